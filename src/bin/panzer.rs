@@ -1,0 +1,37 @@
+//! The panzer binary: takes its role, and turns an error into one line and an exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use panzer::control::role::{Environment, Role};
+use panzer::launch::{self, Ending};
+use panzer::{main_process, monitor};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const CANNOT_START: u8 = 125;
+
+fn main() -> ExitCode {
+    let environment = Environment::take();
+    let ended = match environment.role() {
+        Err(why) => Err((USAGE, why)),
+        Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(|why| (FAILED, why)),
+        Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
+        Ok(None) => match launch::run(&environment) {
+            Ending::Shown(text) => {
+                // Somebody who closes the pipe has read enough.
+                let _ = std::io::stdout().write_all(text.as_bytes());
+                Ok(0)
+            }
+            Ending::Usage(why) => Err((USAGE, why)),
+            Ending::CannotStart(why) => Err((CANNOT_START, why)),
+        },
+    };
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err((code, why)) => {
+            eprintln!("panzer: {why}");
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The command line: the one definition of every option, from which help, man page and completions come.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+use crate::config::{
+    self, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
+};
+use crate::launch::Ending;
+use crate::signals::{Preset, described};
+use crate::worker::program::start_directory;
+
+const USAGE: &str = "panzer [OPTIONS] PROGRAM [OPTIONS] [-- ARGS...]\n       panzer [OPTIONS] -- PROGRAM ARGS...";
+
+/// Runs N copies of a program behind shared sockets, keeps that number constant, and replaces the program without
+/// losing a connection.
+#[derive(Debug, Parser)]
+#[command(name = "panzer", version, override_usage = USAGE, max_term_width = 100, disable_help_subcommand = true)]
+struct Options {
+    /// The program to run; its own arguments come after --
+    #[arg(value_name = "PROGRAM")]
+    program: Option<OsString>,
+
+    /// Arguments of the program, or PROGRAM ARGS. Replaced in them for each worker: {fd}, {fd:NAME}, {worker},
+    /// {generation}, {3000+worker}
+    #[arg(last = true, allow_hyphen_values = true, value_name = "ARGS")]
+    args: Vec<OsString>,
+
+    /// How many copies run; auto: one for each CPU panzer may use
+    #[arg(short, long, env = "PANZER_WORKERS", value_name = "N|auto", allow_hyphen_values = true, value_parser = workers)]
+    workers: Option<u32>,
+
+    /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock,
+    /// unix:@name; OPT: backlog=N. May be given several times
+    #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
+    listen: Vec<String>,
+
+    /// When a worker is ready: notify, it sent READY=1; alive, it runs; auto, notify if the serving generation did
+    /// send it, else alive
+    #[arg(long, env = "PANZER_READY", value_name = "WHEN")]
+    ready: Option<When>,
+
+    /// A generation that is not ready by then has failed [60s]
+    #[arg(long, env = "PANZER_READY_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    ready_timeout: Option<Duration>,
+
+    /// How long a new generation must live, wholly ready, beside the old one before that is retired [1s]
+    #[arg(long, env = "PANZER_BAKE", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    bake: Option<Duration>,
+
+    /// How long a worker may take to stop gracefully: the first wait of --stop [60s]
+    #[arg(long, env = "PANZER_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    timeout: Option<Duration>,
+
+    /// Signals and waits by which a worker is stopped [TERM/60s/INT/5s/KILL]
+    #[arg(long, env = "PANZER_STOP", value_name = "SCHEDULE")]
+    stop: Option<Schedule>,
+
+    /// The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]
+    #[arg(long, env = "PANZER_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    delay: Option<Duration>,
+
+    /// The longest delay before a respawn [30s]
+    #[arg(long, env = "PANZER_DELAY_MAX", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    delay_max: Option<Duration>,
+
+    /// A worker that lived this long was healthy [10s]
+    #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    healthy_after: Option<Duration>,
+
+    /// Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]
+    #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
+    respawn_limit: Option<RespawnLimit>,
+
+    /// The workers' working directory, entered anew by each generation
+    #[arg(long, env = "PANZER_CHDIR", value_name = "DIR")]
+    chdir: Option<PathBuf>,
+
+    /// Set this in the workers' environment, with the placeholders of ARGS. May be given several times
+    #[arg(long, env = "PANZER_ENV", value_name = "K=V", action = ArgAction::Append)]
+    env: Vec<OsString>,
+
+    /// Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]
+    #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
+    pid: Option<PathBuf>,
+
+    /// What this instance is called [the program's file name]
+    #[arg(long, env = "PANZER_NAME", value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+
+    /// Say only what is wrong
+    #[arg(short, long, env = "PANZER_QUIET", conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say each step
+    #[arg(short, long, env = "PANZER_VERBOSE")]
+    verbose: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum When {
+    Auto,
+    Notify,
+    Alive,
+}
+
+/// The definition of the command line, with what is said after the options.
+pub fn command() -> clap::Command {
+    let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
+    let after = format!(
+        "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
+         Every option can be given as the environment variable in its brackets.\n\n\
+         Signals to panzer:\n{}\n\n\
+         Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage\n  \
+         125  panzer itself could not start: address in use, pid file\n  126  PROGRAM cannot be executed\n  \
+         127  PROGRAM not found",
+        signals.join("\n")
+    );
+    Options::command().after_help(after).mut_args(|arg| arg.hide_env_values(true))
+}
+
+/// The plan that this command line asks for. `pwd` is the shell's name for the current directory.
+pub fn plan(arguments: impl IntoIterator<Item = OsString>, pwd: Option<&OsStr>) -> Result<Plan, Ending> {
+    let matches = command().try_get_matches_from(arguments).map_err(|error| refusal(&error))?;
+    let listen_from_environment = matches.value_source("listen") == Some(ValueSource::EnvVariable);
+    let mut options = Options::from_arg_matches(&matches).map_err(|error| refusal(&error))?;
+    if listen_from_environment {
+        options.listen = options.listen.iter().flat_map(|all| all.split_whitespace()).map(str::to_owned).collect();
+    }
+    let plan = options.resolve(pwd)?;
+    check_placeholders(&plan)?;
+    Ok(plan)
+}
+
+impl Options {
+    fn resolve(self, pwd: Option<&OsStr>) -> Result<Plan, Ending> {
+        let mut args = self.args.into_iter();
+        let program = self.program.or_else(|| args.next()).filter(|program| !program.is_empty()).ok_or_else(|| {
+            usage(
+                "which program? As in: panzer ./my_app --workers 8, or panzer -w 8 -- my_app ARGS (see panzer --help)",
+            )
+        })?;
+        let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
+            Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
+        })?;
+        let stop = self.stop.unwrap_or_default();
+        let delay = self.delay.unwrap_or(Duration::from_millis(100));
+        let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
+        Ok(Plan {
+            program: program.into(),
+            args: args.map(Text).collect(),
+            start_directory,
+            chdir: self.chdir,
+            env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
+            workers: self.workers.unwrap_or_else(config::usable_cpus),
+            listen: parse_listen(&self.listen)?,
+            ready: match self.ready.unwrap_or(When::Auto) {
+                When::Auto => config::Ready::Auto,
+                When::Notify => config::Ready::Notify,
+                When::Alive => config::Ready::Alive,
+            },
+            ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
+            bake: self.bake.unwrap_or(Duration::from_secs(1)),
+            stop: match self.timeout {
+                Some(wait) => stop.with_first_wait(wait),
+                None => stop,
+            },
+            delay,
+            // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
+            delay_max: delay_max.max(delay),
+            healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
+            respawn_limit: self.respawn_limit,
+            name: self.name,
+            pid_file: self.pid,
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+        })
+    }
+}
+
+fn usage(message: impl Into<String>) -> Ending {
+    Ending::Usage(message.into())
+}
+
+fn workers(text: &str) -> Result<u32, String> {
+    match text.parse::<i128>() {
+        _ if text == "auto" => Ok(config::usable_cpus()),
+        Ok(number) if (1..=i128::from(MOST_WORKERS)).contains(&number) => Ok(number as u32),
+        Ok(_) => Err(format!("it must be from 1 to {MOST_WORKERS}")),
+        Err(_) => Err(format!("it must be a whole number from 1 to {MOST_WORKERS}, or auto")),
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    let good = !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) && !text.starts_with('.');
+    good.then(|| text.to_owned()).ok_or_else(|| "take up to 64 letters, digits, '-', '_', '.' and '@'".to_owned())
+}
+
+fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
+    if texts.len() > MOST_LISTENERS {
+        return Err(usage(format!("{} listeners are more than the {MOST_LISTENERS} allowed", texts.len())));
+    }
+    let mut all: Vec<Listen> = Vec::new();
+    for text in texts {
+        let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
+        let listen: Listen = text.parse().map_err(|why: String| wrong(&why))?;
+        if all.iter().any(|other| other.address == listen.address) {
+            return Err(wrong("the same address twice"));
+        }
+        if listen.name.is_some() && all.iter().any(|other| other.name == listen.name) {
+            return Err(wrong("the same name twice"));
+        }
+        all.push(listen);
+    }
+    Ok(all)
+}
+
+fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = pair.as_bytes();
+    let wrong = |why| usage(format!("invalid value '{}' for --env: {why}", pair.display()));
+    let equals = bytes.iter().position(|&byte| byte == b'=').ok_or_else(|| wrong("it must be NAME=VALUE"))?;
+    let name = &bytes[..equals];
+    if name.is_empty() {
+        return Err(wrong("the name is empty"));
+    }
+    if name.starts_with(b"PANZER_")
+        || [&b"LISTEN_PID"[..], b"LISTEN_FDS", b"LISTEN_FDNAMES", b"NOTIFY_SOCKET"].contains(&name)
+    {
+        return Err(wrong("panzer sets this variable itself"));
+    }
+    let text = |bytes: &[u8]| Text(OsStr::from_bytes(bytes).to_owned());
+    Ok((text(name), text(&bytes[equals + 1..])))
+}
+
+fn check_placeholders(plan: &Plan) -> Result<(), Ending> {
+    for arg in &plan.args {
+        plan.expand(arg, 0, 1).map_err(|why| usage(format!("argument '{}': {why}", arg.0.display())))?;
+    }
+    for (name, value) in &plan.env {
+        plan.expand(value, 0, 1).map_err(|why| usage(format!("--env {}: {why}", name.0.display())))?;
+    }
+    Ok(())
+}
+
+/// Clap's error in one line: what, where, and what to do.
+fn refusal(error: &clap::Error) -> Ending {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Ending::Shown(error.render().ansi().to_string());
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
+    let flag = argument.split(' ').next().unwrap_or_default().to_owned();
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let line = match error.kind() {
+        ErrorKind::UnknownArgument if argument.starts_with('-') => match context(ContextKind::SuggestedArg) {
+            Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
+            None => {
+                format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
+            }
+        },
+        ErrorKind::UnknownArgument => {
+            format!("unexpected argument '{argument}': put the program's arguments after '--'")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: see panzer --help"),
+        ErrorKind::InvalidValue => {
+            let valid = context(ContextKind::ValidValue).unwrap_or_default();
+            format!("invalid value '{value}' for {flag}: it must be one of {valid}")
+        }
+        ErrorKind::ValueValidation => {
+            let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));
+            format!("invalid value '{value}' for {flag}{why}")
+        }
+        ErrorKind::ArgumentConflict => {
+            let other = context(ContextKind::PriorArg).unwrap_or_default();
+            if other == argument || other.is_empty() {
+                format!("{argument} is given twice")
+            } else {
+                format!("{argument} and {other} exclude each other")
+            }
+        }
+        _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    };
+    usage(line)
+}

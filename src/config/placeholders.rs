@@ -1,0 +1,99 @@
+//! Placeholders in the program's arguments and in `--env` values, replaced for each worker.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// What placeholders stand for, for one worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Values<'a> {
+    /// The listeners' names, in the order of their descriptors from `first_fd` on.
+    pub listeners: &'a [Option<&'a str>],
+    /// The descriptor of the first listener.
+    pub first_fd: i32,
+    /// The worker's number, from 0.
+    pub worker: u32,
+    /// The generation's number, from 1.
+    pub generation: u32,
+}
+
+/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{worker}`, `{generation}`, `{3000+worker}`.
+///
+/// Any other brace stays as it is. Fails for `{fd}` without a listener and for a NAME that no listener has.
+pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
+    let mut rest = text.as_bytes();
+    let mut out = Vec::with_capacity(rest.len());
+    while let Some(open) = rest.iter().position(|&byte| byte == b'{') {
+        out.extend_from_slice(&rest[..open]);
+        rest = &rest[open..];
+        let inside =
+            rest.iter().position(|&byte| byte == b'}').and_then(|close| std::str::from_utf8(&rest[1..close]).ok());
+        match inside.map(|name| (name, value(name, values))) {
+            Some((name, Some(value))) => {
+                out.extend_from_slice(value?.to_string().as_bytes());
+                rest = &rest[name.len() + 2..];
+            }
+            _ => {
+                out.push(b'{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    out.extend_from_slice(rest);
+    Ok(OsString::from_vec(out))
+}
+
+/// None for what is no placeholder.
+fn value(name: &str, values: Values<'_>) -> Option<Result<u64, String>> {
+    let fd = |index: usize| Ok(values.first_fd as u64 + index as u64);
+    match name {
+        "fd" if values.listeners.is_empty() => Some(Err("{fd} needs a listener: add --listen".to_owned())),
+        "fd" => Some(fd(0)),
+        "worker" => Some(Ok(values.worker.into())),
+        "generation" => Some(Ok(values.generation.into())),
+        _ => {
+            if let Some(wanted) = name.strip_prefix("fd:") {
+                let index = values.listeners.iter().position(|listener| *listener == Some(wanted));
+                let missing = || format!("{{{name}}}: no listener has this name; give it with --listen {wanted}=ADDR");
+                return Some(index.map_or_else(|| Err(missing()), fd));
+            }
+            let base = name.strip_suffix("+worker").filter(|base| base.bytes().all(|byte| byte.is_ascii_digit()))?;
+            Some(Ok(base.parse::<u32>().ok()? as u64 + u64::from(values.worker)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(text: &str) -> Result<String, String> {
+        let values = Values { listeners: &[None, Some("web")], first_fd: 3, worker: 7, generation: 2 };
+        expand(&text.into(), values).map(|text| text.into_string().unwrap())
+    }
+
+    #[test]
+    fn placeholders_are_replaced_and_other_braces_stay() {
+        assert_eq!(expanded("--fd={fd}/{fd:web}").unwrap(), "--fd=3/4");
+        assert_eq!(expanded("{worker} {generation} {3000+worker}").unwrap(), "7 2 3007");
+        for text in
+            ["{}", "{", "}", "{x}", "{{worker", "a{ b }c", "{+worker}", "{9999999999+worker}", "{\"a\": {\"b\": 1}}"]
+        {
+            assert_eq!(expanded(text).unwrap(), text);
+        }
+        assert_eq!(expanded("{{worker}}").unwrap(), "{7}");
+    }
+
+    #[test]
+    fn a_listener_that_is_not_there_is_an_error() {
+        assert!(expanded("{fd:api}").unwrap_err().contains("--listen api="));
+        let none = Values { listeners: &[], first_fd: 3, worker: 0, generation: 1 };
+        assert!(expand(&"{fd}".into(), none).unwrap_err().contains("--listen"));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass_through() {
+        let text = OsString::from_vec(b"\xff{worker}\xfe{\xfd}".to_vec());
+        let values = Values { listeners: &[], first_fd: 3, worker: 1, generation: 1 };
+        assert_eq!(expand(&text, values).unwrap().as_bytes(), b"\xff1\xfe{\xfd}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Stop schedules: which signals, and how long to wait after each.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::duration;
+
+/// No schedule has more steps than this.
+const MOST_STEPS: usize = 16;
+
+/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the last is KILL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Schedule {
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    signal: Signal,
+    /// Until the next step; of no meaning after the last.
+    wait: Duration,
+}
+
+impl Schedule {
+    /// The first signal.
+    pub fn first_signal(&self) -> Signal {
+        self.steps[0].signal
+    }
+
+    /// The same with another first wait, as `--timeout` sets it.
+    #[must_use]
+    pub fn with_first_wait(mut self, wait: Duration) -> Schedule {
+        self.steps[0].wait = wait;
+        self
+    }
+
+    /// What is left of it for a stop that must not take long: all but the first step.
+    #[must_use]
+    pub fn quick(&self) -> Schedule {
+        Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
+    }
+
+    /// KILL at once.
+    pub fn kill() -> Schedule {
+        Schedule { steps: vec![Step { signal: Signal::SIGKILL, wait: Duration::ZERO }] }
+    }
+
+    /// From the first signal to KILL.
+    pub fn total(&self) -> Duration {
+        self.steps[..self.steps.len() - 1].iter().map(|step| step.wait).sum()
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Schedule {
+        let step = |signal, seconds| Step { signal, wait: Duration::from_secs(seconds) };
+        Schedule { steps: vec![step(Signal::SIGTERM, 60), step(Signal::SIGINT, 5), step(Signal::SIGKILL, 0)] }
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Schedule, String> {
+        let parts: Vec<&str> = text.split('/').map(str::trim).collect();
+        if parts.len() > 2 * MOST_STEPS {
+            return Err(format!("more than {MOST_STEPS} steps"));
+        }
+        let mut steps = Vec::new();
+        for pair in parts.chunks(2) {
+            let signal = parse_signal(pair[0])?;
+            let wait = match pair.get(1) {
+                Some(wait) => duration::parse(wait).map_err(|error| format!("{error} (after {})", pair[0]))?,
+                None => Duration::ZERO,
+            };
+            steps.push(Step { signal, wait });
+        }
+        let ends_in_kill = steps.last().is_some_and(|step| step.signal == Signal::SIGKILL);
+        let kills_once = steps.iter().filter(|step| step.signal == Signal::SIGKILL).count() == 1;
+        if !ends_in_kill || !kills_once {
+            return Err("a schedule ends in KILL, as in TERM/60s/INT/5s/KILL".to_owned());
+        }
+        Ok(Schedule { steps })
+    }
+}
+
+/// A signal by its name, with or without `SIG`.
+pub fn parse_signal(text: &str) -> Result<Signal, String> {
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse().map_err(|_| format!("there is no signal '{text}'"))
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.steps.iter().enumerate() {
+            write!(f, "{}", step.signal.as_str().trim_start_matches("SIG"))?;
+            if index + 1 < self.steps.len() {
+                // Exact, not `duration::show`: a plan is read back from this.
+                write!(f, "/{}/", humantime::format_duration(step.wait))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for Schedule {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Schedule, String> {
+        text.parse()
+    }
+}
+
+impl From<Schedule> for String {
+    fn from(schedule: Schedule) -> String {
+        schedule.to_string()
+    }
+}
+
+/// How far the stop of something has got on its schedule.
+#[derive(Debug, Clone)]
+pub struct Escalation {
+    schedule: Schedule,
+    next: usize,
+    due: Instant,
+}
+
+impl Escalation {
+    /// Begins now: the first signal is due at once.
+    pub fn begin(schedule: &Schedule, now: Instant) -> Escalation {
+        Escalation { schedule: schedule.clone(), next: 0, due: now }
+    }
+
+    /// Goes on with a stop that began at `since` and whose signals so far have been sent.
+    pub fn resume(schedule: &Schedule, since: Instant, now: Instant) -> Escalation {
+        let mut escalation = Escalation::begin(schedule, since);
+        while escalation.deadline().is_some_and(|due| due <= now) {
+            escalation.advance();
+        }
+        escalation
+    }
+
+    /// Goes over to the quick rest of the schedule, unless it is that far already.
+    pub fn hasten(&mut self, quick: &Schedule, now: Instant) {
+        let begun = Escalation::begin(quick, now);
+        let end = |escalation: &Escalation| -> Instant {
+            let rest = &escalation.schedule.steps[escalation.next.min(escalation.schedule.steps.len() - 1)..];
+            escalation.due + rest[..rest.len() - 1].iter().map(|step| step.wait).sum::<Duration>()
+        };
+        if self.deadline().is_some() && end(&begun) < end(self) {
+            *self = begun;
+        }
+    }
+
+    /// Whether a signal has been sent.
+    pub fn has_begun(&self) -> bool {
+        self.next > 0
+    }
+
+    /// When the next signal is due; none once KILL has been sent.
+    pub fn deadline(&self) -> Option<Instant> {
+        (self.next < self.schedule.steps.len()).then_some(self.due)
+    }
+
+    /// The next signal, if it is due by now. One at a time: after a long sleep each later step still gets its wait.
+    #[must_use]
+    pub fn signal_due(&mut self, now: Instant) -> Option<Signal> {
+        let due = self.deadline()? <= now;
+        due.then(|| {
+            self.due = now;
+            self.advance()
+        })
+    }
+
+    fn advance(&mut self) -> Signal {
+        let step = self.schedule.steps[self.next];
+        self.next += 1;
+        self.due += step.wait;
+        step.signal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_is_read_and_shown() {
+        let schedule: Schedule = "term/60s/SIGINT/5/KILL".parse().unwrap();
+        assert_eq!(schedule.to_string(), "TERM/1m/INT/5s/KILL");
+        assert_eq!(schedule, Schedule::default());
+        assert_eq!(schedule.total(), Duration::from_secs(65));
+        assert_eq!(schedule.quick().to_string(), "INT/5s/KILL");
+        assert_eq!("TERM/1s/KILL".parse::<Schedule>().unwrap().quick().quick().to_string(), "KILL");
+        let fine: Schedule = "QUIT/1234ms/KILL".parse().unwrap();
+        assert_eq!(fine.to_string().parse(), Ok(fine));
+    }
+
+    #[test]
+    fn a_schedule_without_an_end_is_refused() {
+        for text in
+            ["", "TERM", "TERM/60s", "TERM/60s/INT", "FOO/1s/KILL", "TERM/x/KILL", "KILL/1s/KILL", "KILL/1s/TERM"]
+        {
+            assert!(text.parse::<Schedule>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_escalation_gives_each_step_its_wait() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut escalation = Escalation::begin(&Schedule::default(), start);
+        assert_eq!(escalation.signal_due(start), Some(Signal::SIGTERM));
+        assert_eq!(escalation.signal_due(after(59)), None);
+        assert_eq!(escalation.signal_due(after(70)), Some(Signal::SIGINT));
+        assert_eq!(escalation.signal_due(after(74)), None);
+        assert_eq!(escalation.signal_due(after(75)), Some(Signal::SIGKILL));
+        assert_eq!(escalation.deadline(), None);
+    }
+
+    #[test]
+    fn a_stop_that_is_under_way_goes_on_where_it_was() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let resumed = |seconds| Escalation::resume(&Schedule::default(), start, after(seconds)).deadline();
+        assert_eq!(resumed(3), Some(after(60)));
+        assert_eq!(resumed(61), Some(after(65)));
+        assert_eq!(resumed(66), None);
+    }
+
+    #[test]
+    fn hastening_never_puts_off_the_end() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let (full, quick) = (Schedule::default(), Schedule::default().quick());
+        let mut early = Escalation::begin(&full, start);
+        assert_eq!(early.signal_due(start), Some(Signal::SIGTERM));
+        early.hasten(&quick, after(1));
+        assert_eq!(early.signal_due(after(1)), Some(Signal::SIGINT));
+        early.hasten(&quick, after(3));
+        assert_eq!(early.deadline(), Some(after(6)));
+    }
+}

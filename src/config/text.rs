@@ -1,0 +1,77 @@
+//! Texts of the operating system: arguments, paths and variables are bytes, not necessarily UTF-8.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A text of the operating system, byte for byte: a string in JSON where it is UTF-8, else an array of its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text(pub OsString);
+
+impl Text {
+    /// As the kernel takes it. What came from a command line or an environment holds no NUL; such a byte ends it.
+    pub fn to_c(&self) -> CString {
+        c_string(&self.0)
+    }
+}
+
+/// `text` up to its first NUL, as the kernel takes it.
+pub fn c_string(text: &OsStr) -> CString {
+    let bytes = text.as_bytes();
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum TextForm {
+    Utf8(String),
+    Bytes(Vec<u8>),
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.to_str() {
+            Some(text) => TextForm::Utf8(text.to_owned()).serialize(serializer),
+            None => TextForm::Bytes(self.0.as_bytes().to_vec()).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        Ok(match TextForm::deserialize(deserializer)? {
+            TextForm::Utf8(text) => Text(text.into()),
+            TextForm::Bytes(bytes) => Text(OsString::from_vec(bytes)),
+        })
+    }
+}
+
+impl From<OsString> for Text {
+    fn from(text: OsString) -> Text {
+        Text(text)
+    }
+}
+
+/// `NAME=VALUE` as the kernel takes it.
+pub fn entry(name: &OsStr, value: &OsStr) -> CString {
+    let mut text = name.to_owned();
+    text.push("=");
+    text.push(value);
+    c_string(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_keeps_every_byte() {
+        for bytes in [&b"plain"[..], b"", b"\xff\xfe", "h\u{e9}".as_bytes()] {
+            let text = Text(OsString::from_vec(bytes.to_vec()));
+            let json = serde_json::to_string(&text).unwrap();
+            assert_eq!(serde_json::from_str::<Text>(&json).unwrap(), text, "{json}");
+        }
+    }
+}

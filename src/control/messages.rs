@@ -1,0 +1,106 @@
+//! The messages between main and a monitor, and what a monitor is assigned: JSON, one message a packet.
+//!
+//! Main may be a newer build than a running monitor, so fields are only ever added, with a default, and
+//! [`VERSION`] goes up where that does not do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Plan;
+use crate::worker::cause::Cause;
+
+/// The version of this protocol and of [`Assignment`].
+pub const VERSION: u32 = 1;
+
+/// How a stop is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Urgency {
+    /// By the whole schedule.
+    Graceful,
+    /// By the schedule without its first step.
+    Quick,
+}
+
+/// What main orders a monitor to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// The release has proved itself: it serves from now on.
+    Commit,
+    /// Stop all workers, then exit.
+    Stop(Urgency),
+    /// Report every worker.
+    Status,
+}
+
+/// What a monitor tells main.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The release was found. The packet carries its directory and its program as descriptors, in this order.
+    Resolved {
+        /// Where the program is.
+        path: PathBuf,
+    },
+    /// No worker can be started at all.
+    CannotBegin(Cause),
+    /// A worker is ready; told again when one that was ready by being alive says so itself.
+    Ready {
+        /// Its slot.
+        slot: u32,
+        /// Whether it said so itself.
+        notified: bool,
+    },
+    /// A worker ended that was not to.
+    Died {
+        /// Its slot.
+        slot: u32,
+        /// Why.
+        cause: Cause,
+    },
+    /// There were more respawns than allowed.
+    GaveUp,
+    /// A worker, in answer to [`Order::Status`].
+    Worker(WorkerStatus),
+    /// That was the last one.
+    StatusEnd,
+}
+
+/// One worker, as people are shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its slot.
+    pub slot: u32,
+    /// Its pid, where it has a process.
+    pub pid: Option<i32>,
+    /// The phase of its slot, in a word.
+    pub phase: String,
+    /// Since when.
+    pub since: Duration,
+    /// How often the slot was filled again.
+    pub respawns: u32,
+    /// Why the last one ended.
+    pub last: Option<Cause>,
+}
+
+/// What a monitor is to do, handed to it in a memfd.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Assignment {
+    /// [`VERSION`] of the main that wrote it.
+    pub version: u32,
+    /// What was asked for.
+    pub plan: Plan,
+    /// The generation's number, from 1.
+    pub generation: u32,
+    /// Whether it must first prove itself beside a serving one.
+    pub trial: bool,
+    /// Whether workers are ready only when they say so.
+    pub notify: bool,
+    /// Main's pid.
+    pub main_pid: i32,
+    /// Where the generation's program is, if another monitor has found it before.
+    pub release_path: Option<PathBuf>,
+}

@@ -1,0 +1,6 @@
+//! What the processes tell each other, and what people are shown of it.
+
+pub mod channel;
+pub mod messages;
+pub mod role;
+pub mod status;

@@ -1,0 +1,171 @@
+//! The environment protocol by which panzer executes itself in another role.
+//!
+//! `PANZER_ROLE` says which; main also gets `PANZER_PLAN_FD`, a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
+//! monitor has found it before, by `PANZER_RELEASE_FDS`.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use crate::config::text::entry;
+use crate::sys::descriptors::{FIRST, adopt, set_inherited};
+
+/// A role that panzer executes itself in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The process that owns the listeners.
+    Main,
+    /// Keeper of one generation.
+    Monitor,
+}
+
+/// What is always called so: the running build, also where the file was replaced meanwhile.
+pub const OWN_IMAGE: &str = "/proc/self/exe";
+
+const ROLE: &str = "PANZER_ROLE";
+const PLAN_FD: &str = "PANZER_PLAN_FD";
+const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
+const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
+const GENERATION: &str = "PANZER_GENERATION";
+const LISTEN_FDS: &str = "LISTEN_FDS";
+
+/// Variables that are meant for one process and never passed on as they came.
+const NEVER_PASSED_ON: [&str; 7] =
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// An environment, taken once at the start of a role.
+#[derive(Debug)]
+pub struct Environment {
+    own: Vec<(OsString, OsString)>,
+    passed_on: Vec<(OsString, OsString)>,
+}
+
+/// What a monitor is given.
+#[derive(Debug)]
+pub struct MonitorInheritance {
+    /// The end of its channel with main.
+    pub channel: OwnedFd,
+    /// Its assignment.
+    pub plan: OwnedFd,
+    /// Where each listener lies, from 3 on.
+    pub listeners: Vec<OwnedFd>,
+    /// Directory and program of the release, where another monitor has found them.
+    pub release: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Environment {
+    /// Takes this process's environment, and what is meant for panzer itself out of what workers get.
+    pub fn take() -> Environment {
+        let is_own = |name: &OsStr| {
+            name.as_bytes().starts_with(b"PANZER_") || NEVER_PASSED_ON.iter().any(|never| OsStr::new(never) == name)
+        };
+        let (own, passed_on) = std::env::vars_os().partition(|(name, _)| is_own(name));
+        Environment { own, passed_on }
+    }
+
+    /// What a worker inherits of it.
+    pub fn passed_on(&self) -> &[(OsString, OsString)] {
+        &self.passed_on
+    }
+
+    /// The value of `name` among what workers inherit.
+    pub fn inherited(&self, name: &str) -> Option<&OsStr> {
+        self.passed_on.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
+    }
+
+    /// Which role this process is to take; none for one that a user started.
+    pub fn role(&self) -> Result<Option<Role>, String> {
+        match self.own(ROLE) {
+            None => Ok(None),
+            Some("main") => Ok(Some(Role::Main)),
+            Some("monitor") => Ok(Some(Role::Monitor)),
+            Some(other) => Err(format!("{ROLE}={other}: there is no such role; unset it, panzer sets it itself")),
+        }
+    }
+
+    /// The environment of `role`: what workers inherit, and what the role needs.
+    pub fn for_role(&self, role: Role, fds: &[(&str, String)]) -> Vec<CString> {
+        let role = match role {
+            Role::Main => "main",
+            Role::Monitor => "monitor",
+        };
+        let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
+        let own = fds.iter().map(|(name, value)| entry(OsStr::new(name), OsStr::new(value)));
+        inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
+    }
+
+    /// The variables for a main that finds its plan at `plan`.
+    pub fn for_main(&self, plan: RawFd) -> Vec<CString> {
+        self.for_role(Role::Main, &[(PLAN_FD, plan.to_string())])
+    }
+
+    /// The variables for a monitor that gets, from 3 on: `listeners` listeners, channel, plan, and the release if any.
+    pub fn for_monitor(&self, generation: u32, listeners: usize, with_release: bool) -> Vec<CString> {
+        let after = FIRST + listeners as RawFd;
+        let mut fds = vec![
+            (GENERATION, generation.to_string()),
+            (CHANNEL_FD, after.to_string()),
+            (PLAN_FD, (after + 1).to_string()),
+            (LISTEN_FDS, listeners.to_string()),
+        ];
+        if with_release {
+            fds.push((RELEASE_FDS, format!("{},{}", after + 2, after + 3)));
+        }
+        self.for_role(Role::Monitor, &fds)
+    }
+
+    /// Takes what main was given.
+    pub fn take_main(&self) -> Result<OwnedFd, String> {
+        self.descriptor(PLAN_FD)
+    }
+
+    /// Takes what a monitor was given. The listeners stay inheritable: workers find them where they are.
+    pub fn take_monitor(&self) -> Result<MonitorInheritance, String> {
+        let count: RawFd = self.number(LISTEN_FDS)?;
+        let listeners = (FIRST..FIRST.saturating_add(count))
+            .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
+            .collect::<Result<Vec<_>, _>>()?;
+        let release = match self.own(RELEASE_FDS).map(|pair| pair.split_once(',')) {
+            None => None,
+            Some(Some((directory, program))) => {
+                Some((descriptor(RELEASE_FDS, directory)?, descriptor(RELEASE_FDS, program)?))
+            }
+            Some(None) => return Err(broken(RELEASE_FDS, "not two numbers")),
+        };
+        Ok(MonitorInheritance {
+            channel: self.descriptor(CHANNEL_FD)?,
+            plan: self.descriptor(PLAN_FD)?,
+            listeners,
+            release,
+        })
+    }
+
+    fn own(&self, wanted: &str) -> Option<&str> {
+        self.own.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.to_str())
+    }
+
+    fn number(&self, name: &str) -> Result<RawFd, String> {
+        let value = self.own(name).ok_or_else(|| broken(name, "missing"))?;
+        value.parse().map_err(|_| broken(name, "not a number"))
+    }
+
+    fn descriptor(&self, name: &str) -> Result<OwnedFd, String> {
+        descriptor(name, self.own(name).ok_or_else(|| broken(name, "missing"))?)
+    }
+}
+
+fn descriptor(name: &str, value: &str) -> Result<OwnedFd, String> {
+    let number = value.parse().map_err(|_| broken(name, "not a number"))?;
+    let take = || -> io::Result<OwnedFd> {
+        let fd = adopt(number)?;
+        set_inherited(&fd, false)?;
+        Ok(fd)
+    };
+    take().map_err(|error| broken(name, &error.to_string()))
+}
+
+fn broken(name: &str, why: &str) -> String {
+    format!("{name} is {why}, though {ROLE} is set; unset {ROLE}, panzer sets both itself")
+}

@@ -1,0 +1,46 @@
+//! What people are shown of generations and workers.
+
+use std::fmt::Write;
+
+use super::messages::WorkerStatus;
+use crate::config::duration;
+
+/// What is known of one generation.
+#[derive(Debug)]
+pub struct GenerationStatus {
+    /// Its number.
+    pub number: u32,
+    /// `serving`, `starting` or `draining`.
+    pub standing: &'static str,
+    /// Its monitor, where it has one.
+    pub monitor: Option<i32>,
+    /// Its workers, or none where the monitor did not answer in time.
+    pub workers: Option<Vec<WorkerStatus>>,
+}
+
+/// A table of at most 80 columns, but for long causes.
+pub fn render(main: i32, generations: &[GenerationStatus]) -> String {
+    let mut out = format!("main {main}");
+    for generation in generations {
+        let monitor = generation.monitor.map_or_else(|| "none".to_owned(), |pid| pid.to_string());
+        // Writing to a string does not fail.
+        let _ = write!(out, "\n  generation {} {}, monitor {monitor}", generation.number, generation.standing);
+        let Some(workers) = &generation.workers else {
+            out.push_str(": no answer within 1s; is it stopped?");
+            continue;
+        };
+        for worker in workers {
+            let pid = worker.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let since = duration::show(worker.since);
+            let _ = write!(out, "\n    worker {:<4} {pid:>8}  {:<9} {since:<10}", worker.slot, worker.phase);
+            if worker.respawns > 0 {
+                let _ = write!(out, " respawned {}x", worker.respawns);
+            }
+            if let Some(cause) = &worker.last {
+                let _ = write!(out, ", last: {cause}");
+            }
+            out.truncate(out.trim_end().len());
+        }
+    }
+    out
+}

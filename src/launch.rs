@@ -1,0 +1,55 @@
+//! What happens between a user's command line and main: checked, resolved, and executed anew as main.
+//!
+//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::unistd::execve;
+
+use crate::cli;
+use crate::config::text::c_string;
+use crate::control::role::{Environment, OWN_IMAGE};
+use crate::sys::{descriptors, document, signals};
+
+/// How it ends where it does not become main.
+#[derive(Debug)]
+pub enum Ending {
+    /// Help or version, for stdout.
+    Shown(String),
+    /// The command line or the environment is wrong, in a line.
+    Usage(String),
+    /// Panzer cannot start, in a line.
+    CannotStart(String),
+}
+
+impl From<io::Error> for Ending {
+    fn from(error: io::Error) -> Ending {
+        Ending::CannotStart(format!("cannot start: {error}"))
+    }
+}
+
+/// Becomes main, by what the command line asks for. Returns only where that is not possible.
+pub fn run(environment: &Environment) -> Ending {
+    become_main(environment).err().unwrap_or_else(|| Ending::CannotStart("cannot execute itself".to_owned()))
+}
+
+fn become_main(environment: &Environment) -> Result<(), Ending> {
+    let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"))?;
+    descriptors::fill_standard()?;
+    // What a shell left open is no business of the workers.
+    descriptors::close_from(descriptors::FIRST);
+    descriptors::silence_stdin()?;
+    let json = serde_json::to_vec(&plan).map_err(io::Error::from)?;
+    let document = document::write(&json)?;
+    descriptors::set_inherited(&document, true)?;
+    signals::block_all()?;
+    // The same command line: it is what `ps` and `pgrep -f` know this instance by.
+    let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
+    let variables = environment.for_main(document.as_raw_fd());
+    execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables).map_err(|errno| {
+        Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", errno.desc()))
+    })?;
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! What main tells people.
+
+use log::{error, info};
+
+use super::state::Note;
+use crate::config::duration::show;
+use crate::control::messages::Urgency;
+use crate::worker::cause::Cause;
+
+/// How many slots are named one by one.
+const MOST_NAMED: usize = 8;
+
+pub(super) fn write(note: &Note, workers: u32) {
+    match note {
+        Note::Serving(generation, time) => {
+            info!("generation {generation} serves: {} ready in {}", count(workers), show(*time));
+        }
+        Note::Starting(generation) => info!("reload: starting generation {generation}"),
+        Note::ReloadQueued(generation) => {
+            info!("reload: generation {generation} is still starting; the next reload follows it");
+        }
+        Note::Baking(generation, time) => {
+            info!("reload: generation {generation} is ready; it must live for {} beside the old one", show(*time));
+        }
+        Note::Committed(generation, None, time) => {
+            info!("reload done: generation {generation} serves after {}", show(*time));
+        }
+        Note::Committed(generation, Some(old), time) => {
+            info!("reload done: generation {generation} serves after {}; retiring generation {old}", show(*time));
+        }
+        Note::Rejected { generation, slot, cause, missing, serving } => {
+            error!(
+                "reload failed: generation {generation}: {}; generation {serving} serves on",
+                reason(*slot, cause, missing, workers)
+            );
+        }
+        Note::Drained(generation, time) => {
+            info!("generation {generation} has ended after draining for {}", show(*time))
+        }
+        Note::MonitorDied(generation, cause, delay) if delay.is_zero() => {
+            error!("the monitor of generation {generation} {cause}; starting another");
+        }
+        Note::MonitorDied(generation, cause, delay) => {
+            error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
+        }
+        Note::MonitorStuck(generation) => {
+            error!("the monitor of generation {generation} did not stop in time; killing it");
+        }
+        Note::Stopping(Urgency::Graceful) => info!("stopping gracefully"),
+        Note::Stopping(Urgency::Quick) => info!("stopping now"),
+        Note::Fatal(cause) => error!("{cause}"),
+        Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
+    }
+}
+
+fn count(workers: u32) -> String {
+    if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
+}
+
+fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], workers: u32) -> String {
+    match (slot, cause) {
+        (_, Cause::NotFound(_) | Cause::CannotExecute(_)) => cause.to_string(),
+        (Some(slot), cause) => format!("worker {slot} {cause}"),
+        (None, Cause::NotReady(time)) => {
+            let mut named: Vec<String> = missing.iter().take(MOST_NAMED).map(u32::to_string).collect();
+            if missing.len() > MOST_NAMED {
+                named.push("...".to_owned());
+            }
+            let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
+            format!("{} of {} {were} not ready within {} (worker {named})", missing.len(), count(workers), show(*time))
+        }
+        (None, cause) => cause.to_string(),
+    }
+}

@@ -1,0 +1,632 @@
+//! What main does, and when: pure, with no clock, no IO and no pids.
+//!
+//! At most one generation is starting, and the serving one is untouched until the new one is ready.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::backoff::{Backoff, Pace, Random};
+use crate::config::{Escalation, Ready, Schedule};
+use crate::control::messages::{Order, Report, Urgency};
+use crate::worker::cause::Cause;
+
+/// What a monitor gets beyond its workers' schedule before it is killed itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// One monitor process. A generation whose monitor died goes on under another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Monitor {
+    /// The generation it keeps.
+    pub generation: u32,
+    /// Which of the generation's monitors, from 1.
+    pub life: u32,
+}
+
+/// What main is to do.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many workers make a generation whole.
+    pub workers: u32,
+    /// When a worker counts as ready.
+    pub ready: Ready,
+    /// How long a new generation may take until all its workers are ready.
+    pub ready_timeout: Duration,
+    /// How long a new generation must then live beside the old one.
+    pub bake: Duration,
+    /// How workers are stopped; here for what outlives its monitor.
+    pub stop: Schedule,
+    /// The limits of the backoff between monitors of one generation.
+    pub pace: Pace,
+    /// Makes the jitter repeatable.
+    pub seed: u64,
+}
+
+/// What can happen to main.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It begins.
+    Start,
+    /// Somebody wants a new generation.
+    Reload,
+    /// Somebody wants an end.
+    Stop(Urgency),
+    /// As a graceful stop; where one is under way already, a quick one.
+    StopThenNow,
+    /// A monitor tells something.
+    Told(Monitor, Report),
+    /// A monitor could not be started.
+    NotStarted(Monitor, Cause),
+    /// A monitor has ended and been reaped; true where workers outlived it.
+    Ended(Monitor, Cause, bool),
+    /// The last worker that outlived this monitor has ended.
+    OrphansGone(Monitor),
+    /// A deadline has come.
+    Wake,
+}
+
+/// What main does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start this monitor.
+    StartMonitor {
+        /// Which.
+        monitor: Monitor,
+        /// Whether its release must first prove itself.
+        trial: bool,
+        /// Whether its workers are ready only when they say so.
+        notify: bool,
+    },
+    /// Send it an order.
+    Order(Monitor, Order),
+    /// End a monitor that did not obey within the schedule.
+    KillMonitor(Monitor),
+    /// Send this to those that outlived the monitor and cannot have got it from the kernel when it died.
+    SignalUnreached(Monitor, Signal),
+    /// Send this to all that outlived the monitor; KILL to their groups.
+    SignalOrphans(Monitor, Signal),
+    /// Let go of the listeners.
+    CloseListeners,
+    /// Forget what was kept of a generation that is gone.
+    Release(u32),
+    /// Tell people.
+    Note(Note),
+    /// Everything has ended: exit with this code.
+    Exit(u8),
+}
+
+/// What people are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// The first generation, or one that was restarted, serves; with the time it took.
+    Serving(u32, Duration),
+    /// A reload begins.
+    Starting(u32),
+    /// A reload was asked for while one is under way.
+    ReloadQueued(u32),
+    /// All workers of the new generation are ready; it must now live for this long.
+    Baking(u32, Duration),
+    /// The new generation serves and the old one, if there was one, is retired; with the time it took.
+    Committed(u32, Option<u32>, Duration),
+    /// The new generation failed, and this one serves on.
+    Rejected {
+        /// The generation that failed.
+        generation: u32,
+        /// The slot that brought it down, where one did.
+        slot: Option<u32>,
+        /// Why.
+        cause: Cause,
+        /// Those not ready by the deadline.
+        missing: Vec<u32>,
+        /// The generation that serves on.
+        serving: u32,
+    },
+    /// A retired generation is gone; with the time its draining took.
+    Drained(u32, Duration),
+    /// A monitor died; another follows after this delay.
+    MonitorDied(u32, Cause, Duration),
+    /// A monitor did not obey and is killed.
+    MonitorStuck(u32),
+    /// Stopping.
+    Stopping(Urgency),
+    /// The program cannot be executed at all.
+    Fatal(Cause),
+    /// More respawns than allowed.
+    GaveUp(u32),
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Some workers are not ready yet.
+    Filling,
+    /// All are ready, and must live until then.
+    Baking { until: Instant },
+    /// It serves.
+    Proven,
+}
+
+/// A generation that is meant to go on.
+#[derive(Debug)]
+struct Generation {
+    number: u32,
+    monitor: Life,
+    ready: BTreeSet<u32>,
+    notifies: bool,
+    phase: Phase,
+    begun: Instant,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+enum Life {
+    Running { life: u32, since: Instant },
+    Waiting { life: u32, until: Instant },
+}
+
+/// A monitor that was told to stop.
+#[derive(Debug)]
+struct Draining {
+    since: Instant,
+    urgency: Urgency,
+    kill_at: Option<Instant>,
+    /// Only a generation that once served is worth a word when it is gone.
+    served: bool,
+}
+
+#[derive(Debug)]
+struct Stopping {
+    urgency: Urgency,
+    code: u8,
+}
+
+/// Where a generation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It serves, or is the first and will.
+    Serving,
+    /// It must prove itself.
+    Starting,
+    /// It is being stopped.
+    Draining,
+}
+
+/// All generations.
+#[derive(Debug)]
+pub struct Generations {
+    settings: Settings,
+    last_number: u32,
+    serving: Option<Generation>,
+    starting: Option<(Generation, Instant)>,
+    draining: BTreeMap<Monitor, Draining>,
+    orphans: BTreeMap<Monitor, Escalation>,
+    reload_queued: bool,
+    has_run: bool,
+    stopping: Option<Stopping>,
+    exited: bool,
+    random: Random,
+}
+
+impl Generations {
+    /// None yet; [`Event::Start`] begins the first.
+    pub fn new(settings: Settings) -> Generations {
+        Generations {
+            last_number: 0,
+            serving: None,
+            starting: None,
+            draining: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            reload_queued: false,
+            has_run: false,
+            stopping: None,
+            exited: false,
+            random: Random::new(settings.seed),
+            settings,
+        }
+    }
+
+    /// The only way this changes. Also does all that is due by `now`.
+    #[must_use]
+    pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Start => self.start_first(now, &mut actions),
+            Event::Reload => self.reload(now, &mut actions),
+            Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
+            Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
+            Event::StopThenNow => self.stop(Urgency::Graceful, 0, now, &mut actions),
+            Event::Told(monitor, report) => self.told(monitor, report, now, &mut actions),
+            Event::NotStarted(monitor, cause) => self.ended(monitor, cause, false, now, &mut actions),
+            Event::Ended(monitor, cause, orphans) => self.ended(monitor, cause, orphans, now, &mut actions),
+            Event::OrphansGone(monitor) => self.orphans_gone(monitor, &mut actions),
+            Event::Wake => {}
+        }
+        self.do_what_is_due(now, &mut actions);
+        self.exit_if_done(&mut actions);
+        actions
+    }
+
+    /// When to be woken if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        let baking = |generation: &Generation| match generation.phase {
+            Phase::Baking { until } => Some(until),
+            Phase::Filling | Phase::Proven => None,
+        };
+        let serving = self.serving.iter().flat_map(|serving| {
+            let restart = match serving.monitor {
+                Life::Waiting { until, .. } => Some(until),
+                Life::Running { .. } => None,
+            };
+            [baking(serving), restart]
+        });
+        let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
+        let draining = self.draining.values().map(|draining| draining.kill_at);
+        let orphans = self.orphans.values().map(Escalation::deadline);
+        serving.chain(starting).chain(draining).chain(orphans).flatten().min()
+    }
+
+    /// Every generation that has a monitor or waits for one, and where it stands.
+    pub fn standings(&self) -> Vec<(Standing, u32, Option<Monitor>)> {
+        let living = |standing, generation: &Generation| (standing, generation.number, generation.monitor());
+        let draining = self.draining.keys().map(|&monitor| (Standing::Draining, monitor.generation, Some(monitor)));
+        let serving = self.serving.iter().map(|serving| living(Standing::Serving, serving));
+        let starting = self.starting.iter().map(|(starting, _)| living(Standing::Starting, starting));
+        draining.chain(serving).chain(starting).collect()
+    }
+
+    /// Whether everything is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.last_number == 0 {
+            let first = self.begin(false, now, actions);
+            self.serving = Some(first);
+        }
+    }
+
+    /// Whether the workers of the next generation are ready only when they say so.
+    fn must_notify(&self) -> bool {
+        match self.settings.ready {
+            Ready::Notify => true,
+            Ready::Alive => false,
+            Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
+        }
+    }
+
+    fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
+        self.last_number += 1;
+        let monitor = Monitor { generation: self.last_number, life: 1 };
+        actions.push(Action::StartMonitor { monitor, trial, notify: self.must_notify() });
+        Generation {
+            number: monitor.generation,
+            monitor: Life::Running { life: monitor.life, since: now },
+            ready: BTreeSet::new(),
+            notifies: false,
+            phase: Phase::Filling,
+            begun: now,
+            backoff: Backoff::default(),
+        }
+    }
+
+    fn reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.is_some() || self.last_number == 0 {
+            return;
+        }
+        if let Some((starting, _)) = &self.starting {
+            if !self.reload_queued {
+                actions.push(Action::Note(Note::ReloadQueued(starting.number)));
+            }
+            self.reload_queued = true;
+            return;
+        }
+        self.reload_queued = false;
+        let next = self.begin(true, now, actions);
+        actions.push(Action::Note(Note::Starting(next.number)));
+        self.starting = Some((next, now + self.settings.ready_timeout));
+    }
+
+    fn told(&mut self, monitor: Monitor, report: Report, now: Instant, actions: &mut Vec<Action>) {
+        if self.starting.as_ref().is_some_and(|(starting, _)| starting.monitor() == Some(monitor)) {
+            self.starting_told(report, now, actions);
+        } else if self.serving.as_ref().is_some_and(|serving| serving.monitor() == Some(monitor)) {
+            self.serving_told(report, now, actions);
+        }
+    }
+
+    fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
+        let workers = self.settings.workers;
+        let bake = self.settings.bake;
+        let Some((starting, _)) = &mut self.starting else { return };
+        match report {
+            Report::Ready { slot, notified } => {
+                starting.notifies |= notified;
+                if slot < workers {
+                    starting.ready.insert(slot);
+                }
+                if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
+                    starting.phase = Phase::Baking { until: now + bake };
+                    if !bake.is_zero() {
+                        actions.push(Action::Note(Note::Baking(starting.number, bake)));
+                    }
+                }
+            }
+            Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
+            Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
+            _ => {}
+        }
+    }
+
+    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
+        let workers = self.settings.workers;
+        // By then a program that only lives has lived; one that told has told.
+        let told =
+            self.settings.ready == Ready::Notify || self.serving.as_ref().is_some_and(|serving| serving.notifies);
+        let bake = if told { Duration::ZERO } else { self.settings.bake };
+        let Some(serving) = &mut self.serving else { return };
+        match report {
+            Report::Ready { slot, notified } => {
+                self.has_run = true;
+                serving.notifies |= notified;
+                if slot < workers {
+                    serving.ready.insert(slot);
+                }
+                if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
+                    serving.phase = Phase::Baking { until: now + bake };
+                }
+            }
+            Report::Died { slot, cause } => {
+                serving.ready.remove(&slot);
+                if matches!(serving.phase, Phase::Baking { .. }) {
+                    serving.phase = Phase::Filling;
+                }
+                let code = cause.exit_code();
+                self.end_if_first_start(cause, code, now, actions);
+            }
+            Report::CannotBegin(cause) => {
+                let code = cause.exit_code().or(Some(125));
+                self.end_if_first_start(cause, code, now, actions);
+            }
+            Report::GaveUp => {
+                actions.push(Action::Note(Note::GaveUp(serving.number)));
+                self.stop(Urgency::Graceful, 1, now, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// At a first start there is nothing to go back to, and what cannot be executed will not be by trying again.
+    fn end_if_first_start(&mut self, cause: Cause, code: Option<u8>, now: Instant, actions: &mut Vec<Action>) {
+        let Some(code) = code.filter(|_| !self.has_run && self.last_number == 1) else { return };
+        actions.push(Action::Note(Note::Fatal(cause)));
+        self.stop(Urgency::Quick, code, now, actions);
+    }
+
+    /// The new generation failed: it is stopped, and the serving one never noticed.
+    fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        let Some((failed, _)) = self.starting.take() else { return };
+        let missing = (0..self.settings.workers).filter(|slot| !failed.ready.contains(slot)).collect();
+        let serving = self.serving.as_ref().map_or(0, |serving| serving.number);
+        actions.push(Action::Note(Note::Rejected { generation: failed.number, slot, cause, missing, serving }));
+        self.drain(failed, false, Urgency::Graceful, now, actions);
+        self.run_queued_reload(now, actions);
+    }
+
+    fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some((mut proven, _)) = self.starting.take() else { return };
+        proven.phase = Phase::Proven;
+        if let Some(monitor) = proven.monitor() {
+            actions.push(Action::Order(monitor, Order::Commit));
+        }
+        self.has_run = true;
+        let took = now.saturating_duration_since(proven.begun);
+        let number = proven.number;
+        let old = self.serving.replace(proven);
+        actions.push(Action::Note(Note::Committed(number, old.as_ref().map(|old| old.number), took)));
+        if let Some(old) = old {
+            self.drain(old, true, Urgency::Graceful, now, actions);
+        }
+        self.run_queued_reload(now, actions);
+    }
+
+    fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.reload_queued {
+            self.reload(now, actions);
+        }
+    }
+
+    fn drain(&mut self, old: Generation, served: bool, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+        let Some(monitor) = old.monitor() else {
+            self.release_if_gone(old.number, actions);
+            return;
+        };
+        actions.push(Action::Order(monitor, Order::Stop(urgency)));
+        let kill_at = Some(now + self.schedule(urgency).total() + GRACE);
+        self.draining.insert(monitor, Draining { since: now, urgency, kill_at, served });
+    }
+
+    fn schedule(&self, urgency: Urgency) -> Schedule {
+        match urgency {
+            Urgency::Graceful => self.settings.stop.clone(),
+            Urgency::Quick => self.settings.stop.quick(),
+        }
+    }
+
+    fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.urgency >= urgency) {
+            return;
+        }
+        if code == 0 {
+            actions.push(Action::Note(Note::Stopping(urgency)));
+        }
+        match &mut self.stopping {
+            Some(stopping) => stopping.urgency = urgency,
+            None => {
+                actions.push(Action::CloseListeners);
+                self.stopping = Some(Stopping { urgency, code });
+            }
+        }
+        self.reload_queued = false;
+        let starting = self.starting.take().map(|(starting, _)| starting);
+        for generation in self.serving.take().into_iter().chain(starting) {
+            self.drain(generation, false, urgency, now, actions);
+        }
+        if urgency == Urgency::Quick {
+            self.hasten(now, actions);
+        }
+    }
+
+    /// What drains already follows the quick schedule from here on.
+    fn hasten(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let quick = self.settings.stop.quick();
+        for (monitor, draining) in &mut self.draining {
+            if draining.urgency < Urgency::Quick {
+                draining.urgency = Urgency::Quick;
+                draining.kill_at = draining.kill_at.map(|kill_at| kill_at.min(now + quick.total() + GRACE));
+                actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
+            }
+        }
+        for escalation in self.orphans.values_mut() {
+            escalation.hasten(&quick, now);
+        }
+    }
+
+    fn ended(&mut self, monitor: Monitor, cause: Cause, orphans: bool, now: Instant, actions: &mut Vec<Action>) {
+        let draining = self.draining.remove(&monitor);
+        let is = |generation: &Generation| generation.monitor() == Some(monitor);
+        let was_starting = self.starting.as_ref().is_some_and(|(starting, _)| is(starting));
+        let was_serving = self.serving.as_ref().is_some_and(is);
+        if draining.is_none() && !was_starting && !was_serving {
+            return;
+        }
+        if orphans {
+            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+            let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
+            self.adopt(monitor, obeyed.map_or(now, |draining| draining.since), now, actions);
+        }
+        if let Some(drained) = draining {
+            if drained.served && !orphans {
+                let took = now.saturating_duration_since(drained.since);
+                actions.push(Action::Note(Note::Drained(monitor.generation, took)));
+            }
+            self.release_if_gone(monitor.generation, actions);
+        } else if was_serving {
+            self.serving_ended(cause, now, actions);
+        } else {
+            if let Some((starting, _)) = &mut self.starting {
+                // Nobody is left to be told to stop.
+                starting.monitor = Life::Waiting { life: monitor.life, until: now };
+            }
+            self.reject(None, Cause::CannotStart(format!("its monitor {cause}")), now, actions);
+        }
+    }
+
+    fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        let random = self.random.draw();
+        let pace = self.settings.pace;
+        let Some(serving) = &mut self.serving else { return };
+        let Life::Running { life, since } = serving.monitor else { return };
+        let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
+        actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
+        serving.monitor = Life::Waiting { life, until: now + delay };
+        serving.ready.clear();
+        serving.phase = Phase::Filling;
+        serving.begun = now;
+    }
+
+    fn adopt(&mut self, monitor: Monitor, since: Instant, now: Instant, actions: &mut Vec<Action>) {
+        let schedule = self.schedule(self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency));
+        let mut escalation = Escalation::resume(&schedule, since, now);
+        if escalation.deadline().is_none() {
+            // The schedule is over, and whether the monitor still sent its KILL nobody knows.
+            escalation = Escalation::begin(&Schedule::kill(), now);
+        } else {
+            actions.push(Action::SignalUnreached(monitor, schedule.first_signal()));
+        }
+        self.orphans.insert(monitor, escalation);
+    }
+
+    fn orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
+        if self.orphans.remove(&monitor).is_some() {
+            self.release_if_gone(monitor.generation, actions);
+        }
+    }
+
+    fn release_if_gone(&self, generation: u32, actions: &mut Vec<Action>) {
+        let lives = self.standings().iter().any(|(_, number, _)| *number == generation);
+        let orphaned = self.orphans.keys().any(|monitor| monitor.generation == generation);
+        if !lives && !orphaned {
+            actions.push(Action::Release(generation));
+        }
+    }
+
+    fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.judge_starting(now, actions);
+        self.do_what_serving_is_due(now, actions);
+        for (monitor, draining) in &mut self.draining {
+            if draining.kill_at.is_some_and(|kill_at| kill_at <= now) {
+                draining.kill_at = None;
+                actions.push(Action::Note(Note::MonitorStuck(monitor.generation)));
+                actions.push(Action::KillMonitor(*monitor));
+            }
+        }
+        for (monitor, escalation) in &mut self.orphans {
+            if let Some(signal) = escalation.signal_due(now) {
+                actions.push(Action::SignalOrphans(*monitor, signal));
+            }
+        }
+    }
+
+    fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some((starting, deadline)) = &self.starting else { return };
+        match starting.phase {
+            Phase::Baking { until } if until <= now => self.commit(now, actions),
+            Phase::Filling if *deadline <= now => {
+                let cause = Cause::NotReady(self.settings.ready_timeout);
+                self.reject(None, cause, now, actions);
+            }
+            _ => {}
+        }
+    }
+
+    fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let notify = self.settings.ready == Ready::Notify || self.serving_must_notify();
+        let Some(serving) = &mut self.serving else { return };
+        if let Phase::Baking { until } = serving.phase
+            && until <= now
+        {
+            serving.phase = Phase::Proven;
+            actions.push(Action::Note(Note::Serving(serving.number, now.saturating_duration_since(serving.begun))));
+        }
+        if let Life::Waiting { life, until } = serving.monitor
+            && until <= now
+        {
+            let monitor = Monitor { generation: serving.number, life: life + 1 };
+            serving.monitor = Life::Running { life: monitor.life, since: now };
+            actions.push(Action::StartMonitor { monitor, trial: false, notify });
+        }
+    }
+
+    /// A generation that has told goes on telling when its monitor is replaced.
+    fn serving_must_notify(&self) -> bool {
+        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.notifies)
+    }
+
+    fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
+        let Some(stopping) = &self.stopping else { return };
+        if self.draining.is_empty() && self.orphans.is_empty() && !self.exited {
+            self.exited = true;
+            actions.push(Action::Exit(stopping.code));
+        }
+    }
+}
+
+impl Generation {
+    fn monitor(&self) -> Option<Monitor> {
+        match self.monitor {
+            Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
+            Life::Waiting { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What a monitor tells people.
+
+use log::{error, info, warn};
+
+use super::state::{Note, Worker};
+use crate::config::duration;
+use crate::worker::cause::signal_name;
+
+/// Writes `note`. `pid` gives the pid of a worker, or the last it had.
+pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
+    let name = |worker: &Worker| {
+        let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
+        format!("worker {} ({pid}generation {generation})", worker.slot)
+    };
+    match note {
+        Note::Respawning(worker, cause, delay) if delay.is_zero() => {
+            warn!("{} {cause}; respawning it", name(worker));
+        }
+        Note::Respawning(worker, cause, delay) => {
+            warn!("{} {cause}; respawning it in {}", name(worker), duration::show(*delay));
+        }
+        Note::NotReady(worker, time) => {
+            warn!("{} is not ready after {}; stopping it", name(worker), duration::show(*time));
+        }
+        Note::HangsInExec(worker) => {
+            warn!("{} hangs in exec: is the program's file system reachable? Killing it", name(worker));
+        }
+        Note::Escalated(worker, signal) => {
+            warn!("{} has not stopped yet; sent it {}", name(worker), signal_name(*signal as i32));
+        }
+        Note::LeftBehind(worker) => {
+            warn!("{} ended and left processes behind; stopping them", name(worker));
+        }
+        Note::GaveUp(limit) => {
+            error!("more than {} respawns within {}; giving up", limit.count, duration::show(limit.window));
+        }
+        Note::MainGone => info!("main is gone; stopping the workers of generation {generation}"),
+    }
+}

@@ -1,0 +1,9 @@
+//! The monitor: keeps the slots of one generation filled with workers.
+//!
+//! [`state`] decides and [`run`] performs. A monitor knows one generation, its own; what a generation means to the
+//! others is main's business.
+
+mod log;
+mod roster;
+pub mod run;
+pub mod state;

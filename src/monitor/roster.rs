@@ -1,0 +1,143 @@
+//! Which process is in which slot: the one place of a monitor that knows pids.
+//!
+//! A pid in here is an unreaped child, so that no signal can ever hit a stranger.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::state::Worker;
+use crate::sys::processes;
+use crate::worker::cause::Cause;
+use crate::worker::spawn::Child;
+
+/// How many generations of descendants a message may come from.
+const DEEPEST: usize = 32;
+
+/// A worker's process.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) worker: Worker,
+    pid: Pid,
+    /// Until the outcome of its exec is known.
+    pub(super) executing: Option<Child>,
+    /// Why its exec was refused.
+    pub(super) refused: Option<Cause>,
+}
+
+impl Live {
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+/// All processes of a monitor.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    live: BTreeMap<u32, Live>,
+    slots: BTreeMap<Pid, u32>,
+    /// Process groups that outlived their worker.
+    left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
+    last: BTreeMap<u32, (Pid, Cause)>,
+}
+
+impl Roster {
+    pub(super) fn add(&mut self, worker: Worker, child: Child) {
+        let pid = child.pid;
+        self.slots.insert(pid, worker.slot);
+        self.live.insert(worker.slot, Live { worker, pid, executing: Some(child), refused: None });
+    }
+
+    /// Forgets a process that has been reaped.
+    pub(super) fn remove(&mut self, pid: Pid) -> Option<Live> {
+        let slot = self.slots.remove(&pid)?;
+        self.live.remove(&slot)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    pub(super) fn slot_of(&self, pid: Pid) -> Option<u32> {
+        self.slots.get(&pid).copied()
+    }
+
+    pub(super) fn in_slot(&mut self, slot: u32) -> Option<&mut Live> {
+        self.live.get_mut(&slot)
+    }
+
+    /// The pid of a live worker, or for a message about one that has just ended, the one it had.
+    pub(super) fn shown_pid(&self, worker: Worker) -> Option<i32> {
+        let last = || self.last.get(&worker.slot).map(|(pid, _)| *pid);
+        self.pid_of(worker).or_else(last).map(Pid::as_raw)
+    }
+
+    pub(super) fn pid_of(&self, worker: Worker) -> Option<Pid> {
+        self.live.get(&worker.slot).filter(|live| live.worker == worker).map(Live::pid)
+    }
+
+    pub(super) fn remember(&mut self, slot: u32, pid: Pid, cause: &Cause) {
+        self.last.insert(slot, (pid, cause.clone()));
+    }
+
+    pub(super) fn last_cause(&self, slot: u32) -> Option<&Cause> {
+        self.last.get(&slot).map(|(_, cause)| cause)
+    }
+
+    /// The worker that `pid` is or descends from.
+    pub(super) fn find_ancestor(&self, pid: Pid) -> Option<Worker> {
+        // Most are in the worker's own group, and a sender that has ended since has no parent to ask for.
+        let mut candidate = processes::group_of(pid).filter(|group| self.slots.contains_key(group)).unwrap_or(pid);
+        for _ in 0..DEEPEST {
+            if let Some(slot) = self.slots.get(&candidate) {
+                return self.live.get(slot).map(|live| live.worker);
+            }
+            candidate = processes::parent_of(candidate)?;
+        }
+        None
+    }
+
+    /// Whether a worker that has just been reaped left processes behind: of its own group, and with `strays` any other
+    /// that was adopted, as a program leaves them that goes to the background.
+    pub(super) fn note_left_behind(&mut self, pid: Pid, worker: Worker, strays: bool) -> bool {
+        let groups: BTreeSet<Pid> = self.adopted_groups().filter(|group| strays || *group == pid).collect();
+        let known: BTreeSet<Pid> = self.left_behind.values().flatten().copied().collect();
+        let new: BTreeSet<Pid> = groups.difference(&known).copied().collect();
+        let any = !new.is_empty();
+        if any {
+            self.left_behind.insert(worker, new);
+        }
+        any
+    }
+
+    /// Those of whose groups nobody is left.
+    pub(super) fn groups_gone(&mut self) -> Vec<Worker> {
+        let alive: BTreeSet<Pid> = self.adopted_groups().collect();
+        let mut gone = Vec::new();
+        self.left_behind.retain(|worker, groups| {
+            groups.retain(|group| alive.contains(group));
+            if groups.is_empty() {
+                gone.push(*worker);
+            }
+            !groups.is_empty()
+        });
+        gone
+    }
+
+    pub(super) fn signal_left_behind(&self, worker: Worker, signal: Signal) {
+        // A group that holds an unreaped child of ours cannot be anybody else's.
+        let alive: BTreeSet<Pid> = self.adopted_groups().collect();
+        for group in self.left_behind.get(&worker).into_iter().flatten().filter(|group| alive.contains(group)) {
+            if let Err(error) = processes::signal_group(*group, signal) {
+                log::warn!("cannot send {} to process group {group}: {error}", signal.as_str());
+            }
+        }
+    }
+
+    /// The groups of those children that are no workers but were adopted; a live worker's own group is left to it.
+    fn adopted_groups(&self) -> impl Iterator<Item = Pid> {
+        let strangers = processes::children().into_iter().filter(|child| !self.slots.contains_key(child));
+        strangers.filter_map(processes::group_of).filter(|group| !self.slots.contains_key(group))
+    }
+}

@@ -1,0 +1,323 @@
+//! Performs what the state decides: one loop, one place to sleep.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, fchdir};
+
+use super::log;
+use super::roster::Roster;
+use super::state::{Action, Event, Settings, Slots, Worker};
+use crate::control::channel::{Channel, Received};
+use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
+use crate::control::role::Environment;
+use crate::readiness::notify::NotifySocket;
+use crate::sys::poller::Poller;
+use crate::sys::signals::Signals;
+use crate::sys::{document, processes, signals, stderr};
+use crate::worker::cause::Cause;
+use crate::worker::environment::{Place, arguments, variables};
+use crate::worker::program::Release;
+use crate::worker::refusal;
+use crate::worker::spawn::{Command, Outcome, spawn};
+
+const SIGNALS: u64 = 0;
+const CHANNEL: u64 = 1;
+const NOTIFY: u64 = 2;
+/// A worker's exec is watched under this and its slot.
+const FIRST_SLOT: u64 = 16;
+
+/// So many notifications are read before the loop looks at anything else.
+const NOTIFY_BATCH: usize = 64;
+
+struct Monitor {
+    assignment: Assignment,
+    inherited: Vec<(OsString, OsString)>,
+    release: Release,
+    mixed_release_told: bool,
+    listeners: Vec<OwnedFd>,
+    channel: Channel,
+    notify: NotifySocket,
+    signals: Signals,
+    poller: Poller,
+    roster: Roster,
+    state: Slots,
+    events: VecDeque<Event>,
+    done: bool,
+}
+
+/// Takes the role of a monitor, until all its workers have ended. Fails where panzer itself is at fault.
+pub fn run(environment: &Environment) -> Result<(), String> {
+    let inheritance = environment.take_monitor()?;
+    signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
+    signals::reset_dispositions();
+    processes::set_name();
+    let mut channel = Channel::new(inheritance.channel);
+    let assignment = read_assignment(inheritance.plan)?;
+    stderr::start(assignment.plan.verbosity.level());
+    let release = match find_release(&assignment, inheritance.release, environment) {
+        Ok(release) => release,
+        Err(cause) => {
+            // Main says what it means: the end of a reload, or of a first start.
+            channel.send(&Report::CannotBegin(cause));
+            return Ok(());
+        }
+    };
+    let inherited = environment.passed_on().to_vec();
+    let mut monitor = Monitor::new(assignment, release, channel, inheritance.listeners, inherited)
+        .map_err(|error| format!("a monitor cannot start: {error}"))?;
+    monitor.run().map_err(|error| format!("a monitor cannot go on: {error}"))
+}
+
+fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
+    let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+    let assignment: Assignment =
+        serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+    if assignment.version > VERSION {
+        return Err(format!("the plan has version {}, and this build knows up to {VERSION}", assignment.version));
+    }
+    Ok(assignment)
+}
+
+fn find_release(
+    assignment: &Assignment,
+    held: Option<(OwnedFd, OwnedFd)>,
+    environment: &Environment,
+) -> Result<Release, Cause> {
+    match (held, &assignment.release_path) {
+        (Some((directory, program)), Some(path)) => Ok(Release { directory, program, path: path.clone() }),
+        _ => Release::resolve(&assignment.plan, environment.inherited("PATH")),
+    }
+}
+
+impl Monitor {
+    fn new(
+        assignment: Assignment,
+        release: Release,
+        channel: Channel,
+        listeners: Vec<OwnedFd>,
+        inherited: Vec<(OsString, OsString)>,
+    ) -> io::Result<Monitor> {
+        processes::become_subreaper()?;
+        fchdir(&release.directory)?;
+        let path = release.path.clone();
+        channel.send_with(&Report::Resolved { path }, &[release.directory.as_fd(), release.program.as_fd()])?;
+        let poller = Poller::new()?;
+        let signals = Signals::new([Signal::SIGCHLD])?;
+        let notify = NotifySocket::new()?;
+        poller.watch(&signals, SIGNALS)?;
+        poller.watch(&channel, CHANNEL)?;
+        poller.watch(&notify, NOTIFY)?;
+        let state = Slots::new(settings(&assignment), Instant::now());
+        Ok(Monitor {
+            assignment,
+            inherited,
+            release,
+            mixed_release_told: false,
+            listeners,
+            channel,
+            notify,
+            signals,
+            poller,
+            roster: Roster::default(),
+            state,
+            events: VecDeque::from([Event::Start]),
+            done: false,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                for action in self.state.on(Instant::now(), event) {
+                    self.perform(action);
+                }
+            }
+            if self.done {
+                return Ok(());
+            }
+            self.channel.rearm(&self.poller, CHANNEL);
+            for token in self.poller.wait(self.state.deadline())? {
+                self.look_at(token);
+            }
+            self.events.push_back(Event::Wake);
+        }
+    }
+
+    fn look_at(&mut self, token: u64) {
+        match token {
+            SIGNALS => {
+                while self.signals.read().is_some() {}
+                self.reap();
+            }
+            CHANNEL => {
+                self.channel.flush();
+                self.take_orders();
+            }
+            NOTIFY => self.take_notifications(),
+            slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
+        }
+    }
+
+    fn take_orders(&mut self) {
+        loop {
+            match self.channel.receive::<Order>() {
+                Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
+                Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
+                Received::Nothing => return,
+                Received::Gone => {
+                    self.poller.forget(&self.channel);
+                    self.events.push_back(Event::MainGone);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_notifications(&mut self) {
+        for _ in 0..NOTIFY_BATCH {
+            let Some(notification) = self.notify.receive() else { return };
+            let sender = self.roster.find_ancestor(notification.sender);
+            if let Some(worker) = sender.filter(|_| notification.ready) {
+                // What it was told by is past its exec, whether that has been looked at or not.
+                self.look_at_exec(worker.slot);
+                self.events.push_back(Event::Notified(worker));
+            }
+        }
+    }
+
+    fn look_at_exec(&mut self, slot: u32) {
+        let Some(live) = self.roster.in_slot(slot) else { return };
+        let Some(child) = &live.executing else { return };
+        match child.outcome() {
+            Outcome::Pending => return,
+            Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
+            // The child is about to exit; that it did, and why, is told when it has been reaped.
+            Outcome::Failed(errno) => live.refused = Some(refusal::explain(errno, &self.release.path)),
+        }
+        self.poller.forget(child);
+        live.executing = None;
+    }
+
+    fn reap(&mut self) {
+        // All at once first: what has ended as well was not left behind.
+        let ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        for (pid, exit) in ended {
+            let slot = self.roster.slot_of(pid);
+            if let Some(slot) = slot {
+                self.look_at_exec(slot);
+            }
+            let Some(mut live) = self.roster.remove(pid) else {
+                self.events.extend(self.roster.groups_gone().into_iter().map(Event::GroupGone));
+                continue;
+            };
+            let went_to_background = exit == processes::Exit::Code(0);
+            let last = self.state.is_stopping() && self.roster.is_empty();
+            if self.roster.note_left_behind(pid, live.worker, went_to_background || last) {
+                self.events.push_back(Event::LeftBehind(live.worker));
+            }
+            let cause = live.refused.take().unwrap_or_else(|| exit.into());
+            self.roster.remember(live.worker.slot, pid, &cause);
+            self.events.push_back(Event::Ended(live.worker, cause));
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Spawn(worker) => {
+                if let Err(cause) = self.spawn(worker) {
+                    self.events.push_back(Event::Ended(worker, cause));
+                }
+            }
+            Action::Signal(worker, signal) => self.signal(worker, signal),
+            Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
+            Action::CloseListeners => self.listeners.clear(),
+            Action::Report(report) => self.channel.send(&report),
+            Action::Note(note) => log::write(&note, self.assignment.generation, |worker| self.roster.shown_pid(worker)),
+            Action::Exit => self.done = true,
+        }
+    }
+
+    fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
+        let Assignment { plan, generation, main_pid, .. } = &self.assignment;
+        let place = Place {
+            worker: worker.slot,
+            generation: *generation,
+            main_pid: *main_pid,
+            notify_socket: self.notify.name(),
+        };
+        let run = self.release.run();
+        if run.mixed && !self.mixed_release_told {
+            self.mixed_release_told = true;
+            ::log::warn!(
+                "{} leads to another file by now; workers of generation {generation} run a mix of releases until a reload",
+                self.release.path.display()
+            );
+        }
+        let command = Command {
+            image: run.image,
+            arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
+            environment: variables(plan, &self.inherited, place).map_err(Cause::CannotStart)?,
+            listen_pid: !plan.listen.is_empty(),
+            descriptors: Vec::new(),
+            leads_group: true,
+            keeps_mask: false,
+            death_signal: Some(plan.stop.first_signal()),
+        };
+        let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
+        let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
+        self.roster.add(worker, child);
+        if watched.is_err() {
+            // Its exec cannot be watched; that it hangs would be noticed all the same, by its deadline.
+            self.look_at_exec(worker.slot);
+        }
+        Ok(())
+    }
+
+    fn signal(&mut self, worker: Worker, signal: Signal) {
+        let Some(pid) = self.roster.pid_of(worker) else { return };
+        let sent = match signal {
+            Signal::SIGKILL => processes::signal_group(pid, signal).and_then(|()| processes::signal_child(pid, signal)),
+            _ => processes::signal_child(pid, signal),
+        };
+        if let Err(error) = sent {
+            ::log::warn!("cannot send {} to worker {} (pid {pid}): {error}", signal.as_str(), worker.slot);
+        }
+    }
+
+    fn report_status(&mut self) {
+        let now = Instant::now();
+        for slot in 0..self.state.count() {
+            let view = self.state.view(slot);
+            let status = WorkerStatus {
+                slot,
+                pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
+                phase: view.phase.word().to_owned(),
+                since: now.saturating_duration_since(view.since),
+                respawns: view.life.saturating_sub(1),
+                last: self.roster.last_cause(slot).cloned(),
+            };
+            self.channel.send(&Report::Worker(status));
+        }
+        self.channel.send(&Report::StatusEnd);
+    }
+}
+
+fn settings(assignment: &Assignment) -> Settings {
+    let plan = &assignment.plan;
+    Settings {
+        workers: plan.workers,
+        notify: assignment.notify,
+        ready_timeout: plan.ready_timeout,
+        stop: plan.stop.clone(),
+        pace: plan.pace(),
+        respawn_limit: plan.respawn_limit,
+        trial: assignment.trial,
+        seed: Pid::this().as_raw().unsigned_abs().into(),
+    }
+}

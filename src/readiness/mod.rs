@@ -1,0 +1,3 @@
+//! How a worker's readiness becomes known.
+
+pub mod notify;

@@ -1,0 +1,111 @@
+//! Who holds an address that is in use: found through /proc, for the message only.
+
+use std::fs;
+use std::net::IpAddr;
+
+use crate::config::Address;
+
+/// The state of a listening socket in /proc/net/tcp.
+const TCP_LISTEN: &str = "0A";
+
+/// A unix socket that listens (`__SO_ACCEPTCON` in /proc/net/unix).
+const UNIX_ACCEPTS: u32 = 0x1_0000;
+
+/// A process that holds a listening socket.
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) pid: i32,
+    pub(super) name: String,
+    /// Whether it is a worker whose main is gone, and will so end soon.
+    pub(super) left_by_dead_main: bool,
+}
+
+/// Every process that can be seen to listen on `address`, or on what collides with it.
+pub(super) fn find(address: &Address) -> Vec<Holder> {
+    let inodes = match address {
+        Address::Any(port) => tcp_inodes(*port, None),
+        Address::Tcp(address) => tcp_inodes(address.port(), Some(address.ip())),
+        Address::Unix(path) => unix_inodes(&path.to_string_lossy()),
+        Address::Abstract(name) => unix_inodes(&format!("@{name}")),
+    };
+    if inodes.is_empty() {
+        return Vec::new();
+    }
+    let links: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| holds(pid, &links)).map(describe).collect()
+}
+
+fn tcp_inodes(port: u16, wanted: Option<IpAddr>) -> Vec<String> {
+    let mut inodes = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
+            // "sl local_address rem_address st … inode …", addresses as HEX:PORT
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let (Some(local), Some(&TCP_LISTEN), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+                continue;
+            };
+            let Some((host, local_port)) = local.split_once(':') else { continue };
+            let wildcard = host.bytes().all(|byte| byte == b'0');
+            let same_host = wildcard || wanted.is_none_or(|ip| ip.is_unspecified() || host.ends_with(&hex(ip)));
+            if u16::from_str_radix(local_port, 16) == Ok(port) && same_host {
+                inodes.push((*inode).to_owned());
+            }
+        }
+    }
+    inodes
+}
+
+/// An address as /proc/net/tcp has it: words of 32 bits in the machine's byte order.
+fn hex(ip: IpAddr) -> String {
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    words.map(|word| format!("{word:08X}")).collect()
+}
+
+fn unix_inodes(path: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    // "Num RefCount Protocol Flags Type St Inode Path"
+    let rows = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let flags = u32::from_str_radix(fields.get(3)?, 16).ok()?;
+        (flags & UNIX_ACCEPTS != 0 && *fields.get(7)? == path).then(|| fields[6].to_owned())
+    });
+    rows.collect()
+}
+
+fn holds(pid: i32, links: &[String]) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.any(|target| links.iter().any(|link| target.as_os_str() == link.as_str()))
+}
+
+fn describe(pid: i32) -> Holder {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let main = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PANZER_MAIN_PID="));
+    let main = main.and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok());
+    let dead = |main: i32| !fs::exists(format!("/proc/{main}")).unwrap_or(true);
+    Holder { pid, name, left_by_dead_main: main.is_some_and(dead) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_holder_is_found_by_its_address_alone() {
+        let ours = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = ours.local_addr().unwrap();
+        let found = |ip: &str| find(&Address::Tcp((ip.parse::<IpAddr>().unwrap(), address.port()).into()));
+        assert_eq!(found("127.0.0.1").first().map(|holder| holder.pid), Some(std::process::id() as i32));
+        assert_eq!(found("0.0.0.0").len(), 1);
+        assert_eq!(found("127.0.0.2").len(), 0);
+        assert_eq!(find(&Address::Any(address.port())).len(), 1);
+    }
+}

@@ -1,0 +1,6 @@
+//! Listening sockets: bound once by main, and held for its whole life.
+
+mod holder;
+pub mod listener;
+
+pub use listener::{InUse, Listener, bind};

@@ -1,0 +1,10 @@
+//! Thin safe wrappers around what the kernel offers and nix does not, or not in the shape needed here.
+//!
+//! Besides `worker::spawn` this is the only room with `unsafe` in it. Nothing here decides anything.
+
+pub mod descriptors;
+pub mod document;
+pub mod poller;
+pub mod processes;
+pub mod signals;
+pub mod stderr;

@@ -1,0 +1,79 @@
+//! The one place where a process sleeps: epoll with a deadline.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+/// How many descriptors one wake-up tells of; the rest is told of by the next.
+const BATCH: usize = 64;
+
+/// Epoll takes milliseconds in an i32; a later deadline is slept to in pieces of this length.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
+
+/// A set of watched descriptors, each with a token that says what it is.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: Epoll,
+}
+
+impl Poller {
+    /// An empty set. Fails where the process has no descriptor left.
+    pub fn new() -> io::Result<Poller> {
+        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
+    }
+
+    /// Wakes with `token` when `fd` can be read or its other end is gone.
+    pub fn watch(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+    }
+
+    /// Also wakes when `fd`, watched already, can be written to, or no longer does.
+    pub fn watch_writing(&self, fd: impl AsFd, token: u64, writing: bool) -> io::Result<()> {
+        let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLOUT, writing);
+        Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, token))?)
+    }
+
+    /// Stops watching `fd`. To be called before it is closed: a copy in another process would keep it watched.
+    pub fn forget(&self, fd: impl AsFd) {
+        // It fails only for a descriptor that is not watched, which is what is wanted.
+        let _ = self.epoll.delete(fd);
+    }
+
+    /// Sleeps until something watched is ready or `deadline` has come; without one, for ever. Returns the tokens.
+    pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
+        let mut ready = [EpollEvent::empty(); BATCH];
+        match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {
+            Ok(count) => Ok(ready[..count].iter().map(EpollEvent::data).collect()),
+            Err(Errno::EINTR) => Ok(Vec::new()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Rounded up to the next millisecond, so that a deadline has come when it wakes.
+fn timeout(deadline: Option<Instant>, now: Instant) -> EpollTimeout {
+    let Some(deadline) = deadline else { return EpollTimeout::NONE };
+    let left = deadline.saturating_duration_since(now).min(LONGEST_SLEEP);
+    let millis = left.as_nanos().div_ceil(1_000_000);
+    i32::try_from(millis).ok().and_then(|millis| EpollTimeout::try_from(millis).ok()).unwrap_or(EpollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_never_met_early() {
+        let now = Instant::now();
+        let after = |micros| timeout(Some(now + Duration::from_micros(micros)), now);
+        assert_eq!(after(1), EpollTimeout::from(1u16));
+        assert_eq!(after(1_000), EpollTimeout::from(1u16));
+        assert_eq!(after(1_001), EpollTimeout::from(2u16));
+        assert_eq!(timeout(Some(now), now), EpollTimeout::ZERO);
+        assert_eq!(timeout(None, now), EpollTimeout::NONE);
+    }
+}

@@ -1,0 +1,89 @@
+//! Reaping, signalling and looking at processes.
+
+use std::fs;
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getpgid};
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal; true where a core was dumped.
+    Signal(i32, bool),
+}
+
+/// Reaps one child that has ended, whichever it is. None where none has.
+pub fn reap() -> Option<(Pid, Exit)> {
+    // Not nix's waitpid: for a child that a real-time signal killed it reaps, then returns EINVAL without the pid.
+    let mut status = 0;
+    // SAFETY: the status is written to an integer on our stack.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let exit = if libc::WIFEXITED(status) {
+        Exit::Code(libc::WEXITSTATUS(status))
+    } else {
+        Exit::Signal(libc::WTERMSIG(status), libc::WCOREDUMP(status))
+    };
+    Some((Pid::from_raw(pid), exit))
+}
+
+/// Sends `signal` to an unreaped child of ours. One that has just ended is no error.
+pub fn signal_child(pid: Pid, signal: Signal) -> io::Result<()> {
+    ignore_gone(kill(pid, signal))
+}
+
+/// Sends `signal` to the process group that an unreaped child of ours is in.
+pub fn signal_group(group: Pid, signal: Signal) -> io::Result<()> {
+    ignore_gone(killpg(group, signal))
+}
+
+fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
+    match sent {
+        Err(Errno::ESRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Our children, the adopted ones too, as the kernel lists them. Each is unreaped, so its pid is nobody else's.
+pub fn children() -> Vec<Pid> {
+    // One thread, so the list of the main thread's children is the list of all.
+    let list = fs::read_to_string(format!("/proc/self/task/{}/children", Pid::this())).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+}
+
+/// The process group of `pid`.
+pub fn group_of(pid: Pid) -> Option<Pid> {
+    getpgid(Some(pid)).ok()
+}
+
+/// The parent of `pid`. None where it has ended and been reaped.
+pub fn parent_of(pid: Pid) -> Option<Pid> {
+    // "pid (comm) state ppid …", and comm may hold spaces and parentheses.
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
+    let fields = std::str::from_utf8(&stat[after..]).ok()?;
+    fields.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
+}
+
+/// Whether `pid` runs under another user than we do, and may so have lost the signal of its parent's death.
+pub fn has_other_user(pid: Pid) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() != nix::unistd::geteuid().as_raw())
+}
+
+/// What `ps` calls us by its short name, where we were executed through a descriptor.
+pub fn set_name() {
+    // Only the look of things: where it fails, the old name stays.
+    let _ = nix::sys::prctl::set_name(c"panzer");
+}
+
+/// Makes processes whose parent has ended, further down, our children.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}

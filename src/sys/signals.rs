@@ -1,0 +1,77 @@
+//! Signals come through a descriptor: blocked for good, read in the loop, so that nothing is ever interrupted and
+//! none is lost while a role executes the next one (a blocked signal stays pending over exec).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// A signal as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Which one.
+    pub signal: Signal,
+    /// The process that sent it; 0 where the kernel did.
+    pub sender: u32,
+}
+
+/// The signals that a process reads.
+#[derive(Debug)]
+pub struct Signals {
+    fd: SignalFd,
+}
+
+impl Signals {
+    /// Reads `wanted` from now on. All signals must have been blocked with [`block_all`] before.
+    pub fn new(wanted: impl IntoIterator<Item = Signal>) -> io::Result<Signals> {
+        let set: SigSet = wanted.into_iter().collect();
+        Ok(Signals { fd: SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)? })
+    }
+
+    /// The next signal that waits, if there is one.
+    pub fn read(&self) -> Option<Received> {
+        loop {
+            let info = self.fd.read_signal().ok()??;
+            if let Ok(signal) = Signal::try_from(info.ssi_signo as i32) {
+                return Some(Received { signal, sender: info.ssi_pid });
+            }
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Blocks every signal that can be blocked. What is executed later must clear its mask itself; `worker::spawn` does.
+pub fn block_all() -> io::Result<()> {
+    Ok(SigSet::all().thread_block()?)
+}
+
+/// Lets the signals through again that the loop does not read, so that Ctrl-Z and a crash do what they always do.
+pub fn unblock(signals: &[Signal]) -> io::Result<()> {
+    Ok(signals.iter().copied().collect::<SigSet>().thread_unblock()?)
+}
+
+/// Whether whoever started us asked for `signal` to be ignored, as nohup does with HUP.
+pub fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: an all-zero sigaction is a valid value of that plain C structure.
+    let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a null new action only asks; the old one is written to a structure that lives on our stack.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &mut current) };
+    asked == 0 && current.sa_sigaction == libc::SIG_IGN
+}
+
+/// Gives every signal its default action, except PIPE, which stays ignored here: a write to a closed pipe is an error
+/// that is handled, not the end. Done once for a monitor, so that a spawn need only reset PIPE.
+pub fn reset_dispositions() {
+    for number in 1..=libc::SIGRTMAX() {
+        if ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE].contains(&number) {
+            // SAFETY: no handler is installed, only the default action. Numbers that glibc keeps to itself are refused.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
+    }
+}

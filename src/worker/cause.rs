@@ -1,0 +1,83 @@
+//! Why a worker ended, or never began: one value that decides, is sent to main, and is told to people.
+
+use std::fmt;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::config::duration;
+use crate::sys::processes::Exit;
+
+/// The longest explanation that is passed on, in bytes.
+const LONGEST: usize = 1024;
+
+/// Why a worker ended, or never began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The program is not there. The text names what was looked for, where, and what to do.
+    NotFound(String),
+    /// The program is there and cannot be executed. The text says why.
+    CannotExecute(String),
+    /// The system refused what a start needs: a process, a descriptor, a directory.
+    CannotStart(String),
+    /// It ended by itself.
+    Exited(i32),
+    /// A signal ended it; true where it left a core.
+    Killed(i32, bool),
+    /// It was not ready in this time, and was ended for it.
+    NotReady(Duration),
+    /// Its exec hung for this time, and it was ended for it.
+    HungInExec(Duration),
+}
+
+impl Cause {
+    /// Cuts the explanation to what is passed on.
+    pub fn bounded(text: String) -> String {
+        if text.len() <= LONGEST {
+            return text;
+        }
+        let end = (0..=LONGEST).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        format!("{}...", &text[..end])
+    }
+
+    /// Panzer's own exit code where the program cannot be executed at all, as a shell has them.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Cause::NotFound(_) => Some(127),
+            Cause::CannotExecute(_) => Some(126),
+            _ => None,
+        }
+    }
+}
+
+impl From<Exit> for Cause {
+    fn from(exit: Exit) -> Cause {
+        match exit {
+            Exit::Code(code) => Cause::Exited(code),
+            Exit::Signal(signal, core) => Cause::Killed(signal, core),
+        }
+    }
+}
+
+/// Completes "worker 3 …".
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::NotFound(what) | Cause::CannotExecute(what) | Cause::CannotStart(what) => write!(f, "{what}"),
+            Cause::Exited(0) => write!(f, "exited with code 0, and a worker is meant to stay"),
+            Cause::Exited(code) => write!(f, "exited with code {code}"),
+            Cause::Killed(signal, core) => {
+                write!(f, "was killed by {}{}", signal_name(*signal), if *core { " (core dumped)" } else { "" })
+            }
+            Cause::NotReady(time) => write!(f, "was not ready within {}", duration::show(*time)),
+            Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
+        }
+    }
+}
+
+/// `SIGTERM`, or `signal 35` where it has no name.
+pub fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}

@@ -1,0 +1,49 @@
+//! What a worker finds in its environment and in its arguments.
+
+use std::ffi::{CString, OsStr, OsString};
+
+use crate::config::text::entry;
+use crate::config::{Plan, Text};
+
+/// What one worker is told of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Its number, from 0.
+    pub worker: u32,
+    /// Its generation's number, from 1.
+    pub generation: u32,
+    /// Main's pid.
+    pub main_pid: i32,
+    /// The value of `NOTIFY_SOCKET`.
+    pub notify_socket: &'a str,
+}
+
+/// The arguments: the program as it was named, then its own, with placeholders replaced.
+pub fn arguments(plan: &Plan, place: Place<'_>) -> Result<Vec<CString>, String> {
+    let args = plan.args.iter().map(|arg| Ok(plan.expand(arg, place.worker, place.generation)?.to_c()));
+    std::iter::once(Ok(plan.program.to_c())).chain(args).collect()
+}
+
+/// The whole environment, but for `LISTEN_PID`, which is known only after the fork.
+pub fn variables(plan: &Plan, inherited: &[(OsString, OsString)], place: Place<'_>) -> Result<Vec<CString>, String> {
+    let mut own = vec![
+        ("PANZER_WORKER_ID", place.worker.to_string()),
+        ("PANZER_WORKER_COUNT", plan.workers.to_string()),
+        ("PANZER_GENERATION", place.generation.to_string()),
+        ("PANZER_MAIN_PID", place.main_pid.to_string()),
+        ("NOTIFY_SOCKET", place.notify_socket.to_owned()),
+    ];
+    if !plan.listen.is_empty() {
+        let names: Vec<&str> = plan.listen.iter().map(|listen| listen.shown_name()).collect();
+        own.push(("LISTEN_FDS", plan.listen.len().to_string()));
+        own.push(("LISTEN_FDNAMES", names.join(":")));
+    }
+    let asked = plan.env.iter().map(|(name, value)| Ok((name, plan.expand(value, place.worker, place.generation)?)));
+    let asked = asked.collect::<Result<Vec<(&Text, Text)>, String>>()?;
+    let is_replaced = |name: &OsStr| asked.iter().any(|(asked, _)| asked.0 == name);
+    let kept = inherited.iter().filter(|(name, _)| !is_replaced(name)).map(|(name, value)| entry(name, value));
+    let own = own.iter().map(|(name, value)| (OsStr::new(*name), value)).filter(|(name, _)| !is_replaced(name));
+    let own = own.map(|(name, value)| entry(name, OsStr::new(value)));
+    let asked = asked.iter().map(|(name, value)| entry(&name.0, &value.0));
+    Ok(kept.chain(own).chain(asked).collect())
+}

@@ -1,0 +1,151 @@
+//! Releases: which file and which directory a generation runs, found anew for each generation and then held.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::unistd::{AccessFlags, faccessat};
+
+use super::cause::Cause;
+use super::refusal;
+use super::spawn::Image;
+use crate::config::Plan;
+
+/// One release, held: the directory and the program stay what they were when it was found, whatever becomes of the
+/// paths that led there.
+#[derive(Debug)]
+pub struct Release {
+    /// The workers' working directory.
+    pub directory: OwnedFd,
+    /// The program's file; only a handle (O_PATH), it may not be readable.
+    pub program: OwnedFd,
+    /// Where the program was found, with all symlinks resolved.
+    pub path: PathBuf,
+}
+
+/// How a respawn runs a release.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// What is executed.
+    pub image: Image<'a>,
+    /// A `#!` program whose path leads to another file by now: what runs is no longer only this release.
+    pub mixed: bool,
+}
+
+impl Release {
+    /// Finds program and directory as `plan` names them, from scratch. `search_path` is `PATH`, for a bare name.
+    pub fn resolve(plan: &Plan, search_path: Option<&OsStr>) -> Result<Release, Cause> {
+        let directory_path = plan.start_directory.join(plan.chdir.as_deref().unwrap_or(Path::new("")));
+        let directory = open_directory(&directory_path)?;
+        let named = find(&plan.program.0, &plan.start_directory, search_path)?;
+        let program = handle(&named, 0).map_err(|error| refusal::explain(errno_of(&error), &named))?;
+        check_executable(&program, &named)?;
+        let path = resolved_path(&program).unwrap_or(named);
+        Ok(Release { directory, program, path })
+    }
+
+    /// What to execute for one more worker of this release.
+    pub fn run(&self) -> Run<'_> {
+        let by_path = |mixed| Run { image: Image::Path(c_path(&self.path)), mixed };
+        let now = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+        if now.is_ok_and(|now| now == identity(&self.program)) {
+            by_path(false)
+        } else if self.is_script() {
+            // The kernel hands a script to its interpreter by path, so the held descriptor is of no use.
+            by_path(true)
+        } else {
+            Run { image: Image::Descriptor(self.program.as_fd()), mixed: false }
+        }
+    }
+
+    fn is_script(&self) -> bool {
+        refusal::first_bytes(&self.program).is_some_and(|bytes| bytes.starts_with(b"#!"))
+    }
+}
+
+/// The directory panzer was started in, by the name the user has for it: `$PWD` where it leads there, so that a symlink
+/// in it is followed anew by each generation.
+pub fn start_directory(pwd: Option<OsString>) -> io::Result<PathBuf> {
+    let physical = std::env::current_dir()?;
+    let here = fs::metadata(".")?;
+    let logical = pwd
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .filter(|path| fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())));
+    Ok(logical.unwrap_or(physical))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Cause> {
+    handle(path, libc_flags(OFlag::O_DIRECTORY)).map_err(|error| {
+        Cause::CannotStart(format!(
+            "the working directory {} cannot be entered: {}; create it or correct --chdir",
+            path.display(),
+            errno_of(&error).desc()
+        ))
+    })
+}
+
+fn handle(path: &Path, more: i32) -> io::Result<OwnedFd> {
+    let flags = libc_flags(OFlag::O_PATH | OFlag::O_CLOEXEC) | more;
+    Ok(File::options().read(true).custom_flags(flags).open(path)?.into())
+}
+
+fn libc_flags(flags: OFlag) -> i32 {
+    flags.bits()
+}
+
+fn find(program: &OsStr, start: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
+    if program.as_bytes().contains(&b'/') {
+        return Ok(start.join(program));
+    }
+    let directories = search_path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
+    let mut unusable = None;
+    for directory in std::env::split_paths(directories) {
+        let candidate = start.join(directory).join(program);
+        match fs::metadata(&candidate) {
+            Ok(meta) if meta.is_file() && may_execute(&candidate) => return Ok(candidate),
+            Ok(meta) if meta.is_file() => unusable = unusable.or(Some(candidate)),
+            _ => {}
+        }
+    }
+    if let Some(candidate) = unusable {
+        return Err(refusal::explain(Errno::EACCES, &candidate));
+    }
+    let tip =
+        if start.join(program).is_file() { format!("; did you mean ./{}?", program.display()) } else { String::new() };
+    Err(Cause::NotFound(format!("{} was not found in PATH{tip}", program.display())))
+}
+
+fn may_execute(path: &Path) -> bool {
+    faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
+}
+
+/// What exec would refuse at once is told before anything is forked.
+fn check_executable(program: &OwnedFd, named: &Path) -> Result<(), Cause> {
+    let by_handle = refusal::through_proc(program);
+    let is_file = fs::metadata(&by_handle).is_ok_and(|meta| meta.is_file());
+    if is_file && may_execute(&by_handle) { Ok(()) } else { Err(refusal::explain(Errno::EACCES, named)) }
+}
+
+fn resolved_path(program: &OwnedFd) -> Option<PathBuf> {
+    fs::read_link(refusal::through_proc(program)).ok().filter(|path| path.exists())
+}
+
+fn identity(program: &OwnedFd) -> (u64, u64) {
+    fs::metadata(refusal::through_proc(program)).map_or((0, 0), |meta| (meta.dev(), meta.ino()))
+}
+
+fn c_path(path: &Path) -> CString {
+    // A path that was opened holds no NUL.
+    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}

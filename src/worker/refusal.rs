@@ -1,0 +1,114 @@
+//! Why exec refused a program, in words: the errno alone does not say whether the file, its interpreter or its
+//! architecture is meant.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use super::cause::Cause;
+
+/// As much of a file as the kernel itself looks at.
+const HEAD: usize = 256;
+
+/// Machines an ELF header may name (`e_machine`, from the ELF specification's registry).
+const MACHINES: [(u16, &str); 8] = [
+    (3, "x86"),
+    (8, "MIPS"),
+    (21, "PowerPC64"),
+    (22, "S/390"),
+    (40, "arm"),
+    (62, "x86_64"),
+    (183, "aarch64"),
+    (243, "RISC-V"),
+];
+
+/// What `errno` from an exec of `path` means, and what to do about it.
+pub fn explain(errno: Errno, path: &Path) -> Cause {
+    let shown = path.display();
+    let text = match errno {
+        Errno::ENOENT if !path.exists() => {
+            return Cause::NotFound(Cause::bounded(format!("{shown} was not found: {}", errno.desc())));
+        }
+        Errno::ENOENT => match interpreter(path) {
+            Some(interpreter) => format!("{shown} cannot be executed: its interpreter {interpreter} was not found"),
+            None => format!("{shown} cannot be executed: its dynamic loader was not found"),
+        },
+        Errno::EACCES => format!("{shown} cannot be executed: {}", why_denied(path)),
+        Errno::ENOEXEC => format!("{shown} cannot be executed: {}", why_no_program(path)),
+        Errno::ETXTBSY => format!("{shown} cannot be executed: it is still open for writing (text file busy)"),
+        other => format!("{shown} cannot be executed: {}", other.desc()),
+    };
+    Cause::CannotExecute(Cause::bounded(text))
+}
+
+/// The first bytes of a file of which only a handle is held. None where it may not be read.
+pub fn first_bytes(handle: &OwnedFd) -> Option<Vec<u8>> {
+    head(&through_proc(handle))
+}
+
+/// A path that leads to exactly the file of this handle.
+pub fn through_proc(handle: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+fn head(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(HEAD);
+    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+fn interpreter(path: &Path) -> Option<String> {
+    let head = head(path)?;
+    let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let line = String::from_utf8_lossy(line);
+    let name = line.trim().split([' ', '\t']).next().unwrap_or_default();
+    // A file from Windows asks for "/bin/sh\r", and its last letter cannot be seen.
+    Some(format!("{name:?}").trim_matches('"').to_owned())
+}
+
+fn why_denied(path: &Path) -> String {
+    let Ok(meta) = fs::metadata(path) else { return Errno::EACCES.desc().to_lowercase() };
+    let mode = meta.permissions().mode() & 0o7777;
+    if meta.is_dir() {
+        "it is a directory".to_owned()
+    } else if !meta.is_file() {
+        "it is no regular file".to_owned()
+    } else if mode & 0o111 == 0 {
+        format!("it is not executable (mode {mode:04o}); chmod +x it")
+    } else if statvfs(path).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_NOEXEC)) {
+        "its file system is mounted noexec".to_owned()
+    } else if let Some(interpreter) = interpreter(path) {
+        format!("permission denied for it or its interpreter {interpreter}")
+    } else {
+        format!("permission denied (mode {mode:04o})")
+    }
+}
+
+fn why_no_program(path: &Path) -> String {
+    let Some(head) = head(path) else { return "it is no program (exec format error)".to_owned() };
+    if head.is_empty() {
+        return "it is empty".to_owned();
+    }
+    if head.starts_with(b"\x7fELF") && head.len() >= 20 {
+        let number = if head[5] == 2 {
+            u16::from_be_bytes([head[18], head[19]])
+        } else {
+            u16::from_le_bytes([head[18], head[19]])
+        };
+        let machine = MACHINES.iter().find(|known| known.0 == number).map_or("another machine", |known| known.1);
+        if machine != std::env::consts::ARCH {
+            return format!("it is built for {machine}, and this machine is {}", std::env::consts::ARCH);
+        }
+        return "its ELF file is damaged or incomplete (exec format error)".to_owned();
+    }
+    if path.as_os_str().as_bytes().ends_with(b".sh") || head.is_ascii() {
+        return "it has no #! line that names its interpreter (exec format error)".to_owned();
+    }
+    "it is no program (exec format error)".to_owned()
+}

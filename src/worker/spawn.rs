@@ -1,0 +1,255 @@
+//! Fork and exec: the one room with `unsafe` besides `sys`.
+//!
+//! A plain fork, not vfork or posix_spawn: the parent must not wait for an exec that hangs on a dead file system, and
+//! a process this small is copied in about the same time. The outcome of the exec comes through a pipe that closes
+//! itself, to be watched like everything else.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, pipe2, read};
+
+use crate::sys::descriptors::FIRST;
+
+/// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Room for the pid, which is known only after the fork.
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+type ListenPid = [u8; LISTEN_PID.len() + 11];
+
+fn listen_pid_entry() -> ListenPid {
+    let mut entry = [0; LISTEN_PID.len() + 11];
+    entry[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
+    entry
+}
+
+/// What is executed.
+#[derive(Debug)]
+pub enum Image<'a> {
+    /// The file at this path.
+    Path(CString),
+    /// The file behind this descriptor, wherever it is by now.
+    Descriptor(BorrowedFd<'a>),
+}
+
+/// One process to be started. Built anew for each, as its environment differs.
+#[derive(Debug)]
+pub struct Command<'a> {
+    /// What is executed.
+    pub image: Image<'a>,
+    /// Its arguments, its own name first.
+    pub arguments: Vec<CString>,
+    /// Its whole environment, but for `LISTEN_PID`.
+    pub environment: Vec<CString>,
+    /// Adds `LISTEN_PID` with the pid that the process turns out to have.
+    pub listen_pid: bool,
+    /// Descriptors it gets, the first as 3, and so on. What lies there already without close-on-exec it gets as well.
+    pub descriptors: Vec<BorrowedFd<'a>>,
+    /// Makes it lead a process group of its own.
+    pub leads_group: bool,
+    /// Leaves all signals blocked, for a role of panzer, which reads them.
+    pub keeps_mask: bool,
+    /// The signal it gets when its parent dies.
+    pub death_signal: Option<Signal>,
+}
+
+/// A process that has been forked, and may by now have executed its program.
+#[derive(Debug)]
+pub struct Child {
+    /// Its pid; an unreaped child of ours.
+    pub pid: Pid,
+    outcome: OwnedFd,
+}
+
+/// What came of the exec so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not tried yet, or under way.
+    Pending,
+    /// The program runs, or the process was killed before.
+    Done,
+    /// Refused.
+    Failed(Errno),
+}
+
+impl Child {
+    /// What has come of the exec. Never waits.
+    pub fn outcome(&self) -> Outcome {
+        let mut errno = [0; 4];
+        match read(&self.outcome, &mut errno) {
+            Ok(4) => Outcome::Failed(Errno::from_raw(i32::from_ne_bytes(errno))),
+            Err(Errno::EAGAIN | Errno::EINTR) => Outcome::Pending,
+            _ => Outcome::Done,
+        }
+    }
+}
+
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.outcome.as_fd()
+    }
+}
+
+/// Forks, and has the child execute `command`. Fails with the errno of the fork, or for want of descriptors.
+pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
+    let (outcome, reporter) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    // Where the child puts its descriptors nothing of what it still needs may lie.
+    let free_from = FIRST + command.descriptors.len() as RawFd;
+    let reporter = move_up(reporter, free_from)?;
+    let sources =
+        command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<libc::c_int>>>()?;
+
+    let mut listen_pid = listen_pid_entry();
+    let listen_pid: *mut ListenPid = &mut listen_pid;
+    let mut environment: Vec<*const libc::c_char> = command.environment.iter().map(|entry| entry.as_ptr()).collect();
+    if command.listen_pid {
+        environment.push(listen_pid.cast());
+    }
+    environment.push(ptr::null());
+    let mut arguments: Vec<*const libc::c_char> = command.arguments.iter().map(|entry| entry.as_ptr()).collect();
+    arguments.push(ptr::null());
+
+    let parent = Pid::this();
+    // SAFETY: panzer has one thread, and until its exec the child makes async-signal-safe calls only, on memory that
+    // was prepared above: it allocates nothing and takes no lock.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        let errno = become_program(command, &sources, &arguments, &environment, listen_pid, parent);
+        let bytes = (errno as i32).to_ne_bytes();
+        // SAFETY: write and _exit are async-signal-safe; the bytes live on this stack.
+        unsafe {
+            libc::write(reporter.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
+            libc::_exit(127)
+        }
+    }
+    let fork_error = Errno::last();
+    for (source, given) in sources.iter().zip(&command.descriptors) {
+        if *source != given.as_raw_fd() {
+            // SAFETY: a duplicate that `raise` made above and that nobody else knows.
+            unsafe { libc::close(*source) };
+        }
+    }
+    if forked < 0 {
+        return Err(fork_error.into());
+    }
+    let pid = Pid::from_raw(forked);
+    if command.leads_group {
+        // The child does the same; whichever comes first, a signal to the group finds it. After the exec it is refused.
+        let _ = nix::unistd::setpgid(pid, pid);
+    }
+    Ok(Child { pid, outcome })
+}
+
+fn move_up(fd: OwnedFd, free_from: RawFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() >= free_from {
+        return Ok(fd);
+    }
+    let higher = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(free_from))?;
+    // SAFETY: fcntl has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(higher) })
+}
+
+fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<libc::c_int> {
+    if fd.as_raw_fd() >= free_from { Ok(fd.as_raw_fd()) } else { fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(free_from)) }
+}
+
+/// In the child: puts everything in order and executes the program. Returns why that was not possible.
+fn become_program(
+    command: &Command<'_>,
+    sources: &[libc::c_int],
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    listen_pid: *mut ListenPid,
+    parent: Pid,
+) -> Errno {
+    // SAFETY: every call is async-signal-safe, every pointer is to memory prepared before the fork and alive here, the
+    // two arrays end in null, and the descriptors are open in this copy of the process.
+    unsafe {
+        if command.leads_group && libc::setpgid(0, 0) < 0 {
+            return Errno::last();
+        }
+        for (source, target) in sources.iter().zip(FIRST..) {
+            if libc::dup2(*source, target) < 0 {
+                return Errno::last();
+            }
+        }
+        write_pid(&mut *listen_pid, libc::getpid());
+        // Rust ignores PIPE; everything else has its default since the start of the role that spawns.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if let Some(signal) = command.death_signal {
+            libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong);
+            if libc::getppid() != parent.as_raw() {
+                libc::_exit(127);
+            }
+        }
+        if !command.keeps_mask {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        }
+        for _ in 0..BUSY_TRIES {
+            match &command.image {
+                Image::Path(path) => {
+                    libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+                }
+                Image::Descriptor(fd) => {
+                    libc::syscall(
+                        libc::SYS_execveat,
+                        fd.as_raw_fd(),
+                        c"".as_ptr(),
+                        arguments.as_ptr(),
+                        environment.as_ptr(),
+                        libc::AT_EMPTY_PATH,
+                    );
+                }
+            }
+            if Errno::last() != Errno::ETXTBSY {
+                break;
+            }
+            libc::nanosleep(&BUSY_PAUSE, ptr::null_mut());
+        }
+        Errno::last()
+    }
+}
+
+/// Completes `LISTEN_PID=` in decimal, without allocating.
+fn write_pid(entry: &mut ListenPid, pid: libc::pid_t) {
+    let mut digits = [0; 10];
+    let mut rest = pid.unsigned_abs();
+    let mut count = 0;
+    loop {
+        digits[count] = b'0' + (rest % 10) as u8;
+        count += 1;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    for (place, digit) in entry[LISTEN_PID.len()..].iter_mut().zip(digits[..count].iter().rev()) {
+        *place = *digit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pid_is_written_in_decimal() {
+        for (pid, expected) in [(1, "LISTEN_PID=1"), (40_960, "LISTEN_PID=40960"), (i32::MAX, "LISTEN_PID=2147483647")]
+        {
+            let mut entry = listen_pid_entry();
+            write_pid(&mut entry, pid);
+            let end = entry.iter().position(|&byte| byte == 0).unwrap();
+            assert_eq!(std::str::from_utf8(&entry[..end]).unwrap(), expected);
+        }
+    }
+}
