@@ -1,9 +1,11 @@
 //! The command line: the one definition of every option, from which help, man page and completions come.
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -94,11 +96,11 @@ struct Options {
     name: Option<String>,
 
     /// Say only what is wrong
-    #[arg(short, long, env = "PANZER_QUIET", conflicts_with = "verbose")]
+    #[arg(short, long, env = "PANZER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]
     quiet: bool,
 
     /// Say each step
-    #[arg(short, long, env = "PANZER_VERBOSE")]
+    #[arg(short, long, env = "PANZER_VERBOSE", value_parser = FalseyValueParser::new())]
     verbose: bool,
 }
 
@@ -114,14 +116,14 @@ pub fn command() -> clap::Command {
     let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
     let after = format!(
         "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
-         Every option can be given as the environment variable in its brackets.\n\n\
+         Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT.\n\n\
          Signals to panzer:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage\n  \
          125  panzer itself could not start: address in use, pid file\n  126  PROGRAM cannot be executed\n  \
          127  PROGRAM not found",
         signals.join("\n")
     );
-    Options::command().after_help(after).mut_args(|arg| arg.hide_env_values(true))
+    Options::command().after_help(after).mut_args(|arg| arg.hide_env(true))
 }
 
 /// The plan that this command line asks for. `pwd` is the shell's name for the current directory.
@@ -255,7 +257,9 @@ fn check_placeholders(plan: &Plan) -> Result<(), Ending> {
 /// Clap's error in one line: what, where, and what to do.
 fn refusal(error: &clap::Error) -> Ending {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return Ending::Shown(error.render().ansi().to_string());
+        let text = error.render();
+        let coloured = std::io::stdout().is_terminal();
+        return Ending::Shown(if coloured { text.ansi().to_string() } else { text.to_string() });
     }
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),

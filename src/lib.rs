@@ -1,4 +1,61 @@
-//! Panzer.
+//! Panzer runs N copies of any program behind shared listening sockets, keeps that number constant, and replaces the
+//! program with a new release without refusing, resetting or losing one connection.
+//!
+//! # The processes
+//!
+//! ```text
+//! panzer (main)                  owns the listeners; its pid never changes
+//! ├── panzer: monitor [gen 3]    a retired generation, draining its workers
+//! │   └── my_app (worker 1)
+//! └── panzer: monitor [gen 4]    the serving generation
+//!     ├── my_app (worker 0)
+//!     └── my_app (worker 1)
+//! ```
+//!
+//! The binary is executed once for each role, by the environment protocol in [`control::role`]. A user's command line
+//! is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
+//! resolved [`config::Plan`]: under the same pid, without a page of the parser. Main starts one **monitor**
+//! ([`monitor`]) for each generation, and a monitor keeps its slots filled with **workers** ([`worker`]), which are the
+//! user's program and nothing else.
+//!
+//! Main and a monitor talk over a SOCK_SEQPACKET pair, [`control::channel`], in [`control::messages`]: orders go down,
+//! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
+//! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
+//!
+//! # How each process works
+//!
+//! One folder per process that `ps` shows; in each, a pure `state` that decides and a `run` that does:
+//!
+//! ```text
+//! signals, children, messages, deadlines ── run ──▶ Event ──▶ state.on(now, event) ──▶ Vec<Action> ── run ──▶ the world
+//!                                            ▲                                                          │
+//!                                            └────── an action that failed is an event, queued ◀────────┘
+//! ```
+//!
+//! A state has no clock, no IO and no pids; `tests/sim` drives both through random histories. There is one loop per
+//! process, it sleeps in one place ([`sys::poller`]) until the earliest deadline, and where there is none it sleeps for
+//! ever: an idle panzer never wakes.
+//!
+//! # Invariants
+//!
+//! 1. At most one generation is starting, and the serving one is untouched until the new one is wholly ready and has
+//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more.
+//! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
+//!    and nothing else is ever signalled.
+//! 3. After a stop nothing is spawned, and the end comes within the schedule.
+//! 4. Every listener is held by main from start to stop, so no accept queue is ever closed in between.
+//! 5. A worker starts clean: default dispositions, an empty mask, descriptors 0-2 and the listeners from 3, no variable
+//!    of panzer's but the documented ones, its own process group. All that panzer opens is close-on-exec; what a shell
+//!    left open is closed in [`launch`].
+//! 6. Neither main nor a monitor waits for anything but its poller: a send that would block is queued
+//!    ([`control::channel`]), a message that would block is counted and dropped ([`sys::stderr`]), and what may hang on
+//!    a dead file system is done by a monitor or by the child itself.
+//!
+//! # What knows what
+//!
+//! Imports run downward: `bin` → `launch` and the processes → `control`, `sockets`, `readiness`, `worker` → `config`,
+//! `signals`, `backoff`, `sys`. The processes never import each other: what they share is the protocol. `unsafe` is in
+//! [`sys`] and [`worker::spawn`] only. `tests/tidy.rs` holds this picture against the code.
 
 pub mod backoff;
 pub mod cli;

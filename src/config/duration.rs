@@ -8,10 +8,12 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Parses `60s`, `100ms`, `1m 30s`, or a bare number of seconds, at most 366 days.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
+    if text.starts_with('-') {
+        return Err("a duration cannot be negative".to_owned());
+    }
     let seconds = text.parse::<f64>().map(Duration::try_from_secs_f64);
     let parsed = match seconds {
         Ok(Ok(duration)) => duration,
-        Ok(Err(_)) if text.starts_with('-') => return Err("a duration cannot be negative".to_owned()),
         Ok(Err(_)) => return Err("that is longer than 366 days".to_owned()),
         Err(_) => humantime::parse_duration(text)
             .map_err(|_| "not a duration; write it as in 500ms, 60s, 2m or 1h".to_owned())?,

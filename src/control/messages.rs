@@ -47,6 +47,8 @@ pub enum Report {
     },
     /// No worker can be started at all.
     CannotBegin(Cause),
+    /// The program runs; told once by each monitor.
+    Executed,
     /// A worker is ready; told again when one that was ready by being alive says so itself.
     Ready {
         /// Its slot.

@@ -29,6 +29,7 @@ const PLAN_FD: &str = "PANZER_PLAN_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
 const GENERATION: &str = "PANZER_GENERATION";
+const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that are meant for one process and never passed on as they came.
@@ -106,6 +107,8 @@ impl Environment {
         let after = FIRST + listeners as RawFd;
         let mut fds = vec![
             (GENERATION, generation.to_string()),
+            // For whoever asks which main the holder of a socket belongs to.
+            (MAIN_PID, std::process::id().to_string()),
             (CHANNEL_FD, after.to_string()),
             (PLAN_FD, (after + 1).to_string()),
             (LISTEN_FDS, listeners.to_string()),

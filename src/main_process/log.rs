@@ -1,8 +1,12 @@
 //! What main tells people.
 
+use std::path::Path;
+
 use log::{error, info};
+use nix::unistd::Pid;
 
 use super::state::Note;
+use crate::config::Plan;
 use crate::config::duration::show;
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
@@ -10,8 +14,16 @@ use crate::worker::cause::Cause;
 /// How many slots are named one by one.
 const MOST_NAMED: usize = 8;
 
+/// Where this instance can be found: told once it is more than a wrong command line.
+pub(super) fn began(plan: &Plan, pid_path: &Path) {
+    let named: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
+    info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
+}
+
 pub(super) fn write(note: &Note, workers: u32) {
     match note {
+        Note::Began => {}
         Note::Serving(generation, time) => {
             info!("generation {generation} serves: {} ready in {}", count(workers), show(*time));
         }

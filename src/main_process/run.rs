@@ -14,7 +14,7 @@ use super::children::{Children, Running};
 use super::inquiry::Inquiry;
 use super::log;
 use super::pidfile::{self, PidFile};
-use super::state::{Action, Event, Generations, Monitor, Settings};
+use super::state::{Action, Event, Generations, Monitor, Note, Settings};
 use crate::config::{Plan, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
@@ -51,6 +51,7 @@ struct Main {
     signals: Signals,
     poller: Poller,
     listeners: Vec<Listener>,
+    pid_path: PathBuf,
     children: Children,
     found: BTreeMap<u32, Found>,
     inquiry: Option<Inquiry>,
@@ -110,9 +111,6 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
             return Err(failure);
         }
     };
-    let named: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
-    let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
-    ::log::info!("started as pid {} ({}){on}", Pid::this(), pid_file.path().display());
     let state = Generations::new(settings(&plan));
     let main = Main {
         plan,
@@ -121,6 +119,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         signals,
         poller,
         listeners,
+        pid_path: pid_file.path().to_owned(),
         children,
         found: BTreeMap::new(),
         inquiry: None,
@@ -328,6 +327,7 @@ impl Main {
             Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
             Action::CloseListeners => self.listeners.drain(..).for_each(Listener::close),
             Action::Release(generation) => drop(self.found.remove(&generation)),
+            Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
             Action::Note(note) => log::write(&note, self.plan.workers),
             Action::Exit(code) => self.exit = Some(code),
         }

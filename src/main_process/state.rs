@@ -99,6 +99,8 @@ pub enum Action {
 /// What people are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
+    /// The program could be executed for the first time.
+    Began,
     /// The first generation, or one that was restarted, serves; with the time it took.
     Serving(u32, Duration),
     /// A reload begins.
@@ -366,8 +368,12 @@ impl Generations {
         let bake = if told { Duration::ZERO } else { self.settings.bake };
         let Some(serving) = &mut self.serving else { return };
         match report {
+            Report::Executed => {
+                if !std::mem::replace(&mut self.has_run, true) {
+                    actions.push(Action::Note(Note::Began));
+                }
+            }
             Report::Ready { slot, notified } => {
-                self.has_run = true;
                 serving.notifies |= notified;
                 if slot < workers {
                     serving.ready.insert(slot);

@@ -174,6 +174,7 @@ pub struct Slots {
     groups: BTreeMap<Worker, Escalation>,
     recent_respawns: VecDeque<Instant>,
     stopping: Option<Schedule>,
+    executed: bool,
     gave_up: bool,
     exited: bool,
     random: Random,
@@ -195,6 +196,7 @@ impl Slots {
             groups: BTreeMap::new(),
             recent_respawns: VecDeque::new(),
             stopping: None,
+            executed: false,
             gave_up: false,
             exited: false,
             random: Random::new(settings.seed),
@@ -289,11 +291,18 @@ impl Slots {
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        if notify && !slot.notified {
-            slot.state = State::Starting { deadline: (!trial).then(|| now + timeout) };
+        let notified = slot.notified;
+        slot.state = if notify && !notified {
+            State::Starting { deadline: (!trial).then(|| now + timeout) }
         } else {
-            slot.state = State::Ready;
-            actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified }));
+            State::Ready
+        };
+        let ready = matches!(slot.state, State::Ready);
+        if !std::mem::replace(&mut self.executed, true) {
+            actions.push(Action::Report(Report::Executed));
+        }
+        if ready {
+            actions.push(Action::Report(Report::Ready { slot: worker.slot, notified }));
         }
     }
 

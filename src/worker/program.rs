@@ -102,7 +102,8 @@ fn libc_flags(flags: OFlag) -> i32 {
 
 fn find(program: &OsStr, start: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
     if program.as_bytes().contains(&b'/') {
-        return Ok(start.join(program));
+        // Without the "." of "./app", which says nothing in a message.
+        return Ok(start.join(program).components().collect());
     }
     let directories = search_path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
     let mut unusable = None;

@@ -33,7 +33,10 @@ pub fn explain(errno: Errno, path: &Path) -> Cause {
     let shown = path.display();
     let text = match errno {
         Errno::ENOENT if !path.exists() => {
-            return Cause::NotFound(Cause::bounded(format!("{shown} was not found: {}", errno.desc())));
+            return Cause::NotFound(Cause::bounded(format!(
+                "{shown} was not found ({}); check the path",
+                errno.desc().to_lowercase()
+            )));
         }
         Errno::ENOENT => match interpreter(path) {
             Some(interpreter) => format!("{shown} cannot be executed: its interpreter {interpreter} was not found"),
