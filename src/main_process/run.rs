@@ -20,7 +20,7 @@ use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::signals::{Action as Asked, Preset, action, read_by_main};
-use crate::sockets::{Listener, bind};
+use crate::sockets::{Listener, Refusal, bind};
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Received as Signalled, Signals};
 use crate::sys::{document, processes, signals, stderr};
@@ -98,6 +98,8 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
+    // An ignored CHLD, above all, would have the kernel reap our children.
+    signals::reset_dispositions();
     let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
     let poller = Poller::new()?;
@@ -135,31 +137,40 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
 fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<Vec<Listener>, Failure> {
     let until = Instant::now() + plan.stop.total();
     let mut listeners: Vec<Listener> = Vec::new();
-    let mut told = false;
+    let mut waiting = false;
     while let Some(wanted) = plan.listen.get(listeners.len()) {
         let refused = match bind(wanted) {
             Ok(listener) => {
                 listeners.push(listener);
                 continue;
             }
-            Err(refused) => refused,
-        };
-        if !refused.passing || Instant::now() >= until {
-            listeners.into_iter().for_each(Listener::close);
-            return Err(Failure::Refused(refused.to_string()));
-        }
-        if !std::mem::replace(&mut told, true) {
-            ::log::warn!("{refused}: a worker of a panzer that died; waiting until it has ended");
-        }
-        poller.wait(Some(Instant::now() + RETRY))?;
-        while let Some(received) = signals.read() {
-            if matches!(action(Preset::Panzer, received.signal), Asked::Stop | Asked::StopThenNow | Asked::StopNow) {
-                listeners.into_iter().for_each(Listener::close);
-                return Err(Failure::Stopped);
+            Err(Refusal::Passing(held)) if Instant::now() < until => {
+                if !std::mem::replace(&mut waiting, true) {
+                    ::log::warn!("{held}; waiting until it has ended");
+                }
+                stop_asked(poller, signals)?.then_some(Failure::Stopped)
             }
+            // The last of them ended between our bind and our look.
+            Err(Refusal::Unseen(_)) if waiting && Instant::now() < until => {
+                stop_asked(poller, signals)?.then_some(Failure::Stopped)
+            }
+            Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => Some(Failure::Refused(why)),
+        };
+        if let Some(failure) = refused {
+            listeners.into_iter().for_each(Listener::close);
+            return Err(failure);
         }
     }
     Ok(listeners)
+}
+
+/// Waits a moment. True where a signal asked for an end meanwhile.
+fn stop_asked(poller: &Poller, signals: &Signals) -> io::Result<bool> {
+    poller.wait(Some(Instant::now() + RETRY))?;
+    let asked = std::iter::from_fn(|| signals.read()).map(|received| action(Preset::Panzer, received.signal));
+    // All of them are taken: one that is left would wake the next wait at once.
+    let stops = asked.filter(|asked| matches!(asked, Asked::Stop | Asked::StopThenNow | Asked::StopNow)).count();
+    Ok(stops > 0)
 }
 
 fn settings(plan: &Plan) -> Settings {
@@ -232,7 +243,7 @@ impl Main {
             Asked::HangUp if self.had_terminal && !has_terminal() => {
                 self.events.push_back(Event::Stop(Urgency::Graceful));
             }
-            Asked::HangUp => ::log::info!("HUP: the terminal is still there, and nothing is to be read again"),
+            Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
             Asked::Nothing => {}
         }
     }

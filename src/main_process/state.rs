@@ -368,10 +368,9 @@ impl Generations {
         let bake = if told { Duration::ZERO } else { self.settings.bake };
         let Some(serving) = &mut self.serving else { return };
         match report {
-            Report::Executed => {
-                if !std::mem::replace(&mut self.has_run, true) {
-                    actions.push(Action::Note(Note::Began));
-                }
+            Report::Executed if !self.has_run => {
+                self.has_run = true;
+                actions.push(Action::Note(Note::Began));
             }
             Report::Ready { slot, notified } => {
                 serving.notifies |= notified;

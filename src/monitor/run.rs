@@ -54,7 +54,6 @@ struct Monitor {
 pub fn run(environment: &Environment) -> Result<(), String> {
     let inheritance = environment.take_monitor()?;
     signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
-    signals::reset_dispositions();
     processes::set_name();
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;

@@ -276,6 +276,10 @@ impl Slots {
         self.slots.get_mut(worker.slot as usize).filter(|slot| slot.life == worker.life)
     }
 
+    fn is_live(&mut self, worker: Worker) -> bool {
+        self.slot(worker).is_some_and(|slot| !matches!(slot.state, State::Empty | State::Waiting { .. }))
+    }
+
     fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
@@ -324,11 +328,11 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
-        let random = self.random.draw();
-        let Some(slot) = self.slot(worker) else { return };
-        if matches!(slot.state, State::Empty | State::Waiting { .. }) {
+        if !self.is_live(worker) {
             return;
         }
+        let random = self.random.draw();
+        let Some(slot) = self.slot(worker) else { return };
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
@@ -347,6 +351,10 @@ impl Slots {
     }
 
     fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        // Told just before the worker's own end.
+        if !self.is_live(worker) {
+            return;
+        }
         let schedule = self.stopping.as_ref().unwrap_or(&self.settings.stop);
         if self.groups.insert(worker, Escalation::begin(schedule, now)).is_none() {
             actions.push(Action::Note(Note::LeftBehind(worker)));

@@ -3,7 +3,10 @@
 use std::fs;
 use std::net::IpAddr;
 
+use nix::unistd::Pid;
+
 use crate::config::Address;
+use crate::sys::processes::is_alive;
 
 /// The state of a listening socket in /proc/net/tcp.
 const TCP_LISTEN: &str = "0A";
@@ -89,8 +92,8 @@ fn describe(pid: i32) -> Holder {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let main = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PANZER_MAIN_PID="));
     let main = main.and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok());
-    let dead = |main: i32| !fs::exists(format!("/proc/{main}")).unwrap_or(true);
-    Holder { pid, name, left_by_dead_main: main.is_some_and(dead) }
+    let dead = main.is_some_and(|main| !is_alive(Pid::from_raw(main)));
+    Holder { pid, name, left_by_dead_main: dead }
 }
 
 #[cfg(test)]

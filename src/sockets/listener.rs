@@ -1,6 +1,5 @@
 //! Binding what `--listen` asks for.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,19 +24,15 @@ pub struct Listener {
     path: Option<(PathBuf, u64)>,
 }
 
-/// Why an address could not be bound.
+/// Why an address could not be bound, each in a line.
 #[derive(Debug)]
-pub struct InUse {
-    /// What failed, in a line.
-    pub message: String,
-    /// Whether only the draining workers of a panzer that died hold it, so that waiting helps.
-    pub passing: bool,
-}
-
-impl fmt::Display for InUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
+pub enum Refusal {
+    /// Only draining workers of a panzer that died hold it: waiting helps.
+    Passing(String),
+    /// It is in use, and nobody is seen to hold it; whoever did may just have ended.
+    Unseen(String),
+    /// Somebody holds it, or it cannot be bound at all.
+    Final(String),
 }
 
 impl Listener {
@@ -59,7 +54,7 @@ impl AsFd for Listener {
 }
 
 /// Binds and listens. A unix path that a dead process left is replaced, one that lives is refused.
-pub fn bind(wanted: &Listen) -> Result<Listener, InUse> {
+pub fn bind(wanted: &Listen) -> Result<Listener, Refusal> {
     let bound = match &wanted.address {
         Address::Any(port) => any(*port, wanted.backlog),
         Address::Tcp(address) => tcp(*address, false, wanted.backlog),
@@ -115,8 +110,7 @@ fn listening(fd: OwnedFd, address: &dyn SockaddrLike, backlog: u32) -> io::Resul
 
 /// Removes the path of a socket on which nobody listens any more. What is no socket is left alone, and refuses the bind.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if !is_socket {
+    if !is_socket(path) {
         return Ok(());
     }
     match UnixStream::connect(path) {
@@ -125,7 +119,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-fn why_not(address: &Address, error: &io::Error) -> InUse {
+fn why_not(address: &Address, error: &io::Error) -> Refusal {
     let reason = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EADDRINUSE) => return in_use(address),
         Some(Errno::EACCES) => match address {
@@ -137,21 +131,30 @@ fn why_not(address: &Address, error: &io::Error) -> InUse {
         Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),
     };
-    InUse { message: format!("cannot listen on {address}: {reason}"), passing: false }
+    Refusal::Final(format!("cannot listen on {address}: {reason}"))
 }
 
-fn in_use(address: &Address) -> InUse {
+fn in_use(address: &Address) -> Refusal {
     let holders = holder::find(address);
-    let passing = !holders.is_empty() && holders.iter().all(|holder| holder.left_by_dead_main);
-    let reason = match (holders.first(), address) {
-        (Some(holder), _) => format!("in use by {} (pid {}); stop it, or listen elsewhere", holder.name, holder.pid),
-        (None, Address::Unix(path)) if !path.exists() || is_live_socket(path) => "in use by another process".to_owned(),
-        (None, Address::Unix(_)) => "a file that is no socket is in its place; remove it".to_owned(),
-        (None, _) => "in use by a process that cannot be seen from here; stop it, or listen elsewhere".to_owned(),
-    };
-    InUse { message: format!("cannot listen on {address}: {reason}"), passing }
+    if let Some(holder) = holders.iter().find(|holder| !holder.left_by_dead_main) {
+        let (name, pid) = (&holder.name, holder.pid);
+        let message = format!("cannot listen on {address}: in use by {name} (pid {pid}); stop it, or listen elsewhere");
+        return Refusal::Final(message);
+    }
+    if let Some(holder) = holders.first() {
+        let (name, pid) = (&holder.name, holder.pid);
+        return Refusal::Passing(format!("{address} is held by {name} (pid {pid}), a worker of a panzer that died"));
+    }
+    match address {
+        Address::Unix(path) if path.exists() && !is_socket(path) => Refusal::Final(format!(
+            "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
+        )),
+        _ => Refusal::Unseen(format!(
+            "cannot listen on {address}: in use by a process that cannot be seen from here; stop it, or listen elsewhere"
+        )),
+    }
 }
 
-fn is_live_socket(path: &Path) -> bool {
+fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }

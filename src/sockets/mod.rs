@@ -3,4 +3,4 @@
 mod holder;
 pub mod listener;
 
-pub use listener::{InUse, Listener, bind};
+pub use listener::{Listener, Refusal, bind};

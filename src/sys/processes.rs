@@ -64,11 +64,21 @@ pub fn group_of(pid: Pid) -> Option<Pid> {
 
 /// The parent of `pid`. None where it has ended and been reaped.
 pub fn parent_of(pid: Pid) -> Option<Pid> {
+    state_and_parent(pid).map(|(_, parent)| parent)
+}
+
+/// Whether `pid` is a process that has not ended, be it reaped or not.
+pub fn is_alive(pid: Pid) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+fn state_and_parent(pid: Pid) -> Option<(char, Pid)> {
     // "pid (comm) state ppid …", and comm may hold spaces and parentheses.
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-    let fields = std::str::from_utf8(&stat[after..]).ok()?;
-    fields.split_ascii_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
+    let mut fields = std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, Pid::from_raw(fields.next()?.parse().ok()?)))
 }
 
 /// Whether `pid` runs under another user than we do, and may so have lost the signal of its parent's death.

@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+/// The last number that Linux has on x86-64 and aarch64.
+const LAST: libc::c_int = 64;
+
 /// A signal as it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
@@ -66,12 +69,16 @@ pub fn is_ignored(signal: Signal) -> bool {
 }
 
 /// Gives every signal its default action, except PIPE, which stays ignored here: a write to a closed pipe is an error
-/// that is handled, not the end. Done once for a monitor, so that a spawn need only reset PIPE.
+/// that is handled, not the end. Done once by main, so that a spawn need only reset PIPE.
 pub fn reset_dispositions() {
-    for number in 1..=libc::SIGRTMAX() {
+    /// The kernel's own structure, all zero: the default action, no flags, no mask.
+    const DEFAULT: [libc::c_ulong; 8] = [0; 8];
+    const MASK_BYTES: usize = 8;
+    for number in 1..=LAST {
         if ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE].contains(&number) {
-            // SAFETY: no handler is installed, only the default action. Numbers that glibc keeps to itself are refused.
-            unsafe { libc::signal(number, libc::SIG_DFL) };
+            // Not libc's signal(), which refuses the two numbers glibc keeps to itself, and those may be ignored too.
+            // SAFETY: no handler is installed, only the default action; the kernel reads less than the array is long.
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
         }
     }
 }

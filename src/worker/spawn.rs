@@ -182,7 +182,7 @@ fn become_program(
             }
         }
         write_pid(&mut *listen_pid, libc::getpid());
-        // Rust ignores PIPE; everything else has its default since the start of the role that spawns.
+        // Rust ignores PIPE; everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         if let Some(signal) = command.death_signal {
             libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong);
