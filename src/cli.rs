@@ -1,7 +1,7 @@
 //! The command line: the one definition of every option, from which help, man page and completions come.
 
 use std::ffi::{OsStr, OsString};
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,9 +13,25 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use crate::config::{
     self, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
 };
-use crate::launch::Ending;
 use crate::signals::{Preset, described};
 use crate::worker::program::start_directory;
+
+/// How it ends where it does not become main.
+#[derive(Debug)]
+pub enum Ending {
+    /// Help or version, for stdout.
+    Shown(String),
+    /// The command line or the environment is wrong, in a line.
+    Usage(String),
+    /// Panzer cannot start, in a line.
+    CannotStart(String),
+}
+
+impl From<io::Error> for Ending {
+    fn from(error: io::Error) -> Ending {
+        Ending::CannotStart(format!("cannot start: {error}"))
+    }
+}
 
 const USAGE: &str = "panzer [OPTIONS] PROGRAM [OPTIONS] [-- ARGS...]\n       panzer [OPTIONS] -- PROGRAM ARGS...";
 
@@ -258,7 +274,7 @@ fn check_placeholders(plan: &Plan) -> Result<(), Ending> {
 fn refusal(error: &clap::Error) -> Ending {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let text = error.render();
-        let coloured = std::io::stdout().is_terminal();
+        let coloured = io::stdout().is_terminal();
         return Ending::Shown(if coloured { text.ansi().to_string() } else { text.to_string() });
     }
     let context = |kind| match error.get(kind) {

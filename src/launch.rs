@@ -8,27 +8,10 @@ use std::os::fd::AsRawFd;
 
 use nix::unistd::execve;
 
-use crate::cli;
+use crate::cli::{self, Ending};
 use crate::config::text::c_string;
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sys::{descriptors, document, signals};
-
-/// How it ends where it does not become main.
-#[derive(Debug)]
-pub enum Ending {
-    /// Help or version, for stdout.
-    Shown(String),
-    /// The command line or the environment is wrong, in a line.
-    Usage(String),
-    /// Panzer cannot start, in a line.
-    CannotStart(String),
-}
-
-impl From<io::Error> for Ending {
-    fn from(error: io::Error) -> Ending {
-        Ending::CannotStart(format!("cannot start: {error}"))
-    }
-}
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
 pub fn run(environment: &Environment) -> Ending {

@@ -13,9 +13,7 @@ const ROWS: [&[&str]; 4] = [
 ];
 
 /// Within a row, and upward, only these: each with its reason.
-const ALLOWED: [(&str, &str); 4] = [
-    // The parser ends in a plan or in an ending.
-    ("cli", "launch"),
+const ALLOWED: [(&str, &str); 3] = [
     // A message says why a worker ended.
     ("control", "worker"),
     // A plan knows the limits of the backoff, and where descriptors begin.

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use panzer::cli::Ending;
 use panzer::control::role::{Environment, Role};
-use panzer::launch::{self, Ending};
-use panzer::{main_process, monitor};
+use panzer::{launch, main_process, monitor};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
