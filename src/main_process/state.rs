@@ -12,7 +12,7 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself.
+/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// One monitor process. A generation whose monitor died goes on under another one.
@@ -154,7 +154,8 @@ struct Generation {
     number: u32,
     monitor: Life,
     ready: BTreeSet<u32>,
-    notifies: bool,
+    /// The slots whose workers said themselves that they are ready.
+    told: BTreeSet<u32>,
     phase: Phase,
     begun: Instant,
     backoff: Backoff,
@@ -171,6 +172,9 @@ enum Life {
 struct Draining {
     since: Instant,
     urgency: Urgency,
+    /// What its workers go through, and since when.
+    schedule: Schedule,
+    begun: Instant,
     kill_at: Option<Instant>,
     /// Only a generation that once served is worth a word when it is gone.
     served: bool,
@@ -293,8 +297,14 @@ impl Generations {
         match self.settings.ready {
             Ready::Notify => true,
             Ready::Alive => false,
-            Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
+            Ready::Auto => self.serving_tells(),
         }
+    }
+
+    /// Whether every worker of the serving generation has said itself that it was ready. One that did so by chance must
+    /// not have the others ended for keeping silent.
+    fn serving_tells(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
     fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
@@ -305,7 +315,7 @@ impl Generations {
             number: monitor.generation,
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
-            notifies: false,
+            told: BTreeSet::new(),
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
@@ -343,10 +353,7 @@ impl Generations {
         let Some((starting, _)) = &mut self.starting else { return };
         match report {
             Report::Ready { slot, notified } => {
-                starting.notifies |= notified;
-                if slot < workers {
-                    starting.ready.insert(slot);
-                }
+                starting.note_ready(slot, notified, workers);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
                     starting.phase = Phase::Baking { until: now + bake };
                     if !bake.is_zero() {
@@ -363,8 +370,7 @@ impl Generations {
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
         // By then a program that only lives has lived; one that told has told.
-        let told =
-            self.settings.ready == Ready::Notify || self.serving.as_ref().is_some_and(|serving| serving.notifies);
+        let told = self.settings.ready == Ready::Notify || self.serving_tells();
         let bake = if told { Duration::ZERO } else { self.settings.bake };
         let Some(serving) = &mut self.serving else { return };
         match report {
@@ -373,10 +379,7 @@ impl Generations {
                 actions.push(Action::Note(Note::Began));
             }
             Report::Ready { slot, notified } => {
-                serving.notifies |= notified;
-                if slot < workers {
-                    serving.ready.insert(slot);
-                }
+                serving.note_ready(slot, notified, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
                     serving.phase = Phase::Baking { until: now + bake };
                 }
@@ -447,8 +450,14 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let kill_at = Some(now + self.schedule(urgency).total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, kill_at, served });
+        let schedule = self.schedule(urgency);
+        let kill_at = Some(now + schedule.total() + GRACE);
+        self.draining.insert(monitor, Draining { since: now, urgency, schedule, begun: now, kill_at, served });
+    }
+
+    /// How urgent the end is of what nobody was told to stop.
+    fn urgency(&self) -> Urgency {
+        self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
 
     fn schedule(&self, urgency: Urgency) -> Schedule {
@@ -488,7 +497,10 @@ impl Generations {
         for (monitor, draining) in &mut self.draining {
             if draining.urgency < Urgency::Quick {
                 draining.urgency = Urgency::Quick;
-                draining.kill_at = draining.kill_at.map(|kill_at| kill_at.min(now + quick.total() + GRACE));
+                if now + quick.total() < draining.begun + draining.schedule.total() {
+                    (draining.schedule, draining.begun) = (quick.clone(), now);
+                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
+                }
                 actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
             }
         }
@@ -506,9 +518,13 @@ impl Generations {
             return;
         }
         if orphans {
-            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
-            self.adopt(monitor, obeyed.map_or(now, |draining| draining.since), now, actions);
+            let (schedule, begun) = match obeyed {
+                Some(draining) => (draining.schedule.clone(), draining.begun),
+                // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+                None => (self.schedule(self.urgency()), now),
+            };
+            self.adopt(monitor, &schedule, begun, now, actions);
         }
         if let Some(drained) = draining {
             if drained.served && !orphans {
@@ -540,9 +556,15 @@ impl Generations {
         serving.begun = now;
     }
 
-    fn adopt(&mut self, monitor: Monitor, since: Instant, now: Instant, actions: &mut Vec<Action>) {
-        let schedule = self.schedule(self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency));
-        let mut escalation = Escalation::resume(&schedule, since, now);
+    fn adopt(
+        &mut self,
+        monitor: Monitor,
+        schedule: &Schedule,
+        begun: Instant,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut escalation = Escalation::resume(schedule, begun, now);
         if escalation.deadline().is_none() {
             // The schedule is over, and whether the monitor still sent its KILL nobody knows.
             escalation = Escalation::begin(&Schedule::kill(), now);
@@ -576,9 +598,14 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
+        let anew = self.schedule(self.urgency());
         for (monitor, escalation) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
+            }
+            if escalation.deadline().is_none() {
+                // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
+                *escalation = Escalation::begin(&anew, now + GRACE);
             }
         }
     }
@@ -615,7 +642,7 @@ impl Generations {
 
     /// A generation that has told goes on telling when its monitor is replaced.
     fn serving_must_notify(&self) -> bool {
-        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.notifies)
+        self.settings.ready == Ready::Auto && self.serving_tells()
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
@@ -628,6 +655,15 @@ impl Generations {
 }
 
 impl Generation {
+    fn note_ready(&mut self, slot: u32, told: bool, workers: u32) {
+        if slot < workers {
+            self.ready.insert(slot);
+            if told {
+                self.told.insert(slot);
+            }
+        }
+    }
+
     fn monitor(&self) -> Option<Monitor> {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),

@@ -155,6 +155,13 @@ struct Slot {
     ended_for: Option<Cause>,
 }
 
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+struct Stopping {
+    schedule: Schedule,
+    begun: Instant,
+}
+
 /// What one slot looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
@@ -173,7 +180,7 @@ pub struct Slots {
     slots: Vec<Slot>,
     groups: BTreeMap<Worker, Escalation>,
     recent_respawns: VecDeque<Instant>,
-    stopping: Option<Schedule>,
+    stopping: Option<Stopping>,
     executed: bool,
     gave_up: bool,
     exited: bool,
@@ -272,12 +279,11 @@ impl Slots {
         self.slots.len() as u32
     }
 
-    fn slot(&mut self, worker: Worker) -> Option<&mut Slot> {
-        self.slots.get_mut(worker.slot as usize).filter(|slot| slot.life == worker.life)
-    }
-
-    fn is_live(&mut self, worker: Worker) -> bool {
-        self.slot(worker).is_some_and(|slot| !matches!(slot.state, State::Empty | State::Waiting { .. }))
+    /// The slot that holds this worker; none where the worker is no more.
+    fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
+        let holds =
+            |slot: &&mut Slot| slot.life == worker.life && !matches!(slot.state, State::Empty | State::Waiting { .. });
+        self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
     fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
@@ -291,7 +297,7 @@ impl Slots {
 
     fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (notify, trial, timeout) = (self.settings.notify, self.settings.trial, self.settings.ready_timeout);
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
@@ -311,7 +317,7 @@ impl Slots {
     }
 
     fn notified(&mut self, worker: Worker, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
             State::Starting { .. } => {
@@ -328,11 +334,11 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
         let random = self.random.draw();
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
@@ -352,13 +358,21 @@ impl Slots {
 
     fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         // Told just before the worker's own end.
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
-        let schedule = self.stopping.as_ref().unwrap_or(&self.settings.stop);
-        if self.groups.insert(worker, Escalation::begin(schedule, now)).is_none() {
-            actions.push(Action::Note(Note::LeftBehind(worker)));
+        let mut escalation = match &self.stopping {
+            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
+            None => Escalation::begin(&self.settings.stop, now),
+        };
+        actions.push(Action::Note(Note::LeftBehind(worker)));
+        if escalation.deadline().is_none() {
+            escalation = Escalation::begin(&Schedule::kill(), now);
+        } else if let Some(stopping) = &self.stopping {
+            // It was its worker that got this; it has as long to end as the stop still takes.
+            actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
+        self.groups.insert(worker, escalation);
     }
 
     /// The release serves: what died on trial just before is filled again like any other slot.
@@ -382,8 +396,12 @@ impl Slots {
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        if self.stopping.replace(schedule.clone()).is_none() {
+        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
+        if end.is_none() {
             actions.push(Action::CloseListeners);
+        }
+        if end.is_none_or(|end| now + schedule.total() < end) {
+            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
         }
         for slot in &mut self.slots {
             match &mut slot.state {
