@@ -23,7 +23,9 @@ fn start() -> Option<(Panzer, Address)> {
 fn a_request_under_way_is_answered_by_the_worker_that_took_it() {
     let Some((panzer, address)) = start() else { return };
     let mut connection = Connection::open(&address).unwrap();
-    connection.send("/slow?seconds=2", false).unwrap();
+    // Answered once, it has been accepted.
+    connection.get("/", false).unwrap();
+    connection.send("/slow?seconds=5", false).unwrap();
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     let answer = connection.receive().unwrap();
     assert!(answer.text().contains("of generation 1,"), "{}", answer.text());
