@@ -58,8 +58,9 @@ struct Options {
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 
-    /// When a worker is ready: notify, it sent READY=1; alive, it runs; auto, notify if the serving generation did
-    /// send it, else alive
+    /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
+    /// auto, accept where it has a listener and that can be seen, else notify if the serving generation did send
+    /// it, else alive
     #[arg(long, env = "PANZER_READY", value_name = "WHEN")]
     ready: Option<When>,
 
@@ -123,6 +124,7 @@ struct Options {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum When {
     Auto,
+    Accept,
     Notify,
     Alive,
 }
@@ -166,6 +168,16 @@ impl Options {
         let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
+        let listen = parse_listen(&self.listen)?;
+        let ready = match self.ready.unwrap_or(When::Auto) {
+            When::Accept if listen.is_empty() => {
+                return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
+            }
+            When::Accept => config::Ready::Accept,
+            When::Auto => config::Ready::Auto,
+            When::Notify => config::Ready::Notify,
+            When::Alive => config::Ready::Alive,
+        };
         let stop = self.stop.unwrap_or_default();
         let delay = self.delay.unwrap_or(Duration::from_millis(100));
         let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
@@ -176,12 +188,8 @@ impl Options {
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
-            listen: parse_listen(&self.listen)?,
-            ready: match self.ready.unwrap_or(When::Auto) {
-                When::Auto => config::Ready::Auto,
-                When::Notify => config::Ready::Notify,
-                When::Alive => config::Ready::Alive,
-            },
+            listen,
+            ready,
             ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
             bake: self.bake.unwrap_or(Duration::from_secs(1)),
             stop: match self.timeout {

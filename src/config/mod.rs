@@ -85,10 +85,13 @@ impl Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// By what the serving generation has shown to be able to tell, else when it runs.
+    /// When it is seen accepting, where it has a listener and that can be seen; otherwise by what the serving generation
+    /// has shown to be able to tell, else when it runs.
     Auto,
     /// When it has sent `READY=1`.
     Notify,
+    /// When it is seen accepting on one of its listeners.
+    Accept,
     /// When it runs.
     Alive,
 }

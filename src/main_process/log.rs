@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use log::{error, info};
+use log::{error, info, warn};
 use nix::unistd::Pid;
 
 use super::state::Note;
@@ -55,6 +55,10 @@ pub(super) fn write(note: &Note, workers: u32) {
         Note::MonitorDied(generation, cause, delay) => {
             error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
         }
+        Note::Unseeable(generation, why) => warn!(
+            "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready when they \
+             send READY=1 if the serving ones did, else when they run (--ready notify or alive chooses)"
+        ),
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }

@@ -128,6 +128,8 @@ pub enum Note {
     Drained(u32, Duration),
     /// A monitor died; another follows after this delay.
     MonitorDied(u32, Cause, Duration),
+    /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
+    Unseeable(u32, String),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
     /// Stopping.
@@ -154,6 +156,10 @@ struct Generation {
     number: u32,
     monitor: Life,
     ready: BTreeSet<u32>,
+    /// Those of them that were seen accepting.
+    accepting: BTreeSet<u32>,
+    /// Those that could not be seen, and why.
+    unseeable: BTreeMap<u32, String>,
     notifies: bool,
     phase: Phase,
     begun: Instant,
@@ -204,6 +210,7 @@ pub struct Generations {
     orphans: BTreeMap<Monitor, Escalation>,
     reload_queued: bool,
     has_run: bool,
+    unseeable_told: bool,
     stopping: Option<Stopping>,
     exited: bool,
     random: Random,
@@ -220,6 +227,7 @@ impl Generations {
             orphans: BTreeMap::new(),
             reload_queued: false,
             has_run: false,
+            unseeable_told: false,
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
@@ -292,7 +300,7 @@ impl Generations {
     fn must_notify(&self) -> bool {
         match self.settings.ready {
             Ready::Notify => true,
-            Ready::Alive => false,
+            Ready::Accept | Ready::Alive => false,
             Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
         }
     }
@@ -305,6 +313,8 @@ impl Generations {
             number: monitor.generation,
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
+            accepting: BTreeSet::new(),
+            unseeable: BTreeMap::new(),
             notifies: false,
             phase: Phase::Filling,
             begun: now,
@@ -342,17 +352,19 @@ impl Generations {
         let bake = self.settings.bake;
         let Some((starting, _)) = &mut self.starting else { return };
         match report {
-            Report::Ready { slot, notified } => {
-                starting.notifies |= notified;
-                if slot < workers {
-                    starting.ready.insert(slot);
-                }
+            Report::Ready { slot, notified, seen } => {
+                starting.note_ready(slot, notified, seen, workers);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
                     starting.phase = Phase::Baking { until: now + bake };
                     if !bake.is_zero() {
                         actions.push(Action::Note(Note::Baking(starting.number, bake)));
                     }
                 }
+            }
+            Report::Unseeable { slot, why } => {
+                starting.unseeable.insert(slot, why.clone());
+                let number = starting.number;
+                self.tell_unseeable(number, why, actions);
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
@@ -362,27 +374,27 @@ impl Generations {
 
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
-        // By then a program that only lives has lived; one that told has told.
-        let told =
-            self.settings.ready == Ready::Notify || self.serving.as_ref().is_some_and(|serving| serving.notifies);
-        let bake = if told { Duration::ZERO } else { self.settings.bake };
+        let (ready, bake) = (self.settings.ready, self.settings.bake);
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
                 self.has_run = true;
                 actions.push(Action::Note(Note::Began));
             }
-            Report::Ready { slot, notified } => {
-                serving.notifies |= notified;
-                if slot < workers {
-                    serving.ready.insert(slot);
-                }
+            Report::Ready { slot, notified, seen } => {
+                serving.note_ready(slot, notified, seen, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
+                    let bake = if ready == Ready::Notify || serving.shows_readiness() { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
             }
+            Report::Unseeable { why, .. } => {
+                let number = serving.number;
+                self.tell_unseeable(number, why, actions);
+            }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
+                serving.accepting.remove(&slot);
                 if matches!(serving.phase, Phase::Baking { .. }) {
                     serving.phase = Phase::Filling;
                 }
@@ -398,6 +410,13 @@ impl Generations {
                 self.stop(Urgency::Graceful, 1, now, actions);
             }
             _ => {}
+        }
+    }
+
+    /// Said once: it is the program that is so, in every worker of every generation.
+    fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
+        if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
+            actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
 
@@ -536,6 +555,7 @@ impl Generations {
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.monitor = Life::Waiting { life, until: now + delay };
         serving.ready.clear();
+        serving.accepting.clear();
         serving.phase = Phase::Filling;
         serving.begun = now;
     }
@@ -588,8 +608,8 @@ impl Generations {
         match starting.phase {
             Phase::Baking { until } if until <= now => self.commit(now, actions),
             Phase::Filling if *deadline <= now => {
-                let cause = Cause::NotReady(self.settings.ready_timeout);
-                self.reject(None, cause, now, actions);
+                let (slot, cause) = starting.why_not_ready(&self.settings);
+                self.reject(slot, cause, now, actions);
             }
             _ => {}
         }
@@ -632,6 +652,31 @@ impl Generation {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
             Life::Waiting { .. } => None,
+        }
+    }
+
+    fn note_ready(&mut self, slot: u32, notified: bool, seen: bool, workers: u32) {
+        self.notifies |= notified;
+        if slot < workers {
+            self.ready.insert(slot);
+            if seen {
+                self.accepting.insert(slot);
+            }
+        }
+    }
+
+    /// Whether it has shown more than that it lives.
+    fn shows_readiness(&self) -> bool {
+        self.notifies || self.accepting.len() == self.ready.len()
+    }
+
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
+    fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
+        let must_be_seen = settings.ready == Ready::Accept;
+        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
+        match unseen {
+            Some((slot, why)) => (Some(*slot), Cause::NotSeen(settings.ready_timeout, why.clone())),
+            None => (None, Cause::NotReady(settings.ready_timeout)),
         }
     }
 }

@@ -11,11 +11,13 @@ use nix::unistd::{Pid, fchdir};
 
 use super::log;
 use super::roster::Roster;
-use super::state::{Action, Event, Settings, Slots, Worker};
+use super::state::{Action, Event, Settings, Slots, Watch, Worker};
+use crate::config::Ready;
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::notify::NotifySocket;
+use crate::readiness::watch::{self, Listeners};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{document, processes, signals, stderr};
@@ -40,6 +42,8 @@ struct Monitor {
     release: Release,
     mixed_release_told: bool,
     listeners: Vec<OwnedFd>,
+    /// What workers are seen accepting on.
+    accepted_on: Listeners,
     channel: Channel,
     notify: NotifySocket,
     signals: Signals,
@@ -111,13 +115,15 @@ impl Monitor {
         poller.watch(&signals, SIGNALS)?;
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&notify, NOTIFY)?;
-        let state = Slots::new(settings(&assignment), Instant::now());
+        let accepted_on = Listeners::among(&listeners);
+        let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         Ok(Monitor {
             assignment,
             inherited,
             release,
             mixed_release_told: false,
             listeners,
+            accepted_on,
             channel,
             notify,
             signals,
@@ -233,6 +239,11 @@ impl Monitor {
                     self.events.push_back(Event::Ended(worker, cause));
                 }
             }
+            Action::Look(worker) => {
+                if let Some(pid) = self.roster.pid_of(worker) {
+                    self.events.push_back(Event::Seen(worker, watch::look(pid, &self.accepted_on)));
+                }
+            }
             Action::Signal(worker, signal) => self.signal(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
             Action::CloseListeners => self.listeners.clear(),
@@ -307,11 +318,16 @@ impl Monitor {
     }
 }
 
-fn settings(assignment: &Assignment) -> Settings {
+fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
     let plan = &assignment.plan;
     Settings {
         workers: plan.workers,
         notify: assignment.notify,
+        watch: match plan.ready {
+            Ready::Accept => Watch::Always,
+            Ready::Auto if has_listener => Watch::IfSeeable,
+            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+        },
         ready_timeout: plan.ready_timeout,
         stop: plan.stop.clone(),
         pace: plan.pace(),

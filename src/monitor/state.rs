@@ -8,10 +8,20 @@ use nix::sys::signal::Signal;
 use crate::backoff::{Backoff, Pace, Random};
 use crate::config::{Escalation, RespawnLimit, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
+use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
+
+/// The pause after the first look at a worker; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+
+/// The longest, so that a worker is known to accept within that and a little.
+const LONGEST_PAUSE: Duration = Duration::from_millis(64);
+
+/// So many workers are looked at before anything else has its turn.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// One life of a slot. What is still under way about an earlier life never touches a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,8 +37,10 @@ pub struct Worker {
 pub struct Settings {
     /// How many slots are kept filled.
     pub workers: u32,
-    /// Whether a worker is ready only when it has said so.
+    /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
     pub notify: bool,
+    /// Whether a worker is watched until it accepts.
+    pub watch: Watch,
     /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
     pub ready_timeout: Duration,
     /// How workers are stopped.
@@ -43,6 +55,17 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Whether a worker is watched until it accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It is not: readiness is by another measure.
+    No,
+    /// It is ready when it is seen accepting; one that cannot be seen, by the other measure.
+    IfSeeable,
+    /// It is ready when it is seen accepting, and never otherwise.
+    Always,
+}
+
 /// What can happen to a monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -52,6 +75,8 @@ pub enum Event {
     Executed(Worker),
     /// The worker said that it is ready.
     Notified(Worker),
+    /// What a look at the worker gave.
+    Seen(Worker, Sight),
     /// The worker has ended and been reaped, or could not be started.
     Ended(Worker, Cause),
     /// Processes of its group outlived a worker.
@@ -71,6 +96,8 @@ pub enum Event {
 pub enum Action {
     /// Start this worker.
     Spawn(Worker),
+    /// Look whether this worker accepts; the answer is [`Event::Seen`].
+    Look(Worker),
     /// Send this to the worker; KILL to its whole group.
     Signal(Worker, Signal),
     /// Send this to what the worker left behind.
@@ -139,9 +166,16 @@ enum State {
     Empty,
     Waiting { until: Instant },
     Executing { deadline: Instant },
-    Starting { deadline: Option<Instant> },
+    Starting { deadline: Option<Instant>, watched: Option<Watched> },
     Ready,
     Stopping(Escalation),
+}
+
+/// When a worker is looked at again.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    next: Instant,
+    pause: Duration,
 }
 
 #[derive(Debug)]
@@ -150,6 +184,8 @@ struct Slot {
     life: u32,
     since: Instant,
     notified: bool,
+    /// Why it could not be seen whether the worker accepts.
+    hidden: Option<Hidden>,
     backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     ended_for: Option<Cause>,
@@ -188,6 +224,7 @@ impl Slots {
             life: 0,
             since: now,
             notified: false,
+            hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
         };
@@ -216,6 +253,7 @@ impl Slots {
             }
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
+            Event::Seen(worker, sight) => self.seen(worker, sight, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
@@ -241,7 +279,9 @@ impl Slots {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
             State::Waiting { until } => Some(*until),
             State::Executing { deadline } => Some(*deadline),
-            State::Starting { deadline } => *deadline,
+            State::Starting { deadline, watched } => {
+                deadline.iter().copied().chain(watched.map(|watched| watched.next)).min()
+            }
             State::Stopping(escalation) => escalation.deadline(),
             State::Empty | State::Ready => None,
         });
@@ -285,45 +325,72 @@ impl Slots {
         slot.life += 1;
         slot.since = now;
         slot.notified = false;
+        slot.hidden = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
 
     fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (notify, trial, timeout) = (self.settings.notify, self.settings.trial, self.settings.ready_timeout);
+        let (watch, trial, timeout) = (self.settings.watch, self.settings.trial, self.settings.ready_timeout);
         let Some(slot) = self.slot(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        let notified = slot.notified;
-        slot.state = if notify && !notified {
-            State::Starting { deadline: (!trial).then(|| now + timeout) }
-        } else {
-            State::Ready
-        };
-        let ready = matches!(slot.state, State::Ready);
+        let watched = (watch != Watch::No).then_some(Watched { next: now, pause: FIRST_PAUSE });
+        slot.state = State::Starting { deadline: (!trial).then(|| now + timeout), watched };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
-        if ready {
-            actions.push(Action::Report(Report::Ready { slot: worker.slot, notified }));
-        }
+        self.become_ready_unseen(worker, actions);
     }
 
     fn notified(&mut self, worker: Worker, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
-            State::Starting { .. } => {
-                slot.state = State::Ready;
-                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true }));
-            }
-            // It was ready by being alive; that it can tell is worth knowing for the next release.
+            State::Starting { .. } => self.become_ready_unseen(worker, actions),
+            // It was ready by another measure; that it can tell is worth knowing for the next release.
             State::Ready if first_time => {
-                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true }));
+                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
             }
             _ => {}
         }
+    }
+
+    fn seen(&mut self, worker: Worker, sight: Sight, actions: &mut Vec<Action>) {
+        let watch = self.settings.watch;
+        let Some(slot) = self.slot(worker) else { return };
+        let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
+        match sight {
+            Sight::Accepting => self.become_ready(worker, true, actions),
+            Sight::NotYet => {}
+            Sight::Unseeable(why) => {
+                if watch == Watch::IfSeeable {
+                    *watched = None;
+                }
+                if slot.hidden.replace(why) != Some(why) {
+                    let why = why.to_string();
+                    actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why }));
+                }
+                self.become_ready_unseen(worker, actions);
+            }
+        }
+    }
+
+    /// Where nobody watches the worker, its own word counts, or that it lives.
+    fn become_ready_unseen(&mut self, worker: Worker, actions: &mut Vec<Action>) {
+        let notify = self.settings.notify;
+        let Some(slot) = self.slot(worker) else { return };
+        let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
+        if unwatched && (slot.notified || !notify) {
+            self.become_ready(worker, false, actions);
+        }
+    }
+
+    fn become_ready(&mut self, worker: Worker, seen: bool, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot(worker) else { return };
+        slot.state = State::Ready;
+        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
     }
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -370,7 +437,7 @@ impl Slots {
         for slot in &mut self.slots {
             match &mut slot.state {
                 State::Empty => slot.state = State::Waiting { until: now },
-                State::Starting { deadline } => *deadline = Some(now + timeout),
+                State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }
         }
@@ -411,6 +478,7 @@ impl Slots {
             self.end_if_overdue(index, now, actions);
             self.escalate_if_due(index, now, actions);
         }
+        self.look_if_due(now, actions);
         for (worker, escalation) in &mut self.groups {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalGroup(*worker, signal));
@@ -440,12 +508,33 @@ impl Slots {
                 slot.ended_for = Some(Cause::HungInExec(LONGEST_EXEC));
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
-            State::Starting { deadline: Some(deadline) } if deadline <= now => {
+            State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
+                let timeout = self.settings.ready_timeout;
                 slot.state = State::Stopping(Escalation::begin(&self.settings.stop, now));
-                slot.ended_for = Some(Cause::NotReady(self.settings.ready_timeout));
+                slot.ended_for = Some(match slot.hidden.filter(|_| self.settings.watch == Watch::Always) {
+                    Some(why) => Cause::NotSeen(timeout, why.to_string()),
+                    None => Cause::NotReady(timeout),
+                });
                 actions.push(Action::Note(Note::NotReady(worker, self.settings.ready_timeout)));
             }
             _ => {}
+        }
+    }
+
+    /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
+    fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let watched = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
+            State::Starting { watched: Some(watched), .. } if watched.next <= now => {
+                Some((Worker { slot: index, life: slot.life }, watched))
+            }
+            _ => None,
+        });
+        let mut due: Vec<_> = watched.collect();
+        due.sort_by_key(|(_, watched)| watched.next);
+        for (worker, watched) in due.into_iter().take(LOOKS_AT_ONCE) {
+            watched.next = now + watched.pause;
+            watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
+            actions.push(Action::Look(worker));
         }
     }
 
