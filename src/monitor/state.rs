@@ -18,7 +18,7 @@ const LONGEST_EXEC: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
 /// The longest, so that a worker is known to accept within that and a little.
-const LONGEST_PAUSE: Duration = Duration::from_millis(64);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// So many workers are looked at before anything else has its turn.
 const LOOKS_AT_ONCE: usize = 16;

@@ -18,8 +18,8 @@ pub use listeners::Listeners;
 use proc::{Link, Member, Thread};
 use wait::Wait;
 
-/// How many files of /proc one look reads at most: some milliseconds. What a worker has beyond that is not seen.
-const MOST_READS: u32 = 4096;
+/// How many threads and descriptors one look goes through at most: some 10 ms. What a worker has beyond is not seen.
+const MOST_STEPS: u32 = 4096;
 
 /// How many connections one look asks for their address at most.
 const MOST_CONNECTIONS: u32 = 256;
@@ -65,10 +65,10 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
     if !proc::shows_calls() {
         return Sight::Unseeable(Hidden::ByKernel);
     }
-    let mut look = Look { listeners, reads: MOST_READS, connections: MOST_CONNECTIONS, hidden: None };
+    let mut look = Look { listeners, steps: MOST_STEPS, connections: MOST_CONNECTIONS, hidden: None };
     let mut family = vec![worker];
     let mut next = 0;
-    while let Some(&pid) = family.get(next) {
+    while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
         next += 1;
         if look.accepts(pid, &mut family) {
             return Sight::Accepting;
@@ -80,7 +80,7 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
 /// One look, and what is left of its limits.
 struct Look<'a> {
     listeners: &'a Listeners,
-    reads: u32,
+    steps: u32,
     connections: u32,
     hidden: Option<Hidden>,
 }
@@ -89,7 +89,7 @@ impl Look<'_> {
     /// Whether this process is seen accepting. Adds its children to `family`.
     fn accepts(&mut self, pid: Pid, family: &mut Vec<Pid>) -> bool {
         for thread in proc::threads(pid) {
-            if !self.may_read() {
+            if !self.may_go_on() {
                 return false;
             }
             if self.waits_on_a_listener(&thread) {
@@ -100,9 +100,10 @@ impl Look<'_> {
         self.has_a_connection(pid)
     }
 
-    fn may_read(&mut self) -> bool {
-        self.reads = self.reads.saturating_sub(1);
-        self.reads > 0
+    /// Counts a step.
+    fn may_go_on(&mut self) -> bool {
+        self.steps = self.steps.saturating_sub(1);
+        self.steps > 0
     }
 
     /// What was read, or nothing where the process has ended. That it is hidden from us is remembered.
@@ -138,7 +139,7 @@ impl Look<'_> {
 
     /// Whether `fd` is a listener, or an epoll set that holds one.
     fn is_listener(&mut self, thread: &Thread, fd: RawFd, depth: u32) -> bool {
-        if !self.may_read() {
+        if !self.may_go_on() {
             return false;
         }
         match self.shown(thread.link(fd)) {
@@ -149,7 +150,7 @@ impl Look<'_> {
     }
 
     fn set_holds_a_listener(&mut self, thread: &Thread, set: RawFd, depth: u32) -> bool {
-        if depth >= DEEPEST_SET || !self.may_read() {
+        if depth >= DEEPEST_SET || !self.may_go_on() {
             return false;
         }
         let info = self.shown(thread.info(set));
@@ -168,7 +169,7 @@ impl Look<'_> {
         let descriptors = self.shown(main_thread.descriptors());
         let mut sockets = Vec::new();
         for fd in descriptors {
-            if !self.may_read() {
+            if !self.may_go_on() {
                 break;
             }
             match self.shown(main_thread.link(fd)) {

@@ -1,13 +1,19 @@
 //! What /proc shows of a process, read and taken apart.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
 use crate::sys::pidfd;
+
+/// So much of one file is read, in bytes: an epoll set of some 10,000 descriptors.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// So many descriptors of one process are listed.
+const MOST_DESCRIPTORS: usize = 4096;
 
 /// A thread, by its folder in /proc.
 #[derive(Debug)]
@@ -48,18 +54,19 @@ pub(super) fn threads(pid: Pid) -> impl Iterator<Item = Thread> {
 impl Thread {
     /// The call it is in, as /proc has it.
     pub(super) fn call(&self) -> io::Result<String> {
-        fs::read_to_string(self.folder.join("syscall"))
+        read_text(&self.folder.join("syscall"))
     }
 
     /// The processes that it has started.
     pub(super) fn children(&self) -> Vec<Pid> {
-        let list = fs::read_to_string(self.folder.join("children")).unwrap_or_default();
+        let list = read_text(&self.folder.join("children")).unwrap_or_default();
         list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
     }
 
     pub(super) fn descriptors(&self) -> io::Result<Vec<RawFd>> {
         let entries = fs::read_dir(self.folder.join("fd"))?;
-        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers.take(MOST_DESCRIPTORS).collect())
     }
 
     pub(super) fn link(&self, fd: RawFd) -> io::Result<Link> {
@@ -68,12 +75,18 @@ impl Thread {
     }
 
     pub(super) fn info(&self, fd: RawFd) -> io::Result<String> {
-        fs::read_to_string(self.folder.join("fdinfo").join(fd.to_string()))
+        read_text(&self.folder.join("fdinfo").join(fd.to_string()))
     }
 
     pub(super) fn memory(&self, address: usize, length: usize) -> io::Result<Vec<u8>> {
         pidfd::read_memory(self.pid, address, length)
     }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn parse_link(target: &str) -> Link {
