@@ -45,6 +45,9 @@ pub struct Plan {
     pub listen: Vec<Listen>,
     /// When a worker counts as ready.
     pub ready: Ready,
+    /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
+    #[serde(default)]
+    pub probe: Option<String>,
     /// How long a generation, or a respawned worker, may take to be ready.
     pub ready_timeout: Duration,
     /// How long a new generation must live, wholly ready, beside the old one.
@@ -92,6 +95,8 @@ pub enum Ready {
     Notify,
     /// When it is seen accepting on one of its listeners.
     Accept,
+    /// When [`Plan::probe`] succeeds.
+    Exec,
     /// When it runs.
     Alive,
 }

@@ -369,6 +369,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             descriptors,
+            inherits_descriptors: true,
             leads_group: false,
             keeps_mask: true,
             death_signal: None,

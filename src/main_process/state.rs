@@ -300,7 +300,7 @@ impl Generations {
     fn must_notify(&self) -> bool {
         match self.settings.ready {
             Ready::Notify => true,
-            Ready::Accept | Ready::Alive => false,
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
             Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
         }
     }
@@ -374,7 +374,8 @@ impl Generations {
 
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
-        let (ready, bake) = (self.settings.ready, self.settings.bake);
+        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec);
+        let bake = self.settings.bake;
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
@@ -384,7 +385,7 @@ impl Generations {
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
-                    let bake = if ready == Ready::Notify || serving.shows_readiness() { Duration::ZERO } else { bake };
+                    let bake = if shown || serving.shows_readiness() { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
             }

@@ -20,6 +20,15 @@ const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// The longest, so that a worker is known to accept within that and a little.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// The same for probes, which cost a process each.
+const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest pause between two probes of a worker.
+const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A probe that takes this long hangs: it is ended, and counts as failed.
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
+
 /// So many workers are looked at before anything else has its turn.
 const LOOKS_AT_ONCE: usize = 16;
 
@@ -39,7 +48,7 @@ pub struct Settings {
     pub workers: u32,
     /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
     pub notify: bool,
-    /// Whether a worker is watched until it accepts.
+    /// Whether a worker is watched until it is ready.
     pub watch: Watch,
     /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
     pub ready_timeout: Duration,
@@ -55,7 +64,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Whether a worker is watched until it accepts.
+/// Whether a worker is watched until it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// It is not: readiness is by another measure.
@@ -64,6 +73,8 @@ pub enum Watch {
     IfSeeable,
     /// It is ready when it is seen accepting, and never otherwise.
     Always,
+    /// It is ready when a probe of it succeeds.
+    Probe,
 }
 
 /// What can happen to a monitor.
@@ -77,6 +88,8 @@ pub enum Event {
     Notified(Worker),
     /// What a look at the worker gave.
     Seen(Worker, Sight),
+    /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
+    Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
     Ended(Worker, Cause),
     /// Processes of its group outlived a worker.
@@ -98,6 +111,10 @@ pub enum Action {
     Spawn(Worker),
     /// Look whether this worker accepts; the answer is [`Event::Seen`].
     Look(Worker),
+    /// Start a probe of this worker; its end is [`Event::Probed`].
+    Probe(Worker),
+    /// End the probe of this worker.
+    EndProbe(Worker),
     /// Send this to the worker; KILL to its whole group.
     Signal(Worker, Signal),
     /// Send this to what the worker left behind.
@@ -171,11 +188,20 @@ enum State {
     Stopping(Escalation),
 }
 
-/// When a worker is looked at again.
+/// When a worker is looked at or probed again; none while a probe of it is under way.
 #[derive(Debug, Clone, Copy)]
 struct Watched {
-    next: Instant,
+    next: Option<Instant>,
     pause: Duration,
+}
+
+/// A probe under way.
+#[derive(Debug)]
+struct Probe {
+    /// When it is ended, or ended again.
+    deadline: Instant,
+    /// Whether it was told to end.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -208,6 +234,7 @@ pub struct Slots {
     settings: Settings,
     slots: Vec<Slot>,
     groups: BTreeMap<Worker, Escalation>,
+    probes: BTreeMap<Worker, Probe>,
     recent_respawns: VecDeque<Instant>,
     stopping: Option<Schedule>,
     executed: bool,
@@ -231,6 +258,7 @@ impl Slots {
         Slots {
             slots: (0..settings.workers).map(|_| empty()).collect(),
             groups: BTreeMap::new(),
+            probes: BTreeMap::new(),
             recent_respawns: VecDeque::new(),
             stopping: None,
             executed: false,
@@ -254,6 +282,7 @@ impl Slots {
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, &mut actions),
+            Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
@@ -280,12 +309,13 @@ impl Slots {
             State::Waiting { until } => Some(*until),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, watched } => {
-                deadline.iter().copied().chain(watched.map(|watched| watched.next)).min()
+                deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
             }
             State::Stopping(escalation) => escalation.deadline(),
             State::Empty | State::Ready => None,
         });
-        slots.chain(self.groups.values().filter_map(Escalation::deadline)).min()
+        let probes = self.probes.values().map(|probe| probe.deadline);
+        slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
     }
 
     /// What a slot looks like.
@@ -336,7 +366,8 @@ impl Slots {
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        let watched = (watch != Watch::No).then_some(Watched { next: now, pause: FIRST_PAUSE });
+        let pause = if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE };
+        let watched = (watch != Watch::No).then_some(Watched { next: Some(now), pause });
         slot.state = State::Starting { deadline: (!trial).then(|| now + timeout), watched };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
@@ -374,6 +405,18 @@ impl Slots {
                 }
                 self.become_ready_unseen(worker, actions);
             }
+        }
+    }
+
+    fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
+        self.probes.remove(&worker);
+        let Some(slot) = self.slot(worker) else { return };
+        let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
+        if succeeded {
+            self.become_ready(worker, false, actions);
+        } else {
+            watched.next = Some(now + watched.pause);
+            watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
         }
     }
 
@@ -479,6 +522,7 @@ impl Slots {
             self.escalate_if_due(index, now, actions);
         }
         self.look_if_due(now, actions);
+        self.end_probes(now, actions);
         for (worker, escalation) in &mut self.groups {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalGroup(*worker, signal));
@@ -524,7 +568,7 @@ impl Slots {
     /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
     fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let watched = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
-            State::Starting { watched: Some(watched), .. } if watched.next <= now => {
+            State::Starting { watched: Some(watched), .. } if watched.next.is_some_and(|next| next <= now) => {
                 Some((Worker { slot: index, life: slot.life }, watched))
             }
             _ => None,
@@ -532,9 +576,27 @@ impl Slots {
         let mut due: Vec<_> = watched.collect();
         due.sort_by_key(|(_, watched)| watched.next);
         for (worker, watched) in due.into_iter().take(LOOKS_AT_ONCE) {
-            watched.next = now + watched.pause;
-            watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
-            actions.push(Action::Look(worker));
+            if self.settings.watch == Watch::Probe {
+                watched.next = None;
+                self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
+                actions.push(Action::Probe(worker));
+            } else {
+                watched.next = Some(now + watched.pause);
+                watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
+                actions.push(Action::Look(worker));
+            }
+        }
+    }
+
+    /// Ends the probes that hang, and those of whose result nobody waits any more.
+    fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        for (worker, probe) in &mut self.probes {
+            let slot = &self.slots[worker.slot as usize];
+            let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { .. });
+            if probe.deadline <= now || (!awaited && !probe.ended) {
+                *probe = Probe { deadline: now + LONGEST_PROBE, ended: true };
+                actions.push(Action::EndProbe(*worker));
+            }
         }
     }
 
@@ -579,7 +641,7 @@ impl Slots {
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
         let empty = self.slots.iter().all(|slot| matches!(slot.state, State::Empty));
-        if self.stopping.is_some() && empty && self.groups.is_empty() && !self.exited {
+        if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
             self.exited = true;
             actions.push(Action::Exit);
         }

@@ -305,3 +305,62 @@ fn nobody_is_looked_at_once_all_are_ready() {
     assert!(switches() - before <= 2, "an idle monitor never wakes");
     panzer.stop();
 }
+
+/// A panzer with workers that do nothing, and this probe of them.
+fn probed(options: &[&str], probe: &str) -> Builder {
+    Panzer::builder().args(options).args(["--ready", &format!("exec:{probe}"), "--", "sleep", "1000"])
+}
+
+#[test]
+fn a_probe_decides_by_its_exit_code() {
+    // It is told whom it is to look at, runs where workers run, and has none of what is theirs alone.
+    let probe = "test -e allowed && grep -q sleep /proc/$PANZER_WORKER_PID/cmdline && test -z \"$NOTIFY_SOCKET\" \
+                 && test -z \"$LISTEN_FDS\" && ! test -e /proc/self/fd/3 && echo $PANZER_WORKER_ID >> probed";
+    let panzer = probed(&["-w", "2", "-l", &free_port().to_string()], probe).start();
+    panzer.wait_for_line("started as pid", SOON);
+    let tried = now() + Duration::from_secs(1);
+    crate::support::eventually(SOON, "it was tried", || now() >= tried);
+    assert!(panzer.status().serving().workers.iter().all(|worker| worker.phase == "starting"));
+    fs::write(panzer.path("allowed"), "").unwrap();
+    assert_seen_by_probe(&panzer);
+    fs::remove_file(panzer.path("probed")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    assert_seen_by_probe(&panzer);
+    panzer.stop();
+}
+
+#[track_caller]
+fn assert_seen_by_probe(panzer: &Panzer) {
+    panzer.wait_serving();
+    let mut probed: Vec<String> =
+        fs::read_to_string(panzer.path("probed")).unwrap().lines().map(str::to_owned).collect();
+    probed.sort();
+    assert_eq!(probed, ["0", "1"], "one success each, and no probe after it");
+}
+
+#[test]
+fn a_probe_that_fails_fails_the_release() {
+    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "test $PANZER_GENERATION = 1").start();
+    panzer.wait_serving();
+    panzer.expect_line("error: reload failed: generation 2: 1 of 1 worker was not ready within 1s (worker 0)");
+    panzer.reload_and_wait().unwrap_err();
+    panzer.stop();
+}
+
+#[test]
+fn a_probe_that_hangs_ends_with_its_worker() {
+    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "echo . >> probed; sleep 1000 & wait").start();
+    panzer.expect_line("warning: worker 0 * is not ready after 1s; stopping it");
+    panzer.expect_line("warning: worker 0 * was not ready within 1s; respawning it in");
+    let probes = || fs::read_to_string(panzer.path("probed")).map_or(0, |notes| notes.lines().count());
+    crate::support::eventually(SOON, "the next worker is probed", || probes() == 2);
+    // That no probe is left is checked at the end.
+    panzer.stop();
+}
+
+#[test]
+fn a_probe_is_not_empty() {
+    let panzer = Panzer::start(["--ready", "exec:", "--", "sleep", "1000"]);
+    panzer.expect_line("invalid value 'exec:' for --ready: it must be one of auto, accept, notify, alive, exec:CMD");
+    assert_eq!(panzer.wait_exit().code(), Some(2));
+}
