@@ -6,8 +6,8 @@ use log::{error, info, warn};
 use nix::unistd::Pid;
 
 use super::state::Note;
-use crate::config::Plan;
 use crate::config::duration::show;
+use crate::config::{Plan, Ready};
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
@@ -21,7 +21,8 @@ pub(super) fn began(plan: &Plan, pid_path: &Path) {
     info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
 }
 
-pub(super) fn write(note: &Note, workers: u32) {
+pub(super) fn write(note: &Note, plan: &Plan) {
+    let workers = plan.workers;
     match note {
         Note::Began => {}
         Note::Serving(generation, time) => {
@@ -43,7 +44,7 @@ pub(super) fn write(note: &Note, workers: u32) {
         Note::Rejected { generation, slot, cause, missing, serving } => {
             error!(
                 "reload failed: generation {generation}: {}; generation {serving} serves on",
-                reason(*slot, cause, missing, workers)
+                reason(*slot, cause, missing, plan)
             );
         }
         Note::Drained(generation, time) => {
@@ -73,7 +74,7 @@ fn count(workers: u32) -> String {
     if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
 }
 
-fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], workers: u32) -> String {
+fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], plan: &Plan) -> String {
     match (slot, cause) {
         (_, Cause::NotFound(_) | Cause::CannotExecute(_)) => cause.to_string(),
         (Some(slot), cause) => format!("worker {slot} {cause}"),
@@ -83,8 +84,20 @@ fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], workers: u32) -> St
                 named.push("...".to_owned());
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
-            format!("{} of {} {were} not ready within {} (worker {named})", missing.len(), count(workers), show(*time))
+            let (missing, all, time) = (missing.len(), count(plan.workers), show(*time));
+            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(plan))
         }
         (None, cause) => cause.to_string(),
+    }
+}
+
+/// By what those were not ready that were not.
+fn measure(plan: &Plan) -> &'static str {
+    match plan.ready {
+        Ready::Accept => ": not seen accepting on a listener",
+        Ready::Auto if !plan.listen.is_empty() => ": not seen accepting on a listener",
+        Ready::Auto | Ready::Notify => ": no READY=1 came",
+        Ready::Exec => ": the probe did not succeed",
+        Ready::Alive => "",
     }
 }

@@ -339,7 +339,7 @@ impl Main {
             Action::CloseListeners => self.listeners.drain(..).for_each(Listener::close),
             Action::Release(generation) => drop(self.found.remove(&generation)),
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, self.plan.workers),
+            Action::Note(note) => log::write(&note, &self.plan),
             Action::Exit(code) => self.exit = Some(code),
         }
     }

@@ -76,7 +76,7 @@ impl fmt::Display for Cause {
             Cause::NotReady(time) => write!(f, "was not ready within {}", duration::show(*time)),
             Cause::NotSeen(time, why) => write!(
                 f,
-                "was not ready within {}: whether it accepts cannot be seen: {why}; try --ready notify or alive",
+                "was not ready within {}: whether it accepts cannot be seen: {why}; try --ready notify, exec or alive",
                 duration::show(*time)
             ),
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
