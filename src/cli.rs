@@ -54,7 +54,7 @@ struct Options {
     workers: Option<u32>,
 
     /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock,
-    /// unix:@name; OPT: backlog=N. May be given several times
+    /// unix:@name; OPT: backlog=N, nonblock. May be given several times
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 

@@ -287,7 +287,9 @@ impl Main {
 
     fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
-        let ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
+        ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
         for (pid, exit) in ended {
             if let Some(monitor) = self.children.by_pid(pid) {
                 // Its last words come before its end.

@@ -12,7 +12,7 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself.
+/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// One monitor process. A generation whose monitor died goes on under another one.
@@ -156,11 +156,12 @@ struct Generation {
     number: u32,
     monitor: Life,
     ready: BTreeSet<u32>,
-    /// Those of them that were seen accepting.
-    accepting: BTreeSet<u32>,
-    /// Those that could not be seen, and why.
+    /// The slots whose workers said themselves that they are ready.
+    told: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    seen: BTreeSet<u32>,
+    /// The slots whose workers could not be seen, and why.
     unseeable: BTreeMap<u32, String>,
-    notifies: bool,
     phase: Phase,
     begun: Instant,
     backoff: Backoff,
@@ -177,6 +178,9 @@ enum Life {
 struct Draining {
     since: Instant,
     urgency: Urgency,
+    /// What its workers go through, and since when.
+    schedule: Schedule,
+    begun: Instant,
     kill_at: Option<Instant>,
     /// Only a generation that once served is worth a word when it is gone.
     served: bool,
@@ -301,8 +305,14 @@ impl Generations {
         match self.settings.ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
-            Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
+            Ready::Auto => self.serving_tells(),
         }
+    }
+
+    /// Whether every worker of the serving generation has said itself that it was ready. One that did so by chance must
+    /// not have the others ended for keeping silent.
+    fn serving_tells(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
     fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
@@ -313,9 +323,9 @@ impl Generations {
             number: monitor.generation,
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
-            accepting: BTreeSet::new(),
+            told: BTreeSet::new(),
+            seen: BTreeSet::new(),
             unseeable: BTreeMap::new(),
-            notifies: false,
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
@@ -374,7 +384,8 @@ impl Generations {
 
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
-        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec);
+        // By then a program that only lives has lived; one that told or has been seen has shown more.
+        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec) || self.serving_tells();
         let bake = self.settings.bake;
         let Some(serving) = &mut self.serving else { return };
         match report {
@@ -385,7 +396,7 @@ impl Generations {
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
-                    let bake = if shown || serving.shows_readiness() { Duration::ZERO } else { bake };
+                    let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
             }
@@ -395,7 +406,7 @@ impl Generations {
             }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
-                serving.accepting.remove(&slot);
+                serving.seen.remove(&slot);
                 if matches!(serving.phase, Phase::Baking { .. }) {
                     serving.phase = Phase::Filling;
                 }
@@ -467,8 +478,14 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let kill_at = Some(now + self.schedule(urgency).total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, kill_at, served });
+        let schedule = self.schedule(urgency);
+        let kill_at = Some(now + schedule.total() + GRACE);
+        self.draining.insert(monitor, Draining { since: now, urgency, schedule, begun: now, kill_at, served });
+    }
+
+    /// How urgent the end is of what nobody was told to stop.
+    fn urgency(&self) -> Urgency {
+        self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
 
     fn schedule(&self, urgency: Urgency) -> Schedule {
@@ -508,7 +525,10 @@ impl Generations {
         for (monitor, draining) in &mut self.draining {
             if draining.urgency < Urgency::Quick {
                 draining.urgency = Urgency::Quick;
-                draining.kill_at = draining.kill_at.map(|kill_at| kill_at.min(now + quick.total() + GRACE));
+                if now + quick.total() < draining.begun + draining.schedule.total() {
+                    (draining.schedule, draining.begun) = (quick.clone(), now);
+                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
+                }
                 actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
             }
         }
@@ -526,9 +546,13 @@ impl Generations {
             return;
         }
         if orphans {
-            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
-            self.adopt(monitor, obeyed.map_or(now, |draining| draining.since), now, actions);
+            let (schedule, begun) = match obeyed {
+                Some(draining) => (draining.schedule.clone(), draining.begun),
+                // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+                None => (self.schedule(self.urgency()), now),
+            };
+            self.adopt(monitor, &schedule, begun, now, actions);
         }
         if let Some(drained) = draining {
             if drained.served && !orphans {
@@ -556,14 +580,20 @@ impl Generations {
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.monitor = Life::Waiting { life, until: now + delay };
         serving.ready.clear();
-        serving.accepting.clear();
+        serving.seen.clear();
         serving.phase = Phase::Filling;
         serving.begun = now;
     }
 
-    fn adopt(&mut self, monitor: Monitor, since: Instant, now: Instant, actions: &mut Vec<Action>) {
-        let schedule = self.schedule(self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency));
-        let mut escalation = Escalation::resume(&schedule, since, now);
+    fn adopt(
+        &mut self,
+        monitor: Monitor,
+        schedule: &Schedule,
+        begun: Instant,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut escalation = Escalation::resume(schedule, begun, now);
         if escalation.deadline().is_none() {
             // The schedule is over, and whether the monitor still sent its KILL nobody knows.
             escalation = Escalation::begin(&Schedule::kill(), now);
@@ -597,9 +627,14 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
+        let anew = self.schedule(self.urgency());
         for (monitor, escalation) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
+            }
+            if escalation.deadline().is_none() {
+                // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
+                *escalation = Escalation::begin(&anew, now + GRACE);
             }
         }
     }
@@ -636,7 +671,7 @@ impl Generations {
 
     /// A generation that has told goes on telling when its monitor is replaced.
     fn serving_must_notify(&self) -> bool {
-        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.notifies)
+        self.settings.ready == Ready::Auto && self.serving_tells()
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
@@ -649,26 +684,24 @@ impl Generations {
 }
 
 impl Generation {
+    fn note_ready(&mut self, slot: u32, told: bool, seen: bool, workers: u32) {
+        if slot >= workers {
+            return;
+        }
+        self.ready.insert(slot);
+        if told {
+            self.told.insert(slot);
+        }
+        if seen {
+            self.seen.insert(slot);
+        }
+    }
+
     fn monitor(&self) -> Option<Monitor> {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
             Life::Waiting { .. } => None,
         }
-    }
-
-    fn note_ready(&mut self, slot: u32, notified: bool, seen: bool, workers: u32) {
-        self.notifies |= notified;
-        if slot < workers {
-            self.ready.insert(slot);
-            if seen {
-                self.accepting.insert(slot);
-            }
-        }
-    }
-
-    /// Whether it has shown more than that it lives.
-    fn shows_readiness(&self) -> bool {
-        self.notifies || self.accepting.len() == self.ready.len()
     }
 
     /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.

@@ -123,6 +123,9 @@ impl Roster {
     /// Whether a worker that has just been reaped left processes behind: of its own group, and with `strays` any other
     /// that was adopted, as a program leaves them that goes to the background.
     pub(super) fn note_left_behind(&mut self, pid: Pid, worker: Worker, strays: bool) -> bool {
+        if !strays && !processes::group_exists(pid) {
+            return false;
+        }
         let groups: BTreeSet<Pid> = self.adopted_groups().filter(|group| strays || *group == pid).collect();
         let known: BTreeSet<Pid> = self.left_behind.values().flatten().copied().collect();
         let new: BTreeSet<Pid> = groups.difference(&known).copied().collect();

@@ -138,9 +138,11 @@ impl Monitor {
     fn run(&mut self) -> io::Result<()> {
         loop {
             while let Some(event) = self.events.pop_front() {
-                for action in self.state.on(Instant::now(), event) {
-                    self.perform(action);
-                }
+                let actions = self.state.on(Instant::now(), event);
+                // A slot waits for its process; main and people may read a moment later what became of the last one.
+                let (spawns, others): (Vec<_>, Vec<_>) =
+                    actions.into_iter().partition(|action| matches!(action, Action::Spawn(_)));
+                spawns.into_iter().chain(others).for_each(|action| self.perform(action));
             }
             if self.done {
                 return Ok(());

@@ -217,6 +217,13 @@ struct Slot {
     ended_for: Option<Cause>,
 }
 
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+struct Stopping {
+    schedule: Schedule,
+    begun: Instant,
+}
+
 /// What one slot looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
@@ -236,7 +243,7 @@ pub struct Slots {
     groups: BTreeMap<Worker, Escalation>,
     probes: BTreeMap<Worker, Probe>,
     recent_respawns: VecDeque<Instant>,
-    stopping: Option<Schedule>,
+    stopping: Option<Stopping>,
     executed: bool,
     gave_up: bool,
     exited: bool,
@@ -342,12 +349,11 @@ impl Slots {
         self.slots.len() as u32
     }
 
-    fn slot(&mut self, worker: Worker) -> Option<&mut Slot> {
-        self.slots.get_mut(worker.slot as usize).filter(|slot| slot.life == worker.life)
-    }
-
-    fn is_live(&mut self, worker: Worker) -> bool {
-        self.slot(worker).is_some_and(|slot| !matches!(slot.state, State::Empty | State::Waiting { .. }))
+    /// The slot that holds this worker; none where the worker is no more.
+    fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
+        let holds =
+            |slot: &&mut Slot| slot.life == worker.life && !matches!(slot.state, State::Empty | State::Waiting { .. });
+        self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
     fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
@@ -362,7 +368,7 @@ impl Slots {
 
     fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, trial, timeout) = (self.settings.watch, self.settings.trial, self.settings.ready_timeout);
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
@@ -376,7 +382,7 @@ impl Slots {
     }
 
     fn notified(&mut self, worker: Worker, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
             State::Starting { .. } => self.become_ready_unseen(worker, actions),
@@ -390,7 +396,7 @@ impl Slots {
 
     fn seen(&mut self, worker: Worker, sight: Sight, actions: &mut Vec<Action>) {
         let watch = self.settings.watch;
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
         match sight {
             Sight::Accepting => self.become_ready(worker, true, actions),
@@ -410,7 +416,7 @@ impl Slots {
 
     fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
         self.probes.remove(&worker);
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
         if succeeded {
             self.become_ready(worker, false, actions);
@@ -423,7 +429,7 @@ impl Slots {
     /// Where nobody watches the worker, its own word counts, or that it lives.
     fn become_ready_unseen(&mut self, worker: Worker, actions: &mut Vec<Action>) {
         let notify = self.settings.notify;
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
         if unwatched && (slot.notified || !notify) {
             self.become_ready(worker, false, actions);
@@ -431,18 +437,18 @@ impl Slots {
     }
 
     fn become_ready(&mut self, worker: Worker, seen: bool, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         slot.state = State::Ready;
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
     }
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
         let random = self.random.draw();
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
@@ -462,13 +468,21 @@ impl Slots {
 
     fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         // Told just before the worker's own end.
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
-        let schedule = self.stopping.as_ref().unwrap_or(&self.settings.stop);
-        if self.groups.insert(worker, Escalation::begin(schedule, now)).is_none() {
-            actions.push(Action::Note(Note::LeftBehind(worker)));
+        let mut escalation = match &self.stopping {
+            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
+            None => Escalation::begin(&self.settings.stop, now),
+        };
+        actions.push(Action::Note(Note::LeftBehind(worker)));
+        if escalation.deadline().is_none() {
+            escalation = Escalation::begin(&Schedule::kill(), now);
+        } else if let Some(stopping) = &self.stopping {
+            // It was its worker that got this; it has as long to end as the stop still takes.
+            actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
+        self.groups.insert(worker, escalation);
     }
 
     /// The release serves: what died on trial just before is filled again like any other slot.
@@ -492,8 +506,12 @@ impl Slots {
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        if self.stopping.replace(schedule.clone()).is_none() {
+        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
+        if end.is_none() {
             actions.push(Action::CloseListeners);
+        }
+        if end.is_none_or(|end| now + schedule.total() < end) {
+            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
         }
         for slot in &mut self.slots {
             match &mut slot.state {
