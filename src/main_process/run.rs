@@ -341,7 +341,7 @@ impl Main {
             Action::CloseListeners => self.listeners.drain(..).for_each(Listener::close),
             Action::Release(generation) => drop(self.found.remove(&generation)),
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, self.plan.workers),
+            Action::Note(note) => log::write(&note, &self.plan),
             Action::Exit(code) => self.exit = Some(code),
         }
     }
@@ -371,6 +371,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             descriptors,
+            inherits_descriptors: true,
             leads_group: false,
             keeps_mask: true,
             death_signal: None,

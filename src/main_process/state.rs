@@ -128,6 +128,8 @@ pub enum Note {
     Drained(u32, Duration),
     /// A monitor died; another follows after this delay.
     MonitorDied(u32, Cause, Duration),
+    /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
+    Unseeable(u32, String),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
     /// Stopping.
@@ -156,6 +158,10 @@ struct Generation {
     ready: BTreeSet<u32>,
     /// The slots whose workers said themselves that they are ready.
     told: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    seen: BTreeSet<u32>,
+    /// The slots whose workers could not be seen, and why.
+    unseeable: BTreeMap<u32, String>,
     phase: Phase,
     begun: Instant,
     backoff: Backoff,
@@ -208,6 +214,7 @@ pub struct Generations {
     orphans: BTreeMap<Monitor, Escalation>,
     reload_queued: bool,
     has_run: bool,
+    unseeable_told: bool,
     stopping: Option<Stopping>,
     exited: bool,
     random: Random,
@@ -224,6 +231,7 @@ impl Generations {
             orphans: BTreeMap::new(),
             reload_queued: false,
             has_run: false,
+            unseeable_told: false,
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
@@ -296,7 +304,7 @@ impl Generations {
     fn must_notify(&self) -> bool {
         match self.settings.ready {
             Ready::Notify => true,
-            Ready::Alive => false,
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
             Ready::Auto => self.serving_tells(),
         }
     }
@@ -316,6 +324,8 @@ impl Generations {
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
             told: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            unseeable: BTreeMap::new(),
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
@@ -352,14 +362,19 @@ impl Generations {
         let bake = self.settings.bake;
         let Some((starting, _)) = &mut self.starting else { return };
         match report {
-            Report::Ready { slot, notified } => {
-                starting.note_ready(slot, notified, workers);
+            Report::Ready { slot, notified, seen } => {
+                starting.note_ready(slot, notified, seen, workers);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
                     starting.phase = Phase::Baking { until: now + bake };
                     if !bake.is_zero() {
                         actions.push(Action::Note(Note::Baking(starting.number, bake)));
                     }
                 }
+            }
+            Report::Unseeable { slot, why } => {
+                starting.unseeable.insert(slot, why.clone());
+                let number = starting.number;
+                self.tell_unseeable(number, why, actions);
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
@@ -369,23 +384,29 @@ impl Generations {
 
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
-        // By then a program that only lives has lived; one that told has told.
-        let told = self.settings.ready == Ready::Notify || self.serving_tells();
-        let bake = if told { Duration::ZERO } else { self.settings.bake };
+        // By then a program that only lives has lived; one that told or has been seen has shown more.
+        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec) || self.serving_tells();
+        let bake = self.settings.bake;
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
                 self.has_run = true;
                 actions.push(Action::Note(Note::Began));
             }
-            Report::Ready { slot, notified } => {
-                serving.note_ready(slot, notified, workers);
+            Report::Ready { slot, notified, seen } => {
+                serving.note_ready(slot, notified, seen, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
+                    let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
             }
+            Report::Unseeable { why, .. } => {
+                let number = serving.number;
+                self.tell_unseeable(number, why, actions);
+            }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
+                serving.seen.remove(&slot);
                 if matches!(serving.phase, Phase::Baking { .. }) {
                     serving.phase = Phase::Filling;
                 }
@@ -401,6 +422,13 @@ impl Generations {
                 self.stop(Urgency::Graceful, 1, now, actions);
             }
             _ => {}
+        }
+    }
+
+    /// Said once: it is the program that is so, in every worker of every generation.
+    fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
+        if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
+            actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
 
@@ -552,6 +580,7 @@ impl Generations {
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.monitor = Life::Waiting { life, until: now + delay };
         serving.ready.clear();
+        serving.seen.clear();
         serving.phase = Phase::Filling;
         serving.begun = now;
     }
@@ -615,8 +644,8 @@ impl Generations {
         match starting.phase {
             Phase::Baking { until } if until <= now => self.commit(now, actions),
             Phase::Filling if *deadline <= now => {
-                let cause = Cause::NotReady(self.settings.ready_timeout);
-                self.reject(None, cause, now, actions);
+                let (slot, cause) = starting.why_not_ready(&self.settings);
+                self.reject(slot, cause, now, actions);
             }
             _ => {}
         }
@@ -655,12 +684,16 @@ impl Generations {
 }
 
 impl Generation {
-    fn note_ready(&mut self, slot: u32, told: bool, workers: u32) {
-        if slot < workers {
-            self.ready.insert(slot);
-            if told {
-                self.told.insert(slot);
-            }
+    fn note_ready(&mut self, slot: u32, told: bool, seen: bool, workers: u32) {
+        if slot >= workers {
+            return;
+        }
+        self.ready.insert(slot);
+        if told {
+            self.told.insert(slot);
+        }
+        if seen {
+            self.seen.insert(slot);
         }
     }
 
@@ -668,6 +701,16 @@ impl Generation {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
             Life::Waiting { .. } => None,
+        }
+    }
+
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
+    fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
+        let must_be_seen = settings.ready == Ready::Accept;
+        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
+        match unseen {
+            Some((slot, why)) => (Some(*slot), Cause::NotSeen(settings.ready_timeout, why.clone())),
+            None => (None, Cause::NotReady(settings.ready_timeout)),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod descriptors;
 pub mod document;
+pub mod pidfd;
 pub mod poller;
 pub mod processes;
 pub mod signals;

@@ -15,4 +15,5 @@ mod faults;
 mod harness;
 mod my_app;
 mod servers;
+mod watching;
 mod zero_loss;

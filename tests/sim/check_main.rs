@@ -203,7 +203,7 @@ impl MainCheck {
         }
         let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         match report {
-            Report::Ready { slot, notified } => {
+            Report::Ready { slot, notified, .. } => {
                 watched.ready.insert(*slot);
                 if watched.ready.len() == workers {
                     watched.whole_since.get_or_insert(now);
@@ -338,7 +338,7 @@ impl MainCheck {
         let serving = told == self.wanted.workers as usize;
         let must = match self.wanted.ready {
             Ready::Notify => true,
-            Ready::Alive => false,
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
             Ready::Auto => serving,
         };
         hold(notify == must, 1, || format!("{monitor:?} is ready by the wrong measure"))

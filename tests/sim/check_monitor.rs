@@ -121,7 +121,7 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Start | Event::Wake | Event::Ordered(Order::Status) => {}
+            Event::Start | Event::Wake | Event::Ordered(Order::Status) | Event::Seen(..) | Event::Probed(..) => {}
         }
         None
     }
@@ -169,6 +169,9 @@ impl MonitorCheck {
                 self.slots[worker.slot as usize].pace.told(*delay, pace)
             }
             Action::Note(_) => Ok(()),
+            Action::Look(worker) | Action::Probe(worker) | Action::EndProbe(worker) => {
+                hold(false, 1, || format!("{worker:?} is watched, and readiness is by another measure"))
+            }
             Action::Exit => {
                 let first = !std::mem::replace(&mut self.exited, true);
                 hold(first && self.is_over(), 6, || "a monitor exits before its end, or twice".to_owned())
@@ -240,7 +243,7 @@ impl MonitorCheck {
 
     fn check_report(&mut self, now: Time, report: &Report, ended: Option<Worker>) -> Checked {
         match report {
-            Report::Ready { slot, notified } => {
+            Report::Ready { slot, notified, .. } => {
                 let must_notify = self.wanted.notify;
                 let slot = &mut self.slots[*slot as usize];
                 let shown = slot.alive && slot.executed.is_some() && (slot.notified || !must_notify);

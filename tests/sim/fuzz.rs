@@ -68,6 +68,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
     monitor_state::Settings {
         workers: spec.main.workers,
         notify: choices.below(2) == 1,
+        watch: monitor_state::Watch::No,
         ready_timeout: spec.main.ready_timeout,
         stop: spec.main.stop.clone(),
         pace: spec.main.pace,
@@ -111,7 +112,7 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     match choices.below(12) {
-        0..=6 => Report::Ready { slot, notified: choices.below(2) == 1 },
+        0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
         10 => Report::Executed,

@@ -219,6 +219,7 @@ impl World {
         monitor_state::Settings {
             workers: main.workers,
             notify,
+            watch: monitor_state::Watch::No,
             ready_timeout: main.ready_timeout,
             stop: main.stop.clone(),
             pace: main.pace,

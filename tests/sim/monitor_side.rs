@@ -277,7 +277,9 @@ impl World {
                 self.monitors[index].done = true;
                 Ok(())
             }
-            Action::CloseListeners | Action::Note(_) => Ok(()),
+            Action::CloseListeners | Action::Note(_) | Action::Look(_) | Action::Probe(_) | Action::EndProbe(_) => {
+                Ok(())
+            }
         }
     }
 

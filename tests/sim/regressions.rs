@@ -6,7 +6,7 @@ use panzer::backoff::Pace;
 use panzer::config::Ready;
 use panzer::control::messages::Urgency;
 use panzer::main_process::state as main_state;
-use panzer::monitor::state::{Event, Settings, Slots, Worker};
+use panzer::monitor::state::{Event, Settings, Slots, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};
@@ -114,6 +114,7 @@ fn events_of_the_dead() -> Checked {
     let settings = Settings {
         workers: 1,
         notify: false,
+        watch: Watch::No,
         ready_timeout: main.ready_timeout,
         stop: main.stop,
         pace: main.pace,

@@ -3,6 +3,7 @@
 use panzer::control::messages::Report;
 use panzer::main_process::state::{Event as MainEvent, Monitor};
 use panzer::monitor::state::{Event, Worker};
+use panzer::readiness::watch::Sight;
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};
@@ -32,7 +33,7 @@ impl World {
         let slot = 0;
         let cause = Cause::Exited(3);
         match self.choices.below(7) {
-            0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true }),
+            0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true, seen: true }),
             1 => MainEvent::Told(monitor, Report::Died { slot, cause }),
             2 => MainEvent::Told(monitor, Report::CannotBegin(cause)),
             3 => MainEvent::Told(monitor, Report::GaveUp),
@@ -55,11 +56,13 @@ impl World {
             return Ok(());
         }
         let worker = Worker { slot, life };
-        let event = match self.choices.below(5) {
+        let event = match self.choices.below(7) {
             0 => Event::Ended(worker, Cause::Exited(3)),
             1 => Event::Executed(worker),
             2 => Event::Notified(worker),
             3 => Event::LeftBehind(worker),
+            4 => Event::Seen(worker, Sight::Accepting),
+            5 => Event::Probed(worker, true),
             _ => Event::GroupGone(worker),
         };
         if node.check.has_group(worker) {

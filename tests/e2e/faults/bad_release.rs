@@ -83,9 +83,10 @@ fn a_program_that_exits_with_success() {
 fn a_program_that_is_never_ready() {
     let port = free_port();
     let notifying = format!("#!/usr/bin/env python3\n{NOTIFY}\n{}", server("good"));
-    let panzer = serving_app(port, 2).executable("app", &notifying).args(["--ready-timeout", "2s"]).start();
+    let panzer =
+        serving_app(port, 2).executable("app", &notifying).args(["--ready", "notify", "--ready-timeout", "2s"]).start();
     wait_started(&panzer, 2);
-    // Serving, it has told that it is ready; so must the next one, which only lives.
+    // The next one accepts, and never says that it is ready.
     replace(&panzer, server("bad").as_bytes(), 0o755);
     let workers = panzer.workers();
     panzer.expect_line("error: reload failed: generation 2: ");
