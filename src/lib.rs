@@ -34,7 +34,8 @@
 //!
 //! A state has no clock, no IO and no pids; `tests/sim` drives both through random histories. There is one loop per
 //! process, it sleeps in one place ([`sys::poller`]) until the earliest deadline, and where there is none it sleeps for
-//! ever: an idle panzer never wakes.
+//! ever: an idle panzer never wakes. Workers that are starting are looked at, or probed, with rising pauses
+//! ([`readiness::watch`]); once all are ready nobody is.
 //!
 //! # Invariants
 //!

@@ -39,6 +39,8 @@ pub(super) struct Roster {
     slots: BTreeMap<Pid, u32>,
     /// Probes under way, and of whom.
     probes: BTreeMap<Pid, Worker>,
+    /// Process groups that outlived their probe, and were killed for it.
+    left_by_probes: BTreeSet<Pid>,
     /// Process groups that outlived their worker.
     left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
     last: BTreeMap<u32, (Pid, Cause)>,
@@ -61,9 +63,17 @@ impl Roster {
         self.probes.insert(child.pid, worker);
     }
 
-    /// Forgets a probe that has been reaped.
+    /// Forgets a probe that has been reaped, and kills what it left in its group: a probe leaves nothing behind.
     pub(super) fn remove_probe(&mut self, pid: Pid) -> Option<Worker> {
-        self.probes.remove(&pid)
+        let worker = self.probes.remove(&pid)?;
+        // A group that holds an unreaped child of ours cannot be anybody else's.
+        if processes::group_exists(pid) && self.adopted_groups().any(|group| group == pid) {
+            self.left_by_probes.insert(pid);
+            if let Err(error) = processes::signal_group(pid, Signal::SIGKILL) {
+                log::warn!("cannot kill what a probe of worker {} left behind (group {pid}): {error}", worker.slot);
+            }
+        }
+        Some(worker)
     }
 
     /// Kills the probe of this worker, with what it has started.
@@ -138,6 +148,7 @@ impl Roster {
 
     /// Those of whose groups nobody is left.
     pub(super) fn groups_gone(&mut self) -> Vec<Worker> {
+        self.left_by_probes.retain(|group| processes::group_exists(*group));
         let alive: BTreeSet<Pid> = self.adopted_groups().collect();
         let mut gone = Vec::new();
         self.left_behind.retain(|worker, groups| {
@@ -165,6 +176,7 @@ impl Roster {
     fn adopted_groups(&self) -> impl Iterator<Item = Pid> {
         let is_ours = |pid: &Pid| self.slots.contains_key(pid) || self.probes.contains_key(pid);
         let strangers = processes::children().into_iter().filter(move |child| !is_ours(child));
-        strangers.filter_map(processes::group_of).filter(move |group| !is_ours(group))
+        let is_known = move |group: &Pid| is_ours(group) || self.left_by_probes.contains(group);
+        strangers.filter_map(processes::group_of).filter(move |group| !is_known(group))
     }
 }

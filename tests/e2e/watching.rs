@@ -269,8 +269,12 @@ fn gunicorn_whose_application_fails_to_load_is_a_failed_release() {
     }
     let application = "def wsgi(environ, start_response):\n    start_response('200 OK', [])\n    return [b'good']\n";
     let port = free_port();
-    let panzer = Panzer::builder()
+    let builder = Panzer::builder();
+    // Where gunicorn keeps a socket that it would share with those of other tests.
+    let home = builder.folder().to_owned();
+    let panzer = builder
         .file("app.py", application)
+        .env("HOME", home)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .args(["-w", "1", "--bake", "0s", "-l", &format!("127.0.0.1:{port}")])
         .args(["--", "gunicorn", "--log-level", "critical", "app:wsgi"])

@@ -1,6 +1,6 @@
 //! Whether a worker is seen accepting: known through /proc, without a word from the worker.
 //!
-//! It is proof that a thread of it, or of a descendant, waits on a listener ([`wait`]), or that a connection which came
+//! It is proof that a thread of it, or of a descendant, waits on a listener, or that a connection which came
 //! through one is among its descriptors. To hold a listener is none, nor to have it in an epoll set that nobody
 //! looks at.
 
