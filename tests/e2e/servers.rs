@@ -66,13 +66,19 @@ fn my_app_serves_on_a_unix_socket() {
     assert!(!socket.exists(), "the path is removed at the end");
 }
 
+/// Newer gunicorns keep a control socket in the home folder, and two of them would get into each other's way.
+pub fn with_own_homes(builder: Builder) -> Builder {
+    let home = format!("HOME={}/home-{{generation}}-{{worker}}", builder.folder().display());
+    builder.args(["--env", &home])
+}
+
 #[test]
 fn gunicorn() {
     if !require("gunicorn") {
         return;
     }
     let port = free_port();
-    let builder = two_workers(port).link("examples/app.py");
+    let builder = with_own_homes(two_workers(port).link("examples/app.py"));
     survives_a_reload(builder.args(["--", "gunicorn", "--log-level", "warning", "app:wsgi"]), &port.into());
 }
 

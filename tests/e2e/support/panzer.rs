@@ -126,6 +126,8 @@ impl Builder {
             command.env_remove(name);
         }
         command.env("PWD", &folder).env("RUNTIME_DIRECTORY", &runtime).env("PATH", with_real_interpreter());
+        // Servers that keep a socket or a lock in the home folder would get into each other's way.
+        command.env("HOME", &folder);
         command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // SAFETY: setsid is async-signal-safe and touches no memory.

@@ -9,6 +9,7 @@ mod clients;
 use std::thread;
 use std::time::Duration;
 
+use crate::servers::with_own_homes;
 use crate::support::{Builder, Panzer, eventually, free_port, get, require};
 use clients::{BothKinds, Seen};
 
@@ -81,7 +82,7 @@ fn my_app_loses_nothing() {
 fn gunicorn_loses_nothing() {
     if require("gunicorn") {
         let program = ["--", "gunicorn", "--log-level", "warning", "app:wsgi"];
-        nothing_is_lost("gunicorn", |builder| builder.link("examples/app.py").args(program));
+        nothing_is_lost("gunicorn", |builder| with_own_homes(builder.link("examples/app.py")).args(program));
     }
 }
 
