@@ -58,6 +58,11 @@ struct Options {
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 
+    /// Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if
+    /// there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]
+    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off")]
+    share_ports: Option<Sharing>,
+
     /// When a worker is ready: notify, it sent READY=1; alive, it runs; auto, notify if the serving generation did
     /// send it, else alive
     #[arg(long, env = "PANZER_READY", value_name = "WHEN")]
@@ -127,6 +132,13 @@ enum When {
     Alive,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Sharing {
+    Auto,
+    On,
+    Off,
+}
+
 /// The definition of the command line, with what is said after the options.
 pub fn command() -> clap::Command {
     let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
@@ -177,6 +189,11 @@ impl Options {
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             listen: parse_listen(&self.listen)?,
+            share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
+                Sharing::Auto => config::SharePorts::Auto,
+                Sharing::On => config::SharePorts::On,
+                Sharing::Off => config::SharePorts::Off,
+            },
             ready: match self.ready.unwrap_or(When::Auto) {
                 When::Auto => config::Ready::Auto,
                 When::Notify => config::Ready::Notify,

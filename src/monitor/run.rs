@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
@@ -16,6 +17,7 @@ use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::notify::NotifySocket;
+use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{document, processes, signals, stderr};
@@ -28,6 +30,7 @@ use crate::worker::spawn::{Command, Outcome, spawn};
 const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const NOTIFY: u64 = 2;
+const SHARING: u64 = 3;
 /// A worker's exec is watched under this and its slot.
 const FIRST_SLOT: u64 = 16;
 
@@ -42,6 +45,7 @@ struct Monitor {
     listeners: Vec<OwnedFd>,
     channel: Channel,
     notify: NotifySocket,
+    sharing: Option<Sharing>,
     signals: Signals,
     poller: Poller,
     roster: Roster,
@@ -111,6 +115,11 @@ impl Monitor {
         poller.watch(&signals, SIGNALS)?;
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&notify, NOTIFY)?;
+        // Last: from here on nothing can be bound here.
+        let sharing = assignment.shares_ports.then(Sharing::begin).transpose()?;
+        if let Some(sharing) = &sharing {
+            poller.watch(sharing, SHARING)?;
+        }
         let state = Slots::new(settings(&assignment), Instant::now());
         Ok(Monitor {
             assignment,
@@ -120,6 +129,7 @@ impl Monitor {
             listeners,
             channel,
             notify,
+            sharing,
             signals,
             poller,
             roster: Roster::default(),
@@ -158,6 +168,7 @@ impl Monitor {
                 self.take_orders();
             }
             NOTIFY => self.take_notifications(),
+            SHARING => self.take_call(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
         }
     }
@@ -166,15 +177,34 @@ impl Monitor {
         loop {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::Shared { ticket }, descriptors) => {
+                    if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
+                        sharing.shared(ticket, held);
+                    }
+                }
+                Received::Message(Order::NotShared { ticket, errno }, _) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.not_shared(ticket, errno.map(Errno::from_raw));
+                    }
+                }
                 Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
                 Received::Nothing => return,
                 Received::Gone => {
                     self.poller.forget(&self.channel);
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.main_is_gone();
+                    }
                     self.events.push_back(Event::MainGone);
                     return;
                 }
             }
+        }
+    }
+
+    fn take_call(&mut self) {
+        if let Some(claim) = self.sharing.as_mut().and_then(Sharing::take_call) {
+            self.channel.send_along(&Report::Claim { ticket: claim.ticket, key: claim.key }, vec![claim.socket]);
         }
     }
 
@@ -235,7 +265,12 @@ impl Monitor {
             }
             Action::Signal(worker, signal) => self.signal(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
-            Action::CloseListeners => self.listeners.clear(),
+            Action::CloseListeners => {
+                self.listeners.clear();
+                if let Some(sharing) = &mut self.sharing {
+                    sharing.let_go();
+                }
+            }
             Action::Report(report) => self.channel.send(&report),
             Action::Note(note) => log::write(&note, self.assignment.generation, |worker| self.roster.shown_pid(worker)),
             Action::Exit => self.done = true,

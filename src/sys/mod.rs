@@ -4,7 +4,10 @@
 
 pub mod descriptors;
 pub mod document;
+pub mod foreign;
+pub mod options;
 pub mod poller;
 pub mod processes;
+pub mod seccomp;
 pub mod signals;
 pub mod stderr;
