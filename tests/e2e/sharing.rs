@@ -1,0 +1,408 @@
+//! Shared ports: programs that know nothing of panzer bind their own, several copies of each.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::load::{Load, Mode};
+use crate::support::{Builder, Panzer, eventually, eventually_some, free_port, get, require};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Requests that http.server tells on stderr; and that a client had gone when its answer came.
+const CHATTER: [&str; 2] = ["\" 200 -", "127.0.0.1 - - ["];
+
+/// Starts it, and waits until it answers on `port`.
+fn start(builder: Builder, port: u16) -> Panzer {
+    let panzer = builder.start();
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.wait_serving();
+    eventually(SOON, "the first generation answers", || get(port, "/").is_ok());
+    panzer
+}
+
+/// Serves with four copies through five reloads under load, and the death of a worker, without refusing anybody.
+fn shares(builder: Builder, port: u16) {
+    let panzer = start(builder, port);
+    let load = Load::new(port, Mode::NewConnection, 3).pause(Duration::from_millis(2)).start();
+    for generation in 2..=6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+        eventually(SOON, "the new generation answers", || get(port, "/").is_ok());
+    }
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    // Of a worker that forks: what is killed with it takes a moment.
+    panzer.allow_line("ended and left processes behind; stopping them");
+    let before = panzer.workers();
+    assert_eq!(before.len(), 4);
+    kill(Pid::from_raw(before[0]), Signal::SIGKILL).unwrap();
+    eventually(SOON, "the slot is filled again", || {
+        let workers = panzer.workers();
+        workers.len() == 4 && !workers.contains(&before[0])
+    });
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    assert!(report.answered > 100, "{report}");
+    assert_eq!(panzer.stop().code(), Some(0));
+    assert!(get(port, "/").is_err(), "nobody listens any more");
+}
+
+fn four_workers() -> Builder {
+    Panzer::builder().args(["-w", "4", "--bake", "500ms"])
+}
+
+#[test]
+fn python() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let program = ["--", "python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"];
+    shares(four_workers().args(program), port);
+}
+
+#[test]
+fn node_that_prefers_ipv6() {
+    if !require("node") {
+        return;
+    }
+    let port = free_port();
+    let builder = four_workers().file("server.js", NODE);
+    shares(builder.args(["--", "node", "server.js", &port.to_string()]), port);
+}
+
+const NODE: &str = r#"
+require("http").createServer((_, answer) => answer.end("hello")).listen(process.argv[2]);
+"#;
+
+#[test]
+fn asyncio_that_does_not_block() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    shares(four_workers().args(["--", "python3", "-c", ASYNCIO, &port.to_string()]), port);
+}
+
+const ASYNCIO: &str = r#"
+import asyncio, sys
+async def answer(reader, writer):
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+    except (OSError, asyncio.IncompleteReadError):
+        pass
+async def main():
+    async with await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1])) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"#;
+
+/// A C program, linked statically, which answers on each port that it is given.
+fn compiled(builder: Builder, flags: &[&str]) -> Builder {
+    let builder = builder.file("server.c", SERVER);
+    let mut compiler = Command::new("gcc");
+    compiler.current_dir(builder.folder()).args(["-static", "-O1", "-o", "server", "server.c"]).args(flags);
+    assert!(compiler.status().unwrap().success());
+    builder
+}
+
+#[test]
+fn a_static_binary_with_two_ports() {
+    if !require("gcc") {
+        return;
+    }
+    let ports = [free_port(), free_port()];
+    let numbers = ports.map(|port| port.to_string());
+    let builder = compiled(four_workers(), &[]).args(["--", "./server"]).args(numbers);
+    let panzer = start(builder, ports[0]);
+    let loads = ports.map(|port| Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start());
+    for generation in 2..=6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+    }
+    for load in loads {
+        let report = load.stop();
+        assert_eq!((report.refused, report.answered > 100), (0, true), "{report}");
+    }
+    panzer.stop();
+}
+
+#[test]
+fn a_program_whose_children_bind() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DFORK"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+#[test]
+fn a_program_whose_calls_are_all_interrupted() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DTIMER"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+#[test]
+fn a_program_that_watches_its_socket_before_it_binds_it() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DEPOLL_FIRST"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+const SERVER: &str = r#"
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void ignore(int signal) { (void)signal; }
+static void end(int signal) { (void)signal; _exit(0); }
+
+static void require(int good, const char *what) {
+    if (!good) { perror(what); exit(3); }
+}
+
+static void watch(int set, int fd) {
+    struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+    require(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl");
+}
+
+static void answer(int listener) {
+    static const char text[] = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    char request[4096];
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return;
+    while (read(fd, request, sizeof request) < 0 && errno == EINTR) {}
+    while (write(fd, text, sizeof text - 1) < 0 && errno == EINTR) {}
+    close(fd);
+}
+
+int main(int count, char **arguments) {
+    signal(SIGTERM, end);
+#ifdef FORK
+    for (int child = 0; child < 2; child++) {
+        if (fork() == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); goto serve; }
+    }
+    for (;;) pause();
+serve:
+#endif
+#ifdef TIMER
+    struct sigaction handled = { .sa_handler = ignore, .sa_flags = SA_RESTART };
+    sigaction(SIGALRM, &handled, NULL);
+    struct itimerval each = { { 0, 1000 }, { 0, 1000 } };
+    setitimer(ITIMER_REAL, &each, NULL);
+#endif
+    (void)ignore;
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    for (int i = 1; i < count; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), yes = 1;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+        struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(atoi(arguments[i])) };
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+#ifdef EPOLL_FIRST
+        watch(set, fd);
+#endif
+        require(bind(fd, (struct sockaddr *)&address, sizeof address) == 0, "bind");
+        require(listen(fd, 64) == 0, "listen");
+#ifndef EPOLL_FIRST
+        watch(set, fd);
+#endif
+    }
+    for (;;) {
+        struct epoll_event event;
+        if (epoll_wait(set, &event, 1, -1) == 1) answer(event.data.fd);
+    }
+}
+"#;
+
+#[test]
+fn a_monitor_that_dies_leaves_the_listener_where_it_is() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let program = ["--", "python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"];
+    let panzer = start(four_workers().args(program), port);
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    let before = panzer.workers();
+    let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
+    kill(Pid::from_raw(panzer.status().serving().monitor.unwrap()), Signal::SIGKILL).unwrap();
+    eventually(SOON, "another monitor has four workers", || {
+        let workers = panzer.workers();
+        workers.len() == 4 && workers.iter().all(|worker| !before.contains(worker))
+    });
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    panzer.stop();
+}
+
+#[test]
+fn what_the_next_release_binds_no_more_is_closed() {
+    if !require("gcc") {
+        return;
+    }
+    let (old, new) = (free_port(), free_port());
+    let script = |port: u16| format!("#!/bin/sh\nexec ./server {port}\n");
+    let builder = compiled(four_workers(), &[]).executable("release", &script(old)).arg("./release");
+    let panzer = start(builder, old);
+    fs::write(panzer.path("release"), script(new)).unwrap();
+    panzer.allow_line("panzer: closed 127.0.0.1:");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    eventually(SOON, "the new address answers", || get(new, "/").is_ok());
+    panzer.wait_for_line(&format!("closed 127.0.0.1:{old}"), SOON);
+    assert!(get(old, "/").is_err());
+    panzer.stop();
+}
+
+/// Runs a python program, whose workers write to files in its folder.
+fn python_program(workers: &str, program: &str, arguments: &[&str]) -> Panzer {
+    let builder = Panzer::builder().args(["-w", workers, "--bake", "50ms", "--", "python3", "-c", program]);
+    builder.args(arguments).start()
+}
+
+fn written(path: &Path) -> String {
+    eventually_some(SOON, "the worker has written its file", || {
+        fs::read_to_string(path).ok().filter(|text| text.ends_with('\n'))
+    })
+    .trim()
+    .to_owned()
+}
+
+#[test]
+fn port_0_is_private() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("4", PORT_0, &[]);
+    let ports: BTreeSet<String> = (0..4).map(|worker| written(&panzer.path(&format!("port-{worker}")))).collect();
+    assert_eq!(ports.len(), 4, "{ports:?}");
+    panzer.stop();
+}
+
+const PORT_0: &str = r#"
+import os, signal, socket
+listener = socket.create_server(("127.0.0.1", 0))
+with open("port-" + os.environ["PANZER_WORKER_ID"], "w") as file:
+    print(listener.getsockname()[1], file=file)
+signal.pause()
+"#;
+
+#[test]
+fn a_program_that_binds_all_but_tcp_is_hindered_by_nobody() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("1", RESOLVER, &[]);
+    panzer.wait_serving();
+    let rounds = || written(&panzer.path("rounds")).parse::<u64>().unwrap();
+    eventually(SOON, "it binds", || rounds() > 10);
+    panzer.signal(Signal::SIGSTOP);
+    let then = rounds();
+    eventually(SOON, "it binds while main is stopped", || rounds() > then + 100);
+    panzer.signal(Signal::SIGCONT);
+    panzer.stop();
+}
+
+const RESOLVER: &str = r#"
+import os, socket
+rounds = 0
+while True:
+    socket.getaddrinfo("localhost", 80)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp: udp.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink: netlink.bind((0, 0))
+    with socket.socket(socket.AF_UNIX) as unix: unix.bind("\0panzer-e2e-%d-%d" % (os.getpid(), rounds))
+    rounds += 1
+    with open("rounds.new", "w") as file: print(rounds, file=file)
+    os.rename("rounds.new", "rounds")
+"#;
+
+#[test]
+fn a_port_that_the_worker_may_not_bind_is_refused_to_it() {
+    if !require("python3") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let panzer = python_program("1", PRIVILEGED, &[]);
+    assert_eq!(written(&panzer.path("outcome")), "bound, then PermissionError");
+    panzer.stop();
+}
+
+const PRIVILEGED: &str = r#"
+import os, random, signal, socket
+os.close(os.open("outcome", os.O_CREAT | os.O_WRONLY, 0o666))
+os.chmod("outcome", 0o666)
+file = open("outcome", "w")
+while True:
+    port = random.randrange(600, 1000)
+    try: first = socket.create_server(("127.0.0.1", port))
+    except OSError: continue
+    break
+os.setgroups([])
+os.setuid(65534)
+try:
+    socket.create_server(("127.0.0.1", port))
+    print("bound, then bound again", file=file, flush=True)
+except OSError as error:
+    print("bound, then " + type(error).__name__, file=file, flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn a_backlog_grows_and_never_shrinks() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("1", BACKLOG, &[&free_port().to_string()]);
+    assert_eq!(written(&panzer.path("backlogs")), "20 20 30");
+    panzer.stop();
+}
+
+const BACKLOG: &str = r#"
+import signal, socket, sys
+backlogs = []
+for backlog in (20, 5, 30):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", int(sys.argv[1])))
+    listener.listen(backlog)
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    backlogs.append(str(int.from_bytes(info[28:32], sys.byteorder)))
+with open("backlogs", "w") as file: print(*backlogs, file=file)
+signal.pause()
+"#;
+
+#[test]
+fn what_cannot_be_shared_is_said() {
+    let inner = env!("CARGO_BIN_EXE_panzer");
+    let panzer = Panzer::builder()
+        .args(["-w", "1", "--respawn-limit", "0/1m", "--", inner, "--share-ports", "on", "--", "sleep", "1000"])
+        .expect_line("error: --share-ports on: somebody else, such as an outer panzer, already answers")
+        .expect_line("exited with code 125")
+        .expect_line("more than 0 respawns")
+        .expect_line("generation 1 keeps failing")
+        .start();
+    assert_eq!(panzer.wait_exit().code(), Some(1));
+}
