@@ -333,7 +333,10 @@ impl Main {
                     Ok(Ok(held)) => (Order::Shared { ticket }, vec![held]),
                     Ok(Err(error)) => not_shared(error.raw_os_error()),
                     Err(Denied::NotBound(errno)) => not_shared(Some(errno as i32)),
-                    Err(Denied::TooMany) => not_shared(None),
+                    Err(Denied::TooMany) => {
+                        ::log::debug!("{} is not shared: too many addresses are", key.address);
+                        not_shared(None)
+                    }
                 }
             }
             _ => not_shared(None),

@@ -18,6 +18,7 @@ use nix::sys::socket::{SockaddrIn, SockaddrIn6, bind};
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::epoll_sets;
 use crate::sys::foreign;
 use crate::sys::options;
 use crate::sys::seccomp::{self, Call, Calls, Trapped};
@@ -227,20 +228,30 @@ impl Sharing {
     fn share(&self, bind: &Bind, held: BorrowedFd<'_>) {
         let is_its_own = matches!((inode_of(&bind.socket), inode_of(held)), (Ok(own), Ok(held)) if own == held);
         let given = if is_its_own { Ok(()) } else { self.replace(bind, held) };
-        let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
-        self.calls.answer(&bind.call, given.map_err(errno));
+        let answer = given.map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
+            // Withdrawn: the call comes again, or its caller has ended.
+            if errno != Errno::ENOENT && self.calls.is_waiting(&bind.call) {
+                log::warn!("cannot share {} with pid {}: {error}", bind.key.address, bind.call.thread);
+            }
+            errno
+        });
+        self.calls.answer(&bind.call, answer);
     }
 
     fn replace(&self, bind: &Bind, held: BorrowedFd<'_>) -> io::Result<()> {
-        let call = &bind.call;
-        let close_on_exec = foreign::closes_on_exec(call.thread, call.arguments[0] as RawFd)?;
+        let (call, number) = (&bind.call, bind.call.arguments[0] as RawFd);
+        let close_on_exec = foreign::closes_on_exec(call.thread, number)?;
         let flags = |socket| Ok::<_, io::Error>(OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?));
         let (wanted, current) = (flags(bind.socket.as_fd())?, flags(held)?);
         // Never the other way round: a worker that serves would wait in accept for a connection that another took.
         if wanted.contains(OFlag::O_NONBLOCK) && !current.contains(OFlag::O_NONBLOCK) {
             fcntl(held, FcntlArg::F_SETFL(current | OFlag::O_NONBLOCK))?;
         }
-        self.calls.replace_descriptor(call, held, close_on_exec)
+        // Some put their socket into an epoll set before they bind it.
+        let watching = epoll_sets::registrations(call.thread, number, inode_of(&bind.socket)?);
+        self.calls.replace_descriptor(call, held, close_on_exec)?;
+        epoll_sets::hand_over(&watching, number, bind.socket.as_fd(), held)
     }
 
     /// A backlog is everybody's: it grows to the longest that anybody asked for.

@@ -4,6 +4,7 @@
 
 pub mod descriptors;
 pub mod document;
+pub mod epoll_sets;
 pub mod foreign;
 pub mod options;
 pub mod poller;

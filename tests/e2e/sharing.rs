@@ -394,6 +394,109 @@ with open("backlogs", "w") as file: print(*backlogs, file=file)
 signal.pause()
 "#;
 
+/// Starts one worker that binds when it finds the file `go`, and stops main before it is there. Returns its pid, once
+/// it waits in bind.
+fn in_mid_call(port: u16) -> (Panzer, i32) {
+    let panzer = python_program("1", WHEN_TOLD, &[&port.to_string()]);
+    panzer.wait_serving();
+    let worker = panzer.workers()[0];
+    panzer.signal(Signal::SIGSTOP);
+    fs::write(panzer.path("go"), "").unwrap();
+    let bind = format!("{} ", nix::libc::SYS_bind);
+    eventually(SOON, "the worker waits in bind", || {
+        fs::read_to_string(format!("/proc/{worker}/syscall")).is_ok_and(|call| call.starts_with(&bind))
+    });
+    (panzer, worker)
+}
+
+const WHEN_TOLD: &str = r#"
+import http.server, os, sys, time
+while not os.path.exists("go"): time.sleep(0.01)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"#;
+
+#[test]
+fn a_worker_killed_in_mid_call_leaves_nothing_stuck() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let (panzer, worker) = in_mid_call(port);
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.expect_line("warning: worker 0 (pid * was killed by SIGKILL; respawning it");
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    panzer.signal(Signal::SIGCONT);
+    eventually(SOON, "the next worker answers", || get(port, "/").is_ok());
+    panzer.stop();
+}
+
+#[test]
+fn a_monitor_killed_in_mid_call_leaves_nothing_stuck() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let (panzer, worker) = in_mid_call(port);
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
+    // Whether its call fails first, as it does without an answer, or the signal of its parent's death ends it.
+    ["Traceback", "  ", "OSError: [Errno 38]"].iter().for_each(|pattern| panzer.allow_line(pattern));
+    let stat = fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
+    let monitor = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    kill(Pid::from_raw(monitor), Signal::SIGKILL).unwrap();
+    panzer.signal(Signal::SIGCONT);
+    eventually(SOON, "the next worker answers", || get(port, "/").is_ok());
+    panzer.stop();
+}
+
+#[test]
+fn an_unprivileged_panzer_says_what_it_takes() {
+    if !require("python3") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let port = free_port();
+    let builder = four_workers().executable("as_nobody", AS_NOBODY).through("as_nobody");
+    let panzer = builder.args(["--", "python3", "-m", "http.server", &port.to_string()]).start();
+    panzer.expect_line("panzer: workers run with no_new_privs, so that they can share ports");
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.wait_serving();
+    eventually(SOON, "it answers", || get(port, "/").is_ok());
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert!(get(port, "/").is_ok());
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+const AS_NOBODY: &str = r#"#!/usr/bin/env python3
+import os, sys
+for path in (".", "run"): os.chown(path, 65534, 65534)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+os.environ["PATH"] = "/usr/bin:/bin"
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_program_that_may_not_be_looked_into_is_said() {
+    if !require("python3") || nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let panzer = python_program("1", NOT_DUMPABLE, &[&free_port().to_string()]);
+    panzer.expect_line("warning: the ports of a program that may not be looked into (pid * are not shared");
+    assert_eq!(written(&panzer.path("outcome")), "bound");
+    panzer.stop();
+}
+
+const NOT_DUMPABLE: &str = r#"
+import ctypes, signal, socket, sys
+PR_SET_DUMPABLE = 4
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+with open("outcome", "w") as file: print("bound", file=file)
+signal.pause()
+"#;
+
 #[test]
 fn what_cannot_be_shared_is_said() {
     let inner = env!("CARGO_BIN_EXE_panzer");
