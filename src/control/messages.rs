@@ -82,7 +82,7 @@ pub enum Report {
     Worker(WorkerStatus),
     /// That was the last one.
     StatusEnd,
-    /// A worker wants to bind; its socket comes along as a descriptor.
+    /// A worker wants to bind; its socket comes along as a descriptor, where it could be had.
     Claim {
         /// What the answer refers to.
         ticket: u64,

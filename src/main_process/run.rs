@@ -16,7 +16,7 @@ use super::log;
 use super::pidfile::{self, PidFile};
 use super::shares::{Denied, Shares};
 use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing};
-use crate::config::{Plan, SharePorts, text};
+use crate::config::{MOST_LISTENERS, Plan, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
 use crate::control::role::{Environment, OWN_IMAGE};
@@ -55,6 +55,7 @@ struct Main {
     listeners: Vec<Listener>,
     shares_ports: bool,
     shares: Shares<OwnedFd>,
+    too_many_told: bool,
     pid_path: PathBuf,
     children: Children,
     found: BTreeMap<u32, Found>,
@@ -129,6 +130,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         listeners,
         shares_ports,
         shares,
+        too_many_told: false,
         pid_path: pid_file.path().to_owned(),
         children,
         found: BTreeMap::new(),
@@ -325,24 +327,32 @@ impl Main {
 
     /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
     fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
-        let not_shared = |errno| (Order::NotShared { ticket, errno }, Vec::new());
-        let (order, descriptors) = match descriptors.into_iter().next() {
-            Some(socket) if !self.state.is_stopping() => {
-                let bind = || sharing::bind_as_claimed(&socket, key).map(|()| socket);
-                match self.shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
-                    Ok(Ok(held)) => (Order::Shared { ticket }, vec![held]),
-                    Ok(Err(error)) => not_shared(error.raw_os_error()),
-                    Err(Denied::NotBound(errno)) => not_shared(Some(errno as i32)),
-                    Err(Denied::TooMany) => {
-                        ::log::debug!("{} is not shared: too many addresses are", key.address);
-                        not_shared(None)
+        let bind = || match descriptors.into_iter().next() {
+            Some(socket) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
+            None => sharing::bind_own(key),
+        };
+        let held = if self.state.is_stopping() {
+            // Nothing is held any more; what the kernel says goes.
+            Err(None)
+        } else {
+            match self.shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
+                Ok(copy) => copy.map_err(|error| error.raw_os_error()),
+                Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
+                Err(Denied::TooMany) => {
+                    if !std::mem::replace(&mut self.too_many_told, true) {
+                        ::log::warn!(
+                            "{} and later addresses are not shared: {MOST_LISTENERS} are already",
+                            key.address
+                        );
                     }
+                    Err(None)
                 }
             }
-            _ => not_shared(None),
         };
-        if let Some(running) = self.children.running(monitor) {
-            running.channel.send_along(&order, descriptors);
+        let Some(running) = self.children.running(monitor) else { return };
+        match held {
+            Ok(held) => running.channel.send_along(&Order::Shared { ticket }, vec![held]),
+            Err(errno) => running.channel.send(&Order::NotShared { ticket, errno }),
         }
     }
 

@@ -204,7 +204,8 @@ impl Monitor {
 
     fn take_call(&mut self) {
         if let Some(claim) = self.sharing.as_mut().and_then(Sharing::take_call) {
-            self.channel.send_along(&Report::Claim { ticket: claim.ticket, key: claim.key }, vec![claim.socket]);
+            let report = Report::Claim { ticket: claim.ticket, key: claim.key };
+            self.channel.send_along(&report, claim.socket.into_iter().collect());
         }
     }
 

@@ -9,12 +9,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::sys::socket::{SockaddrIn, SockaddrIn6, bind};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt};
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +50,8 @@ pub struct Claim {
     pub ticket: u64,
     /// What is claimed.
     pub key: Key,
-    /// A copy of the program's own socket.
-    pub socket: OwnedFd,
+    /// A copy of the program's own socket, where it could be had.
+    pub socket: Option<OwnedFd>,
 }
 
 /// A bind whose caller waits.
@@ -59,7 +59,18 @@ pub struct Claim {
 struct Bind {
     call: Call,
     key: Key,
-    socket: OwnedFd,
+    /// A copy of the program's own socket. None where a container forbids that (pidfd_getfd), and nothing else.
+    socket: Option<OwnedFd>,
+    inode: u64,
+}
+
+/// What is seen of a TCP socket before it is bound.
+#[derive(Debug)]
+struct Seen {
+    family: libc::c_int,
+    network: u64,
+    device: String,
+    v6_only: bool,
 }
 
 /// The ports that the workers of one generation share with all others.
@@ -79,7 +90,7 @@ pub struct Sharing {
 pub fn try_out() -> Result<bool, String> {
     seccomp::try_out().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EBUSY) => "somebody else, such as an outer panzer, already answers for these processes".to_owned(),
-        Some(Errno::EPERM | Errno::EACCES) => "seccomp or pidfd_getfd is forbidden here, as by a container".to_owned(),
+        Some(Errno::EPERM | Errno::EACCES) => "seccomp is forbidden here, as by a container".to_owned(),
         Some(Errno::ENOSYS | Errno::EINVAL) => "it takes Linux 5.9 or later, with seccomp".to_owned(),
         _ => error.to_string(),
     })
@@ -87,11 +98,32 @@ pub fn try_out() -> Result<bool, String> {
 
 /// Binds a program's socket to what it claims, with whatever options it has.
 pub fn bind_as_claimed(socket: &OwnedFd, key: &Key) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
     match key.address {
         SocketAddr::V4(address) => bind(socket.as_raw_fd(), &SockaddrIn::from(address)),
         SocketAddr::V6(address) => bind(socket.as_raw_fd(), &SockaddrIn6::from(address)),
     }
+}
+
+/// Binds a socket of our own to what was claimed, for a program whose own cannot be had.
+pub fn bind_own(key: &Key) -> Result<OwnedFd, Errno> {
+    if key.address.is_ipv4() {
+        return bound(key, AddressFamily::Inet, false);
+    }
+    match bound(key, AddressFamily::Inet6, false) {
+        // Whether the program leaves IPv4 alone cannot be seen. Where that is taken, it has a socket there too.
+        Err(Errno::EADDRINUSE) => bound(key, AddressFamily::Inet6, true),
+        other => other,
+    }
+}
+
+fn bound(key: &Key, family: AddressFamily, v6_only: bool) -> Result<OwnedFd, Errno> {
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    if family == AddressFamily::Inet6 {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &v6_only)?;
+    }
+    bind_as_claimed(&socket, key)?;
+    Ok(socket)
 }
 
 impl Sharing {
@@ -172,31 +204,31 @@ impl Sharing {
 
     /// What is to be bound. None where there is nothing to share: no TCP, no port, nobody who might.
     fn examine(&self, call: Call) -> io::Result<Option<Bind>> {
-        let socket = self.socket_of(&call)?;
-        let Some(family) = tcp_family(&socket)? else { return Ok(None) };
+        let Some(inode) = foreign::socket_inode(call.thread, descriptor(&call))? else { return Ok(None) };
+        let (socket, seen) = match foreign::descriptor_of(call.thread, descriptor(&call)) {
+            Ok(socket) => {
+                let seen = look_at(&socket)?;
+                (Some(socket), seen)
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
+                (None, look_from_outside(&call)?)
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(Seen { family, network, device, v6_only }) = seen else { return Ok(None) };
         let Some(address) = read_address(&call, family)? else { return Ok(None) };
         // Port 0 is a different one for each. And a port that the caller must not bind the kernel refuses to it.
         let may_bind = || !is_privileged(address.port()) || foreign::may_bind_privileged(call.thread);
         if address.port() == 0 || !may_bind() {
             return Ok(None);
         }
-        let key = Key {
-            network: options::network_namespace(&socket),
-            device: options::device(&socket)?,
-            v6_only: family == libc::AF_INET6 && options::v6_only(&socket)?,
-            address,
-        };
+        let key = Key { network, device, v6_only, address };
         // Had the caller ended, all of this might have been read from somebody else under its pid.
-        Ok(self.calls.is_waiting(&call).then_some(Bind { call, key, socket }))
-    }
-
-    fn socket_of(&self, call: &Call) -> io::Result<OwnedFd> {
-        foreign::descriptor_of(call.thread, call.arguments[0] as RawFd)
+        Ok(self.calls.is_waiting(&call).then_some(Bind { call, key, socket, inode }))
     }
 
     fn bind(&mut self, bind: Bind) -> Option<Claim> {
-        let already = inode_of(&bind.socket).ok().and_then(|inode| self.inodes.get(&inode));
-        if let Some(bound_to) = already {
+        if let Some(bound_to) = self.inodes.get(&bind.inode) {
             // An interrupted call comes again after all was done for it; another address is the program's mistake.
             if *bound_to == bind.key {
                 self.calls.answer(&bind.call, Ok(()));
@@ -214,11 +246,11 @@ impl Sharing {
 
     fn claim(&mut self, bind: Bind) -> Option<Claim> {
         self.waiting.retain(|_, waiting| self.calls.is_waiting(&waiting.call));
-        let socket = bind.socket.try_clone().ok();
-        let (Some(socket), true) = (socket, !self.main_is_gone && self.waiting.len() < MOST_WAITING) else {
+        if self.main_is_gone || self.waiting.len() >= MOST_WAITING {
             self.calls.let_through(&bind.call);
             return None;
-        };
+        }
+        let socket = bind.socket.as_ref().and_then(|socket| socket.try_clone().ok());
         let claim = Claim { ticket: bind.call.id, key: bind.key.clone(), socket };
         self.waiting.insert(bind.call.id, bind);
         Some(claim)
@@ -226,7 +258,7 @@ impl Sharing {
 
     /// Gives the caller the held socket in the place of its own, unless it is its own that is held.
     fn share(&self, bind: &Bind, held: BorrowedFd<'_>) {
-        let is_its_own = matches!((inode_of(&bind.socket), inode_of(held)), (Ok(own), Ok(held)) if own == held);
+        let is_its_own = inode_of(held).is_ok_and(|inode| inode == bind.inode);
         let given = if is_its_own { Ok(()) } else { self.replace(bind, held) };
         let answer = given.map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
@@ -240,26 +272,33 @@ impl Sharing {
     }
 
     fn replace(&self, bind: &Bind, held: BorrowedFd<'_>) -> io::Result<()> {
-        let (call, number) = (&bind.call, bind.call.arguments[0] as RawFd);
-        let close_on_exec = foreign::closes_on_exec(call.thread, number)?;
-        let flags = |socket| Ok::<_, io::Error>(OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?));
-        let (wanted, current) = (flags(bind.socket.as_fd())?, flags(held)?);
+        let (call, number) = (&bind.call, descriptor(&bind.call));
+        let wanted = foreign::flags_of(call.thread, number)?;
+        let current = OFlag::from_bits_retain(fcntl(held, FcntlArg::F_GETFL)?);
         // Never the other way round: a worker that serves would wait in accept for a connection that another took.
         if wanted.contains(OFlag::O_NONBLOCK) && !current.contains(OFlag::O_NONBLOCK) {
             fcntl(held, FcntlArg::F_SETFL(current | OFlag::O_NONBLOCK))?;
         }
         // Some put their socket into an epoll set before they bind it.
-        let watching = epoll_sets::registrations(call.thread, number, inode_of(&bind.socket)?);
-        self.calls.replace_descriptor(call, held, close_on_exec)?;
-        epoll_sets::hand_over(&watching, number, bind.socket.as_fd(), held)
+        let watching = epoll_sets::registrations(call.thread, number, bind.inode)?;
+        self.calls.replace_descriptor(call, held, wanted.contains(OFlag::O_CLOEXEC))?;
+        match &bind.socket {
+            Some(own) => epoll_sets::hand_over(&watching, number, own.as_fd(), held),
+            None => Ok(()),
+        }
     }
 
     /// A backlog is everybody's: it grows to the longest that anybody asked for.
     fn listen(&self, call: &Call) {
         let long_enough = || -> io::Result<bool> {
-            let socket = self.socket_of(call)?;
+            let inode = foreign::socket_inode(call.thread, descriptor(call))?;
+            let Some(key) = inode.and_then(|inode| self.inodes.get(&inode)) else { return Ok(false) };
+            let current = match self.held.as_ref().and_then(|held| held.get(key)) {
+                Some(held) => options::backlog(held)?,
+                None => options::backlog(foreign::descriptor_of(call.thread, descriptor(call))?)?,
+            };
             let asked = call.arguments[1] as u32;
-            Ok(self.is_shared(inode_of(&socket)?) && options::backlog(&socket)?.is_some_and(|current| current >= asked))
+            Ok(current.is_some_and(|current| current >= asked))
         };
         // What cannot be looked at was never shared.
         if long_enough().unwrap_or(false) {
@@ -270,8 +309,10 @@ impl Sharing {
     }
 
     fn tell_refusal(&mut self, call: &Call, error: &io::Error) {
+        // By its length, as little else can be seen: most binds are none of an internet address.
+        let is_address = [LENGTH_V4, LENGTH_V6].contains(&(call.arguments[2] as usize));
         let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
-        if refused && !std::mem::replace(&mut self.told_refusal, true) {
+        if refused && is_address && !std::mem::replace(&mut self.told_refusal, true) {
             log::warn!(
                 "the ports of a program that may not be looked into (pid {}) are not shared; use --listen",
                 call.thread
@@ -284,6 +325,33 @@ impl AsFd for Sharing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.calls.as_fd()
     }
+}
+
+/// The descriptor that a call is about.
+fn descriptor(call: &Call) -> RawFd {
+    call.arguments[0] as RawFd
+}
+
+/// What tells a socket that is to be bound from others. None where it is no TCP.
+fn look_at(socket: &OwnedFd) -> io::Result<Option<Seen>> {
+    let Some(family) = tcp_family(socket)? else { return Ok(None) };
+    Ok(Some(Seen {
+        family,
+        network: options::network_namespace(socket),
+        device: options::device(socket)?,
+        v6_only: family == libc::AF_INET6 && options::v6_only(socket)?,
+    }))
+}
+
+/// The same, as far as it shows without a copy of the socket.
+fn look_from_outside(call: &Call) -> io::Result<Option<Seen>> {
+    let family = match foreign::protocol_of(call.thread, descriptor(call))?.as_str() {
+        "TCP" | "MPTCP" => libc::AF_INET,
+        "TCPv6" | "MPTCPv6" => libc::AF_INET6,
+        _ => return Ok(None),
+    };
+    let ours = foreign::is_in_our_network(call.thread);
+    Ok(ours.then(|| Seen { family, network: 0, device: String::new(), v6_only: false }))
 }
 
 /// The family of a TCP socket. None for anything else.

@@ -27,8 +27,9 @@ struct Wish {
     data: u64,
 }
 
-/// In which sets of `thread`'s process the descriptor `number`, which leads to `inode`, is watched.
-pub fn registrations(thread: Pid, number: RawFd, inode: u64) -> Vec<Registration> {
+/// In which sets of `thread`'s process the descriptor `number`, which leads to `inode`, is watched. Fails where there is
+/// one that cannot be had.
+pub fn registrations(thread: Pid, number: RawFd, inode: u64) -> io::Result<Vec<Registration>> {
     let sets = descriptors(thread).into_iter().filter(|set| {
         fs::read_link(format!("/proc/{thread}/fd/{set}"))
             .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]")
@@ -36,7 +37,7 @@ pub fn registrations(thread: Pid, number: RawFd, inode: u64) -> Vec<Registration
     let watching = sets.filter_map(|set| {
         let info = fs::read_to_string(format!("/proc/{thread}/fdinfo/{set}")).ok()?;
         let wish = info.lines().find_map(|line| wish(line, number, inode))?;
-        Some(Registration { set: descriptor_of(thread, set).ok()?, wish })
+        Some(descriptor_of(thread, set).map(|set| Registration { set, wish }))
     });
     watching.collect()
 }
@@ -137,13 +138,13 @@ mod tests {
         let (new, new_writer) = pipe().unwrap();
         set.add(&old, EpollEvent::new(EpollFlags::EPOLLIN, 77)).unwrap();
         let inode = nix::sys::stat::fstat(&old).unwrap().st_ino;
-        let found = registrations(Pid::this(), old.as_raw_fd(), inode);
+        let found = registrations(Pid::this(), old.as_raw_fd(), inode).unwrap();
         assert_eq!(found.len(), 1);
         hand_over(&found, old.as_raw_fd(), old.as_fd(), new.as_fd()).unwrap();
         write(&new_writer, b"x").unwrap();
         let mut events = [EpollEvent::empty()];
         assert_eq!(set.wait(&mut events, EpollTimeout::ZERO), Ok(1));
         assert_eq!(events[0].data(), 77);
-        assert!(registrations(Pid::this(), old.as_raw_fd(), inode).is_empty());
+        assert!(registrations(Pid::this(), old.as_raw_fd(), inode).unwrap().is_empty());
     }
 }

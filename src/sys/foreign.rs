@@ -1,10 +1,12 @@
 //! Looking into another process: its descriptors, its memory, its rights. All of it takes what ptrace takes.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
@@ -46,11 +48,42 @@ pub fn read_memory(thread: Pid, address: u64, bytes: &mut [u8]) -> io::Result<()
     }
 }
 
-/// Whether the descriptor `number` of `thread` is closed by an exec.
-pub fn closes_on_exec(thread: Pid, number: RawFd) -> io::Result<bool> {
+/// The flags of the descriptor `number` of `thread`, and of what it leads to.
+pub fn flags_of(thread: Pid, number: RawFd) -> io::Result<OFlag> {
     let info = fs::read_to_string(format!("/proc/{thread}/fdinfo/{number}"))?;
     let flags = field(&info, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
-    Ok(flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0))
+    flags.map(OFlag::from_bits_retain).ok_or_else(|| Errno::EBADF.into())
+}
+
+/// The inode of the socket that the descriptor `number` of `thread` leads to. None for what is no socket.
+pub fn socket_inode(thread: Pid, number: RawFd) -> io::Result<Option<u64>> {
+    let target = fs::read_link(format!("/proc/{thread}/fd/{number}"))?;
+    let inode = |target: &str| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    Ok(target.to_str().and_then(inode))
+}
+
+/// The protocol of the socket that the descriptor `number` of `thread` leads to, by the kernel's name for it: "TCPv6".
+/// For where a copy of the descriptor cannot be had.
+pub fn protocol_of(thread: Pid, number: RawFd) -> io::Result<String> {
+    let path = CString::new(format!("/proc/{thread}/fd/{number}")).map_err(io::Error::other)?;
+    let mut name = [0u8; 64];
+    // SAFETY: two strings that end in null, and at most as many bytes are written as the name has room for.
+    let length = unsafe {
+        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
+    };
+    let length = Errno::result(length)? as usize;
+    let name = name[..length].split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Whether `thread` is in our network namespace.
+pub fn is_in_our_network(thread: Pid) -> bool {
+    is_in_our_namespace(thread, "net")
+}
+
+fn is_in_our_namespace(thread: Pid, kind: &str) -> bool {
+    let namespace = |whose: &str| fs::read_link(format!("/proc/{whose}/ns/{kind}")).ok();
+    namespace(&thread.to_string()) == namespace("self")
 }
 
 /// Whether the kernel lets `thread` bind ports that are not for everybody.
@@ -58,8 +91,7 @@ pub fn may_bind_privileged(thread: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let effective = field(&status, "CapEff:").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
     // In a user namespace of its own a process has all capabilities, and none that counts here.
-    let namespace = |whose: &str| fs::read_link(format!("/proc/{whose}/ns/user")).ok();
-    effective & (1 << NET_BIND_SERVICE) != 0 && namespace(&thread.to_string()) == namespace("self")
+    effective & (1 << NET_BIND_SERVICE) != 0 && is_in_our_namespace(thread, "user")
 }
 
 fn leader_of(thread: Pid) -> Option<Pid> {
@@ -83,7 +115,9 @@ mod tests {
             let file = fs::File::open("/dev/null").unwrap();
             let copy = descriptor_of(thread, file.as_fd().as_raw_fd()).unwrap();
             assert_eq!(fs::read_link(format!("/proc/self/fd/{}", copy.as_raw_fd())).unwrap().as_os_str(), "/dev/null");
-            assert!(closes_on_exec(thread, file.as_raw_fd()).unwrap());
+            assert!(flags_of(thread, file.as_raw_fd()).unwrap().contains(OFlag::O_CLOEXEC));
+            assert_eq!(socket_inode(thread, file.as_raw_fd()).unwrap(), None);
+            assert!(is_in_our_network(thread));
             let (text, mut bytes) = (*b"memory", [0; 6]);
             read_memory(thread, text.as_ptr() as u64, &mut bytes).unwrap();
             assert_eq!(bytes, text);
@@ -91,5 +125,16 @@ mod tests {
         };
         look();
         std::thread::spawn(look).join().unwrap();
+    }
+
+    #[test]
+    fn a_socket_is_known_from_outside() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = listener.as_raw_fd();
+        let inode = nix::sys::stat::fstat(&listener).unwrap().st_ino;
+        assert_eq!(socket_inode(Pid::this(), number).unwrap(), Some(inode));
+        assert_eq!(protocol_of(Pid::this(), number).unwrap(), "TCP");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(protocol_of(Pid::this(), udp.as_raw_fd()).unwrap(), "UDP");
     }
 }

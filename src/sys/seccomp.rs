@@ -92,7 +92,6 @@ pub fn try_out() -> io::Result<bool> {
 
 fn trap_and_answer() -> io::Result<bool> {
     let (calls, gave_up) = trap()?;
-    super::foreign::descriptor_of(Pid::this(), calls.fd.as_raw_fd())?;
     let no_call = Call { id: 0, thread: Pid::this(), trapped: Trapped::Bind, arguments: [0; 6] };
     match calls.replace_descriptor(&no_call, calls.fd.as_fd(), false) {
         // The kernel knows the request, and that there is no such call.

@@ -478,6 +478,48 @@ os.execv(sys.argv[1], sys.argv[1:])
 "#;
 
 #[test]
+fn a_container_that_keeps_sockets_apart() {
+    if !require("gcc") || !require("node") {
+        return;
+    }
+    // Both families: what is not seen of an IPv6 socket matters.
+    for (name, program) in [("python3", ["python3", "-m", "http.server"]), ("node", ["node", "server.js", ""])] {
+        let port = free_port();
+        let builder = four_workers().file("container.c", CONTAINER).file("server.js", NODE).through("container");
+        let mut compiler = Command::new("gcc");
+        compiler.current_dir(builder.folder()).args(["-O1", "-o", "container", "container.c"]);
+        assert!(compiler.status().unwrap().success());
+        let program = program.into_iter().filter(|word| !word.is_empty());
+        let builder = builder.args(["--name", name, "--"]).args(program).arg(port.to_string());
+        shares(builder, port);
+    }
+}
+
+/// As Docker has it by default: processes may be looked into, their descriptors not be copied.
+const CONTAINER: &str = r#"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int main(int count, char **arguments) {
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pidfd_getfd, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = { sizeof steps / sizeof *steps, steps };
+    if (count < 2 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter)) return 9;
+    execv(arguments[1], arguments + 1);
+    return 9;
+}
+"#;
+
+#[test]
 fn a_program_that_may_not_be_looked_into_is_said() {
     if !require("python3") || nix::unistd::geteuid().is_root() {
         return;
