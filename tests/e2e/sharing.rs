@@ -279,6 +279,30 @@ fn what_the_next_release_binds_no_more_is_closed() {
     panzer.stop();
 }
 
+#[test]
+fn a_release_that_fails_after_its_bind_takes_nothing_with_it() {
+    if !require("gcc") {
+        return;
+    }
+    let (port, another) = (free_port(), free_port());
+    let builder = compiled(four_workers(), &[]);
+    let good = format!("#!/bin/sh\nexec ./server {port}\n");
+    let panzer = start(builder.executable("release", &good).arg("./release"), port);
+    let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
+    let bad = format!("#!/bin/sh\n./server {port} {another} &\nsleep 0.3\nkill $!\nexit 3\n");
+    fs::write(panzer.path("release"), bad).unwrap();
+    panzer.expect_line("error: reload failed: generation 2: worker * exited with code 3");
+    panzer.allow_line("panzer: closed 127.0.0.1:");
+    panzer.allow_line("ended and left processes behind");
+    assert!(panzer.reload_and_wait().is_err());
+    eventually(SOON, "what the failed release alone had bound is closed", || get(another, "/").is_err());
+    fs::write(panzer.path("release"), good).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    panzer.stop();
+}
+
 /// Runs a python program, whose workers write to files in its folder.
 fn python_program(workers: &str, program: &str, arguments: &[&str]) -> Panzer {
     let builder = Panzer::builder().args(["-w", workers, "--bake", "50ms", "--", "python3", "-c", program]);
