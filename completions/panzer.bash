@@ -50,7 +50,7 @@ _panzer() {
                     return 0
                     ;;
                 --ready)
-                    COMPREPLY=($(compgen -W "auto notify alive" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto accept notify alive exec:CMD" -- "${cur}"))
                     return 0
                     ;;
                 --ready-timeout)

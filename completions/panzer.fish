@@ -1,11 +1,13 @@
 complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use' -r
-complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name; OPT: backlog=N. May be given several times' -r
+complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name; OPT: backlog=N, nonblock. May be given several times' -r
 complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
-complete -c panzer -l ready -d 'When a worker is ready: notify, it sent READY=1; alive, it runs; auto, notify if the serving generation did send it, else alive' -r -f -a "auto\t''
+complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener and that can be seen, else notify if the serving generation did send it, else alive' -r -f -a "auto\t''
+accept\t''
 notify\t''
-alive\t''"
+alive\t''
+exec:CMD\t''"
 complete -c panzer -l ready-timeout -d 'A generation that is not ready by then has failed [60s]' -r
 complete -c panzer -l bake -d 'How long a new generation must live, wholly ready, beside the old one before that is retired [1s]' -r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r

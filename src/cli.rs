@@ -5,10 +5,10 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::config::{
     self, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
@@ -54,7 +54,7 @@ struct Options {
     workers: Option<u32>,
 
     /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock,
-    /// unix:@name; OPT: backlog=N. May be given several times
+    /// unix:@name; OPT: backlog=N, nonblock. May be given several times
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 
@@ -63,9 +63,10 @@ struct Options {
     #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off")]
     share_ports: Option<Sharing>,
 
-    /// When a worker is ready: notify, it sent READY=1; alive, it runs; auto, notify if the serving generation did
-    /// send it, else alive
-    #[arg(long, env = "PANZER_READY", value_name = "WHEN")]
+    /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
+    /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
+    /// has a listener and that can be seen, else notify if the serving generation did send it, else alive
+    #[arg(long, env = "PANZER_READY", value_name = "WHEN", value_parser = WhenParser)]
     ready: Option<When>,
 
     /// A generation that is not ready by then has failed [60s]
@@ -125,11 +126,47 @@ struct Options {
     verbose: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum When {
-    Auto,
-    Notify,
-    Alive,
+#[derive(Debug, Clone)]
+struct When {
+    ready: config::Ready,
+    probe: Option<String>,
+}
+
+/// Reads what `--ready` takes: a word, or `exec:` and a command.
+#[derive(Debug, Clone)]
+struct WhenParser;
+
+impl WhenParser {
+    const WORDS: [(&str, config::Ready); 5] = [
+        ("auto", config::Ready::Auto),
+        ("accept", config::Ready::Accept),
+        ("notify", config::Ready::Notify),
+        ("alive", config::Ready::Alive),
+        ("exec:CMD", config::Ready::Exec),
+    ];
+
+    fn words() -> impl Iterator<Item = PossibleValue> {
+        WhenParser::WORDS.iter().map(|(word, _)| PossibleValue::new(word))
+    }
+}
+
+impl TypedValueParser for WhenParser {
+    type Value = When;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&Arg>, value: &OsStr) -> Result<When, clap::Error> {
+        if let Some(probe) =
+            value.to_str().and_then(|text| text.strip_prefix("exec:")).filter(|probe| !probe.is_empty())
+        {
+            return Ok(When { ready: config::Ready::Exec, probe: Some(probe.to_owned()) });
+        }
+        let word = PossibleValuesParser::from(WhenParser::words()).parse_ref(command, arg, value)?;
+        let known = WhenParser::WORDS.iter().find(|(known, _)| *known == word);
+        Ok(When { ready: known.map_or(config::Ready::Auto, |(_, ready)| *ready), probe: None })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(WhenParser::words()))
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -178,6 +215,11 @@ impl Options {
         let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
+        let listen = parse_listen(&self.listen)?;
+        let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
+        if ready == config::Ready::Accept && listen.is_empty() {
+            return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
+        }
         let stop = self.stop.unwrap_or_default();
         let delay = self.delay.unwrap_or(Duration::from_millis(100));
         let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
@@ -188,17 +230,14 @@ impl Options {
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
-            listen: parse_listen(&self.listen)?,
+            listen,
             share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
                 Sharing::Auto => config::SharePorts::Auto,
                 Sharing::On => config::SharePorts::On,
                 Sharing::Off => config::SharePorts::Off,
             },
-            ready: match self.ready.unwrap_or(When::Auto) {
-                When::Auto => config::Ready::Auto,
-                When::Notify => config::Ready::Notify,
-                When::Alive => config::Ready::Alive,
-            },
+            ready,
+            probe,
             ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
             bake: self.bake.unwrap_or(Duration::from_secs(1)),
             stop: match self.timeout {

@@ -2,6 +2,8 @@
 //!
 //! To write them anew: `PANZER_GENERATE=1 cargo test --test generated`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
+
 use std::fs;
 use std::path::Path;
 

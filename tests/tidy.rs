@@ -1,5 +1,7 @@
 //! The shape of the code, as `src/lib.rs` describes it, held against the code.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

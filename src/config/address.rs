@@ -29,6 +29,8 @@ pub struct Listen {
     pub address: Address,
     /// How many connections may wait to be accepted.
     pub backlog: u32,
+    /// Whether accept returns at once where nobody waits: for programs that share it and poll, but do not ask for it.
+    pub nonblock: bool,
 }
 
 /// Where a listener listens.
@@ -63,11 +65,12 @@ impl FromStr for Listen {
             Some((name, address)) if !name.contains(['/', ':']) => (Some(checked_name(name)?), address),
             _ => (None, first),
         };
-        let mut listen = Listen { name, address: address.parse()?, backlog: BACKLOG };
+        let mut listen = Listen { name, address: address.parse()?, backlog: BACKLOG, nonblock: false };
         for option in parts {
             match option.split_once('=') {
                 Some(("backlog", number)) => listen.backlog = parse_backlog(number)?,
-                _ => return Err(format!("unknown option '{option}'; there is backlog=N")),
+                None if option == "nonblock" => listen.nonblock = true,
+                _ => return Err(format!("unknown option '{option}'; there are backlog=N and nonblock")),
             }
         }
         Ok(listen)
@@ -175,8 +178,8 @@ mod tests {
         assert_eq!(address("[::1]:80"), Ok(Address::Tcp("[::1]:80".parse().unwrap())));
         assert_eq!(address("unix:/run/a=b.sock"), Ok(Address::Unix("/run/a=b.sock".into())));
         assert_eq!(address("unix:@app"), Ok(Address::Abstract("app".into())));
-        let named: Listen = "web=127.0.0.1:80,backlog=5".parse().unwrap();
-        assert_eq!((named.shown_name(), named.backlog), ("web", 5));
+        let named: Listen = "web=127.0.0.1:80,backlog=5,nonblock".parse().unwrap();
+        assert_eq!((named.shown_name(), named.backlog, named.nonblock), ("web", 5, true));
     }
 
     #[test]

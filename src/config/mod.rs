@@ -48,6 +48,9 @@ pub struct Plan {
     pub share_ports: SharePorts,
     /// When a worker counts as ready.
     pub ready: Ready,
+    /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
+    #[serde(default)]
+    pub probe: Option<String>,
     /// How long a generation, or a respawned worker, may take to be ready.
     pub ready_timeout: Duration,
     /// How long a new generation must live, wholly ready, beside the old one.
@@ -101,10 +104,15 @@ pub enum SharePorts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// By what the serving generation has shown to be able to tell, else when it runs.
+    /// When it is seen accepting, where it has a listener and that can be seen; otherwise by what the serving generation
+    /// has shown to be able to tell, else when it runs.
     Auto,
     /// When it has sent `READY=1`.
     Notify,
+    /// When it is seen accepting on one of its listeners.
+    Accept,
+    /// When [`Plan::probe`] succeeds.
+    Exec,
     /// When it runs.
     Alive,
 }

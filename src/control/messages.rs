@@ -62,12 +62,22 @@ pub enum Report {
     CannotBegin(Cause),
     /// The program runs; told once by each monitor.
     Executed,
-    /// A worker is ready; told again when one that was ready by being alive says so itself.
+    /// A worker is ready; told again when one that was ready by another measure says so itself.
     Ready {
         /// Its slot.
         slot: u32,
         /// Whether it said so itself.
         notified: bool,
+        /// Whether it was seen accepting.
+        #[serde(default)]
+        seen: bool,
+    },
+    /// It cannot be seen whether a worker accepts that is to be watched; told once for each reason in each life.
+    Unseeable {
+        /// Its slot.
+        slot: u32,
+        /// The reason, completing "whether it accepts cannot be seen: …".
+        why: String,
     },
     /// A worker ended that was not to.
     Died {

@@ -33,12 +33,10 @@ pub fn render(main: i32, generations: &[GenerationStatus]) -> String {
             let pid = worker.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             let since = duration::show(worker.since);
             let _ = write!(out, "\n    worker {:<4} {pid:>8}  {:<9} {since:<10}", worker.slot, worker.phase);
-            if worker.respawns > 0 {
-                let _ = write!(out, " respawned {}x", worker.respawns);
-            }
-            if let Some(cause) = &worker.last {
-                let _ = write!(out, ", last: {cause}");
-            }
+            let respawned = (worker.respawns > 0).then(|| format!("respawned {}x", worker.respawns));
+            let last = worker.last.as_ref().map(|cause| format!("last: {cause}"));
+            let remarks: Vec<String> = respawned.into_iter().chain(last).collect();
+            let _ = write!(out, " {}", remarks.join(", "));
             out.truncate(out.trim_end().len());
         }
     }

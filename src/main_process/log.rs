@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use log::{error, info};
+use log::{error, info, warn};
 use nix::unistd::Pid;
 
 use super::state::Note;
-use crate::config::Plan;
 use crate::config::duration::show;
+use crate::config::{Plan, Ready};
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
@@ -21,7 +21,8 @@ pub(super) fn began(plan: &Plan, pid_path: &Path) {
     info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
 }
 
-pub(super) fn write(note: &Note, workers: u32) {
+pub(super) fn write(note: &Note, plan: &Plan) {
+    let workers = plan.workers;
     match note {
         Note::Began => {}
         Note::Serving(generation, time) => {
@@ -43,7 +44,7 @@ pub(super) fn write(note: &Note, workers: u32) {
         Note::Rejected { generation, slot, cause, missing, serving } => {
             error!(
                 "reload failed: generation {generation}: {}; generation {serving} serves on",
-                reason(*slot, cause, missing, workers)
+                reason(*slot, cause, missing, plan)
             );
         }
         Note::Drained(generation, time) => {
@@ -55,6 +56,10 @@ pub(super) fn write(note: &Note, workers: u32) {
         Note::MonitorDied(generation, cause, delay) => {
             error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
         }
+        Note::Unseeable(generation, why) => warn!(
+            "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready when they \
+             send READY=1 if the serving ones did, else when they run (--ready notify or alive chooses)"
+        ),
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
@@ -69,7 +74,7 @@ fn count(workers: u32) -> String {
     if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
 }
 
-fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], workers: u32) -> String {
+fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], plan: &Plan) -> String {
     match (slot, cause) {
         (_, Cause::NotFound(_) | Cause::CannotExecute(_)) => cause.to_string(),
         (Some(slot), cause) => format!("worker {slot} {cause}"),
@@ -79,8 +84,20 @@ fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], workers: u32) -> St
                 named.push("...".to_owned());
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
-            format!("{} of {} {were} not ready within {} (worker {named})", missing.len(), count(workers), show(*time))
+            let (missing, all, time) = (missing.len(), count(plan.workers), show(*time));
+            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(plan))
         }
         (None, cause) => cause.to_string(),
+    }
+}
+
+/// By what those were not ready that were not.
+fn measure(plan: &Plan) -> &'static str {
+    match plan.ready {
+        Ready::Accept => ": not seen accepting on a listener",
+        Ready::Auto if !plan.listen.is_empty() => ": not seen accepting on a listener",
+        Ready::Auto | Ready::Notify => ": no READY=1 came",
+        Ready::Exec => ": the probe did not succeed",
+        Ready::Alive => "",
     }
 }

@@ -358,7 +358,9 @@ impl Main {
 
     fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
-        let ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
+        ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
         for (pid, exit) in ended {
             if let Some(monitor) = self.children.by_pid(pid) {
                 // Its last words come before its end.
@@ -416,7 +418,7 @@ impl Main {
                 self.shares.release(generation, Instant::now());
             }
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, self.plan.workers),
+            Action::Note(note) => log::write(&note, &self.plan),
             Action::Exit(code) => self.exit = Some(code),
         }
     }
@@ -458,6 +460,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             descriptors,
+            inherits_descriptors: true,
             leads_group: false,
             keeps_mask: true,
             death_signal: None,

@@ -12,7 +12,7 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself.
+/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// One monitor process. A generation whose monitor died goes on under another one.
@@ -128,6 +128,8 @@ pub enum Note {
     Drained(u32, Duration),
     /// A monitor died; another follows after this delay.
     MonitorDied(u32, Cause, Duration),
+    /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
+    Unseeable(u32, String),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
     /// Stopping.
@@ -154,7 +156,12 @@ struct Generation {
     number: u32,
     monitor: Life,
     ready: BTreeSet<u32>,
-    notifies: bool,
+    /// The slots whose workers said themselves that they are ready.
+    told: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    seen: BTreeSet<u32>,
+    /// The slots whose workers could not be seen, and why.
+    unseeable: BTreeMap<u32, String>,
     phase: Phase,
     begun: Instant,
     backoff: Backoff,
@@ -171,6 +178,9 @@ enum Life {
 struct Draining {
     since: Instant,
     urgency: Urgency,
+    /// What its workers go through, and since when.
+    schedule: Schedule,
+    begun: Instant,
     kill_at: Option<Instant>,
     /// Only a generation that once served is worth a word when it is gone.
     served: bool,
@@ -204,6 +214,7 @@ pub struct Generations {
     orphans: BTreeMap<Monitor, Escalation>,
     reload_queued: bool,
     has_run: bool,
+    unseeable_told: bool,
     stopping: Option<Stopping>,
     exited: bool,
     random: Random,
@@ -220,6 +231,7 @@ impl Generations {
             orphans: BTreeMap::new(),
             reload_queued: false,
             has_run: false,
+            unseeable_told: false,
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
@@ -292,9 +304,15 @@ impl Generations {
     fn must_notify(&self) -> bool {
         match self.settings.ready {
             Ready::Notify => true,
-            Ready::Alive => false,
-            Ready::Auto => self.serving.as_ref().is_some_and(|serving| serving.notifies),
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
+            Ready::Auto => self.serving_tells(),
         }
+    }
+
+    /// Whether every worker of the serving generation has said itself that it was ready. One that did so by chance must
+    /// not have the others ended for keeping silent.
+    fn serving_tells(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
     fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
@@ -305,7 +323,9 @@ impl Generations {
             number: monitor.generation,
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
-            notifies: false,
+            told: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            unseeable: BTreeMap::new(),
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
@@ -342,17 +362,19 @@ impl Generations {
         let bake = self.settings.bake;
         let Some((starting, _)) = &mut self.starting else { return };
         match report {
-            Report::Ready { slot, notified } => {
-                starting.notifies |= notified;
-                if slot < workers {
-                    starting.ready.insert(slot);
-                }
+            Report::Ready { slot, notified, seen } => {
+                starting.note_ready(slot, notified, seen, workers);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
                     starting.phase = Phase::Baking { until: now + bake };
                     if !bake.is_zero() {
                         actions.push(Action::Note(Note::Baking(starting.number, bake)));
                     }
                 }
+            }
+            Report::Unseeable { slot, why } => {
+                starting.unseeable.insert(slot, why.clone());
+                let number = starting.number;
+                self.tell_unseeable(number, why, actions);
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
@@ -362,27 +384,29 @@ impl Generations {
 
     fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
-        // By then a program that only lives has lived; one that told has told.
-        let told =
-            self.settings.ready == Ready::Notify || self.serving.as_ref().is_some_and(|serving| serving.notifies);
-        let bake = if told { Duration::ZERO } else { self.settings.bake };
+        // By then a program that only lives has lived; one that told or has been seen has shown more.
+        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec) || self.serving_tells();
+        let bake = self.settings.bake;
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
                 self.has_run = true;
                 actions.push(Action::Note(Note::Began));
             }
-            Report::Ready { slot, notified } => {
-                serving.notifies |= notified;
-                if slot < workers {
-                    serving.ready.insert(slot);
-                }
+            Report::Ready { slot, notified, seen } => {
+                serving.note_ready(slot, notified, seen, workers);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
+                    let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
             }
+            Report::Unseeable { why, .. } => {
+                let number = serving.number;
+                self.tell_unseeable(number, why, actions);
+            }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
+                serving.seen.remove(&slot);
                 if matches!(serving.phase, Phase::Baking { .. }) {
                     serving.phase = Phase::Filling;
                 }
@@ -398,6 +422,13 @@ impl Generations {
                 self.stop(Urgency::Graceful, 1, now, actions);
             }
             _ => {}
+        }
+    }
+
+    /// Said once: it is the program that is so, in every worker of every generation.
+    fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
+        if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
+            actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
 
@@ -447,8 +478,14 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let kill_at = Some(now + self.schedule(urgency).total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, kill_at, served });
+        let schedule = self.schedule(urgency);
+        let kill_at = Some(now + schedule.total() + GRACE);
+        self.draining.insert(monitor, Draining { since: now, urgency, schedule, begun: now, kill_at, served });
+    }
+
+    /// How urgent the end is of what nobody was told to stop.
+    fn urgency(&self) -> Urgency {
+        self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
 
     fn schedule(&self, urgency: Urgency) -> Schedule {
@@ -488,7 +525,10 @@ impl Generations {
         for (monitor, draining) in &mut self.draining {
             if draining.urgency < Urgency::Quick {
                 draining.urgency = Urgency::Quick;
-                draining.kill_at = draining.kill_at.map(|kill_at| kill_at.min(now + quick.total() + GRACE));
+                if now + quick.total() < draining.begun + draining.schedule.total() {
+                    (draining.schedule, draining.begun) = (quick.clone(), now);
+                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
+                }
                 actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
             }
         }
@@ -506,9 +546,13 @@ impl Generations {
             return;
         }
         if orphans {
-            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
-            self.adopt(monitor, obeyed.map_or(now, |draining| draining.since), now, actions);
+            let (schedule, begun) = match obeyed {
+                Some(draining) => (draining.schedule.clone(), draining.begun),
+                // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+                None => (self.schedule(self.urgency()), now),
+            };
+            self.adopt(monitor, &schedule, begun, now, actions);
         }
         if let Some(drained) = draining {
             if drained.served && !orphans {
@@ -536,13 +580,20 @@ impl Generations {
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.monitor = Life::Waiting { life, until: now + delay };
         serving.ready.clear();
+        serving.seen.clear();
         serving.phase = Phase::Filling;
         serving.begun = now;
     }
 
-    fn adopt(&mut self, monitor: Monitor, since: Instant, now: Instant, actions: &mut Vec<Action>) {
-        let schedule = self.schedule(self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency));
-        let mut escalation = Escalation::resume(&schedule, since, now);
+    fn adopt(
+        &mut self,
+        monitor: Monitor,
+        schedule: &Schedule,
+        begun: Instant,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut escalation = Escalation::resume(schedule, begun, now);
         if escalation.deadline().is_none() {
             // The schedule is over, and whether the monitor still sent its KILL nobody knows.
             escalation = Escalation::begin(&Schedule::kill(), now);
@@ -576,9 +627,14 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
+        let anew = self.schedule(self.urgency());
         for (monitor, escalation) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
+            }
+            if escalation.deadline().is_none() {
+                // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
+                *escalation = Escalation::begin(&anew, now + GRACE);
             }
         }
     }
@@ -588,8 +644,8 @@ impl Generations {
         match starting.phase {
             Phase::Baking { until } if until <= now => self.commit(now, actions),
             Phase::Filling if *deadline <= now => {
-                let cause = Cause::NotReady(self.settings.ready_timeout);
-                self.reject(None, cause, now, actions);
+                let (slot, cause) = starting.why_not_ready(&self.settings);
+                self.reject(slot, cause, now, actions);
             }
             _ => {}
         }
@@ -615,7 +671,7 @@ impl Generations {
 
     /// A generation that has told goes on telling when its monitor is replaced.
     fn serving_must_notify(&self) -> bool {
-        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.notifies)
+        self.settings.ready == Ready::Auto && self.serving_tells()
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
@@ -628,10 +684,33 @@ impl Generations {
 }
 
 impl Generation {
+    fn note_ready(&mut self, slot: u32, told: bool, seen: bool, workers: u32) {
+        if slot >= workers {
+            return;
+        }
+        self.ready.insert(slot);
+        if told {
+            self.told.insert(slot);
+        }
+        if seen {
+            self.seen.insert(slot);
+        }
+    }
+
     fn monitor(&self) -> Option<Monitor> {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
             Life::Waiting { .. } => None,
+        }
+    }
+
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
+    fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
+        let must_be_seen = settings.ready == Ready::Accept;
+        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
+        match unseen {
+            Some((slot, why)) => (Some(*slot), Cause::NotSeen(settings.ready_timeout, why.clone())),
+            None => (None, Cause::NotReady(settings.ready_timeout)),
         }
     }
 }

@@ -37,6 +37,8 @@ impl Live {
 pub(super) struct Roster {
     live: BTreeMap<u32, Live>,
     slots: BTreeMap<Pid, u32>,
+    /// Probes under way, and of whom.
+    probes: BTreeMap<Pid, Worker>,
     /// Process groups that outlived their worker.
     left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
     last: BTreeMap<u32, (Pid, Cause)>,
@@ -53,6 +55,26 @@ impl Roster {
     pub(super) fn remove(&mut self, pid: Pid) -> Option<Live> {
         let slot = self.slots.remove(&pid)?;
         self.live.remove(&slot)
+    }
+
+    pub(super) fn add_probe(&mut self, worker: Worker, child: Child) {
+        self.probes.insert(child.pid, worker);
+    }
+
+    /// Forgets a probe that has been reaped.
+    pub(super) fn remove_probe(&mut self, pid: Pid) -> Option<Worker> {
+        self.probes.remove(&pid)
+    }
+
+    /// Kills the probe of this worker, with what it has started.
+    pub(super) fn kill_probe(&self, worker: Worker) {
+        for (pid, _) in self.probes.iter().filter(|(_, probed)| **probed == worker) {
+            let killed = processes::signal_group(*pid, Signal::SIGKILL)
+                .and_then(|()| processes::signal_child(*pid, Signal::SIGKILL));
+            if let Err(error) = killed {
+                log::warn!("cannot kill the probe of worker {} (pid {pid}): {error}", worker.slot);
+            }
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -101,6 +123,9 @@ impl Roster {
     /// Whether a worker that has just been reaped left processes behind: of its own group, and with `strays` any other
     /// that was adopted, as a program leaves them that goes to the background.
     pub(super) fn note_left_behind(&mut self, pid: Pid, worker: Worker, strays: bool) -> bool {
+        if !strays && !processes::group_exists(pid) {
+            return false;
+        }
         let groups: BTreeSet<Pid> = self.adopted_groups().filter(|group| strays || *group == pid).collect();
         let known: BTreeSet<Pid> = self.left_behind.values().flatten().copied().collect();
         let new: BTreeSet<Pid> = groups.difference(&known).copied().collect();
@@ -135,9 +160,11 @@ impl Roster {
         }
     }
 
-    /// The groups of those children that are no workers but were adopted; a live worker's own group is left to it.
+    /// The groups of those children that are neither workers nor probes but were adopted; the groups of those are left
+    /// to them.
     fn adopted_groups(&self) -> impl Iterator<Item = Pid> {
-        let strangers = processes::children().into_iter().filter(|child| !self.slots.contains_key(child));
-        strangers.filter_map(processes::group_of).filter(|group| !self.slots.contains_key(group))
+        let is_ours = |pid: &Pid| self.slots.contains_key(pid) || self.probes.contains_key(pid);
+        let strangers = processes::children().into_iter().filter(move |child| !is_ours(child));
+        strangers.filter_map(processes::group_of).filter(move |group| !is_ours(group))
     }
 }

@@ -12,20 +12,22 @@ use nix::unistd::{Pid, fchdir};
 
 use super::log;
 use super::roster::Roster;
-use super::state::{Action, Event, Settings, Slots, Worker};
+use super::state::{Action, Event, Settings, Slots, Watch, Worker};
+use crate::config::{Ready, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::notify::NotifySocket;
+use crate::readiness::watch::{self, Listeners};
 use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{document, processes, signals, stderr};
 use crate::worker::cause::Cause;
-use crate::worker::environment::{Place, arguments, variables};
+use crate::worker::environment::{Place, arguments, probe_variables, variables};
 use crate::worker::program::Release;
 use crate::worker::refusal;
-use crate::worker::spawn::{Command, Outcome, spawn};
+use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
 const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
@@ -43,6 +45,8 @@ struct Monitor {
     release: Release,
     mixed_release_told: bool,
     listeners: Vec<OwnedFd>,
+    /// What workers are seen accepting on.
+    accepted_on: Listeners,
     channel: Channel,
     notify: NotifySocket,
     sharing: Option<Sharing>,
@@ -120,13 +124,15 @@ impl Monitor {
         if let Some(sharing) = &sharing {
             poller.watch(sharing, SHARING)?;
         }
-        let state = Slots::new(settings(&assignment), Instant::now());
+        let accepted_on = Listeners::among(&listeners);
+        let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         Ok(Monitor {
             assignment,
             inherited,
             release,
             mixed_release_told: false,
             listeners,
+            accepted_on,
             channel,
             notify,
             sharing,
@@ -142,9 +148,11 @@ impl Monitor {
     fn run(&mut self) -> io::Result<()> {
         loop {
             while let Some(event) = self.events.pop_front() {
-                for action in self.state.on(Instant::now(), event) {
-                    self.perform(action);
-                }
+                let actions = self.state.on(Instant::now(), event);
+                // A slot waits for its process; main and people may read a moment later what became of the last one.
+                let (spawns, others): (Vec<_>, Vec<_>) =
+                    actions.into_iter().partition(|action| matches!(action, Action::Spawn(_)));
+                spawns.into_iter().chain(others).for_each(|action| self.perform(action));
             }
             if self.done {
                 return Ok(());
@@ -238,6 +246,10 @@ impl Monitor {
         // All at once first: what has ended as well was not left behind.
         let ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
         for (pid, exit) in ended {
+            if let Some(worker) = self.roster.remove_probe(pid) {
+                self.probe_ended(worker, exit);
+                continue;
+            }
             let slot = self.roster.slot_of(pid);
             if let Some(slot) = slot {
                 self.look_at_exec(slot);
@@ -264,6 +276,13 @@ impl Monitor {
                     self.events.push_back(Event::Ended(worker, cause));
                 }
             }
+            Action::Look(worker) => {
+                if let Some(pid) = self.roster.pid_of(worker) {
+                    self.events.push_back(Event::Seen(worker, watch::look(pid, &self.accepted_on)));
+                }
+            }
+            Action::Probe(worker) => self.probe(worker),
+            Action::EndProbe(worker) => self.roster.kill_probe(worker),
             Action::Signal(worker, signal) => self.signal(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
             Action::CloseListeners => {
@@ -279,13 +298,7 @@ impl Monitor {
     }
 
     fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
-        let Assignment { plan, generation, main_pid, .. } = &self.assignment;
-        let place = Place {
-            worker: worker.slot,
-            generation: *generation,
-            main_pid: *main_pid,
-            notify_socket: self.notify.name(),
-        };
+        let Assignment { plan, generation, .. } = &self.assignment;
         let run = self.release.run();
         if run.mixed && !self.mixed_release_told {
             self.mixed_release_told = true;
@@ -294,12 +307,14 @@ impl Monitor {
                 self.release.path.display()
             );
         }
+        let place = self.place(worker);
         let command = Command {
             image: run.image,
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
             environment: variables(plan, &self.inherited, place).map_err(Cause::CannotStart)?,
             listen_pid: !plan.listen.is_empty(),
             descriptors: Vec::new(),
+            inherits_descriptors: true,
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(plan.stop.first_signal()),
@@ -312,6 +327,54 @@ impl Monitor {
             self.look_at_exec(worker.slot);
         }
         Ok(())
+    }
+
+    fn place(&self, worker: Worker) -> Place<'_> {
+        Place {
+            worker: worker.slot,
+            generation: self.assignment.generation,
+            main_pid: self.assignment.main_pid,
+            notify_socket: self.notify.name(),
+        }
+    }
+
+    fn probe(&mut self, worker: Worker) {
+        // One that has just ended needs none.
+        let started = self.roster.pid_of(worker).map(|pid| self.start_probe(worker, pid));
+        if let Some(Err(why)) = &started {
+            ::log::warn!("the probe of worker {} could not be started: {why}", worker.slot);
+        }
+        if !matches!(started, Some(Ok(()))) {
+            self.events.push_back(Event::Probed(worker, false));
+        }
+    }
+
+    /// Runs the probe in the workers' directory, by a shell, without their listeners.
+    fn start_probe(&mut self, worker: Worker, pid: Pid) -> Result<(), String> {
+        let plan = &self.assignment.plan;
+        let probe = plan.probe.as_deref().ok_or("there is none in the plan")?;
+        let command = Command {
+            image: Image::Path(c"/bin/sh".to_owned()),
+            arguments: ["sh", "-c", probe].map(|argument| text::c_string(argument.as_ref())).to_vec(),
+            environment: probe_variables(plan, &self.inherited, self.place(worker), pid.as_raw())?,
+            listen_pid: false,
+            descriptors: Vec::new(),
+            inherits_descriptors: false,
+            leads_group: true,
+            keeps_mask: false,
+            death_signal: Some(Signal::SIGKILL),
+        };
+        // What comes of its exec shows in how it ends.
+        self.roster.add_probe(worker, spawn(&command).map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn probe_ended(&mut self, worker: Worker, exit: processes::Exit) {
+        let succeeded = exit == processes::Exit::Code(0);
+        if !succeeded {
+            ::log::debug!("the probe of worker {} {}", worker.slot, Cause::from(exit));
+        }
+        self.events.push_back(Event::Probed(worker, succeeded));
     }
 
     fn signal(&mut self, worker: Worker, signal: Signal) {
@@ -343,11 +406,17 @@ impl Monitor {
     }
 }
 
-fn settings(assignment: &Assignment) -> Settings {
+fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
     let plan = &assignment.plan;
     Settings {
         workers: plan.workers,
         notify: assignment.notify,
+        watch: match plan.ready {
+            Ready::Accept => Watch::Always,
+            Ready::Exec => Watch::Probe,
+            Ready::Auto if has_listener => Watch::IfSeeable,
+            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+        },
         ready_timeout: plan.ready_timeout,
         stop: plan.stop.clone(),
         pace: plan.pace(),

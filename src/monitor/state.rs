@@ -8,10 +8,29 @@ use nix::sys::signal::Signal;
 use crate::backoff::{Backoff, Pace, Random};
 use crate::config::{Escalation, RespawnLimit, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
+use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
+
+/// The pause after the first look at a worker; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+
+/// The longest, so that a worker is known to accept within that and a little.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The same for probes, which cost a process each.
+const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest pause between two probes of a worker.
+const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A probe that takes this long hangs: it is ended, and counts as failed.
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
+
+/// So many workers are looked at before anything else has its turn.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// One life of a slot. What is still under way about an earlier life never touches a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,8 +46,10 @@ pub struct Worker {
 pub struct Settings {
     /// How many slots are kept filled.
     pub workers: u32,
-    /// Whether a worker is ready only when it has said so.
+    /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
     pub notify: bool,
+    /// Whether a worker is watched until it is ready.
+    pub watch: Watch,
     /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
     pub ready_timeout: Duration,
     /// How workers are stopped.
@@ -43,6 +64,19 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Whether a worker is watched until it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It is not: readiness is by another measure.
+    No,
+    /// It is ready when it is seen accepting; one that cannot be seen, by the other measure.
+    IfSeeable,
+    /// It is ready when it is seen accepting, and never otherwise.
+    Always,
+    /// It is ready when a probe of it succeeds.
+    Probe,
+}
+
 /// What can happen to a monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -52,6 +86,10 @@ pub enum Event {
     Executed(Worker),
     /// The worker said that it is ready.
     Notified(Worker),
+    /// What a look at the worker gave.
+    Seen(Worker, Sight),
+    /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
+    Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
     Ended(Worker, Cause),
     /// Processes of its group outlived a worker.
@@ -71,6 +109,12 @@ pub enum Event {
 pub enum Action {
     /// Start this worker.
     Spawn(Worker),
+    /// Look whether this worker accepts; the answer is [`Event::Seen`].
+    Look(Worker),
+    /// Start a probe of this worker; its end is [`Event::Probed`].
+    Probe(Worker),
+    /// End the probe of this worker.
+    EndProbe(Worker),
     /// Send this to the worker; KILL to its whole group.
     Signal(Worker, Signal),
     /// Send this to what the worker left behind.
@@ -139,9 +183,25 @@ enum State {
     Empty,
     Waiting { until: Instant },
     Executing { deadline: Instant },
-    Starting { deadline: Option<Instant> },
+    Starting { deadline: Option<Instant>, watched: Option<Watched> },
     Ready,
     Stopping(Escalation),
+}
+
+/// When a worker is looked at or probed again; none while a probe of it is under way.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    next: Option<Instant>,
+    pause: Duration,
+}
+
+/// A probe under way.
+#[derive(Debug)]
+struct Probe {
+    /// When it is ended, or ended again.
+    deadline: Instant,
+    /// Whether it was told to end.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -150,9 +210,18 @@ struct Slot {
     life: u32,
     since: Instant,
     notified: bool,
+    /// Why it could not be seen whether the worker accepts.
+    hidden: Option<Hidden>,
     backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     ended_for: Option<Cause>,
+}
+
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+struct Stopping {
+    schedule: Schedule,
+    begun: Instant,
 }
 
 /// What one slot looks like from outside.
@@ -172,8 +241,9 @@ pub struct Slots {
     settings: Settings,
     slots: Vec<Slot>,
     groups: BTreeMap<Worker, Escalation>,
+    probes: BTreeMap<Worker, Probe>,
     recent_respawns: VecDeque<Instant>,
-    stopping: Option<Schedule>,
+    stopping: Option<Stopping>,
     executed: bool,
     gave_up: bool,
     exited: bool,
@@ -188,12 +258,14 @@ impl Slots {
             life: 0,
             since: now,
             notified: false,
+            hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
         };
         Slots {
             slots: (0..settings.workers).map(|_| empty()).collect(),
             groups: BTreeMap::new(),
+            probes: BTreeMap::new(),
             recent_respawns: VecDeque::new(),
             stopping: None,
             executed: false,
@@ -216,6 +288,8 @@ impl Slots {
             }
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
+            Event::Seen(worker, sight) => self.seen(worker, sight, &mut actions),
+            Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
@@ -241,11 +315,14 @@ impl Slots {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
             State::Waiting { until } => Some(*until),
             State::Executing { deadline } => Some(*deadline),
-            State::Starting { deadline } => *deadline,
+            State::Starting { deadline, watched } => {
+                deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
+            }
             State::Stopping(escalation) => escalation.deadline(),
             State::Empty | State::Ready => None,
         });
-        slots.chain(self.groups.values().filter_map(Escalation::deadline)).min()
+        let probes = self.probes.values().map(|probe| probe.deadline);
+        slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
     }
 
     /// What a slot looks like.
@@ -272,12 +349,11 @@ impl Slots {
         self.slots.len() as u32
     }
 
-    fn slot(&mut self, worker: Worker) -> Option<&mut Slot> {
-        self.slots.get_mut(worker.slot as usize).filter(|slot| slot.life == worker.life)
-    }
-
-    fn is_live(&mut self, worker: Worker) -> bool {
-        self.slot(worker).is_some_and(|slot| !matches!(slot.state, State::Empty | State::Waiting { .. }))
+    /// The slot that holds this worker; none where the worker is no more.
+    fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
+        let holds =
+            |slot: &&mut Slot| slot.life == worker.life && !matches!(slot.state, State::Empty | State::Waiting { .. });
+        self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
     fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
@@ -285,54 +361,94 @@ impl Slots {
         slot.life += 1;
         slot.since = now;
         slot.notified = false;
+        slot.hidden = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
 
     fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (notify, trial, timeout) = (self.settings.notify, self.settings.trial, self.settings.ready_timeout);
-        let Some(slot) = self.slot(worker) else { return };
+        let (watch, trial, timeout) = (self.settings.watch, self.settings.trial, self.settings.ready_timeout);
+        let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        let notified = slot.notified;
-        slot.state = if notify && !notified {
-            State::Starting { deadline: (!trial).then(|| now + timeout) }
-        } else {
-            State::Ready
-        };
-        let ready = matches!(slot.state, State::Ready);
+        let pause = if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE };
+        let watched = (watch != Watch::No).then_some(Watched { next: Some(now), pause });
+        slot.state = State::Starting { deadline: (!trial).then(|| now + timeout), watched };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
-        if ready {
-            actions.push(Action::Report(Report::Ready { slot: worker.slot, notified }));
-        }
+        self.become_ready_unseen(worker, actions);
     }
 
     fn notified(&mut self, worker: Worker, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
-            State::Starting { .. } => {
-                slot.state = State::Ready;
-                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true }));
-            }
-            // It was ready by being alive; that it can tell is worth knowing for the next release.
+            State::Starting { .. } => self.become_ready_unseen(worker, actions),
+            // It was ready by another measure; that it can tell is worth knowing for the next release.
             State::Ready if first_time => {
-                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true }));
+                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
             }
             _ => {}
         }
     }
 
+    fn seen(&mut self, worker: Worker, sight: Sight, actions: &mut Vec<Action>) {
+        let watch = self.settings.watch;
+        let Some(slot) = self.slot_of(worker) else { return };
+        let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
+        match sight {
+            Sight::Accepting => self.become_ready(worker, true, actions),
+            Sight::NotYet => {}
+            Sight::Unseeable(why) => {
+                if watch == Watch::IfSeeable {
+                    *watched = None;
+                }
+                if slot.hidden.replace(why) != Some(why) {
+                    let why = why.to_string();
+                    actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why }));
+                }
+                self.become_ready_unseen(worker, actions);
+            }
+        }
+    }
+
+    fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
+        self.probes.remove(&worker);
+        let Some(slot) = self.slot_of(worker) else { return };
+        let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
+        if succeeded {
+            self.become_ready(worker, false, actions);
+        } else {
+            watched.next = Some(now + watched.pause);
+            watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
+        }
+    }
+
+    /// Where nobody watches the worker, its own word counts, or that it lives.
+    fn become_ready_unseen(&mut self, worker: Worker, actions: &mut Vec<Action>) {
+        let notify = self.settings.notify;
+        let Some(slot) = self.slot_of(worker) else { return };
+        let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
+        if unwatched && (slot.notified || !notify) {
+            self.become_ready(worker, false, actions);
+        }
+    }
+
+    fn become_ready(&mut self, worker: Worker, seen: bool, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot_of(worker) else { return };
+        slot.state = State::Ready;
+        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
+    }
+
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
         let random = self.random.draw();
-        let Some(slot) = self.slot(worker) else { return };
+        let Some(slot) = self.slot_of(worker) else { return };
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
@@ -352,13 +468,21 @@ impl Slots {
 
     fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         // Told just before the worker's own end.
-        if !self.is_live(worker) {
+        if self.slot_of(worker).is_none() {
             return;
         }
-        let schedule = self.stopping.as_ref().unwrap_or(&self.settings.stop);
-        if self.groups.insert(worker, Escalation::begin(schedule, now)).is_none() {
-            actions.push(Action::Note(Note::LeftBehind(worker)));
+        let mut escalation = match &self.stopping {
+            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
+            None => Escalation::begin(&self.settings.stop, now),
+        };
+        actions.push(Action::Note(Note::LeftBehind(worker)));
+        if escalation.deadline().is_none() {
+            escalation = Escalation::begin(&Schedule::kill(), now);
+        } else if let Some(stopping) = &self.stopping {
+            // It was its worker that got this; it has as long to end as the stop still takes.
+            actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
+        self.groups.insert(worker, escalation);
     }
 
     /// The release serves: what died on trial just before is filled again like any other slot.
@@ -370,7 +494,7 @@ impl Slots {
         for slot in &mut self.slots {
             match &mut slot.state {
                 State::Empty => slot.state = State::Waiting { until: now },
-                State::Starting { deadline } => *deadline = Some(now + timeout),
+                State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }
         }
@@ -382,8 +506,12 @@ impl Slots {
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        if self.stopping.replace(schedule.clone()).is_none() {
+        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
+        if end.is_none() {
             actions.push(Action::CloseListeners);
+        }
+        if end.is_none_or(|end| now + schedule.total() < end) {
+            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
         }
         for slot in &mut self.slots {
             match &mut slot.state {
@@ -411,6 +539,8 @@ impl Slots {
             self.end_if_overdue(index, now, actions);
             self.escalate_if_due(index, now, actions);
         }
+        self.look_if_due(now, actions);
+        self.end_probes(now, actions);
         for (worker, escalation) in &mut self.groups {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalGroup(*worker, signal));
@@ -440,12 +570,51 @@ impl Slots {
                 slot.ended_for = Some(Cause::HungInExec(LONGEST_EXEC));
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
-            State::Starting { deadline: Some(deadline) } if deadline <= now => {
+            State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
+                let timeout = self.settings.ready_timeout;
                 slot.state = State::Stopping(Escalation::begin(&self.settings.stop, now));
-                slot.ended_for = Some(Cause::NotReady(self.settings.ready_timeout));
+                slot.ended_for = Some(match slot.hidden.filter(|_| self.settings.watch == Watch::Always) {
+                    Some(why) => Cause::NotSeen(timeout, why.to_string()),
+                    None => Cause::NotReady(timeout),
+                });
                 actions.push(Action::Note(Note::NotReady(worker, self.settings.ready_timeout)));
             }
             _ => {}
+        }
+    }
+
+    /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
+    fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let watched = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
+            State::Starting { watched: Some(watched), .. } if watched.next.is_some_and(|next| next <= now) => {
+                Some((Worker { slot: index, life: slot.life }, watched))
+            }
+            _ => None,
+        });
+        let mut due: Vec<_> = watched.collect();
+        due.sort_by_key(|(_, watched)| watched.next);
+        for (worker, watched) in due.into_iter().take(LOOKS_AT_ONCE) {
+            if self.settings.watch == Watch::Probe {
+                watched.next = None;
+                self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
+                actions.push(Action::Probe(worker));
+            } else {
+                watched.next = Some(now + watched.pause);
+                watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
+                actions.push(Action::Look(worker));
+            }
+        }
+    }
+
+    /// Ends the probes that hang, and those of whose result nobody waits any more.
+    fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        for (worker, probe) in &mut self.probes {
+            let slot = &self.slots[worker.slot as usize];
+            let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { .. });
+            if probe.deadline <= now || (!awaited && !probe.ended) {
+                *probe = Probe { deadline: now + LONGEST_PROBE, ended: true };
+                actions.push(Action::EndProbe(*worker));
+            }
         }
     }
 
@@ -490,7 +659,7 @@ impl Slots {
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
         let empty = self.slots.iter().all(|slot| matches!(slot.state, State::Empty));
-        if self.stopping.is_some() && empty && self.groups.is_empty() && !self.exited {
+        if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
             self.exited = true;
             actions.push(Action::Exit);
         }

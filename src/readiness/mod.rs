@@ -1,3 +1,4 @@
 //! How a worker's readiness becomes known.
 
 pub mod notify;
+pub mod watch;

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, UnixAddr, bind as bind_socket,
     listen, setsockopt, socket, sockopt,
@@ -63,6 +64,12 @@ pub fn bind(wanted: &Listen) -> Result<Listener, Refusal> {
             .map_err(io::Error::from)
             .and_then(|address| unix(&address, wanted.backlog)),
     };
+    let bound = bound.and_then(|fd| {
+        if wanted.nonblock {
+            fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(fd)
+    });
     let fd = bound.map_err(|error| why_not(&wanted.address, &error))?;
     let path = match &wanted.address {
         Address::Unix(path) => fs::symlink_metadata(path).ok().map(|meta| (path.clone(), meta.ino())),

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::sys::epoll_sets;
 use crate::sys::foreign;
 use crate::sys::options;
+use crate::sys::pidfd;
 use crate::sys::seccomp::{self, Call, Calls, Trapped};
 
 /// So many binds may wait for main. More threads than this do not bind at once, except to do harm.
@@ -373,12 +374,15 @@ fn tcp_family(socket: &OwnedFd) -> io::Result<Option<libc::c_int>> {
 fn read_address(call: &Call, family: libc::c_int) -> io::Result<Option<SocketAddr>> {
     let [_, pointer, length, ..] = call.arguments;
     let needed = if family == libc::AF_INET { LENGTH_V4 } else { LENGTH_V6 };
-    let mut bytes = [0; LENGTH_V6];
     if (length as u32 as usize) < needed {
         return Ok(None);
     }
-    foreign::read_memory(call.thread, pointer, &mut bytes[..needed])?;
-    Ok(parse(&bytes).filter(|address| address.is_ipv4() == (family == libc::AF_INET)))
+    let mut bytes = pidfd::read_memory(call.thread, pointer as usize, needed)?;
+    if bytes.len() < needed {
+        return Ok(None);
+    }
+    bytes.resize(LENGTH_V6, 0);
+    Ok(bytes.first_chunk().and_then(parse).filter(|address| address.is_ipv4() == (family == libc::AF_INET)))
 }
 
 /// Reads a `sockaddr_in` or a `sockaddr_in6`.

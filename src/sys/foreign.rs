@@ -1,51 +1,24 @@
-//! Looking into another process: its descriptors, its memory, its rights. All of it takes what ptrace takes.
+//! Looking into another process through /proc: its descriptors, its sockets, its rights.
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
-use super::descriptors::adopt;
+use super::pidfd::PidFd;
 
 /// Bit of CAP_NET_BIND_SERVICE in a set of capabilities.
 const NET_BIND_SERVICE: u32 = 10;
 
-/// A copy of the descriptor `number` of the process that `thread` belongs to. It leads to the same open file.
+/// A copy of the descriptor `number` of `thread`. It leads to the same open file.
 pub fn descriptor_of(thread: Pid, number: RawFd) -> io::Result<OwnedFd> {
-    let process = open(thread)?;
-    // SAFETY: three integers; nothing of ours is touched.
-    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    Errno::result(copy)?;
-    adopt(copy as RawFd)
-}
-
-/// A descriptor that stands for the thread, or for its process where the kernel knows no other (before 6.9).
-fn open(thread: Pid) -> io::Result<OwnedFd> {
-    const A_THREAD: libc::c_int = libc::O_EXCL;
-    let leader = |_| pidfd_open(leader_of(thread).ok_or(Errno::ESRCH)?, 0);
-    pidfd_open(thread, A_THREAD).or_else(leader)
-}
-
-fn pidfd_open(pid: Pid, flags: libc::c_int) -> io::Result<OwnedFd> {
-    // SAFETY: two integers; nothing of ours is touched.
-    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), flags) };
-    Errno::result(number)?;
-    adopt(number as RawFd)
-}
-
-/// Reads memory of the process into all of `bytes`.
-pub fn read_memory(thread: Pid, address: u64, bytes: &mut [u8]) -> io::Result<()> {
-    let length = bytes.len();
-    let remote = [RemoteIoVec { base: address as usize, len: length }];
-    match process_vm_readv(thread, &mut [IoSliceMut::new(bytes)], &remote)? {
-        read if read == length => Ok(()),
-        _ => Err(Errno::EFAULT.into()),
-    }
+    // Before Linux 6.9 a thread cannot be opened, only its process.
+    let process = |_| PidFd::open(leader_of(thread).ok_or(Errno::ESRCH)?);
+    PidFd::open_thread(thread).or_else(process)?.copy_of(number)
 }
 
 /// The flags of the descriptor `number` of `thread`, and of what it leads to.
@@ -106,21 +79,18 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_process_is_looked_into_by_any_of_its_threads() {
         let look = || {
             let thread = nix::unistd::gettid();
             let file = fs::File::open("/dev/null").unwrap();
-            let copy = descriptor_of(thread, file.as_fd().as_raw_fd()).unwrap();
+            let copy = descriptor_of(thread, file.as_raw_fd()).unwrap();
             assert_eq!(fs::read_link(format!("/proc/self/fd/{}", copy.as_raw_fd())).unwrap().as_os_str(), "/dev/null");
             assert!(flags_of(thread, file.as_raw_fd()).unwrap().contains(OFlag::O_CLOEXEC));
             assert_eq!(socket_inode(thread, file.as_raw_fd()).unwrap(), None);
             assert!(is_in_our_network(thread));
-            let (text, mut bytes) = (*b"memory", [0; 6]);
-            read_memory(thread, text.as_ptr() as u64, &mut bytes).unwrap();
-            assert_eq!(bytes, text);
             assert_eq!(leader_of(thread), Some(Pid::this()));
         };
         look();

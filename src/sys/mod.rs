@@ -7,6 +7,7 @@ pub mod document;
 pub mod epoll_sets;
 pub mod foreign;
 pub mod options;
+pub mod pidfd;
 pub mod poller;
 pub mod processes;
 pub mod seccomp;

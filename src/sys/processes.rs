@@ -43,6 +43,11 @@ pub fn signal_group(group: Pid, signal: Signal) -> io::Result<()> {
     ignore_gone(killpg(group, signal))
 }
 
+/// Whether any process is in this group, be it ours or a stranger's.
+pub fn group_exists(group: Pid) -> bool {
+    killpg(group, None) != Err(Errno::ESRCH)
+}
+
 fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
     match sent {
         Err(Errno::ESRCH) => Ok(()),

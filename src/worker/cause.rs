@@ -28,6 +28,8 @@ pub enum Cause {
     Killed(i32, bool),
     /// It was not ready in this time, and was ended for it.
     NotReady(Duration),
+    /// It was not ready in this time, as it cannot be seen whether it accepts. The text says why.
+    NotSeen(Duration, String),
     /// Its exec hung for this time, and it was ended for it.
     HungInExec(Duration),
 }
@@ -72,6 +74,11 @@ impl fmt::Display for Cause {
                 write!(f, "was killed by {}{}", signal_name(*signal), if *core { " (core dumped)" } else { "" })
             }
             Cause::NotReady(time) => write!(f, "was not ready within {}", duration::show(*time)),
+            Cause::NotSeen(time, why) => write!(
+                f,
+                "was not ready within {}: whether it accepts cannot be seen: {why}; try --ready notify, exec or alive",
+                duration::show(*time)
+            ),
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
         }
     }

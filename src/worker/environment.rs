@@ -47,3 +47,19 @@ pub fn variables(plan: &Plan, inherited: &[(OsString, OsString)], place: Place<'
     let asked = asked.iter().map(|(name, value)| entry(&name.0, &value.0));
     Ok(kept.chain(own).chain(asked).collect())
 }
+
+/// Variables of a worker that only a process with its descriptors and its rights to tell can use.
+const WORKERS_OWN: [&[u8]; 3] = [b"NOTIFY_SOCKET=", b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
+
+/// The whole environment of a probe: as the worker's, with `PANZER_WORKER_PID`, without what only the worker can use.
+pub fn probe_variables(
+    plan: &Plan,
+    inherited: &[(OsString, OsString)],
+    place: Place<'_>,
+    pid: i32,
+) -> Result<Vec<CString>, String> {
+    let mut variables = variables(plan, inherited, place)?;
+    variables.retain(|entry| !WORKERS_OWN.iter().any(|own| entry.as_bytes().starts_with(own)));
+    variables.push(entry(OsStr::new("PANZER_WORKER_PID"), OsStr::new(&pid.to_string())));
+    Ok(variables)
+}

@@ -51,8 +51,10 @@ pub struct Command<'a> {
     pub environment: Vec<CString>,
     /// Adds `LISTEN_PID` with the pid that the process turns out to have.
     pub listen_pid: bool,
-    /// Descriptors it gets, the first as 3, and so on. What lies there already without close-on-exec it gets as well.
+    /// Descriptors it gets, the first as 3, and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
+    /// Gives it also what lies open from 3 on without close-on-exec.
+    pub inherits_descriptors: bool,
     /// Makes it lead a process group of its own.
     pub leads_group: bool,
     /// Leaves all signals blocked, for a role of panzer, which reads them.
@@ -175,6 +177,9 @@ fn become_program(
     unsafe {
         if command.leads_group && libc::setpgid(0, 0) < 0 {
             return Errno::last();
+        }
+        if !command.inherits_descriptors {
+            libc::close_range(FIRST as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
         }
         for (source, target) in sources.iter().zip(FIRST..) {
             if libc::dup2(*source, target) < 0 {

@@ -1,1 +1,20 @@
+//! End to end: the real binary, real processes, real servers.
+//!
+//! Every test starts panzer through [`support::Panzer`], which fails the test if anything is left behind or if
+//! panzer says something on stderr that the test did not expect. Tests run side by side: each has its own folder
+//! and its own ports, and none sleeps; they wait for a condition, with a limit.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
+#![allow(unreachable_pub, reason = "nothing of a test is for others; pub is what the modules offer each other")]
+
+#[path = "../support/load.rs"]
+mod load;
+mod support;
+
+mod faults;
+mod harness;
+mod my_app;
+mod servers;
+mod sharing;
+mod watching;
+mod zero_loss;

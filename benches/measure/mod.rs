@@ -1,0 +1,26 @@
+//! The parts of the bench, and what they share.
+
+pub(crate) mod bare;
+#[path = "../../tests/support/load.rs"]
+pub(crate) mod load;
+pub(crate) mod machine;
+pub(crate) mod memory;
+pub(crate) mod panzer;
+pub(crate) mod program;
+pub(crate) mod respawn;
+pub(crate) mod server;
+pub(crate) mod smaps;
+pub(crate) mod stamps;
+pub(crate) mod start;
+pub(crate) mod table;
+pub(crate) mod under_load;
+pub(crate) mod wake_ups;
+
+use std::error::Error;
+use std::time::Duration;
+
+/// What a part gives, or why it could not be measured.
+pub(crate) type Measured<T> = Result<T, Box<dyn Error>>;
+
+/// Nothing that is measured here takes nearly so long: what does has gone wrong.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);

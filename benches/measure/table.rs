@@ -1,0 +1,78 @@
+//! Figures beside their goals, in 80 columns.
+
+use std::fmt;
+
+/// The figures of one part, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    lines: Vec<String>,
+}
+
+/// The first two lines.
+pub(crate) fn heading() -> String {
+    let words = row("figure", "measured", "against", "ratio", "goal", "");
+    format!("\n{words}\n{}", "-".repeat(80))
+}
+
+fn row(figure: &str, measured: &str, against: &str, ratio: &str, goal: &str, verdict: &str) -> String {
+    let line = format!("{figure:<32}{measured:>11}{against:>11}{ratio:>8}{goal:>10}  {verdict}");
+    line.trim_end().to_owned()
+}
+
+fn verdict(met: bool) -> &'static str {
+    if met { "met" } else { "missed" }
+}
+
+impl Table {
+    /// A time against another that was measured in turns with it; both in nanoseconds.
+    pub(crate) fn ratio(&mut self, figure: &str, measured: u64, against: u64, goal: f64) {
+        let ratio = measured as f64 / against as f64;
+        let goal_text = format!("<={goal:.1}x");
+        let (measured, against) = (millis(measured), millis(against));
+        self.lines.push(row(figure, &measured, &against, &format!("{ratio:.2}x"), &goal_text, verdict(ratio <= goal)));
+    }
+
+    /// As `ratio`, where there is no goal.
+    pub(crate) fn plain_ratio(&mut self, figure: &str, measured: u64, against: u64) {
+        let ratio = format!("{:.2}x", measured as f64 / against as f64);
+        self.lines.push(row(figure, &millis(measured), &millis(against), &ratio, "", ""));
+    }
+
+    /// A count that should not be beyond `goal`.
+    pub(crate) fn count(&mut self, figure: &str, measured: u64, goal: u64) {
+        self.lines.push(row(figure, &measured.to_string(), "", "", &format!("<={goal}"), verdict(measured <= goal)));
+    }
+
+    /// An amount of memory in bytes.
+    pub(crate) fn bytes(&mut self, figure: &str, measured: u64, goal: u64) {
+        let goal_text = format!("<={}", megabytes(goal));
+        self.lines.push(row(figure, &megabytes(measured), "", "", &goal_text, verdict(measured <= goal)));
+    }
+
+    /// A line that explains the one above.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.lines.push(format!("    {text}"));
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+fn millis(nanoseconds: u64) -> String {
+    format!("{:.3} ms", nanoseconds as f64 / 1e6)
+}
+
+/// Decimal megabytes: where kB of 1024 bytes could be meant as well, this is the stricter.
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+/// The value that `percent` of `values` do not exceed; 50 is the median.
+pub(crate) fn percentile(values: &mut [u64], percent: usize) -> u64 {
+    values.sort_unstable();
+    let place = (values.len() * percent).div_ceil(100).saturating_sub(1);
+    values.get(place).copied().unwrap_or(0)
+}

@@ -1,0 +1,149 @@
+//! What /proc shows of a process, read and taken apart.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+
+use crate::sys::pidfd;
+
+/// So much of one file is read, in bytes: an epoll set of some 10,000 descriptors.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// So many descriptors of one process are listed.
+const MOST_DESCRIPTORS: usize = 4096;
+
+/// A thread, by its folder in /proc.
+#[derive(Debug)]
+pub(super) struct Thread {
+    pid: Pid,
+    folder: PathBuf,
+}
+
+/// What a descriptor stands for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Link {
+    Socket(u64),
+    EpollSet,
+    Ring,
+    #[default]
+    Other,
+}
+
+/// A descriptor in an epoll set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) fd: RawFd,
+    pub(super) wants_to_read: bool,
+    pub(super) inode: u64,
+}
+
+/// Whether this kernel, and this mount of /proc, show the call that a thread is in.
+pub(super) fn shows_calls() -> bool {
+    Path::new("/proc/self/syscall").exists()
+}
+
+/// The threads of `pid`, the main thread first; none where it has ended.
+pub(super) fn threads(pid: Pid) -> impl Iterator<Item = Thread> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.map(move |entry| Thread { pid, folder: entry.path() })
+}
+
+impl Thread {
+    /// The call it is in, as /proc has it.
+    pub(super) fn call(&self) -> io::Result<String> {
+        read_text(&self.folder.join("syscall"))
+    }
+
+    /// The processes that it has started.
+    pub(super) fn children(&self) -> Vec<Pid> {
+        let list = read_text(&self.folder.join("children")).unwrap_or_default();
+        list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+    }
+
+    pub(super) fn descriptors(&self) -> io::Result<Vec<RawFd>> {
+        let entries = fs::read_dir(self.folder.join("fd"))?;
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers.take(MOST_DESCRIPTORS).collect())
+    }
+
+    pub(super) fn link(&self, fd: RawFd) -> io::Result<Link> {
+        let target = fs::read_link(self.folder.join("fd").join(fd.to_string()))?;
+        Ok(parse_link(&target.to_string_lossy()))
+    }
+
+    pub(super) fn info(&self, fd: RawFd) -> io::Result<String> {
+        read_text(&self.folder.join("fdinfo").join(fd.to_string()))
+    }
+
+    pub(super) fn memory(&self, address: usize, length: usize) -> io::Result<Vec<u8>> {
+        pidfd::read_memory(self.pid, address, length)
+    }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn parse_link(target: &str) -> Link {
+    match target {
+        "anon_inode:[eventpoll]" => Link::EpollSet,
+        "anon_inode:[io_uring]" => Link::Ring,
+        _ => socket_inode(target).map_or(Link::Other, Link::Socket),
+    }
+}
+
+fn socket_inode(target: &str) -> Option<u64> {
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The members of an epoll set, from its `fdinfo`: a line `tfd: 5 events: 19 data: 5 pos:0 ino:1d5f sdev:8` for each.
+pub(super) fn members(info: &str) -> impl Iterator<Item = Member> {
+    info.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.strip_prefix("tfd:")?.split_ascii_whitespace().collect();
+        let events = u32::from_str_radix(fields.get(2)?, 16).ok()?;
+        let inode = fields.iter().find_map(|field| field.strip_prefix("ino:"))?;
+        Some(Member {
+            fd: fields.first()?.parse().ok()?,
+            wants_to_read: events & (libc::EPOLLIN | libc::EPOLLRDNORM) as u32 != 0,
+            inode: u64::from_str_radix(inode, 16).ok()?,
+        })
+    })
+}
+
+/// The inode of the descriptor itself, from its `fdinfo`; older kernels do not tell it.
+pub(super) fn own_inode(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_read() {
+        assert_eq!(parse_link("socket:[12345]"), Link::Socket(12345));
+        assert_eq!(parse_link("anon_inode:[eventpoll]"), Link::EpollSet);
+        assert_eq!(parse_link("anon_inode:[io_uring]"), Link::Ring);
+        for other in ["/tmp/socket:[1]", "socket:[x]", "socket:[1", "pipe:[1]", ""] {
+            assert_eq!(parse_link(other), Link::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_epoll_set_is_read() {
+        let info = "pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1057\n\
+                    tfd:        5 events:       19 data:                5  pos:0 ino:1d5f sdev:8\n\
+                    tfd:       11 events: 8000001c data: ffffffff0000000b  pos:0 ino:a sdev:e\n\
+                    tfd:\ntfd: x events: 1\n";
+        let expected =
+            [Member { fd: 5, wants_to_read: true, inode: 0x1d5f }, Member { fd: 11, wants_to_read: false, inode: 0xa }];
+        assert_eq!(members(info).collect::<Vec<_>>(), expected);
+        assert_eq!(own_inode(info), Some(1057));
+        assert_eq!(own_inode("pos:\t0\n"), None);
+    }
+}

@@ -1,0 +1,41 @@
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use super::*;
+
+/// This process, whose threads are the tests that run just now: each has its own listeners, so none sees another's.
+fn look_at_us(listeners: &Listeners) -> Sight {
+    look(Pid::this(), listeners)
+}
+
+#[test]
+fn a_held_listener_is_no_proof_and_a_connection_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listeners = Listeners::among([&listener]);
+    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert_eq!(look_at_us(&listeners), Sight::NotYet, "the client's end is none");
+    let (connection, _) = listener.accept().unwrap();
+    assert_eq!(look_at_us(&listeners), Sight::Accepting);
+    drop((connection, client));
+    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+}
+
+#[test]
+fn a_connection_of_a_unix_listener_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let listeners = Listeners::among([&listener]);
+    let client = UnixStream::connect(&path).unwrap();
+    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+    let (connection, _) = listener.accept().unwrap();
+    assert_eq!(look_at_us(&listeners), Sight::Accepting);
+    drop((connection, client));
+}
+
+#[test]
+fn a_datagram_socket_is_no_listener() {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(Listeners::among([&socket]).is_empty());
+}

@@ -1,0 +1,57 @@
+//! Looking into another process: at its memory and at what its descriptors stand for.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+
+/// A process, held by a descriptor: it never comes to mean another one.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Fails with ESRCH where `pid` has ended and been reaped.
+    pub fn open(pid: Pid) -> io::Result<PidFd> {
+        PidFd::open_with(pid, 0)
+    }
+
+    /// Stands for one thread, and for its own table of descriptors where it has one. Fails with EINVAL before Linux 6.9.
+    pub fn open_thread(thread: Pid) -> io::Result<PidFd> {
+        // PIDFD_THREAD, which libc does not have yet.
+        PidFd::open_with(thread, libc::O_EXCL)
+    }
+
+    fn open_with(pid: Pid, flags: libc::c_int) -> io::Result<PidFd> {
+        // SAFETY: two integers go in, a descriptor or an error comes out.
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), flags) };
+        Ok(PidFd(taken(number)?))
+    }
+
+    /// A copy of its descriptor `number`, close-on-exec. Fails with EPERM where we may not trace the process, with
+    /// EBADF where nothing is open there.
+    pub fn copy_of(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: three integers go in, a descriptor or an error comes out.
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
+        taken(number)
+    }
+}
+
+fn taken(number: libc::c_long) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::last().into());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+}
+
+/// Up to `length` bytes of the memory of `pid`, from `address` on; fewer where it ends before. Fails with EPERM where
+/// we may not trace the process.
+pub fn read_memory(pid: Pid, address: usize, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let count =
+        process_vm_readv(pid, &mut [IoSliceMut::new(&mut bytes)], &[RemoteIoVec { base: address, len: length }])?;
+    bytes.truncate(count);
+    Ok(bytes)
+}

@@ -1,0 +1,159 @@
+//! 1, 3, 4, 5: kill -9 of anybody.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::{
+    SOON, assert_answers, is_alive, kill_9, server, serving_app, start_app, wait_gone, wait_started, wait_workers,
+};
+use crate::support::{Panzer, eventually, eventually_some, free_port, get};
+
+#[test]
+fn any_worker() {
+    let (panzer, port) = start_app(3);
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    for victim in panzer.workers() {
+        kill_9(victim);
+        // Until it is gone the kernel may still hand it a connection.
+        wait_gone(&[victim]);
+        assert_answers(port, "good");
+    }
+    let workers = wait_workers(&panzer, 3, &[]);
+    assert_eq!(workers.len(), 3);
+    assert_no_zombie(&panzer);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
+fn every_worker_at_once_and_connections_wait() {
+    let (panzer, port) = start_app(2);
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    let workers = panzer.workers();
+    workers.iter().copied().for_each(kill_9);
+    wait_gone(&workers);
+    // Nobody accepts now, and nobody is refused.
+    assert_answers(port, "good");
+    panzer.stop();
+}
+
+#[test]
+fn the_serving_monitor() {
+    let (panzer, port) = start_app(2);
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    let before = panzer.workers();
+    kill_9(panzer.status().serving().monitor.unwrap());
+    // They end by the signal of their parent's death; who comes now waits for the next ones.
+    wait_gone(&before);
+    assert_answers(port, "good");
+    let after = wait_workers(&panzer, 2, &before);
+    assert_answers(port, "good");
+    assert_eq!(panzer.status().serving().number, 1);
+    assert_no_zombie(&panzer);
+    // The generation goes on as any other.
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    wait_gone(&after);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
+fn the_serving_monitor_whose_workers_ignore_the_first_signal() {
+    let port = free_port();
+    let deaf = server("good").replace("listener =", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlistener =");
+    let panzer = serving_app(port, 1).executable("app", &deaf).args(["--stop", "TERM/300ms/INT/300ms/KILL"]).start();
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.allow_line("warning: worker 0 (pid * has not stopped yet; sent it SIGINT");
+    panzer.wait_serving();
+    let before = panzer.workers();
+    kill_9(panzer.status().serving().monitor.unwrap());
+    wait_gone(&before);
+    wait_workers(&panzer, 1, &before);
+    assert_answers(port, "good");
+    panzer.stop();
+}
+
+#[test]
+fn a_starting_monitor() {
+    let port = free_port();
+    let panzer = serving_app(port, 2).env("PANZER_READY_TIMEOUT", "20s").start();
+    wait_started(&panzer, 2);
+    let before = panzer.workers();
+    // Ready at once, and on trial for longer than this test takes.
+    let slow = format!("#!/bin/sh\nexec sleep 1000\n# {}", server("bad"));
+    fs::write(panzer.path("new"), slow).unwrap();
+    fs::set_permissions(panzer.path("new"), fs::Permissions::from_mode(0o755)).unwrap();
+    let bake = panzer.mark();
+    fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
+    panzer.signal(nix::sys::signal::Signal::SIGUSR1);
+    panzer.wait_for_line_after(bake, "reload: starting generation 2", SOON);
+    let starting = eventually_some(SOON, "generation 2 has a monitor", || {
+        panzer.status().generation(2).filter(|two| two.standing == "starting").and_then(|two| two.monitor)
+    });
+    panzer.expect_line("error: reload failed: generation 2: its monitor was killed by SIGKILL; generation 1 serves on");
+    kill_9(starting);
+    panzer.wait_for_line_after(bake, "reload failed: generation 2", SOON);
+    assert_eq!(panzer.workers(), before);
+    assert_answers(port, "good");
+    eventually(SOON, "generation 2 is gone", || panzer.status().generations.len() == 1);
+    assert_no_zombie(&panzer);
+    panzer.stop();
+}
+
+#[test]
+fn main() {
+    let (panzer, port) = start_app(2);
+    let workers = panzer.workers();
+    let monitor = panzer.status().serving().monitor.unwrap();
+    kill_9(panzer.pid());
+    panzer.wait_for_line("main is gone; stopping the workers of generation 1", SOON);
+    wait_gone(&workers);
+    wait_gone(&[monitor]);
+    assert!(get(port, "/").is_err());
+    // Nothing is left that a restart would have to clean up: the same pid file, the same port.
+    let again = serving_app(port, 1).env("RUNTIME_DIRECTORY", panzer.path("run")).start();
+    again.wait_serving();
+    assert_answers(port, "good");
+    again.stop();
+    assert_eq!(panzer.wait_exit().code(), None);
+}
+
+#[test]
+fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
+    let port = free_port();
+    let slow = server("good").replace("signal.signal(signal.SIGINT, signal.SIG_DFL)", SLOW_TO_STOP);
+    let first = serving_app(port, 1).executable("app", &slow).start();
+    first.wait_serving();
+    let worker = first.workers();
+    kill_9(first.pid());
+    first.wait_for_line("main is gone", SOON);
+    let second = serving_app(port, 1).start();
+    second.expect_line(
+        "warning: 127.0.0.1:* is held by * (pid *), a worker of a panzer that died; waiting until it has ended",
+    );
+    second.wait_for_line("waiting until it has ended", SOON);
+    assert!(is_alive(worker[0]));
+    second.wait_serving();
+    assert_answers(port, "good");
+    second.stop();
+    first.wait_exit();
+}
+
+/// Takes a second to stop, with its listener open.
+const SLOW_TO_STOP: &str = "
+import os, time
+def stop(*_):
+    time.sleep(1)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)";
+
+#[track_caller]
+fn assert_no_zombie(panzer: &Panzer) {
+    eventually(SOON, "no zombie is left", || {
+        let stats = fs::read_dir("/proc").unwrap().flatten();
+        let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+        let parents: Vec<String> = std::iter::once(panzer.pid())
+            .chain(panzer.status().generations.iter().filter_map(|generation| generation.monitor))
+            .map(|pid| format!(") Z {pid} "))
+            .collect();
+        !stats.into_iter().any(|stat| parents.iter().any(|parent| stat.contains(parent)))
+    });
+}

@@ -1,0 +1,19 @@
+//! What the tests are written with.
+#![allow(dead_code, unused_imports, reason = "a tool box: not every tool is in use at every time")]
+
+mod output;
+mod panzer;
+mod patterns;
+mod ports;
+mod processes;
+mod requirements;
+mod status;
+mod waiting;
+
+pub use crate::load::http::{Address, Response, get};
+pub use output::Mark;
+pub use panzer::{Builder, Panzer};
+pub use ports::free_port;
+pub use requirements::{require, with_real_interpreter};
+pub use status::{Generation, Status, Worker};
+pub use waiting::{eventually, eventually_some};

@@ -1,0 +1,366 @@
+//! Readiness by watching: a worker is ready when it is seen accepting, never before, and soon after.
+//!
+//! Workers write into `first`, each a line, when they first could accept, by the clock that all processes share.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::support::{Builder, Panzer, free_port, get, require};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// It takes less than a fifth of a second; more is given to a machine that is busy with other tests.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+
+/// Defined for every worker: the listener, and what it says when it first could accept.
+const PREAMBLE: &str = "#!/usr/bin/env python3
+import os, select, signal, socket, sys, threading, time
+listener = socket.socket(fileno=3)
+def note():
+    with open('first', 'a') as notes:
+        notes.write(f'{time.time()}\\n')
+";
+
+/// A panzer that switches at once, with a worker that goes through `script`.
+fn watched(workers: u32, script: &str) -> Builder {
+    let (workers, address) = (workers.to_string(), format!("127.0.0.1:{}", free_port()));
+    let builder = Panzer::builder().executable("app", &format!("{PREAMBLE}{script}"));
+    builder.args(["-w", &workers, "-l", &address, "--bake", "0s", "./app"])
+}
+
+fn replace(panzer: &Panzer, script: &str) {
+    let (new, name) = (panzer.path("new"), panzer.path("app"));
+    fs::write(&new, format!("{PREAMBLE}{script}")).unwrap();
+    fs::set_permissions(&new, fs::metadata(&name).unwrap().permissions()).unwrap();
+    fs::rename(new, name).unwrap();
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
+/// When the last of the workers could first accept. None before `count` of them could.
+fn last_first(panzer: &Panzer, count: usize) -> Option<Duration> {
+    let notes = fs::read_to_string(panzer.path("first")).unwrap_or_default();
+    let times: Vec<Duration> = notes.lines().map(|time| Duration::from_secs_f64(time.parse().unwrap())).collect();
+    (times.len() >= count).then(|| times.into_iter().max()).flatten()
+}
+
+/// Waits for `line`, which must not come before `count` notes are there, and must come soon after.
+#[track_caller]
+fn assert_seen(panzer: &Panzer, line: &str, count: usize, what: &str) {
+    panzer.wait_for_line(line, SOON);
+    let seen = now();
+    let first = last_first(panzer, count).unwrap_or_else(|| panic!("{what}: ready before it could accept"));
+    let delay = seen.saturating_sub(first);
+    eprintln!("{what}: seen {delay:?} after the first possible accept");
+    assert!(delay < LONGEST_DELAY, "{what}: seen only {delay:?} after the first possible accept");
+}
+
+#[track_caller]
+fn is_seen_in_time(what: &str, script: &str) {
+    if !require("python3") {
+        return;
+    }
+    let panzer = watched(2, script).start();
+    assert_seen(&panzer, "panzer: generation 1 serves: 2 workers ready in ", 2, what);
+    fs::remove_file(panzer.path("first")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    assert_seen(&panzer, "panzer: reload done: generation 2 serves", 2, what);
+    panzer.stop();
+}
+
+#[test]
+fn in_accept() {
+    is_seen_in_time("accept", "time.sleep(1.5)\nnote()\nlistener.accept()\ntime.sleep(1000)\n");
+}
+
+#[test]
+fn in_poll() {
+    let script =
+        "poller = select.poll()\npoller.register(listener, select.POLLIN)\ntime.sleep(1.5)\nnote()\npoller.poll()\n";
+    is_seen_in_time("poll", script);
+}
+
+#[test]
+fn in_select() {
+    is_seen_in_time("select", "time.sleep(1.5)\nnote()\nselect.select([os.pipe()[0], listener], [], [])\n");
+}
+
+/// In the set long before anybody waits on it.
+const EPOLL: &str = "pollers = select.epoll()
+pollers.register(listener, select.EPOLLIN)
+time.sleep(1.5)
+note()
+pollers.poll()
+";
+
+#[test]
+fn in_epoll_wait() {
+    is_seen_in_time("epoll", EPOLL);
+}
+
+#[test]
+fn in_a_set_within_a_polled_set() {
+    let script = "inner, outer = select.epoll(), select.epoll()
+inner.register(listener, select.EPOLLIN)
+outer.register(inner, select.EPOLLIN)
+poller = select.poll()
+poller.register(outer, select.POLLIN)
+time.sleep(1.5)
+note()
+poller.poll()
+";
+    is_seen_in_time("nested epoll", script);
+}
+
+#[test]
+fn in_a_thread() {
+    let script = "def serve():
+    time.sleep(1.5)
+    note()
+    listener.accept()
+threading.Thread(target=serve, daemon=True).start()
+time.sleep(1000)
+";
+    is_seen_in_time("thread", script);
+}
+
+#[test]
+fn in_a_forked_child() {
+    let script = "signal.signal(signal.SIGTERM, lambda *_: (os.kill(child, signal.SIGTERM), sys.exit()))
+child = os.fork()
+if child == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(1.5)
+    note()
+    listener.accept()
+os.waitpid(child, 0)
+";
+    is_seen_in_time("child", script);
+}
+
+#[test]
+fn by_a_connection_that_it_has_taken() {
+    // It never waits for one: it asks from time to time, and holds what it has got.
+    let script = "listener.setblocking(False)
+time.sleep(0.5)
+while True:
+    try:
+        connection, _ = listener.accept()
+        note()
+        time.sleep(1000)
+    except BlockingIOError:
+        time.sleep(0.01)
+";
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = Panzer::builder()
+        .executable("app", &format!("{PREAMBLE}{script}"))
+        .args(["-w", "1", "-l", &port.to_string(), "./app", "--bake", "0s"])
+        .start();
+    panzer.wait_for_line("started as pid", SOON);
+    let _connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_seen(&panzer, "panzer: generation 1 serves: ", 1, "connection");
+    panzer.stop();
+}
+
+#[test]
+fn a_respawned_worker_is_watched_too() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = watched(1, EPOLL).start();
+    panzer.wait_serving();
+    panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
+    let first = panzer.workers()[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let phase = || panzer.status().serving().workers[0].clone();
+    crate::support::eventually(SOON, "another worker starts", || phase().pid.is_some_and(|pid| pid != first));
+    let mut seen_starting = false;
+    crate::support::eventually(SOON, "the other worker is ready", || {
+        let ready = phase().phase == "ready";
+        assert!(!ready || last_first(&panzer, 2).is_some(), "ready before it could accept");
+        seen_starting |= !ready;
+        ready
+    });
+    assert!(seen_starting);
+    panzer.stop();
+}
+
+#[test]
+fn its_word_alone_does_not_do() {
+    if !require("python3") {
+        return;
+    }
+    let says_ready = "telling = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+telling.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])
+";
+    let panzer = watched(1, &format!("{says_ready}{EPOLL}")).args(["--ready-timeout", "2s"]).start();
+    assert_seen(&panzer, "panzer: generation 1 serves: ", 1, "READY=1, then epoll");
+    replace(&panzer, &format!("{says_ready}time.sleep(1000)\n"));
+    panzer.expect_line("error: reload failed: generation 2: ");
+    let line = panzer.reload_and_wait().unwrap_err();
+    assert!(line.contains("1 of 1 worker was not ready within 2s"), "{line}");
+    panzer.stop();
+}
+
+/// A ring of its own: io_uring_setup(8, zeroed parameters), under the same number on every architecture.
+const RING: &str = "import ctypes
+ring = ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120))
+assert ring > 2
+";
+
+/// Whether this kernel, or this container, has io_uring at all.
+fn has_io_uring() -> bool {
+    let status = std::process::Command::new("python3").args(["-c", RING]).stderr(std::process::Stdio::null()).status();
+    let has = status.is_ok_and(|status| status.success());
+    if !has {
+        eprintln!("skipped: io_uring is not to be had here");
+    }
+    has
+}
+
+#[test]
+fn what_cannot_be_seen_is_taken_as_alive() {
+    if !require("python3") || !has_io_uring() {
+        return;
+    }
+    let panzer = watched(2, &format!("{RING}note()\ntime.sleep(1000)\n")).start();
+    panzer.expect_line("warning: whether the workers of generation 1 accept cannot be seen: it uses io_uring");
+    panzer.wait_serving();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let told = panzer.lines().iter().filter(|line| line.contains("cannot be seen")).count();
+    assert_eq!(told, 1, "it is said once");
+    panzer.stop();
+}
+
+#[test]
+fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
+    if !require("python3") || !has_io_uring() {
+        return;
+    }
+    let panzer = watched(1, EPOLL).args(["--ready", "accept", "--ready-timeout", "3s"]).start();
+    panzer.wait_serving();
+    replace(&panzer, &format!("{RING}time.sleep(1000)\n"));
+    panzer.expect_line("error: reload failed: generation 2: ");
+    let line = panzer.reload_and_wait().unwrap_err();
+    let why = "worker 0 was not ready within 3s: whether it accepts cannot be seen: it uses io_uring";
+    assert!(line.contains(why), "{line}");
+    // A ring for other things hinders nobody.
+    replace(&panzer, &format!("{RING}{EPOLL}"));
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.stop();
+}
+
+#[test]
+fn to_be_seen_accepting_takes_a_listener() {
+    let panzer = Panzer::start(["--ready", "accept", "--", "sleep", "1000"]);
+    panzer.expect_line("panzer: --ready accept needs a listener: add --listen, or take --ready notify or alive");
+    assert_eq!(panzer.wait_exit().code(), Some(2));
+}
+
+#[test]
+fn gunicorn_whose_application_fails_to_load_is_a_failed_release() {
+    if !require("gunicorn") {
+        return;
+    }
+    let application = "def wsgi(environ, start_response):\n    start_response('200 OK', [])\n    return [b'good']\n";
+    let port = free_port();
+    let panzer = Panzer::builder()
+        .file("app.py", application)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .args(["-w", "1", "--bake", "0s", "-l", &format!("127.0.0.1:{port}")])
+        .args(["--", "gunicorn", "--log-level", "critical", "app:wsgi"])
+        .start();
+    panzer.wait_serving();
+    fs::write(panzer.path("app.py"), "import time\ntime.sleep(2)\nraise RuntimeError('no database')\n").unwrap();
+    panzer.expect_line("error: reload failed: generation 2: worker 0 exited with code 3; generation 1 serves on");
+    // Gunicorn's own words.
+    panzer.allow_line("");
+    panzer.reload_and_wait().unwrap_err();
+    assert_eq!(get(port, "/").unwrap().text(), "good");
+    panzer.stop();
+}
+
+#[test]
+fn nobody_is_looked_at_once_all_are_ready() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = watched(2, "note()\nlistener.accept()\n").start();
+    panzer.wait_serving();
+    let monitor = panzer.status().serving().monitor.unwrap();
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{monitor}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
+        line.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = switches();
+    let until = now() + Duration::from_secs(2);
+    crate::support::eventually(SOON, "two seconds have passed", || now() >= until);
+    // The answer to the question above may have been under way; looks would have been thirty.
+    assert!(switches() - before <= 2, "an idle monitor never wakes");
+    panzer.stop();
+}
+
+/// A panzer with workers that do nothing, and this probe of them.
+fn probed(options: &[&str], probe: &str) -> Builder {
+    Panzer::builder().args(options).args(["--ready", &format!("exec:{probe}"), "--", "sleep", "1000"])
+}
+
+#[test]
+fn a_probe_decides_by_its_exit_code() {
+    // It is told whom it is to look at, runs where workers run, and has none of what is theirs alone.
+    let probe = "test -e allowed && grep -q sleep /proc/$PANZER_WORKER_PID/cmdline && test -z \"$NOTIFY_SOCKET\" \
+                 && test -z \"$LISTEN_FDS\" && ! test -e /proc/self/fd/3 && echo $PANZER_WORKER_ID >> probed";
+    let panzer = probed(&["-w", "2", "-l", &free_port().to_string()], probe).start();
+    panzer.wait_for_line("started as pid", SOON);
+    let tried = now() + Duration::from_secs(1);
+    crate::support::eventually(SOON, "it was tried", || now() >= tried);
+    assert!(panzer.status().serving().workers.iter().all(|worker| worker.phase == "starting"));
+    fs::write(panzer.path("allowed"), "").unwrap();
+    assert_seen_by_probe(&panzer);
+    fs::remove_file(panzer.path("probed")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    assert_seen_by_probe(&panzer);
+    panzer.stop();
+}
+
+#[track_caller]
+fn assert_seen_by_probe(panzer: &Panzer) {
+    panzer.wait_serving();
+    let mut probed: Vec<String> =
+        fs::read_to_string(panzer.path("probed")).unwrap().lines().map(str::to_owned).collect();
+    probed.sort();
+    assert_eq!(probed, ["0", "1"], "one success each, and no probe after it");
+}
+
+#[test]
+fn a_probe_that_fails_fails_the_release() {
+    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "test $PANZER_GENERATION = 1").start();
+    panzer.wait_serving();
+    panzer.expect_line("error: reload failed: generation 2: 1 of 1 worker was not ready within 1s (worker 0)");
+    panzer.reload_and_wait().unwrap_err();
+    panzer.stop();
+}
+
+#[test]
+fn a_probe_that_hangs_ends_with_its_worker() {
+    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "echo . >> probed; sleep 1000 & wait").start();
+    panzer.expect_line("warning: worker 0 * is not ready after 1s; stopping it");
+    panzer.expect_line("warning: worker 0 * was not ready within 1s; respawning it in");
+    let probes = || fs::read_to_string(panzer.path("probed")).map_or(0, |notes| notes.lines().count());
+    crate::support::eventually(SOON, "the next worker is probed", || probes() == 2);
+    // That no probe is left is checked at the end.
+    panzer.stop();
+}
+
+#[test]
+fn a_probe_is_not_empty() {
+    let panzer = Panzer::start(["--ready", "exec:", "--", "sleep", "1000"]);
+    panzer.expect_line("invalid value 'exec:' for --ready: it must be one of auto, accept, notify, alive, exec:CMD");
+    assert_eq!(panzer.wait_exit().code(), Some(2));
+}

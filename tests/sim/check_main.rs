@@ -1,0 +1,522 @@
+//! The invariants of main: follows its events and actions with a book of its own, and compares.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::sys::signal::Signal;
+use panzer::config::Ready;
+use panzer::control::messages::{Order, Report, Urgency};
+use panzer::main_process::state::{Action, Event, Monitor, Note, Settings};
+
+use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
+use crate::kernel::Time;
+
+/// What a monitor gets beyond its workers' schedule, as the state has it.
+const GRACE: Time = Time::from_secs(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Orphans {
+    None,
+    Present,
+    Gone,
+}
+
+/// One monitor, from the order to start it until its last orphan is gone.
+#[derive(Debug)]
+struct Watched {
+    trial: bool,
+    ready: BTreeSet<u32>,
+    /// Since when all its workers are ready.
+    whole_since: Option<Time>,
+    committed: bool,
+    ordered: StopTimes,
+    killed: bool,
+    ended: bool,
+    orphans: Orphans,
+    /// The stop of what outlived it.
+    orphans_stop: StopTimes,
+    orphans_killed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Starting {
+    monitor: Monitor,
+    since: Time,
+    /// Something happened by which it fails.
+    failed: bool,
+}
+
+/// What the history of a world was made of.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) commits: u64,
+    pub(crate) rejections: u64,
+    pub(crate) queued_reloads: u64,
+    pub(crate) adoptions: u64,
+    pub(crate) monitor_restarts: u64,
+    pub(crate) monitor_kills: u64,
+    pub(crate) orphan_kills: u64,
+    pub(crate) gave_up: u64,
+    pub(crate) fatal: u64,
+    pub(crate) exits: u64,
+}
+
+impl Tally {
+    /// Whether everything happened that is to be tested.
+    pub(crate) fn covers_all(self) -> bool {
+        let reloads = [self.commits, self.rejections, self.queued_reloads];
+        let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
+        let ends = [self.gave_up, self.fatal, self.exits];
+        !reloads.iter().chain(&deaths).chain(&ends).any(|count| *count == 0)
+    }
+
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.commits += other.commits;
+        self.rejections += other.rejections;
+        self.queued_reloads += other.queued_reloads;
+        self.adoptions += other.adoptions;
+        self.monitor_restarts += other.monitor_restarts;
+        self.monitor_kills += other.monitor_kills;
+        self.orphan_kills += other.orphan_kills;
+        self.gave_up += other.gave_up;
+        self.fatal += other.fatal;
+        self.exits += other.exits;
+    }
+}
+
+pub(crate) struct MainCheck {
+    /// What main is to do, whatever the state was given.
+    wanted: Settings,
+    monitors: BTreeMap<Monitor, Watched>,
+    last_generation: u32,
+    serving: Option<Monitor>,
+    starting: Option<Starting>,
+    reload_queued: bool,
+    /// So many trials must begin before this step is over.
+    trials_due: u32,
+    has_run: bool,
+    told: BTreeMap<u32, BTreeSet<u32>>,
+    restarts: PaceWatch,
+    stop: StopTimes,
+    stopped_with: u8,
+    closed: bool,
+    released: BTreeSet<u32>,
+    exited: bool,
+    pub(crate) tally: Tally,
+}
+
+impl MainCheck {
+    pub(crate) fn new(wanted: Settings) -> MainCheck {
+        MainCheck {
+            wanted,
+            monitors: BTreeMap::new(),
+            last_generation: 0,
+            serving: None,
+            starting: None,
+            reload_queued: false,
+            trials_due: 0,
+            has_run: false,
+            told: BTreeMap::new(),
+            restarts: PaceWatch::default(),
+            stop: StopTimes::default(),
+            stopped_with: 0,
+            closed: false,
+            released: BTreeSet::new(),
+            exited: false,
+            tally: Tally::default(),
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.has_begun()
+    }
+
+    /// When a stop must have come to its end.
+    pub(crate) fn stop_due(&self) -> Option<Time> {
+        self.stop.kill_due(&self.wanted.stop)
+    }
+
+    pub(crate) fn serving(&self) -> Option<Monitor> {
+        self.serving
+    }
+
+    pub(crate) fn starting(&self) -> Option<Monitor> {
+        self.starting.map(|starting| starting.monitor)
+    }
+
+    /// Whether main has done with this monitor and all that it left.
+    pub(crate) fn is_retired(&self, monitor: Monitor) -> bool {
+        self.monitors.get(&monitor).is_none_or(|watched| watched.ended && watched.orphans != Orphans::Present)
+    }
+
+    pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
+        self.take_in(now, event);
+        for action in actions {
+            self.check_action(now, event, action, actions)?;
+        }
+        self.check_whole(now, punctual)
+    }
+
+    fn take_in(&mut self, now: Time, event: &Event) {
+        match event {
+            Event::Start => {}
+            Event::Reload if self.is_stopping() => {}
+            Event::Reload if self.starting.is_some() => self.reload_queued = true,
+            Event::Reload => self.trials_due = 1,
+            Event::Stop(urgency) => self.stopped(now, *urgency, 0),
+            Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
+            Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
+            Event::Told(monitor, report) => self.told(now, *monitor, report),
+            Event::NotStarted(monitor, _) => self.ended(now, *monitor, false),
+            Event::Ended(monitor, _, orphans) => self.ended(now, *monitor, *orphans),
+            Event::OrphansGone(monitor) => {
+                if let Some(watched) = self.monitors.get_mut(monitor) {
+                    watched.orphans = Orphans::Gone;
+                }
+            }
+            Event::Wake => {}
+        }
+    }
+
+    fn stopped(&mut self, now: Time, urgency: Urgency, code: u8) {
+        let quick = urgency == Urgency::Quick;
+        if self.is_stopping() && !quick {
+            return;
+        }
+        if !self.is_stopping() {
+            self.stopped_with = code;
+        }
+        self.stop.begin(quick, now);
+        self.reload_queued = false;
+        self.starting = None;
+        if quick {
+            for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
+                watched.orphans_stop.begin(true, now);
+            }
+        }
+    }
+
+    fn told(&mut self, now: Time, monitor: Monitor, report: &Report) {
+        let workers = self.wanted.workers as usize;
+        let (is_serving, is_starting) = (self.serving == Some(monitor), self.starting() == Some(monitor));
+        if self.is_stopping() || !(is_serving || is_starting) {
+            return;
+        }
+        let Some(watched) = self.monitors.get_mut(&monitor) else { return };
+        match report {
+            Report::Ready { slot, notified, .. } => {
+                watched.ready.insert(*slot);
+                if watched.ready.len() == workers {
+                    watched.whole_since.get_or_insert(now);
+                }
+                if *notified {
+                    self.told.entry(monitor.generation).or_default().insert(*slot);
+                }
+            }
+            Report::Executed => self.has_run |= is_serving,
+            Report::Died { .. } | Report::CannotBegin(_) if is_starting => {
+                self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+            }
+            Report::Died { cause, .. } => self.end_if_first_start(now, cause.exit_code()),
+            Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
+            Report::GaveUp if is_serving => {
+                self.tally.gave_up += 1;
+                self.stopped(now, Urgency::Graceful, 1);
+            }
+            _ => {}
+        }
+    }
+
+    fn end_if_first_start(&mut self, now: Time, code: Option<u8>) {
+        let Some(code) = code.filter(|_| !self.has_run && self.last_generation == 1) else { return };
+        self.tally.fatal += 1;
+        self.stopped(now, Urgency::Quick, code);
+    }
+
+    fn ended(&mut self, now: Time, monitor: Monitor, orphans: bool) {
+        let stop = self.stop;
+        let pace = self.wanted.pace;
+        let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
+        watched.ended = true;
+        if orphans {
+            self.tally.adoptions += 1;
+            watched.orphans = Orphans::Present;
+            // What a monitor did that had to be killed nobody knows: the stop begins anew.
+            watched.orphans_stop = if watched.killed { StopTimes::default() } else { watched.ordered };
+            watched.orphans_stop.begin(stop.quick.is_some(), now);
+        }
+        if self.serving == Some(monitor) && !self.stop.has_begun() {
+            self.restarts.ended(now, pace);
+        }
+        if let Some(starting) = self.starting.as_mut().filter(|starting| starting.monitor == monitor) {
+            starting.failed = true;
+        }
+    }
+
+    fn check_action(&mut self, now: Time, event: &Event, action: &Action, all: &[Action]) -> Checked {
+        match action {
+            Action::StartMonitor { monitor, trial: true, notify } => self.check_trial(now, *monitor, *notify),
+            Action::StartMonitor { monitor, trial: false, notify } => self.check_start(now, event, *monitor, *notify),
+            Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
+            Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
+            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {
+                hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
+            }
+            Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
+            Action::SignalUnreached(monitor, _) => {
+                let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);
+                hold(adopted, 3, || format!("signals the orphans of {monitor:?} once more"))
+            }
+            Action::SignalOrphans(monitor, signal) => self.check_orphan_signal(now, *monitor, *signal),
+            Action::CloseListeners => {
+                let first = !std::mem::replace(&mut self.closed, true);
+                hold(first && self.is_stopping(), 9, || "the listeners are closed twice, or for no stop".to_owned())
+            }
+            Action::Release(generation) => {
+                let first = self.released.insert(*generation);
+                let gone = self.is_gone(*generation);
+                hold(first && gone, 9, || format!("generation {generation} is released twice, or before it is gone"))
+            }
+            Action::Note(note) => self.check_note(now, note, all),
+            Action::Exit(code) => {
+                let first = !std::mem::replace(&mut self.exited, true);
+                self.tally.exits += 1;
+                hold(first && self.is_over(), 6, || "exits before everything has ended, or twice".to_owned())?;
+                let asked = self.stopped_with;
+                hold(*code == asked, 6, || format!("exits with {code} instead of {asked}"))
+            }
+        }
+    }
+
+    fn check_trial(&mut self, now: Time, monitor: Monitor, notify: bool) -> Checked {
+        hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
+        hold(self.starting.is_none(), 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
+        hold(self.trials_due > 0, 7, || format!("nobody asked for {monitor:?}"))?;
+        hold(monitor.life == 1, 2, || format!("{monitor:?} is a new generation's first"))?;
+        self.trials_due -= 1;
+        self.starting = Some(Starting { monitor, since: now, failed: false });
+        self.add(monitor, true)?;
+        self.check_notify(monitor, notify)
+    }
+
+    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, notify: bool) -> Checked {
+        hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
+        match self.serving {
+            None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
+            Some(last) => {
+                self.tally.monitor_restarts += 1;
+                let ended = self.monitors.get(&last).is_some_and(|watched| watched.ended);
+                let next = Monitor { life: last.life + 1, ..last };
+                hold(ended && monitor == next, 4, || format!("{monitor:?} is started in place of {last:?}"))?;
+            }
+        }
+        self.restarts.started(now)?;
+        self.serving = Some(monitor);
+        self.add(monitor, false)?;
+        self.check_notify(monitor, notify)
+    }
+
+    fn add(&mut self, monitor: Monitor, trial: bool) -> Checked {
+        let expected = self.last_generation + u32::from(monitor.life == 1);
+        hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
+        self.last_generation = self.last_generation.max(monitor.generation);
+        let new = Watched {
+            trial,
+            ready: BTreeSet::new(),
+            whole_since: None,
+            committed: false,
+            ordered: StopTimes::default(),
+            killed: false,
+            ended: false,
+            orphans: Orphans::None,
+            orphans_stop: StopTimes::default(),
+            orphans_killed: false,
+        };
+        let known = self.monitors.insert(monitor, new).is_some();
+        hold(!known, 4, || format!("{monitor:?} is started twice"))
+    }
+
+    fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
+        let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
+        let serving = told == self.wanted.workers as usize;
+        let must = match self.wanted.ready {
+            Ready::Notify => true,
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
+            Ready::Auto => serving,
+        };
+        hold(notify == must, 1, || format!("{monitor:?} is ready by the wrong measure"))
+    }
+
+    fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
+        let watched = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended);
+        watched.ok_or_else(|| Violation::new(3, format!("{monitor:?} is ordered about, and is gone")))
+    }
+
+    fn check_commit_order(&mut self, monitor: Monitor, all: &[Action]) -> Checked {
+        let noted = all.iter().any(|a| matches!(a, Action::Note(Note::Committed(n, ..)) if *n == monitor.generation));
+        let watched = self.live(monitor)?;
+        let first = !std::mem::replace(&mut watched.committed, true);
+        hold(first && noted && watched.trial, 1, || format!("{monitor:?} is committed without a reason"))
+    }
+
+    fn check_stop_order(&mut self, now: Time, monitor: Monitor, urgency: Urgency, all: &[Action]) -> Checked {
+        let asked = match urgency {
+            Urgency::Graceful => self.stop.graceful.is_some(),
+            Urgency::Quick => self.stop.quick.is_some(),
+        };
+        let retired = |action: &Action| match action {
+            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation),
+            Action::Note(Note::Rejected { generation, .. }) => *generation == monitor.generation,
+            _ => false,
+        };
+        let retired = urgency == Urgency::Graceful && all.iter().any(retired);
+        let watched = self.live(monitor)?;
+        let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
+        watched.ordered.begin(urgency == Urgency::Quick, now);
+        hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
+        hold(asked || retired, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
+    }
+
+    fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
+        ordered.kill_due(&self.wanted.stop).map(|due| due + GRACE)
+    }
+
+    fn check_kill(&mut self, now: Time, monitor: Monitor) -> Checked {
+        self.tally.monitor_kills += 1;
+        let ordered = self.live(monitor)?.ordered;
+        let due = self.kill_due(ordered).is_some_and(|due| due <= now);
+        let first = !std::mem::replace(&mut self.live(monitor)?.killed, true);
+        hold(due && first, 6, || format!("{monitor:?} is killed before it is due, or twice"))
+    }
+
+    fn check_orphan_signal(&mut self, now: Time, monitor: Monitor, signal: Signal) -> Checked {
+        let watched = self.monitors.get_mut(&monitor).filter(|watched| watched.orphans == Orphans::Present);
+        let Some(watched) = watched else {
+            return hold(false, 3, || format!("{signal} for the orphans of {monitor:?}, which has none"));
+        };
+        watched.orphans_killed |= signal == Signal::SIGKILL;
+        let stop = watched.orphans_stop;
+        self.tally.orphan_kills += u64::from(signal == Signal::SIGKILL);
+        let due = stop.kill_due(&self.wanted.stop).is_some_and(|due| due <= now);
+        hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the orphans of {monitor:?} before it is due"))
+    }
+
+    fn check_note(&mut self, now: Time, note: &Note, all: &[Action]) -> Checked {
+        match note {
+            Note::Committed(generation, old, _) => self.check_commit(now, *generation, *old, all),
+            Note::Rejected { generation, .. } => self.check_rejection(now, *generation),
+            Note::MonitorDied(_, _, delay) => {
+                let pace = self.wanted.pace;
+                self.restarts.told(*delay, pace)
+            }
+            Note::ReloadQueued(_) => {
+                self.tally.queued_reloads += 1;
+                Ok(())
+            }
+            Note::Serving(generation, _) => {
+                let serving = self.serving.and_then(|monitor| self.monitors.get(&monitor));
+                let whole = serving.is_some_and(|watched| watched.whole_since.is_some());
+                hold(whole, 1, || format!("generation {generation} is said to serve, and does not"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
+        self.tally.commits += 1;
+        let Some(Starting { monitor, failed, since }) = self.starting.take() else {
+            return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
+        };
+        let baked = self.baked_at(monitor).is_some_and(|baked| baked <= now);
+        hold(baked && !failed, 1, || format!("generation {generation} is committed too early"))?;
+        let ordered = |wanted: Action| all.contains(&wanted);
+        hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
+        hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
+        if let Some(old) = self.serving.filter(|old| self.monitors.get(old).is_some_and(|watched| !watched.ended)) {
+            let told = ordered(Action::Order(old, Order::Stop(Urgency::Graceful)));
+            hold(told, 7, || format!("{old:?} is not retired"))?;
+        }
+        self.serving = Some(monitor);
+        self.has_run = true;
+        // A generation's first monitor begins its life when it is started, not when it is committed.
+        self.restarts = PaceWatch::begun(since);
+        self.next_trial();
+        Ok(())
+    }
+
+    fn check_rejection(&mut self, now: Time, generation: u32) -> Checked {
+        self.tally.rejections += 1;
+        let Some(starting) = self.starting.take().filter(|starting| starting.monitor.generation == generation) else {
+            return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
+        };
+        let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
+        let late = !whole && now >= starting.since + self.wanted.ready_timeout;
+        hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
+        self.next_trial();
+        Ok(())
+    }
+
+    /// A reload that came meanwhile runs now, once.
+    fn next_trial(&mut self) {
+        self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
+    }
+
+    fn baked_at(&self, monitor: Monitor) -> Option<Time> {
+        let whole_since = self.monitors.get(&monitor)?.whole_since?;
+        Some(whole_since + self.wanted.bake)
+    }
+
+    /// What must have been done by now.
+    fn check_whole(&mut self, now: Time, punctual: bool) -> Checked {
+        hold(self.trials_due == 0, 7, || "a reload is lost".to_owned())?;
+        hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
+        hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
+        self.check_starting(now)?;
+        for (monitor, watched) in &self.monitors {
+            self.check_monitor(now, *monitor, watched, punctual)?;
+        }
+        for generation in 1..=self.last_generation {
+            let forgotten = self.is_gone(generation) && !self.released.contains(&generation);
+            hold(!forgotten, 9, || format!("generation {generation} is gone and not released"))?;
+        }
+        let waits = self.serving.filter(|serving| self.monitors.get(serving).is_some_and(|watched| watched.ended));
+        let late = waits.is_some() && !self.is_stopping() && punctual && self.restarts.is_late(now, self.wanted.pace);
+        hold(!late, 13, || format!("nobody follows {waits:?}"))
+    }
+
+    fn check_starting(&self, now: Time) -> Checked {
+        let Some(Starting { monitor, since, failed }) = self.starting else { return Ok(()) };
+        hold(!failed, 7, || format!("{monitor:?} has failed, and starts on"))?;
+        let due = self.baked_at(monitor).unwrap_or(since + self.wanted.ready_timeout);
+        hold(now < due, 7, || format!("{monitor:?} starts for ever"))
+    }
+
+    fn check_monitor(&self, now: Time, monitor: Monitor, watched: &Watched, punctual: bool) -> Checked {
+        if watched.ended {
+            let due = watched.orphans_stop.kill_due(&self.wanted.stop).map(|due| due + SLACK + SLACK);
+            let left = watched.orphans == Orphans::Present && !watched.orphans_killed;
+            let late = left && due.is_some_and(|due| due < now) && punctual;
+            return hold(!late, 6, || format!("the orphans of {monitor:?} live on"));
+        }
+        let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor);
+        let must_stop = self.is_stopping() || !goes_on;
+        hold(!must_stop || watched.ordered.has_begun(), 7, || format!("{monitor:?} is not stopped"))?;
+        let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
+        hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
+        let overdue = self.kill_due(watched.ordered).is_some_and(|due| due <= now) && !watched.killed;
+        hold(!overdue, 6, || format!("{monitor:?} is stuck, and not killed"))
+    }
+
+    fn is_gone(&self, generation: u32) -> bool {
+        let is = |monitor: Option<Monitor>| monitor.is_some_and(|monitor| monitor.generation == generation);
+        let goes_on = !self.is_stopping() && (is(self.serving) || is(self.starting()));
+        let lives = |(monitor, watched): (&Monitor, &Watched)| {
+            monitor.generation == generation && (!watched.ended || watched.orphans == Orphans::Present)
+        };
+        !goes_on && !self.monitors.iter().any(lives)
+    }
+
+    fn is_over(&self) -> bool {
+        let over = |watched: &Watched| watched.ended && watched.orphans != Orphans::Present;
+        self.is_stopping() && self.monitors.values().all(over)
+    }
+}

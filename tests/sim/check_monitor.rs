@@ -1,0 +1,315 @@
+//! The invariants of one monitor: follows its events and actions with a book of its own, and compares.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use nix::sys::signal::Signal;
+use panzer::control::messages::{Order, Report, Urgency};
+use panzer::monitor::state::{Action, Event, Note, Settings, Worker};
+use panzer::worker::cause::Cause;
+
+use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
+use crate::kernel::Time;
+
+/// The longest that an exec may hang, as the state has it.
+const LONGEST_EXEC: Time = Time::from_secs(10);
+
+#[derive(Debug, Default)]
+struct Slot {
+    life: u32,
+    alive: bool,
+    executed: Option<Time>,
+    notified: bool,
+    /// A report that it is ready has been sent: at all, and of having said so.
+    ready_told: bool,
+    notified_told: bool,
+    begun: Time,
+    stop: StopTimes,
+    signalled: bool,
+    killed: bool,
+    ended: Time,
+    pace: PaceWatch,
+}
+
+pub(crate) struct MonitorCheck {
+    /// What main wanted, whatever the state was given.
+    wanted: Settings,
+    slots: Vec<Slot>,
+    groups: BTreeMap<Worker, StopTimes>,
+    stop: StopTimes,
+    on_trial: bool,
+    committed: Time,
+    respawns: VecDeque<Time>,
+    executed_told: bool,
+    gave_up: bool,
+    closed: bool,
+    exited: bool,
+}
+
+impl MonitorCheck {
+    pub(crate) fn new(wanted: Settings) -> MonitorCheck {
+        MonitorCheck {
+            slots: (0..wanted.workers).map(|_| Slot::default()).collect(),
+            groups: BTreeMap::new(),
+            stop: StopTimes::default(),
+            on_trial: wanted.trial,
+            committed: Time::ZERO,
+            respawns: VecDeque::new(),
+            executed_told: false,
+            gave_up: false,
+            closed: false,
+            exited: false,
+            wanted,
+        }
+    }
+
+    /// The last life of a slot.
+    pub(crate) fn life(&self, slot: u32) -> u32 {
+        self.slots.get(slot as usize).map_or(0, |slot| slot.life)
+    }
+
+    pub(crate) fn is_alive(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.alive)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.has_begun()
+    }
+
+    pub(crate) fn has_group(&self, worker: Worker) -> bool {
+        self.groups.contains_key(&worker)
+    }
+
+    /// `punctual` where the process was never stopped: then nothing is late.
+    pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
+        let ended = self.take_in(now, event);
+        for action in actions {
+            self.check_action(now, event, action, ended)?;
+        }
+        if let (Some(worker), false) = (ended, self.stop.has_begun()) {
+            let told =
+                actions.iter().any(|a| matches!(a, Action::Report(Report::Died { slot, .. }) if *slot == worker.slot));
+            hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
+        }
+        for index in 0..self.slots.len() {
+            self.check_slot(now, index, punctual)?;
+        }
+        self.check_whole()
+    }
+
+    /// Returns the worker that ended, if it was alive.
+    fn take_in(&mut self, now: Time, event: &Event) -> Option<Worker> {
+        match event {
+            Event::Executed(worker) => {
+                self.alive(*worker)?.executed.get_or_insert(now);
+            }
+            Event::Notified(worker) => self.alive(*worker)?.notified = true,
+            Event::Ended(worker, _) => return self.ended(now, *worker),
+            Event::LeftBehind(worker) => {
+                // During a stop it has as long as the stop still takes.
+                let mut times = self.stop;
+                if !times.has_begun() {
+                    times.begin(false, now);
+                }
+                self.groups.insert(*worker, times);
+            }
+            Event::GroupGone(worker) => {
+                self.groups.remove(worker);
+            }
+            Event::Ordered(Order::Commit) => {
+                self.on_trial = false;
+                self.committed = now;
+            }
+            Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
+            Event::MainGone => self.stopped(now, Urgency::Graceful),
+            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {}
+            Event::Start | Event::Wake | Event::Seen(..) | Event::Probed(..) => {}
+        }
+        None
+    }
+
+    fn ended(&mut self, now: Time, worker: Worker) -> Option<Worker> {
+        let (pace, on_trial) = (self.wanted.pace, self.on_trial);
+        let slot = self.alive(worker)?;
+        slot.alive = false;
+        slot.ended = now;
+        slot.pace.ended(now, pace);
+        if on_trial {
+            slot.pace.excuse();
+        }
+        Some(worker)
+    }
+
+    fn stopped(&mut self, now: Time, urgency: Urgency) {
+        if urgency == Urgency::Graceful && self.stop.has_begun() {
+            return;
+        }
+        let quick = urgency == Urgency::Quick;
+        self.stop.begin(quick, now);
+        let slots = self.slots.iter_mut().map(|slot| &mut slot.stop);
+        for times in slots.chain(self.groups.values_mut()) {
+            times.begin(quick, now);
+        }
+    }
+
+    fn alive(&mut self, worker: Worker) -> Option<&mut Slot> {
+        self.slots.get_mut(worker.slot as usize).filter(|slot| slot.alive && slot.life == worker.life)
+    }
+
+    fn check_action(&mut self, now: Time, event: &Event, action: &Action, ended: Option<Worker>) -> Checked {
+        match action {
+            Action::Spawn(worker) => self.check_spawn(now, event, *worker),
+            Action::Signal(worker, signal) => self.check_signal(now, *worker, *signal),
+            Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
+            Action::CloseListeners => {
+                let first = !std::mem::replace(&mut self.closed, true);
+                hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
+            }
+            Action::Report(report) => self.check_report(now, report, ended),
+            Action::Note(Note::Respawning(worker, _, delay)) => {
+                let pace = self.wanted.pace;
+                self.slots[worker.slot as usize].pace.told(*delay, pace)
+            }
+            Action::Note(_) => Ok(()),
+            Action::Look(worker) | Action::Probe(worker) | Action::EndProbe(worker) => {
+                hold(false, 1, || format!("{worker:?} is watched, and readiness is by another measure"))
+            }
+            Action::Exit => {
+                let first = !std::mem::replace(&mut self.exited, true);
+                hold(first && self.is_over(), 6, || "a monitor exits before its end, or twice".to_owned())
+            }
+        }
+    }
+
+    fn check_spawn(&mut self, now: Time, event: &Event, worker: Worker) -> Checked {
+        let on_trial = self.on_trial;
+        hold(!self.stop.has_begun(), 6, || format!("{worker:?} is spawned after a stop"))?;
+        hold(!self.gave_up, 5, || format!("{worker:?} is spawned after giving up"))?;
+        if worker.life > 1 {
+            self.count_respawn(now)?;
+        }
+        let slot = &mut self.slots[worker.slot as usize];
+        hold(!slot.alive, 4, || format!("{worker:?} is spawned into a slot that is filled"))?;
+        hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
+        hold((worker.life == 1) == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
+        hold(worker.life == 1 || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
+        let mut pace = std::mem::take(&mut slot.pace);
+        pace.started(now)?;
+        *slot = Slot { life: worker.life, alive: true, begun: now, pace, ..Slot::default() };
+        Ok(())
+    }
+
+    fn count_respawn(&mut self, now: Time) -> Checked {
+        let Some(limit) = self.wanted.respawn_limit else { return Ok(()) };
+        self.respawns.retain(|then| now - *then <= limit.window);
+        self.respawns.push_back(now);
+        hold(self.respawns.len() <= limit.count as usize, 5, || "more respawns than the limit allows".to_owned())
+    }
+
+    fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
+        let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
+        let schedule = self.wanted.stop.clone();
+        let Some(slot) = self.alive(worker) else {
+            return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
+        };
+        if overdue {
+            slot.stop.begin(false, now);
+        }
+        let hangs = slot.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
+        hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
+        hold(hangs || slot.stop.has_begun(), 1, || format!("{signal} for {worker:?}, which nobody stopped"))?;
+        slot.signalled = true;
+        if signal == Signal::SIGKILL {
+            slot.killed = true;
+            let due = slot.stop.kill_due(&schedule).is_some_and(|due| due <= now);
+            hold(due || hangs, 6, || format!("KILL for {worker:?} before it is due"))?;
+        }
+        Ok(())
+    }
+
+    /// When a worker that has not said that it is ready is to be stopped for it.
+    fn ready_due(&self, worker: Worker) -> Option<Time> {
+        let slot = &self.slots[worker.slot as usize];
+        let waits = self.wanted.notify && !self.on_trial && !slot.notified && slot.alive && slot.life == worker.life;
+        let since = slot.executed.filter(|_| waits)?.max(self.committed);
+        Some(since + self.wanted.ready_timeout)
+    }
+
+    fn check_group_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
+        let Some(times) = self.groups.get(&worker) else {
+            return hold(false, 3, || format!("{signal} for the group of {worker:?}, which is gone"));
+        };
+        let due = times.kill_due(&self.wanted.stop).is_some_and(|due| due <= now);
+        hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the group of {worker:?} before it is due"))
+    }
+
+    fn check_report(&mut self, now: Time, report: &Report, ended: Option<Worker>) -> Checked {
+        match report {
+            Report::Ready { slot, notified, .. } => {
+                let must_notify = self.wanted.notify;
+                let slot = &mut self.slots[*slot as usize];
+                let shown = slot.alive && slot.executed.is_some() && (slot.notified || !must_notify);
+                slot.ready_told = true;
+                slot.notified_told |= *notified;
+                hold(shown && (slot.notified || !notified), 0, || format!("{report:?} is not true"))
+            }
+            Report::Died { slot, cause } => {
+                hold(ended.is_some_and(|worker| worker.slot == *slot), 0, || format!("{report:?} is not true"))?;
+                let overdue = !matches!(cause, Cause::NotReady(_)) || self.slots[*slot as usize].signalled;
+                hold(overdue, 0, || format!("{report:?}, though nobody ended it"))
+            }
+            Report::GaveUp => {
+                let first = !std::mem::replace(&mut self.gave_up, true);
+                let limit = self.wanted.respawn_limit;
+                let within = |then: &&Time| limit.is_some_and(|limit| now - **then <= limit.window);
+                let recent = self.respawns.iter().filter(within).count();
+                let reached = limit.is_some_and(|limit| recent >= limit.count as usize);
+                hold(first && reached, 5, || "gives up twice, or before the limit".to_owned())
+            }
+            Report::Executed => {
+                let first = !std::mem::replace(&mut self.executed_told, true);
+                let shown = self.slots.iter().any(|slot| slot.executed.is_some());
+                hold(first && shown, 0, || "tells of an exec twice, or of none".to_owned())
+            }
+            other => hold(false, 0, || format!("{other:?} is nothing that the state tells")),
+        }
+    }
+
+    /// What must have been done about a slot by now.
+    fn check_slot(&self, now: Time, index: usize, punctual: bool) -> Checked {
+        let slot = &self.slots[index];
+        let worker = Worker { slot: index as u32, life: slot.life };
+        let stopping = self.stop.has_begun();
+        if !slot.alive {
+            let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
+            let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
+            return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
+        }
+        hold(!stopping || slot.signalled, 6, || format!("{worker:?} is not stopped"))?;
+        let hangs = slot.executed.is_none() && !slot.signalled && now >= slot.begun + LONGEST_EXEC;
+        hold(!hangs, 6, || format!("{worker:?} hangs in exec for ever"))?;
+        let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
+        hold(!overdue || slot.signalled, 7, || format!("{worker:?} may take for ever to be ready"))?;
+        let kill_due = slot.stop.kill_due(&self.wanted.stop);
+        let late = punctual && !slot.killed && kill_due.is_some_and(|due| due + SLACK < now);
+        hold(!late, 6, || format!("{worker:?} is not killed"))?;
+        let ready = slot.executed.is_some() && (slot.notified || !self.wanted.notify) && !slot.signalled;
+        let told = slot.ready_told && (slot.notified_told || !slot.notified);
+        hold(!ready || told, 0, || format!("that {worker:?} is ready is not told"))
+    }
+
+    fn check_whole(&self) -> Checked {
+        let stopping = self.stop.has_begun();
+        hold(!stopping || self.closed, 9, || "a stop does not close the listeners".to_owned())?;
+        hold(self.exited == self.is_over(), 6, || "a monitor stays though everything has ended".to_owned())
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.has_begun() && self.groups.is_empty() && !self.slots.iter().any(|slot| slot.alive)
+    }
+
+    /// Whether every slot holds a worker that is ready.
+    pub(crate) fn is_whole(&self) -> bool {
+        let ready = |slot: &Slot| slot.alive && slot.ready_told && !slot.signalled;
+        self.slots.iter().all(ready) && self.groups.is_empty() && !self.stop.has_begun() && !self.on_trial
+    }
+}

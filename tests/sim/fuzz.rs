@@ -1,0 +1,140 @@
+//! Any event in any state, at any time: nothing panics, and no loop would be woken for ever.
+
+use std::time::{Duration, Instant};
+
+use panzer::control::messages::{Order, Report, Urgency};
+use panzer::main_process::state::{self as main_state, Generations, Monitor};
+use panzer::monitor::state::{self as monitor_state, Slots, Worker};
+use panzer::worker::cause::Cause;
+
+use crate::choices::Choices;
+use crate::history::draw_spec;
+use crate::world::Spec;
+
+const SEQUENCES: u64 = 10_000;
+const LENGTH: u64 = 60;
+
+/// So many steps without a wait a schedule may have, and so many slots may be at it.
+const MOST_WAKES: u32 = 100;
+
+#[test]
+fn no_pair_of_state_and_event_panics() {
+    for seed in 0..SEQUENCES {
+        // Far from the seeds of the histories.
+        let mut choices = Choices::from_seed(seed + (1 << 40));
+        let spec = draw_spec(&mut choices);
+        fuzz_main(&mut choices, &spec, seed);
+        fuzz_monitor(&mut choices, &spec, seed);
+    }
+}
+
+fn fuzz_main(choices: &mut Choices, spec: &Spec, seed: u64) {
+    let mut state = Generations::new(spec.main.clone());
+    let mut now = Instant::now();
+    for _ in 0..LENGTH {
+        now += draw_time(choices);
+        let event = draw_main_event(choices);
+        let told = format!("{event:?}");
+        let _ = state.on(now, event);
+        let mut wakes = 0;
+        while state.deadline().is_some_and(|deadline| deadline <= now) {
+            let _ = state.on(now, main_state::Event::Wake);
+            wakes += 1;
+            assert!(wakes < MOST_WAKES, "seed {seed}: main never sleeps after {told}");
+        }
+        let _ = (state.standings(), state.is_stopping());
+    }
+}
+
+fn fuzz_monitor(choices: &mut Choices, spec: &Spec, seed: u64) {
+    let mut now = Instant::now();
+    let mut state = Slots::new(draw_settings(choices, spec), now);
+    for _ in 0..LENGTH {
+        now += draw_time(choices);
+        let event = draw_monitor_event(choices);
+        let told = format!("{event:?}");
+        let _ = state.on(now, event);
+        let mut wakes = 0;
+        while state.deadline().is_some_and(|deadline| deadline <= now) {
+            let _ = state.on(now, monitor_state::Event::Wake);
+            wakes += 1;
+            assert!(wakes < MOST_WAKES, "seed {seed}: a monitor never sleeps after {told}");
+        }
+        let _: Vec<_> = (0..state.count()).map(|slot| state.view(slot)).collect();
+    }
+}
+
+fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings {
+    monitor_state::Settings {
+        workers: spec.main.workers,
+        notify: choices.below(2) == 1,
+        watch: monitor_state::Watch::No,
+        ready_timeout: spec.main.ready_timeout,
+        stop: spec.main.stop.clone(),
+        pace: spec.main.pace,
+        respawn_limit: spec.respawn_limit,
+        trial: choices.below(2) == 1,
+        seed: choices.below(1_000),
+    }
+}
+
+fn draw_time(choices: &mut Choices) -> Duration {
+    choices.millis(&[0, 0, 1, 100, 1_000, 10_000, 100_000])
+}
+
+fn draw_cause(choices: &mut Choices) -> Cause {
+    choices.among(&[
+        Cause::Exited(1),
+        Cause::Killed(9, false),
+        Cause::NotFound(String::new()),
+        Cause::CannotExecute(String::new()),
+        Cause::CannotStart(String::new()),
+    ])
+}
+
+fn draw_main_event(choices: &mut Choices) -> main_state::Event {
+    use main_state::Event;
+    let monitor = Monitor { generation: choices.below(5) as u32, life: choices.below(4) as u32 };
+    let cause = draw_cause(choices);
+    match choices.below(16) {
+        0..=1 => Event::Start,
+        2..=3 => Event::Reload,
+        4 if choices.one_in(8) => Event::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick])),
+        5 if choices.one_in(8) => Event::StopThenNow,
+        6..=11 => Event::Told(monitor, draw_report(choices, cause)),
+        12 => Event::NotStarted(monitor, cause),
+        13 => Event::Ended(monitor, cause, choices.below(2) == 1),
+        14 => Event::OrphansGone(monitor),
+        _ => Event::Wake,
+    }
+}
+
+fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
+    let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
+    match choices.below(12) {
+        0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
+        7..=8 => Report::Died { slot, cause },
+        9 => Report::CannotBegin(cause),
+        10 => Report::Executed,
+        _ => choices.among(&[Report::StatusEnd, Report::GaveUp]),
+    }
+}
+
+fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
+    use monitor_state::Event;
+    let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
+    let worker = Worker { slot, life: choices.below(6) as u32 };
+    match choices.below(24) {
+        0..=2 => Event::Start,
+        3..=7 => Event::Executed(worker),
+        8..=10 => Event::Notified(worker),
+        11..=16 => Event::Ended(worker, draw_cause(choices)),
+        17 => Event::LeftBehind(worker),
+        18 => Event::GroupGone(worker),
+        19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
+        20 if choices.one_in(4) => Event::MainGone,
+        21 => Event::Ordered(Order::Commit),
+        22 => Event::Ordered(Order::Status),
+        _ => Event::Wake,
+    }
+}

@@ -1,0 +1,239 @@
+//! One history: a world, an operator who does random things to it, then calm, and in the end a stop.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use panzer::backoff::Pace;
+use panzer::config::{Ready, RespawnLimit};
+use panzer::control::messages::Urgency;
+use panzer::main_process::state::{Event, Settings, Standing};
+use panzer::worker::cause::Cause;
+
+use crate::check::{Checked, Violation, hold};
+use crate::check_main::Tally;
+use crate::choices::Choices;
+use crate::kernel::{Role, Time};
+use crate::planted::Planted;
+use crate::world::{Node, Spec, World};
+
+/// The longest that an exec may hang, and what a monitor gets beyond its schedule.
+const LONGEST_EXEC: Time = Duration::from_secs(10);
+const GRACE: Time = Duration::from_secs(5);
+
+/// A history that broke an invariant.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) violation: Violation,
+    pub(crate) step: u32,
+    pub(crate) record: Vec<u64>,
+    pub(crate) trace: Vec<String>,
+}
+
+/// Plays the history that these choices make.
+pub(crate) fn play(
+    mut choices: Choices,
+    planted: Option<Planted>,
+    traced: bool,
+) -> Result<(Tally, Vec<String>), Failure> {
+    let spec = draw_spec(&mut choices);
+    let mut world = World::new(spec, choices, planted, traced);
+    match world.unless_it_panics(World::live) {
+        Ok(()) => Ok((world.main.check.tally, world.trace.take().unwrap_or_default())),
+        Err(violation) => Err(world.failed(violation)),
+    }
+}
+
+pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
+    let ready = choices.among(&[Ready::Alive, Ready::Auto, Ready::Notify]);
+    let stop = choices.among(&[
+        "TERM/2s/INT/1s/KILL",
+        "TERM/6s/KILL",
+        "QUIT/1s/TERM/1s/INT/1s/KILL",
+        "TERM/0s/INT/3s/KILL",
+        "TERM/60s/INT/5s/KILL",
+        "KILL",
+    ]);
+    let second = Duration::from_secs(1);
+    let limits = [None, None, None, Some((4, second * 5)), Some((1, second)), Some((0, second))];
+    Spec {
+        main: Settings {
+            workers: 1 + choices.below(5) as u32,
+            ready,
+            ready_timeout: choices.millis(&[2_000, 5_000, 20_000, 500]),
+            bake: choices.millis(&[1_000, 0, 300]),
+            stop: stop.parse().unwrap(),
+            pace: Pace {
+                delay: Duration::from_millis(100),
+                delay_max: choices.millis(&[2_000, 500, 100]),
+                healthy_after: choices.millis(&[3_000, 800]),
+            },
+            seed: choices.below(1_000),
+        },
+        respawn_limit: choices.among(&limits).map(|(count, window)| RespawnLimit { count, window }),
+        notifies: choices.below(3) > 0,
+        trouble: choices.among(&[1, 20, 6, 3, 2]),
+    }
+}
+
+impl World {
+    /// A panic is a violation like any other.
+    pub(crate) fn unless_it_panics(&mut self, act: impl FnOnce(&mut World) -> Checked) -> Checked {
+        let caught = catch_unwind(AssertUnwindSafe(|| act(self)));
+        caught.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(Violation::new(12, format!("panics: {}", text.unwrap_or_default())))
+        })
+    }
+
+    fn live(&mut self) -> Checked {
+        for _ in 0..1 + self.choices.below(8) {
+            let gap = self.choices.millis(&[1_500, 0, 0, 3, 30, 200, 700, 4_000, 15_000, 70_000]);
+            self.run_until(self.now + gap)?;
+            self.interfere()?;
+        }
+        self.calm_down()?;
+        if self.main_runs() {
+            self.main.signals.push(Event::Stop(Urgency::Graceful));
+            self.wake(Node::Main, self.now);
+        }
+        self.come_to_an_end()
+    }
+
+    /// What an operator, or bad luck, does.
+    fn interfere(&mut self) -> Checked {
+        match self.choices.below(32) {
+            0 => {}
+            1..=9 => self.signal_main(Event::Reload),
+            10 => self.signal_main(Event::Stop(Urgency::Graceful)),
+            11 => self.signal_main(Event::Stop(Urgency::Quick)),
+            12 => self.signal_main(Event::StopThenNow),
+            13..=16 => self.kill_some(|role| matches!(role, Role::Monitor(_)))?,
+            17..=19 => self.kill_some(|role| role == Role::Worker)?,
+            20 => self.kill_some(|role| role == Role::LeftBehind)?,
+            21 => self.kill_some(|role| role == Role::Main)?,
+            22 => self.crash_later(Node::Main),
+            23..=24 => self.for_some_monitor(|world, index| {
+                world.crash_later(Node::Monitor(index));
+                Ok(())
+            })?,
+            25 => self.pause_a_while(Node::Main),
+            26..=27 => self.for_some_monitor(|world, index| {
+                world.pause_a_while(Node::Monitor(index));
+                Ok(())
+            })?,
+            28..=29 => self.give_main_a_stale_event()?,
+            _ => self.for_some_monitor(World::give_monitor_a_stale_event)?,
+        }
+        Ok(())
+    }
+
+    /// A signal that is pending already is not sent twice.
+    pub(crate) fn signal_main(&mut self, event: Event) {
+        self.log(|_| format!("operator: {event:?}"));
+        if self.main_runs() && !self.main.signals.contains(&event) {
+            self.main.signals.push(event);
+            let at = self.now + self.choices.latency();
+            self.wake(Node::Main, at);
+        }
+    }
+
+    fn kill_some(&mut self, wanted: fn(Role) -> bool) -> Checked {
+        let mut all: Vec<_> = self.kernel.running().filter(|id| wanted(self.kernel.process(*id).role)).collect();
+        // The newest first: it is what most happens to.
+        all.reverse();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let victim = self.choices.among(&all);
+        self.end(victim, Cause::Killed(9, false))
+    }
+
+    fn for_some_monitor(&mut self, act: impl FnOnce(&mut World, usize) -> Checked) -> Checked {
+        let all: Vec<_> =
+            (0..self.monitors.len()).rev().filter(|i| self.is_running(self.monitors[*i].looping.process)).collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let index = self.choices.among(&all);
+        act(self, index)
+    }
+
+    fn crash_later(&mut self, node: Node) {
+        let after = self.choices.below(12);
+        self.log(|_| format!("{node:?} is to crash after {after} actions"));
+        self.looping(node).crash_in = Some(after);
+    }
+
+    fn pause_a_while(&mut self, node: Node) {
+        let length = self.choices.millis(&[300, 30, 3_000, 12_000, 100_000]);
+        self.pause(node, length);
+    }
+
+    /// Faults cease. The world comes to rest within its bound, and is as it is meant to be.
+    pub(crate) fn calm_down(&mut self) -> Checked {
+        self.log(|_| "faults cease".to_owned());
+        self.faults = false;
+        self.main.looping.crash_in = None;
+        self.resume(Node::Main)?;
+        for index in 0..self.monitors.len() {
+            self.monitors[index].looping.crash_in = None;
+            self.resume(Node::Monitor(index))?;
+        }
+        let rests = self.rest(self.now + self.longest_rest())?;
+        hold(rests, 13, || "the world does not come to rest in time".to_owned())?;
+        if !self.main_runs() {
+            return self.check_end();
+        }
+        hold(!self.main.check.is_stopping(), 6, || "main stops for ever".to_owned())?;
+        self.check_rest()
+    }
+
+    /// What may be under way: an exec that hangs, two reloads, a stop of theirs and of what they leave behind twice.
+    fn longest_rest(&self) -> Time {
+        let settings = &self.spec.main;
+        let reload = settings.ready_timeout + settings.bake + settings.stop.total();
+        let stop = settings.stop.total() + GRACE;
+        LONGEST_EXEC + reload * 2 + stop * 4 + settings.pace.delay_max * 4 + Duration::from_secs(5)
+    }
+
+    fn check_rest(&self) -> Checked {
+        let standings = self.main.state.standings();
+        let [(Standing::Serving, _, Some(monitor))] = standings[..] else {
+            return hold(false, 13, || format!("at rest there are {standings:?}"));
+        };
+        hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
+        let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
+        let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();
+        let expected = 2 + self.spec.main.workers as usize;
+        let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
+            return hold(false, 13, || format!("{monitor:?} serves, and never was"));
+        };
+        hold(node.check.is_whole(), 13, || format!("{monitor:?} has not all its workers ready"))?;
+        let sleeps = node.state.as_ref().is_some_and(|state| state.deadline().is_none());
+        hold(sleeps, 13, || format!("{monitor:?} has a deadline for ever"))?;
+        hold(running.len() == expected, 13, || format!("at rest there run {running:?}"))
+    }
+
+    /// After a stop, or main's death, everything ends within the schedule.
+    pub(crate) fn come_to_an_end(&mut self) -> Checked {
+        let stop = self.spec.main.stop.total() + GRACE;
+        // What leaves a group behind as its last deed gives that a schedule of its own.
+        let longest = stop * 3 + LONGEST_EXEC + Duration::from_secs(1);
+        let rests = self.rest(self.now + longest)?;
+        hold(rests && !self.main_runs(), 6, || "the end does not come within the schedule".to_owned())?;
+        self.check_end()
+    }
+
+    fn check_end(&self) -> Checked {
+        // With main and its monitor killed both, nobody is there to end what ignores the kernel's signal.
+        let left = self.kernel.unreaped().map(|id| self.kernel.process(id)).filter(|process| !process.abandoned);
+        let left: Vec<_> = left.map(|process| process.role).collect();
+        hold(left.is_empty(), 6, || format!("after the end there run on: {left:?}"))
+    }
+
+    pub(crate) fn failed(self, violation: Violation) -> Failure {
+        let trace = self.trace.unwrap_or_default();
+        Failure { violation, step: self.steps, record: self.choices.into_record(), trace }
+    }
+}

@@ -1,0 +1,270 @@
+//! Main as a process: what src/main_process/run.rs and children.rs do, without a kernel.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use nix::sys::signal::Signal;
+use panzer::control::messages::Order;
+use panzer::main_process::state::{Action, Event, Generations, Monitor};
+use panzer::monitor::state as monitor_state;
+use panzer::worker::cause::Cause;
+
+use crate::check::{Checked, SLACK, Violation, hold};
+use crate::check_main::MainCheck;
+use crate::kernel::{Pid, ProcessId, Role, Time};
+use crate::monitor_side::{MonitorNode, Startup};
+use crate::planted::Planted;
+use crate::world::{Looping, Node, Spec, World, next_arrived};
+
+pub(crate) struct MainNode {
+    pub(crate) looping: Looping,
+    pub(crate) state: Generations,
+    pub(crate) check: MainCheck,
+    /// By their place among the world's monitors.
+    monitors: BTreeMap<Monitor, usize>,
+    pub(crate) orphans: BTreeMap<Monitor, BTreeSet<Pid>>,
+    /// Signals that are pending. Of each kind there is one, however often it was sent.
+    pub(crate) signals: Vec<Event>,
+    events: VecDeque<Event>,
+    pub(crate) exit: Option<u8>,
+}
+
+impl MainNode {
+    pub(crate) fn new(process: ProcessId, spec: &Spec, planted: Option<Planted>) -> MainNode {
+        MainNode {
+            looping: Looping::new(process),
+            state: Generations::new(Planted::main_settings(planted, spec.main.clone())),
+            check: MainCheck::new(spec.main.clone()),
+            monitors: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            signals: Vec::new(),
+            events: VecDeque::from([Event::Start]),
+            exit: None,
+        }
+    }
+}
+
+impl World {
+    /// One turn of the loop. Returns whether there was any news.
+    pub(crate) fn run_main(&mut self) -> Result<bool, Violation> {
+        self.look_around_as_main();
+        let news = !self.main.events.is_empty();
+        let deadline = Planted::deadline(self.planted, self.main.state.deadline(), self.instant());
+        if !news && deadline.is_none_or(|deadline| deadline > self.instant()) {
+            return Ok(false);
+        }
+        self.main.events.push_back(Event::Wake);
+        while let Some(event) = self.main.events.pop_front() {
+            for action in self.decide_as_main(&event)? {
+                if self.crashes_now(Node::Main)? {
+                    return Ok(true);
+                }
+                self.perform_as_main(action)?;
+            }
+        }
+        if let Some(code) = self.main.exit {
+            self.exit_main(code)?;
+        }
+        Ok(news)
+    }
+
+    fn look_around_as_main(&mut self) {
+        let signals_first = self.choices.below(2) == 1;
+        if signals_first {
+            self.take_signals();
+        }
+        for monitor in self.main.monitors.keys().copied().collect::<Vec<_>>() {
+            self.take_reports(monitor, false);
+        }
+        if !signals_first {
+            self.take_signals();
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let signals = std::mem::take(&mut self.main.signals);
+        self.main.events.extend(signals);
+        self.reap_as_main();
+    }
+
+    /// With `all`, also what was still on its way: the monitor is dead, and what it wrote is there to be read.
+    fn take_reports(&mut self, monitor: Monitor, all: bool) {
+        let until = if all { Time::MAX } else { self.now };
+        let Some(&index) = self.main.monitors.get(&monitor) else { return };
+        let outbox = &mut self.monitors[index].outbox;
+        while let Some(report) = next_arrived(outbox, until) {
+            self.main.events.push_back(Event::Told(monitor, report));
+        }
+        let next = outbox.front().map(|(at, _)| *at);
+        if let Some(at) = next {
+            self.wake(Node::Main, at);
+        }
+    }
+
+    fn reap_as_main(&mut self) {
+        let main = self.main.looping.process;
+        if !self.kernel.has_zombies(main) {
+            return;
+        }
+        let mut reaped = self.kernel.reap_children(main);
+        reaped.sort_by_key(|(ended, _)| !matches!(self.kernel.process(*ended).role, Role::Monitor(_)));
+        for (ended, cause) in reaped {
+            if let Role::Monitor(index) = self.kernel.process(ended).role {
+                let monitor = self.monitors[index].id;
+                self.take_reports(monitor, true);
+                self.main.monitors.remove(&monitor);
+                let orphans = self.adopt(monitor);
+                self.main.events.push_back(Event::Ended(monitor, cause, orphans));
+            } else if let Some(monitor) = self.orphan_ended(self.kernel.process(ended).pid) {
+                self.main.events.push_back(Event::OrphansGone(monitor));
+            }
+        }
+    }
+
+    fn adopt(&mut self, monitor: Monitor) -> bool {
+        let adopted = self.unattributed();
+        let any = !adopted.is_empty();
+        if any {
+            self.main.orphans.entry(monitor).or_default().extend(adopted);
+        }
+        any
+    }
+
+    fn orphan_ended(&mut self, pid: Pid) -> Option<Monitor> {
+        let monitor = self.main.orphans.iter().find(|(_, orphans)| orphans.contains(&pid)).map(|(id, _)| *id)?;
+        let left = self.unattributed();
+        let orphans = self.main.orphans.get_mut(&monitor)?;
+        orphans.remove(&pid);
+        orphans.extend(left);
+        if !orphans.is_empty() {
+            return None;
+        }
+        self.main.orphans.remove(&monitor);
+        Some(monitor)
+    }
+
+    fn unattributed(&self) -> BTreeSet<Pid> {
+        let monitors: BTreeSet<Pid> = self.main.monitors.values().map(|index| self.pid_of_monitor(*index)).collect();
+        let known = |pid: &Pid| monitors.contains(pid) || self.main.orphans.values().any(|all| all.contains(pid));
+        let children = self.kernel.children(self.main.looping.process);
+        children.map(|child| self.kernel.process(child).pid).filter(|pid| !known(pid)).collect()
+    }
+
+    fn pid_of_monitor(&self, index: usize) -> Pid {
+        self.kernel.process(self.monitors[index].looping.process).pid
+    }
+
+    fn decide_as_main(&mut self, event: &Event) -> Result<Vec<Action>, Violation> {
+        let instant = self.instant();
+        let main = &mut self.main;
+        let given = Planted::main_event(self.planted, event.clone(), &main.check);
+        let mut actions = given.map_or(Vec::new(), |given| main.state.on(instant, given));
+        Planted::main_actions(self.planted, event, &mut actions, &main.check);
+        if *event != Event::Wake || !actions.is_empty() {
+            self.log(|_| format!("main {event:?} -> {actions:?}"));
+        }
+        self.main.check.observe(self.now, event, &actions, self.main.looping.punctual)?;
+        Ok(actions)
+    }
+
+    fn perform_as_main(&mut self, action: Action) -> Checked {
+        match action {
+            Action::StartMonitor { monitor, trial, notify } => {
+                self.start_monitor(monitor, trial, notify);
+                Ok(())
+            }
+            Action::Order(monitor, order) => {
+                self.send_order(monitor, order);
+                Ok(())
+            }
+            Action::KillMonitor(monitor) => {
+                let Some(&index) = self.main.monitors.get(&monitor) else { return Ok(()) };
+                let stuck = !self.monitors[index].looping.punctual || !self.main.looping.punctual;
+                hold(stuck, 6, || format!("{monitor:?} is killed though it does what it is told"))?;
+                self.kill(self.main.looping.process, self.pid_of_monitor(index), Signal::SIGKILL)
+            }
+            Action::SignalUnreached(monitor, signal) => self.signal_orphans(monitor, signal, true),
+            Action::SignalOrphans(monitor, signal) => self.signal_orphans(monitor, signal, false),
+            Action::Exit(code) => {
+                self.main.exit = Some(code);
+                Ok(())
+            }
+            Action::CloseListeners | Action::Release(_) | Action::Note(_) => Ok(()),
+        }
+    }
+
+    fn start_monitor(&mut self, id: Monitor, trial: bool, notify: bool) {
+        let troubled = self.faults && self.choices.one_in(self.spec.trouble * 4);
+        let trouble = if troubled { self.choices.below(4) } else { 3 };
+        if trouble == 0 {
+            let cause = Cause::CannotStart("could not be started".to_owned());
+            self.main.events.push_back(Event::NotStarted(id, cause));
+            return;
+        }
+        let startup = match trouble {
+            1 => Startup::CannotBegin(Cause::NotFound("no such program".to_owned())),
+            2 => Startup::Fails,
+            _ => Startup::Begins,
+        };
+        let wanted = self.monitor_settings(trial, notify);
+        let given = Planted::monitor_settings(self.planted, wanted.clone());
+        let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
+        self.main.monitors.insert(id, self.monitors.len());
+        self.monitors.push(MonitorNode::new(id, process, startup, wanted, given));
+        let at = self.now + self.choices.millis(&[0, 2, 40]);
+        self.wake(Node::Monitor(self.monitors.len() - 1), at);
+    }
+
+    fn monitor_settings(&mut self, trial: bool, notify: bool) -> monitor_state::Settings {
+        let main = &self.spec.main;
+        monitor_state::Settings {
+            workers: main.workers,
+            notify,
+            watch: monitor_state::Watch::No,
+            ready_timeout: main.ready_timeout,
+            stop: main.stop.clone(),
+            pace: main.pace,
+            respawn_limit: self.spec.respawn_limit,
+            trial,
+            seed: self.monitors.len() as u64,
+        }
+    }
+
+    fn send_order(&mut self, monitor: Monitor, order: Order) {
+        let Some(&index) = self.main.monitors.get(&monitor) else { return };
+        let at = (self.now + self.choices.latency()).max(self.monitors[index].last_order);
+        self.monitors[index].last_order = at;
+        self.monitors[index].inbox.push_back((at, order));
+        self.wake(Node::Monitor(index), at);
+    }
+
+    fn signal_orphans(&mut self, monitor: Monitor, signal: Signal, unreached_only: bool) -> Checked {
+        let main = self.main.looping.process;
+        for pid in self.main.orphans.get(&monitor).cloned().unwrap_or_default() {
+            let target = self.kernel.target(main, pid)?;
+            if unreached_only && !self.has_other_user(target) {
+                continue;
+            }
+            if signal == Signal::SIGKILL {
+                self.kill_group(main, self.kernel.process(target).group, signal)?;
+            }
+            self.kill(main, pid, signal)?;
+        }
+        Ok(())
+    }
+
+    fn exit_main(&mut self, code: u8) -> Checked {
+        let left: Vec<_> = self.kernel.running().filter(|id| !self.is_own(*id)).collect();
+        let left: Vec<_> = left.into_iter().map(|id| self.kernel.process(id).role).collect();
+        hold(left.is_empty(), 6, || format!("main exits with {code}, and there run on: {left:?}"))?;
+        let punctual = self.main.looping.punctual && self.monitors.iter().all(|node| node.looping.punctual);
+        // An orphan that has been killed may leave another, which gets a schedule of its own.
+        let strict = punctual && self.main.check.tally.adoptions == 0;
+        let late = strict && self.main.check.stop_due().is_none_or(|due| due + SLACK < self.now);
+        hold(!late, 6, || "the end does not come within the schedule".to_owned())?;
+        self.end(self.main.looping.process, Cause::Exited(code.into()))
+    }
+
+    fn is_own(&self, process: ProcessId) -> bool {
+        process == self.main.looping.process
+    }
+}

@@ -1,0 +1,274 @@
+//! Bugs that are planted to check the checker: each changes what a state is given or what it decides, as the bug would.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use panzer::control::messages::{Order, Report, Urgency};
+use panzer::main_process::state::{self as main_state, Monitor, Note};
+use panzer::monitor::state::{self as monitor_state, Worker};
+
+use crate::check_main::MainCheck;
+use crate::check_monitor::MonitorCheck;
+
+macro_rules! planted {
+    ($($bug:ident)*) => {
+        /// A bug, by what it does.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Planted {
+            $($bug),*
+        }
+
+        impl Planted {
+            pub(crate) const ALL: &'static [Planted] = &[$(Planted::$bug),*];
+        }
+    };
+}
+
+planted! {
+    DropsCommit
+    RetiresBeforeBake
+    RetiresWithOneMissing
+    RetiresOnReloadRequest
+    DropsRetirement
+    LosesQueuedReload
+    RunsQueuedReloadAtOnce
+    ReloadsOnceMore
+    NeverRejects
+    RejectsSilently
+    RejectionStopsServing
+    StopsWrongMonitor
+    StartsMonitorAfterStop
+    ClosesListenersOnReload
+    ReleasesTwice
+    ReleasesEarly
+    ForgetsRelease
+    NeverKillsMonitor
+    NeverKillsOrphans
+    KillsOrphansAtOnce
+    ExitsEarly
+    IgnoresGaveUp
+    SpawnsTwice
+    SpawnsAfterStop
+    RespawnsAtOnce
+    SkipsRespawn
+    RespawnsOnTrial
+    SignalsReaped
+    KillsAtOnce
+    NeverKills
+    SkipsFirstSignal
+    TakesOldLife
+    TakesAnyMonitor
+    IsReadyUntold
+    DropsReady
+    IgnoresMainGone
+    IgnoresLimit
+    ForgetsGroup
+    NeverSleeps
+}
+
+impl Planted {
+    pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
+        match planted {
+            Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
+            Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
+            _ => {}
+        }
+        settings
+    }
+
+    pub(crate) fn monitor_settings(
+        planted: Option<Planted>,
+        mut settings: monitor_state::Settings,
+    ) -> monitor_state::Settings {
+        match planted {
+            Some(Planted::RespawnsAtOnce) => settings.pace.delay = Duration::ZERO,
+            Some(Planted::RespawnsOnTrial) => settings.trial = false,
+            Some(Planted::IsReadyUntold) => settings.notify = false,
+            Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
+            _ => {}
+        }
+        settings
+    }
+
+    /// What becomes of an event before main's state gets it.
+    pub(crate) fn main_event(
+        planted: Option<Planted>,
+        event: main_state::Event,
+        check: &MainCheck,
+    ) -> Option<main_state::Event> {
+        use main_state::Event;
+        match (planted, event) {
+            (Some(Planted::LosesQueuedReload), Event::Reload) if check.starting().is_some() => None,
+            (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
+            (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
+                Some(Event::Told(check.serving().unwrap_or(monitor), report))
+            }
+            (_, event) => Some(event),
+        }
+    }
+
+    /// What becomes of main's decisions.
+    pub(crate) fn main_actions(
+        planted: Option<Planted>,
+        event: &main_state::Event,
+        actions: &mut Vec<main_state::Action>,
+        check: &MainCheck,
+    ) {
+        let Some(planted) = planted else { return };
+        planted.spoil_reloads(event, actions, check);
+        planted.spoil_stops(event, actions, check);
+        planted.spoil_keeping(actions, check);
+    }
+
+    fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::{Action, Event};
+        let notes = |wanted: fn(&Note) -> bool| {
+            let is = |action: &Action| matches!(action, Action::Note(note) if wanted(note));
+            actions.iter().any(is)
+        };
+        let commits = notes(|note| matches!(note, Note::Committed(..)));
+        let rejects = notes(|note| matches!(note, Note::Rejected { .. }));
+        let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
+        let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
+        let generation = check.starting().map_or(1, |starting| starting.generation + 1);
+        let one_more = Action::StartMonitor { monitor: Monitor { generation, life: 1 }, trial: true, notify: false };
+        match self {
+            Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
+            Planted::RetiresOnReloadRequest if *event == Event::Reload => actions.extend(stop_serving),
+            Planted::DropsRetirement if commits => {
+                actions.retain(|action| !matches!(action, Action::Order(_, Order::Stop(_))));
+            }
+            Planted::RunsQueuedReloadAtOnce if queues => actions.push(one_more),
+            Planted::ReloadsOnceMore if commits => actions.push(one_more),
+            Planted::RejectsSilently => {
+                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected { .. })));
+            }
+            Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
+            Planted::StopsWrongMonitor if rejects => {
+                for action in actions {
+                    if let (Action::Order(monitor, Order::Stop(_)), Some(serving)) = (action, check.serving()) {
+                        *monitor = serving;
+                    }
+                }
+            }
+            Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
+            _ => {}
+        }
+    }
+
+    fn spoil_stops(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::{Action, Event};
+        match (self, event, check.serving()) {
+            (Planted::StartsMonitorAfterStop, Event::Ended(ended, ..), Some(serving))
+                if check.is_stopping() && *ended == serving =>
+            {
+                let monitor = Monitor { life: serving.life + 1, ..serving };
+                actions.push(Action::StartMonitor { monitor, trial: false, notify: false });
+            }
+            (Planted::NeverKillsMonitor, ..) => {
+                actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
+            }
+            (Planted::NeverKillsOrphans, ..) => {
+                actions.retain(|action| !matches!(action, Action::SignalOrphans(_, Signal::SIGKILL)));
+            }
+            (Planted::KillsOrphansAtOnce, ..) => {
+                for action in actions {
+                    if let Action::SignalUnreached(monitor, _) = *action {
+                        *action = Action::SignalOrphans(monitor, Signal::SIGKILL);
+                    }
+                }
+            }
+            (Planted::ExitsEarly, Event::Stop(_), _) => {
+                actions.retain(|action| !matches!(action, Action::Exit(_)));
+                actions.push(Action::Exit(0));
+            }
+            _ => {}
+        }
+    }
+
+    fn spoil_keeping(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::Action;
+        let is_release = |action: &Action| matches!(action, Action::Release(_));
+        let commits = actions.iter().any(|action| matches!(action, Action::Note(Note::Committed(..))));
+        match self {
+            Planted::ReleasesTwice => {
+                let again: Vec<_> = actions.iter().filter(|action| is_release(action)).cloned().collect();
+                actions.extend(again);
+            }
+            Planted::ReleasesEarly if commits => {
+                actions.extend(check.serving().map(|old| Action::Release(old.generation)));
+            }
+            Planted::ForgetsRelease => actions.retain(|action| !is_release(action)),
+            _ => {}
+        }
+    }
+
+    /// What becomes of an event before a monitor's state gets it.
+    pub(crate) fn monitor_event(
+        planted: Option<Planted>,
+        event: monitor_state::Event,
+        check: &MonitorCheck,
+    ) -> Option<monitor_state::Event> {
+        use monitor_state::Event;
+        let current = |worker: Worker| Worker { life: check.life(worker.slot), ..worker };
+        match (planted, event) {
+            (Some(Planted::TakesOldLife), Event::Executed(worker)) => Some(Event::Executed(current(worker))),
+            (Some(Planted::TakesOldLife), Event::Notified(worker)) => Some(Event::Notified(current(worker))),
+            (Some(Planted::TakesOldLife), Event::Ended(worker, cause)) => Some(Event::Ended(current(worker), cause)),
+            (Some(Planted::IgnoresMainGone), Event::MainGone) => None,
+            (Some(Planted::ForgetsGroup), Event::LeftBehind(_)) => None,
+            (_, event) => Some(event),
+        }
+    }
+
+    /// What becomes of a monitor's decisions.
+    pub(crate) fn monitor_actions(
+        planted: Option<Planted>,
+        event: &monitor_state::Event,
+        actions: &mut Vec<monitor_state::Action>,
+        check: &MonitorCheck,
+    ) {
+        use monitor_state::{Action, Event};
+        match planted {
+            Some(Planted::SpawnsTwice) if *event == Event::Start => actions.extend(actions.last().cloned()),
+            Some(Planted::SpawnsAfterStop) => {
+                if let (Event::Ended(worker, _), true) = (event, check.is_stopping()) {
+                    actions.push(Action::Spawn(Worker { life: worker.life + 1, ..*worker }));
+                }
+            }
+            Some(Planted::SkipsRespawn) => {
+                actions.retain(|action| !matches!(action, Action::Spawn(worker) if worker.life > 1));
+            }
+            Some(Planted::SignalsReaped) => {
+                if let Event::Ended(worker, _) = event {
+                    actions.push(Action::Signal(*worker, Signal::SIGTERM));
+                }
+            }
+            Some(Planted::KillsAtOnce) => {
+                for action in actions {
+                    if let Action::Signal(worker, Signal::SIGTERM) = *action {
+                        *action = Action::Signal(worker, Signal::SIGKILL);
+                    }
+                }
+            }
+            Some(Planted::NeverKills) => {
+                actions.retain(|action| !matches!(action, Action::Signal(_, Signal::SIGKILL)));
+            }
+            Some(Planted::SkipsFirstSignal) => {
+                if let Some(at) = actions.iter().position(|action| matches!(action, Action::Signal(..))) {
+                    actions.remove(at);
+                }
+            }
+            Some(Planted::DropsReady) => {
+                actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
+            }
+            _ => {}
+        }
+    }
+
+    /// When a loop is woken.
+    pub(crate) fn deadline(planted: Option<Planted>, deadline: Option<Instant>, now: Instant) -> Option<Instant> {
+        if planted == Some(Planted::NeverSleeps) { Some(now) } else { deadline }
+    }
+}

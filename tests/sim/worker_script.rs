@@ -1,0 +1,113 @@
+//! What a worker's program does, from its fork to its end.
+
+use std::time::Duration;
+
+use panzer::worker::cause::Cause;
+
+use crate::choices::Choices;
+use crate::kernel::Time;
+
+/// How a program takes a signal other than KILL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reaction {
+    EndsAfter(Time),
+    Ignores,
+}
+
+/// What becomes of an exec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Exec {
+    Runs(Time),
+    Refused(Time, Cause),
+    Hangs,
+}
+
+/// The life of one program.
+#[derive(Debug, Clone)]
+pub(crate) struct Script {
+    pub(crate) fork_fails: bool,
+    pub(crate) exec: Exec,
+    /// When it says that it is ready, after its exec.
+    pub(crate) notifies: Option<Time>,
+    /// When it ends by itself, after its exec.
+    pub(crate) dies: Option<(Time, Cause)>,
+    /// How it takes the first signals of a schedule.
+    pub(crate) gentle: Reaction,
+    /// How it takes INT.
+    pub(crate) quick: Reaction,
+    /// A helper that outlives it, and how that takes signals.
+    pub(crate) leaves_behind: Option<Reaction>,
+    /// The helper leads a group of its own, as a daemon does.
+    pub(crate) daemonizes: bool,
+    /// It changed its user: the kernel does not tell it of its monitor's death.
+    pub(crate) other_user: bool,
+}
+
+impl Script {
+    /// A worker as it should be.
+    pub(crate) fn tame() -> Script {
+        Script {
+            fork_fails: false,
+            exec: Exec::Runs(Duration::ZERO),
+            notifies: Some(Duration::ZERO),
+            dies: None,
+            gentle: Reaction::EndsAfter(Duration::ZERO),
+            quick: Reaction::EndsAfter(Duration::ZERO),
+            leaves_behind: None,
+            daemonizes: false,
+            other_user: false,
+        }
+    }
+
+    /// A worker that behaves, in a time of its own.
+    pub(crate) fn behaved(choices: &mut Choices, notifies: bool) -> Script {
+        Script {
+            exec: Exec::Runs(choices.millis(&[0, 1, 30])),
+            notifies: notifies.then(|| choices.millis(&[0, 50, 400])),
+            gentle: Reaction::EndsAfter(choices.millis(&[0, 10, 700, 1500])),
+            ..Script::tame()
+        }
+    }
+
+    /// A worker with some troubles.
+    pub(crate) fn troubled(choices: &mut Choices, notifies: bool) -> Script {
+        let mut script = Script::behaved(choices, notifies);
+        for _ in 0..=choices.below(3) {
+            script.add_trouble(choices);
+        }
+        script
+    }
+
+    fn add_trouble(&mut self, choices: &mut Choices) {
+        match choices.below(13) {
+            0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
+            3 => self.notifies = None,
+            4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
+            5 => self.gentle = Reaction::Ignores,
+            6 => (self.gentle, self.quick) = (Reaction::Ignores, Reaction::Ignores),
+            7 => self.gentle = Reaction::EndsAfter(choices.millis(&[3_000, 9_000])),
+            8 => {
+                self.leaves_behind = Some(choices.among(&[Reaction::EndsAfter(Time::ZERO), Reaction::Ignores]));
+                self.daemonizes = choices.one_in(3);
+            }
+            9 => self.exec = draw_bad_exec(choices),
+            10 => self.fork_fails = true,
+            11 => self.other_user = true,
+            _ => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
+        }
+    }
+}
+
+fn draw_end(choices: &mut Choices) -> Cause {
+    choices.among(&[Cause::Exited(1), Cause::Exited(0), Cause::Killed(9, false), Cause::Killed(11, true)])
+}
+
+fn draw_bad_exec(choices: &mut Choices) -> Exec {
+    let after = choices.millis(&[0, 5]);
+    match choices.below(4) {
+        0 => Exec::Refused(after, Cause::NotFound("no such program".to_owned())),
+        1 => Exec::Refused(after, Cause::CannotExecute("no permission".to_owned())),
+        2 => Exec::Refused(after, Cause::CannotStart("no memory".to_owned())),
+        _ => Exec::Hangs,
+    }
+}

@@ -1,0 +1,461 @@
+//! The world: a clock that jumps from happening to happening, the kernel, main, and all monitors that ever were.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use panzer::config::RespawnLimit;
+use panzer::main_process::state as main_state;
+use panzer::worker::cause::Cause;
+
+use crate::check::{Checked, Violation};
+use crate::choices::Choices;
+use crate::kernel::{Kernel, Pid, ProcessId, Role, Time};
+use crate::main_side::MainNode;
+use crate::monitor_side::MonitorNode;
+use crate::planted::Planted;
+use crate::worker_script::{Exec, Reaction, Script};
+
+/// No history is longer; one that is never comes to rest.
+const MOST_STEPS: u32 = 20_000;
+
+/// So often a loop may wake at one moment without news: a schedule may have steps that do not wait.
+const MOST_SPINS: u32 = 20;
+
+/// What a world is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    pub(crate) main: main_state::Settings,
+    pub(crate) respawn_limit: Option<RespawnLimit>,
+    /// Whether its program says that it is ready.
+    pub(crate) notifies: bool,
+    /// One in so many processes is troubled; 1: none.
+    pub(crate) trouble: u64,
+}
+
+/// A process with a loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Node {
+    Main,
+    Monitor(usize),
+}
+
+/// What comes at a time of its own.
+#[derive(Debug)]
+enum Happening {
+    /// There may be news for a loop.
+    News(Node),
+    /// A loop's deadline has come.
+    Timer(Node),
+    Exec(ProcessId),
+    Notify(ProcessId),
+    /// It has done what it does when told to end.
+    End(ProcessId),
+    /// Its own fault.
+    Die(ProcessId, Cause),
+    Continue(Node),
+}
+
+/// What main's loop and a monitor's have in common.
+#[derive(Debug)]
+pub(crate) struct Looping {
+    pub(crate) process: ProcessId,
+    /// Stopped by SIGSTOP.
+    pub(crate) paused: bool,
+    /// Never paused: nothing that it does is late.
+    pub(crate) punctual: bool,
+    /// It is killed before it performs its so-many-th action from now.
+    pub(crate) crash_in: Option<u64>,
+    /// When it looks for news, and when it is woken if there are none.
+    news: Option<Time>,
+    timer: Option<Time>,
+    spins: u32,
+}
+
+impl Looping {
+    pub(crate) fn new(process: ProcessId) -> Looping {
+        Looping { process, paused: false, punctual: true, crash_in: None, news: None, timer: None, spins: 0 }
+    }
+}
+
+/// The next of a channel's messages that can be read by `now`. They keep their order.
+pub(crate) fn next_arrived<T>(channel: &mut VecDeque<(Time, T)>, now: Time) -> Option<T> {
+    channel.front().filter(|(at, _)| *at <= now)?;
+    channel.pop_front().map(|(_, message)| message)
+}
+
+pub(crate) struct World {
+    pub(crate) now: Time,
+    base: Instant,
+    pub(crate) choices: Choices,
+    pub(crate) spec: Spec,
+    agenda: BTreeMap<(Time, u32), Happening>,
+    scheduled: u32,
+    pub(crate) steps: u32,
+    pub(crate) kernel: Kernel,
+    pub(crate) main: MainNode,
+    pub(crate) monitors: Vec<MonitorNode>,
+    /// Whether new processes may be troubled, and old ones die by themselves.
+    pub(crate) faults: bool,
+    /// What the next workers are, in a history that is written by hand.
+    pub(crate) scripts: VecDeque<Script>,
+    pub(crate) planted: Option<Planted>,
+    pub(crate) trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(spec: Spec, choices: Choices, planted: Option<Planted>, traced: bool) -> World {
+        let mut kernel = Kernel::default();
+        let main = MainNode::new(kernel.start(None, Role::Main), &spec, planted);
+        let mut world = World {
+            now: Time::ZERO,
+            base: Instant::now(),
+            choices,
+            spec,
+            agenda: BTreeMap::new(),
+            scheduled: 0,
+            steps: 0,
+            kernel,
+            main,
+            monitors: Vec::new(),
+            faults: true,
+            scripts: VecDeque::new(),
+            planted,
+            trace: traced.then(Vec::new),
+        };
+        world.log(|world| format!("{:?}", world.spec));
+        world.wake(Node::Main, Time::ZERO);
+        world
+    }
+
+    pub(crate) fn log(&mut self, line: impl FnOnce(&World) -> String) {
+        if let Some(mut trace) = self.trace.take() {
+            trace.push(format!("{:>5} {:>12} {}", self.steps, format!("{:?}", self.now), line(self)));
+            self.trace = Some(trace);
+        }
+    }
+
+    /// The moment of a time; the states know only these.
+    pub(crate) fn instant(&self) -> Instant {
+        self.base + self.now
+    }
+
+    pub(crate) fn time(&self, instant: Instant) -> Time {
+        instant.saturating_duration_since(self.base)
+    }
+
+    pub(crate) fn is_running(&self, process: ProcessId) -> bool {
+        self.kernel.process(process).is_running()
+    }
+
+    pub(crate) fn main_runs(&self) -> bool {
+        self.is_running(self.main.looping.process)
+    }
+
+    pub(crate) fn looping(&mut self, node: Node) -> &mut Looping {
+        match node {
+            Node::Main => &mut self.main.looping,
+            Node::Monitor(index) => &mut self.monitors[index].looping,
+        }
+    }
+
+    fn schedule(&mut self, at: Time, what: Happening) {
+        self.scheduled += 1;
+        self.agenda.insert((at, self.scheduled), what);
+    }
+
+    /// Has a loop look for news at `at`.
+    pub(crate) fn wake(&mut self, node: Node, at: Time) {
+        let looping = self.looping(node);
+        if looping.news.is_none_or(|planned| at < planned) {
+            looping.news = Some(at);
+            self.schedule(at, Happening::News(node));
+        }
+    }
+
+    /// Lets everything happen until then.
+    pub(crate) fn run_until(&mut self, until: Time) -> Checked {
+        while self.agenda.first_key_value().is_some_and(|((at, _), _)| *at <= until) {
+            self.step()?;
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    /// Lets everything happen until nothing does any more, or past `until`. Returns whether it came to rest.
+    pub(crate) fn rest(&mut self, until: Time) -> Result<bool, Violation> {
+        while !self.agenda.is_empty() && self.now <= until {
+            self.step()?;
+        }
+        Ok(self.now <= until)
+    }
+
+    pub(crate) fn step(&mut self) -> Checked {
+        let Some(((at, _), what)) = self.agenda.pop_first() else { return Ok(()) };
+        if !self.still_happens(at, &what) {
+            return Ok(());
+        }
+        self.now = at;
+        self.steps += 1;
+        if self.steps > MOST_STEPS {
+            return Err(Violation::new(13, "never comes to rest"));
+        }
+        match what {
+            Happening::News(node) => {
+                self.looping(node).news = None;
+                self.run(node)
+            }
+            Happening::Timer(node) => {
+                self.looping(node).timer = None;
+                self.run(node)
+            }
+            Happening::Exec(process) => self.exec(process),
+            Happening::Notify(process) => self.notify(process),
+            Happening::End(process) => self.end(process, Cause::Exited(0)),
+            Happening::Die(process, cause) => self.end(process, cause),
+            Happening::Continue(node) => self.resume(node),
+        }
+    }
+
+    /// Much that is planned is overtaken: its process has ended, its deadline is another.
+    fn still_happens(&mut self, at: Time, what: &Happening) -> bool {
+        match what {
+            Happening::News(node) => self.looping(*node).news == Some(at) && self.may_run(*node),
+            Happening::Timer(node) => self.looping(*node).timer == Some(at) && self.may_run(*node),
+            Happening::Continue(node) => self.looping(*node).paused,
+            Happening::Die(process, _) => self.faults && self.is_running(*process),
+            Happening::Exec(process) | Happening::Notify(process) | Happening::End(process) => {
+                self.is_running(*process)
+            }
+        }
+    }
+
+    fn may_run(&mut self, node: Node) -> bool {
+        let looping = self.looping(node);
+        let (process, paused) = (looping.process, looping.paused);
+        !paused && self.is_running(process)
+    }
+
+    fn run(&mut self, node: Node) -> Checked {
+        let news = match node {
+            Node::Main => self.run_main()?,
+            Node::Monitor(index) => self.run_monitor(index)?,
+        };
+        if self.may_run(node) { self.sleep(node, news) } else { Ok(()) }
+    }
+
+    /// Plans the next look around, at the state's deadline.
+    fn sleep(&mut self, node: Node, news: bool) -> Checked {
+        let deadline = match node {
+            Node::Main => self.main.state.deadline(),
+            Node::Monitor(index) => self.monitors[index].state.as_ref().and_then(|state| state.deadline()),
+        };
+        let deadline = Planted::deadline(self.planted, deadline, self.instant());
+        let at = deadline.map(|deadline| self.time(deadline));
+        let now = self.now;
+        let looping = self.looping(node);
+        let due = at.is_some_and(|at| at <= now);
+        looping.spins = if due && !news { looping.spins + 1 } else { 0 };
+        if looping.spins > MOST_SPINS {
+            return Err(Violation::new(13, format!("{node:?} never sleeps")));
+        }
+        let timer = at.map(|at| at.max(now) + self.choices.latency());
+        self.looping(node).timer = timer;
+        if let Some(timer) = timer {
+            self.schedule(timer, Happening::Timer(node));
+        }
+        Ok(())
+    }
+
+    /// Forks and lets the script run.
+    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script) -> ProcessId {
+        let exec = match &script.exec {
+            Exec::Runs(after) | Exec::Refused(after, _) => Some(*after),
+            Exec::Hangs => None,
+        };
+        let process = self.kernel.fork_worker(parent, script);
+        if let Some(after) = exec {
+            self.schedule(self.now + after, Happening::Exec(process));
+        }
+        process
+    }
+
+    pub(crate) fn draw_script(&mut self) -> Script {
+        if let Some(script) = self.scripts.pop_front() {
+            return script;
+        }
+        let troubled = self.faults && self.choices.one_in(self.spec.trouble);
+        let notifies = self.spec.notifies || self.spec.main.ready == panzer::config::Ready::Notify;
+        match troubled {
+            true => Script::troubled(&mut self.choices, notifies),
+            false => Script::behaved(&mut self.choices, notifies),
+        }
+    }
+
+    fn exec(&mut self, process: ProcessId) -> Checked {
+        if !self.is_running(process) {
+            return Ok(());
+        }
+        let Some(program) = self.kernel.program(process) else { return Ok(()) };
+        let script = program.script.clone();
+        if let Exec::Refused(_, cause) = script.exec {
+            return self.end(process, cause);
+        }
+        program.executed = true;
+        let held_back = std::mem::take(&mut program.held_back);
+        self.tell_parent(process);
+        if let Some(after) = script.notifies {
+            self.schedule(self.now + after, Happening::Notify(process));
+        }
+        if let Some((after, cause)) = script.dies {
+            self.schedule(self.now + after, Happening::Die(process, cause));
+        }
+        held_back.into_iter().try_for_each(|signal| self.deliver(process, signal))
+    }
+
+    fn notify(&mut self, process: ProcessId) -> Checked {
+        let sender = self.kernel.process(process);
+        if !sender.is_running() {
+            return Ok(());
+        }
+        let (pid, parent) = (sender.pid, sender.parent.map(|parent| self.kernel.process(parent).role));
+        if let Some(Role::Monitor(index)) = parent {
+            self.monitors[index].notifications.push(pid);
+            self.tell_parent(process);
+        }
+        Ok(())
+    }
+
+    /// Something about a child is to be seen.
+    fn tell_parent(&mut self, process: ProcessId) {
+        let Some(parent) = self.kernel.process(process).parent else { return };
+        let at = self.now + self.choices.latency();
+        match self.kernel.process(parent).role {
+            Role::Main => self.wake(Node::Main, at),
+            Role::Monitor(index) => self.wake(Node::Monitor(index), at),
+            Role::Worker | Role::LeftBehind => {}
+        }
+    }
+
+    /// A signal arrives; the program does what its script says.
+    pub(crate) fn deliver(&mut self, process: ProcessId, signal: Signal) -> Checked {
+        if !self.is_running(process) {
+            return Ok(());
+        }
+        if signal == Signal::SIGKILL {
+            return self.end(process, Cause::Killed(9, false));
+        }
+        let Some(program) = self.kernel.program(process) else { return Ok(()) };
+        if !program.executed {
+            program.held_back.push(signal);
+            return Ok(());
+        }
+        let reaction = if signal == Signal::SIGINT { program.script.quick } else { program.script.gentle };
+        if let Reaction::EndsAfter(after) = reaction {
+            self.schedule(self.now + after, Happening::End(process));
+        }
+        Ok(())
+    }
+
+    /// A signal to one process: to a child that `sender` has not reaped, or else it hits a stranger.
+    pub(crate) fn kill(&mut self, sender: ProcessId, pid: Pid, signal: Signal) -> Checked {
+        let target = self.kernel.target(sender, pid)?;
+        self.deliver(target, signal)
+    }
+
+    pub(crate) fn kill_group(&mut self, sender: ProcessId, group: Pid, signal: Signal) -> Checked {
+        let targets = self.kernel.targets(sender, group)?;
+        for &target in &targets {
+            // A helper in the group goes the same way; a daemon does not.
+            let program = self.kernel.program(target).filter(|_| signal == Signal::SIGKILL);
+            if let Some(program) = program.filter(|program| !program.script.daemonizes) {
+                program.script.leaves_behind = None;
+            }
+        }
+        targets.into_iter().try_for_each(|target| self.deliver(target, signal))
+    }
+
+    /// A process ends, by whatever cause. Its parent can reap it from now on.
+    pub(crate) fn end(&mut self, process: ProcessId, cause: Cause) -> Checked {
+        if !self.is_running(process) {
+            return Ok(());
+        }
+        let role = self.kernel.process(process).role;
+        self.log(|_| format!("process {process} ({role:?}) ends: {cause:?}"));
+        let script = self.kernel.program(process).map(|program| program.script.clone());
+        if let Some(Script { leaves_behind: Some(reaction), daemonizes, .. }) = script {
+            let helper = Script { gentle: reaction, quick: reaction, daemonizes, ..Script::tame() };
+            self.kernel.leave_behind(process, helper);
+        }
+        let main = self.main.looping.process;
+        let heir = Some(main).filter(|_| role != Role::Main && self.is_running(main));
+        let children = self.kernel.end(process, cause, heir);
+        self.tell_parent(process);
+        match role {
+            Role::Main => self.main_gone(),
+            Role::Monitor(_) => self.monitor_gone(children)?,
+            Role::Worker | Role::LeftBehind => {}
+        }
+        Ok(())
+    }
+
+    fn main_gone(&mut self) {
+        for index in 0..self.monitors.len() {
+            let at = self.now + self.choices.latency();
+            self.monitors[index].main_gone = Some(at.max(self.monitors[index].last_order));
+            self.wake(Node::Monitor(index), at);
+        }
+    }
+
+    /// The kernel tells the workers of their monitor's death by the first signal of their schedule.
+    fn monitor_gone(&mut self, children: Vec<ProcessId>) -> Checked {
+        let signal = self.spec.main.stop.first_signal();
+        for child in children {
+            let process = self.kernel.process(child);
+            let other_user = self.has_other_user(child);
+            if process.role == Role::Worker && !other_user {
+                self.deliver(child, signal)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As main can see it, and the kernel minds it.
+    pub(crate) fn has_other_user(&self, process: ProcessId) -> bool {
+        self.kernel.process(process).program.as_ref().is_some_and(|program| program.script.other_user)
+    }
+
+    /// SIGSTOP, and SIGCONT after a while.
+    pub(crate) fn pause(&mut self, node: Node, length: Time) {
+        self.log(|_| format!("SIGSTOP {node:?} for {length:?}"));
+        let looping = self.looping(node);
+        looping.paused = true;
+        looping.punctual = false;
+        self.schedule(self.now + length, Happening::Continue(node));
+    }
+
+    pub(crate) fn resume(&mut self, node: Node) -> Checked {
+        let looping = self.looping(node);
+        looping.paused = false;
+        looping.news = None;
+        self.wake(node, self.now);
+        Ok(())
+    }
+
+    /// Whether the process is to be killed instead of performing its next action.
+    pub(crate) fn crashes_now(&mut self, node: Node) -> Result<bool, Violation> {
+        let looping = self.looping(node);
+        let process = looping.process;
+        match &mut looping.crash_in {
+            None => Ok(false),
+            Some(0) => {
+                self.end(process, Cause::Killed(9, false))?;
+                Ok(true)
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(false)
+            }
+        }
+    }
+}
