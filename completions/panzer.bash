@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -p -q -v -h -V --workers --listen --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --pid --name --quiet --verbose --help --version"
+            opts="-w -l -p -q -v -h -V --workers --listen --share-ports --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --pid --name --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -43,6 +43,10 @@ _panzer() {
                     ;;
                 -l)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --share-ports)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
                     return 0
                     ;;
                 --ready)

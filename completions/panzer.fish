@@ -1,5 +1,8 @@
 complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use' -r
 complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name; OPT: backlog=N, nonblock. May be given several times' -r
+complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]' -r -f -a "auto\t''
+on\t''
+off\t''"
 complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener and that can be seen, else notify if the serving generation did send it, else alive' -r -f -a "auto\t''
 accept\t''
 notify\t''

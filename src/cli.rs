@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::config::{
     self, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
@@ -57,6 +57,11 @@ struct Options {
     /// unix:@name; OPT: backlog=N, nonblock. May be given several times
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
+
+    /// Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if
+    /// there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]
+    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off")]
+    share_ports: Option<Sharing>,
 
     /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
     /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
@@ -164,6 +169,13 @@ impl TypedValueParser for WhenParser {
     }
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Sharing {
+    Auto,
+    On,
+    Off,
+}
+
 /// The definition of the command line, with what is said after the options.
 pub fn command() -> clap::Command {
     let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
@@ -219,6 +231,11 @@ impl Options {
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             listen,
+            share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
+                Sharing::Auto => config::SharePorts::Auto,
+                Sharing::On => config::SharePorts::On,
+                Sharing::Off => config::SharePorts::Off,
+            },
             ready,
             probe,
             ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),

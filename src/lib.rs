@@ -45,6 +45,8 @@
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
 //! 4. Every listener is held by main from start to stop, so no accept queue is ever closed in between.
+//!    Where a program binds its own, the monitor is asked by the kernel, and main about who is first
+//!    ([`sockets::sharing`]): from then on that listener is held in the same way.
 //! 5. A worker starts clean: default dispositions, an empty mask, descriptors 0-2 and the listeners from 3, no variable
 //!    of panzer's but the documented ones, its own process group. All that panzer opens is close-on-exec; what a shell
 //!    left open is closed in [`launch`].

@@ -15,7 +15,9 @@ const ROWS: [&[&str]; 4] = [
 ];
 
 /// Within a row, and upward, only these: each with its reason.
-const ALLOWED: [(&str, &str); 3] = [
+const ALLOWED: [(&str, &str); 4] = [
+    // A message says which address a worker wants.
+    ("control", "sockets"),
     // A message says why a worker ended.
     ("control", "worker"),
     // A plan knows the limits of the backoff, and where descriptors begin.

@@ -43,6 +43,9 @@ pub struct Plan {
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
     pub listen: Vec<Listen>,
+    /// Whether workers share the ports that they bind themselves.
+    #[serde(default)]
+    pub share_ports: SharePorts,
     /// When a worker counts as ready.
     pub ready: Ready,
     /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
@@ -82,6 +85,19 @@ impl Plan {
         let values = placeholders::Values { listeners: &listeners, first_fd: FIRST, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
     }
+}
+
+/// Whether workers share the ports that they bind themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SharePorts {
+    /// Where no listener is given, and where it is possible.
+    #[default]
+    Auto,
+    /// In any case; where that is not possible nothing is started.
+    On,
+    /// Never.
+    Off,
 }
 
 /// When a worker counts as ready.

@@ -28,8 +28,15 @@ const LONGEST_QUEUE: usize = 4096;
 #[derive(Debug)]
 pub struct Channel {
     fd: OwnedFd,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<Packet>,
     wakes_for_writing: bool,
+}
+
+/// A message under way.
+#[derive(Debug)]
+struct Packet {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// What a read of the channel gave.
@@ -60,18 +67,24 @@ impl Channel {
 
     /// Sends, or keeps the message until the peer reads. A peer that is gone is noticed by reading.
     pub fn send(&mut self, message: &impl Serialize) {
-        let Ok(packet) = serde_json::to_vec(message) else { return };
+        self.send_along(message, Vec::new());
+    }
+
+    /// Sends descriptors along.
+    pub fn send_along(&mut self, message: &impl Serialize, descriptors: Vec<OwnedFd>) {
+        let Ok(bytes) = serde_json::to_vec(message) else { return };
         if self.waiting.len() >= LONGEST_QUEUE {
             self.waiting.pop_front();
         }
-        self.waiting.push_back(packet);
+        self.waiting.push_back(Packet { bytes, descriptors });
         self.flush();
     }
 
     /// Sends what waits, as far as the peer takes it.
     pub fn flush(&mut self) {
         while let Some(packet) = self.waiting.front() {
-            match self.send_packet(packet, &[]) {
+            let descriptors: Vec<BorrowedFd<'_>> = packet.descriptors.iter().map(AsFd::as_fd).collect();
+            match self.send_packet(&packet.bytes, &descriptors) {
                 Err(Errno::EAGAIN) => return,
                 _ => self.waiting.pop_front(),
             };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Plan;
+use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
 /// The version of this protocol and of [`Assignment`].
@@ -34,6 +35,18 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// What was claimed is held: it comes along as a descriptor.
+    Shared {
+        /// The ticket of [`Report::Claim`].
+        ticket: u64,
+    },
+    /// What was claimed cannot be held.
+    NotShared {
+        /// The ticket of [`Report::Claim`].
+        ticket: u64,
+        /// The errno of its bind; without one, panzer leaves it to the kernel.
+        errno: Option<i32>,
+    },
 }
 
 /// What a monitor tells main.
@@ -79,6 +92,13 @@ pub enum Report {
     Worker(WorkerStatus),
     /// That was the last one.
     StatusEnd,
+    /// A worker wants to bind; its socket comes along as a descriptor, where it could be had.
+    Claim {
+        /// What the answer refers to.
+        ticket: u64,
+        /// Where.
+        key: Key,
+    },
 }
 
 /// One worker, as people are shown it.
@@ -111,6 +131,9 @@ pub struct Assignment {
     pub trial: bool,
     /// Whether workers are ready only when they say so.
     pub notify: bool,
+    /// Whether workers share the ports that they bind themselves.
+    #[serde(default)]
+    pub shares_ports: bool,
     /// Main's pid.
     pub main_pid: i32,
     /// Where the generation's program is, if another monitor has found it before.

@@ -8,4 +8,5 @@ mod inquiry;
 mod log;
 mod pidfile;
 pub mod run;
+mod shares;
 pub mod state;

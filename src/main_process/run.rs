@@ -14,12 +14,14 @@ use super::children::{Children, Running};
 use super::inquiry::Inquiry;
 use super::log;
 use super::pidfile::{self, PidFile};
-use super::state::{Action, Event, Generations, Monitor, Note, Settings};
-use crate::config::{Plan, text};
+use super::shares::{Denied, Shares};
+use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing};
+use crate::config::{MOST_LISTENERS, Plan, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::signals::{Action as Asked, Preset, action, read_by_main};
+use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, Refusal, bind};
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Received as Signalled, Signals};
@@ -51,6 +53,9 @@ struct Main {
     signals: Signals,
     poller: Poller,
     listeners: Vec<Listener>,
+    shares_ports: bool,
+    shares: Shares<OwnedFd>,
+    too_many_told: bool,
     pid_path: PathBuf,
     children: Children,
     found: BTreeMap<u32, Found>,
@@ -100,6 +105,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
     // An ignored CHLD, above all, would have the kernel reap our children.
     signals::reset_dispositions();
+    let shares_ports = can_share_ports(&plan)?;
     let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
     let poller = Poller::new()?;
@@ -114,6 +120,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         }
     };
     let state = Generations::new(settings(&plan));
+    let shares = Shares::new(plan.ready_timeout);
     let main = Main {
         plan,
         environment,
@@ -121,6 +128,9 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         signals,
         poller,
         listeners,
+        shares_ports,
+        shares,
+        too_many_told: false,
         pid_path: pid_file.path().to_owned(),
         children,
         found: BTreeMap::new(),
@@ -131,6 +141,31 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         exit: None,
     };
     Ok((main, pid_file))
+}
+
+/// Whether workers share the ports that they bind themselves: asked for, and possible here.
+fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
+    let wanted = plan.share_ports;
+    if wanted == SharePorts::Off || (wanted == SharePorts::Auto && !plan.listen.is_empty()) {
+        return Ok(false);
+    }
+    match sharing::try_out() {
+        Ok(false) => Ok(true),
+        Ok(true) => {
+            ::log::info!(
+                "workers run with no_new_privs, so that they can share ports: in them sudo and other setuid programs \
+                 have no power (--share-ports off gives it back)"
+            );
+            Ok(true)
+        }
+        Err(why) if wanted == SharePorts::Auto => {
+            ::log::warn!(
+                "ports that the program binds itself cannot be shared: {why}; use --listen where it binds one"
+            );
+            Ok(false)
+        }
+        Err(why) => Err(Failure::Refused(format!("--share-ports on: {why}; use --listen instead"))),
+    }
 }
 
 /// All or none. What only the draining workers of a dead main still hold is waited for, at most one stop schedule.
@@ -203,7 +238,8 @@ impl Main {
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
-            let deadline = [self.state.deadline(), self.inquiry.as_ref().map(Inquiry::deadline)];
+            let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
+            let deadline = [self.state.deadline(), inquiry, self.shares.deadline(self.serving())];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
                     SIGNALS => self.take_signals(),
@@ -215,6 +251,7 @@ impl Main {
                 }
             }
             self.answer_inquiry();
+            self.close_abandoned();
             self.events.push_back(Event::Wake);
         }
     }
@@ -253,6 +290,9 @@ impl Main {
             let Some(running) = self.children.running(monitor) else { return };
             running.channel.flush();
             match running.channel.receive::<Report>() {
+                Received::Message(Report::Claim { ticket, key }, descriptors) => {
+                    self.claimed(monitor, ticket, &key, descriptors);
+                }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
                 Received::Garbage(why) => ::log::warn!("the monitor of generation {} sent {why}", monitor.generation),
                 Received::Nothing => return,
@@ -282,6 +322,37 @@ impl Main {
                 }
             }
             (report, _) => self.events.push_back(Event::Told(monitor, report)),
+        }
+    }
+
+    /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
+    fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
+        let bind = || match descriptors.into_iter().next() {
+            Some(socket) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
+            None => sharing::bind_own(key),
+        };
+        let held = if self.state.is_stopping() {
+            // Nothing is held any more; what the kernel says goes.
+            Err(None)
+        } else {
+            match self.shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
+                Ok(copy) => copy.map_err(|error| error.raw_os_error()),
+                Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
+                Err(Denied::TooMany) => {
+                    if !std::mem::replace(&mut self.too_many_told, true) {
+                        ::log::warn!(
+                            "{} and later addresses are not shared: {MOST_LISTENERS} are already",
+                            key.address
+                        );
+                    }
+                    Err(None)
+                }
+            }
+        };
+        let Some(running) = self.children.running(monitor) else { return };
+        match held {
+            Ok(held) => running.channel.send_along(&Order::Shared { ticket }, vec![held]),
+            Err(errno) => running.channel.send(&Order::NotShared { ticket, errno }),
         }
     }
 
@@ -338,12 +409,29 @@ impl Main {
                 self.children.signal_orphans(monitor, signal, processes::has_other_user);
             }
             Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
-            Action::CloseListeners => self.listeners.drain(..).for_each(Listener::close),
-            Action::Release(generation) => drop(self.found.remove(&generation)),
+            Action::CloseListeners => {
+                self.listeners.drain(..).for_each(Listener::close);
+                self.shares.close();
+            }
+            Action::Release(generation) => {
+                self.found.remove(&generation);
+                self.shares.release(generation, Instant::now());
+            }
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
             Action::Note(note) => log::write(&note, &self.plan),
             Action::Exit(code) => self.exit = Some(code),
         }
+    }
+
+    fn close_abandoned(&mut self) {
+        for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
+            ::log::info!("closed {}: no worker that lives has bound it", key.address);
+        }
+    }
+
+    fn serving(&self) -> Option<u32> {
+        let serving = |(standing, generation, _)| (standing == Standing::Serving).then_some(generation);
+        self.state.standings().into_iter().find_map(serving)
     }
 
     fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool) -> io::Result<()> {
@@ -354,6 +442,7 @@ impl Main {
             generation: monitor.generation,
             trial,
             notify,
+            shares_ports: self.shares_ports,
             main_pid: Pid::this().as_raw(),
             release_path: found.map(|found| found.path.clone()),
         };

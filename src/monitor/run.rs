@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
@@ -18,6 +19,7 @@ use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus}
 use crate::control::role::Environment;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
+use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{document, processes, signals, stderr};
@@ -30,6 +32,7 @@ use crate::worker::spawn::{Command, Image, Outcome, spawn};
 const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const NOTIFY: u64 = 2;
+const SHARING: u64 = 3;
 /// A worker's exec is watched under this and its slot.
 const FIRST_SLOT: u64 = 16;
 
@@ -46,6 +49,7 @@ struct Monitor {
     accepted_on: Listeners,
     channel: Channel,
     notify: NotifySocket,
+    sharing: Option<Sharing>,
     signals: Signals,
     poller: Poller,
     roster: Roster,
@@ -115,6 +119,11 @@ impl Monitor {
         poller.watch(&signals, SIGNALS)?;
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&notify, NOTIFY)?;
+        // Last: from here on nothing can be bound here.
+        let sharing = assignment.shares_ports.then(Sharing::begin).transpose()?;
+        if let Some(sharing) = &sharing {
+            poller.watch(sharing, SHARING)?;
+        }
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         Ok(Monitor {
@@ -126,6 +135,7 @@ impl Monitor {
             accepted_on,
             channel,
             notify,
+            sharing,
             signals,
             poller,
             roster: Roster::default(),
@@ -166,6 +176,7 @@ impl Monitor {
                 self.take_orders();
             }
             NOTIFY => self.take_notifications(),
+            SHARING => self.take_call(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
         }
     }
@@ -174,15 +185,35 @@ impl Monitor {
         loop {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::Shared { ticket }, descriptors) => {
+                    if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
+                        sharing.shared(ticket, held);
+                    }
+                }
+                Received::Message(Order::NotShared { ticket, errno }, _) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.not_shared(ticket, errno.map(Errno::from_raw));
+                    }
+                }
                 Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
                 Received::Nothing => return,
                 Received::Gone => {
                     self.poller.forget(&self.channel);
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.main_is_gone();
+                    }
                     self.events.push_back(Event::MainGone);
                     return;
                 }
             }
+        }
+    }
+
+    fn take_call(&mut self) {
+        if let Some(claim) = self.sharing.as_mut().and_then(Sharing::take_call) {
+            let report = Report::Claim { ticket: claim.ticket, key: claim.key };
+            self.channel.send_along(&report, claim.socket.into_iter().collect());
         }
     }
 
@@ -254,7 +285,12 @@ impl Monitor {
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
             Action::Signal(worker, signal) => self.signal(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
-            Action::CloseListeners => self.listeners.clear(),
+            Action::CloseListeners => {
+                self.listeners.clear();
+                if let Some(sharing) = &mut self.sharing {
+                    sharing.let_go();
+                }
+            }
             Action::Report(report) => self.channel.send(&report),
             Action::Note(note) => log::write(&note, self.assignment.generation, |worker| self.roster.shown_pid(worker)),
             Action::Exit => self.done = true,

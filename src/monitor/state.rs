@@ -295,8 +295,8 @@ impl Slots {
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
-            // Answered from `view`; nothing changes by it.
-            Event::Ordered(Order::Status) => {}
+            // Answered from `view`, or by `sockets::sharing`; nothing changes by them.
+            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));

@@ -4,8 +4,12 @@
 
 pub mod descriptors;
 pub mod document;
+pub mod epoll_sets;
+pub mod foreign;
+pub mod options;
 pub mod pidfd;
 pub mod poller;
 pub mod processes;
+pub mod seccomp;
 pub mod signals;
 pub mod stderr;

@@ -14,8 +14,18 @@ pub struct PidFd(OwnedFd);
 impl PidFd {
     /// Fails with ESRCH where `pid` has ended and been reaped.
     pub fn open(pid: Pid) -> io::Result<PidFd> {
+        PidFd::open_with(pid, 0)
+    }
+
+    /// Stands for one thread, and for its own table of descriptors where it has one. Fails with EINVAL before Linux 6.9.
+    pub fn open_thread(thread: Pid) -> io::Result<PidFd> {
+        // PIDFD_THREAD, which libc does not have yet.
+        PidFd::open_with(thread, libc::O_EXCL)
+    }
+
+    fn open_with(pid: Pid, flags: libc::c_int) -> io::Result<PidFd> {
         // SAFETY: two integers go in, a descriptor or an error comes out.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), flags) };
         Ok(PidFd(taken(number)?))
     }
 

@@ -15,5 +15,6 @@ mod faults;
 mod harness;
 mod my_app;
 mod servers;
+mod sharing;
 mod watching;
 mod zero_loss;

@@ -258,7 +258,9 @@ impl MainCheck {
             Action::StartMonitor { monitor, trial: false, notify } => self.check_start(now, event, *monitor, *notify),
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(_, Order::Status) => hold(false, 0, || "the state asks for a status".to_owned()),
+            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {
+                hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
+            }
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
                 let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);

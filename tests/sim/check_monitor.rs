@@ -121,7 +121,8 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Start | Event::Wake | Event::Ordered(Order::Status) | Event::Seen(..) | Event::Probed(..) => {}
+            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {}
+            Event::Start | Event::Wake | Event::Seen(..) | Event::Probed(..) => {}
         }
         None
     }

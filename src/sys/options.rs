@@ -1,0 +1,82 @@
+//! Socket options that nix does not know, or knows only in values it knows.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+
+/// The cookie of a socket's network namespace (SO_NETNS_COOKIE); libc does not have it yet.
+const NETNS_COOKIE: libc::c_int = 71;
+
+/// Where the kernel's `tcp_info` has the state of the connection, and where, of a listener, its longest queue.
+const TCP_STATE: usize = 0;
+const TCP_SACKED: usize = 28;
+const TCP_LISTEN: u8 = 10;
+
+/// What a socket was made as: domain, type and protocol. Fails for what is no socket.
+pub fn kind(socket: impl AsFd) -> io::Result<(libc::c_int, libc::c_int, libc::c_int)> {
+    let number = |name| Ok::<_, io::Error>(libc::c_int::from_ne_bytes(whole(&socket, libc::SOL_SOCKET, name)?));
+    Ok((number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?))
+}
+
+/// Whether an IPv6 socket leaves IPv4 to others.
+pub fn v6_only(socket: impl AsFd) -> io::Result<bool> {
+    Ok(libc::c_int::from_ne_bytes(whole(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?) != 0)
+}
+
+/// The network interface that a socket was bound to; empty where to none.
+pub fn device(socket: impl AsFd) -> io::Result<String> {
+    let mut name = [0; libc::IFNAMSIZ];
+    let length = get(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &mut name)?;
+    let name = name[..length].split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// What tells the network namespace of a socket from all others; 0 before 5.14, where they cannot be told apart.
+pub fn network_namespace(socket: impl AsFd) -> u64 {
+    whole(&socket, libc::SOL_SOCKET, NETNS_COOKIE).map_or(0, u64::from_ne_bytes)
+}
+
+/// How many connections may wait in a TCP socket that listens. None where it does not.
+pub fn backlog(socket: impl AsFd) -> io::Result<Option<u32>> {
+    let mut info = [0; TCP_SACKED + 4];
+    let length = get(&socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    let [.., a, b, c, d] = info;
+    let listens = length == info.len() && info[TCP_STATE] == TCP_LISTEN;
+    Ok(listens.then(|| u32::from_ne_bytes([a, b, c, d])))
+}
+
+fn whole<const LENGTH: usize>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<[u8; LENGTH]> {
+    let mut value = [0; LENGTH];
+    match get(socket, level, name, &mut value)? {
+        length if length == LENGTH => Ok(value),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+fn get(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &mut [u8]) -> io::Result<usize> {
+    let mut length = value.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is what the value has room for.
+    let asked =
+        unsafe { libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length) };
+    Errno::result(asked)?;
+    Ok(length as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_listener_tells_its_backlog_and_others_have_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(7).unwrap()).unwrap();
+        assert_eq!(backlog(&listener).unwrap(), Some(7));
+        assert_eq!(kind(&listener).unwrap(), (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP));
+        assert_eq!(device(&listener).unwrap(), "");
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(backlog(&client).unwrap(), None);
+        assert_eq!(network_namespace(&listener), network_namespace(&client));
+    }
+}

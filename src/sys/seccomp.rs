@@ -1,0 +1,203 @@
+//! A seccomp filter that has the kernel ask us about each bind and listen of the processes below, and nothing else.
+//!
+//! A caller waits in its call until it is answered. An answer to one that was interrupted meanwhile, or has ended, goes
+//! nowhere (ENOENT), and one that was interrupted asks again.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use super::descriptors::adopt;
+
+/// The architecture whose numbers the filter compares: calls of another one pass by.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 0xc000_00b7;
+
+/// The kernel writes no more than this; what it knows beyond our structure stays unread.
+const LONGEST_NOTIFICATION: usize = 512;
+
+/// What the filter trapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trapped {
+    /// bind(2).
+    Bind,
+    /// listen(2).
+    Listen,
+}
+
+/// One trapped call, whose caller waits for an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// Names it in an answer; never used twice.
+    pub id: u64,
+    /// The thread that calls.
+    pub thread: Pid,
+    /// What it calls.
+    pub trapped: Trapped,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+/// Where the calls come from. Once it is closed, every trapped call fails with ENOSYS.
+#[derive(Debug)]
+pub struct Calls {
+    fd: OwnedFd,
+}
+
+/// Traps bind and listen, from here on and for good, of this process and all that it starts. True where privileges had
+/// to be given up for it (no_new_privs): a setuid program started below has no more power than we.
+pub fn trap() -> io::Result<(Calls, bool)> {
+    match install() {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            nix::sys::prctl::set_no_new_privs()?;
+            Ok((install()?, true))
+        }
+        other => Ok((other?, false)),
+    }
+}
+
+/// Tries in a child whether [`trap`] and the answers work here, and gives what it would.
+pub fn try_out() -> io::Result<bool> {
+    /// Worked, after privileges were given up. No errno is as high.
+    const GAVE_UP: i32 = 255;
+    // SAFETY: panzer has one thread here, so that the child may do what we may; it ends without running any of our
+    // clean-up.
+    let child = match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {
+            let code = match trap_and_answer() {
+                Ok(gave_up) => i32::from(gave_up) * GAVE_UP,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EINVAL),
+            };
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(code) }
+        }
+        child => child,
+    };
+    let mut status = 0;
+    // SAFETY: the child is ours and makes a handful of calls; the status is written to an integer on our stack.
+    while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
+    match libc::WEXITSTATUS(status) {
+        _ if !libc::WIFEXITED(status) => Err(Errno::EPERM.into()),
+        0 => Ok(false),
+        GAVE_UP => Ok(true),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn trap_and_answer() -> io::Result<bool> {
+    let (calls, gave_up) = trap()?;
+    let no_call = Call { id: 0, thread: Pid::this(), trapped: Trapped::Bind, arguments: [0; 6] };
+    match calls.replace_descriptor(&no_call, calls.fd.as_fd(), false) {
+        // The kernel knows the request, and that there is no such call.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(gave_up),
+        Err(error) => Err(error),
+        Ok(()) => Err(Errno::EINVAL.into()),
+    }
+}
+
+fn install() -> io::Result<Calls> {
+    // The mitigations that come with seccomp on older kernels are for programs that distrust their own code.
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    match load(flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        // Before 5.19.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => load(flags),
+        other => other,
+    }
+}
+
+fn load(flags: libc::c_ulong) -> io::Result<Calls> {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        step(LOAD, 0, 0, mem::offset_of!(libc::seccomp_data, arch) as u32),
+        step(IF_EQUAL, 0, 3, ARCHITECTURE),
+        step(LOAD, 0, 0, mem::offset_of!(libc::seccomp_data, nr) as u32),
+        step(IF_EQUAL, 2, 0, libc::SYS_bind as u32),
+        step(IF_EQUAL, 1, 0, libc::SYS_listen as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its steps live on this stack, and the kernel copies them.
+    let number =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program)) };
+    Errno::result(number)?;
+    Ok(Calls { fd: adopt(number as RawFd)? })
+}
+
+impl Calls {
+    /// The next call that waits. None where it was withdrawn meanwhile. To be called once for each time that the
+    /// descriptor is seen ready: it would wait for another one.
+    pub fn receive(&self) -> Option<Call> {
+        #[repr(C)]
+        union Notification {
+            known: libc::seccomp_notif,
+            room: [u8; LONGEST_NOTIFICATION],
+        }
+        let mut notification = Notification { room: [0; LONGEST_NOTIFICATION] };
+        self.request(libc::SECCOMP_IOCTL_NOTIF_RECV, &mut notification).ok()?;
+        // SAFETY: the whole room was initialised, and its beginning has been written by the kernel as this structure of
+        // integers.
+        let notification = unsafe { notification.known };
+        let trapped = match libc::c_long::from(notification.data.nr) {
+            libc::SYS_bind => Trapped::Bind,
+            _ => Trapped::Listen,
+        };
+        let thread = Pid::from_raw(notification.pid as i32);
+        Some(Call { id: notification.id, thread, trapped, arguments: notification.data.args })
+    }
+
+    /// Whether the caller still waits, so that what was read of its process was its own and nobody's who came after.
+    pub fn is_waiting(&self, call: &Call) -> bool {
+        self.request(libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &mut { call.id }).is_ok()
+    }
+
+    /// Puts a copy of `fd` in the place of the descriptor that is the call's first argument.
+    pub fn replace_descriptor(&self, call: &Call, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
+        let mut replacement = libc::seccomp_notif_addfd {
+            id: call.id,
+            flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
+            srcfd: fd.as_raw_fd() as u32,
+            newfd: call.arguments[0] as u32,
+            newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
+        };
+        self.request(libc::SECCOMP_IOCTL_NOTIF_ADDFD, &mut replacement)
+    }
+
+    /// Has the call return without being made: with 0, or failed.
+    pub fn answer(&self, call: &Call, result: Result<(), Errno>) {
+        let error = result.map_or_else(|errno| -(errno as i32), |()| 0);
+        self.send(libc::seccomp_notif_resp { id: call.id, val: 0, error, flags: 0 });
+    }
+
+    /// Has the kernel make the call, as if nobody had looked.
+    pub fn let_through(&self, call: &Call) {
+        let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+        self.send(libc::seccomp_notif_resp { id: call.id, val: 0, error: 0, flags });
+    }
+
+    fn send(&self, mut answer: libc::seccomp_notif_resp) {
+        // Refused only where the call was withdrawn: then it comes again, or its caller has ended.
+        let _ = self.request(libc::SECCOMP_IOCTL_NOTIF_SEND, &mut answer);
+    }
+
+    fn request<T>(&self, number: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+        // SAFETY: private, and called above only, each time with the structure that the request reads or writes.
+        Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), number, std::ptr::from_mut(argument)) })?;
+        Ok(())
+    }
+}
+
+impl AsFd for Calls {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

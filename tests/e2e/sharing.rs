@@ -1,0 +1,577 @@
+//! Shared ports: programs that know nothing of panzer bind their own, several copies of each.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::load::{Load, Mode};
+use crate::support::{Builder, Panzer, eventually, eventually_some, free_port, get, require};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Requests that http.server tells on stderr; and that a client had gone when its answer came.
+const CHATTER: [&str; 2] = ["\" 200 -", "127.0.0.1 - - ["];
+
+/// Starts it, and waits until it answers on `port`.
+fn start(builder: Builder, port: u16) -> Panzer {
+    let panzer = builder.start();
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.wait_serving();
+    eventually(SOON, "the first generation answers", || get(port, "/").is_ok());
+    panzer
+}
+
+/// Serves with four copies through five reloads under load, and the death of a worker, without refusing anybody.
+fn shares(builder: Builder, port: u16) {
+    let panzer = start(builder, port);
+    let load = Load::new(port, Mode::NewConnection, 3).pause(Duration::from_millis(2)).start();
+    for generation in 2..=6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+        eventually(SOON, "the new generation answers", || get(port, "/").is_ok());
+    }
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    // Of a worker that forks: what is killed with it takes a moment.
+    panzer.allow_line("ended and left processes behind; stopping them");
+    let before = panzer.workers();
+    assert_eq!(before.len(), 4);
+    kill(Pid::from_raw(before[0]), Signal::SIGKILL).unwrap();
+    eventually(SOON, "the slot is filled again", || {
+        let workers = panzer.workers();
+        workers.len() == 4 && !workers.contains(&before[0])
+    });
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    assert!(report.answered > 100, "{report}");
+    assert_eq!(panzer.stop().code(), Some(0));
+    assert!(get(port, "/").is_err(), "nobody listens any more");
+}
+
+fn four_workers() -> Builder {
+    Panzer::builder().args(["-w", "4", "--bake", "500ms"])
+}
+
+#[test]
+fn python() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let program = ["--", "python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"];
+    shares(four_workers().args(program), port);
+}
+
+#[test]
+fn node_that_prefers_ipv6() {
+    if !require("node") {
+        return;
+    }
+    let port = free_port();
+    let builder = four_workers().file("server.js", NODE);
+    shares(builder.args(["--", "node", "server.js", &port.to_string()]), port);
+}
+
+const NODE: &str = r#"
+require("http").createServer((_, answer) => answer.end("hello")).listen(process.argv[2]);
+"#;
+
+#[test]
+fn asyncio_that_does_not_block() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    shares(four_workers().args(["--", "python3", "-c", ASYNCIO, &port.to_string()]), port);
+}
+
+const ASYNCIO: &str = r#"
+import asyncio, sys
+async def answer(reader, writer):
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+    except (OSError, asyncio.IncompleteReadError):
+        pass
+async def main():
+    async with await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1])) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"#;
+
+/// A C program, linked statically, which answers on each port that it is given.
+fn compiled(builder: Builder, flags: &[&str]) -> Builder {
+    let builder = builder.file("server.c", SERVER);
+    let mut compiler = Command::new("gcc");
+    compiler.current_dir(builder.folder()).args(["-static", "-O1", "-o", "server", "server.c"]).args(flags);
+    assert!(compiler.status().unwrap().success());
+    builder
+}
+
+#[test]
+fn a_static_binary_with_two_ports() {
+    if !require("gcc") {
+        return;
+    }
+    let ports = [free_port(), free_port()];
+    let numbers = ports.map(|port| port.to_string());
+    let builder = compiled(four_workers(), &[]).args(["--", "./server"]).args(numbers);
+    let panzer = start(builder, ports[0]);
+    let loads = ports.map(|port| Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start());
+    for generation in 2..=6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+    }
+    for load in loads {
+        let report = load.stop();
+        assert_eq!((report.refused, report.answered > 100), (0, true), "{report}");
+    }
+    panzer.stop();
+}
+
+#[test]
+fn a_program_whose_children_bind() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DFORK"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+#[test]
+fn a_program_whose_calls_are_all_interrupted() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DTIMER"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+#[test]
+fn a_program_that_watches_its_socket_before_it_binds_it() {
+    if !require("gcc") {
+        return;
+    }
+    let port = free_port();
+    let builder = compiled(four_workers(), &["-DEPOLL_FIRST"]);
+    shares(builder.args(["--", "./server", &port.to_string()]), port);
+}
+
+const SERVER: &str = r#"
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void ignore(int signal) { (void)signal; }
+static void end(int signal) { (void)signal; _exit(0); }
+
+static void require(int good, const char *what) {
+    if (!good) { perror(what); exit(3); }
+}
+
+static void watch(int set, int fd) {
+    struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+    require(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl");
+}
+
+static void answer(int listener) {
+    static const char text[] = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    char request[4096];
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0) return;
+    while (read(fd, request, sizeof request) < 0 && errno == EINTR) {}
+    while (write(fd, text, sizeof text - 1) < 0 && errno == EINTR) {}
+    close(fd);
+}
+
+int main(int count, char **arguments) {
+    signal(SIGTERM, end);
+#ifdef FORK
+    for (int child = 0; child < 2; child++) {
+        if (fork() == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); goto serve; }
+    }
+    for (;;) pause();
+serve:
+#endif
+#ifdef TIMER
+    struct sigaction handled = { .sa_handler = ignore, .sa_flags = SA_RESTART };
+    sigaction(SIGALRM, &handled, NULL);
+    struct itimerval each = { { 0, 1000 }, { 0, 1000 } };
+    setitimer(ITIMER_REAL, &each, NULL);
+#endif
+    (void)ignore;
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    for (int i = 1; i < count; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), yes = 1;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+        struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(atoi(arguments[i])) };
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+#ifdef EPOLL_FIRST
+        watch(set, fd);
+#endif
+        require(bind(fd, (struct sockaddr *)&address, sizeof address) == 0, "bind");
+        require(listen(fd, 64) == 0, "listen");
+#ifndef EPOLL_FIRST
+        watch(set, fd);
+#endif
+    }
+    for (;;) {
+        struct epoll_event event;
+        if (epoll_wait(set, &event, 1, -1) == 1) answer(event.data.fd);
+    }
+}
+"#;
+
+#[test]
+fn a_monitor_that_dies_leaves_the_listener_where_it_is() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let program = ["--", "python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"];
+    let panzer = start(four_workers().args(program), port);
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    let before = panzer.workers();
+    let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
+    kill(Pid::from_raw(panzer.status().serving().monitor.unwrap()), Signal::SIGKILL).unwrap();
+    eventually(SOON, "another monitor has four workers", || {
+        let workers = panzer.workers();
+        workers.len() == 4 && workers.iter().all(|worker| !before.contains(worker))
+    });
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    panzer.stop();
+}
+
+#[test]
+fn what_the_next_release_binds_no_more_is_closed() {
+    if !require("gcc") {
+        return;
+    }
+    let (old, new) = (free_port(), free_port());
+    let script = |port: u16| format!("#!/bin/sh\nexec ./server {port}\n");
+    let builder = compiled(four_workers(), &[]).executable("release", &script(old)).arg("./release");
+    let panzer = start(builder, old);
+    fs::write(panzer.path("release"), script(new)).unwrap();
+    panzer.allow_line("panzer: closed 127.0.0.1:");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    eventually(SOON, "the new address answers", || get(new, "/").is_ok());
+    panzer.wait_for_line(&format!("closed 127.0.0.1:{old}"), SOON);
+    assert!(get(old, "/").is_err());
+    panzer.stop();
+}
+
+#[test]
+fn a_release_that_fails_after_its_bind_takes_nothing_with_it() {
+    if !require("gcc") {
+        return;
+    }
+    let (port, another) = (free_port(), free_port());
+    let builder = compiled(four_workers(), &[]);
+    let good = format!("#!/bin/sh\nexec ./server {port}\n");
+    let panzer = start(builder.executable("release", &good).arg("./release"), port);
+    let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
+    let bad = format!("#!/bin/sh\n./server {port} {another} &\nsleep 0.3\nkill $!\nexit 3\n");
+    fs::write(panzer.path("release"), bad).unwrap();
+    panzer.expect_line("error: reload failed: generation 2: worker * exited with code 3");
+    panzer.allow_line("panzer: closed 127.0.0.1:");
+    panzer.allow_line("ended and left processes behind");
+    assert!(panzer.reload_and_wait().is_err());
+    eventually(SOON, "what the failed release alone had bound is closed", || get(another, "/").is_err());
+    fs::write(panzer.path("release"), good).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    let report = load.stop();
+    assert_eq!(report.refused, 0, "{report}");
+    panzer.stop();
+}
+
+/// Runs a python program, whose workers write to files in its folder.
+fn python_program(workers: &str, program: &str, arguments: &[&str]) -> Panzer {
+    let builder = Panzer::builder().args(["-w", workers, "--bake", "50ms", "--", "python3", "-c", program]);
+    builder.args(arguments).start()
+}
+
+fn written(path: &Path) -> String {
+    eventually_some(SOON, "the worker has written its file", || {
+        fs::read_to_string(path).ok().filter(|text| text.ends_with('\n'))
+    })
+    .trim()
+    .to_owned()
+}
+
+#[test]
+fn port_0_is_private() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("4", PORT_0, &[]);
+    let ports: BTreeSet<String> = (0..4).map(|worker| written(&panzer.path(&format!("port-{worker}")))).collect();
+    assert_eq!(ports.len(), 4, "{ports:?}");
+    panzer.stop();
+}
+
+const PORT_0: &str = r#"
+import os, signal, socket
+listener = socket.create_server(("127.0.0.1", 0))
+with open("port-" + os.environ["PANZER_WORKER_ID"], "w") as file:
+    print(listener.getsockname()[1], file=file)
+signal.pause()
+"#;
+
+#[test]
+fn a_program_that_binds_all_but_tcp_is_hindered_by_nobody() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("1", RESOLVER, &[]);
+    panzer.wait_serving();
+    let rounds = || written(&panzer.path("rounds")).parse::<u64>().unwrap();
+    eventually(SOON, "it binds", || rounds() > 10);
+    panzer.signal(Signal::SIGSTOP);
+    let then = rounds();
+    eventually(SOON, "it binds while main is stopped", || rounds() > then + 100);
+    panzer.signal(Signal::SIGCONT);
+    panzer.stop();
+}
+
+const RESOLVER: &str = r#"
+import os, socket
+rounds = 0
+while True:
+    socket.getaddrinfo("localhost", 80)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp: udp.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink: netlink.bind((0, 0))
+    with socket.socket(socket.AF_UNIX) as unix: unix.bind("\0panzer-e2e-%d-%d" % (os.getpid(), rounds))
+    rounds += 1
+    with open("rounds.new", "w") as file: print(rounds, file=file)
+    os.rename("rounds.new", "rounds")
+"#;
+
+#[test]
+fn a_port_that_the_worker_may_not_bind_is_refused_to_it() {
+    if !require("python3") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let panzer = python_program("1", PRIVILEGED, &[]);
+    assert_eq!(written(&panzer.path("outcome")), "bound, then PermissionError");
+    panzer.stop();
+}
+
+const PRIVILEGED: &str = r#"
+import os, random, signal, socket
+os.close(os.open("outcome", os.O_CREAT | os.O_WRONLY, 0o666))
+os.chmod("outcome", 0o666)
+file = open("outcome", "w")
+while True:
+    port = random.randrange(600, 1000)
+    try: first = socket.create_server(("127.0.0.1", port))
+    except OSError: continue
+    break
+os.setgroups([])
+os.setuid(65534)
+try:
+    socket.create_server(("127.0.0.1", port))
+    print("bound, then bound again", file=file, flush=True)
+except OSError as error:
+    print("bound, then " + type(error).__name__, file=file, flush=True)
+signal.pause()
+"#;
+
+#[test]
+fn a_backlog_grows_and_never_shrinks() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = python_program("1", BACKLOG, &[&free_port().to_string()]);
+    assert_eq!(written(&panzer.path("backlogs")), "20 20 30");
+    panzer.stop();
+}
+
+const BACKLOG: &str = r#"
+import signal, socket, sys
+backlogs = []
+for backlog in (20, 5, 30):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", int(sys.argv[1])))
+    listener.listen(backlog)
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    backlogs.append(str(int.from_bytes(info[28:32], sys.byteorder)))
+with open("backlogs", "w") as file: print(*backlogs, file=file)
+signal.pause()
+"#;
+
+/// Starts one worker that binds when it finds the file `go`, and stops main before it is there. Returns its pid, once
+/// it waits in bind.
+fn in_mid_call(port: u16) -> (Panzer, i32) {
+    let panzer = python_program("1", WHEN_TOLD, &[&port.to_string()]);
+    panzer.wait_serving();
+    let worker = panzer.workers()[0];
+    panzer.signal(Signal::SIGSTOP);
+    fs::write(panzer.path("go"), "").unwrap();
+    let bind = format!("{} ", nix::libc::SYS_bind);
+    eventually(SOON, "the worker waits in bind", || {
+        fs::read_to_string(format!("/proc/{worker}/syscall")).is_ok_and(|call| call.starts_with(&bind))
+    });
+    (panzer, worker)
+}
+
+const WHEN_TOLD: &str = r#"
+import http.server, os, sys, time
+while not os.path.exists("go"): time.sleep(0.01)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"#;
+
+#[test]
+fn a_worker_killed_in_mid_call_leaves_nothing_stuck() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let (panzer, worker) = in_mid_call(port);
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.expect_line("warning: worker 0 (pid * was killed by SIGKILL; respawning it");
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    panzer.signal(Signal::SIGCONT);
+    eventually(SOON, "the next worker answers", || get(port, "/").is_ok());
+    panzer.stop();
+}
+
+#[test]
+fn a_monitor_killed_in_mid_call_leaves_nothing_stuck() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let (panzer, worker) = in_mid_call(port);
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
+    // Whether its call fails first, as it does without an answer, or the signal of its parent's death ends it.
+    ["Traceback", "  ", "OSError: [Errno 38]"].iter().for_each(|pattern| panzer.allow_line(pattern));
+    let stat = fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
+    let monitor = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    kill(Pid::from_raw(monitor), Signal::SIGKILL).unwrap();
+    panzer.signal(Signal::SIGCONT);
+    eventually(SOON, "the next worker answers", || get(port, "/").is_ok());
+    panzer.stop();
+}
+
+#[test]
+fn an_unprivileged_panzer_says_what_it_takes() {
+    if !require("python3") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let port = free_port();
+    let builder = four_workers().executable("as_nobody", AS_NOBODY).through("as_nobody");
+    let panzer = builder.args(["--", "python3", "-m", "http.server", &port.to_string()]).start();
+    panzer.expect_line("panzer: workers run with no_new_privs, so that they can share ports");
+    CHATTER.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.wait_serving();
+    eventually(SOON, "it answers", || get(port, "/").is_ok());
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert!(get(port, "/").is_ok());
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+const AS_NOBODY: &str = r#"#!/usr/bin/env python3
+import os, sys
+for path in (".", "run"): os.chown(path, 65534, 65534)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+os.environ["PATH"] = "/usr/bin:/bin"
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_container_that_keeps_sockets_apart() {
+    if !require("gcc") || !require("node") {
+        return;
+    }
+    // Both families: what is not seen of an IPv6 socket matters.
+    for (name, program) in [("python3", ["python3", "-m", "http.server"]), ("node", ["node", "server.js", ""])] {
+        let port = free_port();
+        let builder = four_workers().file("container.c", CONTAINER).file("server.js", NODE).through("container");
+        let mut compiler = Command::new("gcc");
+        compiler.current_dir(builder.folder()).args(["-O1", "-o", "container", "container.c"]);
+        assert!(compiler.status().unwrap().success());
+        let program = program.into_iter().filter(|word| !word.is_empty());
+        let builder = builder.args(["--name", name, "--"]).args(program).arg(port.to_string());
+        shares(builder, port);
+    }
+}
+
+/// As Docker has it by default: processes may be looked into, their descriptors not be copied.
+const CONTAINER: &str = r#"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int main(int count, char **arguments) {
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pidfd_getfd, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = { sizeof steps / sizeof *steps, steps };
+    if (count < 2 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter)) return 9;
+    execv(arguments[1], arguments + 1);
+    return 9;
+}
+"#;
+
+#[test]
+fn a_program_that_may_not_be_looked_into_is_said() {
+    if !require("python3") || nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let panzer = python_program("1", NOT_DUMPABLE, &[&free_port().to_string()]);
+    panzer.expect_line("warning: the ports of a program that may not be looked into (pid * are not shared");
+    assert_eq!(written(&panzer.path("outcome")), "bound");
+    panzer.stop();
+}
+
+const NOT_DUMPABLE: &str = r#"
+import ctypes, signal, socket, sys
+PR_SET_DUMPABLE = 4
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+with open("outcome", "w") as file: print("bound", file=file)
+signal.pause()
+"#;
+
+#[test]
+fn what_cannot_be_shared_is_said() {
+    let inner = env!("CARGO_BIN_EXE_panzer");
+    let panzer = Panzer::builder()
+        .args(["-w", "1", "--respawn-limit", "0/1m", "--", inner, "--share-ports", "on", "--", "sleep", "1000"])
+        .expect_line("error: --share-ports on: somebody else, such as an outer panzer, already answers")
+        .expect_line("exited with code 125")
+        .expect_line("more than 0 respawns")
+        .expect_line("generation 1 keeps failing")
+        .start();
+    assert_eq!(panzer.wait_exit().code(), Some(1));
+}
