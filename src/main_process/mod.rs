@@ -10,3 +10,4 @@ mod pidfile;
 pub mod run;
 mod shares;
 pub mod state;
+mod vocabulary;

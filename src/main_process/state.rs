@@ -5,140 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
-use crate::backoff::{Backoff, Pace, Random};
+use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
+pub use super::vocabulary::{Action, Event, Monitor, Note, Settings, Standing};
+
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// One monitor process. A generation whose monitor died goes on under another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Monitor {
-    /// The generation it keeps.
-    pub generation: u32,
-    /// Which of the generation's monitors, from 1.
-    pub life: u32,
-}
-
-/// What main is to do.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// How many workers make a generation whole.
-    pub workers: u32,
-    /// When a worker counts as ready.
-    pub ready: Ready,
-    /// How long a new generation may take until all its workers are ready.
-    pub ready_timeout: Duration,
-    /// How long a new generation must then live beside the old one.
-    pub bake: Duration,
-    /// How workers are stopped; here for what outlives its monitor.
-    pub stop: Schedule,
-    /// The limits of the backoff between monitors of one generation.
-    pub pace: Pace,
-    /// Makes the jitter repeatable.
-    pub seed: u64,
-}
-
-/// What can happen to main.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// It begins.
-    Start,
-    /// Somebody wants a new generation.
-    Reload,
-    /// Somebody wants an end.
-    Stop(Urgency),
-    /// As a graceful stop; where one is under way already, a quick one.
-    StopThenNow,
-    /// A monitor tells something.
-    Told(Monitor, Report),
-    /// A monitor could not be started.
-    NotStarted(Monitor, Cause),
-    /// A monitor has ended and been reaped; true where workers outlived it.
-    Ended(Monitor, Cause, bool),
-    /// The last worker that outlived this monitor has ended.
-    OrphansGone(Monitor),
-    /// A deadline has come.
-    Wake,
-}
-
-/// What main does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Start this monitor.
-    StartMonitor {
-        /// Which.
-        monitor: Monitor,
-        /// Whether its release must first prove itself.
-        trial: bool,
-        /// Whether its workers are ready only when they say so.
-        notify: bool,
-    },
-    /// Send it an order.
-    Order(Monitor, Order),
-    /// End a monitor that did not obey within the schedule.
-    KillMonitor(Monitor),
-    /// Send this to those that outlived the monitor and cannot have got it from the kernel when it died.
-    SignalUnreached(Monitor, Signal),
-    /// Send this to all that outlived the monitor; KILL to their groups.
-    SignalOrphans(Monitor, Signal),
-    /// Let go of the listeners.
-    CloseListeners,
-    /// Forget what was kept of a generation that is gone.
-    Release(u32),
-    /// Tell people.
-    Note(Note),
-    /// Everything has ended: exit with this code.
-    Exit(u8),
-}
-
-/// What people are told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// The program could be executed for the first time.
-    Began,
-    /// The first generation, or one that was restarted, serves; with the time it took.
-    Serving(u32, Duration),
-    /// A reload begins.
-    Starting(u32),
-    /// A reload was asked for while one is under way.
-    ReloadQueued(u32),
-    /// All workers of the new generation are ready; it must now live for this long.
-    Baking(u32, Duration),
-    /// The new generation serves and the old one, if there was one, is retired; with the time it took.
-    Committed(u32, Option<u32>, Duration),
-    /// The new generation failed, and this one serves on.
-    Rejected {
-        /// The generation that failed.
-        generation: u32,
-        /// The slot that brought it down, where one did.
-        slot: Option<u32>,
-        /// Why.
-        cause: Cause,
-        /// Those not ready by the deadline.
-        missing: Vec<u32>,
-        /// The generation that serves on.
-        serving: u32,
-    },
-    /// A retired generation is gone; with the time its draining took.
-    Drained(u32, Duration),
-    /// A monitor died; another follows after this delay.
-    MonitorDied(u32, Cause, Duration),
-    /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
-    Unseeable(u32, String),
-    /// A monitor did not obey and is killed.
-    MonitorStuck(u32),
-    /// Stopping.
-    Stopping(Urgency),
-    /// The program cannot be executed at all.
-    Fatal(Cause),
-    /// More respawns than allowed.
-    GaveUp(u32),
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -190,17 +65,6 @@ struct Draining {
 struct Stopping {
     urgency: Urgency,
     code: u8,
-}
-
-/// Where a generation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It serves, or is the first and will.
-    Serving,
-    /// It must prove itself.
-    Starting,
-    /// It is being stopped.
-    Draining,
 }
 
 /// All generations.

@@ -7,3 +7,4 @@ mod log;
 mod roster;
 pub mod run;
 pub mod state;
+mod vocabulary;

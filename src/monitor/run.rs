@@ -96,7 +96,7 @@ fn find_release(
     environment: &Environment,
 ) -> Result<Release, Cause> {
     match (held, &assignment.release_path) {
-        (Some((directory, program)), Some(path)) => Ok(Release { directory, program, path: path.clone() }),
+        (Some((directory, program)), Some(path)) => Ok(Release::held(directory, program, path.clone())),
         _ => Release::resolve(&assignment.plan, environment.inherited("PATH")),
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
-use crate::backoff::{Backoff, Pace, Random};
-use crate::config::{Escalation, RespawnLimit, Schedule};
+use crate::backoff::{Backoff, Random};
+use crate::config::{Escalation, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
+
+pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
@@ -31,152 +31,6 @@ const LONGEST_PROBE: Duration = Duration::from_secs(10);
 
 /// So many workers are looked at before anything else has its turn.
 const LOOKS_AT_ONCE: usize = 16;
-
-/// One life of a slot. What is still under way about an earlier life never touches a later one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Worker {
-    /// The slot, from 0.
-    pub slot: u32,
-    /// Which of its lives, from 1.
-    pub life: u32,
-}
-
-/// What a monitor is to do.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// How many slots are kept filled.
-    pub workers: u32,
-    /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
-    pub notify: bool,
-    /// Whether a worker is watched until it is ready.
-    pub watch: Watch,
-    /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
-    pub ready_timeout: Duration,
-    /// How workers are stopped.
-    pub stop: Schedule,
-    /// The limits of the respawn backoff.
-    pub pace: Pace,
-    /// When to give up.
-    pub respawn_limit: Option<RespawnLimit>,
-    /// A new release beside a serving one: a death is its failure, and nothing is respawned until it is committed.
-    pub trial: bool,
-    /// Makes the jitter repeatable.
-    pub seed: u64,
-}
-
-/// Whether a worker is watched until it is ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watch {
-    /// It is not: readiness is by another measure.
-    No,
-    /// It is ready when it is seen accepting; one that cannot be seen, by the other measure.
-    IfSeeable,
-    /// It is ready when it is seen accepting, and never otherwise.
-    Always,
-    /// It is ready when a probe of it succeeds.
-    Probe,
-}
-
-/// What can happen to a monitor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// It begins.
-    Start,
-    /// The program runs.
-    Executed(Worker),
-    /// The worker said that it is ready.
-    Notified(Worker),
-    /// What a look at the worker gave.
-    Seen(Worker, Sight),
-    /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
-    Probed(Worker, bool),
-    /// The worker has ended and been reaped, or could not be started.
-    Ended(Worker, Cause),
-    /// Processes of its group outlived a worker.
-    LeftBehind(Worker),
-    /// They have ended.
-    GroupGone(Worker),
-    /// Main orders something.
-    Ordered(Order),
-    /// Main is gone.
-    MainGone,
-    /// A deadline has come.
-    Wake,
-}
-
-/// What a monitor does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Start this worker.
-    Spawn(Worker),
-    /// Look whether this worker accepts; the answer is [`Event::Seen`].
-    Look(Worker),
-    /// Start a probe of this worker; its end is [`Event::Probed`].
-    Probe(Worker),
-    /// End the probe of this worker.
-    EndProbe(Worker),
-    /// Send this to the worker; KILL to its whole group.
-    Signal(Worker, Signal),
-    /// Send this to what the worker left behind.
-    SignalGroup(Worker, Signal),
-    /// Let go of the listeners: nothing is started any more.
-    CloseListeners,
-    /// Tell main.
-    Report(Report),
-    /// Tell people.
-    Note(Note),
-    /// Everything has ended.
-    Exit,
-}
-
-/// What people are told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// A worker ended by itself; it is respawned after this delay.
-    Respawning(Worker, Cause, Duration),
-    /// A worker is ended because it was not ready in time.
-    NotReady(Worker, Duration),
-    /// A worker is ended because its exec hangs.
-    HangsInExec(Worker),
-    /// A worker had to be sent a later signal of the schedule.
-    Escalated(Worker, Signal),
-    /// Processes outlived their worker and are stopped.
-    LeftBehind(Worker),
-    /// More respawns than allowed.
-    GaveUp(RespawnLimit),
-    /// Main is gone, everything is stopped.
-    MainGone,
-}
-
-/// What a slot holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing, and nothing is planned.
-    Empty,
-    /// Nothing until the backoff is over.
-    Waiting,
-    /// A process that has not executed its program yet.
-    Executing,
-    /// A program that is not ready yet.
-    Starting,
-    /// A worker that is ready.
-    Ready,
-    /// A worker that is being stopped.
-    Stopping,
-}
-
-impl Phase {
-    /// As people are shown it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Phase::Empty => "empty",
-            Phase::Waiting => "waiting",
-            Phase::Executing | Phase::Starting => "starting",
-            Phase::Ready => "ready",
-            Phase::Stopping => "stopping",
-        }
-    }
-}
 
 #[derive(Debug)]
 enum State {
@@ -222,17 +76,6 @@ struct Slot {
 struct Stopping {
     schedule: Schedule,
     begun: Instant,
-}
-
-/// What one slot looks like from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
-    /// What it holds.
-    pub phase: Phase,
-    /// Its current or last life.
-    pub life: u32,
-    /// Since when it has been in this phase, or for a live worker since its start.
-    pub since: Instant,
 }
 
 /// The slots of one generation.

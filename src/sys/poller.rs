@@ -1,11 +1,14 @@
 //! The one place where a process sleeps: epoll with a deadline.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::memory;
 
 /// How many descriptors one wake-up tells of; the rest is told of by the next.
 const BATCH: usize = 64;
@@ -17,12 +20,14 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
+    /// Whether it has slept without a deadline before: then the start is over.
+    settled: Cell<bool>,
 }
 
 impl Poller {
     /// An empty set. Fails where the process has no descriptor left.
     pub fn new() -> io::Result<Poller> {
-        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
+        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, settled: Cell::new(false) })
     }
 
     /// Wakes with `token` when `fd` can be read or its other end is gone.
@@ -45,6 +50,9 @@ impl Poller {
 
     /// Sleeps until something watched is ready or `deadline` has come; without one, for ever. Returns the tokens.
     pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
+        if deadline.is_none() && !self.settled.replace(true) {
+            memory::release_start();
+        }
         let mut ready = [EpollEvent::empty(); BATCH];
         match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {
             Ok(count) => Ok(ready[..count].iter().map(EpollEvent::data).collect()),

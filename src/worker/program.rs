@@ -27,6 +27,8 @@ pub struct Release {
     pub program: OwnedFd,
     /// Where the program was found, with all symlinks resolved.
     pub path: PathBuf,
+    /// Device and inode of the program.
+    identity: (u64, u64),
 }
 
 /// How a respawn runs a release.
@@ -47,14 +49,20 @@ impl Release {
         let program = handle(&named, 0).map_err(|error| refusal::explain(errno_of(&error), &named))?;
         check_executable(&program, &named)?;
         let path = resolved_path(&program).unwrap_or(named);
-        Ok(Release { directory, program, path })
+        Ok(Release::held(directory, program, path))
+    }
+
+    /// A release that was found before.
+    pub fn held(directory: OwnedFd, program: OwnedFd, path: PathBuf) -> Release {
+        let identity = identity(&program);
+        Release { directory, program, path, identity }
     }
 
     /// What to execute for one more worker of this release.
     pub fn run(&self) -> Run<'_> {
         let by_path = |mixed| Run { image: Image::Path(c_path(&self.path)), mixed };
         let now = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
-        if now.is_ok_and(|now| now == identity(&self.program)) {
+        if now.is_ok_and(|now| now == self.identity) {
             by_path(false)
         } else if self.is_script() {
             // The kernel hands a script to its interpreter by path, so the held descriptor is of no use.
