@@ -75,8 +75,12 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         }
     };
     let inherited = environment.passed_on().to_vec();
-    let mut monitor = Monitor::new(assignment, release, channel, inheritance.listeners, inherited)
-        .map_err(|error| format!("a monitor cannot start: {error}"))?;
+    let mut monitor = match Monitor::new(assignment, release, channel, inheritance.listeners, inherited) {
+        Ok(monitor) => monitor,
+        // Main is gone before anything was started: there is nothing to stop.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        Err(error) => return Err(format!("a monitor cannot start: {error}")),
+    };
     monitor.run().map_err(|error| format!("a monitor cannot go on: {error}"))
 }
 

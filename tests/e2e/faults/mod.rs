@@ -3,7 +3,9 @@
 mod bad_input;
 mod bad_release;
 mod clean_worker;
+mod endurance;
 mod killed;
+mod killed_anywhere;
 mod left_behind;
 mod pid_file;
 mod releases;

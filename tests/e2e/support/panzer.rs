@@ -198,6 +198,12 @@ impl Panzer {
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         self.look_around();
+        self.signal_quietly(signal);
+    }
+
+    /// The same without a look around: for many in a row.
+    #[track_caller]
+    pub fn signal_quietly(&self, signal: Signal) {
         assert!(self.exit.is_none(), "panzer has ended already");
         // Not reaped yet, so the pid is nobody else's.
         kill(Pid::from_raw(self.pid()), signal).expect("a child can be signalled");
