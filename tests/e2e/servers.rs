@@ -133,7 +133,10 @@ fn nginx() {
         return;
     }
     let port = free_port();
-    let builder = two_workers(port);
+    // Nginx takes a listener that it inherits for one of its own and does not make it non-blocking. A second process
+    // on the same listener would sooner or later leave it waiting in accept, where it sees no signal and no request.
+    let listen = format!("127.0.0.1:{port},nonblock");
+    let builder = Panzer::builder().args(["-w", "2", "--bake", "300ms", "-l", &listen]);
     let folder = builder.folder().to_owned();
     let configuration = NGINX.replace("PORT", &port.to_string());
     let pid_file = format!("pid {}/nginx-{{generation}}-{{worker}}.pid;", folder.display());
@@ -142,27 +145,9 @@ fn nginx() {
         .file("nginx.conf", &configuration)
         .expect_line("[notice] * using inherited sockets from \"3;\"")
         .args(["--env", "NGINX={fd};", "--stop", "QUIT/30s/TERM/5s/KILL"])
-        .args([
-            "--",
-            "python3",
-            "-c",
-            WITHOUT_BLOCKING,
-            "nginx",
-            "-e",
-            "stderr",
-            "-p",
-            prefix,
-            "-c",
-            "nginx.conf",
-            "-g",
-            &pid_file,
-        ]);
+        .args(["--", "nginx", "-e", "stderr", "-p", prefix, "-c", "nginx.conf", "-g", &pid_file]);
     survives_a_reload(builder, &port.into());
 }
-
-/// Nginx does not make a listener non-blocking that it inherits: it takes it for one of its own. With a second process
-/// on the same listener one of them would sooner or later wait in accept, where it sees no signal and no request.
-const WITHOUT_BLOCKING: &str = "import os, sys; os.set_blocking(3, False); os.execvp(sys.argv[1], sys.argv[1:])";
 
 /// The address must be the one that panzer listens on, to the letter: nginx looks for it among what it inherits.
 const NGINX: &str = r#"
