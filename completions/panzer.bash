@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -p -q -v -h -V --workers --listen --share-ports --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --pid --name --quiet --verbose --help --version"
+            opts="-w -l -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --config --check --user --group --umask --nice --pid --control --name --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -43,6 +43,18 @@ _panzer() {
                     ;;
                 -l)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --also-speak)
+                    COMPREPLY=($(compgen -W "server-starter einhorn nginx unicorn fpm" -- "${cur}"))
+                    return 0
+                    ;;
+                --listen-pid)
+                    COMPREPLY=($(compgen -W "worker none" -- "${cur}"))
+                    return 0
+                    ;;
+                --listen-as)
+                    COMPREPLY=($(compgen -W "fds stdin" -- "${cur}"))
                     return 0
                     ;;
                 --share-ports)
@@ -93,11 +105,35 @@ _panzer() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --group)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --umask)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --nice)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --pid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -1,9 +1,18 @@
-complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use' -r
-complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name; OPT: backlog=N, nonblock. May be given several times' -r
-complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]' -r -f -a "auto\t''
+complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use [auto]' -r
+complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name, udp:53; OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several times' -r
+complete -c panzer -l also-speak -d 'Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT), einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)' -r -f -a "server-starter\t''
+einhorn\t''
+nginx\t''
+unicorn\t''
+fpm\t''"
+complete -c panzer -l listen-pid -d 'none: LISTEN_PID is not set, for a worker that starts the server as its child, such as sh -c without exec [worker]' -r -f -a "worker\t''
+none\t''"
+complete -c panzer -l listen-as -d 'stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd\'s wait and Java\'s inheritedChannel have it [fds]' -r -f -a "fds\t''
+stdin\t''"
+complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if there is no listener. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
-complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener and that can be seen, else notify if the serving generation did send it, else alive' -r -f -a "auto\t''
+complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive [auto]' -r -f -a "auto\t''
 accept\t''
 notify\t''
 alive\t''
@@ -18,8 +27,15 @@ complete -c panzer -l healthy-after -d 'A worker that lived this long was health
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F
 complete -c panzer -l env -d 'Set this in the workers\' environment, with the placeholders of ARGS. May be given several times' -r
+complete -c panzer -l config -d 'Read options from there: a YAML file with the options\' names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
+complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. Needs root' -r
+complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
+complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
+complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
+complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
+complete -c panzer -l check -d 'Print what was asked for and where, and start nothing; exits with 2 where it is wrong'
 complete -c panzer -s q -l quiet -d 'Say only what is wrong'
 complete -c panzer -s v -l verbose -d 'Say each step'
 complete -c panzer -s h -l help -d 'Print help'

@@ -1,5 +1,9 @@
 //! The command line: the one definition of every option, from which help, man page and completions come.
 
+mod handover;
+mod layers;
+mod plan_shown;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -7,13 +11,14 @@ use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{
-    self, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
+    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
 };
 use crate::signals::{Preset, described};
+use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
 
 /// How it ends where it does not become main.
@@ -49,23 +54,29 @@ struct Options {
     #[arg(last = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 
-    /// How many copies run; auto: one for each CPU panzer may use
+    /// How many copies run; auto: one for each CPU panzer may use [auto]
     #[arg(short, long, env = "PANZER_WORKERS", value_name = "N|auto", allow_hyphen_values = true, value_parser = workers)]
     workers: Option<u32>,
 
     /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock,
-    /// unix:@name; OPT: backlog=N, nonblock. May be given several times
+    /// unix:@name, udp:53; OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A
+    /// socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several
+    /// times
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 
+    #[command(flatten)]
+    handover: handover::HandoverOptions,
+
     /// Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if
-    /// there is no --listen. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]
+    /// there is no listener. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]
     #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off")]
     share_ports: Option<Sharing>,
 
     /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
     /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
-    /// has a listener and that can be seen, else notify if the serving generation did send it, else alive
+    /// has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else
+    /// alive [auto]
     #[arg(long, env = "PANZER_READY", value_name = "WHEN", value_parser = WhenParser)]
     ready: Option<When>,
 
@@ -109,9 +120,40 @@ struct Options {
     #[arg(long, env = "PANZER_ENV", value_name = "K=V", action = ArgAction::Append)]
     env: Vec<OsString>,
 
+    /// Read options from there: a YAML file with the options' names as keys, a list or a map where one may be given
+    /// several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
+    #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
+    #[allow(dead_code, reason = "it is looked at before the options are put together")]
+    config: Option<PathBuf>,
+
+    /// Print what was asked for and where, and start nothing; exits with 2 where it is wrong
+    #[arg(long)]
+    check: bool,
+
+    /// The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each
+    /// generation. Their HOME, USER, LOGNAME and SHELL are that user's. Needs root
+    #[arg(long, env = "PANZER_USER", value_name = "USER[:GROUP]", allow_hyphen_values = true)]
+    user: Option<UserAndGroup>,
+
+    /// The workers' group, where it is not to be the user's own
+    #[arg(long, env = "PANZER_GROUP", value_name = "GROUP", allow_hyphen_values = true)]
+    group: Option<Named>,
+
+    /// What is taken away from the mode of files that the workers create, as in 027
+    #[arg(long, env = "PANZER_UMASK", value_name = "OCTAL", allow_hyphen_values = true, value_parser = identity::umask)]
+    umask: Option<u32>,
+
+    /// The workers' nice value, from -20 (first) to 19 (last)
+    #[arg(long, env = "PANZER_NICE", value_name = "N", allow_hyphen_values = true, value_parser = nice)]
+    nice: Option<i32>,
+
     /// Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]
     #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
     pid: Option<PathBuf>,
+
+    /// Take commands of panzerctl there [NAME.sock beside NAME.pid]
+    #[arg(long, env = "PANZER_CONTROL", value_name = "PATH")]
+    control: Option<PathBuf>,
 
     /// What this instance is called [the program's file name]
     #[arg(long, env = "PANZER_NAME", value_name = "NAME", value_parser = name)]
@@ -183,29 +225,48 @@ pub fn command() -> clap::Command {
         "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
          Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT.\n\n\
          Signals to panzer:\n{}\n\n\
-         Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage\n  \
-         125  panzer itself could not start: address in use, pid file\n  126  PROGRAM cannot be executed\n  \
+         Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
+         125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
          127  PROGRAM not found",
         signals.join("\n")
     );
     Options::command().after_help(after).mut_args(|arg| arg.hide_env(true))
 }
 
-/// The plan that this command line asks for. `pwd` is the shell's name for the current directory.
-pub fn plan(arguments: impl IntoIterator<Item = OsString>, pwd: Option<&OsStr>) -> Result<Plan, Ending> {
-    let matches = command().try_get_matches_from(arguments).map_err(|error| refusal(&error))?;
-    let listen_from_environment = matches.value_source("listen") == Some(ValueSource::EnvVariable);
-    let mut options = Options::from_arg_matches(&matches).map_err(|error| refusal(&error))?;
-    if listen_from_environment {
-        options.listen = options.listen.iter().flat_map(|all| all.split_whitespace()).map(str::to_owned).collect();
+/// The plan that this command line, the environment and the file ask for. `pwd` is the shell's name for the current
+/// directory, where the file is looked for; `inherited` are the sockets that panzer was started with.
+pub fn plan(
+    arguments: impl IntoIterator<Item = OsString>,
+    pwd: Option<&OsStr>,
+    inherited: Vec<Listen>,
+) -> Result<Plan, Ending> {
+    let definition = command();
+    let layers = layers::gather(&definition, arguments.into_iter().collect(), check_values)?;
+    let mut options = Options::from_arg_matches(&layers.matches).map_err(|error| refusal(&error))?;
+    // A program that is named on the command line comes with its own arguments.
+    let by_file = options.program.is_none() && options.args.is_empty() && layers.named.program.is_some();
+    if by_file {
+        options.program = layers.named.program.clone();
+        options.args = layers.named.args.clone();
     }
-    let plan = options.resolve(pwd)?;
+    let check = options.check;
+    let plan = options.resolve(pwd, inherited)?;
     check_placeholders(&plan)?;
+    if check {
+        return Err(Ending::Shown(plan_shown::table(&definition, &layers, &plan, by_file)));
+    }
     Ok(plan)
 }
 
+/// Whether each value by itself says what it must; what clap does not see.
+fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
+    let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error))?;
+    parse_listen(&options.listen)?;
+    options.env.iter().try_for_each(|pair| parse_variable(pair).map(drop))
+}
+
 impl Options {
-    fn resolve(self, pwd: Option<&OsStr>) -> Result<Plan, Ending> {
+    fn resolve(self, pwd: Option<&OsStr>, inherited: Vec<Listen>) -> Result<Plan, Ending> {
         let mut args = self.args.into_iter();
         let program = self.program.or_else(|| args.next()).filter(|program| !program.is_empty()).ok_or_else(|| {
             usage(
@@ -215,9 +276,21 @@ impl Options {
         let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
-        let listen = parse_listen(&self.listen)?;
+        let listen = join(parse_listen(&self.listen)?, inherited);
+        if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
+            let address = &single.address;
+            return Err(usage(format!(
+                "{address} is a socket that panzer was started with, one for all: drop per-worker"
+            )));
+        }
+        check_count(listen.len())?;
         let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
-        if ready == config::Ready::Accept && listen.is_empty() {
+        let shares = match self.share_ports {
+            Some(Sharing::Off) => false,
+            Some(Sharing::On) => true,
+            Some(Sharing::Auto) | None => listen.is_empty(),
+        };
+        if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
             return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
         }
         let stop = self.stop.unwrap_or_default();
@@ -229,7 +302,9 @@ impl Options {
             start_directory,
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
+            identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
+            handover: self.handover.resolve(&listen)?,
             listen,
             share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
                 Sharing::Auto => config::SharePorts::Auto,
@@ -251,6 +326,7 @@ impl Options {
             respawn_limit: self.respawn_limit,
             name: self.name,
             pid_file: self.pid,
+            control: self.control,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,
@@ -273,16 +349,38 @@ fn workers(text: &str) -> Result<u32, String> {
     }
 }
 
+fn nice(text: &str) -> Result<i32, String> {
+    text.parse().ok().filter(|nice| (-20..=19).contains(nice)).ok_or_else(|| "it must be from -20 to 19".to_owned())
+}
+
+fn resolve_identity(
+    user: Option<UserAndGroup>,
+    group: Option<Named>,
+    umask: Option<u32>,
+    nice: Option<i32>,
+) -> Result<Identity, Ending> {
+    let (user, users_group) = user.map_or((None, None), |both| (Some(both.user), both.group));
+    if users_group.is_some() && group.is_some() {
+        return Err(usage("the group is given twice, in --user and by --group; take one"));
+    }
+    Ok(Identity { user, group: users_group.or(group), umask, nice })
+}
+
 fn name(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
     let good = !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) && !text.starts_with('.');
     good.then(|| text.to_owned()).ok_or_else(|| "take up to 64 letters, digits, '-', '_', '.' and '@'".to_owned())
 }
 
-fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
-    if texts.len() > MOST_LISTENERS {
-        return Err(usage(format!("{} listeners are more than the {MOST_LISTENERS} allowed", texts.len())));
+fn check_count(listeners: usize) -> Result<(), Ending> {
+    if listeners > MOST_LISTENERS {
+        return Err(usage(format!("{listeners} listeners are more than the {MOST_LISTENERS} allowed")));
     }
+    Ok(())
+}
+
+fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
+    check_count(texts.len())?;
     let mut all: Vec<Listen> = Vec::new();
     for text in texts {
         let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
@@ -354,7 +452,8 @@ fn refusal(error: &clap::Error) -> Ending {
         ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: see panzer --help"),
         ErrorKind::InvalidValue => {
             let valid = context(ContextKind::ValidValue).unwrap_or_default();
-            format!("invalid value '{value}' for {flag}: it must be one of {valid}")
+            let similar = context(ContextKind::SuggestedValue).map(|similar| format!("did you mean '{similar}'? "));
+            format!("invalid value '{value}' for {flag}: {}it must be one of {valid}", similar.unwrap_or_default())
         }
         ErrorKind::ValueValidation => {
             let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));

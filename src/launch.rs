@@ -4,14 +4,18 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::unistd::execve;
 
 use crate::cli::{self, Ending};
+use crate::config::Listen;
 use crate::config::text::c_string;
+use crate::control::activation;
 use crate::control::role::{Environment, OWN_IMAGE};
-use crate::sys::{descriptors, document, signals};
+use crate::sockets::inherited;
+use crate::sys::descriptors::{self, FIRST, adopt};
+use crate::sys::{document, signals};
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
 pub fn run(environment: &Environment) -> Ending {
@@ -19,10 +23,11 @@ pub fn run(environment: &Environment) -> Ending {
 }
 
 fn become_main(environment: &Environment) -> Result<(), Ending> {
-    let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"))?;
+    let (sockets, inherited) = inherited_sockets(environment).map_err(Ending::CannotStart)?;
+    let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     descriptors::fill_standard()?;
     // What a shell left open is no business of the workers.
-    descriptors::close_from(descriptors::FIRST);
+    descriptors::close_from(FIRST + sockets.len() as RawFd);
     descriptors::silence_stdin()?;
     let json = serde_json::to_vec(&plan).map_err(io::Error::from)?;
     let document = document::write(&json)?;
@@ -35,4 +40,19 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
         Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", errno.desc()))
     })?;
     Ok(())
+}
+
+/// What whoever started panzer has opened for it, held where it lies until main takes it there.
+fn inherited_sockets(environment: &Environment) -> Result<(Vec<OwnedFd>, Vec<Listen>), String> {
+    let names = activation::passed(environment)?;
+    let count = names.len();
+    let wrong = |number: RawFd, why: String| {
+        format!("LISTEN_FDS={count}, but descriptor {number} {why}; correct what starts panzer, or unset LISTEN_FDS")
+    };
+    let socket = |(number, name)| {
+        let socket = adopt(number).map_err(|_| wrong(number, "is not open".to_owned()))?;
+        let listen = inherited::describe(&socket, name).map_err(|why| wrong(number, why))?;
+        Ok((socket, listen))
+    };
+    (FIRST..).zip(names).map(socket).collect()
 }

@@ -22,6 +22,9 @@
 //! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
 //! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
 //!
+//! Operators talk to main over its control socket ([`control::server`], [`control::requests`]), a JSON object a line;
+//! [`panzerctl`] is the other end.
+//!
 //! # How each process works
 //!
 //! One folder per process that `ps` shows; in each, a pure `state` that decides and a `run` that does:
@@ -45,6 +48,9 @@
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
 //! 4. Every listener is held by main from start to stop, so no accept queue is ever closed in between.
+//!    That goes for the queues of each slot as well, where there are such ([`sockets::queues`]).
+//!    Only a unix listener that a worker shut down, which nothing undoes, is bound anew, and the generations replaced
+//!    that lack the new one.
 //!    Where a program binds its own, the monitor is asked by the kernel, and main about who is first
 //!    ([`sockets::sharing`]): from then on that listener is held in the same way.
 //! 5. A worker starts clean: default dispositions, an empty mask, descriptors 0-2 and the listeners from 3, no variable
@@ -67,6 +73,7 @@ pub mod control;
 pub mod launch;
 pub mod main_process;
 pub mod monitor;
+pub mod panzerctl;
 pub mod readiness;
 pub mod signals;
 pub mod sockets;

@@ -15,6 +15,9 @@ fn the_man_page_says_what_the_code_says() {
     let mut page = Vec::new();
     clap_mangen::Man::new(panzer::cli::command()).render(&mut page).unwrap();
     hold_against("man/panzer.1", &String::from_utf8(page).unwrap());
+    let mut page = Vec::new();
+    clap_mangen::Man::new(panzer::panzerctl::command()).render(&mut page).unwrap();
+    hold_against("man/panzerctl.1", &String::from_utf8(page).unwrap());
 }
 
 #[test]
@@ -22,6 +25,10 @@ fn the_completions_know_every_option() {
     for (shell, file) in [(Shell::Bash, "panzer.bash"), (Shell::Zsh, "_panzer"), (Shell::Fish, "panzer.fish")] {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut panzer::cli::command(), "panzer", &mut script);
+        hold_against(&format!("completions/{file}"), &String::from_utf8(script).unwrap());
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut panzer::panzerctl::command(), "panzerctl", &mut script);
+        let file = file.replace("panzer", "panzerctl");
         hold_against(&format!("completions/{file}"), &String::from_utf8(script).unwrap());
     }
 }

@@ -1,15 +1,19 @@
 //! The parts of the bench, and what they share.
 
 pub(crate) mod bare;
+pub(crate) mod cost;
+pub(crate) mod crowd;
 #[path = "../../tests/support/load.rs"]
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod memory;
+pub(crate) mod page_server;
 pub(crate) mod panzer;
 pub(crate) mod program;
 pub(crate) mod respawn;
 pub(crate) mod server;
 pub(crate) mod smaps;
+pub(crate) mod spread;
 pub(crate) mod stamps;
 pub(crate) mod start;
 pub(crate) mod table;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Measured, bare, server, stamps};
+use super::{Measured, bare, page_server, server, stamps};
 
 /// What the first argument makes of this executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +17,14 @@ pub(crate) enum Role<'a> {
     BareRespawn(&'a [String]),
     /// A server on the inherited listener.
     Server,
+    /// A server that is asked as fast as it answers, with its file and the port, if it binds its own.
+    PageServer(&'a [String]),
 }
 
 const WORKER: &str = "play-worker";
 pub(crate) const BARE_RESPAWN: &str = "play-bare-respawn";
 pub(crate) const SERVER: &str = "play-server";
+pub(crate) const PAGE_SERVER: &str = "play-page-server";
 
 impl<'a> Role<'a> {
     /// The role that the arguments ask for, if they do.
@@ -31,6 +34,7 @@ impl<'a> Role<'a> {
             WORKER => Some(Role::Worker),
             BARE_RESPAWN => Some(Role::BareRespawn(rest)),
             SERVER => Some(Role::Server),
+            PAGE_SERVER => Some(Role::PageServer(rest)),
             _ => None,
         }
     }
@@ -46,6 +50,7 @@ impl<'a> Role<'a> {
             }
             Role::BareRespawn(command) => bare::respawn_for_ever(command),
             Role::Server => server::serve(),
+            Role::PageServer(arguments) => page_server::serve(arguments),
         }
     }
 }

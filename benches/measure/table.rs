@@ -38,6 +38,22 @@ impl Table {
         self.lines.push(row(figure, &millis(measured), &millis(against), &ratio, "", ""));
     }
 
+    /// Pairs that were measured in turns, as the medians of each and of how many per cent the first is above the second.
+    /// A goal is a difference in per cent that it must stay below, either way.
+    pub(crate) fn difference(&mut self, figure: &str, measured: &[f64], against: &[f64], goal: Option<f64>) {
+        let pairs = measured.iter().zip(against);
+        let above = median(&pairs.map(|(measured, against)| (measured / against - 1.0) * 100.0).collect::<Vec<_>>());
+        let goal_text = goal.map_or(String::new(), |goal| format!("<{goal:.0} %"));
+        let verdict = goal.map_or("", |goal| verdict(above.abs() < goal));
+        let (measured, against) = (format!("{:.1}", median(measured)), format!("{:.1}", median(against)));
+        self.lines.push(row(figure, &measured, &against, &format!("{above:+.2}%"), &goal_text, verdict));
+    }
+
+    /// A figure with nothing to hold against it.
+    pub(crate) fn plain(&mut self, figure: &str, measured: &str) {
+        self.lines.push(row(figure, measured, "", "", "", ""));
+    }
+
     /// A count that should not be beyond `goal`.
     pub(crate) fn count(&mut self, figure: &str, measured: u64, goal: u64) {
         self.lines.push(row(figure, &measured.to_string(), "", "", &format!("<={goal}"), verdict(measured <= goal)));
@@ -68,6 +84,13 @@ fn millis(nanoseconds: u64) -> String {
 /// Decimal megabytes: where kB of 1024 bytes could be meant as well, this is the stricter.
 fn megabytes(bytes: u64) -> String {
     format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+/// The middle of `values`, of two the upper.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The value that `percent` of `values` do not exceed; 50 is the median.

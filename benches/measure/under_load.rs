@@ -97,7 +97,8 @@ fn under_load(port: u16, meanwhile: impl FnOnce() -> Measured<()>) -> Measured<R
     done.map(|()| report)
 }
 
-fn free_port() -> Measured<u16> {
+/// A port that nobody has now.
+pub(crate) fn free_port() -> Measured<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -1,4 +1,4 @@
-//! What panzer is asked to do: command line and environment become one validated [`Plan`].
+//! What panzer is asked to do: command line, environment and file become one validated [`Plan`].
 //!
 //! Every role of a generation runs on exactly the plan that main validated; it travels as JSON in a memfd.
 
@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 
 pub mod address;
 pub mod duration;
+pub mod file;
+pub mod handover;
+pub mod identity;
 pub mod placeholders;
 pub mod schedule;
 pub mod text;
 
-pub use address::{Address, Listen};
-pub use schedule::{Escalation, Schedule};
+pub use address::{Access, Address, Listen};
+pub use handover::{Dialect, Handover, ListenAs, ListenPid};
+pub use identity::Identity;
+pub use schedule::{Escalation, Schedule, parse_signal_or_number};
 pub use text::Text;
 
 use crate::backoff::Pace;
@@ -39,10 +44,16 @@ pub struct Plan {
     pub chdir: Option<PathBuf>,
     /// Added to the workers' environment; values with placeholders.
     pub env: Vec<(Text, Text)>,
+    /// As whom, and how, workers run.
+    #[serde(default)]
+    pub identity: Identity,
     /// How many workers are kept.
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
     pub listen: Vec<Listen>,
+    /// How workers are handed these.
+    #[serde(default)]
+    pub handover: Handover,
     /// Whether workers share the ports that they bind themselves.
     #[serde(default)]
     pub share_ports: SharePorts,
@@ -69,6 +80,9 @@ pub struct Plan {
     pub name: Option<String>,
     /// Where the pid is written, instead of the runtime directory.
     pub pid_file: Option<PathBuf>,
+    /// Where the control socket is, instead of beside the pid file.
+    #[serde(default)]
+    pub control: Option<PathBuf>,
     /// How much panzer says of itself.
     pub verbosity: Verbosity,
 }
@@ -79,10 +93,16 @@ impl Plan {
         Pace { delay: self.delay, delay_max: self.delay_max, healthy_after: self.healthy_after }
     }
 
+    /// Whether a worker is given anything to accept connections on.
+    pub fn has_listener(&self) -> bool {
+        self.listen.iter().any(|listen| listen.address.accepts())
+    }
+
     /// What placeholders stand for in this plan, for one worker.
     pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
         let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
-        let values = placeholders::Values { listeners: &listeners, first_fd: FIRST, worker, generation };
+        let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
+        let values = placeholders::Values { listeners: &listeners, first_fd, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
     }
 }

@@ -96,6 +96,15 @@ pub fn parse_signal(text: &str) -> Result<Signal, String> {
     name.parse().map_err(|_| format!("there is no signal '{text}'"))
 }
 
+/// A signal by its name or its number; where there is none, the error lists them.
+pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
+    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
+        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
+    })
+}
+
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.steps.iter().enumerate() {

@@ -47,6 +47,15 @@ pub enum Order {
         /// The errno of its bind; without one, panzer leaves it to the kernel.
         errno: Option<i32>,
     },
+    /// Send a signal to workers; answered with [`Report::Signalled`].
+    Signal {
+        /// What the answer refers to.
+        ticket: u64,
+        /// The signal's number.
+        number: i32,
+        /// The only slot that is meant.
+        slot: Option<u32>,
+    },
 }
 
 /// What a monitor tells main.
@@ -57,6 +66,9 @@ pub enum Report {
     Resolved {
         /// Where the program is.
         path: PathBuf,
+        /// The user that workers run as, where it is another than panzer's.
+        #[serde(default)]
+        other_user: Option<u32>,
     },
     /// No worker can be started at all.
     CannotBegin(Cause),
@@ -71,6 +83,14 @@ pub enum Report {
         /// Whether it was seen accepting.
         #[serde(default)]
         seen: bool,
+    },
+    /// A worker, or a descendant of it, listens on a shared port; told once in each life.
+    Listens {
+        /// Its slot.
+        slot: u32,
+        /// Whether it was ready for no more than being alive, and no longer is: it must be seen accepting.
+        #[serde(default)]
+        withdrawn: bool,
     },
     /// It cannot be seen whether a worker accepts that is to be watched; told once for each reason in each life.
     Unseeable {
@@ -92,6 +112,13 @@ pub enum Report {
     Worker(WorkerStatus),
     /// That was the last one.
     StatusEnd,
+    /// So many workers got the signal of [`Order::Signal`].
+    Signalled {
+        /// The ticket of the order.
+        ticket: u64,
+        /// How many.
+        reached: u32,
+    },
     /// A worker wants to bind; its socket comes along as a descriptor, where it could be had.
     Claim {
         /// What the answer refers to.
@@ -131,9 +158,15 @@ pub struct Assignment {
     pub trial: bool,
     /// Whether workers are ready only when they say so.
     pub notify: bool,
+    /// Whether workers must be seen accepting, also those that have not listened on a shared port yet.
+    #[serde(default)]
+    pub accept: bool,
     /// Whether workers share the ports that they bind themselves.
     #[serde(default)]
     pub shares_ports: bool,
+    /// Where workers acknowledge as einhorn's do; none where that is not spoken.
+    #[serde(default)]
+    pub ack_socket: Option<PathBuf>,
     /// Main's pid.
     pub main_pid: i32,
     /// Where the generation's program is, if another monitor has found it before.

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, set_inherited};
+use crate::worker::dialects;
 
 /// A role that panzer executes itself in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,9 @@ const LISTEN_FDS: &str = "LISTEN_FDS";
 const NEVER_PASSED_ON: [&str; 7] =
     ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
+/// Variables of panzer's own service manager, which main needs.
+const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
 /// An environment, taken once at the start of a role.
 #[derive(Debug)]
 pub struct Environment {
@@ -60,7 +64,9 @@ impl Environment {
     /// Takes this process's environment, and what is meant for panzer itself out of what workers get.
     pub fn take() -> Environment {
         let is_own = |name: &OsStr| {
-            name.as_bytes().starts_with(b"PANZER_") || NEVER_PASSED_ON.iter().any(|never| OsStr::new(never) == name)
+            name.as_bytes().starts_with(b"PANZER_")
+                || NEVER_PASSED_ON.iter().any(|never| OsStr::new(never) == name)
+                || dialects::owns(name)
         };
         let (own, passed_on) = std::env::vars_os().partition(|(name, _)| is_own(name));
         Environment { own, passed_on }
@@ -99,7 +105,10 @@ impl Environment {
 
     /// The variables for a main that finds its plan at `plan`.
     pub fn for_main(&self, plan: RawFd) -> Vec<CString> {
-        self.for_role(Role::Main, &[(PLAN_FD, plan.to_string())])
+        let mut own = vec![(PLAN_FD, plan.to_string())];
+        let told = OF_MANAGER.iter().filter_map(|name| Some((*name, self.own(name)?.to_owned())));
+        own.extend(told);
+        self.for_role(Role::Main, &own)
     }
 
     /// The variables for a monitor that gets, from 3 on: `listeners` listeners, channel, plan, and the release if any.
@@ -143,6 +152,11 @@ impl Environment {
             listeners,
             release,
         })
+    }
+
+    /// What panzer's own service manager set for it.
+    pub fn of_manager(&self, name: &str) -> Option<&str> {
+        self.own(name)
     }
 
     fn own(&self, wanted: &str) -> Option<&str> {

@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 
 use super::state::{Monitor, Standing};
 use crate::control::messages::WorkerStatus;
+use crate::control::requests;
 use crate::control::status::{GenerationStatus, render};
 
 /// A monitor that lives answers in microseconds; one that is stopped is not waited for longer than this.
@@ -55,6 +56,8 @@ impl Inquiry {
 
     pub(super) fn add(&mut self, monitor: Monitor, status: WorkerStatus) {
         if let Some(answer) = self.answer(monitor) {
+            // One that was stopped may answer an earlier question as well.
+            answer.workers.retain(|known| known.slot != status.slot);
             answer.workers.push(status);
         }
     }
@@ -70,18 +73,42 @@ impl Inquiry {
         self.generations.iter_mut().find(|answer| answer.monitor == Some(monitor))
     }
 
-    pub(super) fn render(self, main: i32) -> String {
-        let generation = |answer: Answer| GenerationStatus {
-            number: answer.number,
-            standing: match answer.standing {
-                Standing::Serving => "serving",
-                Standing::Starting => "starting",
-                Standing::Draining => "draining",
-            },
-            monitor: answer.pid.map(Pid::as_raw),
-            workers: answer.complete.then_some(answer.workers),
+    /// The same for whoever asked over the control socket.
+    pub(super) fn generations(&self) -> Vec<requests::Generation> {
+        let worker = |worker: &WorkerStatus| requests::Worker {
+            slot: worker.slot,
+            pid: worker.pid,
+            state: worker.phase.clone(),
+            since_ms: worker.since.as_millis() as u64,
+            respawns: worker.respawns,
+            last: worker.last.as_ref().map(|cause| requests::Failed::new(worker.slot, cause)),
         };
-        let generations: Vec<GenerationStatus> = self.generations.into_iter().map(generation).collect();
+        let generation = |answer: &Answer| requests::Generation {
+            number: answer.number,
+            standing: word(answer.standing).to_owned(),
+            monitor: answer.pid.map(Pid::as_raw),
+            answered: answer.complete,
+            workers: answer.workers.iter().map(worker).collect(),
+        };
+        self.generations.iter().map(generation).collect()
+    }
+
+    pub(super) fn render(&self, main: i32) -> String {
+        let generation = |answer: &Answer| GenerationStatus {
+            number: answer.number,
+            standing: word(answer.standing),
+            monitor: answer.pid.map(Pid::as_raw),
+            workers: answer.complete.then(|| answer.workers.clone()),
+        };
+        let generations: Vec<GenerationStatus> = self.generations.iter().map(generation).collect();
         render(main, &generations)
+    }
+}
+
+fn word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Serving => "serving",
+        Standing::Starting => "starting",
+        Standing::Draining => "draining",
     }
 }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::state::Note;
 use crate::config::duration::show;
-use crate::config::{Plan, Ready};
+use crate::config::{Listen, Plan, Ready};
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
@@ -16,9 +16,14 @@ const MOST_NAMED: usize = 8;
 
 /// Where this instance can be found: told once it is more than a wrong command line.
 pub(super) fn began(plan: &Plan, pid_path: &Path) {
-    let named: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let named: Vec<String> = plan.listen.iter().map(named_listener).collect();
     let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
     info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
+}
+
+fn named_listener(listen: &Listen) -> String {
+    let inherited = if listen.inherited.is_some() { " (inherited)" } else { "" };
+    format!("{}{inherited}", listen.address)
 }
 
 pub(super) fn write(note: &Note, plan: &Plan) {
@@ -32,6 +37,10 @@ pub(super) fn write(note: &Note, plan: &Plan) {
         Note::ReloadQueued(generation) => {
             info!("reload: generation {generation} is still starting; the next reload follows it");
         }
+        Note::Renewing(generation, wait) => warn!(
+            "generation {generation} cannot accept on a listener that was bound anew; starting another in {}",
+            show(*wait)
+        ),
         Note::Baking(generation, time) => {
             info!("reload: generation {generation} is ready; it must live for {} beside the old one", show(*time));
         }
@@ -41,11 +50,8 @@ pub(super) fn write(note: &Note, plan: &Plan) {
         Note::Committed(generation, Some(old), time) => {
             info!("reload done: generation {generation} serves after {}; retiring generation {old}", show(*time));
         }
-        Note::Rejected { generation, slot, cause, missing, serving } => {
-            error!(
-                "reload failed: generation {generation}: {}; generation {serving} serves on",
-                reason(*slot, cause, missing, plan)
-            );
+        Note::Rejected { generation, slot, cause, missing, accept, serving } => {
+            error!("{}", rejected(*generation, (*slot, cause, missing, *accept), *serving, plan));
         }
         Note::Drained(generation, time) => {
             info!("generation {generation} has ended after draining for {}", show(*time))
@@ -70,13 +76,25 @@ pub(super) fn write(note: &Note, plan: &Plan) {
     }
 }
 
+/// Why a release was rejected, by the slot that brought it down, the cause, those that were not ready, and whether they
+/// had to be seen accepting.
+pub(super) fn rejected(
+    generation: u32,
+    (slot, cause, missing, accept): (Option<u32>, &Cause, &[u32], bool),
+    serving: u32,
+    plan: &Plan,
+) -> String {
+    let why = reason(slot, cause, missing, accept, plan);
+    format!("reload failed: generation {generation}: {why}; generation {serving} serves on")
+}
+
 fn count(workers: u32) -> String {
     if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
 }
 
-fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], plan: &Plan) -> String {
+fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], accept: bool, plan: &Plan) -> String {
     match (slot, cause) {
-        (_, Cause::NotFound(_) | Cause::CannotExecute(_)) => cause.to_string(),
+        (_, Cause::NotFound(_) | Cause::CannotExecute(_) | Cause::CannotBecome(_)) => cause.to_string(),
         (Some(slot), cause) => format!("worker {slot} {cause}"),
         (None, Cause::NotReady(time)) => {
             let mut named: Vec<String> = missing.iter().take(MOST_NAMED).map(u32::to_string).collect();
@@ -85,17 +103,17 @@ fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], plan: &Plan) -> Str
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
             let (missing, all, time) = (missing.len(), count(plan.workers), show(*time));
-            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(plan))
+            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(accept, plan))
         }
         (None, cause) => cause.to_string(),
     }
 }
 
 /// By what those were not ready that were not.
-fn measure(plan: &Plan) -> &'static str {
+fn measure(accept: bool, plan: &Plan) -> &'static str {
     match plan.ready {
         Ready::Accept => ": not seen accepting on a listener",
-        Ready::Auto if !plan.listen.is_empty() => ": not seen accepting on a listener",
+        Ready::Auto if accept || plan.has_listener() => ": not seen accepting on a listener",
         Ready::Auto | Ready::Notify => ": no READY=1 came",
         Ready::Exec => ": the probe did not succeed",
         Ready::Alive => "",

@@ -3,11 +3,19 @@
 //! [`state`] decides and [`run`] performs. Main never runs the program's code and never waits for anything but its
 //! poller; what may hang (a path on a dead file system, an exec) is done by a monitor.
 
+mod ack_paths;
+mod binding;
 mod children;
+mod counters;
+mod guard;
 mod inquiry;
 mod log;
+mod operators;
 mod pidfile;
+mod renewal;
 pub mod run;
 mod shares;
 pub mod state;
+mod unix_guard;
+mod upward;
 mod vocabulary;

@@ -1,15 +1,16 @@
 //! The pid file: its lock, not its content, says that an instance lives.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 
 use crate::config::Plan;
+use crate::control::places;
 
 /// So many instances of one program may run with names made up for them.
 const MOST_INSTANCES: u32 = 1000;
@@ -30,7 +31,7 @@ pub(super) fn claim(plan: &Plan) -> Result<PidFile, String> {
             Ok(file) => Ok(file),
         };
     }
-    let directory = runtime_directory().map_err(|(path, error)| {
+    let directory = places::make_runtime_directory().map_err(|(path, error)| {
         format!(
             "cannot use the directory {} for the pid file: {error}; give --pid or set RUNTIME_DIRECTORY",
             path.display()
@@ -119,27 +120,5 @@ fn holder(path: &Path) -> String {
     match (read, text.trim().parse::<u32>()) {
         (Ok(_), Ok(pid)) => format!(" (pid {pid})"),
         _ => String::new(),
-    }
-}
-
-/// `$RUNTIME_DIRECTORY`, else `/run/panzer` for root, else `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
-fn runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let uid = geteuid();
-    let path = match (variable("RUNTIME_DIRECTORY"), variable("XDG_RUNTIME_DIR")) {
-        (Some(given), _) => given,
-        (None, _) if uid.is_root() => PathBuf::from("/run/panzer"),
-        (None, Some(user)) => user.join("panzer"),
-        (None, None) => std::env::temp_dir().join(format!("panzer-{uid}")),
-    };
-    match DirBuilder::new().mode(if uid.is_root() { 0o755 } else { 0o700 }).create(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err((path, reason(&error))),
-        _ => {}
-    }
-    match fs::metadata(&path) {
-        Ok(meta) if meta.is_dir() && (meta.uid() == uid.as_raw() || uid.is_root()) => Ok(path),
-        Ok(meta) if meta.is_dir() => Err((path, "it belongs to somebody else".to_owned())),
-        Ok(_) => Err((path, "it is no directory".to_owned())),
-        Err(error) => Err((path, reason(&error))),
     }
 }

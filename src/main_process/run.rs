@@ -5,27 +5,37 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::ack_paths::AckPaths;
+use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
+use super::counters::Counters;
+use super::guard::Guard;
 use super::inquiry::Inquiry;
 use super::log;
+use super::operators::Operators;
 use super::pidfile::{self, PidFile};
 use super::shares::{Denied, Shares};
-use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing};
-use crate::config::{MOST_LISTENERS, Plan, SharePorts, text};
+use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::unix_guard::UnixGuard;
+use super::upward::Upward;
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
+use crate::control::places;
+use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
 use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::server::{self, Server};
 use crate::signals::{Action as Asked, Preset, action, read_by_main};
 use crate::sockets::sharing::{self, Key};
-use crate::sockets::{Listener, Refusal, bind};
+use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Received as Signalled, Signals};
-use crate::sys::{document, processes, signals, stderr};
+use crate::sys::{document, options, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
@@ -33,8 +43,9 @@ const SIGNALS: u64 = 0;
 /// Monitors' channels are watched under this and up.
 const FIRST_MONITOR: u64 = 16;
 
-/// How often an address is tried that a dead main's workers still hold.
-const RETRY: Duration = Duration::from_millis(50);
+/// Listeners that are guarded are watched under this and up.
+const FIRST_GUARDED: u64 = 1 << 48;
+const FIRST_GUARDED_UNIX: u64 = 1 << 52;
 
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
@@ -44,6 +55,8 @@ struct Found {
     directory: OwnedFd,
     program: OwnedFd,
     path: PathBuf,
+    /// The user its workers run as, where it is another than ours.
+    other_user: Option<u32>,
 }
 
 struct Main {
@@ -55,11 +68,20 @@ struct Main {
     listeners: Vec<Listener>,
     shares_ports: bool,
     shares: Shares<OwnedFd>,
+    guard: Guard,
+    unix_guard: UnixGuard,
     too_many_told: bool,
     pid_path: PathBuf,
+    ack_paths: AckPaths,
     children: Children,
     found: BTreeMap<u32, Found>,
     inquiry: Option<Inquiry>,
+    upward: Upward,
+    /// Whether the table is to be printed, and who else asked for it.
+    told_on_stderr: bool,
+    askers: Vec<u64>,
+    operators: Operators,
+    counters: Counters,
     next_token: u64,
     state: Generations,
     events: VecDeque<Event>,
@@ -76,6 +98,8 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     match start(plan, environment) {
         Ok((mut main, pid_file)) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
+            main.operators.server.remove();
+            main.ack_paths.remove_all();
             pid_file.remove();
             code
         }
@@ -87,18 +111,6 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-enum Failure {
-    Refused(String),
-    /// Asked to stop before it had begun.
-    Stopped,
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Failure {
-        Failure::Refused(format!("cannot start: {error}"))
-    }
-}
-
 fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
@@ -106,22 +118,49 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     // An ignored CHLD, above all, would have the kernel reap our children.
     signals::reset_dispositions();
     let shares_ports = can_share_ports(&plan)?;
+    if plan.ready == Ready::Accept && !plan.has_listener() && !shares_ports {
+        let why = "--ready accept needs a listener, and ports cannot be shared here";
+        return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
+    }
     let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
     let pid_file = pidfile::claim(&plan).map_err(Failure::Refused)?;
-    let listeners = match bind_all(&plan, &poller, &signals) {
-        Ok(listeners) => listeners,
+    let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
+    let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals)?)));
+    let (ack_paths, listeners) = match begun {
+        Ok(begun) => begun,
         Err(failure) => {
             pid_file.remove();
             return Err(failure);
         }
     };
+    let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
+    let control = control.unwrap_or_else(|| places::socket_beside(pid_file.path()));
+    let server = match Server::bind(&control, &poller) {
+        Ok(server) => server,
+        Err(why) => {
+            listeners.into_iter().for_each(Listener::close);
+            pid_file.remove();
+            return Err(Failure::Refused(why));
+        }
+    };
     let state = Generations::new(settings(&plan));
     let shares = Shares::new(plan.ready_timeout);
+    let mut guard = Guard::new(FIRST_GUARDED);
+    for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
+        let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
+        guard.add(format!("{}{whose}", listen.address), listener.as_fd());
+    }
+    let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
+    for (place, (listen, listener)) in plan.listen.iter().zip(&listeners).enumerate() {
+        unix_guard.watch(place, listen, listener, &poller);
+    }
+    guard.look(&poller);
     let main = Main {
+        upward: Upward::new(&environment, plan.workers, Instant::now()),
         plan,
         environment,
         had_terminal: has_terminal(),
@@ -130,11 +169,18 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         listeners,
         shares_ports,
         shares,
+        guard,
+        unix_guard,
         too_many_told: false,
         pid_path: pid_file.path().to_owned(),
+        ack_paths,
         children,
         found: BTreeMap::new(),
         inquiry: None,
+        told_on_stderr: false,
+        askers: Vec::new(),
+        operators: Operators::new(server, Instant::now()),
+        counters: Counters::default(),
         next_token: FIRST_MONITOR,
         state,
         events: VecDeque::from([Event::Start]),
@@ -168,46 +214,6 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
     }
 }
 
-/// All or none. What only the draining workers of a dead main still hold is waited for, at most one stop schedule.
-fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<Vec<Listener>, Failure> {
-    let until = Instant::now() + plan.stop.total();
-    let mut listeners: Vec<Listener> = Vec::new();
-    let mut waiting = false;
-    while let Some(wanted) = plan.listen.get(listeners.len()) {
-        let refused = match bind(wanted) {
-            Ok(listener) => {
-                listeners.push(listener);
-                continue;
-            }
-            Err(Refusal::Passing(held)) if Instant::now() < until => {
-                if !std::mem::replace(&mut waiting, true) {
-                    ::log::warn!("{held}; waiting until it has ended");
-                }
-                stop_asked(poller, signals)?.then_some(Failure::Stopped)
-            }
-            // The last of them ended between our bind and our look.
-            Err(Refusal::Unseen(_)) if waiting && Instant::now() < until => {
-                stop_asked(poller, signals)?.then_some(Failure::Stopped)
-            }
-            Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => Some(Failure::Refused(why)),
-        };
-        if let Some(failure) = refused {
-            listeners.into_iter().for_each(Listener::close);
-            return Err(failure);
-        }
-    }
-    Ok(listeners)
-}
-
-/// Waits a moment. True where a signal asked for an end meanwhile.
-fn stop_asked(poller: &Poller, signals: &Signals) -> io::Result<bool> {
-    poller.wait(Some(Instant::now() + RETRY))?;
-    let asked = std::iter::from_fn(|| signals.read()).map(|received| action(Preset::Panzer, received.signal));
-    // All of them are taken: one that is left would wake the next wait at once.
-    let stops = asked.filter(|asked| matches!(asked, Asked::Stop | Asked::StopThenNow | Asked::StopNow)).count();
-    Ok(stops > 0)
-}
-
 fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
@@ -228,21 +234,40 @@ impl Main {
     fn run(&mut self) -> io::Result<u8> {
         loop {
             while let Some(event) = self.events.pop_front() {
+                self.count(&event);
                 for action in self.state.on(Instant::now(), event) {
                     self.perform(action);
                 }
             }
+            self.upward.tell(self.state.overview(), Instant::now());
             if let Some(code) = self.exit {
                 return Ok(code);
             }
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
+            self.operators.tell_progress(self.state.progress(), self.plan.workers);
+            self.operators.server.tend(&self.poller, Instant::now());
+            self.operators.forget_gone();
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
-            let deadline = [self.state.deadline(), inquiry, self.shares.deadline(self.serving())];
+            let deadline = [
+                self.state.deadline(),
+                inquiry,
+                self.shares.deadline(self.serving()),
+                self.operators.server.deadline(),
+                self.operators.deadline(),
+                self.upward.deadline(),
+                self.guard.deadline(),
+                self.unix_guard.deadline(),
+            ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
                     SIGNALS => self.take_signals(),
+                    FIRST_GUARDED_UNIX.. => {
+                        self.unix_guard.hung_up(token, Instant::now(), &self.listeners, &self.poller);
+                    }
+                    FIRST_GUARDED.. => self.guard.hung_up(token, Instant::now(), &self.poller),
+                    server::LISTENER.. => self.operators.server.look_at(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
                             self.take_reports(monitor);
@@ -250,9 +275,23 @@ impl Main {
                     }
                 }
             }
+            for (client, request) in self.operators.server.requests(Instant::now()) {
+                self.asked(client, request);
+            }
             self.answer_inquiry();
+            self.watch_over_listeners();
+            self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.events.push_back(Event::Wake);
+        }
+    }
+
+    /// The death of a worker on trial is a failed reload; of any other, a respawn.
+    fn count(&mut self, event: &Event) {
+        if let Event::Told(monitor, Report::Died { cause, .. }) = event
+            && self.serving() == Some(monitor.generation)
+        {
+            self.counters.respawned(cause);
         }
     }
 
@@ -276,13 +315,64 @@ impl Main {
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
-            Asked::PrintStatus => self.inquire(),
+            Asked::PrintStatus => {
+                self.told_on_stderr = true;
+                self.inquire();
+            }
             Asked::HangUp if self.had_terminal && !has_terminal() => {
                 self.events.push_back(Event::Stop(Urgency::Graceful));
             }
             Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
             Asked::Nothing => {}
         }
+    }
+
+    /// An operator asks for something; what a signal asks for as well is the same event.
+    fn asked(&mut self, client: u64, request: Request) {
+        match request.command {
+            Wanted::Status => {
+                self.operators.wants_status(client);
+                self.inquire();
+            }
+            Wanted::Reload => {
+                self.operators.wants_reload(client, request);
+                self.events.push_back(Event::ReloadFor(client));
+            }
+            Wanted::Stop | Wanted::Exit => {
+                let quick = request.command == Wanted::Exit;
+                let urgency = if quick { Urgency::Quick } else { Urgency::Graceful };
+                self.events.push_back(Event::Stop(urgency));
+                self.operators.wants_end(client, request.no_wait);
+            }
+            Wanted::Signal => {
+                if let Err(why) = self.order_signal(client, &request) {
+                    self.operators.answer(client, &Answer::refused(why));
+                }
+            }
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Wanted::Reopen => self.operators.answer(client, &Answer::done()),
+        }
+    }
+
+    /// The monitor knows the pids, and that they are still its own: it sends the signal.
+    fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
+        let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
+        let number = parse_signal_or_number(text)? as i32;
+        let (slot, workers) = (request.worker, self.plan.workers);
+        if let Some(slot) = slot.filter(|&slot| slot >= workers) {
+            return Err(format!(
+                "there is no worker {slot}: they are numbered from 0 to {}",
+                workers.saturating_sub(1)
+            ));
+        }
+        let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
+        let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
+        let (monitor, running) =
+            running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;
+        let ticket = self.operators.wants_signalled(client, monitor, Instant::now());
+        running.channel.send(&Order::Signal { ticket, number, slot });
+        Ok(())
     }
 
     fn take_reports(&mut self, monitor: Monitor) {
@@ -307,9 +397,9 @@ impl Main {
 
     fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 2]>::try_from(descriptors)) {
-            (Report::Resolved { path }, Ok([directory, program])) => {
+            (Report::Resolved { path, other_user }, Ok([directory, program])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                self.found.insert(monitor.generation, Found { directory, program, path });
+                self.found.insert(monitor.generation, Found { directory, program, path, other_user });
             }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.inquiry {
@@ -321,7 +411,14 @@ impl Main {
                     inquiry.complete(monitor);
                 }
             }
-            (report, _) => self.events.push_back(Event::Told(monitor, report)),
+            (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
+            (report, _) => {
+                if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
+                    self.guard.look(&self.poller);
+                    self.unix_guard.lengthen(&self.plan.listen, &self.listeners);
+                }
+                self.events.push_back(Event::Told(monitor, report));
+            }
         }
     }
 
@@ -335,7 +432,9 @@ impl Main {
             // Nothing is held any more; what the kernel says goes.
             Err(None)
         } else {
-            match self.shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
+            let (shares, guard) = (&mut self.shares, &mut self.guard);
+            let bind = || bind().inspect(|socket| guard.add(key.address.to_string(), socket.as_fd()));
+            match shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
                 Ok(copy) => copy.map_err(|error| error.raw_os_error()),
                 Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
                 Err(Denied::TooMany) => {
@@ -366,8 +465,8 @@ impl Main {
                 // Its last words come before its end.
                 self.take_reports(monitor);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
-                    Some(Outcome::Failed(errno)) => {
-                        Cause::CannotStart(format!("could not be executed: {}", errno.desc()))
+                    Some(Outcome::Failed(refused)) => {
+                        Cause::CannotStart(format!("could not be executed: {}", refused.errno.desc()))
                     }
                     _ => exit.into(),
                 };
@@ -375,6 +474,7 @@ impl Main {
                     self.poller.forget(&running.channel);
                 }
                 self.children.remove(monitor);
+                self.operators.give_up_signals(Instant::now(), Some(monitor));
                 let orphans = self.children.adopt(monitor);
                 if let Some(inquiry) = &mut self.inquiry {
                     inquiry.complete(monitor);
@@ -388,8 +488,8 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::StartMonitor { monitor, trial, notify } => {
-                if let Err(error) = self.start_monitor(monitor, trial, notify) {
+            Action::StartMonitor { monitor, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, trial, notify, accept) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
@@ -406,26 +506,66 @@ impl Main {
                 }
             }
             Action::SignalUnreached(monitor, signal) => {
-                self.children.signal_orphans(monitor, signal, processes::has_other_user);
+                let given = self.found.get(&monitor.generation).and_then(|found| found.other_user);
+                self.children.signal_orphans(monitor, signal, |pid| processes::has_changed_user(pid, given));
             }
             Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
             Action::CloseListeners => {
+                self.guard.clear(&self.poller);
+                self.unix_guard.clear(&self.listeners, &self.poller);
                 self.listeners.drain(..).for_each(Listener::close);
                 self.shares.close();
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
+                self.operators.gone(generation);
+                self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
+            }
+            Action::Promise(client, generation) => {
+                let starting = self.state.progress().map(|progress| progress.generation);
+                self.operators.promised(client, generation, starting);
+            }
+            Action::Verdict(generation, verdict) => {
+                self.counters.judged(&verdict);
+                self.operators.judged(generation, &verdict, || match &verdict {
+                    Verdict::Rejected { slot, cause, missing, accept, serving, .. } => {
+                        log::rejected(generation, (*slot, cause, missing, *accept), *serving, &self.plan)
+                    }
+                    Verdict::Serves(..) | Verdict::Stopped => String::new(),
+                });
             }
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
             Action::Note(note) => log::write(&note, &self.plan),
-            Action::Exit(code) => self.exit = Some(code),
+            Action::Exit(code) => {
+                self.operators.ended(code);
+                self.exit = Some(code);
+            }
         }
     }
 
     fn close_abandoned(&mut self) {
         for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
+            self.guard.remove(&key.address.to_string(), &self.poller);
             ::log::info!("closed {}: no worker that lives has bound it", key.address);
+        }
+    }
+
+    /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
+    fn watch_over_listeners(&mut self) {
+        let standings = self.state.standings();
+        let workers = self.plan.workers;
+        let suspects = || {
+            let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
+            match (&numbers[..], workers) {
+                ([number], 1) => format!("worker 0 of generation {number}"),
+                _ => format!("a worker of generation {}", numbers.join(" or ")),
+            }
+        };
+        let (now, wanted) = (Instant::now(), &self.plan.listen);
+        self.guard.act(now, &self.poller, suspects);
+        if self.unix_guard.act(now, wanted, &mut self.listeners, &self.poller, suspects) {
+            self.events.push_back(Event::Rebound);
         }
     }
 
@@ -434,7 +574,7 @@ impl Main {
         self.state.standings().into_iter().find_map(serving)
     }
 
-    fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool) -> io::Result<()> {
+    fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool, accept: bool) -> io::Result<()> {
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
             version: VERSION,
@@ -442,8 +582,10 @@ impl Main {
             generation: monitor.generation,
             trial,
             notify,
+            accept,
             shares_ports: self.shares_ports,
             main_pid: Pid::this().as_raw(),
+            ack_socket: self.ack_paths.of(monitor.generation),
             release_path: found.map(|found| found.path.clone()),
         };
         let plan = document::write(&serde_json::to_vec(&assignment)?)?;
@@ -459,11 +601,13 @@ impl Main {
             arguments: vec![text::c_string(title.as_ref())],
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
+            stdin: None,
             descriptors,
             inherits_descriptors: true,
             leads_group: false,
             keeps_mask: true,
             death_signal: None,
+            identity: None,
         })?;
         let token = self.next_token;
         self.next_token += 1;
@@ -476,6 +620,7 @@ impl Main {
         if self.inquiry.is_some() {
             return;
         }
+        self.askers = self.operators.take_status_askers();
         let standings = self.state.standings();
         for (_, _, monitor) in &standings {
             if let Some(running) = monitor.and_then(|monitor| self.children.running(monitor)) {
@@ -488,8 +633,40 @@ impl Main {
 
     fn answer_inquiry(&mut self) {
         let now = Instant::now();
-        if let Some(inquiry) = self.inquiry.take_if(|inquiry| inquiry.is_complete() || inquiry.deadline() <= now) {
+        let is_over = |inquiry: &mut Inquiry| inquiry.is_complete() || inquiry.deadline() <= now;
+        let Some(inquiry) = self.inquiry.take_if(is_over) else { return };
+        if std::mem::take(&mut self.told_on_stderr) {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
+        }
+        let askers = std::mem::take(&mut self.askers);
+        if !askers.is_empty() {
+            let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
+            askers.into_iter().for_each(|client| self.operators.answer(client, &answer));
+        }
+        if self.operators.want_status() {
+            self.inquire();
+        }
+    }
+
+    fn status(&self, inquiry: &Inquiry) -> Status {
+        let queue = |address: String, socket: BorrowedFd<'_>| {
+            let queue = options::accept_queue(socket).ok().flatten();
+            Queue { address, queued: queue.map(|queue| queue.0), limit: queue.map(|queue| queue.1) }
+        };
+        let given = self.plan.listen.iter().zip(&self.listeners);
+        let given = given.map(|(listen, listener)| queue(listen.address.to_string(), listener.as_fd()));
+        let shared = self.shares.held().map(|(key, socket)| queue(key.address.to_string(), socket.as_fd()));
+        Status {
+            name: places::name_of(&self.pid_path),
+            pid: Pid::this().as_raw(),
+            workers: self.plan.workers,
+            ready: self.state.is_ready(),
+            stopping: self.state.is_stopping(),
+            uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
+            generations: inquiry.generations(),
+            listeners: given.chain(shared).collect(),
+            respawns: self.counters.respawns(),
+            reloads: self.counters.reloads(),
         }
     }
 }

@@ -92,6 +92,11 @@ impl<S> Shares<S> {
         due
     }
 
+    /// All that is held.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
+        self.held.iter().map(|(key, share)| (key, &share.socket))
+    }
+
     /// Closes all.
     pub(super) fn close(&mut self) {
         self.held.clear();

@@ -10,7 +10,8 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-pub use super::vocabulary::{Action, Event, Monitor, Note, Settings, Standing};
+use super::renewal::Renewal;
+pub use super::vocabulary::{Action, Event, Monitor, Note, Overview, Progress, Settings, Standing, Verdict};
 
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
@@ -35,6 +36,10 @@ struct Generation {
     told: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
     seen: BTreeSet<u32>,
+    /// Those where a worker has listened on a shared port.
+    listening: BTreeSet<u32>,
+    /// Whether its workers must be seen accepting, also before they listen on a shared port.
+    accept: bool,
     /// The slots whose workers could not be seen, and why.
     unseeable: BTreeMap<u32, String>,
     phase: Phase,
@@ -77,6 +82,7 @@ pub struct Generations {
     draining: BTreeMap<Monitor, Draining>,
     orphans: BTreeMap<Monitor, Escalation>,
     reload_queued: bool,
+    renewal: Renewal,
     has_run: bool,
     unseeable_told: bool,
     stopping: Option<Stopping>,
@@ -94,6 +100,7 @@ impl Generations {
             draining: BTreeMap::new(),
             orphans: BTreeMap::new(),
             reload_queued: false,
+            renewal: Renewal::default(),
             has_run: false,
             unseeable_told: false,
             stopping: None,
@@ -110,6 +117,8 @@ impl Generations {
         match event {
             Event::Start => self.start_first(now, &mut actions),
             Event::Reload => self.reload(now, &mut actions),
+            Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
+            Event::Rebound => self.rebound(now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
             Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
             Event::StopThenNow => self.stop(Urgency::Graceful, 0, now, &mut actions),
@@ -140,7 +149,8 @@ impl Generations {
         let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
         let draining = self.draining.values().map(|draining| draining.kill_at);
         let orphans = self.orphans.values().map(Escalation::deadline);
-        serving.chain(starting).chain(draining).chain(orphans).flatten().min()
+        let renewal = self.renewal.due().filter(|_| self.starting.is_none());
+        serving.chain(starting).chain(draining).chain(orphans).chain([renewal]).flatten().min()
     }
 
     /// Every generation that has a monitor or waits for one, and where it stands.
@@ -152,9 +162,33 @@ impl Generations {
         draining.chain(serving).chain(starting).collect()
     }
 
+    /// How things stand, in numbers.
+    pub fn overview(&self) -> Overview {
+        let ready = |generation: &Generation| (generation.number, generation.ready.len() as u32);
+        Overview {
+            serving: self.serving.as_ref().map(ready),
+            starting: self.starting.as_ref().map(|(starting, _)| ready(starting)),
+            serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
+            stopping: self.is_stopping(),
+        }
+    }
+
     /// Whether everything is being stopped.
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_some()
+    }
+
+    /// Whether a generation has once been whole, serves, and has a worker that is ready now.
+    pub fn is_ready(&self) -> bool {
+        let serves = |serving: &Generation| matches!(serving.phase, Phase::Proven) && !serving.ready.is_empty();
+        self.serving.as_ref().is_some_and(serves)
+    }
+
+    /// How far the generation has come that is starting.
+    pub fn progress(&self) -> Option<Progress> {
+        let (starting, _) = self.starting.as_ref()?;
+        let (generation, ready) = (starting.number, starting.ready.len() as u32);
+        Some(Progress { generation, ready, baking: matches!(starting.phase, Phase::Baking { .. }) })
     }
 
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -179,21 +213,39 @@ impl Generations {
         self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
+    /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
+    /// do. Where only some of these listen, all that is known of the others is that they may not.
+    fn must_accept(&self) -> bool {
+        let all_listen = |serving: &Generation| serving.listening.len() == self.settings.workers as usize;
+        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(all_listen)
+    }
+
     fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
         self.last_number += 1;
         let monitor = Monitor { generation: self.last_number, life: 1 };
-        actions.push(Action::StartMonitor { monitor, trial, notify: self.must_notify() });
+        let accept = self.must_accept();
+        actions.push(Action::StartMonitor { monitor, trial, notify: self.must_notify(), accept });
         Generation {
             number: monitor.generation,
             monitor: Life::Running { life: monitor.life, since: now },
             ready: BTreeSet::new(),
             told: BTreeSet::new(),
             seen: BTreeSet::new(),
+            listening: BTreeSet::new(),
+            accept,
             unseeable: BTreeMap::new(),
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
         }
+    }
+
+    /// The next generation is the first that begins after the request, whether it begins now or is queued.
+    fn reload_for(&mut self, request: u64, now: Instant, actions: &mut Vec<Action>) {
+        let refused = self.stopping.is_some() || self.last_number == 0;
+        let next = self.last_number + 1;
+        actions.push(Action::Promise(request, (!refused).then_some(next)));
+        self.reload(now, actions);
     }
 
     fn reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -208,9 +260,28 @@ impl Generations {
             return;
         }
         self.reload_queued = false;
+        self.renewal.begins(now);
         let next = self.begin(true, now, actions);
         actions.push(Action::Note(Note::Starting(next.number)));
         self.starting = Some((next, now + self.settings.ready_timeout));
+    }
+
+    fn rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.is_none() && self.last_number > 0 {
+            let random = self.random.draw();
+            let wait = self.renewal.needed(self.last_number, now, self.settings.pace, random);
+            if self.starting.is_some() {
+                let why = "a listener was shut down meanwhile, and it lacks the one that was bound anew";
+                self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
+            }
+            self.tell_renewal(wait, actions);
+        }
+    }
+
+    fn tell_renewal(&self, wait: Option<Duration>, actions: &mut Vec<Action>) {
+        if let (Some(wait), Some(serving)) = (wait.filter(|wait| !wait.is_zero()), &self.serving) {
+            actions.push(Action::Note(Note::Renewing(serving.number, wait)));
+        }
     }
 
     fn told(&mut self, monitor: Monitor, report: Report, now: Instant, actions: &mut Vec<Action>) {
@@ -224,8 +295,14 @@ impl Generations {
     fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let workers = self.settings.workers;
         let bake = self.settings.bake;
-        let Some((starting, _)) = &mut self.starting else { return };
+        let ready_timeout = self.settings.ready_timeout;
+        let Some((starting, deadline)) = &mut self.starting else { return };
         match report {
+            Report::Listens { slot, withdrawn } => {
+                let was_whole = starting.note_listening(slot, withdrawn, workers);
+                // It had shown in time all that was asked of it, and now there is more.
+                *deadline = if was_whole { (*deadline).max(now + ready_timeout) } else { *deadline };
+            }
             Report::Ready { slot, notified, seen } => {
                 starting.note_ready(slot, notified, seen, workers);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
@@ -263,6 +340,9 @@ impl Generations {
                     let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
                 }
+            }
+            Report::Listens { slot, withdrawn } => {
+                serving.note_listening(slot, withdrawn, workers);
             }
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
@@ -306,11 +386,26 @@ impl Generations {
     /// The new generation failed: it is stopped, and the serving one never noticed.
     fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let Some((failed, _)) = self.starting.take() else { return };
-        let missing = (0..self.settings.workers).filter(|slot| !failed.ready.contains(slot)).collect();
+        let generation = failed.number;
+        let missing: Vec<u32> = (0..self.settings.workers).filter(|slot| !failed.ready.contains(slot)).collect();
         let serving = self.serving.as_ref().map_or(0, |serving| serving.number);
-        actions.push(Action::Note(Note::Rejected { generation: failed.number, slot, cause, missing, serving }));
+        let verdict = Verdict::Rejected {
+            slot,
+            cause: cause.clone(),
+            failed: failed.why_each_failed(slot, &cause, &missing, &self.settings),
+            missing: missing.clone(),
+            accept: failed.accept,
+            serving,
+        };
+        actions.push(Action::Verdict(generation, verdict));
+        actions.push(Action::Note(Note::Rejected { generation, slot, cause, missing, accept: failed.accept, serving }));
         self.drain(failed, false, Urgency::Graceful, now, actions);
         self.run_queued_reload(now, actions);
+        if self.starting.is_none() {
+            let random = self.random.draw();
+            let wait = self.renewal.failed(now, self.settings.pace, random);
+            self.tell_renewal(wait, actions);
+        }
     }
 
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -322,8 +417,11 @@ impl Generations {
         self.has_run = true;
         let took = now.saturating_duration_since(proven.begun);
         let number = proven.number;
+        self.renewal.serves(number);
         let old = self.serving.replace(proven);
-        actions.push(Action::Note(Note::Committed(number, old.as_ref().map(|old| old.number), took)));
+        let retired = old.as_ref().map(|old| old.number);
+        actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
+        actions.push(Action::Note(Note::Committed(number, retired, took)));
         if let Some(old) = old {
             self.drain(old, true, Urgency::Graceful, now, actions);
         }
@@ -373,8 +471,14 @@ impl Generations {
                 self.stopping = Some(Stopping { urgency, code });
             }
         }
-        self.reload_queued = false;
+        if std::mem::take(&mut self.reload_queued) {
+            actions.push(Action::Verdict(self.last_number + 1, Verdict::Stopped));
+        }
+        self.renewal = Renewal::default();
         let starting = self.starting.take().map(|(starting, _)| starting);
+        if let Some(starting) = &starting {
+            actions.push(Action::Verdict(starting.number, Verdict::Stopped));
+        }
         for generation in self.serving.take().into_iter().chain(starting) {
             self.drain(generation, false, urgency, now, actions);
         }
@@ -483,6 +587,9 @@ impl Generations {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.judge_starting(now, actions);
+        if self.starting.is_none() && self.renewal.due().is_some_and(|due| due <= now) {
+            self.reload(now, actions);
+        }
         self.do_what_serving_is_due(now, actions);
         for (monitor, draining) in &mut self.draining {
             if draining.kill_at.is_some_and(|kill_at| kill_at <= now) {
@@ -517,6 +624,7 @@ impl Generations {
 
     fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let notify = self.settings.ready == Ready::Notify || self.serving_must_notify();
+        let accept = self.must_accept();
         let Some(serving) = &mut self.serving else { return };
         if let Phase::Baking { until } = serving.phase
             && until <= now
@@ -529,7 +637,7 @@ impl Generations {
         {
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
-            actions.push(Action::StartMonitor { monitor, trial: false, notify });
+            actions.push(Action::StartMonitor { monitor, trial: false, notify, accept });
         }
     }
 
@@ -561,10 +669,43 @@ impl Generation {
         }
     }
 
+    /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
+    fn note_listening(&mut self, slot: u32, withdrawn: bool, workers: u32) -> bool {
+        if slot >= workers {
+            return false;
+        }
+        self.listening.insert(slot);
+        if !withdrawn || matches!(self.phase, Phase::Proven) {
+            return false;
+        }
+        self.ready.remove(&slot);
+        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. })
+    }
+
     fn monitor(&self) -> Option<Monitor> {
         match self.monitor {
             Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
             Life::Waiting { .. } => None,
+        }
+    }
+
+    /// The workers that failed: the one that died, or all that were not ready in time.
+    fn why_each_failed(
+        &self,
+        slot: Option<u32>,
+        cause: &Cause,
+        missing: &[u32],
+        settings: &Settings,
+    ) -> Vec<(u32, Cause)> {
+        let time = settings.ready_timeout;
+        let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| settings.ready == Ready::Accept) {
+            Some(why) => Cause::NotSeen(time, why.clone()),
+            None => Cause::NotReady(time),
+        };
+        match (cause, slot) {
+            (Cause::NotReady(_) | Cause::NotSeen(..), _) => missing.iter().map(|slot| (*slot, own(slot))).collect(),
+            (_, Some(slot)) => vec![(slot, cause.clone())],
+            (_, None) => Vec::new(),
         }
     }
 

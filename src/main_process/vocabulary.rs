@@ -44,6 +44,10 @@ pub enum Event {
     Start,
     /// Somebody wants a new generation.
     Reload,
+    /// As a reload; whoever asked, by this number, wants to know what becomes of it.
+    ReloadFor(u64),
+    /// A listener was bound anew, and no generation so far has it.
+    Rebound,
     /// Somebody wants an end.
     Stop(Urgency),
     /// As a graceful stop; where one is under way already, a quick one.
@@ -71,6 +75,8 @@ pub enum Action {
         trial: bool,
         /// Whether its workers are ready only when they say so.
         notify: bool,
+        /// Whether its workers must be seen accepting, also before they listen on a shared port.
+        accept: bool,
     },
     /// Send it an order.
     Order(Monitor, Order),
@@ -84,10 +90,49 @@ pub enum Action {
     CloseListeners,
     /// Forget what was kept of a generation that is gone.
     Release(u32),
+    /// Tell whoever asked for a reload which generation decides it; none where everything is being stopped.
+    Promise(u64, Option<u32>),
+    /// Tell those who wait for this generation what became of it. Of each that was promised there is one.
+    Verdict(u32, Verdict),
     /// Tell people.
     Note(Note),
     /// Everything has ended: exit with this code.
     Exit(u8),
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The generation serves, and this one, if any, is being retired; with the time it took.
+    Serves(Option<u32>, Duration),
+    /// It failed.
+    Rejected {
+        /// The slot that brought it down, where one did.
+        slot: Option<u32>,
+        /// Why.
+        cause: Cause,
+        /// The workers that failed, each with its own cause.
+        failed: Vec<(u32, Cause)>,
+        /// Those that were not ready by then.
+        missing: Vec<u32>,
+        /// Whether they had to be seen accepting.
+        accept: bool,
+        /// The generation that serves on.
+        serving: u32,
+    },
+    /// Panzer is being stopped; the generation never serves.
+    Stopped,
+}
+
+/// How far the generation has come that is starting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Its number.
+    pub generation: u32,
+    /// So many of its workers are ready.
+    pub ready: u32,
+    /// Whether all are, and it only has to live on.
+    pub baking: bool,
 }
 
 /// What people are told.
@@ -101,6 +146,8 @@ pub enum Note {
     Starting(u32),
     /// A reload was asked for while one is under way.
     ReloadQueued(u32),
+    /// This generation lacks a listener that was bound anew; one that has it is started after this wait.
+    Renewing(u32, Duration),
     /// All workers of the new generation are ready; it must now live for this long.
     Baking(u32, Duration),
     /// The new generation serves and the old one, if there was one, is retired; with the time it took.
@@ -115,6 +162,8 @@ pub enum Note {
         cause: Cause,
         /// Those not ready by the deadline.
         missing: Vec<u32>,
+        /// Whether these had to be seen accepting.
+        accept: bool,
         /// The generation that serves on.
         serving: u32,
     },
@@ -143,4 +192,17 @@ pub enum Standing {
     Starting,
     /// It is being stopped.
     Draining,
+}
+
+/// How things stand, in numbers. Of a generation: its number, and how many of its workers are ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overview {
+    /// The generation that serves, or is the first and will.
+    pub serving: Option<(u32, u32)>,
+    /// The one that must prove itself.
+    pub starting: Option<(u32, u32)>,
+    /// Whether the serving one has been wholly ready.
+    pub serves: bool,
+    /// Whether everything is being stopped.
+    pub stopping: bool,
 }

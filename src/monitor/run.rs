@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -13,18 +14,21 @@ use nix::unistd::{Pid, fchdir};
 use super::log;
 use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
-use crate::config::{Ready, text};
+use crate::config::{ListenAs, ListenPid, Ready, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
+use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
-use crate::sockets::sharing::Sharing;
+use crate::sockets::queues;
+use crate::sockets::sharing::{Sharing, Taken};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
-use crate::sys::{document, processes, signals, stderr};
+use crate::sys::{descriptors, document, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::environment::{Place, arguments, probe_variables, variables};
+use crate::worker::identity::Identity;
 use crate::worker::program::Release;
 use crate::worker::refusal;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
@@ -33,6 +37,7 @@ const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const NOTIFY: u64 = 2;
 const SHARING: u64 = 3;
+const ACKS: u64 = 4;
 /// A worker's exec is watched under this and its slot.
 const FIRST_SLOT: u64 = 16;
 
@@ -43,12 +48,14 @@ struct Monitor {
     assignment: Assignment,
     inherited: Vec<(OsString, OsString)>,
     release: Release,
+    identity: Identity,
     mixed_release_told: bool,
     listeners: Vec<OwnedFd>,
     /// What workers are seen accepting on.
     accepted_on: Listeners,
     channel: Channel,
     notify: NotifySocket,
+    acks: Option<AckSocket>,
     sharing: Option<Sharing>,
     signals: Signals,
     poller: Poller,
@@ -66,16 +73,18 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.verbosity.level());
-    let release = match find_release(&assignment, inheritance.release, environment) {
-        Ok(release) => release,
+    let found = find_release(&assignment, inheritance.release, environment)
+        .and_then(|release| Ok((release, Identity::resolve(&assignment.plan.identity)?)));
+    let (release, identity) = match found {
+        Ok(found) => found,
         Err(cause) => {
             // Main says what it means: the end of a reload, or of a first start.
             channel.send(&Report::CannotBegin(cause));
             return Ok(());
         }
     };
-    let inherited = environment.passed_on().to_vec();
-    let mut monitor = match Monitor::new(assignment, release, channel, inheritance.listeners, inherited) {
+    let inherited = identity.rename_in(environment.passed_on());
+    let mut monitor = match Monitor::new(assignment, (release, identity), channel, inheritance.listeners, inherited) {
         Ok(monitor) => monitor,
         // Main is gone before anything was started: there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -108,7 +117,7 @@ fn find_release(
 impl Monitor {
     fn new(
         assignment: Assignment,
-        release: Release,
+        (release, identity): (Release, Identity),
         channel: Channel,
         listeners: Vec<OwnedFd>,
         inherited: Vec<(OsString, OsString)>,
@@ -116,17 +125,23 @@ impl Monitor {
         processes::become_subreaper()?;
         fchdir(&release.directory)?;
         let path = release.path.clone();
-        channel.send_with(&Report::Resolved { path }, &[release.directory.as_fd(), release.program.as_fd()])?;
+        let resolved = Report::Resolved { path, other_user: identity.other_user() };
+        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd()])?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;
         let notify = NotifySocket::new()?;
         poller.watch(&signals, SIGNALS)?;
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&notify, NOTIFY)?;
+        let acks = assignment.ack_socket.as_deref().map(|path| acknowledge_at(path, &poller)).transpose()?;
         // Last: from here on nothing can be bound here.
         let sharing = assignment.shares_ports.then(Sharing::begin).transpose()?;
         if let Some(sharing) = &sharing {
             poller.watch(sharing, SHARING)?;
+        }
+        // At the ordinary places a worker inherits them. A queue of its own it is given.
+        for queue in listeners.iter().skip(assignment.plan.listen.len()) {
+            descriptors::set_inherited(queue, false)?;
         }
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
@@ -134,11 +149,13 @@ impl Monitor {
             assignment,
             inherited,
             release,
+            identity,
             mixed_release_told: false,
             listeners,
             accepted_on,
             channel,
             notify,
+            acks,
             sharing,
             signals,
             poller,
@@ -162,8 +179,12 @@ impl Monitor {
                 return Ok(());
             }
             self.channel.rearm(&self.poller, CHANNEL);
-            for token in self.poller.wait(self.state.deadline())? {
+            let acks = self.acks.as_ref().and_then(AckSocket::deadline);
+            for token in self.poller.wait(self.state.deadline().into_iter().chain(acks).min())? {
                 self.look_at(token);
+            }
+            if acks.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.take_acks();
             }
             self.events.push_back(Event::Wake);
         }
@@ -181,6 +202,7 @@ impl Monitor {
             }
             NOTIFY => self.take_notifications(),
             SHARING => self.take_call(),
+            ACKS => self.take_acks(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
         }
     }
@@ -191,6 +213,7 @@ impl Monitor {
                 Received::Message(Order::Status, _) => self.report_status(),
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
+                        self.accepted_on.add(&held);
                         sharing.shared(ticket, held);
                     }
                 }
@@ -198,6 +221,10 @@ impl Monitor {
                     if let Some(sharing) = &mut self.sharing {
                         sharing.not_shared(ticket, errno.map(Errno::from_raw));
                     }
+                }
+                Received::Message(Order::Signal { ticket, number, slot }, _) => {
+                    let reached = self.signal_as_asked(number, slot);
+                    self.channel.send(&Report::Signalled { ticket, reached });
                 }
                 Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
@@ -215,21 +242,44 @@ impl Monitor {
     }
 
     fn take_call(&mut self) {
-        if let Some(claim) = self.sharing.as_mut().and_then(Sharing::take_call) {
-            let report = Report::Claim { ticket: claim.ticket, key: claim.key };
-            self.channel.send_along(&report, claim.socket.into_iter().collect());
+        match self.sharing.as_mut().and_then(Sharing::take_call) {
+            None => {}
+            Some(Taken::Claim(claim)) => {
+                let report = Report::Claim { ticket: claim.ticket, key: claim.key };
+                self.channel.send_along(&report, claim.socket.into_iter().collect());
+            }
+            Some(Taken::Listens(thread)) => {
+                if let Some(worker) = self.roster.find_ancestor(thread) {
+                    // It is past its exec, whether that has been looked at or not.
+                    self.look_at_exec(worker.slot);
+                    self.events.push_back(Event::Listens(worker));
+                }
+            }
         }
     }
 
     fn take_notifications(&mut self) {
         for _ in 0..NOTIFY_BATCH {
             let Some(notification) = self.notify.receive() else { return };
-            let sender = self.roster.find_ancestor(notification.sender);
-            if let Some(worker) = sender.filter(|_| notification.ready) {
-                // What it was told by is past its exec, whether that has been looked at or not.
-                self.look_at_exec(worker.slot);
-                self.events.push_back(Event::Notified(worker));
+            if notification.ready {
+                self.told_ready(notification.sender);
             }
+        }
+    }
+
+    fn take_acks(&mut self) {
+        let Some(acks) = &mut self.acks else { return };
+        let is_known = |sender| self.roster.find_ancestor(sender).is_some();
+        for sender in acks.tend(&self.poller, Instant::now(), is_known) {
+            self.told_ready(sender);
+        }
+    }
+
+    fn told_ready(&mut self, sender: Pid) {
+        if let Some(worker) = self.roster.find_ancestor(sender) {
+            // What it was told by is past its exec, whether that has been looked at or not.
+            self.look_at_exec(worker.slot);
+            self.events.push_back(Event::Notified(worker));
         }
     }
 
@@ -240,7 +290,9 @@ impl Monitor {
             Outcome::Pending => return,
             Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
             // The child is about to exit; that it did, and why, is told when it has been reaped.
-            Outcome::Failed(errno) => live.refused = Some(refusal::explain(errno, &self.release.path)),
+            Outcome::Failed(refused) => {
+                live.refused = Some(refusal::explain_child(refused, &self.release.path, &self.identity));
+            }
         }
         self.poller.forget(child);
         live.executing = None;
@@ -287,7 +339,9 @@ impl Monitor {
             }
             Action::Probe(worker) => self.probe(worker),
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
-            Action::Signal(worker, signal) => self.signal(worker, signal),
+            Action::Signal(worker, signal) => {
+                self.signal(worker, signal);
+            }
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
             Action::CloseListeners => {
                 self.listeners.clear();
@@ -312,16 +366,20 @@ impl Monitor {
             );
         }
         let place = self.place(worker);
+        let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
         let command = Command {
             image: run.image,
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
             environment: variables(plan, &self.inherited, place).map_err(Cause::CannotStart)?,
-            listen_pid: !plan.listen.is_empty(),
-            descriptors: Vec::new(),
-            inherits_descriptors: true,
+            listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
+            stdin: if as_stdin { self.first_of(worker) } else { None },
+            descriptors: if as_stdin { Vec::new() } else { self.given_to(worker) },
+            // As stdin it is nowhere else.
+            inherits_descriptors: !as_stdin,
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(plan.stop.first_signal()),
+            identity: Some(&self.identity),
         };
         let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
@@ -333,12 +391,27 @@ impl Monitor {
         Ok(())
     }
 
+    fn first_of(&self, worker: Worker) -> Option<BorrowedFd<'_>> {
+        let places = queues::of_slot(&self.assignment.plan.listen, worker.slot);
+        self.listeners.get(*places.first()?).map(AsFd::as_fd)
+    }
+
+    /// The listeners of a worker, unless it inherits them where they lie.
+    fn given_to(&self, worker: Worker) -> Vec<BorrowedFd<'_>> {
+        let places = queues::of_slot(&self.assignment.plan.listen, worker.slot);
+        let inherits_all = places.iter().copied().eq(0..places.len());
+        let given = places.into_iter().filter(|_| !inherits_all);
+        given.filter_map(|at| self.listeners.get(at)).map(AsFd::as_fd).collect()
+    }
+
     fn place(&self, worker: Worker) -> Place<'_> {
         Place {
             worker: worker.slot,
             generation: self.assignment.generation,
             main_pid: self.assignment.main_pid,
+            monitor_pid: Pid::this().as_raw(),
             notify_socket: self.notify.name(),
+            ack_socket: self.acks.as_ref().and_then(|acks| acks.path().to_str()),
         }
     }
 
@@ -362,11 +435,13 @@ impl Monitor {
             arguments: ["sh", "-c", probe].map(|argument| text::c_string(argument.as_ref())).to_vec(),
             environment: probe_variables(plan, &self.inherited, self.place(worker), pid.as_raw())?,
             listen_pid: false,
+            stdin: None,
             descriptors: Vec::new(),
             inherits_descriptors: false,
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
+            identity: Some(&self.identity),
         };
         // What comes of its exec shows in how it ends.
         self.roster.add_probe(worker, spawn(&command).map_err(|error| error.to_string())?);
@@ -381,15 +456,33 @@ impl Monitor {
         self.events.push_back(Event::Probed(worker, succeeded));
     }
 
-    fn signal(&mut self, worker: Worker, signal: Signal) {
-        let Some(pid) = self.roster.pid_of(worker) else { return };
+    /// An operator's signal, to all workers or one: to those that run their program. Returns how many got it.
+    fn signal_as_asked(&mut self, number: i32, slot: Option<u32>) -> u32 {
+        let Ok(signal) = Signal::try_from(number) else { return 0 };
+        // Whoever has ended by now gets nothing.
+        self.reap();
+        let slots = slot.map_or(0..self.state.count(), |slot| slot..slot.saturating_add(1));
+        let mut reached = 0;
+        for slot in slots {
+            self.look_at_exec(slot);
+            let worker = self.roster.in_slot(slot).filter(|live| live.executing.is_none()).map(|live| live.worker);
+            reached += u32::from(worker.is_some_and(|worker| self.signal(worker, signal)));
+        }
+        reached
+    }
+
+    /// Whether it was sent.
+    fn signal(&mut self, worker: Worker, signal: Signal) -> bool {
+        let Some(pid) = self.roster.pid_of(worker) else { return false };
         let sent = match signal {
             Signal::SIGKILL => processes::signal_group(pid, signal).and_then(|()| processes::signal_child(pid, signal)),
             _ => processes::signal_child(pid, signal),
         };
         if let Err(error) = sent {
             ::log::warn!("cannot send {} to worker {} (pid {pid}): {error}", signal.as_str(), worker.slot);
+            return false;
         }
+        true
     }
 
     fn report_status(&mut self) {
@@ -410,6 +503,11 @@ impl Monitor {
     }
 }
 
+fn acknowledge_at(path: &Path, poller: &Poller) -> io::Result<AckSocket> {
+    AckSocket::bind(path, poller, ACKS)
+        .map_err(|error| io::Error::other(format!("cannot listen on {}: {error}", path.display())))
+}
+
 fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
     let plan = &assignment.plan;
     Settings {
@@ -418,9 +516,11 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         watch: match plan.ready {
             Ready::Accept => Watch::Always,
             Ready::Exec => Watch::Probe,
-            Ready::Auto if has_listener => Watch::IfSeeable,
+            Ready::Auto if has_listener || assignment.accept => Watch::IfSeeable,
+            Ready::Auto if assignment.shares_ports => Watch::IfItListens,
             Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
         },
+        bake: plan.bake,
         ready_timeout: plan.ready_timeout,
         stop: plan.stop.clone(),
         pace: plan.pace(),

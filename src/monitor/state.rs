@@ -35,10 +35,20 @@ const LOOKS_AT_ONCE: usize = 16;
 #[derive(Debug)]
 enum State {
     Empty,
-    Waiting { until: Instant },
-    Executing { deadline: Instant },
-    Starting { deadline: Option<Instant>, watched: Option<Watched> },
-    Ready,
+    Waiting {
+        until: Instant,
+    },
+    Executing {
+        deadline: Instant,
+    },
+    Starting {
+        deadline: Option<Instant>,
+        watched: Option<Watched>,
+    },
+    /// Until `unproven`, if at all, it is ready for no more than being alive.
+    Ready {
+        unproven: Option<Instant>,
+    },
     Stopping(Escalation),
 }
 
@@ -47,6 +57,12 @@ enum State {
 struct Watched {
     next: Option<Instant>,
     pause: Duration,
+}
+
+impl Watched {
+    fn from(now: Instant, watch: Watch) -> Watched {
+        Watched { next: Some(now), pause: if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE } }
+    }
 }
 
 /// A probe under way.
@@ -64,6 +80,11 @@ struct Slot {
     life: u32,
     since: Instant,
     notified: bool,
+    /// When its program began.
+    executed: Option<Instant>,
+    /// Whether this worker listens on a shared port, and whether one before it did.
+    listens: bool,
+    listened: bool,
     /// Why it could not be seen whether the worker accepts.
     hidden: Option<Hidden>,
     backoff: Backoff,
@@ -101,6 +122,9 @@ impl Slots {
             life: 0,
             since: now,
             notified: false,
+            executed: None,
+            listens: false,
+            listened: false,
             hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
@@ -131,6 +155,7 @@ impl Slots {
             }
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
+            Event::Listens(worker) => self.listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
@@ -138,8 +163,8 @@ impl Slots {
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
-            // Answered from `view`, or by `sockets::sharing`; nothing changes by them.
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {}
+            // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
+            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
@@ -162,7 +187,7 @@ impl Slots {
                 deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
             }
             State::Stopping(escalation) => escalation.deadline(),
-            State::Empty | State::Ready => None,
+            State::Empty | State::Ready { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
         slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
@@ -176,7 +201,7 @@ impl Slots {
             State::Waiting { .. } => Phase::Waiting,
             State::Executing { .. } => Phase::Executing,
             State::Starting { .. } => Phase::Starting,
-            State::Ready => Phase::Ready,
+            State::Ready { .. } => Phase::Ready,
             State::Stopping(_) => Phase::Stopping,
         };
         View { phase, life: slot.life, since: slot.since }
@@ -204,20 +229,26 @@ impl Slots {
         slot.life += 1;
         slot.since = now;
         slot.notified = false;
+        slot.executed = None;
+        slot.listens = false;
         slot.hidden = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
 
     fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, trial, timeout) = (self.settings.watch, self.settings.trial, self.settings.ready_timeout);
+        let (watch, deadline) = (self.settings.watch, self.ready_deadline(now));
         let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        let pause = if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE };
-        let watched = (watch != Watch::No).then_some(Watched { next: Some(now), pause });
-        slot.state = State::Starting { deadline: (!trial).then(|| now + timeout), watched };
+        let is_watched = match watch {
+            Watch::No => false,
+            Watch::IfItListens => slot.listened,
+            Watch::IfSeeable | Watch::Always | Watch::Probe => true,
+        };
+        slot.executed = Some(now);
+        slot.state = State::Starting { deadline, watched: is_watched.then_some(Watched::from(now, watch)) };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
@@ -230,8 +261,35 @@ impl Slots {
         match slot.state {
             State::Starting { .. } => self.become_ready_unseen(worker, actions),
             // It was ready by another measure; that it can tell is worth knowing for the next release.
-            State::Ready if first_time => {
+            State::Ready { .. } if first_time => {
                 actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
+            }
+            _ => {}
+        }
+    }
+
+    /// On trial main times a generation as a whole.
+    fn ready_deadline(&self, now: Instant) -> Option<Instant> {
+        (!self.settings.trial).then(|| now + self.settings.ready_timeout)
+    }
+
+    /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
+    fn listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let (watch, trial, deadline) = (self.settings.watch, self.settings.trial, self.ready_deadline(now));
+        let Some(slot) = self.slot_of(worker) else { return };
+        if !matches!(watch, Watch::IfItListens | Watch::IfSeeable) || std::mem::replace(&mut slot.listens, true) {
+            return;
+        }
+        slot.listened = true;
+        let withdrawn = matches!(slot.state, State::Ready { unproven: Some(until) } if trial || now < until);
+        actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn }));
+        let watched = Some(Watched::from(now, watch));
+        match slot.state {
+            State::Starting { deadline, watched: None } if slot.hidden.is_none() => {
+                slot.state = State::Starting { deadline, watched };
+            }
+            State::Ready { .. } if withdrawn => {
+                slot.state = State::Starting { deadline, watched };
             }
             _ => {}
         }
@@ -245,7 +303,7 @@ impl Slots {
             Sight::Accepting => self.become_ready(worker, true, actions),
             Sight::NotYet => {}
             Sight::Unseeable(why) => {
-                if watch == Watch::IfSeeable {
+                if matches!(watch, Watch::IfSeeable | Watch::IfItListens) {
                     *watched = None;
                 }
                 if slot.hidden.replace(why) != Some(why) {
@@ -280,8 +338,10 @@ impl Slots {
     }
 
     fn become_ready(&mut self, worker: Worker, seen: bool, actions: &mut Vec<Action>) {
+        let (watch, bake) = (self.settings.watch, self.settings.bake);
         let Some(slot) = self.slot_of(worker) else { return };
-        slot.state = State::Ready;
+        let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
+        slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
     }
 

@@ -28,6 +28,8 @@ pub struct Settings {
     pub notify: bool,
     /// Whether a worker is watched until it is ready.
     pub watch: Watch,
+    /// What a worker lives at least, from its exec on, before no more is asked of it than that.
+    pub bake: Duration,
     /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
     pub ready_timeout: Duration,
     /// How workers are stopped.
@@ -49,6 +51,9 @@ pub enum Watch {
     No,
     /// It is ready when it is seen accepting; one that cannot be seen, by the other measure.
     IfSeeable,
+    /// As before from the moment on when it listens on a shared port, where it does so within the bake; or from its start
+    /// where its slot has done so before. Otherwise by the other measure.
+    IfItListens,
     /// It is ready when it is seen accepting, and never otherwise.
     Always,
     /// It is ready when a probe of it succeeds.
@@ -64,6 +69,8 @@ pub enum Event {
     Executed(Worker),
     /// The worker said that it is ready.
     Notified(Worker),
+    /// The worker, or a descendant, listens on a shared port.
+    Listens(Worker),
     /// What a look at the worker gave.
     Seen(Worker, Sight),
     /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use nix::unistd::Pid;
 
 use crate::config::Address;
-use crate::sys::processes::is_alive;
+use crate::sys::processes::{is_alive, is_exiting};
 
-/// The state of a listening socket in /proc/net/tcp.
-const TCP_LISTEN: &str = "0A";
+/// Where sockets of a protocol are listed, and in which state those are that hold a port.
+const TCP: ([&str; 2], &str) = (["/proc/net/tcp", "/proc/net/tcp6"], "0A");
+const UDP: ([&str; 2], &str) = (["/proc/net/udp", "/proc/net/udp6"], "07");
 
 /// A unix socket that listens (`__SO_ACCEPTCON` in /proc/net/unix).
 const UNIX_ACCEPTS: u32 = 0x1_0000;
@@ -19,17 +20,30 @@ const UNIX_ACCEPTS: u32 = 0x1_0000;
 pub(super) struct Holder {
     pub(super) pid: i32,
     pub(super) name: String,
-    /// Whether it is a worker whose main is gone, and will so end soon.
-    pub(super) left_by_dead_main: bool,
+    pub(super) prospect: Prospect,
+}
+
+/// How long a process will go on holding what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prospect {
+    /// Nothing is known against it.
+    Stays,
+    /// It is a worker whose main is gone, and will so end soon.
+    LeftByDeadMain,
+    /// It is past its last instruction: the kernel takes it apart, and comes to its descriptors last.
+    Exiting,
 }
 
 /// Every process that can be seen to listen on `address`, or on what collides with it.
 pub(super) fn find(address: &Address) -> Vec<Holder> {
     let inodes = match address {
-        Address::Any(port) => tcp_inodes(*port, None),
-        Address::Tcp(address) => tcp_inodes(address.port(), Some(address.ip())),
+        Address::Any(port) => port_inodes(TCP, *port, None),
+        Address::Tcp(address) => port_inodes(TCP, address.port(), Some(address.ip())),
+        Address::AnyUdp(port) => port_inodes(UDP, *port, None),
+        Address::Udp(address) => port_inodes(UDP, address.port(), Some(address.ip())),
         Address::Unix(path) => unix_inodes(&path.to_string_lossy()),
         Address::Abstract(name) => unix_inodes(&format!("@{name}")),
+        Address::Other { .. } => Vec::new(),
     };
     if inodes.is_empty() {
         return Vec::new();
@@ -40,15 +54,18 @@ pub(super) fn find(address: &Address) -> Vec<Holder> {
     pids.filter(|&pid| holds(pid, &links)).map(describe).collect()
 }
 
-fn tcp_inodes(port: u16, wanted: Option<IpAddr>) -> Vec<String> {
+fn port_inodes((tables, state): ([&str; 2], &str), port: u16, wanted: Option<IpAddr>) -> Vec<String> {
     let mut inodes = Vec::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+    for table in tables {
         for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
             // "sl local_address rem_address st … inode …", addresses as HEX:PORT
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let (Some(local), Some(&TCP_LISTEN), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+            let (Some(local), Some(found), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
                 continue;
             };
+            if *found != state {
+                continue;
+            }
             let Some((host, local_port)) = local.split_once(':') else { continue };
             let wildcard = host.bytes().all(|byte| byte == b'0');
             let same_host = wildcard || wanted.is_none_or(|ip| ip.is_unspecified() || host.ends_with(&hex(ip)));
@@ -92,8 +109,16 @@ fn describe(pid: i32) -> Holder {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let main = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PANZER_MAIN_PID="));
     let main = main.and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok());
-    let dead = main.is_some_and(|main| !is_alive(Pid::from_raw(main)));
-    Holder { pid, name, left_by_dead_main: dead }
+    // After the environment: that goes with the memory, and by then the process is seen to be exiting. One that is
+    // without an environment, and not exiting, was started so.
+    let prospect = if is_exiting(Pid::from_raw(pid)) {
+        Prospect::Exiting
+    } else if main.is_some_and(|main| !is_alive(Pid::from_raw(main))) {
+        Prospect::LeftByDeadMain
+    } else {
+        Prospect::Stays
+    };
+    Holder { pid, name, prospect }
 }
 
 #[cfg(test)]
@@ -110,5 +135,15 @@ mod tests {
         assert_eq!(found("0.0.0.0").len(), 1);
         assert_eq!(found("127.0.0.2").len(), 0);
         assert_eq!(find(&Address::Any(address.port())).len(), 1);
+    }
+
+    #[test]
+    fn a_holder_of_a_port_for_datagrams_is_found() {
+        let ours = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = ours.local_addr().unwrap();
+        let found = find(&Address::Udp(address));
+        assert_eq!(found.first().map(|holder| holder.pid), Some(std::process::id() as i32));
+        assert_eq!(find(&Address::AnyUdp(address.port())).len(), 1);
+        assert_eq!(find(&Address::Tcp(address)).len(), 0);
     }
 }

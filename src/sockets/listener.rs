@@ -1,34 +1,36 @@
 //! Binding what `--listen` asks for.
 
-use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, UnixAddr, bind as bind_socket,
-    listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind as bind_socket, listen,
+    setsockopt, socket, sockopt,
 };
 
-use super::holder;
-use crate::config::{Address, Listen};
+use super::holder::{self, Prospect};
+use super::{inherited, unix_path};
+use crate::config::{Access, Address, Listen};
+
+/// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
+/// `net.core.somaxconn`, whose default this is.
+const BACKLOG: u32 = 4096;
 
 /// A socket that listens, and what must be taken away with it.
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
-    path: Option<(PathBuf, u64)>,
+    path: Option<(PathBuf, unix_path::Identity)>,
 }
 
 /// Why an address could not be bound, each in a line.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Only draining workers of a panzer that died hold it: waiting helps.
+    /// Only draining workers of a panzer that died, or processes that are ending, hold it: waiting helps.
     Passing(String),
     /// It is in use, and nobody is seen to hold it; whoever did may just have ended.
     Unseen(String),
@@ -37,13 +39,20 @@ pub enum Refusal {
 }
 
 impl Listener {
+    /// One with which nothing must be taken away.
+    pub(super) fn without_path(fd: OwnedFd) -> Listener {
+        Listener { fd, path: None }
+    }
+
+    /// Has so many connections wait to be accepted, whatever it was before.
+    pub fn set_backlog(&self, backlog: Option<u32>) -> io::Result<()> {
+        Ok(set_backlog(&self.fd, backlog.unwrap_or(BACKLOG))?)
+    }
+
     /// Closes the socket and removes its path, if that is still ours.
     pub fn close(self) {
-        if let Some((path, inode)) = &self.path
-            && fs::symlink_metadata(path).is_ok_and(|meta| meta.ino() == *inode)
-        {
-            // Whoever removed it in between did what was wanted.
-            let _ = fs::remove_file(path);
+        if let Some((path, identity)) = &self.path {
+            unix_path::remove(path, *identity);
         }
     }
 }
@@ -54,76 +63,126 @@ impl AsFd for Listener {
     }
 }
 
-/// Binds and listens. A unix path that a dead process left is replaced, one that lives is refused.
-pub fn bind(wanted: &Listen) -> Result<Listener, Refusal> {
+/// Whether a socket may join others at its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joining {
+    /// It has the address for itself.
+    No,
+    /// It has the address for itself, and lets others of this user join it then.
+    First,
+    /// It joins the first.
+    Later,
+}
+
+/// Binds and listens, or takes what is inherited. A unix path that a dead process left is replaced, one that lives is refused. Of an address with a
+/// queue for each slot, that of slot 0 comes first, and has to have the address for itself.
+pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
+    if let Some(number) = wanted.inherited {
+        return inherited::take(number, wanted).map_err(|error| why_not(&wanted.address, &error));
+    }
+    let backlog = wanted.backlog.unwrap_or(BACKLOG);
+    let joining = match slot {
+        _ if !wanted.per_worker => Joining::No,
+        0 => Joining::First,
+        _ => Joining::Later,
+    };
     let bound = match &wanted.address {
-        Address::Any(port) => any(*port, wanted.backlog),
-        Address::Tcp(address) => tcp(*address, false, wanted.backlog),
-        Address::Unix(path) => remove_stale(path).and_then(|()| unix(&UnixAddr::new(path)?, wanted.backlog)),
-        Address::Abstract(name) => UnixAddr::new_abstract(name.as_bytes())
-            .map_err(io::Error::from)
-            .and_then(|address| unix(&address, wanted.backlog)),
+        Address::Any(port) => any(*port, |address, dual_stack| tcp(address, dual_stack, joining, backlog)),
+        Address::Tcp(address) => tcp(*address, false, joining, backlog),
+        Address::AnyUdp(port) => any(*port, |address, dual_stack| udp(address, dual_stack, joining)),
+        Address::Udp(address) => udp(*address, false, joining),
+        Address::Unix(path) => unix(path, wanted.access, backlog),
+        Address::Abstract(name) => abstract_unix(name, backlog),
+        Address::Other { .. } => Err(io::ErrorKind::Unsupported.into()),
     };
-    let bound = bound.and_then(|fd| {
-        if wanted.nonblock {
-            fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        Ok(fd)
-    });
-    let fd = bound.map_err(|error| why_not(&wanted.address, &error))?;
-    let path = match &wanted.address {
-        Address::Unix(path) => fs::symlink_metadata(path).ok().map(|meta| (path.clone(), meta.ino())),
-        _ => None,
-    };
-    Ok(Listener { fd, path })
+    let listener = bound.map_err(|error| why_not(&wanted.address, &error))?;
+    if wanted.nonblock
+        && let Err(errno) = fcntl(&listener.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+    {
+        listener.close();
+        return Err(why_not(&wanted.address, &errno.into()));
+    }
+    Ok(listener)
 }
 
 /// Both families on one socket; IPv4 alone where the machine has no IPv6.
-fn any(port: u16, backlog: u32) -> io::Result<OwnedFd> {
-    match tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true, backlog) {
+fn any(port: u16, bind: impl Fn(SocketAddr, bool) -> io::Result<Listener>) -> io::Result<Listener> {
+    match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
         Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
-            tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false, backlog)
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)
         }
         other => other,
     }
 }
 
-fn tcp(address: SocketAddr, dual_stack: bool, backlog: u32) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+fn tcp(address: SocketAddr, dual_stack: bool, joining: Joining, backlog: u32) -> io::Result<Listener> {
+    let fd = internet_socket(SockType::Stream, address, dual_stack)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind_to(&fd, address, joining)?;
+    let listener = listening(fd, backlog)?;
+    open_to_others(&listener, joining)?;
+    Ok(listener)
+}
+
+/// Without SO_REUSEADDR, by which others could take the port of a socket for datagrams.
+fn udp(address: SocketAddr, dual_stack: bool, joining: Joining) -> io::Result<Listener> {
+    let fd = internet_socket(SockType::Datagram, address, dual_stack)?;
+    bind_to(&fd, address, joining)?;
+    let listener = Listener::without_path(fd);
+    open_to_others(&listener, joining)?;
+    Ok(listener)
+}
+
+fn internet_socket(kind: SockType, address: SocketAddr, dual_stack: bool) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     if address.is_ipv6() {
         // Always said: the system's default differs from machine to machine.
         setsockopt(&fd, sockopt::Ipv6V6Only, &!dual_stack)?;
     }
-    match address {
-        SocketAddr::V4(address) => listening(fd, &SockaddrIn::from(address), backlog),
-        SocketAddr::V6(address) => listening(fd, &SockaddrIn6::from(address), backlog),
-    }
-}
-
-fn unix(address: &UnixAddr, backlog: u32) -> io::Result<OwnedFd> {
-    listening(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?, address, backlog)
-}
-
-fn listening(fd: OwnedFd, address: &dyn SockaddrLike, backlog: u32) -> io::Result<OwnedFd> {
-    bind_socket(fd.as_raw_fd(), address)?;
-    // nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.
-    let backlog =
-        i32::try_from(backlog).ok().and_then(|backlog| Backlog::new(backlog).ok()).unwrap_or(Backlog::MAXALLOWABLE);
-    listen(&fd, backlog)?;
     Ok(fd)
 }
 
-/// Removes the path of a socket on which nobody listens any more. What is no socket is left alone, and refuses the bind.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    if !is_socket(path) {
-        return Ok(());
+/// Not before it is bound and listens: so it was refused where anybody else had the address.
+fn open_to_others(listener: &Listener, joining: Joining) -> nix::Result<()> {
+    if joining == Joining::First { setsockopt(&listener.fd, sockopt::ReusePort, &true) } else { Ok(()) }
+}
+
+fn bind_to(fd: &OwnedFd, address: SocketAddr, joining: Joining) -> nix::Result<()> {
+    if joining == Joining::Later {
+        setsockopt(fd, sockopt::ReusePort, &true)?;
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Err(Errno::EADDRINUSE.into()),
+    match address {
+        SocketAddr::V4(address) => bind_socket(fd.as_raw_fd(), &SockaddrIn::from(address)),
+        SocketAddr::V6(address) => bind_socket(fd.as_raw_fd(), &SockaddrIn6::from(address)),
     }
+}
+
+fn unix(path: &Path, access: Access, backlog: u32) -> io::Result<Listener> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let identity = unix_path::bind(&fd, path, access)?;
+    let listener = listening(fd, backlog).inspect_err(|_| unix_path::remove(path, identity))?;
+    Ok(Listener { path: Some((path.to_owned(), identity)), ..listener })
+}
+
+fn abstract_unix(name: &str, backlog: u32) -> io::Result<Listener> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind_socket(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+    listening(fd, backlog)
+}
+
+fn listening(fd: OwnedFd, backlog: u32) -> io::Result<Listener> {
+    set_backlog(&fd, backlog)?;
+    Ok(Listener::without_path(fd))
+}
+
+pub(super) fn set_backlog(fd: &OwnedFd, backlog: u32) -> nix::Result<()> {
+    listen(fd, length(backlog))
+}
+
+/// nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.
+fn length(backlog: u32) -> Backlog {
+    i32::try_from(backlog).ok().and_then(|backlog| Backlog::new(backlog).ok()).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
 fn why_not(address: &Address, error: &io::Error) -> Refusal {
@@ -143,25 +202,27 @@ fn why_not(address: &Address, error: &io::Error) -> Refusal {
 
 fn in_use(address: &Address) -> Refusal {
     let holders = holder::find(address);
-    if let Some(holder) = holders.iter().find(|holder| !holder.left_by_dead_main) {
+    if let Some(holder) = holders.iter().find(|holder| holder.prospect == Prospect::Stays) {
         let (name, pid) = (&holder.name, holder.pid);
         let message = format!("cannot listen on {address}: in use by {name} (pid {pid}); stop it, or listen elsewhere");
         return Refusal::Final(message);
     }
     if let Some(holder) = holders.first() {
         let (name, pid) = (&holder.name, holder.pid);
-        return Refusal::Passing(format!("{address} is held by {name} (pid {pid}), a worker of a panzer that died"));
+        let who = match holder.prospect {
+            Prospect::LeftByDeadMain => "a worker of a panzer that died",
+            _ => "which is exiting",
+        };
+        return Refusal::Passing(format!("{address} is held by {name} (pid {pid}), {who}"));
     }
     match address {
-        Address::Unix(path) if path.exists() && !is_socket(path) => Refusal::Final(format!(
-            "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
-        )),
+        Address::Unix(path) if unix_path::identity_at(path).is_some() && !unix_path::is_socket(path) => {
+            Refusal::Final(format!(
+                "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
+            ))
+        }
         _ => Refusal::Unseen(format!(
             "cannot listen on {address}: in use by a process that cannot be seen from here; stop it, or listen elsewhere"
         )),
     }
-}
-
-fn is_socket(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }

@@ -1,7 +1,10 @@
 //! Listening sockets: bound once by main, and held for its whole life; those that a program binds itself, too.
 
 mod holder;
+pub mod inherited;
 pub mod listener;
+pub mod queues;
 pub mod sharing;
+mod unix_path;
 
 pub use listener::{Listener, Refusal, bind};

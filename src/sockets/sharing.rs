@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt};
 use nix::sys::stat::fstat;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::epoll_sets;
@@ -53,6 +54,15 @@ pub struct Claim {
     pub key: Key,
     /// A copy of the program's own socket, where it could be had.
     pub socket: Option<OwnedFd>,
+}
+
+/// What a call of a worker's comes to, beyond its answer.
+#[derive(Debug)]
+pub enum Taken {
+    /// Main is to be asked.
+    Claim(Claim),
+    /// This thread listens on a shared socket.
+    Listens(Pid),
 }
 
 /// A bind whose caller waits.
@@ -147,17 +157,14 @@ impl Sharing {
     }
 
     /// Takes one call, and either answers it or gives what main is to be asked. Once for each time that this is ready.
-    pub fn take_call(&mut self) -> Option<Claim> {
+    pub fn take_call(&mut self) -> Option<Taken> {
         let call = self.calls.receive()?;
         let examined = match call.trapped {
             Trapped::Bind => self.examine(call),
-            Trapped::Listen => {
-                self.listen(&call);
-                return None;
-            }
+            Trapped::Listen => return self.listen(&call).then_some(Taken::Listens(call.thread)),
         };
         match examined {
-            Ok(Some(bind)) => self.bind(bind),
+            Ok(Some(bind)) => self.bind(bind).map(Taken::Claim),
             Ok(None) => {
                 self.calls.let_through(&call);
                 None
@@ -289,11 +296,12 @@ impl Sharing {
         }
     }
 
-    /// A backlog is everybody's: it grows to the longest that anybody asked for.
-    fn listen(&self, call: &Call) {
-        let long_enough = || -> io::Result<bool> {
-            let inode = foreign::socket_inode(call.thread, descriptor(call))?;
-            let Some(key) = inode.and_then(|inode| self.inodes.get(&inode)) else { return Ok(false) };
+    /// A backlog is everybody's: it grows to the longest that anybody asked for. Returns whether the socket is shared.
+    fn listen(&self, call: &Call) -> bool {
+        // What cannot be looked at was never shared.
+        let inode = foreign::socket_inode(call.thread, descriptor(call)).ok().flatten();
+        let key = inode.and_then(|inode| self.inodes.get(&inode));
+        let long_enough = |key: &Key| -> io::Result<bool> {
             let current = match self.held.as_ref().and_then(|held| held.get(key)) {
                 Some(held) => options::backlog(held)?,
                 None => options::backlog(foreign::descriptor_of(call.thread, descriptor(call))?)?,
@@ -301,12 +309,12 @@ impl Sharing {
             let asked = call.arguments[1] as u32;
             Ok(current.is_some_and(|current| current >= asked))
         };
-        // What cannot be looked at was never shared.
-        if long_enough().unwrap_or(false) {
+        if key.is_some_and(|key| long_enough(key).unwrap_or(false)) {
             self.calls.answer(call, Ok(()));
         } else {
             self.calls.let_through(call);
         }
+        key.is_some()
     }
 
     fn tell_refusal(&mut self, call: &Call, error: &io::Error) {

@@ -8,8 +8,10 @@ use nix::errno::Errno;
 /// The cookie of a socket's network namespace (SO_NETNS_COOKIE); libc does not have it yet.
 const NETNS_COOKIE: libc::c_int = 71;
 
-/// Where the kernel's `tcp_info` has the state of the connection, and where, of a listener, its longest queue.
+/// Where the kernel's `tcp_info` has the state of the connection, and where, of a listener, its queue and the
+/// longest that it may be.
 const TCP_STATE: usize = 0;
+const TCP_UNACKED: usize = 24;
 const TCP_SACKED: usize = 28;
 const TCP_LISTEN: u8 = 10;
 
@@ -39,11 +41,16 @@ pub fn network_namespace(socket: impl AsFd) -> u64 {
 
 /// How many connections may wait in a TCP socket that listens. None where it does not.
 pub fn backlog(socket: impl AsFd) -> io::Result<Option<u32>> {
+    Ok(accept_queue(socket)?.map(|(_, limit)| limit))
+}
+
+/// How many connections wait in a TCP socket that listens, and how many may. None where it does not listen.
+pub fn accept_queue(socket: impl AsFd) -> io::Result<Option<(u32, u32)>> {
     let mut info = [0; TCP_SACKED + 4];
     let length = get(&socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
-    let [.., a, b, c, d] = info;
+    let field = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
     let listens = length == info.len() && info[TCP_STATE] == TCP_LISTEN;
-    Ok(listens.then(|| u32::from_ne_bytes([a, b, c, d])))
+    Ok(listens.then(|| (field(TCP_UNACKED), field(TCP_SACKED))))
 }
 
 fn whole<const LENGTH: usize>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<[u8; LENGTH]> {

@@ -35,9 +35,23 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
+    /// Wakes with `token` when `fd` is shut down, whoever did that, and for nothing else.
+    pub fn watch_hang_up(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, token))?)
+    }
+
     /// Also wakes when `fd`, watched already, can be written to, or no longer does.
     pub fn watch_writing(&self, fd: impl AsFd, token: u64, writing: bool) -> io::Result<()> {
         let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLOUT, writing);
+        Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, token))?)
+    }
+
+    /// Wakes when `fd`, watched already, can be read, if `reading`, or written to, if `writing`; and in any case when its
+    /// other end is gone.
+    pub fn watch_for(&self, fd: impl AsFd, token: u64, reading: bool, writing: bool) -> io::Result<()> {
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, reading);
         flags.set(EpollFlags::EPOLLOUT, writing);
         Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, token))?)
     }

@@ -77,19 +77,37 @@ pub fn is_alive(pid: Pid) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
 }
 
+/// Whether `pid` runs no more: it has ended, or the kernel is about to end it and only takes it apart.
+pub fn is_exiting(pid: Pid) -> bool {
+    // Field 9 of proc_pid_stat(5), PF_EXITING among its flags. It is set before anything is taken away.
+    const FLAGS: usize = 9 - 3;
+    const PF_EXITING: u32 = 0x4;
+    let Some(stat) = stat_after_name(pid) else { return true };
+    let flags = stat.split_ascii_whitespace().nth(FLAGS).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 fn state_and_parent(pid: Pid) -> Option<(char, Pid)> {
-    // "pid (comm) state ppid …", and comm may hold spaces and parentheses.
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-    let mut fields = std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace();
+    let stat = stat_after_name(pid)?;
+    let mut fields = stat.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, Pid::from_raw(fields.next()?.parse().ok()?)))
 }
 
-/// Whether `pid` runs under another user than we do, and may so have lost the signal of its parent's death.
-pub fn has_other_user(pid: Pid) -> bool {
+/// "state ppid …" of "pid (comm) state ppid …": comm may hold spaces and parentheses.
+fn stat_after_name(pid: Pid) -> Option<String> {
+    let mut stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
+    stat.drain(..after.min(stat.len()));
+    String::from_utf8(stat).ok()
+}
+
+/// Whether `pid` runs under another user than it was `given`, or than we do, and may so have lost the signal of its
+/// parent's death.
+pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() != nix::unistd::geteuid().as_raw())
+    fs::metadata(format!("/proc/{pid}"))
+        .is_ok_and(|meta| meta.uid() != given.unwrap_or(nix::unistd::geteuid().as_raw()))
 }
 
 /// What `ps` calls us by its short name, where we were executed through a descriptor.

@@ -22,6 +22,8 @@ pub enum Cause {
     CannotExecute(String),
     /// The system refused what a start needs: a process, a descriptor, a directory.
     CannotStart(String),
+    /// It cannot run as whom it is to run. The text says why.
+    CannotBecome(String),
     /// It ended by itself.
     Exited(i32),
     /// A signal ended it; true where it left a core.
@@ -44,11 +46,13 @@ impl Cause {
         format!("{}...", &text[..end])
     }
 
-    /// Panzer's own exit code where the program cannot be executed at all, as a shell has them.
+    /// Panzer's own exit code where the program cannot be executed at all, as a shell has them, or not as whom it is
+    /// to run.
     pub fn exit_code(&self) -> Option<u8> {
         match self {
             Cause::NotFound(_) => Some(127),
             Cause::CannotExecute(_) => Some(126),
+            Cause::CannotBecome(_) => Some(125),
             _ => None,
         }
     }
@@ -67,7 +71,10 @@ impl From<Exit> for Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::NotFound(what) | Cause::CannotExecute(what) | Cause::CannotStart(what) => write!(f, "{what}"),
+            Cause::NotFound(what)
+            | Cause::CannotExecute(what)
+            | Cause::CannotStart(what)
+            | Cause::CannotBecome(what) => write!(f, "{what}"),
             Cause::Exited(0) => write!(f, "exited with code 0, and a worker is meant to stay"),
             Cause::Exited(code) => write!(f, "exited with code {code}"),
             Cause::Killed(signal, core) => {

@@ -1,9 +1,11 @@
 //! What a worker finds in its environment and in its arguments.
 
 use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
+use super::dialects;
 use crate::config::text::entry;
-use crate::config::{Plan, Text};
+use crate::config::{ListenAs, Plan, Text};
 
 /// What one worker is told of itself.
 #[derive(Debug, Clone, Copy)]
@@ -14,8 +16,12 @@ pub struct Place<'a> {
     pub generation: u32,
     /// Main's pid.
     pub main_pid: i32,
+    /// The pid of its parent.
+    pub monitor_pid: i32,
     /// The value of `NOTIFY_SOCKET`.
     pub notify_socket: &'a str,
+    /// The value of `EINHORN_SOCK_PATH`, where einhorn is spoken.
+    pub ack_socket: Option<&'a str>,
 }
 
 /// The arguments: the program as it was named, then its own, with placeholders replaced.
@@ -27,25 +33,33 @@ pub fn arguments(plan: &Plan, place: Place<'_>) -> Result<Vec<CString>, String> 
 /// The whole environment, but for `LISTEN_PID`, which is known only after the fork.
 pub fn variables(plan: &Plan, inherited: &[(OsString, OsString)], place: Place<'_>) -> Result<Vec<CString>, String> {
     let mut own = vec![
-        ("PANZER_WORKER_ID", place.worker.to_string()),
-        ("PANZER_WORKER_COUNT", plan.workers.to_string()),
-        ("PANZER_GENERATION", place.generation.to_string()),
-        ("PANZER_MAIN_PID", place.main_pid.to_string()),
-        ("NOTIFY_SOCKET", place.notify_socket.to_owned()),
+        ("PANZER_WORKER_ID".to_owned(), place.worker.to_string()),
+        ("PANZER_WORKER_COUNT".to_owned(), plan.workers.to_string()),
+        ("PANZER_GENERATION".to_owned(), place.generation.to_string()),
+        ("PANZER_MAIN_PID".to_owned(), place.main_pid.to_string()),
+        ("NOTIFY_SOCKET".to_owned(), place.notify_socket.to_owned()),
     ];
-    if !plan.listen.is_empty() {
-        let names: Vec<&str> = plan.listen.iter().map(|listen| listen.shown_name()).collect();
-        own.push(("LISTEN_FDS", plan.listen.len().to_string()));
-        own.push(("LISTEN_FDNAMES", names.join(":")));
-    }
+    own.extend(of_listeners(plan, place));
     let asked = plan.env.iter().map(|(name, value)| Ok((name, plan.expand(value, place.worker, place.generation)?)));
     let asked = asked.collect::<Result<Vec<(&Text, Text)>, String>>()?;
     let is_replaced = |name: &OsStr| asked.iter().any(|(asked, _)| asked.0 == name);
     let kept = inherited.iter().filter(|(name, _)| !is_replaced(name)).map(|(name, value)| entry(name, value));
-    let own = own.iter().map(|(name, value)| (OsStr::new(*name), value)).filter(|(name, _)| !is_replaced(name));
+    let own = own.iter().map(|(name, value)| (OsStr::new(name), value)).filter(|(name, _)| !is_replaced(name));
     let own = own.map(|(name, value)| entry(name, OsStr::new(value)));
     let asked = asked.iter().map(|(name, value)| entry(&name.0, &value.0));
     Ok(kept.chain(own).chain(asked).collect())
+}
+
+/// What tells of the listeners; `LISTEN_PID` is added after the fork.
+fn of_listeners(plan: &Plan, place: Place<'_>) -> Vec<(String, String)> {
+    let mut own = Vec::new();
+    if !plan.listen.is_empty() && plan.handover.listen_as == ListenAs::Fds {
+        let names: Vec<&str> = plan.listen.iter().map(|listen| listen.shown_name()).collect();
+        own.push(("LISTEN_FDS".to_owned(), plan.listen.len().to_string()));
+        own.push(("LISTEN_FDNAMES".to_owned(), names.join(":")));
+    }
+    own.extend(plan.handover.also_speak.iter().flat_map(|&dialect| dialects::variables(dialect, &plan.listen, place)));
+    own
 }
 
 /// Variables of a worker that only a process with its descriptors and its rights to tell can use.
@@ -59,7 +73,11 @@ pub fn probe_variables(
     pid: i32,
 ) -> Result<Vec<CString>, String> {
     let mut variables = variables(plan, inherited, place)?;
-    variables.retain(|entry| !WORKERS_OWN.iter().any(|own| entry.as_bytes().starts_with(own)));
+    let is_workers_own = |entry: &[u8]| {
+        let name = entry.split(|&byte| byte == b'=').next().unwrap_or_default();
+        WORKERS_OWN.iter().any(|own| entry.starts_with(own)) || dialects::owns(OsStr::from_bytes(name))
+    };
+    variables.retain(|entry| !is_workers_own(entry.as_bytes()));
     variables.push(entry(OsStr::new("PANZER_WORKER_PID"), OsStr::new(&pid.to_string())));
     Ok(variables)
 }

@@ -3,7 +3,9 @@
 //! This knows nothing of slots, generations' states or loops; a monitor's own start goes through [`spawn`] as well.
 
 pub mod cause;
+pub mod dialects;
 pub mod environment;
+pub mod identity;
 pub mod program;
 pub mod refusal;
 pub mod spawn;

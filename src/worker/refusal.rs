@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::cause::Cause;
+use super::identity::Identity;
+use super::spawn::Refused;
 
 /// As much of a file as the kernel itself looks at.
 const HEAD: usize = 256;
@@ -27,6 +29,18 @@ const MACHINES: [(u16, &str); 8] = [
     (183, "aarch64"),
     (243, "RISC-V"),
 ];
+
+/// Why a child that was to run as `identity` did not execute `path`.
+pub fn explain_child(refused: Refused, path: &Path, identity: &Identity) -> Cause {
+    match refused {
+        Refused { step: Some(step), errno } => identity.explain(step, errno),
+        Refused { errno: Errno::EACCES, .. } => match identity.barrier(path) {
+            Some(why) => Cause::CannotExecute(Cause::bounded(format!("{} cannot be executed: {why}", path.display()))),
+            None => explain(Errno::EACCES, path),
+        },
+        Refused { errno, .. } => explain(errno, path),
+    }
+}
 
 /// What `errno` from an exec of `path` means, and what to do about it.
 pub fn explain(errno: Errno, path: &Path) -> Cause {

@@ -15,6 +15,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read};
 
+use super::identity::{Identity, Step};
 use crate::sys::descriptors::FIRST;
 
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
@@ -51,6 +52,8 @@ pub struct Command<'a> {
     pub environment: Vec<CString>,
     /// Adds `LISTEN_PID` with the pid that the process turns out to have.
     pub listen_pid: bool,
+    /// What it gets as stdin, in place of ours.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Descriptors it gets, the first as 3, and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// Gives it also what lies open from 3 on without close-on-exec.
@@ -61,6 +64,8 @@ pub struct Command<'a> {
     pub keeps_mask: bool,
     /// The signal it gets when its parent dies.
     pub death_signal: Option<Signal>,
+    /// As whom, and how, it runs; none: as we do.
+    pub identity: Option<&'a Identity>,
 }
 
 /// A process that has been forked, and may by now have executed its program.
@@ -79,15 +84,47 @@ pub enum Outcome {
     /// The program runs, or the process was killed before.
     Done,
     /// Refused.
-    Failed(Errno),
+    Failed(Refused),
+}
+
+/// Why a child did not execute its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Which step of becoming its identity failed; none: the exec or what leads to it.
+    pub step: Option<Step>,
+    /// What the kernel said.
+    pub errno: Errno,
+}
+
+impl Refused {
+    const BYTES: usize = 8;
+
+    fn to_bytes(self) -> [u8; Refused::BYTES] {
+        let step = self.step.map_or(0, |step| step as i32);
+        let mut bytes = [0; Refused::BYTES];
+        bytes[..4].copy_from_slice(&step.to_ne_bytes());
+        bytes[4..].copy_from_slice(&(self.errno as i32).to_ne_bytes());
+        bytes
+    }
+
+    fn from_bytes([a, b, c, d, rest @ ..]: [u8; Refused::BYTES]) -> Refused {
+        let step = Step::from_number(i32::from_ne_bytes([a, b, c, d]));
+        Refused { step, errno: Errno::from_raw(i32::from_ne_bytes(rest)) }
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Refused {
+        Refused { step: None, errno }
+    }
 }
 
 impl Child {
     /// What has come of the exec. Never waits.
     pub fn outcome(&self) -> Outcome {
-        let mut errno = [0; 4];
-        match read(&self.outcome, &mut errno) {
-            Ok(4) => Outcome::Failed(Errno::from_raw(i32::from_ne_bytes(errno))),
+        let mut bytes = [0; Refused::BYTES];
+        match read(&self.outcome, &mut bytes) {
+            Ok(Refused::BYTES) => Outcome::Failed(Refused::from_bytes(bytes)),
             Err(Errno::EAGAIN | Errno::EINTR) => Outcome::Pending,
             _ => Outcome::Done,
         }
@@ -124,8 +161,8 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
     // was prepared above: it allocates nothing and takes no lock.
     let forked = unsafe { libc::fork() };
     if forked == 0 {
-        let errno = become_program(command, &sources, &arguments, &environment, listen_pid, parent);
-        let bytes = (errno as i32).to_ne_bytes();
+        let refused = become_program(command, &sources, &arguments, &environment, listen_pid, parent);
+        let bytes = refused.to_bytes();
         // SAFETY: write and _exit are async-signal-safe; the bytes live on this stack.
         unsafe {
             libc::write(reporter.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
@@ -171,24 +208,33 @@ fn become_program(
     environment: &[*const libc::c_char],
     listen_pid: *mut ListenPid,
     parent: Pid,
-) -> Errno {
+) -> Refused {
     // SAFETY: every call is async-signal-safe, every pointer is to memory prepared before the fork and alive here, the
     // two arrays end in null, and the descriptors are open in this copy of the process.
     unsafe {
         if command.leads_group && libc::setpgid(0, 0) < 0 {
-            return Errno::last();
+            return Errno::last().into();
         }
         if !command.inherits_descriptors {
             libc::close_range(FIRST as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
         }
         for (source, target) in sources.iter().zip(FIRST..) {
             if libc::dup2(*source, target) < 0 {
-                return Errno::last();
+                return Errno::last().into();
             }
+        }
+        if let Some(stdin) = command.stdin
+            && libc::dup2(stdin.as_raw_fd(), libc::STDIN_FILENO) < 0
+        {
+            return Errno::last().into();
         }
         write_pid(&mut *listen_pid, libc::getpid());
         // Rust ignores PIPE; everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if let Some(Err((step, errno))) = command.identity.map(Identity::assume) {
+            return Refused { step: Some(step), errno };
+        }
+        // Last: to change the user takes it away.
         if let Some(signal) = command.death_signal {
             libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong);
             if libc::getppid() != parent.as_raw() {
@@ -221,7 +267,7 @@ fn become_program(
             }
             libc::nanosleep(&BUSY_PAUSE, ptr::null_mut());
         }
-        Errno::last()
+        Errno::last().into()
     }
 }
 

@@ -11,10 +11,23 @@
 mod load;
 mod support;
 
+mod config;
+mod control;
+mod control_metrics;
+mod control_signal;
+mod dialects;
 mod faults;
+mod guard;
 mod harness;
+mod identity;
+mod inherited;
+mod managed;
 mod my_app;
+mod per_worker;
 mod servers;
 mod sharing;
+mod unix_guard;
+mod unmodified;
+mod upward;
 mod watching;
 mod zero_loss;

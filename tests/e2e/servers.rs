@@ -10,7 +10,7 @@ use crate::support::{Address, Builder, Panzer, eventually, free_port, get, requi
 const START: Duration = Duration::from_secs(20);
 
 /// Serves, is replaced under a light load without refusing a connection, and serves on.
-fn survives_a_reload(builder: Builder, address: &Address) {
+pub fn survives_a_reload(builder: Builder, address: &Address) {
     let panzer = builder.start();
     panzer.wait_serving();
     eventually(START, "the first generation answers", || get(address, "/").is_ok());
@@ -137,20 +137,24 @@ fn nginx() {
     // on the same listener would sooner or later leave it waiting in accept, where it sees no signal and no request.
     let listen = format!("127.0.0.1:{port},nonblock");
     let builder = Panzer::builder().args(["-w", "2", "--bake", "300ms", "-l", &listen]);
+    let builder = builder.args(["--env", "NGINX={fd};"]);
+    survives_a_reload(nginx_in(builder, &NGINX.replace("PORT", &port.to_string())), &port.into());
+}
+
+/// An nginx with this configuration, whose master and worker are a worker of panzer's.
+pub fn nginx_in(builder: Builder, configuration: &str) -> Builder {
     let folder = builder.folder().to_owned();
-    let configuration = NGINX.replace("PORT", &port.to_string());
     let pid_file = format!("pid {}/nginx-{{generation}}-{{worker}}.pid;", folder.display());
     let prefix = folder.to_str().unwrap();
-    let builder = builder
-        .file("nginx.conf", &configuration)
+    builder
+        .file("nginx.conf", configuration)
         .expect_line("[notice] * using inherited sockets from \"3;\"")
-        .args(["--env", "NGINX={fd};", "--stop", "QUIT/30s/TERM/5s/KILL"])
-        .args(["--", "nginx", "-e", "stderr", "-p", prefix, "-c", "nginx.conf", "-g", &pid_file]);
-    survives_a_reload(builder, &port.into());
+        .args(["--stop", "QUIT/30s/TERM/5s/KILL"])
+        .args(["--", "nginx", "-e", "stderr", "-p", prefix, "-c", "nginx.conf", "-g", &pid_file])
 }
 
 /// The address must be the one that panzer listens on, to the letter: nginx looks for it among what it inherits.
-const NGINX: &str = r#"
+pub const NGINX: &str = r#"
 daemon off;
 error_log stderr warn;
 events { worker_connections 64; }

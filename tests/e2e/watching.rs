@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::{Builder, Panzer, free_port, get, require};
 
+mod shared;
+
 const SOON: Duration = Duration::from_secs(20);
 
 /// It takes less than a fifth of a second; more is given to a machine that is busy with other tests.
@@ -257,7 +259,7 @@ fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
 
 #[test]
 fn to_be_seen_accepting_takes_a_listener() {
-    let panzer = Panzer::start(["--ready", "accept", "--", "sleep", "1000"]);
+    let panzer = Panzer::start(["--ready", "accept", "--share-ports", "off", "--", "sleep", "1000"]);
     panzer.expect_line("panzer: --ready accept needs a listener: add --listen, or take --ready notify or alive");
     assert_eq!(panzer.wait_exit().code(), Some(2));
 }
@@ -365,6 +367,6 @@ fn a_probe_that_hangs_ends_with_its_worker() {
 #[test]
 fn a_probe_is_not_empty() {
     let panzer = Panzer::start(["--ready", "exec:", "--", "sleep", "1000"]);
-    panzer.expect_line("invalid value 'exec:' for --ready: it must be one of auto, accept, notify, alive, exec:CMD");
+    panzer.expect_line("invalid value 'exec:' for --ready: did you mean 'exec:CMD'? it must be one of auto, accept, notify, alive, exec:CMD");
     assert_eq!(panzer.wait_exit().code(), Some(2));
 }

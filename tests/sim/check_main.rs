@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::sys::signal::Signal;
 use panzer::config::Ready;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{Action, Event, Monitor, Note, Settings};
+use panzer::main_process::state::{Action, Event, Monitor, Note, Settings, Verdict};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
+use crate::check_renewal::RenewalWatch;
 use crate::kernel::Time;
 
 /// What a monitor gets beyond its workers' schedule, as the state has it.
@@ -25,9 +26,13 @@ enum Orphans {
 struct Watched {
     trial: bool,
     ready: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
     whole_since: Option<Time>,
     committed: bool,
+    /// It is said to serve.
+    proven: bool,
     ordered: StopTimes,
     killed: bool,
     ended: bool,
@@ -41,8 +46,21 @@ struct Watched {
 struct Starting {
     monitor: Monitor,
     since: Time,
+    /// By when it must be ready.
+    due: Time,
     /// Something happened by which it fails.
     failed: bool,
+}
+
+impl Watched {
+    /// One that was not seen accepting must show that now. Returns whether all were ready.
+    fn listens(&mut self, slot: u32) -> bool {
+        if self.committed || self.proven || self.seen.contains(&slot) {
+            return false;
+        }
+        self.ready.remove(&slot);
+        self.whole_since.take().is_some()
+    }
 }
 
 /// What the history of a world was made of.
@@ -51,6 +69,7 @@ pub(crate) struct Tally {
     pub(crate) commits: u64,
     pub(crate) rejections: u64,
     pub(crate) queued_reloads: u64,
+    pub(crate) renewals: u64,
     pub(crate) adoptions: u64,
     pub(crate) monitor_restarts: u64,
     pub(crate) monitor_kills: u64,
@@ -58,21 +77,27 @@ pub(crate) struct Tally {
     pub(crate) gave_up: u64,
     pub(crate) fatal: u64,
     pub(crate) exits: u64,
+    pub(crate) seen: u64,
+    pub(crate) late_listens: u64,
+    pub(crate) must_accept: u64,
+    pub(crate) unseeable: u64,
 }
 
 impl Tally {
     /// Whether everything happened that is to be tested.
     pub(crate) fn covers_all(self) -> bool {
-        let reloads = [self.commits, self.rejections, self.queued_reloads];
+        let reloads = [self.commits, self.rejections, self.queued_reloads, self.renewals];
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
-        !reloads.iter().chain(&deaths).chain(&ends).any(|count| *count == 0)
+        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable];
+        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
     }
 
     pub(crate) fn add(&mut self, other: Tally) {
         self.commits += other.commits;
         self.rejections += other.rejections;
         self.queued_reloads += other.queued_reloads;
+        self.renewals += other.renewals;
         self.adoptions += other.adoptions;
         self.monitor_restarts += other.monitor_restarts;
         self.monitor_kills += other.monitor_kills;
@@ -80,6 +105,10 @@ impl Tally {
         self.gave_up += other.gave_up;
         self.fatal += other.fatal;
         self.exits += other.exits;
+        self.seen += other.seen;
+        self.late_listens += other.late_listens;
+        self.must_accept += other.must_accept;
+        self.unseeable += other.unseeable;
     }
 }
 
@@ -91,10 +120,22 @@ pub(crate) struct MainCheck {
     serving: Option<Monitor>,
     starting: Option<Starting>,
     reload_queued: bool,
+    /// The requests that were told which generation decides them.
+    answered: Vec<u64>,
+    /// The generations that somebody waits for.
+    promised: BTreeSet<u32>,
+    /// Those of which was told what became of them.
+    judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
     trials_due: u32,
+    renewal: RenewalWatch,
     has_run: bool,
     told: BTreeMap<u32, BTreeSet<u32>>,
+    /// By generation, the slots whose workers have listened on a shared port.
+    listening: BTreeMap<u32, BTreeSet<u32>>,
+    /// Some worker cannot be seen, and people have been told so.
+    unseeable: bool,
+    unseeable_told: bool,
     restarts: PaceWatch,
     stop: StopTimes,
     stopped_with: u8,
@@ -113,9 +154,16 @@ impl MainCheck {
             serving: None,
             starting: None,
             reload_queued: false,
+            answered: Vec::new(),
+            promised: BTreeSet::new(),
+            judged: BTreeSet::new(),
             trials_due: 0,
+            renewal: RenewalWatch::default(),
             has_run: false,
             told: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            unseeable: false,
+            unseeable_told: false,
             restarts: PaceWatch::default(),
             stop: StopTimes::default(),
             stopped_with: 0,
@@ -133,6 +181,11 @@ impl MainCheck {
     /// When a stop must have come to its end.
     pub(crate) fn stop_due(&self) -> Option<Time> {
         self.stop.kill_due(&self.wanted.stop)
+    }
+
+    /// Whether the serving generation has not every listener.
+    pub(crate) fn lacks_listener(&self) -> bool {
+        self.renewal.is_needed()
     }
 
     pub(crate) fn serving(&self) -> Option<Monitor> {
@@ -153,15 +206,21 @@ impl MainCheck {
         for action in actions {
             self.check_action(now, event, action, actions)?;
         }
+        self.check_answers(event)?;
         self.check_whole(now, punctual)
     }
 
     fn take_in(&mut self, now: Time, event: &Event) {
         match event {
             Event::Start => {}
-            Event::Reload if self.is_stopping() => {}
-            Event::Reload if self.starting.is_some() => self.reload_queued = true,
-            Event::Reload => self.trials_due = 1,
+            Event::Reload | Event::ReloadFor(_) if self.is_stopping() => {}
+            Event::Reload | Event::ReloadFor(_) if self.starting.is_some() => self.reload_queued = true,
+            Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
+            Event::Rebound if self.is_stopping() => {}
+            Event::Rebound => {
+                self.renewal.needed(self.last_generation, now);
+                self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+            }
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -186,6 +245,7 @@ impl MainCheck {
             self.stopped_with = code;
         }
         self.stop.begin(quick, now);
+        self.renewal = RenewalWatch::default();
         self.reload_queued = false;
         self.starting = None;
         if quick {
@@ -203,8 +263,12 @@ impl MainCheck {
         }
         let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         match report {
-            Report::Ready { slot, notified, .. } => {
+            Report::Ready { slot, notified, seen } => {
                 watched.ready.insert(*slot);
+                if *seen {
+                    self.tally.seen += 1;
+                    watched.seen.insert(*slot);
+                }
                 if watched.ready.len() == workers {
                     watched.whole_since.get_or_insert(now);
                 }
@@ -213,10 +277,22 @@ impl MainCheck {
                 }
             }
             Report::Executed => self.has_run |= is_serving,
+            Report::Listens { slot, withdrawn } => {
+                self.listening.entry(monitor.generation).or_default().insert(*slot);
+                let was_whole = *withdrawn && watched.listens(*slot);
+                self.tally.late_listens += u64::from(was_whole);
+                if let Some(starting) = self.starting.as_mut().filter(|_| is_starting && was_whole) {
+                    starting.due = starting.due.max(now + self.wanted.ready_timeout);
+                }
+            }
+            Report::Unseeable { .. } => self.unseeable = true,
             Report::Died { .. } | Report::CannotBegin(_) if is_starting => {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
-            Report::Died { cause, .. } => self.end_if_first_start(now, cause.exit_code()),
+            Report::Died { slot, cause } => {
+                watched.seen.remove(slot);
+                self.end_if_first_start(now, cause.exit_code());
+            }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
             Report::GaveUp if is_serving => {
                 self.tally.gave_up += 1;
@@ -254,11 +330,17 @@ impl MainCheck {
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, all: &[Action]) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial: true, notify } => self.check_trial(now, *monitor, *notify),
-            Action::StartMonitor { monitor, trial: false, notify } => self.check_start(now, event, *monitor, *notify),
+            Action::StartMonitor { monitor, trial, notify, accept } => {
+                self.check_accept(*monitor, *accept)?;
+                self.tally.must_accept += u64::from(*accept);
+                match trial {
+                    true => self.check_trial(now, *monitor, *notify),
+                    false => self.check_start(now, event, *monitor, *notify),
+                }
+            }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {
+            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {
                 hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
             }
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
@@ -276,6 +358,8 @@ impl MainCheck {
                 let gone = self.is_gone(*generation);
                 hold(first && gone, 9, || format!("generation {generation} is released twice, or before it is gone"))
             }
+            Action::Promise(request, promised) => self.check_promise(event, *request, *promised),
+            Action::Verdict(generation, verdict) => self.check_verdict(*generation, verdict, all),
             Action::Note(note) => self.check_note(now, note, all),
             Action::Exit(code) => {
                 let first = !std::mem::replace(&mut self.exited, true);
@@ -290,10 +374,15 @@ impl MainCheck {
     fn check_trial(&mut self, now: Time, monitor: Monitor, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         hold(self.starting.is_none(), 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        hold(self.trials_due > 0, 7, || format!("nobody asked for {monitor:?}"))?;
         hold(monitor.life == 1, 2, || format!("{monitor:?} is a new generation's first"))?;
-        self.trials_due -= 1;
-        self.starting = Some(Starting { monitor, since: now, failed: false });
+        if self.trials_due > 0 {
+            self.trials_due -= 1;
+        } else {
+            hold(self.renewal.is_needed(), 7, || format!("nobody asked for {monitor:?}"))?;
+            self.tally.renewals += 1;
+            self.renewal.started(now, self.wanted.pace)?;
+        }
+        self.starting = Some(Starting { monitor, since: now, due: now + self.wanted.ready_timeout, failed: false });
         self.add(monitor, true)?;
         self.check_notify(monitor, notify)
     }
@@ -322,8 +411,10 @@ impl MainCheck {
         let new = Watched {
             trial,
             ready: BTreeSet::new(),
+            seen: BTreeSet::new(),
             whole_since: None,
             committed: false,
+            proven: false,
             ordered: StopTimes::default(),
             killed: false,
             ended: false,
@@ -344,6 +435,14 @@ impl MainCheck {
             Ready::Auto => serving,
         };
         hold(notify == must, 1, || format!("{monitor:?} is ready by the wrong measure"))
+    }
+
+    /// What the serving generation listens on, the next one must accept on.
+    fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
+        let listening =
+            self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
+        let must = self.wanted.ready == Ready::Auto && listening == self.wanted.workers as usize;
+        hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 
     fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
@@ -408,22 +507,83 @@ impl MainCheck {
                 let pace = self.wanted.pace;
                 self.restarts.told(*delay, pace)
             }
+            Note::Renewing(_, wait) => {
+                let bounded = *wait <= self.wanted.pace.delay_max;
+                hold(bounded, 5, || format!("a generation with all listeners comes after {wait:?}"))
+            }
             Note::ReloadQueued(_) => {
                 self.tally.queued_reloads += 1;
                 Ok(())
             }
             Note::Serving(generation, _) => {
-                let serving = self.serving.and_then(|monitor| self.monitors.get(&monitor));
-                let whole = serving.is_some_and(|watched| watched.whole_since.is_some());
+                let serving = self.serving.and_then(|monitor| self.monitors.get_mut(&monitor));
+                let whole = serving.is_some_and(|watched| {
+                    watched.proven = true;
+                    watched.whole_since.is_some()
+                });
                 hold(whole, 1, || format!("generation {generation} is said to serve, and does not"))
+            }
+            Note::Unseeable(..) => {
+                self.tally.unseeable += 1;
+                let first = !std::mem::replace(&mut self.unseeable_told, true);
+                let so = first && self.unseeable && self.wanted.ready == Ready::Auto;
+                hold(so, 0, || "another measure is said to be taken, without a reason".to_owned())
             }
             _ => Ok(()),
         }
     }
 
+    /// What decides a request has not begun when it comes.
+    fn check_promise(&mut self, event: &Event, request: u64, promised: Option<u32>) -> Checked {
+        hold(*event == Event::ReloadFor(request), 7, || format!("{promised:?} is promised to nobody"))?;
+        hold(promised.is_none() == self.is_stopping(), 7, || format!("a reload is promised {promised:?}"))?;
+        let begun_by_then = self.last_generation;
+        hold(promised.is_none_or(|promised| promised > begun_by_then), 7, || format!("{promised:?} has begun before"))?;
+        self.promised.extend(promised);
+        self.answered.push(request);
+        Ok(())
+    }
+
+    fn check_verdict(&mut self, generation: u32, verdict: &Verdict, all: &[Action]) -> Checked {
+        self.promised.remove(&generation);
+        let first = self.judged.insert(generation);
+        hold(first, 7, || format!("there are two verdicts on generation {generation}"))?;
+        let noted = |wanted: fn(&Note) -> Option<u32>| {
+            let is = |action: &Action| matches!(action, Action::Note(note) if wanted(note) == Some(generation));
+            all.iter().any(is)
+        };
+        let right = match verdict {
+            Verdict::Serves(..) => noted(|note| match note {
+                Note::Committed(number, ..) => Some(*number),
+                _ => None,
+            }),
+            Verdict::Rejected { .. } => noted(|note| match note {
+                Note::Rejected { generation, .. } => Some(*generation),
+                _ => None,
+            }),
+            Verdict::Stopped => self.is_stopping(),
+        };
+        hold(right, 7, || format!("the verdict on generation {generation} is wrong: {verdict:?}"))
+    }
+
+    /// Who asked for a reload is told at once what decides it, and told what became of it once that is known.
+    fn check_answers(&self, event: &Event) -> Checked {
+        if let Event::ReloadFor(request) = event {
+            let told = self.answered.contains(request);
+            hold(told, 7, || format!("request {request} has no answer"))?;
+        }
+        let decided = |generation: &&u32| {
+            let starts = self.starting().is_some_and(|starting| starting.generation == **generation);
+            let queued = self.reload_queued && **generation == self.last_generation + 1;
+            !starts && !queued
+        };
+        let forgotten = self.promised.iter().find(decided);
+        hold(forgotten.is_none(), 7, || format!("nobody is told what became of generation {forgotten:?}"))
+    }
+
     fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
         self.tally.commits += 1;
-        let Some(Starting { monitor, failed, since }) = self.starting.take() else {
+        let Some(Starting { monitor, failed, since, .. }) = self.starting.take() else {
             return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
         };
         let baked = self.baked_at(monitor).is_some_and(|baked| baked <= now);
@@ -436,6 +596,7 @@ impl MainCheck {
             hold(told, 7, || format!("{old:?} is not retired"))?;
         }
         self.serving = Some(monitor);
+        self.renewal.serves(generation, now);
         self.has_run = true;
         // A generation's first monitor begins its life when it is started, not when it is committed.
         self.restarts = PaceWatch::begun(since);
@@ -449,8 +610,9 @@ impl MainCheck {
             return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
         };
         let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
-        let late = !whole && now >= starting.since + self.wanted.ready_timeout;
+        let late = !whole && now >= starting.due;
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
+        self.renewal.failed(now);
         self.next_trial();
         Ok(())
     }
@@ -471,6 +633,10 @@ impl MainCheck {
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;
+        let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
+        hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
+        let waits = self.starting.is_none() && punctual && self.renewal.is_late(now, self.wanted.pace);
+        hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {
             self.check_monitor(now, *monitor, watched, punctual)?;
         }
@@ -484,9 +650,9 @@ impl MainCheck {
     }
 
     fn check_starting(&self, now: Time) -> Checked {
-        let Some(Starting { monitor, since, failed }) = self.starting else { return Ok(()) };
+        let Some(Starting { monitor, due, failed, .. }) = self.starting else { return Ok(()) };
         hold(!failed, 7, || format!("{monitor:?} has failed, and starts on"))?;
-        let due = self.baked_at(monitor).unwrap_or(since + self.wanted.ready_timeout);
+        let due = self.baked_at(monitor).unwrap_or(due);
         hold(now < due, 7, || format!("{monitor:?} starts for ever"))
     }
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::monitor::state::{Action, Event, Note, Settings, Worker};
+use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
+use crate::check_probes::Probes;
+use crate::check_readiness::Readiness;
 use crate::kernel::Time;
 
 /// The longest that an exec may hang, as the state has it.
@@ -17,11 +19,7 @@ const LONGEST_EXEC: Time = Time::from_secs(10);
 struct Slot {
     life: u32,
     alive: bool,
-    executed: Option<Time>,
-    notified: bool,
-    /// A report that it is ready has been sent: at all, and of having said so.
-    ready_told: bool,
-    notified_told: bool,
+    readiness: Readiness,
     begun: Time,
     stop: StopTimes,
     signalled: bool,
@@ -35,6 +33,7 @@ pub(crate) struct MonitorCheck {
     wanted: Settings,
     slots: Vec<Slot>,
     groups: BTreeMap<Worker, StopTimes>,
+    probes: Probes,
     stop: StopTimes,
     on_trial: bool,
     committed: Time,
@@ -50,6 +49,7 @@ impl MonitorCheck {
         MonitorCheck {
             slots: (0..wanted.workers).map(|_| Slot::default()).collect(),
             groups: BTreeMap::new(),
+            probes: Probes::default(),
             stop: StopTimes::default(),
             on_trial: wanted.trial,
             committed: Time::ZERO,
@@ -79,6 +79,10 @@ impl MonitorCheck {
         self.groups.contains_key(&worker)
     }
 
+    pub(crate) fn has_probe(&self, worker: Worker) -> bool {
+        self.probes.has(worker)
+    }
+
     /// `punctual` where the process was never stopped: then nothing is late.
     pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
         let ended = self.take_in(now, event);
@@ -93,16 +97,22 @@ impl MonitorCheck {
         for index in 0..self.slots.len() {
             self.check_slot(now, index, punctual)?;
         }
+        self.probes.check(now, punctual, |worker| self.is_watched(worker))?;
         self.check_whole()
     }
 
     /// Returns the worker that ended, if it was alive.
     fn take_in(&mut self, now: Time, event: &Event) -> Option<Worker> {
+        let on_trial = self.on_trial;
         match event {
-            Event::Executed(worker) => {
-                self.alive(*worker)?.executed.get_or_insert(now);
+            Event::Executed(worker) => self.shows(*worker, |slot, wanted| slot.executed(now, wanted)),
+            Event::Notified(worker) => self.shows(*worker, Readiness::notified),
+            Event::Listens(worker) => self.shows(*worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
+            Event::Seen(worker, sight) => self.shows(*worker, |slot, wanted| slot.seen(*sight, wanted)),
+            Event::Probed(worker, succeeded) => {
+                self.probes.over(*worker);
+                self.shows(*worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
             }
-            Event::Notified(worker) => self.alive(*worker)?.notified = true,
             Event::Ended(worker, _) => return self.ended(now, *worker),
             Event::LeftBehind(worker) => {
                 // During a stop it has as long as the stop still takes.
@@ -121,8 +131,8 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. }) => {}
-            Event::Start | Event::Wake | Event::Seen(..) | Event::Probed(..) => {}
+            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Start | Event::Wake => {}
         }
         None
     }
@@ -155,6 +165,28 @@ impl MonitorCheck {
         self.slots.get_mut(worker.slot as usize).filter(|slot| slot.alive && slot.life == worker.life)
     }
 
+    fn shows(&mut self, worker: Worker, show: impl FnOnce(&mut Readiness, &Settings)) {
+        let slot = self.slots.get_mut(worker.slot as usize).filter(|slot| slot.alive && slot.life == worker.life);
+        if let Some(slot) = slot {
+            show(&mut slot.readiness, &self.wanted);
+        }
+    }
+
+    /// Whether it is still to be found out that it is ready.
+    fn is_watched(&self, worker: Worker) -> bool {
+        self.slots.get(worker.slot as usize).is_some_and(|slot| {
+            let starts = slot.alive && slot.life == worker.life && !slot.signalled;
+            starts && slot.readiness.is_watched(&self.wanted)
+        })
+    }
+
+    fn check_look(&mut self, now: Time, worker: Worker, probes: bool) -> Checked {
+        let wanted = self.is_watched(worker) && probes == (self.wanted.watch == Watch::Probe);
+        hold(wanted, 13, || format!("{worker:?} is looked at, and it need not be"))?;
+        self.slots[worker.slot as usize].readiness.looked_at(now);
+        if probes { self.probes.begun(now, worker) } else { Ok(()) }
+    }
+
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, ended: Option<Worker>) -> Checked {
         match action {
             Action::Spawn(worker) => self.check_spawn(now, event, *worker),
@@ -170,8 +202,11 @@ impl MonitorCheck {
                 self.slots[worker.slot as usize].pace.told(*delay, pace)
             }
             Action::Note(_) => Ok(()),
-            Action::Look(worker) | Action::Probe(worker) | Action::EndProbe(worker) => {
-                hold(false, 1, || format!("{worker:?} is watched, and readiness is by another measure"))
+            Action::Look(worker) => self.check_look(now, *worker, false),
+            Action::Probe(worker) => self.check_look(now, *worker, true),
+            Action::EndProbe(worker) => {
+                let awaited = self.is_watched(*worker);
+                self.probes.told_to_end(now, *worker, awaited)
             }
             Action::Exit => {
                 let first = !std::mem::replace(&mut self.exited, true);
@@ -194,7 +229,8 @@ impl MonitorCheck {
         hold(worker.life == 1 || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
         let mut pace = std::mem::take(&mut slot.pace);
         pace.started(now)?;
-        *slot = Slot { life: worker.life, alive: true, begun: now, pace, ..Slot::default() };
+        let readiness = slot.readiness.next();
+        *slot = Slot { life: worker.life, alive: true, readiness, begun: now, pace, ..Slot::default() };
         Ok(())
     }
 
@@ -214,7 +250,7 @@ impl MonitorCheck {
         if overdue {
             slot.stop.begin(false, now);
         }
-        let hangs = slot.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
+        let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
         hold(hangs || slot.stop.has_begun(), 1, || format!("{signal} for {worker:?}, which nobody stopped"))?;
         slot.signalled = true;
@@ -226,11 +262,11 @@ impl MonitorCheck {
         Ok(())
     }
 
-    /// When a worker that has not said that it is ready is to be stopped for it.
+    /// When a worker that is not ready is to be stopped for it.
     fn ready_due(&self, worker: Worker) -> Option<Time> {
         let slot = &self.slots[worker.slot as usize];
-        let waits = self.wanted.notify && !self.on_trial && !slot.notified && slot.alive && slot.life == worker.life;
-        let since = slot.executed.filter(|_| waits)?.max(self.committed);
+        let waits = !self.on_trial && slot.alive && slot.life == worker.life;
+        let since = slot.readiness.waits_since().filter(|_| waits)?.max(self.committed);
         Some(since + self.wanted.ready_timeout)
     }
 
@@ -244,17 +280,20 @@ impl MonitorCheck {
 
     fn check_report(&mut self, now: Time, report: &Report, ended: Option<Worker>) -> Checked {
         match report {
-            Report::Ready { slot, notified, .. } => {
-                let must_notify = self.wanted.notify;
+            Report::Ready { slot, notified, seen } => {
                 let slot = &mut self.slots[*slot as usize];
-                let shown = slot.alive && slot.executed.is_some() && (slot.notified || !must_notify);
-                slot.ready_told = true;
-                slot.notified_told |= *notified;
-                hold(shown && (slot.notified || !notified), 0, || format!("{report:?} is not true"))
+                let shown = &mut slot.readiness;
+                shown.ready_told = true;
+                shown.notified_told |= *notified;
+                let so = slot.alive && shown.ready && (shown.notified || !notified) && (shown.seen || !seen);
+                hold(so, 0, || format!("{report:?} is not true"))
             }
+            Report::Listens { slot, .. } => self.slots[*slot as usize].readiness.listens_is_told(),
+            Report::Unseeable { slot, .. } => self.slots[*slot as usize].readiness.hidden_is_told(),
             Report::Died { slot, cause } => {
                 hold(ended.is_some_and(|worker| worker.slot == *slot), 0, || format!("{report:?} is not true"))?;
-                let overdue = !matches!(cause, Cause::NotReady(_)) || self.slots[*slot as usize].signalled;
+                let overdue =
+                    !matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..)) || self.slots[*slot as usize].signalled;
                 hold(overdue, 0, || format!("{report:?}, though nobody ended it"))
             }
             Report::GaveUp => {
@@ -267,7 +306,7 @@ impl MonitorCheck {
             }
             Report::Executed => {
                 let first = !std::mem::replace(&mut self.executed_told, true);
-                let shown = self.slots.iter().any(|slot| slot.executed.is_some());
+                let shown = self.slots.iter().any(|slot| slot.readiness.executed.is_some());
                 hold(first && shown, 0, || "tells of an exec twice, or of none".to_owned())
             }
             other => hold(false, 0, || format!("{other:?} is nothing that the state tells")),
@@ -285,16 +324,19 @@ impl MonitorCheck {
             return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
         }
         hold(!stopping || slot.signalled, 6, || format!("{worker:?} is not stopped"))?;
-        let hangs = slot.executed.is_none() && !slot.signalled && now >= slot.begun + LONGEST_EXEC;
+        let hangs = slot.readiness.executed.is_none() && !slot.signalled && now >= slot.begun + LONGEST_EXEC;
         hold(!hangs, 6, || format!("{worker:?} hangs in exec for ever"))?;
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
         hold(!overdue || slot.signalled, 7, || format!("{worker:?} may take for ever to be ready"))?;
         let kill_due = slot.stop.kill_due(&self.wanted.stop);
         let late = punctual && !slot.killed && kill_due.is_some_and(|due| due + SLACK < now);
         hold(!late, 6, || format!("{worker:?} is not killed"))?;
-        let ready = slot.executed.is_some() && (slot.notified || !self.wanted.notify) && !slot.signalled;
-        let told = slot.ready_told && (slot.notified_told || !slot.notified);
-        hold(!ready || told, 0, || format!("that {worker:?} is ready is not told"))
+        if slot.signalled {
+            return Ok(());
+        }
+        let neglected = punctual && !self.probes.has(worker) && slot.readiness.is_neglected(now, &self.wanted);
+        hold(!neglected, 13, || format!("{worker:?} is not looked at"))?;
+        slot.readiness.check_told(&self.wanted)
     }
 
     fn check_whole(&self) -> Checked {
@@ -304,12 +346,21 @@ impl MonitorCheck {
     }
 
     fn is_over(&self) -> bool {
-        self.stop.has_begun() && self.groups.is_empty() && !self.slots.iter().any(|slot| slot.alive)
+        self.stop.has_begun()
+            && self.groups.is_empty()
+            && self.probes.is_empty()
+            && !self.slots.iter().any(|slot| slot.alive)
     }
 
     /// Whether every slot holds a worker that is ready.
     pub(crate) fn is_whole(&self) -> bool {
-        let ready = |slot: &Slot| slot.alive && slot.ready_told && !slot.signalled;
-        self.slots.iter().all(ready) && self.groups.is_empty() && !self.stop.has_begun() && !self.on_trial
+        self.is_idle() && !self.on_trial
+    }
+
+    /// Whether there is nothing to do, nor to wait for.
+    pub(crate) fn is_idle(&self) -> bool {
+        let ready = |slot: &Slot| slot.alive && slot.readiness.ready_told && !slot.signalled;
+        let all_ready = self.slots.iter().all(ready);
+        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.stop.has_begun()
     }
 }

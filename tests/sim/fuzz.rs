@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Generations, Monitor};
-use panzer::monitor::state::{self as monitor_state, Slots, Worker};
+use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
+use panzer::readiness::watch::{Hidden, Sight};
 use panzer::worker::cause::Cause;
 
 use crate::choices::Choices;
@@ -42,7 +43,7 @@ fn fuzz_main(choices: &mut Choices, spec: &Spec, seed: u64) {
             wakes += 1;
             assert!(wakes < MOST_WAKES, "seed {seed}: main never sleeps after {told}");
         }
-        let _ = (state.standings(), state.is_stopping());
+        let _ = (state.standings(), state.is_stopping(), state.is_ready(), state.progress());
     }
 }
 
@@ -68,7 +69,8 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
     monitor_state::Settings {
         workers: spec.main.workers,
         notify: choices.below(2) == 1,
-        watch: monitor_state::Watch::No,
+        watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always, Watch::Probe]),
+        bake: spec.main.bake,
         ready_timeout: spec.main.ready_timeout,
         stop: spec.main.stop.clone(),
         pace: spec.main.pace,
@@ -98,7 +100,9 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
     let cause = draw_cause(choices);
     match choices.below(16) {
         0..=1 => Event::Start,
-        2..=3 => Event::Reload,
+        2 => Event::Reload,
+        3 => Event::ReloadFor(choices.below(3)),
+        15 => Event::Rebound,
         4 if choices.one_in(8) => Event::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick])),
         5 if choices.one_in(8) => Event::StopThenNow,
         6..=11 => Event::Told(monitor, draw_report(choices, cause)),
@@ -111,20 +115,26 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(12) {
+    match choices.below(14) {
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
         10 => Report::Executed,
+        11 => Report::Listens { slot, withdrawn: choices.below(2) == 1 },
+        12 => Report::Unseeable { slot, why: String::new() },
         _ => choices.among(&[Report::StatusEnd, Report::GaveUp]),
     }
+}
+
+fn draw_sight(choices: &mut Choices) -> Sight {
+    choices.among(&[Sight::NotYet, Sight::Accepting, Sight::Unseeable(Hidden::ByIoUring)])
 }
 
 fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
-    match choices.below(24) {
+    match choices.below(32) {
         0..=2 => Event::Start,
         3..=7 => Event::Executed(worker),
         8..=10 => Event::Notified(worker),
@@ -134,7 +144,10 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
-        22 => Event::Ordered(Order::Status),
+        22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
+        23..=25 => Event::Listens(worker),
+        26..=28 => Event::Seen(worker, draw_sight(choices)),
+        29 => Event::Probed(worker, choices.below(2) == 1),
         _ => Event::Wake,
     }
 }

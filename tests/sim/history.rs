@@ -14,6 +14,7 @@ use crate::check_main::Tally;
 use crate::choices::Choices;
 use crate::kernel::{Role, Time};
 use crate::planted::Planted;
+use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
 
 /// The longest that an exec may hang, and what a monitor gets beyond its schedule.
@@ -44,7 +45,7 @@ pub(crate) fn play(
 }
 
 pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
-    let ready = choices.among(&[Ready::Alive, Ready::Auto, Ready::Notify]);
+    let ready = choices.among(&[Ready::Alive, Ready::Auto, Ready::Notify, Ready::Auto, Ready::Accept, Ready::Exec]);
     let stop = choices.among(&[
         "TERM/2s/INT/1s/KILL",
         "TERM/6s/KILL",
@@ -55,6 +56,8 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
     ]);
     let second = Duration::from_secs(1);
     let limits = [None, None, None, Some((4, second * 5)), Some((1, second)), Some((0, second))];
+    let traits = draw_traits(choices, ready);
+    let (shares_ports, given) = (choices.below(3) > 0, choices.below(3) == 2);
     Spec {
         main: Settings {
             workers: 1 + choices.below(5) as u32,
@@ -70,8 +73,19 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
             seed: choices.below(1_000),
         },
         respawn_limit: choices.among(&limits).map(|(count, window)| RespawnLimit { count, window }),
-        notifies: choices.below(3) > 0,
         trouble: choices.among(&[1, 20, 6, 3, 2]),
+        traits,
+        // What must accept and has nowhere to do so is refused at the start.
+        has_listener: given || (ready == Ready::Accept && !(shares_ports && traits.listens)),
+        shares_ports,
+    }
+}
+
+fn draw_traits(choices: &mut Choices, ready: Ready) -> Traits {
+    Traits {
+        notifies: choices.below(3) > 0 || ready == Ready::Notify,
+        listens: choices.below(3) > 0,
+        hidden: choices.one_in(4) && ready != Ready::Accept,
     }
 }
 
@@ -102,9 +116,10 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(32) {
+        match self.choices.below(36) {
             0 => {}
-            1..=9 => self.signal_main(Event::Reload),
+            1..=5 => self.signal_main(Event::Reload),
+            6..=9 => self.ask_for_reload(),
             10 => self.signal_main(Event::Stop(Urgency::Graceful)),
             11 => self.signal_main(Event::Stop(Urgency::Quick)),
             12 => self.signal_main(Event::StopThenNow),
@@ -123,7 +138,8 @@ impl World {
                 Ok(())
             })?,
             28..=29 => self.give_main_a_stale_event()?,
-            _ => self.for_some_monitor(World::give_monitor_a_stale_event)?,
+            30..=31 => self.for_some_monitor(World::give_monitor_a_stale_event)?,
+            _ => self.signal_main(Event::Rebound),
         }
         Ok(())
     }
@@ -136,6 +152,12 @@ impl World {
             let at = self.now + self.choices.latency();
             self.wake(Node::Main, at);
         }
+    }
+
+    /// Over the control socket: each asks for itself, and none is coalesced.
+    fn ask_for_reload(&mut self) {
+        self.requests += 1;
+        self.signal_main(Event::ReloadFor(self.requests));
     }
 
     fn kill_some(&mut self, wanted: fn(Role) -> bool) -> Checked {
@@ -189,10 +211,10 @@ impl World {
         self.check_rest()
     }
 
-    /// What may be under way: an exec that hangs, two reloads, a stop of theirs and of what they leave behind twice.
+    /// What may be under way: an exec that hangs, two reloads, whose workers may be late to listen, a stop of theirs and of what they leave behind twice.
     fn longest_rest(&self) -> Time {
         let settings = &self.spec.main;
-        let reload = settings.ready_timeout + settings.bake + settings.stop.total();
+        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total();
         let stop = settings.stop.total() + GRACE;
         LONGEST_EXEC + reload * 2 + stop * 4 + settings.pace.delay_max * 4 + Duration::from_secs(5)
     }
@@ -202,6 +224,8 @@ impl World {
         let [(Standing::Serving, _, Some(monitor))] = standings[..] else {
             return hold(false, 13, || format!("at rest there are {standings:?}"));
         };
+        let lacking = self.main.check.lacks_listener();
+        hold(!lacking, 13, || format!("at rest {monitor:?} lacks a listener"))?;
         hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
         let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
         let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();

@@ -26,6 +26,8 @@ pub(crate) enum Role {
     Worker,
     /// A helper that outlived its worker.
     LeftBehind,
+    /// A probe of a worker.
+    Probe,
 }
 
 /// What a worker's process, or a helper's, has done so far.
@@ -33,8 +35,18 @@ pub(crate) enum Role {
 pub(crate) struct Program {
     pub(crate) script: Script,
     pub(crate) executed: bool,
+    /// When it was executed.
+    pub(crate) began: Time,
+    /// Its monitor has let it listen on a shared port.
+    pub(crate) listens: bool,
     /// Got before the exec; they count from then on.
     pub(crate) held_back: Vec<Signal>,
+}
+
+impl Program {
+    fn new(script: Script, executed: bool) -> Program {
+        Program { script, executed, began: Time::ZERO, listens: false, held_back: Vec::new() }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -88,7 +100,7 @@ impl Kernel {
 
     pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script) -> ProcessId {
         let pid = self.next_pid();
-        let program = Some(Program { script, executed: false, held_back: Vec::new() });
+        let program = Some(Program::new(script, false));
         let parent = Some(parent);
         self.add(Process {
             pid,
@@ -106,7 +118,7 @@ impl Kernel {
         let parent = self.processes[worker].parent;
         let pid = self.next_pid();
         let group = if script.daemonizes { pid } else { self.processes[worker].group };
-        let program = Some(Program { script, executed: true, held_back: Vec::new() });
+        let program = Some(Program::new(script, true));
         let abandoned = parent.is_none();
         self.add(Process { pid, group, parent, role: Role::LeftBehind, program, life: Life::Running, abandoned })
     }

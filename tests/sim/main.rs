@@ -9,6 +9,9 @@
 mod check;
 mod check_main;
 mod check_monitor;
+mod check_probes;
+mod check_readiness;
+mod check_renewal;
 mod choices;
 mod fuzz;
 mod history;
@@ -19,6 +22,7 @@ mod planted;
 mod regressions;
 mod report;
 mod stale;
+mod watching;
 mod worker_script;
 mod world;
 

@@ -168,14 +168,11 @@ impl World {
 
     fn perform_as_main(&mut self, action: Action) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify } => {
-                self.start_monitor(monitor, trial, notify);
+            Action::StartMonitor { monitor, trial, notify, accept } => {
+                self.start_monitor(monitor, trial, notify, accept);
                 Ok(())
             }
-            Action::Order(monitor, order) => {
-                self.send_order(monitor, order);
-                Ok(())
-            }
+            Action::Order(monitor, order) => self.send_order(monitor, order),
             Action::KillMonitor(monitor) => {
                 let Some(&index) = self.main.monitors.get(&monitor) else { return Ok(()) };
                 let stuck = !self.monitors[index].looping.punctual || !self.main.looping.punctual;
@@ -188,11 +185,15 @@ impl World {
                 self.main.exit = Some(code);
                 Ok(())
             }
-            Action::CloseListeners | Action::Release(_) | Action::Note(_) => Ok(()),
+            Action::CloseListeners
+            | Action::Release(_)
+            | Action::Promise(..)
+            | Action::Verdict(..)
+            | Action::Note(_) => Ok(()),
         }
     }
 
-    fn start_monitor(&mut self, id: Monitor, trial: bool, notify: bool) {
+    fn start_monitor(&mut self, id: Monitor, trial: bool, notify: bool, accept: bool) {
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 4);
         let trouble = if troubled { self.choices.below(4) } else { 3 };
         if trouble == 0 {
@@ -205,7 +206,7 @@ impl World {
             2 => Startup::Fails,
             _ => Startup::Begins,
         };
-        let wanted = self.monitor_settings(trial, notify);
+        let wanted = self.monitor_settings(trial, notify, accept);
         let given = Planted::monitor_settings(self.planted, wanted.clone());
         let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
         self.main.monitors.insert(id, self.monitors.len());
@@ -214,12 +215,13 @@ impl World {
         self.wake(Node::Monitor(self.monitors.len() - 1), at);
     }
 
-    fn monitor_settings(&mut self, trial: bool, notify: bool) -> monitor_state::Settings {
+    fn monitor_settings(&self, trial: bool, notify: bool, accept: bool) -> monitor_state::Settings {
         let main = &self.spec.main;
         monitor_state::Settings {
             workers: main.workers,
             notify,
-            watch: monitor_state::Watch::No,
+            watch: self.spec.watch(accept),
+            bake: main.bake,
             ready_timeout: main.ready_timeout,
             stop: main.stop.clone(),
             pace: main.pace,
@@ -229,12 +231,16 @@ impl World {
         }
     }
 
-    fn send_order(&mut self, monitor: Monitor, order: Order) {
-        let Some(&index) = self.main.monitors.get(&monitor) else { return };
+    fn send_order(&mut self, monitor: Monitor, order: Order) -> Checked {
+        let Some(&index) = self.main.monitors.get(&monitor) else { return Ok(()) };
+        if order == Order::Commit {
+            self.check_committed(index)?;
+        }
         let at = (self.now + self.choices.latency()).max(self.monitors[index].last_order);
         self.monitors[index].last_order = at;
         self.monitors[index].inbox.push_back((at, order));
         self.wake(Node::Monitor(index), at);
+        Ok(())
     }
 
     fn signal_orphans(&mut self, monitor: Monitor, signal: Signal, unreached_only: bool) -> Checked {

@@ -51,6 +51,10 @@ pub(crate) struct MonitorNode {
     pub(crate) outbox: VecDeque<(Time, Report)>,
     last_report: Time,
     pub(crate) notifications: Vec<Pid>,
+    /// Those that have called listen, and wait.
+    pub(crate) listening: Vec<ProcessId>,
+    /// Probes under way, and of whom.
+    pub(crate) probes: BTreeMap<ProcessId, Worker>,
     done: bool,
 }
 
@@ -78,12 +82,30 @@ impl MonitorNode {
             outbox: VecDeque::new(),
             last_report: Time::ZERO,
             notifications: Vec::new(),
+            listening: Vec::new(),
+            probes: BTreeMap::new(),
             done: false,
         }
     }
 
     fn pid_of(&self, worker: Worker) -> Option<Pid> {
         self.roster.get(&worker.slot).filter(|live| live.worker == worker).map(|live| live.pid)
+    }
+
+    pub(crate) fn process_of(&self, worker: Worker) -> Option<ProcessId> {
+        self.roster.get(&worker.slot).filter(|live| live.worker == worker).map(|live| live.process)
+    }
+
+    pub(crate) fn worker_of(&self, process: ProcessId) -> Option<Worker> {
+        self.roster.values().find(|live| live.process == process).map(|live| live.worker)
+    }
+
+    pub(crate) fn workers(&self) -> impl Iterator<Item = ProcessId> {
+        self.roster.values().map(|live| live.process)
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        self.events.push_back(event);
     }
 
     fn holds(&self, pid: Pid) -> bool {
@@ -149,6 +171,7 @@ impl World {
         }
         self.take_orders(index);
         self.take_notifications(index);
+        self.take_calls(index);
         for slot in 0..self.spec.main.workers {
             self.look_at_exec(index, slot);
         }
@@ -187,7 +210,7 @@ impl World {
         }
     }
 
-    fn look_at_exec(&mut self, index: usize, slot: u32) {
+    pub(crate) fn look_at_exec(&mut self, index: usize, slot: u32) {
         let node = &mut self.monitors[index];
         let Some(live) = node.roster.get_mut(&slot).filter(|live| live.executing) else { return };
         if self.kernel.process(live.process).program.as_ref().is_some_and(|program| program.executed) {
@@ -199,6 +222,10 @@ impl World {
     fn reap_workers(&mut self, index: usize) {
         let process = self.monitors[index].looping.process;
         for (ended, cause) in self.kernel.reap_children(process) {
+            if let Some(worker) = self.monitors[index].probes.remove(&ended) {
+                self.monitors[index].push(Event::Probed(worker, cause == Cause::Exited(0)));
+                continue;
+            }
             let pid = self.kernel.process(ended).pid;
             let slot =
                 self.monitors[index].roster.iter().find(|(_, live)| live.process == ended).map(|(slot, _)| *slot);
@@ -243,7 +270,8 @@ impl World {
 
     fn adopted_groups(&self, index: usize) -> BTreeSet<Pid> {
         let node = &self.monitors[index];
-        let children = self.kernel.children(node.looping.process).map(|child| self.kernel.process(child));
+        let children = self.kernel.children(node.looping.process).filter(|child| !node.probes.contains_key(child));
+        let children = children.map(|child| self.kernel.process(child));
         let strangers = children.filter(|child| !node.holds(child.pid));
         strangers.map(|child| child.group).filter(|group| !node.holds(*group)).collect()
     }
@@ -277,9 +305,16 @@ impl World {
                 self.monitors[index].done = true;
                 Ok(())
             }
-            Action::CloseListeners | Action::Note(_) | Action::Look(_) | Action::Probe(_) | Action::EndProbe(_) => {
+            Action::Look(worker) => {
+                self.look_at_worker(index, worker);
                 Ok(())
             }
+            Action::Probe(worker) => {
+                self.probe_worker(index, worker);
+                Ok(())
+            }
+            Action::EndProbe(worker) => self.kill_probe(index, worker),
+            Action::CloseListeners | Action::Note(_) => Ok(()),
         }
     }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Monitor, Note};
-use panzer::monitor::state::{self as monitor_state, Worker};
+use panzer::monitor::state::{self as monitor_state, Watch, Worker};
+use panzer::readiness::watch::Sight;
 
 use crate::check_main::MainCheck;
 use crate::check_monitor::MonitorCheck;
@@ -33,8 +34,15 @@ planted! {
     LosesQueuedReload
     RunsQueuedReloadAtOnce
     ReloadsOnceMore
+    ForgetsRebound
+    TakesReboundForReload
     NeverRejects
     RejectsSilently
+    PromisesWhatIsStarting
+    ForgetsPromise
+    ForgetsVerdict
+    ForgetsVerdictOnStop
+    AcquitsTheRejected
     RejectionStopsServing
     StopsWrongMonitor
     StartsMonitorAfterStop
@@ -64,6 +72,19 @@ planted! {
     IgnoresLimit
     ForgetsGroup
     NeverSleeps
+    IsReadyUnseen
+    FallsBackUnderAccept
+    TakesAnyLook
+    TakesAnyProbe
+    ForgetsListening
+    LooksOnWhenReady
+    NeverLooks
+    NeverEndsProbes
+    WakesWhenIdle
+    ForgetsToRequireAccept
+    AlwaysRequiresAccept
+    IsWholeThoughItListens
+    HidesUnseeable
 }
 
 impl Planted {
@@ -86,6 +107,8 @@ impl Planted {
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
             Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
+            Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
+            Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
             _ => {}
         }
         settings
@@ -100,10 +123,14 @@ impl Planted {
         use main_state::Event;
         match (planted, event) {
             (Some(Planted::LosesQueuedReload), Event::Reload) if check.starting().is_some() => None,
+            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_)) if check.starting().is_some() => None,
+            (Some(Planted::ForgetsRebound), Event::Rebound) => None,
+            (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
             (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
                 Some(Event::Told(check.serving().unwrap_or(monitor), report))
             }
+            (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
     }
@@ -117,8 +144,10 @@ impl Planted {
     ) {
         let Some(planted) = planted else { return };
         planted.spoil_reloads(event, actions, check);
+        planted.spoil_verdicts(actions, check);
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
+        planted.spoil_measure(actions);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -132,10 +161,17 @@ impl Planted {
         let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
         let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
-        let one_more = Action::StartMonitor { monitor: Monitor { generation, life: 1 }, trial: true, notify: false };
+        let one_more = Action::StartMonitor {
+            monitor: Monitor { generation, life: 1 },
+            trial: true,
+            notify: false,
+            accept: false,
+        };
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
-            Planted::RetiresOnReloadRequest if *event == Event::Reload => actions.extend(stop_serving),
+            Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
+                actions.extend(stop_serving)
+            }
             Planted::DropsRetirement if commits => {
                 actions.retain(|action| !matches!(action, Action::Order(_, Order::Stop(_))));
             }
@@ -157,6 +193,32 @@ impl Planted {
         }
     }
 
+    fn spoil_verdicts(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::{Action, Verdict};
+        match self {
+            Planted::PromisesWhatIsStarting => {
+                for action in actions {
+                    if let (Action::Promise(_, Some(promised)), Some(starting)) = (action, check.starting()) {
+                        *promised = starting.generation;
+                    }
+                }
+            }
+            Planted::ForgetsPromise => actions.retain(|action| !matches!(action, Action::Promise(..))),
+            Planted::ForgetsVerdict => actions.retain(|action| !matches!(action, Action::Verdict(..))),
+            Planted::ForgetsVerdictOnStop => {
+                actions.retain(|action| !matches!(action, Action::Verdict(_, Verdict::Stopped)));
+            }
+            Planted::AcquitsTheRejected => {
+                for action in actions {
+                    if let Action::Verdict(_, verdict @ Verdict::Rejected { .. }) = action {
+                        *verdict = Verdict::Serves(None, Duration::ZERO);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn spoil_stops(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
         use main_state::{Action, Event};
         match (self, event, check.serving()) {
@@ -164,7 +226,7 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, trial: false, notify: false });
+                actions.push(Action::StartMonitor { monitor, trial: false, notify: false, accept: false });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -184,6 +246,18 @@ impl Planted {
                 actions.push(Action::Exit(0));
             }
             _ => {}
+        }
+    }
+
+    fn spoil_measure(self, actions: &mut Vec<main_state::Action>) {
+        use main_state::Action;
+        for action in &mut *actions {
+            if let Action::StartMonitor { accept, .. } = action {
+                *accept = (*accept || self == Planted::AlwaysRequiresAccept) && self != Planted::ForgetsToRequireAccept;
+            }
+        }
+        if self == Planted::HidesUnseeable {
+            actions.retain(|action| !matches!(action, Action::Note(Note::Unseeable(..))));
         }
     }
 
@@ -218,6 +292,9 @@ impl Planted {
             (Some(Planted::TakesOldLife), Event::Ended(worker, cause)) => Some(Event::Ended(current(worker), cause)),
             (Some(Planted::IgnoresMainGone), Event::MainGone) => None,
             (Some(Planted::ForgetsGroup), Event::LeftBehind(_)) => None,
+            (Some(Planted::ForgetsListening), Event::Listens(_)) => None,
+            (Some(Planted::TakesAnyLook), Event::Seen(worker, _)) => Some(Event::Seen(worker, Sight::Accepting)),
+            (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
             (_, event) => Some(event),
         }
     }
@@ -260,6 +337,13 @@ impl Planted {
                     actions.remove(at);
                 }
             }
+            Some(Planted::LooksOnWhenReady) => {
+                if let Event::Seen(worker, Sight::Accepting) = event {
+                    actions.push(Action::Look(*worker));
+                }
+            }
+            Some(Planted::NeverLooks) => actions.retain(|action| !matches!(action, Action::Look(_))),
+            Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
             Some(Planted::DropsReady) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
@@ -269,6 +353,10 @@ impl Planted {
 
     /// When a loop is woken.
     pub(crate) fn deadline(planted: Option<Planted>, deadline: Option<Instant>, now: Instant) -> Option<Instant> {
-        if planted == Some(Planted::NeverSleeps) { Some(now) } else { deadline }
+        match planted {
+            Some(Planted::NeverSleeps) => Some(now),
+            Some(Planted::WakesWhenIdle) => deadline.or(Some(now + Duration::from_millis(50))),
+            _ => deadline,
+        }
     }
 }

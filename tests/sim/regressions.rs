@@ -12,7 +12,7 @@ use panzer::worker::cause::Cause;
 use crate::check::{Checked, hold};
 use crate::choices::Choices;
 use crate::kernel::Time;
-use crate::worker_script::{Reaction, Script};
+use crate::worker_script::{Reaction, Script, Traits};
 use crate::world::{Node, Spec, World};
 
 type History = fn() -> Checked;
@@ -39,7 +39,9 @@ fn spec(workers: u32, stop: &str) -> Spec {
             seed: 1,
         },
         respawn_limit: None,
-        notifies: false,
+        traits: Traits { notifies: false, listens: false, hidden: false },
+        has_listener: false,
+        shares_ports: false,
         trouble: 1,
     }
 }
@@ -115,6 +117,7 @@ fn events_of_the_dead() -> Checked {
         workers: 1,
         notify: false,
         watch: Watch::No,
+        bake: main.bake,
         ready_timeout: main.ready_timeout,
         stop: main.stop,
         pace: main.pace,

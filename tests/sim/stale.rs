@@ -32,13 +32,14 @@ impl World {
     fn draw_stale_main_event(&mut self, monitor: Monitor) -> MainEvent {
         let slot = 0;
         let cause = Cause::Exited(3);
-        match self.choices.below(7) {
+        match self.choices.below(8) {
             0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true, seen: true }),
             1 => MainEvent::Told(monitor, Report::Died { slot, cause }),
             2 => MainEvent::Told(monitor, Report::CannotBegin(cause)),
             3 => MainEvent::Told(monitor, Report::GaveUp),
             4 => MainEvent::NotStarted(monitor, cause),
-            5 => MainEvent::Ended(monitor, cause, self.choices.below(2) == 1),
+            5 => MainEvent::Told(monitor, Report::Listens { slot, withdrawn: true }),
+            6 => MainEvent::Ended(monitor, cause, self.choices.below(2) == 1),
             _ => MainEvent::OrphansGone(monitor),
         }
     }
@@ -56,16 +57,17 @@ impl World {
             return Ok(());
         }
         let worker = Worker { slot, life };
-        let event = match self.choices.below(7) {
+        let event = match self.choices.below(8) {
             0 => Event::Ended(worker, Cause::Exited(3)),
             1 => Event::Executed(worker),
             2 => Event::Notified(worker),
             3 => Event::LeftBehind(worker),
             4 => Event::Seen(worker, Sight::Accepting),
             5 => Event::Probed(worker, true),
+            6 => Event::Listens(worker),
             _ => Event::GroupGone(worker),
         };
-        if node.check.has_group(worker) {
+        if node.check.has_group(worker) || node.check.has_probe(worker) {
             return Ok(());
         }
         let before = snapshot(state);

@@ -22,6 +22,17 @@ pub(crate) enum Exec {
     Hangs,
 }
 
+/// What a program does when all is well.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traits {
+    /// It says that it is ready.
+    pub(crate) notifies: bool,
+    /// It listens on a port of its own.
+    pub(crate) listens: bool,
+    /// It cannot be seen whether it accepts.
+    pub(crate) hidden: bool,
+}
+
 /// The life of one program.
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
@@ -29,6 +40,15 @@ pub(crate) struct Script {
     pub(crate) exec: Exec,
     /// When it says that it is ready, after its exec.
     pub(crate) notifies: Option<Time>,
+    /// When it listens on a port of its own, and when it accepts on whatever it has, after its exec.
+    pub(crate) listens: Option<Time>,
+    pub(crate) accepts: Option<Time>,
+    /// From when on it cannot be seen.
+    pub(crate) hidden: Option<Time>,
+    /// When probes of it begin to succeed, after its exec.
+    pub(crate) answers: Option<Time>,
+    /// How long they take; none: they hang.
+    pub(crate) probe_takes: Option<Time>,
     /// When it ends by itself, after its exec.
     pub(crate) dies: Option<(Time, Cause)>,
     /// How it takes the first signals of a schedule.
@@ -50,6 +70,11 @@ impl Script {
             fork_fails: false,
             exec: Exec::Runs(Duration::ZERO),
             notifies: Some(Duration::ZERO),
+            listens: None,
+            accepts: Some(Duration::ZERO),
+            hidden: None,
+            answers: Some(Duration::ZERO),
+            probe_takes: Some(Duration::ZERO),
             dies: None,
             gentle: Reaction::EndsAfter(Duration::ZERO),
             quick: Reaction::EndsAfter(Duration::ZERO),
@@ -60,18 +85,23 @@ impl Script {
     }
 
     /// A worker that behaves, in a time of its own.
-    pub(crate) fn behaved(choices: &mut Choices, notifies: bool) -> Script {
+    pub(crate) fn behaved(choices: &mut Choices, traits: Traits) -> Script {
         Script {
             exec: Exec::Runs(choices.millis(&[0, 1, 30])),
-            notifies: notifies.then(|| choices.millis(&[0, 50, 400])),
+            notifies: traits.notifies.then(|| choices.millis(&[0, 50, 400])),
+            listens: traits.listens.then(|| choices.millis(&[0, 50, 300])),
+            accepts: Some(choices.millis(&[0, 20, 300])),
+            hidden: traits.hidden.then_some(Duration::ZERO),
+            answers: Some(choices.millis(&[0, 50, 200])),
+            probe_takes: Some(choices.millis(&[0, 5])),
             gentle: Reaction::EndsAfter(choices.millis(&[0, 10, 700, 1500])),
             ..Script::tame()
         }
     }
 
     /// A worker with some troubles.
-    pub(crate) fn troubled(choices: &mut Choices, notifies: bool) -> Script {
-        let mut script = Script::behaved(choices, notifies);
+    pub(crate) fn troubled(choices: &mut Choices, traits: Traits) -> Script {
+        let mut script = Script::behaved(choices, traits);
         for _ in 0..=choices.below(3) {
             script.add_trouble(choices);
         }
@@ -79,7 +109,7 @@ impl Script {
     }
 
     fn add_trouble(&mut self, choices: &mut Choices) {
-        match choices.below(13) {
+        match choices.below(19) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
             4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
@@ -93,6 +123,15 @@ impl Script {
             9 => self.exec = draw_bad_exec(choices),
             10 => self.fork_fails = true,
             11 => self.other_user = true,
+            12 => self.accepts = None,
+            13 => self.accepts = Some(choices.millis(&[900, 3_000, 8_000])),
+            14 => self.listens = None,
+            15 => self.listens = self.listens.map(|_| choices.millis(&[900, 3_000, 8_000])),
+            16 => self.hidden = Some(choices.millis(&[0, 300])),
+            17 => {
+                self.answers = choices.among(&[None, Some(Time::from_secs(3))]);
+                self.probe_takes = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(12))]);
+            }
             _ => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
         }
     }

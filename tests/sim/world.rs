@@ -14,7 +14,7 @@ use crate::kernel::{Kernel, Pid, ProcessId, Role, Time};
 use crate::main_side::MainNode;
 use crate::monitor_side::MonitorNode;
 use crate::planted::Planted;
-use crate::worker_script::{Exec, Reaction, Script};
+use crate::worker_script::{Exec, Reaction, Script, Traits};
 
 /// No history is longer; one that is never comes to rest.
 const MOST_STEPS: u32 = 20_000;
@@ -27,8 +27,11 @@ const MOST_SPINS: u32 = 20;
 pub(crate) struct Spec {
     pub(crate) main: main_state::Settings,
     pub(crate) respawn_limit: Option<RespawnLimit>,
-    /// Whether its program says that it is ready.
-    pub(crate) notifies: bool,
+    /// What its program does.
+    pub(crate) traits: Traits,
+    /// Whether its workers are given a listener, and whether they share the ports that they bind.
+    pub(crate) has_listener: bool,
+    pub(crate) shares_ports: bool,
     /// One in so many processes is troubled; 1: none.
     pub(crate) trouble: u64,
 }
@@ -49,8 +52,9 @@ enum Happening {
     Timer(Node),
     Exec(ProcessId),
     Notify(ProcessId),
-    /// It has done what it does when told to end.
-    End(ProcessId),
+    Listen(ProcessId),
+    /// It has done what it does when told to end, or all that it was started for.
+    End(ProcessId, Cause),
     /// Its own fault.
     Die(ProcessId, Cause),
     Continue(Node),
@@ -92,6 +96,8 @@ pub(crate) struct World {
     agenda: BTreeMap<(Time, u32), Happening>,
     scheduled: u32,
     pub(crate) steps: u32,
+    /// So many have asked for a reload, and want its verdict.
+    pub(crate) requests: u64,
     pub(crate) kernel: Kernel,
     pub(crate) main: MainNode,
     pub(crate) monitors: Vec<MonitorNode>,
@@ -115,6 +121,7 @@ impl World {
             agenda: BTreeMap::new(),
             scheduled: 0,
             steps: 0,
+            requests: 0,
             kernel,
             main,
             monitors: Vec::new(),
@@ -211,7 +218,11 @@ impl World {
             }
             Happening::Exec(process) => self.exec(process),
             Happening::Notify(process) => self.notify(process),
-            Happening::End(process) => self.end(process, Cause::Exited(0)),
+            Happening::Listen(process) => {
+                self.listen(process);
+                Ok(())
+            }
+            Happening::End(process, cause) => self.end(process, cause),
             Happening::Die(process, cause) => self.end(process, cause),
             Happening::Continue(node) => self.resume(node),
         }
@@ -224,9 +235,10 @@ impl World {
             Happening::Timer(node) => self.looping(*node).timer == Some(at) && self.may_run(*node),
             Happening::Continue(node) => self.looping(*node).paused,
             Happening::Die(process, _) => self.faults && self.is_running(*process),
-            Happening::Exec(process) | Happening::Notify(process) | Happening::End(process) => {
-                self.is_running(*process)
-            }
+            Happening::Exec(process)
+            | Happening::Notify(process)
+            | Happening::Listen(process)
+            | Happening::End(process, _) => self.is_running(*process),
         }
     }
 
@@ -252,6 +264,9 @@ impl World {
         };
         let deadline = Planted::deadline(self.planted, deadline, self.instant());
         let at = deadline.map(|deadline| self.time(deadline));
+        if let Node::Monitor(index) = node {
+            self.check_idle(index, at)?;
+        }
         let now = self.now;
         let looping = self.looping(node);
         let due = at.is_some_and(|at| at <= now);
@@ -285,10 +300,9 @@ impl World {
             return script;
         }
         let troubled = self.faults && self.choices.one_in(self.spec.trouble);
-        let notifies = self.spec.notifies || self.spec.main.ready == panzer::config::Ready::Notify;
         match troubled {
-            true => Script::troubled(&mut self.choices, notifies),
-            false => Script::behaved(&mut self.choices, notifies),
+            true => Script::troubled(&mut self.choices, self.spec.traits),
+            false => Script::behaved(&mut self.choices, self.spec.traits),
         }
     }
 
@@ -296,16 +310,21 @@ impl World {
         if !self.is_running(process) {
             return Ok(());
         }
+        let now = self.now;
         let Some(program) = self.kernel.program(process) else { return Ok(()) };
         let script = program.script.clone();
         if let Exec::Refused(_, cause) = script.exec {
             return self.end(process, cause);
         }
         program.executed = true;
+        program.began = now;
         let held_back = std::mem::take(&mut program.held_back);
         self.tell_parent(process);
         if let Some(after) = script.notifies {
             self.schedule(self.now + after, Happening::Notify(process));
+        }
+        if let Some(after) = script.listens.filter(|_| self.spec.shares_ports) {
+            self.schedule(self.now + after, Happening::Listen(process));
         }
         if let Some((after, cause)) = script.dies {
             self.schedule(self.now + after, Happening::Die(process, cause));
@@ -327,13 +346,13 @@ impl World {
     }
 
     /// Something about a child is to be seen.
-    fn tell_parent(&mut self, process: ProcessId) {
+    pub(crate) fn tell_parent(&mut self, process: ProcessId) {
         let Some(parent) = self.kernel.process(process).parent else { return };
         let at = self.now + self.choices.latency();
         match self.kernel.process(parent).role {
             Role::Main => self.wake(Node::Main, at),
             Role::Monitor(index) => self.wake(Node::Monitor(index), at),
-            Role::Worker | Role::LeftBehind => {}
+            Role::Worker | Role::LeftBehind | Role::Probe => {}
         }
     }
 
@@ -352,9 +371,13 @@ impl World {
         }
         let reaction = if signal == Signal::SIGINT { program.script.quick } else { program.script.gentle };
         if let Reaction::EndsAfter(after) = reaction {
-            self.schedule(self.now + after, Happening::End(process));
+            self.end_later(process, after, Cause::Exited(0));
         }
         Ok(())
+    }
+
+    pub(crate) fn end_later(&mut self, process: ProcessId, after: Time, cause: Cause) {
+        self.schedule(self.now + after, Happening::End(process, cause));
     }
 
     /// A signal to one process: to a child that `sender` has not reaped, or else it hits a stranger.
@@ -394,7 +417,7 @@ impl World {
         match role {
             Role::Main => self.main_gone(),
             Role::Monitor(_) => self.monitor_gone(children)?,
-            Role::Worker | Role::LeftBehind => {}
+            Role::Worker | Role::LeftBehind | Role::Probe => {}
         }
         Ok(())
     }
@@ -407,13 +430,15 @@ impl World {
         }
     }
 
-    /// The kernel tells the workers of their monitor's death by the first signal of their schedule.
+    /// The kernel tells the workers of their monitor's death by the first signal of their schedule, and probes by KILL.
     fn monitor_gone(&mut self, children: Vec<ProcessId>) -> Checked {
         let signal = self.spec.main.stop.first_signal();
         for child in children {
             let process = self.kernel.process(child);
             let other_user = self.has_other_user(child);
-            if process.role == Role::Worker && !other_user {
+            if process.role == Role::Probe {
+                self.end(child, Cause::Killed(9, false))?;
+            } else if process.role == Role::Worker && !other_user {
                 self.deliver(child, signal)?;
             }
         }

@@ -94,6 +94,8 @@ impl From<io::Error> for Failure {
 /// What a server answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
+    /// HTTP/1.0, where a connection ends with its answer unless both sides say otherwise.
+    pub old: bool,
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -112,7 +114,10 @@ impl Response {
 
     /// Whether the server ends the connection with this answer.
     pub fn closes(&self) -> bool {
-        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        match self.header("connection") {
+            Some(value) => value.eq_ignore_ascii_case("close"),
+            None => self.old,
+        }
     }
 }
 
@@ -241,9 +246,10 @@ impl Connection {
 fn read_head(head: &[u8]) -> Option<Response> {
     let head = std::str::from_utf8(head).ok()?;
     let mut lines = head.split("\r\n");
-    let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let (minor, rest) = lines.next()?.strip_prefix("HTTP/1.")?.split_once(' ')?;
+    let status = rest.split(' ').next()?.parse().ok()?;
     let header = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
-    Some(Response { status, headers: lines.filter_map(header).collect(), body: Vec::new() })
+    Some(Response { old: minor == "0", status, headers: lines.filter_map(header).collect(), body: Vec::new() })
 }
 
 /// The body, and how many bytes it took, once its last chunk is there. None of our servers sends trailers.

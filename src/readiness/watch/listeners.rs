@@ -27,6 +27,13 @@ impl Listeners {
         Listeners(known.collect())
     }
 
+    /// Adds one that a worker has bound.
+    pub fn add(&mut self, socket: impl AsFd) {
+        if let Some(inode) = inode_of(socket.as_fd()).filter(|inode| !self.contains(*inode)) {
+            self.0.push((inode, address_of(socket.as_fd())));
+        }
+    }
+
     /// Whether there is none to accept on.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

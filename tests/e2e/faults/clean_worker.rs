@@ -40,6 +40,7 @@ fn the_environment_holds_what_is_documented_and_no_more() {
         .env("PANZER_BAKE", "100ms")
         .env("PLAIN", "kept")
         .start();
+    panzer.expect_line("warning: NOTIFY_SOCKET cannot be told anything: connection refused");
     panzer.wait_serving();
     let workers = panzer.workers();
     for (worker, &pid) in workers.iter().enumerate() {

@@ -119,7 +119,7 @@ fn main() {
 #[test]
 fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
     let port = free_port();
-    let slow = server("good").replace("signal.signal(signal.SIGINT, signal.SIG_DFL)", SLOW_TO_STOP);
+    let slow = server("good").replace(RESET_INT, SLOW_TO_STOP);
     let first = serving_app(port, 1).executable("app", &slow).start();
     first.wait_serving();
     let worker = first.workers();
@@ -136,6 +136,62 @@ fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
     second.stop();
     first.wait_exit();
 }
+
+/// The memory of a process goes before its descriptors do, and its environment with it: a worker with much of it is
+/// seen for a while to hold the address without being seen to be a worker.
+#[test]
+fn main_and_a_new_one_comes_while_a_big_worker_is_exiting() {
+    let port = free_port();
+    let big = server("big").replace(RESET_INT, DRAINS_A_LITTLE);
+    for _ in 0..4 {
+        let first = serving_app(port, 1).executable("app", &big).start();
+        wait_started(&first, 1);
+        kill_9(first.pid());
+        let second = serving_app(port, 1).start();
+        // What it says depends on what it comes upon: the draining worker, the exiting one, or none.
+        second.allow_line("warning: 127.0.0.1:* is held by *; waiting until it has ended");
+        second.wait_serving();
+        assert_answers(port, "good");
+        second.stop();
+        first.wait_exit();
+    }
+}
+
+#[test]
+fn a_server_without_an_environment_is_refused_at_once() {
+    let port = free_port();
+    let mut other = std::process::Command::new("env")
+        .args(["-i", "/usr/bin/env", "python3", "-c", LISTENS_AND_WAITS, &port.to_string()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let panzer = serving_app(port, 1).start();
+    panzer.expect_line(&format!("error: cannot listen on 127.0.0.1:{port}: in use by * (pid {}); stop it", other.id()));
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+const LISTENS_AND_WAITS: &str = "
+import os, socket, sys, time
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+os.write(1, b'.')
+time.sleep(1000)";
+
+const RESET_INT: &str = "signal.signal(signal.SIGINT, signal.SIG_DFL)";
+
+/// Has much memory, in small pages, which are slow to give back; stops after a moment with its listener open.
+const DRAINS_A_LITTLE: &str = "
+import mmap, os, time
+heap = mmap.mmap(-1, 768 << 20)
+heap.madvise(mmap.MADV_NOHUGEPAGE)
+for page in range(0, len(heap), mmap.PAGESIZE):
+    heap[page] = 1
+def stop(*_):
+    time.sleep(0.12)
+    os.kill(os.getpid(), signal.SIGKILL)
+signal.signal(signal.SIGTERM, stop)";
 
 /// Takes a second to stop, with its listener open.
 const SLOW_TO_STOP: &str = "

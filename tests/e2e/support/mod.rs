@@ -14,6 +14,7 @@ pub use crate::load::http::{Address, Response, get};
 pub use output::Mark;
 pub use panzer::{Builder, Panzer};
 pub use ports::free_port;
-pub use requirements::{require, with_real_interpreter};
+pub use processes::{Process, descendants};
+pub use requirements::{require, require_module, there_is, with_real_interpreter};
 pub use status::{Generation, Status, Worker};
 pub use waiting::{eventually, eventually_some};

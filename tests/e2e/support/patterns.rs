@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 12] = [
+const USUAL: [&str; 13] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -23,6 +23,8 @@ const USUAL: [&str; 12] = [
     "panzer: generation * has ended after draining for ",
     "panzer: stopping gracefully",
     "panzer: stopping now",
+    // Servers that listen once more, on what they were given, name a length of their own.
+    "panzer: a worker cut the queue of * again (said once)",
     // The status table.
     "panzer: main ",
     "panzer:   generation * monitor ",

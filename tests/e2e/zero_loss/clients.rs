@@ -19,6 +19,7 @@ pub struct BothKinds {
 }
 
 /// What both have seen.
+#[derive(Default)]
 pub struct Seen {
     pub new_connection: Report,
     pub keep_alive: Report,
@@ -29,10 +30,13 @@ impl BothKinds {
     pub fn start(port: u16) -> BothKinds {
         let clients = |mode| Load::new(port, mode, CLIENTS).pause(PAUSE).start();
         let both = BothKinds { new_connection: clients(Mode::NewConnection), keep_alive: clients(Mode::KeepAlive) };
-        eventually(START, "clients of both kinds are answered", || {
-            both.new_connection.answered() >= 10 && both.keep_alive.answered() >= 10
-        });
+        eventually(START, "clients of both kinds are answered", || both.answered() >= 10);
         both
+    }
+
+    /// How many requests have been answered so far, of the kind that has got fewer answers.
+    pub fn answered(&self) -> u64 {
+        self.new_connection.answered().min(self.keep_alive.answered())
     }
 
     pub fn stop(self) -> Seen {
@@ -43,6 +47,15 @@ impl BothKinds {
 impl Seen {
     pub fn dropped(&self) -> u64 {
         self.new_connection.dropped() + self.keep_alive.dropped()
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.new_connection.refused + self.keep_alive.refused
+    }
+
+    pub fn add(&mut self, other: Seen) {
+        self.new_connection.add(other.new_connection);
+        self.keep_alive.add(other.keep_alive);
     }
 
     pub fn print(&self, title: &str) {

@@ -4,7 +4,7 @@
 //! stopped, whoever stops them: those may lose no more under panzer than by themselves.
 
 mod alone;
-mod clients;
+pub mod clients;
 
 use std::thread;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const WORKERS: u32 = 2;
 const STOPS: u32 = RELOADS * WORKERS;
 
 /// A server that has just been started answers within this, also while all the other tests run.
-const START: Duration = Duration::from_secs(30);
+pub const START: Duration = Duration::from_secs(30);
 
 /// What a new release must live through before it serves. A server that does not say when it is ready gets more, as
 /// long as it takes to start: once it is relied on, it should be there.

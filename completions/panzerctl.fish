@@ -1,0 +1,94 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_panzerctl_global_optspecs
+    string join \n name= p/pid= control= timeout= h/help V/version
+end
+
+function __fish_panzerctl_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_panzerctl_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_panzerctl_using_subcommand
+    set -l cmd (__fish_panzerctl_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Print version'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'Name the panzers that run'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counts and gauges in Prometheus\' text format'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait for its verdict'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "stop" -d 'Stop gracefully, and wait for the end'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "shutdown" -d 'Stop gracefully, and wait for the end'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop now: the stop schedule without its first step'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "signal" -d 'Send a signal to the workers of the serving generation'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Open anew what panzer itself writes to'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d 'As JSON'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l wait-ready -d 'Wait until it runs and is ready'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l no-wait -d 'Do not wait'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l drained -d 'Wait until the old generation is gone, too'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l no-wait -d 'Do not wait'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l no-wait -d 'Do not wait'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l no-wait -d 'Do not wait'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l worker -d 'To this worker only' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -s h -l help -d 'Print help'

@@ -1,0 +1,353 @@
+//! Command line over environment over file: each value is checked where it stands, and the highest one of each option
+//! becomes an argument of one command line, so that one validation serves all three.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::builder::{FalseyValueParser, Resettable, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::{Ending, refusal, usage};
+use crate::config::file::{self, Entry, Place, Scalar, Value};
+
+/// Where the file is looked for.
+const USUAL: &str = "config/panzer.yml";
+
+/// More values than any option is given.
+const MOST_VALUES: usize = 1024;
+
+/// Options that say what is read and what is done with it: of no sense in the file.
+const NOT_IN_FILE: [&str; 4] = ["config", "check", "help", "version"];
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The command line.
+    Flag,
+    /// This variable of the environment.
+    Variable(OsString),
+    /// The file, in this line.
+    File(PathBuf, usize),
+    /// Nobody gave one.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag => write!(f, "command line"),
+            Origin::Variable(name) => write!(f, "{}", name.display()),
+            Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Origin::Default => write!(f, "default"),
+        }
+    }
+}
+
+/// One option with its values as the command line would have them.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    pub(super) id: String,
+    pub(super) values: Vec<OsString>,
+    pub(super) origin: Origin,
+    arguments: Vec<OsString>,
+}
+
+/// The program as the file names it.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    pub(super) program: Option<OsString>,
+    pub(super) args: Vec<OsString>,
+    pub(super) origin: Option<Origin>,
+}
+
+/// All that was given, each option by the highest that gave it.
+#[derive(Debug)]
+pub(super) struct Layers {
+    pub(super) matches: ArgMatches,
+    pub(super) settings: Vec<Setting>,
+    pub(super) named: Named,
+}
+
+/// Reads and checks all three. `check` says what is wrong with the options of a command line, beyond what clap sees.
+pub(super) fn gather(
+    definition: &Command,
+    arguments: Vec<OsString>,
+    check: fn(&ArgMatches) -> Result<(), Ending>,
+) -> Result<Layers, Ending> {
+    let bare = definition.clone().mut_args(|arg| arg.env(Resettable::Reset));
+    let flags = bare.clone().try_get_matches_from(&arguments).map_err(|error| refusal(&error))?;
+    let checker = Checker { bare: &bare, check };
+    let mut settings = from_flags(&bare, &flags);
+    for setting in checker.environment(definition)? {
+        add(&mut settings, setting, &bare);
+    }
+    let given = settings.iter().find(|setting| setting.id == "config").and_then(|setting| setting.values.first());
+    let path = PathBuf::from(given.map_or(OsStr::new(USUAL), |path| path));
+    let mut named = Named::default();
+    match file::read(&path) {
+        Err(why) => return Err(usage(format!("{}: {why}", path.display()))),
+        Ok(None) if given.is_some() => {
+            return Err(usage(format!("{}: there is no such file; correct --config or PANZER_CONFIG", path.display())));
+        }
+        Ok(None) => {}
+        Ok(Some(text)) => {
+            let document = Document { path: &path, text: &text };
+            let (found, program) = checker.file(&document)?;
+            found.into_iter().for_each(|setting| add(&mut settings, setting, &bare));
+            named = program;
+        }
+    }
+    let mut arguments = arguments.into_iter();
+    let lower = settings.iter().flat_map(|setting| setting.arguments.iter().cloned());
+    let all: Vec<OsString> = arguments.next().into_iter().chain(lower).chain(arguments).collect();
+    let matches = bare.try_get_matches_from(all).map_err(|error| refusal(&error))?;
+    Ok(Layers { matches, settings, named })
+}
+
+/// Adds what no higher layer has given, nor something that excludes it.
+fn add(settings: &mut Vec<Setting>, new: Setting, bare: &Command) {
+    let origin = &new.origin;
+    let same_layer = |other: &Setting| {
+        matches!(
+            (&other.origin, origin),
+            (Origin::Variable(_), Origin::Variable(_)) | (Origin::File(..), Origin::File(..))
+        )
+    };
+    let excluded = |other: &Setting| {
+        let conflicts = |one: &str, another: &str| {
+            let arg = bare.get_arguments().find(|arg| arg.get_id() == one);
+            arg.is_some_and(|arg| bare.get_arg_conflicts_with(arg).iter().any(|other| other.get_id() == another))
+        };
+        !same_layer(other) && (conflicts(&other.id, &new.id) || conflicts(&new.id, &other.id))
+    };
+    if !settings.iter().any(|other| other.id == new.id || excluded(other)) {
+        settings.push(new);
+    }
+}
+
+fn from_flags(bare: &Command, flags: &ArgMatches) -> Vec<Setting> {
+    let given = |arg: &&Arg| flags.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let values = |arg: &Arg| match arg.get_action().takes_values() {
+        true => flags.get_raw(arg.get_id().as_str()).into_iter().flatten().map(OsStr::to_owned).collect(),
+        false => vec!["true".into()],
+    };
+    let setting = |arg: &Arg| Setting {
+        id: arg.get_id().to_string(),
+        values: values(arg),
+        origin: Origin::Flag,
+        // They are on the command line already.
+        arguments: Vec::new(),
+    };
+    bare.get_arguments().filter(given).map(setting).collect()
+}
+
+/// A file that was read.
+struct Document<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Document<'_> {
+    /// First line: what, where, and what to do; then the place itself.
+    fn wrong(&self, place: Place, why: &str) -> Ending {
+        let Place { line, column } = place;
+        usage(format!("{}:{line}:{column}: {why}{}", self.path.display(), file::snippet(self.text, place)))
+    }
+}
+
+struct Checker<'a> {
+    bare: &'a Command,
+    check: fn(&ArgMatches) -> Result<(), Ending>,
+}
+
+impl Checker<'_> {
+    /// What a command line of only these arguments is refused for.
+    fn refuses(&self, arguments: &[OsString]) -> Option<String> {
+        let line = std::iter::once(OsString::from("panzer")).chain(arguments.iter().cloned());
+        let checked = self.bare.clone().try_get_matches_from(line).map_err(|error| refusal(&error));
+        match checked.and_then(|matches| (self.check)(&matches)) {
+            Err(Ending::Usage(why) | Ending::CannotStart(why)) => Some(why),
+            Ok(()) | Err(Ending::Shown(_)) => None,
+        }
+    }
+
+    fn environment(&self, definition: &Command) -> Result<Vec<Setting>, Ending> {
+        let mut settings = Vec::new();
+        for arg in definition.get_arguments() {
+            let (Some(long), Some(name)) = (arg.get_long(), arg.get_env()) else { continue };
+            let Some(value) = std::env::var_os(name) else { continue };
+            let values = match (arg.get_action(), value.to_str()) {
+                (ArgAction::SetTrue, _) => {
+                    let on = FalseyValueParser::new().parse_ref(self.bare, None, &value).unwrap_or(false);
+                    vec![OsString::from(if on { "true" } else { "false" })]
+                }
+                // An address holds no blank; the value of a variable may.
+                (ArgAction::Append, Some(text)) if !takes_pairs(arg) => {
+                    text.split_whitespace().map(OsString::from).collect()
+                }
+                _ => vec![value],
+            };
+            let arguments = arguments(arg, &values);
+            if let Some(why) = self.refuses(&arguments) {
+                let name = name.to_string_lossy();
+                return Err(usage(why.replacen(&format!("for --{long}"), &format!("for {name}"), 1)));
+            }
+            settings.push(Setting {
+                id: arg.get_id().to_string(),
+                values,
+                origin: Origin::Variable(name.to_owned()),
+                arguments,
+            });
+        }
+        Ok(settings)
+    }
+
+    fn file(&self, document: &Document<'_>) -> Result<(Vec<Setting>, Named), Ending> {
+        let entries = file::parse(document.text).map_err(|wrong| document.wrong(wrong.place, &wrong.why))?;
+        let (mut settings, mut named, mut args_at) = (Vec::new(), Named::default(), None);
+        for entry in entries {
+            let origin = Origin::File(document.path.to_owned(), entry.key.place.line);
+            match (entry.key.text.as_str(), entry.value) {
+                ("program", Value::Scalar(program)) if !program.is_null() && !program.text.is_empty() => {
+                    named.program = Some(program.text.into());
+                    named.origin = Some(origin);
+                }
+                ("program", _) => return Err(document.wrong(entry.place, "program is the path of one program")),
+                ("args", Value::List(items)) => {
+                    named.args = items.into_iter().map(|item| item.text.into()).collect();
+                    args_at = Some(entry.key.place);
+                }
+                ("args", _) => return Err(document.wrong(entry.place, "args is a list, as in [--port, 8000]")),
+                (_, value) => {
+                    let entry = Entry { key: entry.key, value, place: entry.place };
+                    settings.push(self.setting(document, entry, origin)?);
+                }
+            }
+        }
+        match args_at {
+            Some(place) if named.program.is_none() => {
+                Err(document.wrong(place, "args without program; say which program they belong to"))
+            }
+            _ => Ok((settings, named)),
+        }
+    }
+
+    /// One key of the file as an option.
+    fn setting(&self, document: &Document<'_>, entry: Entry, origin: Origin) -> Result<Setting, Ending> {
+        let Entry { key, value, place } = entry;
+        let arg = self.option(&key.text).map_err(|why| document.wrong(key.place, &why))?;
+        let long = &key.text;
+        let repeatable = matches!(arg.get_action(), ArgAction::Append);
+        let items: Vec<(OsString, Scalar)> = match value {
+            Value::Scalar(scalar) => vec![(scalar.text.clone().into(), scalar)],
+            Value::List(items) if repeatable => {
+                items.into_iter().map(|item| (item.text.clone().into(), item)).collect()
+            }
+            Value::Map(pairs) if takes_pairs(arg) => {
+                let pair = |(name, value): (Scalar, Scalar)| (format!("{}={}", name.text, value.text).into(), value);
+                pairs.into_iter().map(pair).collect()
+            }
+            _ if takes_pairs(arg) => {
+                return Err(document.wrong(place, &format!("{long} is a map, as in {{NAME: value}}")));
+            }
+            _ if repeatable => return Err(document.wrong(place, &format!("{long} is a value or a list of values"))),
+            _ => return Err(document.wrong(place, &format!("{long} is a single value"))),
+        };
+        if items.len() > MOST_VALUES {
+            return Err(document.wrong(place, &format!("{long} has {} values; {MOST_VALUES} are allowed", items.len())));
+        }
+        let mut values = Vec::new();
+        for (text, scalar) in items {
+            if scalar.is_null() {
+                return Err(document.wrong(scalar.place, &format!("{long} has no value; give one, or remove the line")));
+            }
+            if !arg.get_action().takes_values() && text != "true" && text != "false" {
+                let why = format!("invalid value '{}' for {long}: it must be true or false", scalar.text);
+                return Err(document.wrong(scalar.place, &why));
+            }
+            values.push(text);
+            // All so far: whether one goes with those before it shows at its own place. Pairs all go together.
+            let from = if takes_pairs(arg) { values.len() - 1 } else { 0 };
+            if let Some(why) = self.refuses(&arguments(arg, &values[from..])) {
+                let why = why.replacen(&format!("for --{long}"), &format!("for {long}"), 1);
+                return Err(document.wrong(scalar.place, &why));
+            }
+        }
+        let arguments = arguments(arg, &values);
+        Ok(Setting { id: arg.get_id().to_string(), values, origin, arguments })
+    }
+
+    /// The option that `key` names.
+    fn option(&self, key: &str) -> Result<&Arg, String> {
+        if NOT_IN_FILE.contains(&key) {
+            return Err(format!("{key} cannot be set here, only on the command line"));
+        }
+        let found = self.bare.get_arguments().find(|arg| arg.get_long() == Some(key));
+        found.ok_or_else(|| {
+            let known = keys(self.bare).chain(["program", "args"]);
+            let nearest = known.map(|known| (distance(&key.replace('_', "-").to_lowercase(), known), known)).min();
+            match nearest {
+                Some((far, known)) if far <= 1 + known.len() / 4 => {
+                    format!("unknown option '{key}': did you mean '{known}'?")
+                }
+                _ => format!("unknown option '{key}': see panzer --help; a key is an option without its dashes"),
+            }
+        })
+    }
+}
+
+/// The options that the file may set, by the keys that set them.
+pub(super) fn keys(command: &Command) -> impl Iterator<Item = &str> {
+    command.get_arguments().filter_map(Arg::get_long).filter(|long| !NOT_IN_FILE.contains(long))
+}
+
+/// Whether its values are pairs, as of `--env K=V`.
+fn takes_pairs(arg: &Arg) -> bool {
+    let names = arg.get_value_names().into_iter().flatten();
+    matches!(arg.get_action(), ArgAction::Append) && names.into_iter().any(|name| name.ends_with("=V"))
+}
+
+/// A command line that says the same.
+fn arguments(arg: &Arg, values: &[OsString]) -> Vec<OsString> {
+    let long = format!("--{}", arg.get_long().unwrap_or_default());
+    let argument = |value: &OsString| {
+        if !arg.get_action().takes_values() {
+            return (value == "true").then(|| long.clone().into());
+        }
+        let mut argument = OsString::from(format!("{long}="));
+        argument.push(value);
+        Some(argument)
+    };
+    values.iter().filter_map(argument).collect()
+}
+
+/// How many letters must be put in, left out or changed to get from one word to the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    // A key longer than any option is none of them, and not worth the time.
+    for (at, letter) in one.chars().take(64).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (index, known) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != *known);
+            diagonal = row[index + 1];
+            row[index + 1] = changed.min(row[index] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_near_or_far() {
+        assert_eq!(distance("workers", "workers"), 0);
+        assert_eq!(distance("workres", "workers"), 2);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("bake", "delay"), 5);
+    }
+}

@@ -1,0 +1,104 @@
+//! As whom, and how, workers are to run: as it was asked for, not yet looked up.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A user or a group as it was named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Named {
+    /// By its number.
+    Number(u32),
+    /// By its name.
+    Name(String),
+}
+
+/// What `--user` takes: a user, and after a colon a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserAndGroup {
+    /// The user.
+    pub user: Named,
+    /// Its group, where it is not to be the user's own.
+    pub group: Option<Named>,
+}
+
+/// As whom, and how, workers are to run. What is not given is as it is for panzer itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The user.
+    pub user: Option<Named>,
+    /// The group, where it is not to be the user's own.
+    pub group: Option<Named>,
+    /// What is taken away from the mode of files that they create.
+    pub umask: Option<u32>,
+    /// Their nice value, from -20 to 19.
+    pub nice: Option<i32>,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Named, String> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // The last number means "leave it as it is" to the kernel.
+            let number = text.parse().ok().filter(|&number| number != u32::MAX);
+            return number.map(Named::Number).ok_or_else(|| format!("a number goes up to {}", u32::MAX - 1));
+        }
+        if text.is_empty() || text.len() > 256 || text.contains([':', '\0', '\n']) {
+            return Err("take a name or a number".to_owned());
+        }
+        Ok(Named::Name(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Named::Number(number) => write!(f, "{number}"),
+            Named::Name(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+impl FromStr for UserAndGroup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<UserAndGroup, String> {
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let named = |named: &str| named.parse().map_err(|why| format!("{why}, as in www-data or 1000:1000"));
+        Ok(UserAndGroup { user: named(user)?, group: group.map(named).transpose()? })
+    }
+}
+
+/// Reads an octal umask.
+pub fn umask(text: &str) -> Result<u32, String> {
+    let octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mask = u32::from_str_radix(text, 8).ok().filter(|&mask| octal && mask <= 0o777);
+    mask.ok_or_else(|| "it must be octal, from 0 to 777, as in 027".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_are_read() {
+        let name = |name: &str| Named::Name(name.to_owned());
+        assert_eq!("app".parse(), Ok(UserAndGroup { user: name("app"), group: None }));
+        assert_eq!("7:adm".parse(), Ok(UserAndGroup { user: Named::Number(7), group: Some(name("adm")) }));
+        for text in ["", ":", ":adm", "app:", "a:b:c", "4294967295", "4294967296", "1:4294967295"] {
+            assert!(text.parse::<UserAndGroup>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_umask_is_octal() {
+        assert_eq!(umask("027"), Ok(0o27));
+        assert_eq!(umask("0"), Ok(0));
+        for text in ["", "8", "-1", "+7", "1000", "0o27", "rwx"] {
+            assert!(umask(text).is_err(), "{text}");
+        }
+    }
+}

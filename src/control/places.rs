@@ -1,0 +1,56 @@
+//! Where an instance keeps its files: `NAME.pid`, and beside it `NAME.sock`.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::geteuid;
+
+/// The control socket that goes with this pid file.
+pub fn socket_beside(pid_file: &Path) -> PathBuf {
+    let path = pid_file.as_os_str().as_bytes();
+    let stem = path.strip_suffix(b".pid").unwrap_or(path);
+    PathBuf::from(OsString::from_vec([stem, b".sock"].concat()))
+}
+
+/// What the instance with this pid file is called.
+pub fn name_of(pid_file: &Path) -> String {
+    let name = pid_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.strip_suffix(".pid").map(str::to_owned).unwrap_or(name)
+}
+
+/// `$RUNTIME_DIRECTORY`, else `/run/panzer` for root, else `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
+pub fn runtime_directory() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let uid = geteuid();
+    match (variable("RUNTIME_DIRECTORY"), variable("XDG_RUNTIME_DIR")) {
+        (Some(given), _) => given,
+        (None, _) if uid.is_root() => PathBuf::from("/run/panzer"),
+        (None, Some(user)) => user.join("panzer"),
+        (None, None) => std::env::temp_dir().join(format!("panzer-{uid}")),
+    }
+}
+
+/// The same, made where it is not there. Fails with the path where it cannot be used.
+pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
+    let path = runtime_directory();
+    let uid = geteuid();
+    match DirBuilder::new().mode(if uid.is_root() { 0o755 } else { 0o700 }).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err((path, reason(&error))),
+        _ => {}
+    }
+    match fs::metadata(&path) {
+        Ok(meta) if meta.is_dir() && (meta.uid() == uid.as_raw() || uid.is_root()) => Ok(path),
+        Ok(meta) if meta.is_dir() => Err((path, "it belongs to somebody else".to_owned())),
+        Ok(_) => Err((path, "it is no directory".to_owned())),
+        Err(error) => Err((path, reason(&error))),
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_lowercase())
+}

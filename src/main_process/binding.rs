@@ -1,0 +1,99 @@
+//! Binding at the start: before anything runs, and all or nothing.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::config::Plan;
+use crate::signals::{Action, Preset, action};
+use crate::sockets::{Listener, Refusal, bind, queues};
+use crate::sys::poller::Poller;
+use crate::sys::signals::Signals;
+
+/// How often an address is tried that somebody holds who will soon be gone.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// An address in use that nobody is seen to hold is tried for so long: between the moment a process gives up its
+/// descriptors and the one its sockets are closed, nobody is.
+const UNSEEN: Duration = Duration::from_millis(250);
+
+/// Why main does not begin.
+pub(super) enum Failure {
+    /// Panzer cannot start, in a line.
+    Refused(String),
+    /// Asked to stop before it had begun.
+    Stopped,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Refused(format!("cannot start: {error}"))
+    }
+}
+
+/// All or none. What only processes hold that will soon be gone, such as the draining workers of a dead main, is waited
+/// for, at most one stop schedule.
+pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<Vec<Listener>, Failure> {
+    if let Some(shortage) = queues::shortage(plan) {
+        return Err(Failure::Refused(shortage));
+    }
+    let mut patience = Patience::begin(plan);
+    let mut listeners: Vec<Listener> = Vec::new();
+    let mut wanted = queues::all(&plan.listen, plan.workers).peekable();
+    while let Some(&(listen, slot)) = wanted.peek() {
+        let failure = match bind(listen, slot) {
+            Ok(listener) => {
+                listeners.push(listener);
+                wanted.next();
+                continue;
+            }
+            Err(refusal) if patience.bears(&refusal) => stop_asked(poller, signals)?.then_some(Failure::Stopped),
+            Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => Some(Failure::Refused(why)),
+        };
+        if let Some(failure) = failure {
+            listeners.into_iter().for_each(Listener::close);
+            return Err(failure);
+        }
+    }
+    Ok(listeners)
+}
+
+/// How long is still waited.
+struct Patience {
+    until: Instant,
+    unseen_until: Instant,
+    told: bool,
+}
+
+impl Patience {
+    fn begin(plan: &Plan) -> Patience {
+        let now = Instant::now();
+        Patience { until: now + plan.stop.total(), unseen_until: now + UNSEEN, told: false }
+    }
+
+    /// Whether it may be otherwise in a moment.
+    fn bears(&mut self, refusal: &Refusal) -> bool {
+        let now = Instant::now();
+        match refusal {
+            Refusal::Passing(_) if now >= self.until => false,
+            Refusal::Passing(held) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    ::log::warn!("{held}; waiting until it has ended");
+                }
+                // The last of them ends between our bind and our look.
+                self.unseen_until = now + UNSEEN;
+                true
+            }
+            Refusal::Unseen(_) => now < self.unseen_until,
+            Refusal::Final(_) => false,
+        }
+    }
+}
+
+/// Waits a moment. True where a signal asked for an end meanwhile.
+fn stop_asked(poller: &Poller, signals: &Signals) -> io::Result<bool> {
+    poller.wait(Some(Instant::now() + RETRY))?;
+    let asked = std::iter::from_fn(|| signals.read()).map(|received| action(Preset::Panzer, received.signal));
+    // All of them are taken: one that is left would wake the next wait at once.
+    let stops = asked.filter(|asked| matches!(asked, Action::Stop | Action::StopThenNow | Action::StopNow)).count();
+    Ok(stops > 0)
+}

@@ -1,0 +1,52 @@
+//! What main has counted since it began: for metrics, and nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::state::Verdict;
+use crate::control::requests::{Failed, Reloads, Respawns};
+use crate::worker::cause::Cause;
+
+/// The kind of a cause, with an exit code or a signal: a few hundred at most, whatever happens.
+type Kind = (String, Option<i32>, Option<String>);
+
+/// The counts.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    respawns: BTreeMap<Kind, u64>,
+    reloads: Reloads,
+}
+
+impl Counters {
+    /// A worker of a generation that is not on trial has ended, and is replaced.
+    pub(super) fn respawned(&mut self, cause: &Cause) {
+        let Failed { cause, code, signal, .. } = Failed::new(0, cause);
+        *self.respawns.entry((cause, code, signal)).or_default() += 1;
+    }
+
+    /// A reload has its verdict.
+    pub(super) fn judged(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Serves(_, took) => {
+                self.reloads.done += 1;
+                self.reloads.last_ms = Some(Duration::as_millis(took) as u64);
+            }
+            Verdict::Rejected { .. } => self.reloads.rejected += 1,
+            Verdict::Stopped => self.reloads.stopped += 1,
+        }
+    }
+
+    pub(super) fn respawns(&self) -> Vec<Respawns> {
+        let entry = |((cause, code, signal), &count): (&Kind, &u64)| Respawns {
+            cause: cause.clone(),
+            code: *code,
+            signal: signal.clone(),
+            count,
+        };
+        self.respawns.iter().map(entry).collect()
+    }
+
+    pub(super) fn reloads(&self) -> Reloads {
+        self.reloads
+    }
+}

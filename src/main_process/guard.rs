@@ -1,0 +1,160 @@
+//! What a worker does to a TCP listener that it shares with all others is undone: a `shutdown()`, which closes it for
+//! everybody, and a `listen()` with a shorter queue.
+//!
+//! The kernel tells of a shutdown by a hang-up, and a queue is looked at when a worker says something that comes after
+//! its `listen()`: as long as nothing happens, none of this wakes anybody.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
+
+use crate::sys::options;
+use crate::sys::poller::Poller;
+
+/// A listener that is shut down again and again is revived no more often than this.
+const PACE: Duration = Duration::from_millis(20);
+
+/// And told of no more often than this.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// The listeners that are looked after, by the token of each.
+#[derive(Debug)]
+pub(super) struct Guard {
+    all: BTreeMap<u64, Guarded>,
+    next_token: u64,
+}
+
+#[derive(Debug)]
+struct Guarded {
+    socket: OwnedFd,
+    name: String,
+    /// The longest queue it has had. None before it listened.
+    queue: Option<u32>,
+    /// When it was revived last, and when it is to be.
+    revived: Option<Instant>,
+    due: Option<Instant>,
+    /// When people were told last, and how often it has been revived since.
+    told: Option<Instant>,
+    untold: u32,
+    queue_told: bool,
+}
+
+impl Guard {
+    /// Over nothing yet. All tokens from `first_token` on are its own.
+    pub(super) fn new(first_token: u64) -> Guard {
+        Guard { all: BTreeMap::new(), next_token: first_token }
+    }
+
+    /// Takes a socket in. It is watched once it listens.
+    pub(super) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
+        let Ok(socket) = socket.try_clone_to_owned() else { return };
+        let guarded =
+            Guarded { socket, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false };
+        self.all.insert(self.next_token, guarded);
+        self.next_token += 1;
+    }
+
+    /// Lets go of what has this name.
+    pub(super) fn remove(&mut self, name: &str, poller: &Poller) {
+        self.all.retain(|_, guarded| {
+            if guarded.name == name {
+                poller.forget(&guarded.socket);
+            }
+            guarded.name != name
+        });
+    }
+
+    /// Lets go of everything.
+    pub(super) fn clear(&mut self, poller: &Poller) {
+        self.all.values().for_each(|guarded| poller.forget(&guarded.socket));
+        self.all.clear();
+    }
+
+    /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
+    pub(super) fn look(&mut self, poller: &Poller) {
+        for (token, guarded) in &mut self.all {
+            let Ok(Some(current)) = options::backlog(&guarded.socket) else { continue };
+            match guarded.queue {
+                None => {
+                    guarded.queue = Some(current);
+                    guarded.watch(*token, poller);
+                }
+                Some(queue) if current < queue => guarded.lengthen(current, queue),
+                Some(_) => guarded.queue = Some(current),
+            }
+        }
+    }
+
+    /// The kernel says that somebody shut one down. It is left alone until it is revived.
+    pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) {
+        if let Some(guarded) = self.all.get_mut(&token) {
+            poller.forget(&guarded.socket);
+            guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
+        }
+    }
+
+    /// When something is to be done.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let telling = |guarded: &Guarded| guarded.told.filter(|_| guarded.untold > 0).map(|told| told + TOLD_EVERY);
+        self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten().min()
+    }
+
+    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it.
+    pub(super) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) {
+        for (token, guarded) in &mut self.all {
+            if guarded.due.is_some_and(|due| due <= now) {
+                guarded.revive(*token, now, poller);
+            }
+            let may_tell = guarded.told.is_none_or(|told| told + TOLD_EVERY <= now);
+            if guarded.untold > 0 && may_tell {
+                let times = if guarded.untold > 1 { format!(" {} times", guarded.untold) } else { String::new() };
+                log::warn!("{} shut down {}{times}; it listens again", suspects(), guarded.name);
+                (guarded.told, guarded.untold) = (Some(now), 0);
+            }
+        }
+    }
+}
+
+impl Guarded {
+    fn watch(&self, token: u64, poller: &Poller) {
+        if let Err(error) = poller.watch_hang_up(&self.socket, token) {
+            log::warn!("cannot watch over {}: {error}; should a worker shut it down, nobody will know", self.name);
+        }
+    }
+
+    fn revive(&mut self, token: u64, now: Instant, poller: &Poller) {
+        self.revived = Some(now);
+        // A second shutdown marked what was closed already, and all that it would accept: only one of a socket that
+        // listens takes the mark away.
+        let listens = listen(&self.socket, length(self.queue));
+        // Refused only where somebody was faster, and has done the same.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        match listens.and_then(|()| listen(&self.socket, length(self.queue))) {
+            Ok(()) => {
+                self.due = None;
+                self.untold += 1;
+                self.watch(token, poller);
+            }
+            Err(errno) => {
+                // Somebody else has taken the address, and may give it back.
+                self.due = Some(now + TOLD_EVERY);
+                log::error!("a worker shut down {}, and it cannot listen again: {}", self.name, errno.desc());
+            }
+        }
+    }
+
+    fn lengthen(&mut self, current: u32, queue: u32) {
+        let longer = listen(&self.socket, length(Some(queue)));
+        if longer.is_ok() && !std::mem::replace(&mut self.queue_told, true) {
+            log::info!("a worker cut the queue of {} to {current}; it is {queue} again (said once)", self.name);
+        }
+    }
+}
+
+/// nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.
+fn length(queue: Option<u32>) -> Backlog {
+    let known = queue.and_then(|queue| i32::try_from(queue).ok()).and_then(|queue| Backlog::new(queue).ok());
+    known.unwrap_or(Backlog::MAXALLOWABLE)
+}

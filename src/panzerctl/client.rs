@@ -1,0 +1,79 @@
+//! The control socket, an operator's side.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::control::requests::{Answer, Request};
+
+/// Whoever runs answers within this, or is stopped.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest line of an answer.
+const LONGEST_ANSWER: u64 = 16 << 20;
+
+/// Why it came to nothing, each in a line, and each an exit code.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Refused, or failed.
+    Failed(String),
+    /// It is dead, and its pid file left.
+    Dead(String),
+    /// What was asked for is not clear.
+    Usage(String),
+    /// It does not run.
+    NotRunning(String),
+    /// No answer.
+    Unknown(String),
+}
+
+/// A connection to main.
+#[derive(Debug)]
+pub(super) struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Fails with `WouldBlock` where main is stopped and its queue is full.
+    pub(super) fn connect(path: &Path) -> io::Result<Client> {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        // The kernel waits no longer than this for room in the queue.
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Client { stream: BufReader::new(UnixStream::from(fd)) })
+    }
+
+    pub(super) fn ask(&mut self, request: &Request) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.stream.get_mut().set_write_timeout(Some(PATIENCE))?;
+        self.stream.get_mut().write_all(&line)
+    }
+
+    /// The next line, until `deadline`; without one for as long as it takes.
+    pub(super) fn answer(&mut self, deadline: Option<Instant>) -> Result<Answer, Trouble> {
+        let left =
+            deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let mut line = String::new();
+        let read = self.stream.get_ref().set_read_timeout(left);
+        let read = read.and_then(|()| (&mut self.stream).take(LONGEST_ANSWER).read_line(&mut line));
+        match read {
+            Ok(0) => Err(Trouble::Unknown("panzer closed the connection without an answer; did it die?".to_owned())),
+            Ok(_) => {
+                serde_json::from_str(&line).map_err(|error| Trouble::Unknown(format!("no answer of a panzer: {error}")))
+            }
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {
+                Err(Trouble::Unknown(
+                    "no answer in time; if panzer is stopped (kill -STOP), continue it; --timeout waits longer"
+                        .to_owned(),
+                ))
+            }
+            Err(error) => Err(Trouble::Unknown(format!("the connection broke: {error}"))),
+        }
+    }
+}

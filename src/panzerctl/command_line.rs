@@ -1,0 +1,89 @@
+//! The command line of panzerctl: the one definition of its commands and options.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use nix::sys::signal::Signal;
+
+use crate::config::{duration, parse_signal_or_number};
+
+const AFTER: &str = "With one panzer running, none of --name, --pid and --control is needed.\n\n\
+    Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or failed; of status: dead, and \
+    its pid file left\n  2  usage, or several run and none is named\n  3  not running\n  4  no answer, or not known\n\n\
+    The control socket takes one JSON object a line, as {\"version\":1,\"command\":\"reload\"}, and answers by lines: \
+    those with \"event\" tell what goes on, the one with \"ok\" is the last.";
+
+/// Asks a running panzer for its state, and tells it what to do.
+#[derive(Debug, Parser)]
+#[command(name = "panzerctl", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER)]
+pub(super) struct Options {
+    /// The panzer of this name
+    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["pid", "control"])]
+    pub(super) name: Option<String>,
+
+    /// The panzer with this pid file
+    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "control")]
+    pub(super) pid: Option<PathBuf>,
+
+    /// The panzer with this control socket
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(super) control: Option<PathBuf>,
+
+    /// Give up after this long [5s; as long as it may take for what waits]
+    #[arg(long, value_name = "D", global = true, allow_hyphen_values = true, value_parser = duration::parse)]
+    pub(super) timeout: Option<Duration>,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Name the panzers that run
+    List,
+    /// Show generations, workers and accept queues
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Wait until it runs and is ready
+        #[arg(long)]
+        wait_ready: bool,
+    },
+    /// Print counts and gauges in Prometheus' text format
+    Metrics,
+    /// Start a new generation, and wait for its verdict
+    Reload {
+        /// Do not wait
+        #[arg(long, conflicts_with = "drained")]
+        no_wait: bool,
+        /// Wait until the old generation is gone, too
+        #[arg(long)]
+        drained: bool,
+    },
+    /// Stop gracefully, and wait for the end
+    #[command(visible_alias = "shutdown")]
+    Stop {
+        /// Do not wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Stop now: the stop schedule without its first step
+    Exit {
+        /// Do not wait
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Send a signal to the workers of the serving generation
+    Signal {
+        /// Its name or number, as HUP, SIGHUP or 1
+        #[arg(value_name = "SIG", value_parser = parse_signal_or_number)]
+        signal: Signal,
+        /// To this worker only
+        #[arg(long, value_name = "N")]
+        worker: Option<u32>,
+    },
+    /// Open anew what panzer itself writes to
+    Reopen,
+}

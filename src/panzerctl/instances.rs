@@ -1,0 +1,121 @@
+//! Which panzers run, and where their control sockets are.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+
+use super::client::{Client, Trouble};
+use super::command_line::Options;
+use crate::control::places::{name_of, runtime_directory, socket_beside};
+
+/// One that runs or did.
+#[derive(Debug, Clone)]
+pub(super) struct Instance {
+    pub(super) socket: PathBuf,
+    pub(super) pid_file: Option<PathBuf>,
+}
+
+impl Instance {
+    fn by_pid_file(pid_file: PathBuf) -> Instance {
+        Instance { socket: socket_beside(&pid_file), pid_file: Some(pid_file) }
+    }
+
+    /// What to call it.
+    pub(super) fn shown(&self) -> String {
+        self.pid_file.as_deref().map_or_else(|| self.socket.display().to_string(), name_of)
+    }
+
+    /// Why nobody answers at its socket.
+    pub(super) fn absence(&self, why: &std::io::Error) -> Trouble {
+        let socket = self.socket.display();
+        if why.kind() == ErrorKind::PermissionDenied {
+            return Trouble::Unknown(format!("{socket} is open to its owner and root only; take the owner's user"));
+        }
+        if why.kind() == ErrorKind::WouldBlock {
+            return Trouble::Unknown(format!("{socket} takes nobody; if panzer is stopped (kill -STOP), continue it"));
+        }
+        match self.pid_file.as_deref().filter(|path| path.exists()) {
+            Some(path) if is_locked(path) => Trouble::Unknown(format!(
+                "{} runs, but takes no commands at {socket}; is it still starting? Otherwise give --control",
+                self.shown()
+            )),
+            Some(path) => Trouble::Dead(format!("{} is dead, and its pid file {} left", self.shown(), path.display())),
+            None => Trouble::NotRunning(format!("{} does not run: nobody listens on {socket}", self.shown())),
+        }
+    }
+}
+
+/// The one that is meant.
+pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
+    if let Some(socket) = &options.control {
+        return Ok(Instance { socket: socket.clone(), pid_file: None });
+    }
+    if let Some(pid_file) = &options.pid {
+        return Ok(Instance::by_pid_file(pid_file.clone()));
+    }
+    if let Some(name) = &options.name {
+        let path = |folder: &PathBuf| folder.join(format!("{name}.pid"));
+        let found = folders().iter().map(path).find(|path| path.exists());
+        return Ok(Instance::by_pid_file(found.unwrap_or_else(|| path(&runtime_directory()))));
+    }
+    let mut all = running();
+    match all.len() {
+        0 => {
+            let looked: Vec<String> = folders().iter().map(|folder| folder.display().to_string()).collect();
+            Err(Trouble::NotRunning(format!(
+                "no panzer runs (looked in {}); start one, or give --control",
+                looked.join(", ")
+            )))
+        }
+        1 => Ok(all.remove(0)),
+        _ => {
+            let names: Vec<String> = all.iter().map(Instance::shown).collect();
+            Err(Trouble::Usage(format!("several run: {}; say which by --name", names.join(", "))))
+        }
+    }
+}
+
+/// All whose control socket takes us.
+pub(super) fn running() -> Vec<Instance> {
+    let mut found = Vec::new();
+    for folder in folders() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "pid") {
+                let instance = Instance::by_pid_file(path);
+                let connected = Client::connect(&instance.socket);
+                if connected.is_ok() || connected.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                    found.push(instance);
+                }
+            }
+        }
+    }
+    found.sort_by_key(Instance::shown);
+    found
+}
+
+/// Where instances of ours may be.
+fn folders() -> Vec<PathBuf> {
+    let mut folders = vec![runtime_directory(), PathBuf::from("/run/panzer")];
+    folders.extend(std::env::var_os("XDG_RUNTIME_DIR").map(|folder| PathBuf::from(folder).join("panzer")));
+    folders.push(std::env::temp_dir().join(format!("panzer-{}", geteuid())));
+    let mut seen = std::collections::BTreeSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
+    folders
+}
+
+/// Whether a pid file's lock is held. Only looked at: to try the lock would refuse it to a panzer that starts just then.
+fn is_locked(path: &Path) -> bool {
+    let Ok(meta) = fs::metadata(path) else { return false };
+    let inode = format!(":{}", meta.ino());
+    // "1: FLOCK  ADVISORY  WRITE 4711 fd:00:1234 0 EOF"
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let holds = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        fields.contains(&"FLOCK") && fields.iter().any(|field| field.ends_with(&inode))
+    };
+    locks.lines().any(holds)
+}

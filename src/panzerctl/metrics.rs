@@ -1,0 +1,122 @@
+//! The state of a panzer in Prometheus' text format. No label holds a pid, a generation or anything else without end.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::control::requests::{Queue, Status};
+
+/// Every standing and every state is shown, also where nothing is in it: a series that comes and goes is no good.
+const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
+const STATES: [&str; 5] = ["starting", "ready", "stopping", "waiting", "empty"];
+
+/// The samples of one metric: labels, each with its value, and what was measured.
+type Samples = Vec<(Vec<(&'static str, String)>, f64)>;
+
+/// The whole page.
+pub(super) fn render(status: &Status) -> String {
+    let mut out = String::new();
+    let single = |value: f64| vec![(Vec::new(), value)];
+    let flag = |value: bool| single(u8::from(value).into());
+    let mut gauge = |name, help, samples| metric(&mut out, (name, "gauge"), help, samples);
+    gauge("panzer_info", "Always 1; the name of the instance.", vec![(vec![("name", status.name.clone())], 1.0)]);
+    gauge("panzer_uptime_seconds", "For how long main has run.", single(seconds(status.uptime_ms)));
+    gauge("panzer_ready", "Whether the serving generation has a worker that is ready.", flag(status.ready));
+    gauge("panzer_stopping", "Whether everything is being stopped.", flag(status.stopping));
+    gauge("panzer_workers_wanted", "So many workers are to run.", single(status.workers.into()));
+    gauge("panzer_generations", "Generations by standing.", generations(status));
+    gauge("panzer_monitors_silent", "Monitors that did not answer within a second.", single(silent(status)));
+    gauge("panzer_workers", "Workers by their generation's standing and their own state.", workers(status));
+    let last = status.reloads.last_ms.map(|millis| (Vec::new(), seconds(millis)));
+    let help = "How long the last reload took that came to serve; none yet where it is missing.";
+    gauge("panzer_reload_duration_seconds", help, last.into_iter().collect());
+    let help = "Connections that wait in the accept queue of a TCP listener.";
+    gauge("panzer_accept_queue_depth", help, queues(&status.listeners, |queue| queue.queued));
+    let help = "Connections that may wait in the accept queue of a TCP listener.";
+    gauge("panzer_accept_queue_limit", help, queues(&status.listeners, |queue| queue.limit));
+    let help = "Workers that ended unasked outside of a trial, and were replaced, by how they ended.";
+    metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
+    metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by verdict.", reloads(status));
+    out
+}
+
+fn generations(status: &Status) -> Samples {
+    let count = |standing| status.generations.iter().filter(|generation| generation.standing == standing).count();
+    STANDINGS.map(|standing| (vec![("standing", standing.to_owned())], count(standing) as f64)).into()
+}
+
+fn silent(status: &Status) -> f64 {
+    status.generations.iter().filter(|generation| !generation.answered).count() as f64
+}
+
+fn workers(status: &Status) -> Samples {
+    let count = |standing: &str, state: &str| {
+        let of = status.generations.iter().filter(|generation| generation.standing == standing);
+        of.flat_map(|generation| &generation.workers).filter(|worker| worker.state == state).count()
+    };
+    let all = STANDINGS.into_iter().flat_map(|standing| STATES.map(|state| (standing, state)));
+    let sample = |(standing, state): (&str, &str)| {
+        (vec![("standing", standing.to_owned()), ("state", state.to_owned())], count(standing, state) as f64)
+    };
+    all.map(sample).collect()
+}
+
+/// Summed where several listeners have one address: a series may be there only once.
+fn queues(listeners: &[Queue], number: impl Fn(&Queue) -> Option<u32>) -> Samples {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for (queue, number) in listeners.iter().filter_map(|queue| Some((queue, number(queue)?))) {
+        *sums.entry(&queue.address).or_default() += f64::from(number);
+    }
+    sums.into_iter().map(|(address, sum)| (vec![("listener", address.to_owned())], sum)).collect()
+}
+
+fn respawns(status: &Status) -> Samples {
+    let labels = |cause: &str, code: Option<i32>, signal: Option<&String>| {
+        let code = code.map(|code| ("code", code.to_string()));
+        let signal = signal.map(|signal| ("signal", signal.clone()));
+        [("cause", cause.to_owned())].into_iter().chain(code).chain(signal).collect()
+    };
+    let sample = |respawns: &crate::control::requests::Respawns| {
+        (labels(&respawns.cause, respawns.code, respawns.signal.as_ref()), respawns.count as f64)
+    };
+    status.respawns.iter().map(sample).collect()
+}
+
+fn reloads(status: &Status) -> Samples {
+    let reloads = status.reloads;
+    let verdicts = [("done", reloads.done), ("rejected", reloads.rejected), ("stopped", reloads.stopped)];
+    verdicts.map(|(verdict, count)| (vec![("verdict", verdict.to_owned())], count as f64)).into()
+}
+
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+fn metric(out: &mut String, (name, kind): (&str, &str), help: &str, samples: Samples) {
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let labels: Vec<String> = labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escape(text))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(out, "{name}{labels} {value}");
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped_and_no_series_comes_twice() {
+        let queue = |queued| Queue { address: "127.0.0.1:80".to_owned(), queued, limit: Some(10) };
+        let listeners = vec![queue(Some(1)), queue(Some(2)), queue(None)];
+        let status = Status { name: "a\"b\\c\nd".to_owned(), listeners, ..Status::default() };
+        let page = render(&status);
+        assert!(page.contains("panzer_info{name=\"a\\\"b\\\\c\\nd\"} 1\n"), "{page}");
+        assert!(page.contains("panzer_accept_queue_depth{listener=\"127.0.0.1:80\"} 3\n"), "{page}");
+        assert!(page.contains("panzer_accept_queue_limit{listener=\"127.0.0.1:80\"} 30\n"), "{page}");
+    }
+}

@@ -1,0 +1,202 @@
+//! panzerctl: an operator's hand on a panzer that runs.
+
+mod client;
+mod command_line;
+mod instances;
+mod metrics;
+mod table;
+mod usage;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::{CommandFactory, Parser};
+
+use client::{Client, PATIENCE, Trouble};
+use command_line::{Command, Options};
+use instances::Instance;
+
+use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+
+/// Between two looks whether it is ready.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The definition of the command line.
+pub fn command() -> clap::Command {
+    Options::command()
+}
+
+/// Does what the command line asks for. Returns the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match Options::try_parse_from(arguments) {
+        Ok(options) => options,
+        Err(error) => {
+            // A reader that has gone has read enough.
+            let _ = error.print();
+            return if error.use_stderr() { 2 } else { 0 };
+        }
+    };
+    let (code, why) = match perform(&options) {
+        Ok(()) => return 0,
+        Err(Trouble::Failed(why)) => (1, why),
+        Err(Trouble::Dead(why)) => (1, why),
+        Err(Trouble::Usage(why)) => (2, why),
+        Err(Trouble::NotRunning(why)) => (3, why),
+        Err(Trouble::Unknown(why)) => (4, why),
+    };
+    eprintln!("panzerctl: {why}");
+    code
+}
+
+fn perform(options: &Options) -> Result<(), Trouble> {
+    let plain = Request::new;
+    match options.command {
+        Command::List => {
+            list(options);
+            Ok(())
+        }
+        Command::Status { json, wait_ready: false } => show(&status(&instances::choose(options)?, options)?, json),
+        Command::Status { json, wait_ready: true } => show(&wait_ready(options)?, json),
+        Command::Metrics => {
+            tell(&metrics::render(&status(&instances::choose(options)?, options)?));
+            Ok(())
+        }
+        Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
+        Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
+        Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
+        Command::Signal { signal, worker } => {
+            let signal = Some(signal.as_str().to_owned());
+            follow(options, Request { signal, worker, ..plain(Wanted::Signal) })
+        }
+        Command::Reopen => follow(options, plain(Wanted::Reopen)),
+    }
+}
+
+fn tell(text: &str) {
+    let mut out = io::stdout();
+    // A reader that has gone has read enough.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn list(options: &Options) {
+    let mut text = String::new();
+    for instance in instances::running() {
+        let line = match status(&instance, options) {
+            Ok(status) => format!("{:<24} {:>8}  {}\n", status.name, status.pid, instance.socket.display()),
+            Err(_) => format!("{:<24} {:>8}  {}\n", instance.shown(), "no answer", instance.socket.display()),
+        };
+        text.push_str(&line);
+    }
+    tell(&text);
+}
+
+fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
+    let mut client = Client::connect(&instance.socket).map_err(|error| instance.absence(&error))?;
+    // Where it cannot be written, the answer says why: it was refused.
+    let _ = client.ask(request);
+    Ok(client)
+}
+
+fn status(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
+    let mut client = connect(instance, &Request::new(Wanted::Status))?;
+    let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
+    let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
+    answer.status.ok_or(Trouble::Unknown(why))
+}
+
+fn show(status: &Status, json: bool) -> Result<(), Trouble> {
+    if json {
+        let text = serde_json::to_string(status).map_err(|error| Trouble::Unknown(error.to_string()))?;
+        tell(&format!("{text}\n"));
+    } else {
+        tell(&table::render(status, usage::of));
+    }
+    Ok(())
+}
+
+/// Also for one that does not run yet.
+#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
+fn wait_ready(options: &Options) -> Result<Status, Trouble> {
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let found = instances::choose(options).and_then(|instance| status(&instance, options));
+        let why = match found {
+            Ok(status) if status.ready && !status.stopping => return Ok(status),
+            Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
+            Ok(status) => format!("{} is not ready", status.name),
+            Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
+        };
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Trouble::Failed(format!("not ready in time: {why}")));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Asks, shows what goes on, and waits for the last line.
+fn follow(options: &Options, request: Request) -> Result<(), Trouble> {
+    let instance = instances::choose(options)?;
+    let overall = options.timeout.map(|timeout| Instant::now() + timeout);
+    let mut client = connect(&instance, &request)?;
+    // The first line comes at once; what follows takes as long as a release takes.
+    let mut deadline = overall.or(Some(Instant::now() + PATIENCE));
+    let in_place = io::stdout().is_terminal();
+    let mut shown = false;
+    loop {
+        let answer = client.answer(deadline);
+        deadline = overall;
+        let event = answer.as_ref().ok().filter(|answer| answer.ok.is_none()).map(progress);
+        match event {
+            Some(text) if in_place => tell(&format!("\r\x1b[K{text}")),
+            Some(text) => tell(&format!("{text}\n")),
+            None if shown && in_place => tell("\r\x1b[K"),
+            None => {}
+        }
+        shown = true;
+        let answer = answer?;
+        if answer.ok.is_some() {
+            return conclude(&request, answer);
+        }
+    }
+}
+
+fn progress(answer: &Answer) -> String {
+    let generation = answer.generation.unwrap_or_default();
+    match (answer.event.as_deref().unwrap_or_default(), answer.ready, answer.workers) {
+        ("starting", Some(ready), Some(workers)) => format!("generation {generation}: {ready} of {workers} ready"),
+        ("queued", ..) => format!("generation {generation}: queued behind the reload that is under way"),
+        ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
+        ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
+        ("stopping", ..) => "stopping".to_owned(),
+        (event, ..) => format!("generation {generation}: {event}"),
+    }
+}
+
+fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
+    if answer.ok != Some(true) {
+        let mut why = answer.error.unwrap_or_else(|| "refused".to_owned());
+        if answer.failed.len() > 1 {
+            let each = answer.failed.iter().map(|failed| format!("\n  worker {} {}", failed.worker, failed.message));
+            why.extend(each);
+        }
+        return Err(Trouble::Failed(why));
+    }
+    let generation = answer.generation.unwrap_or_default();
+    match (request.command, answer.took_ms) {
+        (Wanted::Reload, Some(took)) => {
+            let took = crate::config::duration::show(Duration::from_millis(took));
+            tell(&format!("generation {generation} serves after {took}\n"));
+        }
+        (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
+        (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
+        (Wanted::Signal, _) => {
+            let (signal, reached) =
+                (request.signal.as_deref().unwrap_or_default(), answer.signalled.unwrap_or_default());
+            let workers = if reached == 1 { "worker" } else { "workers" };
+            tell(&format!("{signal} sent to {reached} {workers} of generation {generation}\n"));
+        }
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! The acknowledgement of einhorn's workers: a line on a unix socket with a path, from a sender that the kernel vouches
+//! for. There is no reply.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
+use serde::Deserialize;
+
+use crate::sys::poller::Poller;
+
+/// The longest line, in bytes, its end included.
+const LONGEST_LINE: usize = 4096;
+
+/// So many may be connected at once; others wait in the kernel's queue.
+const MOST_CLIENTS: usize = 64;
+
+/// What has not sent a line by then is cut off.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+
+/// The pause where there was no descriptor left for a client.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket that workers of one generation acknowledge on.
+#[derive(Debug)]
+pub struct AckSocket {
+    listener: UnixListener,
+    token: u64,
+    path: PathBuf,
+    inode: u64,
+    clients: Vec<Client>,
+    /// Whether the poller watches the listener; where not, and there is room, from when on it does.
+    watched: bool,
+    resume: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    sender: Pid,
+    line: Vec<u8>,
+    until: Instant,
+}
+
+enum Heard {
+    Nothing,
+    Line,
+    Gone,
+}
+
+impl AckSocket {
+    /// Binds `path`, in place of a socket that is there: whoever calls has seen to it that no other instance uses it.
+    /// Everybody may connect, but only who is known is listened to. What happens on it wakes `poller` with `token`.
+    pub fn bind(path: &Path, poller: &Poller, token: u64) -> io::Result<AckSocket> {
+        if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+            fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        let inode = fs::symlink_metadata(path)?.ino();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        poller.watch(&listener, token)?;
+        let path = path.to_owned();
+        Ok(AckSocket { listener, token, path, inode, clients: Vec::new(), watched: true, resume: None })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When [`AckSocket::tend`] is to be called if nothing happens; none where nobody is connected.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.clients.iter().map(|client| client.until).chain(self.resume).min()
+    }
+
+    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who acknowledged. Never waits.
+    pub fn tend(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) -> Vec<Pid> {
+        self.accept(poller, now, is_known);
+        let mut acknowledged = Vec::new();
+        self.clients.retain_mut(|client| {
+            let heard = client.hear();
+            if matches!(heard, Heard::Line) && is_ack(&client.line) {
+                acknowledged.push(client.sender);
+            }
+            let stays = matches!(heard, Heard::Nothing) && now < client.until;
+            if !stays {
+                poller.forget(&client.stream);
+            }
+            stays
+        });
+        self.watch_if_there_is_room(poller, now);
+        acknowledged
+    }
+
+    fn accept(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) {
+        if self.resume.is_some_and(|resume| now < resume) {
+            return;
+        }
+        self.resume = None;
+        while self.clients.len() < MOST_CLIENTS {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.clients.extend(self.admit(stream, poller, now, &is_known)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What waits would wake us again at once.
+                Err(_) => {
+                    self.resume = Some(now + PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A stranger is let go of at once, so that it takes nobody's place.
+    fn admit(
+        &self,
+        stream: UnixStream,
+        poller: &Poller,
+        now: Instant,
+        is_known: impl Fn(Pid) -> bool,
+    ) -> Option<Client> {
+        let sender = Pid::from_raw(getsockopt(&stream, sockopt::PeerCredentials).ok()?.pid());
+        if !is_known(sender) {
+            log::debug!("pid {sender} is no worker's, and connected to {}", self.path.display());
+            return None;
+        }
+        stream.set_nonblocking(true).ok()?;
+        poller.watch(&stream, self.token).ok()?;
+        Some(Client { stream, sender, line: Vec::new(), until: now + LONGEST_SILENCE })
+    }
+
+    fn watch_if_there_is_room(&mut self, poller: &Poller, now: Instant) {
+        let has_room = self.clients.len() < MOST_CLIENTS && self.resume.is_none_or(|resume| resume <= now);
+        if has_room && !self.watched {
+            // Where it cannot be watched, it is tried again.
+            let failed = poller.watch(&self.listener, self.token).is_err();
+            self.resume = failed.then(|| now + PAUSE);
+            self.watched = !failed;
+        } else if !has_room && self.watched {
+            poller.forget(&self.listener);
+            self.watched = false;
+        }
+    }
+}
+
+impl Client {
+    /// Reads up to the end of the first line, which is then without it.
+    fn hear(&mut self) -> Heard {
+        let mut bytes = [0; LONGEST_LINE];
+        let room = LONGEST_LINE - self.line.len();
+        match self.stream.read(&mut bytes[..room]) {
+            Ok(0) => Heard::Gone,
+            Ok(count) => {
+                self.line.extend_from_slice(&bytes[..count]);
+                match self.line.iter().position(|&byte| byte == b'\n') {
+                    Some(end) => {
+                        self.line.truncate(end);
+                        Heard::Line
+                    }
+                    None if self.line.len() == LONGEST_LINE => Heard::Gone,
+                    None => Heard::Nothing,
+                }
+            }
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&error.kind()) => {
+                Heard::Nothing
+            }
+            Err(_) => Heard::Gone,
+        }
+    }
+}
+
+impl Drop for AckSocket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+            // Whoever removed it in between did what was wanted.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    command: String,
+}
+
+/// A line is JSON, or, from einhorn's own library, YAML with its line ends written %0A. Which process it names does not
+/// matter: the kernel says who sent it.
+fn is_ack(line: &[u8]) -> bool {
+    const ACK: &str = "worker:ack";
+    if let Ok(message) = serde_json::from_slice::<Message>(line) {
+        return message.command == ACK;
+    }
+    let text = String::from_utf8_lossy(line).replace("%0A", "\n");
+    let mut commands = text.lines().filter_map(|line| line.strip_prefix("command:"));
+    commands.any(|command| command.trim().trim_matches(['"', '\'']) == ACK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn socket(folder: &tempfile::TempDir) -> (AckSocket, Poller) {
+        let poller = Poller::new().unwrap();
+        (AckSocket::bind(&folder.path().join("ack.sock"), &poller, 1).unwrap(), poller)
+    }
+
+    #[test]
+    fn an_ack_is_known_in_both_forms() {
+        assert!(is_ack(br#"{"command":"worker:ack","pid":17}"#));
+        assert!(is_ack(b"--- %0Acommand: worker:ack%0Apid: 17%0A"));
+        assert!(is_ack(b"---%0Apid: 17%0Acommand: \"worker:ack\"%0A"));
+        for other in [&br#"{"command":"worker:ping","pid":17}"#[..], b"", b"worker:ack", b"{}", b"\xff", b"--- %0Aack"]
+        {
+            assert!(!is_ack(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_may_come_in_pieces_and_only_so_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut socket, poller) = socket(&folder);
+        let mut client = UnixStream::connect(socket.path()).unwrap();
+        let mut endless = UnixStream::connect(socket.path()).unwrap();
+        let now = Instant::now();
+        client.write_all(br#"{"command":"worker:"#).unwrap();
+        endless.write_all(&[b' '; LONGEST_LINE]).unwrap();
+        assert_eq!(socket.tend(&poller, now, |_| true), []);
+        assert_eq!(socket.clients.len(), 1, "the endless one is let go of");
+        client.write_all(b"ack\",\"pid\":1}\n").unwrap();
+        assert_eq!(socket.tend(&poller, now, |_| true), [Pid::this()]);
+        assert!(socket.clients.is_empty() && socket.deadline().is_none());
+        let path = socket.path().to_owned();
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn strangers_and_the_silent_are_let_go_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut socket, poller) = socket(&folder);
+        let mut stranger = UnixStream::connect(socket.path()).unwrap();
+        stranger.write_all(b"{\"command\":\"worker:ack\"}\n").unwrap();
+        let now = Instant::now();
+        assert_eq!(socket.tend(&poller, now, |_| false), []);
+        assert_eq!(socket.deadline(), None);
+        let _silent = UnixStream::connect(socket.path()).unwrap();
+        assert_eq!(socket.tend(&poller, now, |_| true), []);
+        assert_eq!(socket.deadline(), Some(now + LONGEST_SILENCE));
+        assert_eq!(socket.tend(&poller, now + LONGEST_SILENCE, |_| true), []);
+        assert_eq!(socket.deadline(), None);
+    }
+
+    #[test]
+    fn a_crowd_has_its_turn_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut socket, poller) = socket(&folder);
+        let mut crowd: Vec<_> = (0..MOST_CLIENTS + 1).map(|_| UnixStream::connect(socket.path()).unwrap()).collect();
+        let now = Instant::now();
+        assert_eq!(socket.tend(&poller, now, |_| true), []);
+        assert_eq!((socket.clients.len(), socket.watched), (MOST_CLIENTS, false));
+        crowd.iter_mut().for_each(|one| one.write_all(b"{\"command\":\"worker:ack\"}\n").unwrap());
+        assert_eq!(socket.tend(&poller, now, |_| true).len(), MOST_CLIENTS);
+        assert!(socket.watched);
+        // The last one waited in the kernel's queue.
+        assert_eq!(socket.tend(&poller, now, |_| true).len(), 1);
+    }
+}

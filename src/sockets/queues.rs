@@ -1,0 +1,74 @@
+//! Which socket is whose, where each slot has a queue of its own (`per-worker`).
+//!
+//! The ordinary places, in the order of the addresses, have the queue of slot 0, or that of all. Behind them lie the
+//! queues of the other slots, slot by slot.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::config::{Listen, Plan};
+
+/// Descriptors that main and a monitor have besides sockets and workers, with room to spare.
+const OTHERS: u64 = 128;
+
+/// All sockets in their order: the address of each, and the slot whose queue it is.
+pub fn all(listen: &[Listen], workers: u32) -> impl Iterator<Item = (&Listen, u32)> {
+    let further = (1..workers).flat_map(|slot| per_worker(listen).map(move |listen| (listen, slot)));
+    listen.iter().map(|listen| (listen, 0)).chain(further)
+}
+
+/// Where the sockets of `slot` lie, in the order of the addresses.
+pub fn of_slot(listen: &[Listen], slot: u32) -> Vec<usize> {
+    let earlier = (slot as usize).saturating_sub(1) * per_worker(listen).count();
+    let mut own = listen.len() + earlier..;
+    let place = |(at, listen): (usize, &Listen)| if listen.per_worker && slot > 0 { own.next() } else { Some(at) };
+    listen.iter().enumerate().filter_map(place).collect()
+}
+
+/// Says what is wrong where the queues of the workers take more descriptors than this process may have.
+pub fn shortage(plan: &Plan) -> Option<String> {
+    per_worker(&plan.listen).next()?;
+    let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let sockets = all(&plan.listen, plan.workers).count() as u64;
+    // Main has each twice, as its guard has them all too, and once more while it starts a process that gets them.
+    let needed = 3 * sockets + u64::from(plan.workers) + OTHERS;
+    (needed > allowed).then(|| {
+        format!(
+            "per-worker queues for {} workers are {sockets} sockets, for which {needed} open files must be allowed, \
+             and {allowed} are; raise that (ulimit -n, or LimitNOFILE= of a systemd unit), or take fewer workers",
+            plan.workers
+        )
+    })
+}
+
+fn per_worker(listen: &[Listen]) -> impl Iterator<Item = &Listen> {
+    listen.iter().filter(|listen| listen.per_worker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen() -> Vec<Listen> {
+        ["81,per-worker", "unix:@app", "udp:53,per-worker"].iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_a_slot_gets_was_made_for_it() {
+        let listen = listen();
+        let all: Vec<_> = all(&listen, 4).collect();
+        assert_eq!(all.len(), 3 + 3 * 2);
+        for slot in 0..4 {
+            for (wanted, at) in listen.iter().zip(of_slot(&listen, slot)) {
+                let slot = if wanted.per_worker { slot } else { 0 };
+                assert_eq!(all[at], (wanted, slot));
+            }
+        }
+    }
+
+    #[test]
+    fn one_more_worker_moves_no_socket() {
+        let listen = listen();
+        let fewer: Vec<_> = all(&listen, 3).collect();
+        assert!(all(&listen, 4).collect::<Vec<_>>().starts_with(&fewer));
+    }
+}

@@ -1,0 +1,93 @@
+//! Unix sockets in the file system: made with the access that was asked for, never a moment wider, and removed only
+//! while they are ours.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, socket};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, fchownat};
+
+use crate::config::Access;
+
+/// Device and inode: what a path leads to.
+pub(super) type Identity = (u64, u64);
+
+/// What is at `path`, a symlink there not followed.
+pub(super) fn identity_at(path: &Path) -> Option<Identity> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Whether a socket is at `path`, a symlink there not followed.
+pub(super) fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+}
+
+/// Removes what is at `path`, if it is still that.
+pub(super) fn remove(path: &Path, identity: Identity) {
+    if identity_at(path) == Some(identity) {
+        // Whoever removed it in between did what was wanted.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Binds `fd` to `path`, where a socket that nobody listens on any more is replaced. What is no socket is left alone,
+/// and refuses the bind. To be done before it listens: until then nobody is let in whatever the access.
+pub(super) fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
+    remove_stale(path)?;
+    // It appears with no access at all, under its own name: what it is bound to is what others know it by.
+    let usual = umask(Mode::all());
+    let bound = UnixAddr::new(path).and_then(|address| bind_socket(fd.as_raw_fd(), &address));
+    umask(usual);
+    bound?;
+    let mode = access.mode.unwrap_or(0o777 & !usual.bits());
+    let identity = identity_at(path).ok_or(Errno::ENOENT)?;
+    grant(path, access, mode).inspect_err(|_| remove(path, identity))?;
+    Ok(identity)
+}
+
+/// Gives the path that was just made its owner, then its mode. It is held meanwhile: whatever takes its place is not
+/// meant.
+fn grant(path: &Path, access: Access, mode: u32) -> io::Result<()> {
+    let handle: OwnedFd = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+        .open(path)?
+        .into();
+    let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    let made = fs::metadata(&through_proc)?;
+    let is_ours = made.uid() == nix::unistd::geteuid().as_raw() && made.mode() & 0o777 == 0;
+    if !made.file_type().is_socket() || !is_ours {
+        return Err(io::Error::other("somebody else put a file in its place at the same moment"));
+    }
+    if access.owner.is_some() || access.group.is_some() {
+        let (owner, group) = (access.owner.map(Uid::from_raw), access.group.map(Gid::from_raw));
+        fchownat(&handle, "", owner, group, AtFlags::AT_EMPTY_PATH).map_err(|errno| match errno {
+            Errno::EPERM => io::Error::other("its owner and group cannot be set without root or CAP_CHOWN"),
+            other => other.into(),
+        })?;
+    }
+    fs::set_permissions(&through_proc, Permissions::from_mode(mode))
+}
+
+/// Removes the path of a socket on which nobody listens any more.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !is_socket(path) {
+        return Ok(());
+    }
+    let Some(identity) = identity_at(path) else { return Ok(()) };
+    // Without waiting: a queue that is full belongs to somebody who lives.
+    let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::ECONNREFUSED) => {
+            remove(path, identity);
+            Ok(())
+        }
+        _ => Err(Errno::EADDRINUSE.into()),
+    }
+}

@@ -1,0 +1,185 @@
+//! The variables by which other supervisors tell a server of its listeners, to the letter.
+
+use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::ffi::OsStrExt;
+
+use super::environment::Place;
+use crate::config::handover::Dialect;
+use crate::config::{Address, Listen};
+use crate::sys::descriptors::FIRST;
+
+/// Names that belong to a dialect as a whole, by how they begin.
+const PREFIXES: [&str; 3] = ["EINHORN_", "SERVER_STARTER_", "FPM_SOCKETS_"];
+
+/// Names that do by themselves.
+const NAMES: [&str; 3] = ["NGINX", "UNICORN_FD", "FPM_SOCKETS"];
+
+/// So many sockets php-fpm expects in one variable (FPM_ENV_SOCKET_SET_SIZE).
+const FPM_SET: usize = 128;
+
+/// Whether a variable belongs to a dialect. One that panzer itself was given tells of descriptors that no worker has.
+pub fn owns(name: &OsStr) -> bool {
+    let begins = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
+    PREFIXES.iter().any(begins) || NAMES.iter().any(|own| name == *own)
+}
+
+/// What a worker with these listeners, from descriptor 3 on, finds of `dialect` in its environment.
+pub fn variables(dialect: Dialect, listen: &[Listen], place: Place<'_>) -> Vec<(String, String)> {
+    let fds = || (FIRST..).take(listen.len());
+    let named = |name: &str, value: String| (name.to_owned(), value);
+    match dialect {
+        // An empty list of descriptors is an error to these.
+        Dialect::Nginx | Dialect::Unicorn | Dialect::Fpm if listen.is_empty() => Vec::new(),
+        Dialect::ServerStarter => vec![
+            named("SERVER_STARTER_PORT", joined(listen.iter().map(starter_key).zip(fds()), ";")),
+            named("SERVER_STARTER_GENERATION", place.generation.to_string()),
+        ],
+        Dialect::Einhorn => {
+            let mut all = vec![
+                named("EINHORN_MASTER_PID", place.monitor_pid.to_string()),
+                named("EINHORN_CHILD_INDEX", place.worker.to_string()),
+                named("EINHORN_FD_COUNT", listen.len().to_string()),
+            ];
+            all.extend(fds().enumerate().map(|(index, fd)| (format!("EINHORN_FD_{index}"), fd.to_string())));
+            all.extend(place.ack_socket.map(|path| named("EINHORN_SOCK_PATH", path.to_owned())));
+            all
+        }
+        Dialect::Nginx => vec![named("NGINX", fds().map(|fd| format!("{fd};")).collect())],
+        Dialect::Unicorn => vec![named("UNICORN_FD", fds().map(|fd| fd.to_string()).collect::<Vec<_>>().join(","))],
+        Dialect::Fpm => {
+            let all: Vec<_> = listen.iter().map(fpm_key).zip(fds()).collect();
+            let name = |set| if set == 0 { "FPM_SOCKETS".to_owned() } else { format!("FPM_SOCKETS_{set}") };
+            let sets = all.chunks(FPM_SET).enumerate();
+            sets.map(|(set, some)| (name(set), joined(some.iter().cloned(), ","))).collect()
+        }
+    }
+}
+
+fn joined(pairs: impl Iterator<Item = (String, i32)>, separator: &str) -> String {
+    pairs.map(|(key, fd)| format!("{key}={fd}")).collect::<Vec<_>>().join(separator)
+}
+
+/// What `dialect` has no words for, in a line.
+pub fn check(dialect: Dialect, listen: &[Listen]) -> Result<(), String> {
+    let (name, separators) = match dialect {
+        Dialect::ServerStarter => ("server-starter", [';', '=']),
+        Dialect::Fpm => ("fpm", [',', '=']),
+        // These tell of numbers only.
+        Dialect::Einhorn | Dialect::Nginx | Dialect::Unicorn => return Ok(()),
+    };
+    for Listen { address, .. } in listen {
+        match address {
+            Address::Abstract(_) | Address::Other { .. } => {
+                return Err(format!("{name} has no way to tell of {address}: give it a path"));
+            }
+            Address::Unix(path) if path.to_string_lossy().contains(separators) => {
+                let [first, second] = separators;
+                return Err(format!(
+                    "{name} has no way to tell of {address}: take a path without '{first}' and '{second}'"
+                ));
+            }
+            Address::AnyUdp(_) | Address::Udp(_) if dialect == Dialect::Fpm => {
+                return Err(format!("fpm has no way to tell of {address}: it serves streams"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// As start_server's --port and --path have it; the `u` of its UDP ports is not part of the key.
+fn starter_key(listen: &Listen) -> String {
+    match &listen.address {
+        Address::Any(port) | Address::AnyUdp(port) => port.to_string(),
+        Address::Tcp(address) | Address::Udp(address) => address.to_string(),
+        Address::Unix(path) => path.display().to_string(),
+        Address::Abstract(name) => format!("@{name}"),
+        Address::Other { .. } => listen.address.to_string(),
+    }
+}
+
+/// As php-fpm has it, which looks its own `listen` up among these: an IPv6 address without brackets, and for a port
+/// alone the address of all.
+fn fpm_key(listen: &Listen) -> String {
+    let with_port = |ip: IpAddr, port: u16| format!("{ip}:{port}");
+    match &listen.address {
+        Address::Any(port) | Address::AnyUdp(port) => with_port(Ipv6Addr::UNSPECIFIED.into(), *port),
+        Address::Tcp(address) | Address::Udp(address) => with_port(address.ip(), address.port()),
+        Address::Unix(path) => path.display().to_string(),
+        Address::Abstract(name) => format!("@{name}"),
+        Address::Other { .. } => listen.address.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spoken(dialect: Dialect, listen: &[&str]) -> Vec<String> {
+        let listen: Vec<Listen> = listen.iter().map(|text| text.parse().unwrap()).collect();
+        let place = Place {
+            worker: 2,
+            generation: 7,
+            main_pid: 10,
+            monitor_pid: 11,
+            notify_socket: "@n",
+            ack_socket: Some("/run/a.sock"),
+        };
+        variables(dialect, &listen, place).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    #[test]
+    fn each_dialect_is_spoken_to_the_letter() {
+        let all = ["8080", "127.0.0.1:80", "[::1]:80", "unix:/run/a.sock"];
+        assert_eq!(
+            spoken(Dialect::ServerStarter, &all),
+            ["SERVER_STARTER_PORT=8080=3;127.0.0.1:80=4;[::1]:80=5;/run/a.sock=6", "SERVER_STARTER_GENERATION=7"]
+        );
+        assert_eq!(
+            spoken(Dialect::Einhorn, &all[..2]),
+            [
+                "EINHORN_MASTER_PID=11",
+                "EINHORN_CHILD_INDEX=2",
+                "EINHORN_FD_COUNT=2",
+                "EINHORN_FD_0=3",
+                "EINHORN_FD_1=4",
+                "EINHORN_SOCK_PATH=/run/a.sock"
+            ]
+        );
+        assert_eq!(spoken(Dialect::Nginx, &all[..2]), ["NGINX=3;4;"]);
+        assert_eq!(spoken(Dialect::Unicorn, &all[..2]), ["UNICORN_FD=3,4"]);
+        assert_eq!(
+            spoken(Dialect::Fpm, &["127.0.0.1:9000", "[::1]:9000", "9001", "unix:/run/f.sock"]),
+            ["FPM_SOCKETS=127.0.0.1:9000=3,::1:9000=4,:::9001=5,/run/f.sock=6"]
+        );
+        assert_eq!(spoken(Dialect::ServerStarter, &["udp:5000"])[0], "SERVER_STARTER_PORT=5000=3");
+    }
+
+    #[test]
+    fn fpm_gets_its_sockets_in_sets() {
+        let all: Vec<String> = (0..FPM_SET + 1).map(|index| format!("127.0.0.1:{}", 9000 + index)).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let spoken = spoken(Dialect::Fpm, &all);
+        assert_eq!(spoken.len(), 2);
+        assert_eq!(spoken[1], format!("FPM_SOCKETS_1=127.0.0.1:{}={}", 9000 + FPM_SET, 3 + FPM_SET));
+    }
+
+    #[test]
+    fn what_a_dialect_has_no_words_for_is_refused() {
+        let wrong = |dialect, text: &str| check(dialect, &[text.parse().unwrap()]);
+        assert!(wrong(Dialect::ServerStarter, "unix:/run/a=b.sock").unwrap_err().contains("without ';' and '='"));
+        assert!(wrong(Dialect::Fpm, "unix:@app").unwrap_err().contains("give it a path"));
+        assert!(wrong(Dialect::Fpm, "udp:5000").is_err());
+        assert_eq!(wrong(Dialect::Nginx, "unix:@app"), Ok(()));
+        assert_eq!(wrong(Dialect::Fpm, "unix:/run/a;b.sock"), Ok(()));
+    }
+
+    #[test]
+    fn variables_of_dialects_are_known() {
+        for name in ["NGINX", "UNICORN_FD", "EINHORN_FD_9", "SERVER_STARTER_PORT", "FPM_SOCKETS", "FPM_SOCKETS_2"] {
+            assert!(owns(OsStr::new(name)), "{name}");
+        }
+        assert!(!owns(OsStr::new("NGINX_VERSION")));
+    }
+}

@@ -1,0 +1,269 @@
+//! As whom, and how, workers run: looked up by a monitor at its start, assumed by the child after its fork.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, getresgid, getresuid};
+
+use super::cause::Cause;
+use crate::config;
+use crate::config::identity::Named;
+use crate::sys::rights;
+
+/// Variables that tell a program as whom it runs.
+const VARIABLES: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
+
+/// Where becoming it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// The nice value.
+    Nice = 1,
+    /// The supplementary groups.
+    Groups,
+    /// The group.
+    Group,
+    /// The user.
+    User,
+    /// The capabilities.
+    Capabilities,
+    /// Root could be regained.
+    Proof,
+}
+
+impl Step {
+    /// The step of this number.
+    pub fn from_number(number: i32) -> Option<Step> {
+        let all = [Step::Nice, Step::Groups, Step::Group, Step::User, Step::Capabilities, Step::Proof];
+        all.into_iter().find(|step| *step as i32 == number)
+    }
+}
+
+/// As whom, and how, the workers of a generation run.
+#[derive(Debug, Default)]
+pub struct Identity {
+    whom: Option<Credentials>,
+    umask: Option<u32>,
+    nice: Option<i32>,
+    variables: Vec<(&'static str, OsString)>,
+    forgotten: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+struct Credentials {
+    /// As it is told to people: "user nobody".
+    shown: String,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    /// It is who we are already, and we may not have the right to say so again.
+    are_ours: bool,
+}
+
+impl Identity {
+    /// Looks up whom `asked` names, in the system's data bases as they are now.
+    pub fn resolve(asked: &config::Identity) -> Result<Identity, Cause> {
+        let mut identity = Identity { umask: asked.umask, nice: asked.nice, ..Identity::default() };
+        match (&asked.user, &asked.group) {
+            (None, None) => {}
+            (None, Some(group)) => {
+                let gid = find_group(group)?;
+                identity.whom = Some(Credentials::new(format!("group {group}"), geteuid().as_raw(), gid, vec![gid]));
+            }
+            (Some(named), group) => {
+                let user = find_user(named)?;
+                let gid = group.as_ref().map(find_group).transpose()?;
+                let Some(gid) = gid.or(user.as_ref().map(|user| user.gid.as_raw())) else {
+                    return Err(Cause::CannotBecome(format!(
+                        "user {named} has no entry that says its group; give one, as in --user {named}:{named}"
+                    )));
+                };
+                let groups = user.as_ref().map_or_else(|| Ok(vec![gid]), |user| groups_of(user, gid))?;
+                let uid = match (&user, named) {
+                    (Some(user), _) => user.uid.as_raw(),
+                    (None, Named::Number(number)) => *number,
+                    (None, Named::Name(_)) => return Err(no_such("user", named)),
+                };
+                identity.whom = Some(Credentials::new(format!("user {named}"), uid, gid, groups));
+                identity.name_in_environment(named, user);
+            }
+        }
+        Ok(identity)
+    }
+
+    fn name_in_environment(&mut self, named: &Named, user: Option<User>) {
+        match user {
+            Some(User { name, dir, shell, .. }) => {
+                let name = OsString::from(name);
+                let values = [name.clone(), name, dir.into(), shell.into()];
+                self.variables = VARIABLES.into_iter().zip(values).collect();
+            }
+            None => {
+                let name = OsString::from(named.to_string());
+                self.variables = vec![("USER", name.clone()), ("LOGNAME", name), ("HOME", "/".into())];
+                self.forgotten = vec!["SHELL"];
+            }
+        }
+    }
+
+    /// What workers inherit: with the variables of whom they run as in place of panzer's own.
+    pub fn rename_in(&self, inherited: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+        let replaced = |name: &OsStr| {
+            self.variables.iter().map(|(known, _)| known).chain(&self.forgotten).any(|known| name == *known)
+        };
+        let kept = inherited.iter().filter(|(name, _)| !replaced(name)).cloned();
+        let own = self.variables.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+        kept.chain(own).collect()
+    }
+
+    /// The user that workers run as, where it is another than ours.
+    pub fn other_user(&self) -> Option<u32> {
+        self.whom.as_ref().map(|credentials| credentials.uid).filter(|uid| *uid != geteuid().as_raw())
+    }
+
+    /// In a forked child: becomes it, and proves that there is no way back. Allocates nothing, takes no lock.
+    pub fn assume(&self) -> Result<(), (Step, Errno)> {
+        if let Some(mask) = self.umask {
+            rights::set_umask(mask);
+        }
+        // While the right to lower it is there.
+        if let Some(nice) = self.nice {
+            rights::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
+        }
+        self.whom.as_ref().map_or(Ok(()), Credentials::assume)
+    }
+
+    /// Why `step` failed, in words.
+    pub fn explain(&self, step: Step, errno: Errno) -> Cause {
+        let why = errno.desc().to_lowercase();
+        let shown = self.whom.as_ref().map_or("", |credentials| credentials.shown.as_str());
+        let text = match (step, errno) {
+            (Step::Nice, _) => {
+                format!("cannot set the nice value {}: {why}; only root may lower it", self.nice.unwrap_or_default())
+            }
+            (Step::Proof, _) => format!("was not started as {shown}: it could have become root again"),
+            (_, Errno::EPERM) => {
+                format!("cannot become {shown}: {why}; panzer must run as root for --user and --group")
+            }
+            (Step::User | Step::Group | Step::Groups, Errno::EINVAL) => {
+                format!("cannot become {shown}: {why}; is its number mapped in this user namespace?")
+            }
+            _ => format!("cannot become {shown}: {why}"),
+        };
+        Cause::CannotBecome(text)
+    }
+
+    /// What keeps the user from executing the file at `path`, as far as modes tell.
+    pub fn barrier(&self, path: &Path) -> Option<String> {
+        let credentials = self.whom.as_ref().filter(|credentials| credentials.uid != 0)?;
+        let mut folders: Vec<PathBuf> = path.ancestors().skip(1).map(Path::to_owned).collect();
+        folders.reverse();
+        let refused = |path: &Path| fs::metadata(path).ok().filter(|meta| !credentials.may_execute(meta));
+        let mode = |meta: &Metadata| format!("mode {:04o}, owned by uid {}", meta.mode() & 0o7777, meta.uid());
+        let shown = &credentials.shown;
+        if let Some((folder, meta)) = folders.iter().find_map(|folder| Some((folder, refused(folder)?))) {
+            return Some(format!("{shown} may not enter {} ({})", folder.display(), mode(&meta)));
+        }
+        refused(path).map(|meta| format!("{shown} may not execute it ({})", mode(&meta)))
+    }
+}
+
+impl Credentials {
+    fn new(shown: String, uid: u32, gid: u32, groups: Vec<u32>) -> Credentials {
+        let are_ours = are_ours(uid, gid, &groups);
+        Credentials { shown, uid, gid, groups, are_ours }
+    }
+
+    /// The groups first, the user last: with the user goes the right to change the rest.
+    fn assume(&self) -> Result<(), (Step, Errno)> {
+        if !self.are_ours {
+            rights::set_groups(&self.groups).map_err(|errno| (Step::Groups, errno))?;
+            rights::set_group(self.gid).map_err(|errno| (Step::Group, errno))?;
+            rights::set_user(self.uid).map_err(|errno| (Step::User, errno))?;
+        }
+        if self.uid != 0 {
+            rights::drop_capabilities().map_err(|errno| (Step::Capabilities, errno))?;
+            if rights::can_become_root(self.gid != 0) {
+                return Err((Step::Proof, Errno::EPERM));
+            }
+        }
+        Ok(())
+    }
+
+    fn may_execute(&self, meta: &Metadata) -> bool {
+        let shift = if meta.uid() == self.uid {
+            6
+        } else if meta.gid() == self.gid || self.groups.contains(&meta.gid()) {
+            3
+        } else {
+            0
+        };
+        meta.mode() >> shift & 1 == 1
+    }
+}
+
+fn are_ours(uid: u32, gid: u32, groups: &[u32]) -> bool {
+    let (Ok(users), Ok(own), Ok(mut ours)) = (getresuid(), getresgid(), getgroups()) else { return false };
+    let users = [users.real, users.effective, users.saved];
+    let own = [own.real, own.effective, own.saved];
+    let mut groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    // Whether the group itself stands among the others makes no difference.
+    ours.push(getegid());
+    groups.push(Gid::from_raw(gid));
+    for list in [&mut ours, &mut groups] {
+        list.sort_by_key(|group| group.as_raw());
+        list.dedup();
+    }
+    users.iter().all(|user| user.as_raw() == uid) && own.iter().all(|group| group.as_raw() == gid) && ours == groups
+}
+
+fn find_user(named: &Named) -> Result<Option<User>, Cause> {
+    match named {
+        Named::Number(number) => {
+            User::from_uid(Uid::from_raw(*number)).map_err(|errno| cannot_find("user", named, errno))
+        }
+        Named::Name(name) => match User::from_name(name) {
+            Ok(Some(user)) => Ok(Some(user)),
+            Ok(None) => Err(no_such("user", named)),
+            Err(errno) => Err(cannot_find("user", named, errno)),
+        },
+    }
+}
+
+fn find_group(named: &Named) -> Result<u32, Cause> {
+    match named {
+        Named::Number(number) => Ok(*number),
+        Named::Name(name) => match Group::from_name(name) {
+            Ok(Some(group)) => Ok(group.gid.as_raw()),
+            Ok(None) => Err(no_such("group", named)),
+            Err(errno) => Err(cannot_find("group", named, errno)),
+        },
+    }
+}
+
+fn groups_of(user: &User, gid: u32) -> Result<Vec<u32>, Cause> {
+    // A name that came from the system holds no NUL.
+    let name = CString::new(user.name.as_str()).unwrap_or_default();
+    let groups = getgrouplist(&name, Gid::from_raw(gid)).map_err(|errno| {
+        Cause::CannotBecome(format!(
+            "the groups of user {} cannot be looked up: {}",
+            user.name,
+            errno.desc().to_lowercase()
+        ))
+    })?;
+    Ok(groups.into_iter().map(Gid::as_raw).collect())
+}
+
+fn no_such(kind: &str, named: &Named) -> Cause {
+    Cause::CannotBecome(format!("there is no {kind} {named} on this machine; create it, or correct --{kind}"))
+}
+
+fn cannot_find(kind: &str, named: &Named, errno: Errno) -> Cause {
+    Cause::CannotBecome(format!(
+        "{kind} {named} cannot be looked up: {}; try again, or give numbers",
+        errno.desc().to_lowercase()
+    ))
+}

@@ -1,0 +1,263 @@
+//! Servers as they are, which know nothing of panzer and bind their own port: four of each, twenty reloads under load.
+//!
+//! No connection is refused, ever. A server that drops what it has accepted when it is told to stop does so under
+//! panzer as well, but no more of it for each worker stopped than one process of it alone, under the same load, while
+//! somebody else holds its listener.
+
+mod alone;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::support::{Panzer, eventually, free_port, get, require, there_is};
+use crate::zero_loss::START;
+use crate::zero_loss::clients::{BothKinds, Seen};
+
+const RELOADS: u32 = 20;
+const WORKERS: u32 = 4;
+const STOPS: u32 = RELOADS * WORKERS;
+
+/// A program, and how its operator starts and stops it.
+pub struct Server<'a> {
+    /// Every `PORT` is the port, every `FOLDER` where it runs.
+    program: &'a [&'a str],
+    /// Put into the folder it runs in; `PORT` as above.
+    files: &'a [(&'a str, &'a str)],
+    /// What asks it to end.
+    stop: Signal,
+    /// What it says on stderr when all is well.
+    chatter: &'a [&'a str],
+}
+
+impl Server<'_> {
+    fn command(&self, port: u16, folder: &Path) -> Vec<String> {
+        let folder = folder.to_str().unwrap();
+        let word = |word: &&str| word.replace("PORT", &port.to_string()).replace("FOLDER", folder);
+        self.program.iter().map(word).collect()
+    }
+}
+
+fn reload_under_load(server: &Server) -> Seen {
+    let port = free_port();
+    let mut builder = Panzer::builder();
+    for (name, content) in server.files {
+        builder = builder.file(name, &content.replace("PORT", &port.to_string()));
+    }
+    let schedule = format!("{}/60s/KILL", server.stop.as_str().trim_start_matches("SIG"));
+    let command = server.command(port, builder.folder());
+    let panzer =
+        builder.args(["-w", &WORKERS.to_string(), "--bake", "200ms", "--stop", &schedule, "--"]).args(command).start();
+    server.chatter.iter().for_each(|pattern| panzer.allow_line(pattern));
+    panzer.wait_serving();
+    eventually(START, "the first generation answers", || get(port, "/").is_ok());
+    let load = BothKinds::start(port);
+    for generation in 2..2 + RELOADS {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+    }
+    let seen = load.stop();
+    assert_eq!(panzer.stop().code(), Some(0));
+    assert!(get(port, "/").is_err(), "nobody listens any more");
+    seen
+}
+
+fn no_more_is_lost_than_alone(name: &str, server: &Server) {
+    let (alone, seen) = alone_and_under_panzer(name, server);
+    assert!(seen.dropped() <= alone.dropped(), "{name}: {} lost, {} alone", seen.dropped(), alone.dropped());
+}
+
+/// Both happen at once, so that both have the same machine. Nobody may be refused.
+fn alone_and_under_panzer(name: &str, server: &Server) -> (Seen, Seen) {
+    let (alone, seen) = thread::scope(|both| {
+        let alone = both.spawn(|| alone::stop_under_load(server, STOPS));
+        let seen = reload_under_load(server);
+        (alone.join().unwrap(), seen)
+    });
+    alone.print(&format!("{name} alone: one process stopped, {STOPS} times"));
+    seen.print(&format!("{name} under panzer: {RELOADS} reloads, {STOPS} workers stopped"));
+    let each = |seen: &Seen| seen.dropped() as f64 / f64::from(STOPS);
+    eprintln!("{name}: lost for each process stopped: {:.3} alone, {:.3} under panzer", each(&alone), each(&seen));
+    assert_eq!(seen.refused(), 0, "{name}: somebody holds the listener all the time");
+    (alone, seen)
+}
+
+#[test]
+fn python_http_server() {
+    if require("python3") {
+        let program = &["python3", "-m", "http.server", "PORT"];
+        let files = &[("index.html", "hello\n")];
+        // A request each; and that a client had given up, which is counted as a request lost, when its answer came.
+        let gone = ["-----", "Exception occurred", "Traceback", "  ", "BrokenPipeError", "ConnectionResetError"];
+        let chatter = &[&["\" 200 -"][..], &gone].concat();
+        no_more_is_lost_than_alone("http.server", &Server { program, files, stop: Signal::SIGTERM, chatter });
+    }
+}
+
+#[test]
+fn node_http() {
+    const SOURCE: &str = "require('http').createServer((_, answer) => answer.end('hello')).listen(PORT);\n";
+    if require("node") {
+        let (program, files) = (&["node", "server.js"], &[("server.js", SOURCE)]);
+        no_more_is_lost_than_alone("node", &Server { program, files, stop: Signal::SIGTERM, chatter: &[] });
+    }
+}
+
+/// Busy in all its threads from before its bind, so that Go interrupts them by SIGURG, and collecting garbage.
+const GO: &str = r#"package main
+
+import (
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+func main() {
+	go func() {
+		for range time.Tick(20 * time.Millisecond) {
+			runtime.GC()
+		}
+	}()
+	go func() {
+		for range time.Tick(50 * time.Millisecond) {
+			for until := time.Now().Add(2 * time.Millisecond); time.Now().Before(until); {
+			}
+		}
+	}()
+	answer := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") }
+	server := &http.Server{Addr: ":" + os.Args[1], Handler: http.HandlerFunc(answer)}
+	asked, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ended := make(chan struct{})
+	go func() {
+		<-asked.Done()
+		server.Shutdown(context.Background())
+		close(ended)
+	}()
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		log.Fatal(err)
+	}
+	<-ended
+}
+"#;
+
+/// Compiles it, static, without the network and without a trace in the home folder. Dropped, it is gone.
+fn compiled_go() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("server.go"), GO).unwrap();
+    let mut compiler = Command::new("go");
+    compiler.current_dir(&folder).args(["build", "-o", "server", "server.go"]);
+    compiler.env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=mod").env("GOPROXY", "off");
+    compiler.env("GOCACHE", folder.path().join("cache")).env("GOPATH", folder.path().join("path"));
+    assert!(compiler.status().unwrap().success());
+    folder
+}
+
+#[test]
+fn go_net_http() {
+    if require("go") {
+        let folder = compiled_go();
+        let path = folder.path().join("server");
+        let program = &[path.to_str().unwrap(), "PORT"];
+        no_more_is_lost_than_alone("go", &Server { program, files: &[], stop: Signal::SIGTERM, chatter: &[] });
+    }
+}
+
+const NGINX: &str = r#"
+daemon off;
+error_log stderr warn;
+events { worker_connections 64; }
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {
+        listen PORT;
+        return 200 "nginx";
+    }
+}
+"#;
+
+#[test]
+fn nginx() {
+    if require("nginx") {
+        // A pid file is the one thing that copies of it cannot share.
+        let pid_file = "pid FOLDER/nginx-{generation}-{worker}.pid;";
+        let program = &["nginx", "-e", "stderr", "-p", "FOLDER", "-c", "nginx.conf", "-g", pid_file];
+        let files = &[("nginx.conf", NGINX)];
+        no_more_is_lost_than_alone("nginx", &Server { program, files, stop: Signal::SIGQUIT, chatter: &[] });
+    }
+}
+
+const JAVA: &str = r#"
+import com.sun.net.httpserver.HttpServer;
+import java.net.InetSocketAddress;
+
+public class Server {
+    public static void main(String[] arguments) throws Exception {
+        HttpServer server = HttpServer.create(new InetSocketAddress(Integer.parseInt(arguments[0])), 0);
+        server.createContext("/", exchange -> {
+            byte[] answer = "hello\n".getBytes();
+            exchange.sendResponseHeaders(200, answer.length);
+            exchange.getResponseBody().write(answer);
+            exchange.close();
+        });
+        server.start();
+    }
+}
+"#;
+
+#[test]
+fn java_http_server() {
+    if there_is("java") && there_is("javac") {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("Server.java"), JAVA).unwrap();
+        assert!(Command::new("javac").current_dir(&folder).arg("Server.java").status().unwrap().success());
+        let classes = folder.path().to_str().unwrap();
+        let program = &["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", classes, "Server", "PORT"];
+        no_more_is_lost_than_alone("java", &Server { program, files: &[], stop: Signal::SIGTERM, chatter: &[] });
+    }
+}
+
+/// What it loses is told and not judged: it loses about as much for each of four workers stopped as alone with all the
+/// load, which is more than its share.
+#[test]
+fn php_built_in_server() {
+    const SOURCE: &str = "<?php header('Content-Length: 6'); echo \"hello\\n\";\n";
+    if there_is("php") {
+        let program = &["php", "-S", "127.0.0.1:PORT"];
+        let files = &[("index.php", SOURCE)];
+        let chatter = &["] 127.0.0.1:", "Development Server"];
+        alone_and_under_panzer("php -S", &Server { program, files, stop: Signal::SIGINT, chatter });
+    }
+}
+
+const LIGHTTPD: &str = r#"
+server.port = PORT
+server.document-root = var.CWD
+index-file.names = ( "index.html" )
+mimetype.assign = ( ".html" => "text/html" )
+"#;
+
+#[test]
+fn lighttpd() {
+    if there_is("lighttpd") {
+        let program = &["lighttpd", "-D", "-f", "lighttpd.conf"];
+        let files = &[("lighttpd.conf", LIGHTTPD), ("index.html", "hello\n")];
+        // INT is what lighttpd calls a graceful stop.
+        let chatter = &["server started", "graceful shutdown", "server stopped", "started as"];
+        no_more_is_lost_than_alone("lighttpd", &Server { program, files, stop: Signal::SIGINT, chatter });
+    }
+}

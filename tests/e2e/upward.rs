@@ -1,0 +1,133 @@
+//! What a service manager above panzer is told: NOTIFY_SOCKET and WATCHDOG_USEC in panzer's own environment.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Builder, Panzer};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A manager that listens at `name`.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn at(name: &str) -> Manager {
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        Manager(socket)
+    }
+
+    /// All it hears until one message holds `wanted`.
+    #[track_caller]
+    fn hear_until(&self, wanted: &str) -> Vec<String> {
+        let end = Instant::now() + SOON;
+        let mut heard = Vec::new();
+        let mut bytes = [0; 4096];
+        while Instant::now() < end {
+            let Ok(length) = self.0.recv(&mut bytes) else { continue };
+            heard.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+            if heard.last().is_some_and(|message| message.contains(wanted)) {
+                return heard;
+            }
+        }
+        panic!("not heard within {SOON:?}: {wanted:?}, only {heard:#?}");
+    }
+}
+
+fn sleepers(name: &str) -> Builder {
+    Panzer::builder()
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .args(["-w", "2", "--bake", "50ms", "--", "sleep", "1000"])
+}
+
+fn name_for(test: &str) -> String {
+    format!("panzer-test-{test}-{}", std::process::id())
+}
+
+#[test]
+fn each_change_is_told() {
+    let name = name_for("changes");
+    let manager = Manager::at(&name);
+    let panzer = sleepers(&name).start();
+    let heard = manager.hear_until("READY=1");
+    let ready = heard.last().unwrap();
+    assert!(ready.contains(&format!("MAINPID={}\n", panzer.pid())), "{ready}");
+    assert!(ready.ends_with("STATUS=2 of 2 workers ready, generation 1"), "{ready}");
+    // Not before it serves.
+    panzer.wait_serving();
+
+    panzer.signal(Signal::SIGUSR1);
+    let heard = manager.hear_until("RELOADING=1");
+    let micros = heard.last().unwrap().split_once("MONOTONIC_USEC=").unwrap().1.parse::<i64>().unwrap();
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    let passed = now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000 - micros;
+    assert!((0..60_000_000).contains(&passed), "{passed}");
+    manager.hear_until("READY=1");
+    manager.hear_until("STATUS=2 of 2 workers ready, generation 2");
+
+    panzer.signal(Signal::SIGTERM);
+    manager.hear_until("STOPPING=1");
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_reload_that_fails_ends_too() {
+    let name = name_for("failed");
+    let manager = Manager::at(&name);
+    let panzer = Panzer::builder()
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .executable("app", "#!/bin/sh\nexec sleep 1000\n")
+        .args(["-w", "1", "--bake", "50ms", "./app"])
+        .start();
+    manager.hear_until("READY=1");
+    panzer.wait_serving();
+    std::fs::remove_file(panzer.path("app")).unwrap();
+    panzer.expect_line("error: reload failed: generation 2: ");
+    assert!(panzer.reload_and_wait().is_err());
+    manager.hear_until("RELOADING=1");
+    manager.hear_until("READY=1");
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
+fn the_watchdog_is_fed_where_it_is_ours() {
+    let name = name_for("watchdog");
+    let manager = Manager::at(&name);
+    let panzer = sleepers(&name).env("WATCHDOG_USEC", "400000").start();
+    let begun = Instant::now();
+    for _ in 0..5 {
+        manager.hear_until("WATCHDOG=1");
+    }
+    // At half of it; the first one comes at once.
+    assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
+    panzer.stop();
+
+    let panzer = sleepers(&name).env("WATCHDOG_USEC", "1000").env("WATCHDOG_PID", "1").start();
+    let heard = manager.hear_until("READY=1");
+    panzer.stop();
+    let rest = manager.hear_until("STOPPING=1");
+    assert!(!heard.iter().chain(&rest).any(|message| message.contains("WATCHDOG")), "{heard:?} {rest:?}");
+}
+
+#[test]
+fn a_manager_that_is_gone_or_deaf_disturbs_nothing() {
+    let name = name_for("gone");
+    let panzer = sleepers(&name).start();
+    panzer.expect_line("warning: NOTIFY_SOCKET cannot be told anything: connection refused");
+    panzer.wait_serving();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    assert_eq!(panzer.stop().code(), Some(0));
+
+    // Never read: its queue is full soon, and what does not fit waits.
+    let name = name_for("deaf");
+    let _deaf = Manager::at(&name);
+    let panzer = sleepers(&name).start();
+    panzer.wait_serving();
+    for generation in 2..6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+    }
+    assert_eq!(panzer.stop().code(), Some(0));
+}

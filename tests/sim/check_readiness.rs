@@ -1,0 +1,148 @@
+//! The book of what one worker has shown of its readiness, by the measure that its monitor was given.
+
+use panzer::monitor::state::{Settings, Watch};
+use panzer::readiness::watch::Sight;
+
+use crate::check::{Checked, SLACK, hold};
+use crate::kernel::Time;
+
+/// The longest pauses between two looks at a worker, and between two probes of it, as the state has them.
+const LONGEST_PAUSE: Time = Time::from_millis(50);
+const LONGEST_PROBE_PAUSE: Time = Time::from_millis(500);
+
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    pub(crate) executed: Option<Time>,
+    pub(crate) notified: bool,
+    pub(crate) seen: bool,
+    /// It could not be seen whether it accepts.
+    pub(crate) hidden: bool,
+    probed: bool,
+    pub(crate) listens: bool,
+    /// A worker before it in its slot listened.
+    listened_before: bool,
+    /// It has shown all that is asked of it.
+    pub(crate) ready: bool,
+    /// When it was found to listen, and had to become ready once more.
+    anew: Option<Time>,
+    /// Reports that have been sent: that it is ready, at all, and of having said so; that it listens; that it is hidden.
+    pub(crate) ready_told: bool,
+    pub(crate) notified_told: bool,
+    listens_told: bool,
+    hidden_told: bool,
+    /// When it was last looked at, or the last probe of it ended.
+    looked: Time,
+}
+
+impl Readiness {
+    /// Of the slot's next worker.
+    pub(crate) fn next(&self) -> Readiness {
+        Readiness { listened_before: self.listened_before || self.listens, ..Readiness::default() }
+    }
+
+    pub(crate) fn executed(&mut self, now: Time, wanted: &Settings) {
+        self.executed.get_or_insert(now);
+        self.looked = self.looked.max(now);
+        self.settle(wanted);
+    }
+
+    pub(crate) fn notified(&mut self, wanted: &Settings) {
+        self.notified = true;
+        self.settle(wanted);
+    }
+
+    /// One that was ready for no more than being alive no longer is, on trial, or where it happens within the bake.
+    pub(crate) fn listens(&mut self, now: Time, on_trial: bool, wanted: &Settings) {
+        if std::mem::replace(&mut self.listens, true) || wanted.watch != Watch::IfItListens {
+            return;
+        }
+        let soon = self.executed.is_some_and(|executed| now < executed + wanted.bake);
+        if self.ready && !self.seen && !self.hidden && (on_trial || soon) {
+            self.anew = Some(now);
+            (self.ready, self.ready_told, self.notified_told) = (false, false, false);
+        }
+        self.looked = now;
+    }
+
+    pub(crate) fn seen(&mut self, sight: Sight, wanted: &Settings) {
+        if !self.is_watched(wanted) {
+            return;
+        }
+        match sight {
+            Sight::Accepting => self.seen = true,
+            Sight::NotYet => {}
+            Sight::Unseeable(_) => self.hidden = true,
+        }
+        self.settle(wanted);
+    }
+
+    pub(crate) fn probed(&mut self, now: Time, succeeded: bool, wanted: &Settings) {
+        self.looked = now;
+        self.probed |= succeeded && self.is_watched(wanted);
+        self.settle(wanted);
+    }
+
+    fn settle(&mut self, wanted: &Settings) {
+        self.ready |= self.executed.is_some() && self.has_shown(wanted);
+    }
+
+    fn has_shown(&self, wanted: &Settings) -> bool {
+        let word = self.notified || !wanted.notify;
+        match wanted.watch {
+            Watch::No => word,
+            Watch::Always => self.seen,
+            Watch::Probe => self.probed,
+            Watch::IfSeeable => self.seen || (self.hidden && word),
+            Watch::IfItListens => self.seen || (word && (self.hidden || !self.has_listener())),
+        }
+    }
+
+    fn has_listener(&self) -> bool {
+        self.listens || self.listened_before
+    }
+
+    /// Whether it is to be looked at, or probed. A worker that is ready never is.
+    pub(crate) fn is_watched(&self, wanted: &Settings) -> bool {
+        let watched = match wanted.watch {
+            Watch::No => false,
+            Watch::Always | Watch::Probe => true,
+            Watch::IfSeeable => !self.hidden,
+            Watch::IfItListens => !self.hidden && self.has_listener(),
+        };
+        watched && self.executed.is_some() && !self.ready
+    }
+
+    /// Since when it has taken its time.
+    pub(crate) fn waits_since(&self) -> Option<Time> {
+        self.anew.or(self.executed).filter(|_| !self.ready)
+    }
+
+    pub(crate) fn looked_at(&mut self, now: Time) {
+        self.looked = now;
+    }
+
+    /// The next look, or probe, is overdue.
+    pub(crate) fn is_neglected(&self, now: Time, wanted: &Settings) -> bool {
+        let pause = if wanted.watch == Watch::Probe { LONGEST_PROBE_PAUSE } else { LONGEST_PAUSE };
+        self.is_watched(wanted) && now > self.looked + pause + SLACK
+    }
+
+    pub(crate) fn listens_is_told(&mut self) -> Checked {
+        let first = !std::mem::replace(&mut self.listens_told, true);
+        hold(first && self.listens, 0, || "that a worker listens is told twice, or is not so".to_owned())
+    }
+
+    pub(crate) fn hidden_is_told(&mut self) -> Checked {
+        let first = !std::mem::replace(&mut self.hidden_told, true);
+        hold(first && self.hidden, 0, || "that a worker cannot be seen is told twice, or is not so".to_owned())
+    }
+
+    /// What main must know by now.
+    pub(crate) fn check_told(&self, wanted: &Settings) -> Checked {
+        let ready = self.ready_told && (self.notified_told || !self.notified);
+        hold(!self.ready || ready, 0, || "that a worker is ready is not told".to_owned())?;
+        let minds = matches!(wanted.watch, Watch::IfItListens | Watch::IfSeeable);
+        hold(!minds || self.listens == self.listens_told, 0, || "that a worker listens is not told".to_owned())?;
+        hold(self.hidden == self.hidden_told, 0, || "that a worker cannot be seen is not told".to_owned())
+    }
+}

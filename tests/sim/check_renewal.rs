@@ -1,0 +1,53 @@
+//! Follows the generations that are started because a listener was bound anew, with a reckoning of its own.
+
+use panzer::backoff::Pace;
+
+use crate::check::{Checked, SLACK, hold};
+use crate::kernel::Time;
+
+#[derive(Debug, Default)]
+pub(crate) struct RenewalWatch {
+    /// The newest generation that lacks a listener.
+    lacking: Option<u32>,
+    /// When something last happened by which another is needed, or the last one was no longer starting.
+    since: Time,
+    /// When the last one was started that nobody had asked for, and how many in a row came soon after the one before.
+    last: Option<Time>,
+    hasty: u32,
+}
+
+impl RenewalWatch {
+    pub(crate) fn needed(&mut self, newest: u32, now: Time) {
+        (self.lacking, self.since) = (Some(newest), now);
+    }
+
+    pub(crate) fn is_needed(&self) -> bool {
+        self.lacking.is_some()
+    }
+
+    /// One is started that nobody asked for.
+    pub(crate) fn started(&mut self, now: Time, pace: Pace) -> Checked {
+        let Some(gap) = self.last.replace(now).map(|last| now - last) else { return Ok(()) };
+        if gap >= pace.healthy_after {
+            self.hasty = 0;
+            return Ok(());
+        }
+        let least = pace.delay.saturating_mul(1 << self.hasty.min(20)).min(pace.delay_max) * 8 / 10;
+        self.hasty += 1;
+        hold(gap >= least, 5, || format!("a generation with all listeners comes {gap:?} after the last"))
+    }
+
+    pub(crate) fn failed(&mut self, now: Time) {
+        self.since = now;
+    }
+
+    pub(crate) fn serves(&mut self, generation: u32, now: Time) {
+        self.since = now;
+        self.lacking = self.lacking.filter(|newest| *newest >= generation);
+    }
+
+    /// The next one is overdue.
+    pub(crate) fn is_late(&self, now: Time, pace: Pace) -> bool {
+        self.lacking.is_some() && now > self.since + pace.delay_max + SLACK
+    }
+}

@@ -1,0 +1,119 @@
+//! What a monitor sees of its workers: who listens, who accepts, and what probes tell.
+
+use panzer::config::Ready;
+use panzer::monitor::state::{Event, Watch, Worker};
+use panzer::readiness::watch::{Hidden, Sight};
+use panzer::worker::cause::Cause;
+
+use crate::check::{Checked, hold};
+use crate::kernel::{ProcessId, Role, Time};
+use crate::world::{Spec, World};
+
+impl Spec {
+    /// As src/monitor/run.rs has it.
+    pub(crate) fn watch(&self, accept: bool) -> Watch {
+        match self.main.ready {
+            Ready::Accept => Watch::Always,
+            Ready::Exec => Watch::Probe,
+            Ready::Auto if self.has_listener || accept => Watch::IfSeeable,
+            Ready::Auto if self.shares_ports => Watch::IfItListens,
+            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+        }
+    }
+}
+
+impl World {
+    /// A program has called listen, and waits for its monitor.
+    pub(crate) fn listen(&mut self, process: ProcessId) {
+        let caller = self.kernel.process(process);
+        let parent = caller.parent.map(|parent| self.kernel.process(parent).role);
+        if let Some(Role::Monitor(index)) = parent {
+            self.monitors[index].listening.push(process);
+            self.tell_parent(process);
+        }
+    }
+
+    pub(crate) fn take_calls(&mut self, index: usize) {
+        for process in std::mem::take(&mut self.monitors[index].listening) {
+            if let Some(program) = self.kernel.program(process) {
+                program.listens = true;
+            }
+            if let Some(worker) = self.monitors[index].worker_of(process) {
+                self.look_at_exec(index, worker.slot);
+                self.monitors[index].push(Event::Listens(worker));
+            }
+        }
+    }
+
+    pub(crate) fn look_at_worker(&mut self, index: usize, worker: Worker) {
+        if let Some(process) = self.monitors[index].process_of(worker) {
+            let sight = self.sight(process);
+            self.monitors[index].push(Event::Seen(worker, sight));
+        }
+    }
+
+    fn sight(&self, process: ProcessId) -> Sight {
+        let program = self.kernel.process(process).program.as_ref();
+        let hidden = program.and_then(|program| Some(program.began + program.script.hidden?));
+        if !self.is_running(process) {
+            return Sight::NotYet;
+        }
+        match hidden.is_some_and(|hidden| hidden <= self.now) {
+            true => Sight::Unseeable(Hidden::ByIoUring),
+            false if self.accepts(process) => Sight::Accepting,
+            false => Sight::NotYet,
+        }
+    }
+
+    fn accepts(&self, process: ProcessId) -> bool {
+        let Some(program) = &self.kernel.process(process).program else { return false };
+        let now = program.script.accepts.is_some_and(|after| program.began + after <= self.now);
+        now && (self.spec.has_listener || program.listens)
+    }
+
+    fn answers(&self, process: ProcessId) -> bool {
+        let program = self.kernel.process(process).program.as_ref();
+        program.is_some_and(|program| program.script.answers.is_some_and(|after| program.began + after <= self.now))
+    }
+
+    pub(crate) fn probe_worker(&mut self, index: usize, worker: Worker) {
+        let fails = self.faults && self.choices.one_in(self.spec.trouble * 8);
+        let Some(process) = self.monitors[index].process_of(worker).filter(|_| !fails) else {
+            self.monitors[index].push(Event::Probed(worker, false));
+            return;
+        };
+        let takes = self.kernel.process(process).program.as_ref().and_then(|program| program.script.probe_takes);
+        let cause = if self.answers(process) { Cause::Exited(0) } else { Cause::Exited(1) };
+        let parent = self.monitors[index].looping.process;
+        let probe = self.kernel.start(Some(parent), Role::Probe);
+        self.monitors[index].probes.insert(probe, worker);
+        if let Some(takes) = takes {
+            self.end_later(probe, takes, cause);
+        }
+    }
+
+    pub(crate) fn kill_probe(&mut self, index: usize, worker: Worker) -> Checked {
+        let probes = self.monitors[index].probes.iter().find(|(_, probed)| **probed == worker);
+        let Some(probe) = probes.map(|(probe, _)| *probe) else { return Ok(()) };
+        self.end(probe, Cause::Killed(9, false))
+    }
+
+    /// A generation is committed: what its reports have claimed is so.
+    pub(crate) fn check_committed(&self, index: usize) -> Checked {
+        let is_ready = |process: ProcessId| match self.spec.main.ready {
+            Ready::Accept => self.accepts(process),
+            Ready::Exec => self.answers(process),
+            Ready::Auto | Ready::Notify | Ready::Alive => true,
+        };
+        let workers = self.monitors[index].workers().filter(|process| self.is_running(*process));
+        let unready = workers.filter(|process| !is_ready(*process)).count();
+        hold(unready == 0, 1, || format!("committed while {unready} workers are not ready"))
+    }
+
+    /// A monitor whose workers are all ready sleeps until something happens.
+    pub(crate) fn check_idle(&self, index: usize, deadline: Option<Time>) -> Checked {
+        let node = &self.monitors[index];
+        let idle = node.check.is_idle();
+        hold(!idle || deadline.is_none(), 13, || format!("{:?} is idle, and is woken", node.id))
+    }
+}
