@@ -14,6 +14,9 @@ use crate::kernel::Time;
 /// What a monitor gets beyond its workers' schedule, as the state has it.
 const GRACE: Time = Time::from_secs(5);
 
+/// What finding out what a generation is to be may take, as the state has it.
+const LONGEST_PLANNING: Time = Time::from_secs(10);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Orphans {
     None,
@@ -45,6 +48,8 @@ struct Watched {
 #[derive(Debug, Clone, Copy)]
 struct Starting {
     monitor: Monitor,
+    /// What it is to be is known, and its monitor started.
+    begun: bool,
     since: Time,
     /// By when it must be ready.
     due: Time,
@@ -128,6 +133,8 @@ pub(crate) struct MainCheck {
     judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
     trials_due: u32,
+    /// The generation whose plan is to be given up.
+    planned_in_vain: Option<u32>,
     renewal: RenewalWatch,
     has_run: bool,
     told: BTreeMap<u32, BTreeSet<u32>>,
@@ -158,6 +165,7 @@ impl MainCheck {
             promised: BTreeSet::new(),
             judged: BTreeSet::new(),
             trials_due: 0,
+            planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
             told: BTreeMap::new(),
@@ -218,9 +226,17 @@ impl MainCheck {
             Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
             Event::Rebound if self.is_stopping() => {}
             Event::Rebound => {
-                self.renewal.needed(self.last_generation, now);
-                self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+                // One that is only planned gets it.
+                let begun = self.starting.is_none_or(|starting| starting.begun);
+                self.renewal.needed(self.last_generation - u32::from(!begun), now);
+                self.starting = self.starting.map(|starting| Starting { failed: starting.failed || begun, ..starting });
             }
+            Event::NotPlanned(generation, _) => {
+                if let Some(starting) = self.starting.as_mut().filter(|known| known.monitor.generation == *generation) {
+                    starting.failed = true;
+                }
+            }
+            Event::Planned(..) | Event::Tuned(_) | Event::Scale(..) => {}
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -247,7 +263,8 @@ impl MainCheck {
         self.stop.begin(quick, now);
         self.renewal = RenewalWatch::default();
         self.reload_queued = false;
-        self.starting = None;
+        let starting = self.starting.take().filter(|starting| !starting.begun);
+        self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
         if quick {
             for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
                 watched.orphans_stop.begin(true, now);
@@ -330,7 +347,13 @@ impl MainCheck {
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, all: &[Action]) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
+            Action::Plan(generation) => self.check_plan(now, *generation),
+            Action::GiveUpPlan(generation) => {
+                let planned = self.planned_in_vain.take() == Some(*generation);
+                hold(planned, 7, || format!("the plan of generation {generation} is given up without a reason"))
+            }
+            Action::Tune(_) | Action::Scaled { .. } => Ok(()),
+            Action::StartMonitor { monitor, trial, notify, accept, .. } => {
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
                 match trial {
@@ -340,9 +363,8 @@ impl MainCheck {
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {
-                hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
-            }
+            Action::Order(_, Order::Scale { .. }) => Ok(()),
+            Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
                 let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);
@@ -373,18 +395,31 @@ impl MainCheck {
 
     fn check_trial(&mut self, now: Time, monitor: Monitor, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
-        hold(self.starting.is_none(), 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        hold(monitor.life == 1, 2, || format!("{monitor:?} is a new generation's first"))?;
+        let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
+        hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
+        let due = now + self.wanted.ready_timeout;
+        self.starting = Some(Starting { monitor, begun: true, since: now, due, failed: false });
+        self.add(monitor, true)?;
+        self.check_notify(monitor, notify)
+    }
+
+    /// A new generation begins with this.
+    fn check_plan(&mut self, now: Time, generation: u32) -> Checked {
+        let monitor = Monitor { generation, life: 1 };
+        hold(!self.is_stopping(), 6, || format!("generation {generation} is planned after a stop"))?;
+        hold(self.starting.is_none(), 2, || format!("generation {generation} is planned beside {:?}", self.starting))?;
+        hold(generation == self.last_generation + 1, 7, || format!("generation {generation} has a wrong number"))?;
         if self.trials_due > 0 {
             self.trials_due -= 1;
         } else {
-            hold(self.renewal.is_needed(), 7, || format!("nobody asked for {monitor:?}"))?;
+            hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
             self.tally.renewals += 1;
             self.renewal.started(now, self.wanted.pace)?;
         }
-        self.starting = Some(Starting { monitor, since: now, due: now + self.wanted.ready_timeout, failed: false });
-        self.add(monitor, true)?;
-        self.check_notify(monitor, notify)
+        self.last_generation = generation;
+        self.starting =
+            Some(Starting { monitor, begun: false, since: now, due: now + LONGEST_PLANNING, failed: false });
+        Ok(())
     }
 
     fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, notify: bool) -> Checked {
@@ -405,7 +440,7 @@ impl MainCheck {
     }
 
     fn add(&mut self, monitor: Monitor, trial: bool) -> Checked {
-        let expected = self.last_generation + u32::from(monitor.life == 1);
+        let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
         hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
         self.last_generation = self.last_generation.max(monitor.generation);
         let new = Watched {
@@ -464,7 +499,7 @@ impl MainCheck {
         };
         let retired = |action: &Action| match action {
             Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation),
-            Action::Note(Note::Rejected { generation, .. }) => *generation == monitor.generation,
+            Action::Note(Note::Rejected(generation, _)) => *generation == monitor.generation,
             _ => false,
         };
         let retired = urgency == Urgency::Graceful && all.iter().any(retired);
@@ -502,7 +537,7 @@ impl MainCheck {
     fn check_note(&mut self, now: Time, note: &Note, all: &[Action]) -> Checked {
         match note {
             Note::Committed(generation, old, _) => self.check_commit(now, *generation, *old, all),
-            Note::Rejected { generation, .. } => self.check_rejection(now, *generation),
+            Note::Rejected(generation, _) => self.check_rejection(now, *generation),
             Note::MonitorDied(_, _, delay) => {
                 let pace = self.wanted.pace;
                 self.restarts.told(*delay, pace)
@@ -515,7 +550,7 @@ impl MainCheck {
                 self.tally.queued_reloads += 1;
                 Ok(())
             }
-            Note::Serving(generation, _) => {
+            Note::Serving(generation, ..) => {
                 let serving = self.serving.and_then(|monitor| self.monitors.get_mut(&monitor));
                 let whole = serving.is_some_and(|watched| {
                     watched.proven = true;
@@ -557,8 +592,8 @@ impl MainCheck {
                 Note::Committed(number, ..) => Some(*number),
                 _ => None,
             }),
-            Verdict::Rejected { .. } => noted(|note| match note {
-                Note::Rejected { generation, .. } => Some(*generation),
+            Verdict::Rejected(_) => noted(|note| match note {
+                Note::Rejected(generation, _) => Some(*generation),
                 _ => None,
             }),
             Verdict::Stopped => self.is_stopping(),
@@ -612,6 +647,7 @@ impl MainCheck {
         let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
         let late = !whole && now >= starting.due;
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
+        self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
         self.renewal.failed(now);
         self.next_trial();
         Ok(())
@@ -630,6 +666,7 @@ impl MainCheck {
     /// What must have been done by now.
     fn check_whole(&mut self, now: Time, punctual: bool) -> Checked {
         hold(self.trials_due == 0, 7, || "a reload is lost".to_owned())?;
+        hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;

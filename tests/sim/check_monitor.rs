@@ -131,7 +131,7 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(_) => {}
             Event::Start | Event::Wake => {}
         }
         None

@@ -168,7 +168,12 @@ impl World {
 
     fn perform_as_main(&mut self, action: Action) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
+            Action::Plan(generation) => {
+                let settings = Planted::main_settings(self.planted, self.spec.main.clone());
+                self.main.events.push_back(Event::Planned(generation, settings));
+                Ok(())
+            }
+            Action::StartMonitor { monitor, trial, notify, accept, .. } => {
                 self.start_monitor(monitor, trial, notify, accept);
                 Ok(())
             }
@@ -185,7 +190,10 @@ impl World {
                 self.main.exit = Some(code);
                 Ok(())
             }
-            Action::CloseListeners
+            Action::GiveUpPlan(_)
+            | Action::Tune(_)
+            | Action::Scaled { .. }
+            | Action::CloseListeners
             | Action::Release(_)
             | Action::Promise(..)
             | Action::Verdict(..)

@@ -157,16 +157,11 @@ impl Planted {
             actions.iter().any(is)
         };
         let commits = notes(|note| matches!(note, Note::Committed(..)));
-        let rejects = notes(|note| matches!(note, Note::Rejected { .. }));
+        let rejects = notes(|note| matches!(note, Note::Rejected(..)));
         let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
         let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
-        let one_more = Action::StartMonitor {
-            monitor: Monitor { generation, life: 1 },
-            trial: true,
-            notify: false,
-            accept: false,
-        };
+        let one_more = Action::Plan(generation);
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
             Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
@@ -178,7 +173,7 @@ impl Planted {
             Planted::RunsQueuedReloadAtOnce if queues => actions.push(one_more),
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
-                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected { .. })));
+                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {
@@ -210,7 +205,7 @@ impl Planted {
             }
             Planted::AcquitsTheRejected => {
                 for action in actions {
-                    if let Action::Verdict(_, verdict @ Verdict::Rejected { .. }) = action {
+                    if let Action::Verdict(_, verdict @ Verdict::Rejected(_)) = action {
                         *verdict = Verdict::Serves(None, Duration::ZERO);
                     }
                 }
@@ -226,7 +221,7 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, trial: false, notify: false, accept: false });
+                actions.push(Action::StartMonitor { monitor, workers: 1, trial: false, notify: false, accept: false });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
