@@ -16,6 +16,8 @@ pub(super) struct Generation {
     pub(super) settings: Settings,
     /// No slot from here on was ever wanted.
     slots: u32,
+    /// So many slots are wanted no more of which its monitor has not said yet which they are.
+    retiring: u32,
     pub(super) monitor: Life,
     pub(super) ready: BTreeSet<u32>,
     /// The slots whose workers said themselves that they are ready.
@@ -65,6 +67,7 @@ impl Generation {
         Generation {
             number,
             slots: settings.workers,
+            retiring: 0,
             settings,
             monitor: Life::None,
             ready: BTreeSet::new(),
@@ -90,7 +93,7 @@ impl Generation {
 
     /// Whether all that is wanted of it is ready.
     pub(super) fn is_whole(&self) -> bool {
-        self.all(&self.ready)
+        self.retiring == 0 && self.all(&self.ready)
     }
 
     /// Whether every worker is among `slots`; not where there are to be none.
@@ -122,6 +125,9 @@ impl Generation {
 
     /// So many workers are wanted of it from now on.
     pub(super) fn scale(&mut self, workers: u32) {
+        if self.monitor().is_some() {
+            self.retiring += self.settings.workers.saturating_sub(workers);
+        }
         self.settings.workers = workers;
         self.slots = self.slots.max(workers);
     }
@@ -154,13 +160,25 @@ impl Generation {
 
     /// Nothing is wanted of this slot any more.
     pub(super) fn note_retired(&mut self, slot: u32) {
+        self.retiring = self.retiring.saturating_sub(1);
         for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening] {
             slots.remove(&slot);
         }
         self.unseeable.remove(&slot);
     }
 
-    /// All that is wanted is ready, or no longer.
+    /// Its monitor is gone, and with it all that was known of workers now.
+    pub(super) fn lose_monitor(&mut self, until: Instant, now: Instant) {
+        let Life::Running { life, .. } = self.monitor else { return };
+        self.monitor = Life::Waiting { life, until };
+        self.ready.clear();
+        self.seen.clear();
+        self.retiring = 0;
+        self.phase = Phase::Filling;
+        self.begun = now;
+    }
+
+    /// All that is wanted is ready, or no longer; true where it is now.
     pub(super) fn settle(&mut self, bake: Duration, now: Instant) -> bool {
         match self.phase {
             Phase::Filling if self.is_whole() => {

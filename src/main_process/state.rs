@@ -233,6 +233,7 @@ impl Generations {
             return;
         }
         self.reload_queued = false;
+        self.renewal.begins(now);
         self.last_number += 1;
         actions.push(Action::Plan(self.last_number));
         let next = Generation::new(self.last_number, self.settings.clone(), now);
@@ -248,6 +249,7 @@ impl Generations {
             return;
         }
         self.settings = self.keeping_count(settings);
+        // What was bound anew while it was planned it gets as well.
         self.renewal.begins(now);
         let mut next = Generation::new(generation, self.settings.clone(), now);
         self.begin(&mut next, true, now, actions);
@@ -304,7 +306,10 @@ impl Generations {
                 starting.note_ready(slot, notified, seen);
                 self.settle_starting(now, actions);
             }
-            Report::Retired { slot } => starting.note_retired(slot),
+            Report::Retired { slot } => {
+                starting.note_retired(slot);
+                self.settle_starting(now, actions);
+            }
             Report::Unseeable { slot, why } => {
                 starting.unseeable.insert(slot, why.clone());
                 let number = starting.number;
@@ -349,7 +354,10 @@ impl Generations {
             Report::Listens { slot, withdrawn } => {
                 serving.note_listening(slot, withdrawn);
             }
-            Report::Retired { slot } => serving.note_retired(slot),
+            Report::Retired { slot } => {
+                serving.note_retired(slot);
+                self.settle_serving(now);
+            }
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
                 self.tell_unseeable(number, why, actions);
@@ -417,6 +425,7 @@ impl Generations {
         let rejected = Rejected { slot: None, cause, failed, missing, workers, accept: false, serving };
         actions.push(Action::Verdict(generation, Verdict::Rejected(rejected.clone())));
         actions.push(Action::Note(Note::Rejected(generation, rejected)));
+        actions.push(Action::Release(generation));
     }
 
     fn serving_number(&self) -> u32 {
@@ -559,14 +568,10 @@ impl Generations {
         let random = self.random.draw();
         let Some(serving) = &mut self.serving else { return };
         let pace = serving.settings.pace;
-        let Life::Running { life, since } = serving.monitor else { return };
+        let Life::Running { since, .. } = serving.monitor else { return };
         let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
-        serving.monitor = Life::Waiting { life, until: now + delay };
-        serving.ready.clear();
-        serving.seen.clear();
-        serving.phase = Phase::Filling;
-        serving.begun = now;
+        serving.lose_monitor(now + delay, now);
     }
 
     fn adopt(

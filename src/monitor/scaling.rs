@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::state::{Action, Slot, Slots, State};
-use crate::backoff::Pace;
+use crate::backoff::{Backoff, Pace};
 use crate::config::{Escalation, MOST_WORKERS};
 use crate::control::messages::{Report, Tuning};
 
 impl Slots {
     /// So many workers are wanted from now on.
     pub(super) fn scale(&mut self, workers: u32, oldest: bool, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping.is_some() {
+        if self.stopping.is_some() || self.gave_up {
             return;
         }
         let workers = workers.min(MOST_WORKERS);
@@ -35,6 +35,8 @@ impl Slots {
         });
         let slot = &mut self.slots[index];
         slot.wanted = true;
+        // It is asked for, and no respawn.
+        slot.backoff = Backoff::default();
         if matches!(slot.state, State::Empty) {
             self.spawn(index as u32, now, actions);
         }

@@ -91,7 +91,7 @@ pub(super) struct Slot {
     listened: bool,
     /// Why it could not be seen whether the worker accepts.
     hidden: Option<Hidden>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     pub(super) ended_for: Option<Cause>,
 }
@@ -132,7 +132,7 @@ pub struct Slots {
     recent_respawns: VecDeque<Instant>,
     pub(super) stopping: Option<Stopping>,
     executed: bool,
-    gave_up: bool,
+    pub(super) gave_up: bool,
     exited: bool,
     random: Random,
 }
@@ -361,6 +361,7 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
+        let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
         }
@@ -370,7 +371,7 @@ impl Slots {
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
         let retired = std::mem::replace(&mut slot.retiring, false);
-        if stopping || (retired && !slot.wanted) {
+        if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;
         }

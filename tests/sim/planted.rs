@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Monitor, Note};
+use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
 use panzer::readiness::watch::Sight;
 
@@ -85,6 +85,13 @@ planted! {
     AlwaysRequiresAccept
     IsWholeThoughItListens
     HidesUnseeable
+    ForgetsToScale
+    ScalesServingOnly
+    ForgetsToTellCount
+    TakesQuietForOne
+    ForgetsRetired
+    RetiresTheFirst
+    CountsBackOnReload
 }
 
 impl Planted {
@@ -130,6 +137,9 @@ impl Planted {
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
                 Some(Event::Told(check.serving().unwrap_or(monitor), report))
             }
+            (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
+                Some(Event::Scale(request, Change::To(1)))
+            }
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -148,6 +158,7 @@ impl Planted {
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
         planted.spoil_measure(actions);
+        planted.spoil_count(actions, check);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -256,6 +267,27 @@ impl Planted {
         }
     }
 
+    fn spoil_count(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::Action;
+        let is_scale = |action: &Action| matches!(action, Action::Order(_, Order::Scale { .. }));
+        let starting = check.starting();
+        match self {
+            Planted::ForgetsToScale => actions.retain(|action| !is_scale(action)),
+            Planted::ScalesServingOnly => actions.retain(|action| {
+                !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
+            }),
+            Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::CountsBackOnReload => {
+                for action in actions {
+                    if let Action::StartMonitor { workers, trial: true, .. } = action {
+                        *workers = check.configured();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn spoil_keeping(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
         use main_state::Action;
         let is_release = |action: &Action| matches!(action, Action::Release(_));
@@ -339,6 +371,16 @@ impl Planted {
             }
             Some(Planted::NeverLooks) => actions.retain(|action| !matches!(action, Action::Look(_))),
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
+            Some(Planted::ForgetsRetired) => {
+                actions.retain(|action| !matches!(action, Action::Report(Report::Retired { .. })));
+            }
+            Some(Planted::RetiresTheFirst) => {
+                for action in actions {
+                    if let Action::Report(Report::Retired { slot }) = action {
+                        *slot = 0;
+                    }
+                }
+            }
             Some(Planted::DropsReady) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
