@@ -15,7 +15,7 @@ pub(super) struct Generation {
     /// By what it runs. Its count of workers is what is wanted of it now.
     pub(super) settings: Settings,
     /// No slot from here on was ever wanted.
-    slots: u32,
+    pub(super) slots: u32,
     /// So many slots are wanted no more of which its monitor has not said yet which they are.
     retiring: u32,
     pub(super) monitor: Life,

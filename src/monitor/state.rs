@@ -81,6 +81,8 @@ pub(super) struct Slot {
     pub(super) since: Instant,
     /// Whether a worker is wanted in it.
     pub(super) wanted: bool,
+    /// So many of its workers followed one that had ended unasked.
+    pub(super) respawns: u32,
     /// Whether its worker is being stopped because none is, or was, wanted.
     pub(super) retiring: bool,
     notified: bool,
@@ -103,6 +105,7 @@ impl Slot {
             life: 0,
             since: now,
             wanted: true,
+            respawns: 0,
             retiring: false,
             notified: false,
             executed: None,
@@ -217,7 +220,7 @@ impl Slots {
             State::Ready { .. } => Phase::Ready,
             State::Stopping(_) => Phase::Stopping,
         };
-        View { phase, life: slot.life, since: slot.since }
+        View { phase, respawns: slot.respawns, since: slot.since }
     }
 
     /// Whether everything is being stopped.
@@ -477,6 +480,7 @@ impl Slots {
             return;
         }
         if self.respawn_allowed(now) {
+            self.slots[index as usize].respawns += 1;
             self.spawn(index, now, actions);
         } else {
             self.give_up(index, actions);

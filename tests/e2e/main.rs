@@ -24,6 +24,7 @@ mod inherited;
 mod managed;
 mod my_app;
 mod per_worker;
+mod scaling;
 mod servers;
 mod sharing;
 mod unix_guard;
