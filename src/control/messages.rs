@@ -120,6 +120,14 @@ pub enum Report {
     Retired {
         /// The slot.
         slot: u32,
+        /// Whether it has no worker, or one whose end was to be told already.
+        #[serde(default)]
+        empty: bool,
+    },
+    /// The worker of a slot of which nothing was wanted any more has ended.
+    Gone {
+        /// The slot.
+        slot: u32,
     },
     /// There were more respawns than allowed.
     GaveUp,

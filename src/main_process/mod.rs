@@ -14,6 +14,7 @@ mod log;
 mod operators;
 mod pidfile;
 mod renewal;
+mod rolling;
 pub mod run;
 mod scaling;
 mod shares;

@@ -221,6 +221,7 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
 fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
+        surge: plan.surge,
         ready: plan.ready,
         ready_timeout: plan.ready_timeout,
         bake: plan.bake,

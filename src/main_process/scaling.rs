@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::generation::Phase;
 use super::state::{Action, Change, Generations, Note, Settings};
 use crate::config::MOST_WORKERS;
-use crate::control::messages::Order;
+use crate::control::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
 impl Generations {
@@ -35,6 +35,9 @@ impl Generations {
         if workers > 0 {
             self.settings.workers = workers;
         }
+        if self.keep_rolling(workers, now, actions) {
+            return;
+        }
         if let Some(serving) = &mut self.serving {
             serving.scale(workers);
             let order = Order::Scale { workers, oldest: without_oldest };
@@ -43,9 +46,10 @@ impl Generations {
         if let Some((starting, deadline)) = &mut self.starting
             && !matches!(starting.phase, Phase::Planning)
         {
+            let baked = matches!(starting.phase, Phase::Baking { .. });
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
-            if matches!(starting.phase, Phase::Baking { .. }) && !starting.is_whole() {
+            if baked && !starting.is_whole() {
                 *deadline = (*deadline).max(now + starting.settings.ready_timeout);
             }
             let order = Order::Scale { workers, oldest: false };
@@ -59,6 +63,13 @@ impl Generations {
     fn give_up_reloads(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let cause = || Cause::CannotStart("panzer was told to end all workers meanwhile".to_owned());
         let queued = std::mem::take(&mut self.reload_queued);
+        // What served in the place of others ends with all.
+        if let Some((starting, _)) = &mut self.starting {
+            starting.roll = None;
+        }
+        if let Some(back) = self.falling_back.take() {
+            self.drain(back.failed, false, Urgency::Graceful, now, actions);
+        }
         self.reject(None, cause(), now, actions);
         if queued {
             self.last_number += 1;

@@ -53,6 +53,7 @@ impl Slots {
         let Some(index) = index.map(|(index, _)| index) else { return };
         let slot = &mut self.slots[index];
         slot.wanted = false;
+        let empty = !slot.has_worker() || slot.retiring;
         match slot.state {
             State::Empty => {}
             State::Waiting { .. } => slot.state = State::Empty,
@@ -63,7 +64,7 @@ impl Slots {
             }
         }
         slot.ended_for = None;
-        actions.push(Action::Report(Report::Retired { slot: index as u32 }));
+        actions.push(Action::Report(Report::Retired { slot: index as u32, empty }));
     }
 
     /// What has begun ends as it was to.

@@ -374,6 +374,9 @@ impl Slots {
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
         let retired = std::mem::replace(&mut slot.retiring, false);
+        if retired {
+            actions.push(Action::Report(Report::Gone { slot: worker.slot }));
+        }
         if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;

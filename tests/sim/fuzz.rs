@@ -119,8 +119,9 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(15) {
-        14 => Report::Retired { slot },
+    match choices.below(16) {
+        14 => Report::Retired { slot, empty: choices.below(2) == 1 },
+        15 => Report::Gone { slot },
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
