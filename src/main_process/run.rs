@@ -101,7 +101,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     match start(plan, environment) {
         Ok((mut main, pid_file)) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
-            main.operators.server.remove();
+            main.operators.server.end();
             main.ack_paths.remove_all();
             pid_file.remove();
             code
