@@ -12,7 +12,8 @@ use super::duration;
 /// No schedule has more steps than this.
 const MOST_STEPS: usize = 16;
 
-/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the last is KILL.
+/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the
+/// last is KILL, unless it is only a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
@@ -43,6 +44,12 @@ impl Schedule {
     #[must_use]
     pub fn quick(&self) -> Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
+    }
+
+    /// Its first signal, and then no other.
+    #[must_use]
+    pub fn patient(&self) -> Schedule {
+        Schedule { steps: self.steps[..1].to_vec() }
     }
 
     /// KILL at once.
@@ -153,6 +160,11 @@ impl Escalation {
             escalation.advance();
         }
         escalation
+    }
+
+    /// Whether it is by a schedule that never comes to KILL.
+    pub fn is_patient(&self) -> bool {
+        self.schedule.steps.last().is_some_and(|step| step.signal != Signal::SIGKILL)
     }
 
     /// Goes over to the quick rest of the schedule, unless it is that far already.

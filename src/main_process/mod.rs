@@ -7,6 +7,7 @@ mod ack_paths;
 mod binding;
 mod children;
 mod counters;
+mod dump;
 mod emptying;
 mod generation;
 mod guard;
