@@ -7,6 +7,8 @@ use std::str::FromStr;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::signals::parse_signal_or_number;
+
 /// What a signal asks of main.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -184,7 +186,7 @@ impl FromStr for On {
 
     fn from_str(text: &str) -> Result<On, String> {
         let (name, action) = text.split_once('=').ok_or("it must be SIGNAL=ACTION, as in TTIN=scale-up")?;
-        let signal = crate::config::parse_signal_or_number(name.trim())?;
+        let signal = parse_signal_or_number(name.trim())?;
         if let Some((_, why)) = TAKEN.iter().find(|(taken, _)| *taken == signal) {
             return Err(format!("{} can be given no action: {why}", short(signal)));
         }

@@ -19,7 +19,7 @@ pub mod text;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use schedule::{Escalation, Schedule, parse_signal_or_number};
+pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 
 use crate::backoff::Pace;

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
+use crate::sys::signals::parse_signal;
 
 /// No schedule has more steps than this.
 const MOST_STEPS: usize = 16;
@@ -94,22 +95,6 @@ impl FromStr for Schedule {
         }
         Ok(Schedule { steps })
     }
-}
-
-/// A signal by its name, with or without `SIG`.
-pub fn parse_signal(text: &str) -> Result<Signal, String> {
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse().map_err(|_| format!("there is no signal '{text}'"))
-}
-
-/// A signal by its name or its number; where there is none, the error lists them.
-pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
-    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
-    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
-        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
-        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
-    })
 }
 
 impl fmt::Display for Schedule {
