@@ -1,7 +1,7 @@
 //! `panzerctl status` and `panzerctl list`: what is asked for once.
 
 use std::io::{self, IsTerminal};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -11,12 +11,9 @@ use super::instances::{self, Instance};
 use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
 use super::usage::{Meter, Usages};
-use super::{connect, tell};
+use super::{PAUSE, connect, tell};
 use crate::control::requests::{Command as Wanted, Request, Status};
 use crate::sys::terminal::window;
-
-/// Between two looks whether it is ready.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where it is not known how wide lines may be.
 pub(super) const USUAL_COLUMNS: usize = 80;

@@ -72,10 +72,12 @@ pub(super) fn condition(status: &Status) -> (Tone, &'static str) {
     }
 }
 
-/// So many workers of the serving generation are ready, of so many that are to run.
+/// So many workers are ready, of so many that are to run. Those of a generation that is starting serve as well, and
+/// with a rolling reload in the place of others; what there are too many is not told.
 pub(super) fn ready_of_wanted(status: &Status) -> (usize, u32) {
-    let serving = status.generations.iter().filter(|generation| generation.standing == "serving");
-    (serving.map(|generation| in_state(generation, "ready")).sum(), status.workers)
+    let counted = status.generations.iter().filter(|generation| generation.standing != "draining");
+    let ready: usize = counted.map(|generation| in_state(generation, "ready")).sum();
+    (ready.min(status.workers as usize), status.workers)
 }
 
 fn in_state(generation: &Generation, state: &str) -> usize {

@@ -7,11 +7,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 
 mod check;
+mod check_count;
 mod check_main;
 mod check_monitor;
 mod check_probes;
 mod check_readiness;
 mod check_renewal;
+mod check_rolling;
 mod choices;
 mod fuzz;
 mod history;

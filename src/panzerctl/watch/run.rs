@@ -144,13 +144,15 @@ impl Watch {
         self.interval.min(longest).min(left.unwrap_or(longest).max(Duration::from_millis(10)))
     }
 
-    /// Nobody is there. Without its socket it has ended; while that is there somebody may come back to it.
+    /// Nobody is there. Without its socket it has ended, unless it is about to have one; while that is there somebody
+    /// may come back to it.
     fn note_absence(&mut self, trouble: Trouble, now: Instant) -> Result<(), Trouble> {
         let since = *self.unanswered_since.get_or_insert(now);
-        if self.last.is_none() || now.saturating_duration_since(since) >= self.patience {
+        let runs = self.instance.is_running();
+        if now.saturating_duration_since(since) >= self.patience || (self.last.is_none() && !runs) {
             return Err(trouble);
         }
-        if !self.instance.socket.exists() {
+        if !runs && !self.instance.socket.exists() {
             return Err(Trouble::NotRunning(format!("{} has ended", self.instance.shown())));
         }
         let (Trouble::Failed(why)
