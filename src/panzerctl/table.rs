@@ -348,7 +348,7 @@ build itthere is no ./my_app in /srv; build it
         let state = |slot| if slot == 150 { "waiting" } else { "ready" };
         let status = status((0..200).map(|slot| worker(slot, None, state(slot), 0, None)).collect());
         let table = render(&status, 80, Some(24));
-        assert!(table.contains("    150       - waiting") && table.contains("… 189 more"), "{table}");
+        assert!(table.contains(" 150   - waiting") && table.contains("… 187 more"), "{table}");
         assert!(table.contains("199 ready, 1 waiting") && table.contains("127.0.0.1:80"), "{table}");
         for rows in 1..24 {
             render(&status, 80, Some(rows));
