@@ -158,7 +158,7 @@ fn a_watch_repaints_in_place_and_gives_the_terminal_back() {
 #[test]
 fn a_watch_shows_that_main_does_not_answer_and_goes_on_when_it_does() {
     let panzer = serving_sleeper();
-    let mut terminal = Terminal::start(panzerctl(&panzer, &["--timeout", "20s", "status", "--watch"]));
+    let mut terminal = Terminal::start(panzerctl(&panzer, &["--timeout", "60s", "status", "--watch"]));
     terminal.wait_for_frame("it is shown", |frame| frame.contains("GEN WORKER"));
     kill(Pid::from_raw(panzer.pid()), Signal::SIGSTOP).unwrap();
     terminal.wait_for_frame("no answer is told", |frame| frame.contains("no answer for "));
@@ -174,7 +174,7 @@ fn a_watch_shows_that_main_does_not_answer_and_goes_on_when_it_does() {
 #[test]
 fn a_panzer_that_comes_back_to_its_socket_is_watched_on() {
     let first = serving_sleeper();
-    let arguments = ["--name", "sleep", "--timeout", "20s", "status", "--watch", "--interval", "100ms", "--json"];
+    let arguments = ["--name", "sleep", "--timeout", "60s", "status", "--watch", "--interval", "100ms", "--json"];
     let mut child = panzerctl(&first, &arguments).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
