@@ -13,6 +13,8 @@ pub enum Action {
     StopThenNow,
     /// Stop by the schedule without its first step.
     StopNow,
+    /// Execute main anew, in place.
+    Restart,
     /// Print the state of main, monitors and workers.
     PrintStatus,
     /// Stop gracefully if the terminal has gone; else nothing.
@@ -29,6 +31,7 @@ impl Action {
             Action::Stop => "stop gracefully",
             Action::StopThenNow => "stop gracefully; a second one: stop now",
             Action::StopNow => "stop now: the stop schedule without its first step",
+            Action::Restart => "restart main in place: panzer itself is upgraded, workers go on untouched",
             Action::PrintStatus => "print the state of main, monitors and workers",
             Action::HangUp => "stop gracefully if the terminal was closed, else nothing",
             Action::Nothing => "nothing",
@@ -46,7 +49,7 @@ pub enum Preset {
 /// The signals main reads, a row each, with a column for each preset.
 const TABLE: [(Signal, [Action; 1]); 11] = [
     (Signal::SIGUSR1, [Action::Reload]),
-    (Signal::SIGUSR2, [Action::Nothing]),
+    (Signal::SIGUSR2, [Action::Restart]),
     (Signal::SIGTERM, [Action::Stop]),
     (Signal::SIGINT, [Action::StopThenNow]),
     (Signal::SIGQUIT, [Action::StopNow]),

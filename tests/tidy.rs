@@ -11,11 +11,11 @@ const ROWS: [&[&str]; 4] = [
     &["launch", "main_process", "monitor", "panzerctl"],
     &["cli"],
     &["control", "sockets", "readiness", "worker"],
-    &["config", "signals", "backoff", "sys"],
+    &["config", "signals", "backoff", "carry", "sys"],
 ];
 
 /// Within a row, and upward, only these: each with its reason.
-const ALLOWED: [(&str, &str); 4] = [
+const ALLOWED: [(&str, &str); 5] = [
     // A message says which address a worker wants.
     ("control", "sockets"),
     // A message says why a worker ended.
@@ -23,6 +23,8 @@ const ALLOWED: [(&str, &str); 4] = [
     // A plan knows the limits of the backoff, and where descriptors begin.
     ("config", "backoff"),
     ("config", "sys"),
+    // How far a stop has got is handed on by main to the next.
+    ("config", "carry"),
 ];
 
 #[test]

@@ -133,10 +133,12 @@ impl From<Schedule> for String {
 }
 
 /// How far the stop of something has got on its schedule.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Escalation {
     schedule: Schedule,
     next: usize,
+    #[serde(with = "crate::carry::moment")]
     due: Instant,
 }
 

@@ -5,6 +5,7 @@
 
 mod ack_paths;
 mod binding;
+mod carried;
 mod children;
 mod counters;
 mod generation;
@@ -13,11 +14,14 @@ mod inquiry;
 mod log;
 mod operators;
 mod pidfile;
+pub mod preflight;
 mod renewal;
+mod restart;
 pub mod run;
 mod scaling;
 mod shares;
 pub mod state;
+mod successor;
 mod unix_guard;
 mod upward;
 mod vocabulary;

@@ -19,8 +19,11 @@ use super::inquiry::Inquiry;
 use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
+use super::preflight::NextBuild;
+use super::restart::{self, Restart};
 use super::shares::{Denied, Shares};
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
 use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
@@ -28,7 +31,7 @@ use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
 use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
-use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::role::{Begin, Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
 use crate::signals::{Action as Asked, Preset, action, read_by_main};
 use crate::sockets::sharing::{self, Key};
@@ -39,71 +42,82 @@ use crate::sys::{document, options, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
-const SIGNALS: u64 = 0;
+pub(super) const SIGNALS: u64 = 0;
 /// Monitors' channels are watched under this and up.
-const FIRST_MONITOR: u64 = 16;
+pub(super) const FIRST_MONITOR: u64 = 16;
 
 /// Listeners that are guarded are watched under this and up.
-const FIRST_GUARDED: u64 = 1 << 48;
-const FIRST_GUARDED_UNIX: u64 = 1 << 52;
+pub(super) const FIRST_GUARDED: u64 = 1 << 48;
+pub(super) const FIRST_GUARDED_UNIX: u64 = 1 << 52;
 
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
 
 /// What a generation's first monitor found, kept for its later ones.
-struct Found {
-    directory: OwnedFd,
-    program: OwnedFd,
-    path: PathBuf,
+pub(super) struct Found {
+    pub(super) directory: OwnedFd,
+    pub(super) program: OwnedFd,
+    pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
-    other_user: Option<u32>,
+    pub(super) other_user: Option<u32>,
 }
 
-struct Main {
+pub(super) struct Main {
     /// What was asked for last.
-    plan: Plan,
+    pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
-    plans: BTreeMap<u32, Plan>,
-    environment: Environment,
-    had_terminal: bool,
-    signals: Signals,
-    poller: Poller,
-    listeners: Vec<Listener>,
-    shares_ports: bool,
-    shares: Shares<OwnedFd>,
-    guard: Guard,
-    unix_guard: UnixGuard,
-    too_many_told: bool,
-    pid_path: PathBuf,
-    ack_paths: AckPaths,
-    children: Children,
-    found: BTreeMap<u32, Found>,
-    inquiry: Option<Inquiry>,
-    upward: Upward,
+    pub(super) plans: BTreeMap<u32, Plan>,
+    pub(super) environment: Environment,
+    pub(super) had_terminal: bool,
+    /// Whether whoever started panzer had HUP ignored.
+    pub(super) ignores_hang_up: bool,
+    pub(super) signals: Signals,
+    pub(super) poller: Poller,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) shares_ports: bool,
+    pub(super) shares: Shares<OwnedFd>,
+    pub(super) guard: Guard,
+    pub(super) unix_guard: UnixGuard,
+    pub(super) too_many_told: bool,
+    pub(super) pid_file: PidFile,
+    pub(super) ack_paths: AckPaths,
+    pub(super) children: Children,
+    pub(super) found: BTreeMap<u32, Found>,
+    pub(super) inquiry: Option<Inquiry>,
+    pub(super) upward: Upward,
     /// Whether the table is to be printed, and who else asked for it.
-    told_on_stderr: bool,
-    askers: Vec<u64>,
-    operators: Operators,
-    counters: Counters,
-    next_token: u64,
-    state: Generations,
-    events: VecDeque<Event>,
-    exit: Option<u8>,
+    pub(super) told_on_stderr: bool,
+    pub(super) askers: Vec<u64>,
+    pub(super) operators: Operators,
+    pub(super) counters: Counters,
+    pub(super) restart: Restart,
+    /// The build that has proved itself, and is to take over.
+    pub(super) next_build: Option<NextBuild>,
+    pub(super) next_token: u64,
+    pub(super) state: Generations,
+    pub(super) events: VecDeque<Event>,
+    pub(super) exit: Option<u8>,
 }
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
     signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
     processes::set_name();
-    let bytes = document::read(environment.take_main()?).map_err(|error| format!("cannot read the plan: {error}"))?;
-    let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
-    stderr::start(plan.verbosity.level());
-    match start(plan, environment) {
-        Ok((mut main, pid_file)) => {
+    let begun = match environment.take_main()? {
+        Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
+        Begin::Anew(plan) => {
+            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+            let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+            stderr::start(plan.verbosity.level());
+            start(plan, environment)
+        }
+    };
+    match begun {
+        Ok(mut main) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
             main.operators.server.remove();
             main.ack_paths.remove_all();
-            pid_file.remove();
+            main.pid_file.remove();
             code
         }
         Err(Failure::Refused(message)) => {
@@ -114,7 +128,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failure> {
+fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -125,8 +139,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
-    let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
+    let signals = read_signals(ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
@@ -158,9 +171,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         guard.add(format!("{}{whose}", listen.address), listener.as_fd());
     }
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    for (place, (listen, listener)) in plan.listen.iter().zip(&listeners).enumerate() {
-        unix_guard.watch(place, listen, listener, &poller);
-    }
+    unix_guard.watch_all(&plan.listen, &listeners, &poller);
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
@@ -168,6 +179,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         plan,
         environment,
         had_terminal: has_terminal(),
+        ignores_hang_up,
         signals,
         poller,
         listeners,
@@ -176,7 +188,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         guard,
         unix_guard,
         too_many_told: false,
-        pid_path: pid_file.path().to_owned(),
+        pid_file,
         ack_paths,
         children,
         found: BTreeMap::new(),
@@ -185,12 +197,20 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
+        restart: Restart::default(),
+        next_build: None,
         next_token: FIRST_MONITOR,
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
     };
-    Ok((main, pid_file))
+    Ok(main)
+}
+
+/// Reads from now on what is meant for main, and HUP only where that was not ignored.
+pub(super) fn read_signals(ignores_hang_up: bool) -> io::Result<Signals> {
+    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    Signals::new(read.chain([Signal::SIGCHLD]))
 }
 
 /// Whether workers share the ports that they bind themselves: asked for, and possible here.
@@ -257,6 +277,7 @@ impl Main {
                 }
             }
             self.upward.tell(self.state.overview(), Instant::now());
+            self.give_way_if_proven();
             if let Some(code) = self.exit {
                 return Ok(code);
             }
@@ -276,6 +297,7 @@ impl Main {
                 self.upward.deadline(),
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
+                self.restart.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -299,6 +321,7 @@ impl Main {
             self.watch_over_listeners();
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
+            self.go_on_with_restart(restart::Event::Wake);
             self.events.push_back(Event::Wake);
         }
     }
@@ -332,6 +355,7 @@ impl Main {
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
+            Asked::Restart => self.restart_asked(None),
             Asked::PrintStatus => {
                 self.told_on_stderr = true;
                 self.inquire();
@@ -366,6 +390,7 @@ impl Main {
                 Err(why) => self.operators.answer(client, &Answer::refused(why)),
             },
             Wanted::Quiet => self.events.push_back(Event::Scale(Some(client), Change::ToNone)),
+            Wanted::Restart => self.restart_asked(Some(client)),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -475,7 +500,7 @@ impl Main {
         }
     }
 
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
         let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
         // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
@@ -500,6 +525,8 @@ impl Main {
                     inquiry.complete(monitor);
                 }
                 self.events.push_back(Event::Ended(monitor, cause, orphans));
+            } else if let Some(preflight) = self.children.take_preflight(pid) {
+                self.preflight_ended(preflight, exit);
             } else if let Some(monitor) = self.children.orphan_ended(pid) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
@@ -556,6 +583,7 @@ impl Main {
                 self.unix_guard.clear(&self.listeners, &self.poller);
                 self.listeners.drain(..).for_each(Listener::close);
                 self.shares.close();
+                self.go_on_with_restart(restart::Event::Stopping);
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
@@ -577,7 +605,7 @@ impl Main {
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
-            Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
+            Action::Note(Note::Began) => log::began(&self.plan, self.pid_file.path()),
             Action::Note(Note::Rejected(generation, why)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
                 ::log::error!("{}", log::rejected(generation, &why, plan));
@@ -654,6 +682,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             stdin: None,
+            output: None,
             descriptors,
             inherits_descriptors: true,
             leads_group: false,
@@ -668,8 +697,9 @@ impl Main {
         Ok(())
     }
 
-    fn inquire(&mut self) {
-        if self.inquiry.is_some() {
+    pub(super) fn inquire(&mut self) {
+        // One that a restart would interrupt is left to the next main.
+        if self.inquiry.is_some() || self.restart.is_proven() {
             return;
         }
         self.askers = self.operators.take_status_askers();
@@ -709,7 +739,7 @@ impl Main {
         let given = given.map(|(listen, listener)| queue(listen.address.to_string(), listener.as_fd()));
         let shared = self.shares.held().map(|(key, socket)| queue(key.address.to_string(), socket.as_fd()));
         Status {
-            name: places::name_of(&self.pid_path),
+            name: places::name_of(self.pid_file.path()),
             pid: Pid::this().as_raw(),
             workers: self.state.workers(),
             ready: self.state.is_ready(),
