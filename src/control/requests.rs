@@ -82,8 +82,8 @@ pub enum Command {
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`, `trying` (the new build of a
-    /// restart) or `stopping`.
+    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`, `emptying`, `trying` (the new
+    /// build of a restart) or `stopping`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// In the last line: whether it was done.

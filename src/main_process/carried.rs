@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ack_paths::AckPaths;
 use super::counters::Counters;
+use super::emptying::Emptyings;
 use super::shares::Shares;
 use super::state::Generations;
 use super::{children, guard, operators, pidfile, unix_guard, upward};
@@ -38,6 +39,10 @@ pub(super) struct Carried {
     pub(super) ignores_hang_up: bool,
     pub(super) pid_file: pidfile::Carried,
     pub(super) listeners: Vec<listener::Carried>,
+    /// So many slots have queues of their own, and so many of these get what is new.
+    pub(super) queues: u32,
+    pub(super) active: u32,
+    pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<RawFd>,
     pub(super) too_many_told: bool,

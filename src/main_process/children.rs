@@ -25,6 +25,10 @@ pub(super) struct Running {
     pub(super) channel: Channel,
     /// What its channel is watched under.
     pub(super) token: u64,
+    /// So many sockets it has.
+    pub(super) queues: usize,
+    /// So many workers it keeps.
+    pub(super) workers: u32,
 }
 
 /// All children of main.
@@ -56,6 +60,8 @@ struct CarriedMonitor {
     pid: i32,
     outcome: RawFd,
     channel: channel::Carried,
+    queues: usize,
+    workers: u32,
 }
 
 impl Carried {
@@ -76,7 +82,7 @@ impl Children {
         let monitor = |(monitor, running): (&Monitor, &'a Running)| {
             let pid = running.child.pid.as_raw();
             let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
-            (*monitor, CarriedMonitor { pid, outcome, channel })
+            (*monitor, CarriedMonitor { pid, outcome, channel, queues: running.queues, workers: running.workers })
         };
         let monitors = self.monitors.iter().map(monitor).collect();
         let raw = |pids: &BTreeSet<Pid>| pids.iter().map(|pid| pid.as_raw()).collect();
@@ -87,8 +93,9 @@ impl Children {
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
     pub(super) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
         let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
-            let child = Child::taken_over(Pid::from_raw(carried.pid), take_over(carried.outcome)?);
-            Ok((monitor, Running { child, channel: Channel::take_over(carried.channel)?, token }))
+            let CarriedMonitor { pid, outcome, channel, queues, workers } = carried;
+            let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
+            Ok((monitor, Running { child, channel: Channel::take_over(channel)?, token, queues, workers }))
         };
         let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
         let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();

@@ -14,6 +14,7 @@ use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
 use super::log;
@@ -74,6 +75,10 @@ pub(super) struct Main {
     pub(super) signals: Signals,
     pub(super) poller: Poller,
     pub(super) listeners: Vec<Listener>,
+    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
+    pub(super) queues: u32,
+    pub(super) active: u32,
+    pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<OwnedFd>,
     pub(super) guard: Guard,
@@ -115,7 +120,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     match begun {
         Ok(mut main) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
-            main.operators.server.remove();
+            main.operators.server.end();
             main.ack_paths.remove_all();
             main.pid_file.remove();
             code
@@ -175,6 +180,9 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
+        queues: plan.workers,
+        active: plan.workers,
+        emptyings: Emptyings::default(),
         plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
@@ -241,6 +249,7 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
 fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
+        surge: plan.surge,
         ready: plan.ready,
         ready_timeout: plan.ready_timeout,
         bake: plan.bake,
@@ -298,6 +307,7 @@ impl Main {
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
                 self.restart.deadline(),
+                self.emptyings.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -319,6 +329,7 @@ impl Main {
             }
             self.answer_inquiry();
             self.watch_over_listeners();
+            self.tend_queues(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.go_on_with_restart(restart::Event::Wake);
@@ -386,11 +397,11 @@ impl Main {
                 self.operators.wants_end(client, request.no_wait);
             }
             Wanted::Scale => match change(request.count.as_deref()) {
-                Ok(change) => self.events.push_back(Event::Scale(Some(client), change)),
+                Ok(change) => self.scale(Some(client), change),
                 Err(why) => self.operators.answer(client, &Answer::refused(why)),
             },
-            Wanted::Quiet => self.events.push_back(Event::Scale(Some(client), Change::ToNone)),
             Wanted::Restart => self.restart_asked(Some(client)),
+            Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -562,11 +573,7 @@ impl Main {
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }
-            Action::Order(monitor, order) => {
-                if let Some(running) = self.children.running(monitor) {
-                    running.channel.send(&order);
-                }
-            }
+            Action::Order(monitor, order) => self.order(monitor, order),
             Action::KillMonitor(monitor) => {
                 if let Some(pid) = self.children.pid_of(monitor) {
                     // A child of ours that is not reaped yet: there is no way to refuse it.
@@ -581,7 +588,9 @@ impl Main {
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
+                self.give_up_emptying();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.queues = 0;
                 self.shares.close();
                 self.go_on_with_restart(restart::Event::Stopping);
             }
@@ -654,6 +663,7 @@ impl Main {
         workers: u32,
         (trial, notify, accept): (bool, bool, bool),
     ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
         let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
@@ -693,7 +703,7 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token });
+        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Pace;
-use crate::config::{Ready, Schedule};
+use crate::config::{Ready, Schedule, Surge};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -25,6 +25,8 @@ pub struct Monitor {
 pub struct Settings {
     /// How many workers make a generation whole; none where it was told to have none.
     pub workers: u32,
+    /// How many more a reload may have at once.
+    pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
     /// How long a new generation may take until all its workers are ready.
@@ -40,7 +42,7 @@ pub struct Settings {
 }
 
 /// What can happen to main.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// It begins.
     Start,
@@ -75,7 +77,7 @@ pub enum Event {
 }
 
 /// A change of the count of workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// To so many, at least one.
     To(u32),

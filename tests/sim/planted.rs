@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use panzer::config::Surge;
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
@@ -92,12 +93,17 @@ planted! {
     ForgetsRetired
     RetiresTheFirst
     CountsBackOnReload
+    RollsBeforeThereIsRoom
+    GivesUpTooMany
+    StaysOnItsWay
+    SurgesAtOnce
 }
 
 impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
             Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
             _ => {}
@@ -140,6 +146,10 @@ impl Planted {
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
+            (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
+                Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
+            }
+            (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -276,6 +286,15 @@ impl Planted {
             Planted::ScalesServingOnly => actions.retain(|action| {
                 !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
             }),
+            Planted::GivesUpTooMany => {
+                for action in actions {
+                    if let Action::Order(monitor, Order::Scale { workers, .. }) = action
+                        && check.serving() == Some(*monitor)
+                    {
+                        *workers = workers.saturating_sub(1);
+                    }
+                }
+            }
             Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
             Planted::CountsBackOnReload => {
                 for action in actions {
@@ -376,7 +395,7 @@ impl Planted {
             }
             Some(Planted::RetiresTheFirst) => {
                 for action in actions {
-                    if let Action::Report(Report::Retired { slot }) = action {
+                    if let Action::Report(Report::Retired { slot, .. }) = action {
                         *slot = 0;
                     }
                 }
