@@ -107,6 +107,7 @@ pub(crate) struct Tally {
     pub(crate) quiet: u64,
     pub(crate) shares: u64,
     pub(crate) fall_backs: u64,
+    pub(crate) restarts: u64,
 }
 
 impl Tally {
@@ -116,7 +117,7 @@ impl Tally {
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
-        let rolling = [self.shares, self.fall_backs];
+        let rolling = [self.shares, self.fall_backs, self.restarts];
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(&rolling).any(|count| *count == 0)
     }
 
@@ -140,6 +141,7 @@ impl Tally {
         self.quiet += other.quiet;
         self.shares += other.shares;
         self.fall_backs += other.fall_backs;
+        self.restarts += other.restarts;
     }
 }
 
