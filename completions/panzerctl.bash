@@ -34,6 +34,9 @@ _panzerctl() {
             panzerctl,reopen)
                 cmd="panzerctl__subcmd__reopen"
                 ;;
+            panzerctl,restart)
+                cmd="panzerctl__subcmd__restart"
+                ;;
             panzerctl,scale)
                 cmd="panzerctl__subcmd__scale"
                 ;;
@@ -56,7 +59,7 @@ _panzerctl() {
 
     case "${cmd}" in
         panzerctl)
-            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload stop shutdown exit scale quiet signal reopen"
+            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload restart stop shutdown exit scale quiet signal reopen"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -260,6 +263,40 @@ _panzerctl() {
             return 0
             ;;
         panzerctl__subcmd__reopen)
+            opts="-p -h --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        panzerctl__subcmd__restart)
             opts="-p -h --name --pid --control --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The limits of a [`Backoff`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pace {
     /// The first wait.
     pub delay: Duration,
@@ -16,7 +18,7 @@ pub struct Pace {
 /// The waits between the starts of one slot: none after a healthy life, then doubling with jitter.
 ///
 /// Until a healthy life no wait is shorter than the one before.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
     last: Duration,
@@ -41,7 +43,7 @@ impl Backoff {
 }
 
 /// A small generator of random numbers (xorshift64*) for jitter; its seed makes a history repeatable.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Random(u64);
 
 impl Random {

@@ -67,6 +67,7 @@
 //! [`sys`] and [`worker::spawn`] only. `tests/tidy.rs` holds this picture against the code.
 
 pub mod backoff;
+pub mod carry;
 pub mod cli;
 pub mod config;
 pub mod control;

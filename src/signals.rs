@@ -35,6 +35,8 @@ pub enum Action {
     ScaleDownOldest,
     /// End all workers and keep main.
     Quiet,
+    /// Execute main anew, in place.
+    Restart,
     /// Print the state of main, monitors and workers.
     Status,
     /// Write that to a file.
@@ -44,7 +46,7 @@ pub enum Action {
 }
 
 /// The actions by their names, and what they do, for help and manual.
-const ACTIONS: [(Action, &str, &str); 14] = [
+const ACTIONS: [(Action, &str, &str); 15] = [
     (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
     (Action::Detach, "detach", "reload, and let the old generation end in its own time"),
     (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
@@ -56,6 +58,7 @@ const ACTIONS: [(Action, &str, &str); 14] = [
     (Action::ScaleDown, "scale-down", "keep one worker less"),
     (Action::ScaleDownOldest, "scale-down-oldest", "keep one worker less: the oldest ends"),
     (Action::Quiet, "quiet", "end all workers, keep main"),
+    (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, workers go on untouched"),
     (Action::Status, "status", "print the state of main, monitors and workers"),
     (Action::Dump, "dump", "write that to NAME.dump beside the pid file"),
     (Action::Ignore, "ignore", "nothing"),
@@ -125,7 +128,7 @@ const NONE: Action = Action::Ignore;
 const TABLE: [(Signal, [Action; 5]); 13] = [
     //                  panzer               serverengine            preforker          kamisama                 unicorn
     (Signal::SIGUSR1,  [Action::Reload,      Action::Reload,         Action::Reopen,    NONE,                    Action::Reopen]),
-    (Signal::SIGUSR2,  [NONE,                Action::Reopen,         NONE,              NONE,                    Action::Reload]),
+    (Signal::SIGUSR2,  [Action::Restart,     Action::Reopen,         NONE,              NONE,                    Action::Reload]),
     (Signal::SIGTERM,  [Action::Stop,        Action::Stop,           Action::StopNow,   Action::Stop,            Action::StopNow]),
     (Signal::SIGINT,   [Action::StopThenNow, Action::Detach,         Action::StopNow,   Action::StopNow,         Action::StopNow]),
     (Signal::SIGQUIT,  [Action::StopNow,     Action::StopNow,        Action::Stop,      NONE,                    Action::Stop]),

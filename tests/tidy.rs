@@ -11,11 +11,11 @@ const ROWS: [&[&str]; 4] = [
     &["launch", "main_process", "monitor", "panzerctl"],
     &["cli"],
     &["control", "sockets", "readiness", "worker"],
-    &["config", "signals", "backoff", "sys"],
+    &["config", "signals", "backoff", "carry", "sys"],
 ];
 
 /// Within a row, and upward, only these: each with its reason.
-const ALLOWED: [(&str, &str); 6] = [
+const ALLOWED: [(&str, &str); 7] = [
     // A message says which address a worker wants.
     ("control", "sockets"),
     // A message says why a worker ended.
@@ -25,6 +25,8 @@ const ALLOWED: [(&str, &str); 6] = [
     ("config", "signals"),
     ("config", "sys"),
     ("signals", "sys"),
+    // How far a stop has got is handed on by main to the next.
+    ("config", "carry"),
 ];
 
 #[test]

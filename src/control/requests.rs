@@ -72,6 +72,8 @@ pub enum Command {
     Reopen,
     /// Send a signal to the workers of the serving generation.
     Signal,
+    /// Execute main anew in place, by the build that panzer's path leads to.
+    Restart,
 }
 
 /// A line of an answer.
@@ -80,8 +82,8 @@ pub enum Command {
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`,
-    /// `emptying` or `stopping`.
+    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`, `emptying`, `trying` (the new
+    /// build of a restart) or `stopping`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// In the last line: whether it was done.
@@ -114,6 +116,9 @@ pub struct Answer {
     /// So many workers got the signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signalled: Option<u32>,
+    /// Of a restart: the build that main was, and the one that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builds: Option<(String, String)>,
     /// The workers that brought a release down; at most 64 are named.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<Failed>,

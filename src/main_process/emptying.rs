@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::state::{Event, Monitor};
 use crate::control::messages::Order;
 
@@ -14,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What was put off until the queues are empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Then {
     /// A change of the count of workers.
     Happens(Event),
@@ -22,11 +24,14 @@ pub(super) enum Then {
     Ordered(Monitor, Order),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Emptying {
     /// Slots from here on.
     keep: u32,
+    #[serde(with = "crate::carry::moment")]
     until: Instant,
+    #[serde(with = "crate::carry::moment::option")]
     empty_since: Option<Instant>,
     then: Then,
 }
@@ -38,9 +43,11 @@ impl Emptying {
 }
 
 /// All that is under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Emptyings {
     all: Vec<Emptying>,
+    #[serde(with = "crate::carry::moment::option")]
     next_look: Option<Instant>,
 }
 

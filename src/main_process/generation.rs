@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::rolling::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
@@ -11,7 +13,8 @@ use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
 /// A generation that is meant to go on.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Generation {
     pub(super) number: u32,
     /// By what it runs. Its count of workers is what is wanted of it now.
@@ -37,36 +40,42 @@ pub(super) struct Generation {
     /// The slots whose workers could not be seen, and why.
     pub(super) unseeable: BTreeMap<u32, String>,
     pub(super) phase: Phase,
+    #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
     pub(super) backoff: Backoff,
     /// How the one is stopped that it replaces.
     pub(super) retires: Urgency,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// What it is to be is not known yet; it has no process.
     Planning,
     /// Some workers are not ready yet.
     Filling,
     /// All are ready, and must live until then.
-    Baking { until: Instant },
+    Baking {
+        #[serde(with = "crate::carry::moment")]
+        until: Instant,
+    },
     /// All that it has so far are ready; workers of the other one are to make room for more.
     Rolling,
     /// It serves.
     Proven,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Life {
     /// None was started yet.
     None,
     Running {
         life: u32,
+        #[serde(with = "crate::carry::moment")]
         since: Instant,
     },
     Waiting {
         life: u32,
+        #[serde(with = "crate::carry::moment")]
         until: Instant,
     },
 }

@@ -7,13 +7,16 @@
 
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::generation::{Generation, Phase};
 use super::state::{Action, GRACE, Generations};
 use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 /// How far a generation has come that replaces another share by share.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Roll {
     /// So many workers it has in the end.
     pub(super) goal: u32,
@@ -24,7 +27,8 @@ pub(super) struct Roll {
 }
 
 /// A generation that failed on the way, and whose workers serve until the other one has them again.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct FallBack {
     pub(super) failed: Generation,
     pub(super) goal: u32,
@@ -32,6 +36,7 @@ pub(super) struct FallBack {
     /// So many workers of the serving generation are there again.
     proven: u32,
     /// The serving generation's new share is waited for until then.
+    #[serde(with = "crate::carry::moment::option")]
     ready_by: Option<Instant>,
 }
 

@@ -22,8 +22,11 @@ use super::inquiry::Inquiry;
 use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
+use super::preflight::NextBuild;
+use super::restart::{self, Restart};
 use super::shares::{Denied, Shares};
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
 use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
@@ -31,7 +34,7 @@ use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
 use crate::control::requests::{Answer, Command as Wanted, Request, Status};
-use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::role::{Begin, Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
 use crate::signals::Action as Asked;
 use crate::sockets::sharing::{self, Key};
@@ -42,77 +45,88 @@ use crate::sys::{document, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
-const SIGNALS: u64 = 0;
+pub(super) const SIGNALS: u64 = 0;
 /// Monitors' channels are watched under this and up.
-const FIRST_MONITOR: u64 = 16;
+pub(super) const FIRST_MONITOR: u64 = 16;
 
 /// Listeners that are guarded are watched under this and up.
-const FIRST_GUARDED: u64 = 1 << 48;
-const FIRST_GUARDED_UNIX: u64 = 1 << 52;
+pub(super) const FIRST_GUARDED: u64 = 1 << 48;
+pub(super) const FIRST_GUARDED_UNIX: u64 = 1 << 52;
 
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
 
 /// What a generation's first monitor found, kept for its later ones.
-struct Found {
-    directory: OwnedFd,
-    program: OwnedFd,
-    path: PathBuf,
+pub(super) struct Found {
+    pub(super) directory: OwnedFd,
+    pub(super) program: OwnedFd,
+    pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
-    other_user: Option<u32>,
+    pub(super) other_user: Option<u32>,
 }
 
 pub(super) struct Main {
     /// What was asked for last.
     pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
-    plans: BTreeMap<u32, Plan>,
-    environment: Environment,
-    had_terminal: bool,
-    signals: Signals,
+    pub(super) plans: BTreeMap<u32, Plan>,
+    pub(super) environment: Environment,
+    pub(super) had_terminal: bool,
+    /// Whether whoever started panzer had HUP ignored.
+    pub(super) ignores_hang_up: bool,
+    pub(super) signals: Signals,
     pub(super) poller: Poller,
     pub(super) listeners: Vec<Listener>,
     /// So many slots have queues of their own, where there are such, and so many of these get what is new.
     pub(super) queues: u32,
     pub(super) active: u32,
     pub(super) emptyings: Emptyings,
-    shares_ports: bool,
-    shares: Shares<OwnedFd>,
+    pub(super) shares_ports: bool,
+    pub(super) shares: Shares<OwnedFd>,
     pub(super) guard: Guard,
-    unix_guard: UnixGuard,
-    too_many_told: bool,
-    pid_path: PathBuf,
-    ack_paths: AckPaths,
+    pub(super) unix_guard: UnixGuard,
+    pub(super) too_many_told: bool,
+    pub(super) pid_file: PidFile,
+    pub(super) ack_paths: AckPaths,
     pub(super) children: Children,
-    found: BTreeMap<u32, Found>,
-    inquiry: Option<Inquiry>,
-    upward: Upward,
+    pub(super) found: BTreeMap<u32, Found>,
+    pub(super) inquiry: Option<Inquiry>,
+    pub(super) upward: Upward,
     /// Whether the table is to be printed, and who else asked for it.
-    told_on_stderr: bool,
+    pub(super) told_on_stderr: bool,
     /// Whether it is to be written to a file.
-    dumps: bool,
-    askers: Vec<u64>,
+    pub(super) dumps: bool,
+    pub(super) askers: Vec<u64>,
     pub(super) operators: Operators,
-    counters: Counters,
-    next_token: u64,
+    pub(super) counters: Counters,
+    pub(super) restart: Restart,
+    /// The build that has proved itself, and is to take over.
+    pub(super) next_build: Option<NextBuild>,
+    pub(super) next_token: u64,
     pub(super) state: Generations,
     pub(super) events: VecDeque<Event>,
-    exit: Option<u8>,
+    pub(super) exit: Option<u8>,
 }
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
     signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
     processes::set_name();
-    let bytes = document::read(environment.take_main()?).map_err(|error| format!("cannot read the plan: {error}"))?;
-    let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
-    stderr::start(plan.verbosity.level());
-    match start(plan, environment) {
-        Ok((mut main, pid_file)) => {
+    let begun = match environment.take_main()? {
+        Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
+        Begin::Anew(plan) => {
+            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+            let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+            stderr::start(plan.verbosity.level());
+            start(plan, environment)
+        }
+    };
+    match begun {
+        Ok(mut main) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
             main.operators.server.end();
             main.ack_paths.remove_all();
-            pid_file.remove();
+            main.pid_file.remove();
             code
         }
         Err(Failure::Refused(message)) => {
@@ -123,7 +137,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failure> {
+fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -134,8 +148,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
-    let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
+    let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
@@ -167,9 +180,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         guard.add(format!("{}{whose}", listen.address), listener.as_fd());
     }
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    for (place, (listen, listener)) in plan.listen.iter().zip(&listeners).enumerate() {
-        unix_guard.watch(place, listen, listener, &poller);
-    }
+    unix_guard.watch_all(&plan.listen, &listeners, &poller);
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
@@ -180,6 +191,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         plan,
         environment,
         had_terminal: has_terminal(),
+        ignores_hang_up,
         signals,
         poller,
         listeners,
@@ -188,7 +200,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         guard,
         unix_guard,
         too_many_told: false,
-        pid_path: pid_file.path().to_owned(),
+        pid_file,
         ack_paths,
         children,
         found: BTreeMap::new(),
@@ -198,12 +210,20 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
+        restart: Restart::default(),
+        next_build: None,
         next_token: FIRST_MONITOR,
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
     };
-    Ok((main, pid_file))
+    Ok(main)
+}
+
+/// Reads from now on what is meant for main, and HUP only where that was not ignored.
+pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    Signals::new(read.chain([Signal::SIGCHLD]))
 }
 
 /// Whether workers share the ports that they bind themselves: asked for, and possible here.
@@ -271,6 +291,7 @@ impl Main {
                 }
             }
             self.upward.tell(self.state.overview(), Instant::now());
+            self.give_way_if_proven();
             if let Some(code) = self.exit {
                 return Ok(code);
             }
@@ -290,6 +311,7 @@ impl Main {
                 self.upward.deadline(),
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
+                self.restart.deadline(),
                 self.emptyings.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
@@ -315,6 +337,7 @@ impl Main {
             self.tend_queues(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
+            self.go_on_with_restart(restart::Event::Wake);
             self.events.push_back(Event::Wake);
         }
     }
@@ -357,6 +380,7 @@ impl Main {
             Asked::ScaleDown => self.scale(None, Change::By(-1)),
             Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
             Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Restart => self.restart_asked(None),
             Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
@@ -394,6 +418,7 @@ impl Main {
                 Ok(change) => self.scale(Some(client), change),
                 Err(why) => self.operators.answer(client, &Answer::refused(why)),
             },
+            Wanted::Restart => self.restart_asked(Some(client)),
             Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
@@ -504,7 +529,7 @@ impl Main {
         }
     }
 
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
         let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
         // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
@@ -529,6 +554,8 @@ impl Main {
                     inquiry.complete(monitor);
                 }
                 self.events.push_back(Event::Ended(monitor, cause, orphans));
+            } else if let Some(preflight) = self.children.take_preflight(pid) {
+                self.preflight_ended(preflight, exit);
             } else if let Some(monitor) = self.children.orphan_ended(pid) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
@@ -583,6 +610,7 @@ impl Main {
                 self.listeners.drain(..).for_each(Listener::close);
                 self.queues = 0;
                 self.shares.close();
+                self.go_on_with_restart(restart::Event::Stopping);
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
@@ -604,7 +632,7 @@ impl Main {
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
-            Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
+            Action::Note(Note::Began) => log::began(&self.plan, self.pid_file.path()),
             Action::Note(Note::Rejected(generation, why)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
                 ::log::error!("{}", log::rejected(generation, &why, plan));
@@ -682,6 +710,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             stdin: None,
+            output: None,
             descriptors,
             inherits_descriptors: true,
             leads_group: false,
@@ -696,8 +725,9 @@ impl Main {
         Ok(())
     }
 
-    fn inquire(&mut self) {
-        if self.inquiry.is_some() {
+    pub(super) fn inquire(&mut self) {
+        // One that a restart would interrupt is left to the next main.
+        if self.inquiry.is_some() || self.restart.is_proven() {
             return;
         }
         self.askers = self.operators.take_status_askers();
@@ -719,7 +749,7 @@ impl Main {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
         }
         if std::mem::take(&mut self.dumps) {
-            dump::write(&self.pid_path, &inquiry.render(Pid::this().as_raw()));
+            dump::write(self.pid_file.path(), &inquiry.render(Pid::this().as_raw()));
         }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
@@ -733,7 +763,7 @@ impl Main {
 
     fn status(&self, inquiry: &Inquiry) -> Status {
         Status {
-            name: places::name_of(&self.pid_path),
+            name: places::name_of(self.pid_file.path()),
             pid: Pid::this().as_raw(),
             workers: self.state.workers(),
             ready: self.state.is_ready(),

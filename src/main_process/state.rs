@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::backoff::Random;
 use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
@@ -24,34 +26,41 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_PLANNING: Duration = Duration::from_secs(10);
 
 /// A monitor that was told to stop.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Draining {
+    #[serde(with = "crate::carry::moment")]
     since: Instant,
     urgency: Urgency,
     /// How its workers are stopped, what they go through of it, and since when.
     stop: Schedule,
     schedule: Schedule,
+    #[serde(with = "crate::carry::moment")]
     begun: Instant,
+    #[serde(with = "crate::carry::moment::option")]
     kill_at: Option<Instant>,
     /// Only a generation that once served is worth a word when it is gone.
     served: bool,
 }
 
 /// What outlived its monitor.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Orphans {
     stop: Schedule,
     escalation: Escalation,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Stopping {
     urgency: Urgency,
     code: u8,
 }
 
-/// All generations.
-#[derive(Debug)]
+/// All generations. Written down and read back, as for another main, it goes on as if nothing had been.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Generations {
     /// What the next generation is started with, unless it is planned anew.
     pub(super) settings: Settings,
@@ -59,10 +68,13 @@ pub struct Generations {
     pub(super) configured: u32,
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
+    #[serde(with = "crate::carry::moment::optional_pair")]
     pub(super) starting: Option<(Generation, Instant)>,
     /// What failed in a reload by shares, until its workers are no longer needed.
     pub(super) falling_back: Option<FallBack>,
+    #[serde(with = "crate::carry::pairs")]
     pub(super) draining: BTreeMap<Monitor, Draining>,
+    #[serde(with = "crate::carry::pairs")]
     pub(super) orphans: BTreeMap<Monitor, Orphans>,
     /// A reload is to follow, and will retire its predecessor so.
     pub(super) reload_queued: Option<Urgency>,

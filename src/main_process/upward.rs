@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::state::{Overview, Progress};
 use crate::control::role::Environment;
@@ -33,8 +34,9 @@ struct Watchdog {
 }
 
 /// What the manager knows.
-#[derive(Debug, Default)]
-struct Told {
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Told {
     ready: bool,
     reloading: Option<u32>,
     stopping: bool,
@@ -63,6 +65,16 @@ impl Upward {
                 next: now,
             });
         Upward { to, watchdog, told: Told::default(), retry_at: None, failure_told: false }
+    }
+
+    /// What the manager knows, for the next main.
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
+    }
+
+    /// Goes on where the main before was: what the manager knows is not told again.
+    pub(super) fn resume(self, told: Told) -> Upward {
+        Upward { told, ..self }
     }
 
     /// When it has something to do if nothing happens.

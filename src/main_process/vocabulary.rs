@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::backoff::Pace;
 use crate::config::{Ready, Schedule, Surge};
@@ -10,7 +11,7 @@ use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
 /// One monitor process. A generation whose monitor died goes on under another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Monitor {
     /// The generation it keeps.
     pub generation: u32,
@@ -19,7 +20,8 @@ pub struct Monitor {
 }
 
 /// What main is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// How many workers make a generation whole; none where it was told to have none.
     pub workers: u32,
@@ -40,7 +42,7 @@ pub struct Settings {
 }
 
 /// What can happen to main.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// It begins.
     Start,
@@ -77,7 +79,7 @@ pub enum Event {
 }
 
 /// A change of the count of workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// To so many, at least one.
     To(u32),
@@ -173,7 +175,7 @@ pub struct Rejected {
 }
 
 /// How far the generation has come that is starting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Its number.
     pub generation: u32,

@@ -395,6 +395,7 @@ impl Monitor {
             environment: variables(plan, &self.inherited, place).map_err(Cause::CannotStart)?,
             listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
             stdin: if as_stdin { self.first_of(worker) } else { None },
+            output: None,
             descriptors: if as_stdin { Vec::new() } else { self.given_to(worker) },
             // As stdin it is nowhere else.
             inherits_descriptors: !as_stdin,
@@ -458,6 +459,7 @@ impl Monitor {
             environment: probe_variables(plan, &self.inherited, self.place(worker), pid.as_raw())?,
             listen_pid: false,
             stdin: None,
+            output: None,
             descriptors: Vec::new(),
             inherits_descriptors: false,
             leads_group: true,

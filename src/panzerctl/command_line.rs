@@ -76,6 +76,8 @@ pub(super) enum Command {
         #[arg(long)]
         drained: bool,
     },
+    /// Upgrade panzer itself: main becomes the build that its path leads to now, workers go on untouched
+    Restart,
     /// Stop gracefully, and wait for the end
     #[command(visible_alias = "shutdown")]
     Stop {

@@ -69,6 +69,7 @@ fn perform(options: &Options) -> Result<(), Trouble> {
         }
         Command::Metrics => of(options).map(|found| tell(&metrics::render(&found))),
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
+        Command::Restart => follow(options, plain(Wanted::Restart)),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
         Command::Scale { ref count } => follow(options, Request { count: Some(count.clone()), ..plain(Wanted::Scale) }),
@@ -147,6 +148,7 @@ fn progress(answer: &Answer) -> String {
         ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
         ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
         ("emptying", ..) => "waiting for the queues of the workers that go to be empty".to_owned(),
+        ("trying", ..) => "trying the new build".to_owned(),
         ("stopping", ..) => "stopping".to_owned(),
         (event, ..) => format!("generation {generation}: {event}"),
     }
@@ -168,6 +170,10 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
             tell(&format!("generation {generation} serves after {took}\n"));
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
+        (Wanted::Restart, _) => {
+            let (before, now) = answer.builds.unwrap_or_default();
+            tell(&format!("restarted in place: panzer {before} -> {now}\n"));
+        }
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
         (Wanted::Scale | Wanted::Quiet, _) => {
             let (from, workers) = (answer.from.unwrap_or_default(), answer.workers.unwrap_or_default());

@@ -1,7 +1,10 @@
 //! Reaping, signalling and looking at processes.
 
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -108,6 +111,18 @@ pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(format!("/proc/{pid}"))
         .is_ok_and(|meta| meta.uid() != given.unwrap_or(nix::unistd::geteuid().as_raw()))
+}
+
+/// The path that we were executed by, as whoever did that gave it.
+pub fn executed_by() -> Option<PathBuf> {
+    // SAFETY: a lookup in the values that the kernel passed to this image.
+    let path = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
+    if path.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel put a string there that ends in a NUL and stays for as long as the process.
+    let path = unsafe { CStr::from_ptr(path) };
+    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
 /// What `ps` calls us by its short name, where we were executed through a descriptor.

@@ -112,6 +112,7 @@ pub(crate) struct Tally {
     pub(crate) shares: u64,
     pub(crate) fall_backs: u64,
     pub(crate) patient: u64,
+    pub(crate) restarts: u64,
 }
 
 impl Tally {
@@ -121,7 +122,7 @@ impl Tally {
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
-        let rolling = [self.shares, self.fall_backs, self.patient];
+        let rolling = [self.shares, self.fall_backs, self.patient, self.restarts];
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(&rolling).any(|count| *count == 0)
     }
 
@@ -146,6 +147,7 @@ impl Tally {
         self.shares += other.shares;
         self.fall_backs += other.fall_backs;
         self.patient += other.patient;
+        self.restarts += other.restarts;
     }
 }
 

@@ -14,6 +14,7 @@ use crate::check_main::Tally;
 use crate::choices::Choices;
 use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
+use crate::restart;
 use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
 
@@ -31,13 +32,21 @@ pub(crate) struct Failure {
 }
 
 /// Plays the history that these choices make.
-pub(crate) fn play(
+pub(crate) fn play(choices: Choices, planted: Option<Planted>, traced: bool) -> Result<(Tally, Vec<String>), Failure> {
+    play_with(choices, None, planted, traced)
+}
+
+/// The same, with main restarted in place as often as this says, where it says anything.
+pub(crate) fn play_with(
     mut choices: Choices,
+    restarts: Option<u32>,
     planted: Option<Planted>,
     traced: bool,
 ) -> Result<(Tally, Vec<String>), Failure> {
     let spec = draw_spec(&mut choices);
+    let drawn = restart::draw(&mut choices);
     let mut world = World::new(spec, choices, planted, traced);
+    world.restarts = restarts.unwrap_or(drawn);
     match world.unless_it_panics(World::live) {
         Ok(()) => Ok((world.main.check.tally, world.trace.take().unwrap_or_default())),
         Err(violation) => Err(world.failed(violation)),

@@ -23,6 +23,7 @@ mod monitor_side;
 mod planted;
 mod regressions;
 mod report;
+mod restart;
 mod stale;
 mod watching;
 mod worker_script;

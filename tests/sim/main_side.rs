@@ -46,6 +46,7 @@ impl MainNode {
 impl World {
     /// One turn of the loop. Returns whether there was any news.
     pub(crate) fn run_main(&mut self) -> Result<bool, Violation> {
+        self.restart_if_due()?;
         self.look_around_as_main();
         let news = !self.main.events.is_empty();
         let deadline = Planted::deadline(self.planted, self.main.state.deadline(), self.instant());

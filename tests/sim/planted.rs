@@ -86,6 +86,8 @@ planted! {
     AlwaysRequiresAccept
     IsWholeThoughItListens
     HidesUnseeable
+    ForgetsQueuedReloadOverRestart
+    WritesWhatIsNotKnown
     ForgetsToScale
     ScalesServingOnly
     ForgetsToTellCount
@@ -424,6 +426,17 @@ impl Planted {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
             _ => {}
+        }
+    }
+
+    /// What becomes of what main writes down for the next.
+    pub(crate) fn written(planted: Option<Planted>, written: String) -> String {
+        match planted {
+            Some(Planted::ForgetsQueuedReloadOverRestart) => {
+                written.replace(r#""reload_queued":true"#, r#""reload_queued":false"#)
+            }
+            Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
+            _ => written,
         }
     }
 

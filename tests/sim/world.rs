@@ -101,6 +101,8 @@ pub(crate) struct World {
     pub(crate) kernel: Kernel,
     pub(crate) main: MainNode,
     pub(crate) monitors: Vec<MonitorNode>,
+    /// How often main is restarted in place; 0: never.
+    pub(crate) restarts: u32,
     /// Whether new processes may be troubled, and old ones die by themselves.
     pub(crate) faults: bool,
     /// What the next workers are, in a history that is written by hand.
@@ -125,6 +127,7 @@ impl World {
             kernel,
             main,
             monitors: Vec::new(),
+            restarts: 0,
             faults: true,
             scripts: VecDeque::new(),
             planted,
