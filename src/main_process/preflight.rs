@@ -41,7 +41,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         .open(OWN_IMAGE)
         .map_err(|error| format!("cannot open {OWN_IMAGE}: {error}"))?
         .into();
-    let proof = Proof { build: carried::BUILD.to_owned() };
+    let proof = Proof { build: carried::build().to_owned() };
     let sent = Channel::new(channel).send_with(&proof, &[image.as_fd()]);
     sent.map_err(|error| format!("main cannot be told: {error}"))
 }

@@ -13,7 +13,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::execveat;
 
-use super::carried::{self, BUILD, Carried};
+use super::carried::{self, Carried, build};
 use super::children::Children;
 use super::guard::Guard;
 use super::operators::Operators;
@@ -78,7 +78,7 @@ impl Main {
     fn refuse_restart(&mut self, why: &str) {
         self.next_build = None;
         let image = self.environment.image().unwrap_or_default();
-        let why = format!("restart refused: {}: {why}; panzer {BUILD} goes on", image.display());
+        let why = format!("restart refused: {}: {why}; panzer {} goes on", image.display(), build());
         log::error!("{why}");
         self.operators.restarted(&Answer::refused(why));
         if self.told_on_stderr || self.dumps || self.operators.want_status() {
@@ -165,8 +165,8 @@ pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     stderr::start(carried.plan.verbosity.level());
     let before = carried.build.clone();
     let mut main = resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {error}"))?;
-    log::info!("restarted in place: panzer {before} -> {BUILD}");
-    main.operators.restarted(&Answer { builds: Some((before, BUILD.to_owned())), ..Answer::done() });
+    log::info!("restarted in place: panzer {before} -> {}", build());
+    main.operators.restarted(&Answer { builds: Some((before, build().to_owned())), ..Answer::done() });
     // Whoever ended in between may have been told of already, and not reaped.
     main.reap();
     if main.told_on_stderr || main.dumps || main.operators.want_status() {

@@ -27,6 +27,7 @@ mod my_app;
 mod operators;
 mod per_worker;
 mod per_worker_scaling;
+mod restart;
 mod scaling;
 mod seeds;
 mod servers;
