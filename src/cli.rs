@@ -2,6 +2,7 @@
 
 mod handover;
 mod layers;
+mod limits;
 mod plan_shown;
 
 use std::ffi::{OsStr, OsString};
@@ -14,9 +15,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::config::identity::{self, Named, UserAndGroup};
-use crate::config::{
-    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
-};
+use crate::config::{self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Text, Verbosity, duration};
 use crate::signals::{Preset, described};
 use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
@@ -108,9 +107,8 @@ struct Options {
     #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     healthy_after: Option<Duration>,
 
-    /// Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]
-    #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
-    respawn_limit: Option<RespawnLimit>,
+    #[command(flatten)]
+    limits: limits::LimitOptions,
 
     /// The workers' working directory, entered anew by each generation
     #[arg(long, env = "PANZER_CHDIR", value_name = "DIR")]
@@ -227,7 +225,7 @@ pub fn command() -> clap::Command {
          Signals to panzer:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
-         127  PROGRAM not found",
+         127  PROGRAM not found\n  or   the highest of --final-exit-codes that a worker ended with, once all have",
         signals.join("\n")
     );
     Options::command().after_help(after).mut_args(|arg| arg.hide_env(true))
@@ -323,7 +321,10 @@ impl Options {
             // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
             delay_max: delay_max.max(delay),
             healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
-            respawn_limit: self.respawn_limit,
+            respawn_limit: self.limits.respawn_limit,
+            final_exits: self.limits.final_exits()?,
+            start_delay: self.limits.start_delay(),
+            max_draining: self.limits.max_draining(),
             name: self.name,
             pid_file: self.pid,
             control: self.control,
