@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Plan;
+use crate::config::{Plan, RespawnLimit, Schedule, Verbosity};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
@@ -35,6 +35,16 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// Keep so many workers from now on.
+    Scale {
+        /// How many.
+        workers: u32,
+        /// Whether it is the oldest that go where there are to be fewer, and not those of the last slots.
+        #[serde(default)]
+        oldest: bool,
+    },
+    /// Delays and waits are so from now on.
+    Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.
     Shared {
         /// The ticket of [`Report::Claim`].
@@ -106,6 +116,11 @@ pub enum Report {
         /// Why.
         cause: Cause,
     },
+    /// Nothing is wanted of this slot any more, and its worker, if any, is being stopped.
+    Retired {
+        /// The slot.
+        slot: u32,
+    },
     /// There were more respawns than allowed.
     GaveUp,
     /// A worker, in answer to [`Order::Status`].
@@ -126,6 +141,55 @@ pub enum Report {
         /// Where.
         key: Key,
     },
+}
+
+/// What of a plan needs no new workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// As [`Plan::ready_timeout`].
+    pub ready_timeout: Duration,
+    /// As [`Plan::bake`].
+    pub bake: Duration,
+    /// As [`Plan::stop`].
+    pub stop: Schedule,
+    /// As [`Plan::delay`].
+    pub delay: Duration,
+    /// As [`Plan::delay_max`].
+    pub delay_max: Duration,
+    /// As [`Plan::healthy_after`].
+    pub healthy_after: Duration,
+    /// As [`Plan::respawn_limit`].
+    pub respawn_limit: Option<RespawnLimit>,
+    /// As [`Plan::verbosity`].
+    pub verbosity: Verbosity,
+}
+
+impl Tuning {
+    /// That of this plan.
+    pub fn of(plan: &Plan) -> Tuning {
+        Tuning {
+            ready_timeout: plan.ready_timeout,
+            bake: plan.bake,
+            stop: plan.stop.clone(),
+            delay: plan.delay,
+            delay_max: plan.delay_max,
+            healthy_after: plan.healthy_after,
+            respawn_limit: plan.respawn_limit,
+            verbosity: plan.verbosity,
+        }
+    }
+
+    /// Makes it that of `plan`.
+    pub fn apply(self, plan: &mut Plan) {
+        plan.ready_timeout = self.ready_timeout;
+        plan.bake = self.bake;
+        plan.stop = self.stop;
+        plan.delay = self.delay;
+        plan.delay_max = self.delay_max;
+        plan.healthy_after = self.healthy_after;
+        plan.respawn_limit = self.respawn_limit;
+        plan.verbosity = self.verbosity;
+    }
 }
 
 /// One worker, as people are shown it.

@@ -20,12 +20,12 @@ use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
 use super::shares::{Denied, Shares};
-use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, MOST_WORKERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
+use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
 use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
 use crate::control::role::{Environment, OWN_IMAGE};
@@ -60,7 +60,10 @@ struct Found {
 }
 
 struct Main {
+    /// What was asked for last.
     plan: Plan,
+    /// What each generation runs by that has a process or waits for one.
+    plans: BTreeMap<u32, Plan>,
     environment: Environment,
     had_terminal: bool,
     signals: Signals,
@@ -160,7 +163,8 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     }
     guard.look(&poller);
     let main = Main {
-        upward: Upward::new(&environment, plan.workers, Instant::now()),
+        upward: Upward::new(&environment, Instant::now()),
+        plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
         had_terminal: has_terminal(),
@@ -226,6 +230,19 @@ fn settings(plan: &Plan) -> Settings {
     }
 }
 
+/// Reads what a scale is by: `4`, `+1` or `-1`.
+fn change(count: Option<&str>) -> Result<Change, String> {
+    let text = count.ok_or("a scale command needs a \"count\"")?;
+    let wrong = || format!("'{text}' is no count of workers: take 4, +1 or -1");
+    match text.strip_prefix(['+', '-']) {
+        Some(digits) if digits.starts_with(|first: char| first.is_ascii_digit()) => {
+            text.parse().map(Change::By).map_err(|_| wrong())
+        }
+        Some(_) => Err(wrong()),
+        None => text.parse().map(Change::To).map_err(|_| wrong()),
+    }
+}
+
 fn has_terminal() -> bool {
     File::open("/dev/tty").is_ok()
 }
@@ -246,7 +263,7 @@ impl Main {
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
-            self.operators.tell_progress(self.state.progress(), self.plan.workers);
+            self.operators.tell_progress(self.state.progress());
             self.operators.server.tend(&self.poller, Instant::now());
             self.operators.forget_gone();
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
@@ -344,6 +361,11 @@ impl Main {
                 self.events.push_back(Event::Stop(urgency));
                 self.operators.wants_end(client, request.no_wait);
             }
+            Wanted::Scale => match change(request.count.as_deref()) {
+                Ok(change) => self.events.push_back(Event::Scale(Some(client), change)),
+                Err(why) => self.operators.answer(client, &Answer::refused(why)),
+            },
+            Wanted::Quiet => self.events.push_back(Event::Scale(Some(client), Change::ToNone)),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -358,12 +380,9 @@ impl Main {
     fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
-        let (slot, workers) = (request.worker, self.plan.workers);
-        if let Some(slot) = slot.filter(|&slot| slot >= workers) {
-            return Err(format!(
-                "there is no worker {slot}: they are numbered from 0 to {}",
-                workers.saturating_sub(1)
-            ));
+        let slot = request.worker;
+        if let Some(slot) = slot.filter(|&slot| slot >= MOST_WORKERS) {
+            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", MOST_WORKERS - 1));
         }
         let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
         let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
@@ -488,8 +507,29 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
-                if let Err(error) = self.start_monitor(monitor, trial, notify, accept) {
+            Action::Plan(generation) => {
+                self.plans.insert(generation, self.plan.clone());
+                self.events.push_back(Event::Planned(generation, settings(&self.plan)));
+            }
+            Action::GiveUpPlan(_) => {}
+            Action::Tune(monitor) => {
+                let tuning = Tuning::of(&self.plan);
+                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
+                    tuning.clone().apply(plan);
+                }
+                if let Some(running) = self.children.running(monitor) {
+                    running.channel.send(&Order::Tune(Box::new(tuning)));
+                }
+            }
+            Action::Scaled { request, from, to } => {
+                if let Some(client) = request {
+                    self.operators.scaled(client, from, to);
+                } else if let Err(why) = to {
+                    ::log::warn!("{why}");
+                }
+            }
+            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, workers, (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
@@ -518,6 +558,7 @@ impl Main {
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
+                self.plans.remove(&generation);
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
@@ -529,14 +570,18 @@ impl Main {
             Action::Verdict(generation, verdict) => {
                 self.counters.judged(&verdict);
                 self.operators.judged(generation, &verdict, || match &verdict {
-                    Verdict::Rejected { slot, cause, missing, accept, serving, .. } => {
-                        log::rejected(generation, (*slot, cause, missing, *accept), *serving, &self.plan)
+                    Verdict::Rejected(why) => {
+                        log::rejected(generation, why, self.plans.get(&generation).unwrap_or(&self.plan))
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, &self.plan),
+            Action::Note(Note::Rejected(generation, why)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::error!("{}", log::rejected(generation, &why, plan));
+            }
+            Action::Note(note) => log::write(&note),
             Action::Exit(code) => {
                 self.operators.ended(code);
                 self.exit = Some(code);
@@ -554,7 +599,7 @@ impl Main {
     /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
     fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
-        let workers = self.plan.workers;
+        let workers = self.state.workers();
         let suspects = || {
             let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
             match (&numbers[..], workers) {
@@ -574,11 +619,17 @@ impl Main {
         self.state.standings().into_iter().find_map(serving)
     }
 
-    fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool, accept: bool) -> io::Result<()> {
+    fn start_monitor(
+        &mut self,
+        monitor: Monitor,
+        workers: u32,
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> io::Result<()> {
+        let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
             version: VERSION,
-            plan: self.plan.clone(),
+            plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
             trial,
             notify,
@@ -659,7 +710,7 @@ impl Main {
         Status {
             name: places::name_of(&self.pid_path),
             pid: Pid::this().as_raw(),
-            workers: self.plan.workers,
+            workers: self.state.workers(),
             ready: self.state.is_ready(),
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,

@@ -2,63 +2,33 @@
 //!
 //! At most one generation is starting, and the serving one is untouched until the new one is ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Random};
+use crate::backoff::Random;
 use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
+use super::generation::{Generation, Life, Phase};
 use super::renewal::Renewal;
-pub use super::vocabulary::{Action, Event, Monitor, Note, Overview, Progress, Settings, Standing, Verdict};
+pub use super::vocabulary::{
+    Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
+};
 
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 const GRACE: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
-enum Phase {
-    /// Some workers are not ready yet.
-    Filling,
-    /// All are ready, and must live until then.
-    Baking { until: Instant },
-    /// It serves.
-    Proven,
-}
-
-/// A generation that is meant to go on.
-#[derive(Debug)]
-struct Generation {
-    number: u32,
-    monitor: Life,
-    ready: BTreeSet<u32>,
-    /// The slots whose workers said themselves that they are ready.
-    told: BTreeSet<u32>,
-    /// The slots whose workers were seen accepting.
-    seen: BTreeSet<u32>,
-    /// Those where a worker has listened on a shared port.
-    listening: BTreeSet<u32>,
-    /// Whether its workers must be seen accepting, also before they listen on a shared port.
-    accept: bool,
-    /// The slots whose workers could not be seen, and why.
-    unseeable: BTreeMap<u32, String>,
-    phase: Phase,
-    begun: Instant,
-    backoff: Backoff,
-}
-
-#[derive(Debug)]
-enum Life {
-    Running { life: u32, since: Instant },
-    Waiting { life: u32, until: Instant },
-}
+/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+const LONGEST_PLANNING: Duration = Duration::from_secs(10);
 
 /// A monitor that was told to stop.
 #[derive(Debug)]
-struct Draining {
+pub(super) struct Draining {
     since: Instant,
     urgency: Urgency,
-    /// What its workers go through, and since when.
+    /// How its workers are stopped, what they go through of it, and since when.
+    stop: Schedule,
     schedule: Schedule,
     begun: Instant,
     kill_at: Option<Instant>,
@@ -66,8 +36,15 @@ struct Draining {
     served: bool,
 }
 
+/// What outlived its monitor.
 #[derive(Debug)]
-struct Stopping {
+pub(super) struct Orphans {
+    stop: Schedule,
+    escalation: Escalation,
+}
+
+#[derive(Debug)]
+pub(super) struct Stopping {
     urgency: Urgency,
     code: u8,
 }
@@ -75,19 +52,22 @@ struct Stopping {
 /// All generations.
 #[derive(Debug)]
 pub struct Generations {
-    settings: Settings,
-    last_number: u32,
-    serving: Option<Generation>,
-    starting: Option<(Generation, Instant)>,
-    draining: BTreeMap<Monitor, Draining>,
-    orphans: BTreeMap<Monitor, Escalation>,
-    reload_queued: bool,
-    renewal: Renewal,
-    has_run: bool,
-    unseeable_told: bool,
-    stopping: Option<Stopping>,
-    exited: bool,
-    random: Random,
+    /// What the next generation is started with, unless it is planned anew.
+    pub(super) settings: Settings,
+    /// The count of workers that was configured last. Another one is by [`Event::Scale`], and holds until this changes.
+    pub(super) configured: u32,
+    pub(super) last_number: u32,
+    pub(super) serving: Option<Generation>,
+    pub(super) starting: Option<(Generation, Instant)>,
+    pub(super) draining: BTreeMap<Monitor, Draining>,
+    pub(super) orphans: BTreeMap<Monitor, Orphans>,
+    pub(super) reload_queued: bool,
+    pub(super) renewal: Renewal,
+    pub(super) has_run: bool,
+    pub(super) unseeable_told: bool,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) exited: bool,
+    pub(super) random: Random,
 }
 
 impl Generations {
@@ -106,6 +86,7 @@ impl Generations {
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
+            configured: settings.workers,
             settings,
         }
     }
@@ -118,6 +99,10 @@ impl Generations {
             Event::Start => self.start_first(now, &mut actions),
             Event::Reload => self.reload(now, &mut actions),
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
+            Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
+            Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
+            Event::Tuned(settings) => self.tuned(settings, now, &mut actions),
+            Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
             Event::Rebound => self.rebound(now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
             Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
@@ -137,19 +122,19 @@ impl Generations {
     pub fn deadline(&self) -> Option<Instant> {
         let baking = |generation: &Generation| match generation.phase {
             Phase::Baking { until } => Some(until),
-            Phase::Filling | Phase::Proven => None,
+            Phase::Planning | Phase::Filling | Phase::Proven => None,
         };
         let serving = self.serving.iter().flat_map(|serving| {
             let restart = match serving.monitor {
                 Life::Waiting { until, .. } => Some(until),
-                Life::Running { .. } => None,
+                Life::None | Life::Running { .. } => None,
             };
             [baking(serving), restart]
         });
         let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
         let draining = self.draining.values().map(|draining| draining.kill_at);
-        let orphans = self.orphans.values().map(Escalation::deadline);
-        let renewal = self.renewal.due().filter(|_| self.starting.is_none());
+        let orphans = self.orphans.values().map(|orphans| orphans.escalation.deadline());
+        let renewal = self.renewal.due().filter(|_| self.may_renew());
         serving.chain(starting).chain(draining).chain(orphans).chain([renewal]).flatten().min()
     }
 
@@ -164,10 +149,9 @@ impl Generations {
 
     /// How things stand, in numbers.
     pub fn overview(&self) -> Overview {
-        let ready = |generation: &Generation| (generation.number, generation.ready.len() as u32);
         Overview {
-            serving: self.serving.as_ref().map(ready),
-            starting: self.starting.as_ref().map(|(starting, _)| ready(starting)),
+            serving: self.serving.as_ref().map(Generation::progress),
+            starting: self.progress(),
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
         }
@@ -186,58 +170,47 @@ impl Generations {
 
     /// How far the generation has come that is starting.
     pub fn progress(&self) -> Option<Progress> {
-        let (starting, _) = self.starting.as_ref()?;
-        let (generation, ready) = (starting.number, starting.ready.len() as u32);
-        Some(Progress { generation, ready, baking: matches!(starting.phase, Phase::Baking { .. }) })
+        self.starting.as_ref().map(|(starting, _)| starting.progress())
+    }
+
+    /// So many workers are wanted at this moment.
+    pub fn workers(&self) -> u32 {
+        self.serving.as_ref().map_or(self.settings.workers, |serving| serving.settings.workers)
     }
 
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.last_number == 0 {
-            let first = self.begin(false, now, actions);
+            self.last_number = 1;
+            let mut first = Generation::new(self.last_number, self.settings.clone(), now);
+            self.begin(&mut first, false, now, actions);
             self.serving = Some(first);
         }
     }
 
     /// Whether the workers of the next generation are ready only when they say so.
-    fn must_notify(&self) -> bool {
-        match self.settings.ready {
+    fn must_notify(&self, ready: Ready) -> bool {
+        match ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
-            Ready::Auto => self.serving_tells(),
+            Ready::Auto => self.serving.as_ref().is_some_and(Generation::tells),
         }
-    }
-
-    /// Whether every worker of the serving generation has said itself that it was ready. One that did so by chance must
-    /// not have the others ended for keeping silent.
-    fn serving_tells(&self) -> bool {
-        self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
     /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
-    /// do. Where only some of these listen, all that is known of the others is that they may not.
-    fn must_accept(&self) -> bool {
-        let all_listen = |serving: &Generation| serving.listening.len() == self.settings.workers as usize;
-        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(all_listen)
+    /// do.
+    fn must_accept(&self, ready: Ready) -> bool {
+        ready == Ready::Auto && self.serving.as_ref().is_some_and(Generation::listens)
     }
 
-    fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
-        self.last_number += 1;
-        let monitor = Monitor { generation: self.last_number, life: 1 };
-        let accept = self.must_accept();
-        actions.push(Action::StartMonitor { monitor, trial, notify: self.must_notify(), accept });
-        Generation {
-            number: monitor.generation,
-            monitor: Life::Running { life: monitor.life, since: now },
-            ready: BTreeSet::new(),
-            told: BTreeSet::new(),
-            seen: BTreeSet::new(),
-            listening: BTreeSet::new(),
-            accept,
-            unseeable: BTreeMap::new(),
-            phase: Phase::Filling,
-            begun: now,
-            backoff: Backoff::default(),
-        }
+    /// Starts its first monitor.
+    fn begin(&self, next: &mut Generation, trial: bool, now: Instant, actions: &mut Vec<Action>) {
+        let ready = next.settings.ready;
+        let monitor = Monitor { generation: next.number, life: 1 };
+        next.accept = self.must_accept(ready);
+        next.monitor = Life::Running { life: monitor.life, since: now };
+        next.phase = Phase::Filling;
+        let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
+        actions.push(Action::StartMonitor { monitor, workers, trial, notify, accept });
     }
 
     /// The next generation is the first that begins after the request, whether it begins now or is queued.
@@ -261,16 +234,44 @@ impl Generations {
         }
         self.reload_queued = false;
         self.renewal.begins(now);
-        let next = self.begin(true, now, actions);
-        actions.push(Action::Note(Note::Starting(next.number)));
+        self.last_number += 1;
+        actions.push(Action::Plan(self.last_number));
+        let next = Generation::new(self.last_number, self.settings.clone(), now);
+        self.starting = Some((next, now + LONGEST_PLANNING));
+    }
+
+    /// What the generation that is starting is to be has been found out.
+    fn planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
+        let planning = |(starting, _): &(Generation, Instant)| {
+            starting.number == generation && matches!(starting.phase, Phase::Planning)
+        };
+        if !self.starting.as_ref().is_some_and(planning) {
+            return;
+        }
+        self.settings = self.keeping_count(settings);
+        // What was bound anew while it was planned it gets as well.
+        self.renewal.begins(now);
+        let mut next = Generation::new(generation, self.settings.clone(), now);
+        self.begin(&mut next, true, now, actions);
+        actions.push(Action::Note(Note::Starting(generation)));
         self.starting = Some((next, now + self.settings.ready_timeout));
+    }
+
+    fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        if self.starting.as_ref().is_some_and(|(starting, _)| starting.number == generation) {
+            self.reject(None, cause, now, actions);
+        }
     }
 
     fn rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_none() && self.last_number > 0 {
             let random = self.random.draw();
-            let wait = self.renewal.needed(self.last_number, now, self.settings.pace, random);
-            if self.starting.is_some() {
+            let is_planned = |(starting, _): &(Generation, Instant)| matches!(starting.phase, Phase::Planning);
+            let planned = self.starting.as_ref().is_some_and(is_planned);
+            // One that is only planned gets it.
+            let newest = self.last_number - u32::from(planned);
+            let wait = self.renewal.needed(newest, now, self.settings.pace, random);
+            if self.starting.is_some() && !planned {
                 let why = "a listener was shut down meanwhile, and it lacks the one that was bound anew";
                 self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
             }
@@ -293,24 +294,21 @@ impl Generations {
     }
 
     fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
-        let workers = self.settings.workers;
-        let bake = self.settings.bake;
-        let ready_timeout = self.settings.ready_timeout;
         let Some((starting, deadline)) = &mut self.starting else { return };
+        let ready_timeout = starting.settings.ready_timeout;
         match report {
             Report::Listens { slot, withdrawn } => {
-                let was_whole = starting.note_listening(slot, withdrawn, workers);
+                let was_whole = starting.note_listening(slot, withdrawn);
                 // It had shown in time all that was asked of it, and now there is more.
                 *deadline = if was_whole { (*deadline).max(now + ready_timeout) } else { *deadline };
             }
             Report::Ready { slot, notified, seen } => {
-                starting.note_ready(slot, notified, seen, workers);
-                if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
-                    starting.phase = Phase::Baking { until: now + bake };
-                    if !bake.is_zero() {
-                        actions.push(Action::Note(Note::Baking(starting.number, bake)));
-                    }
-                }
+                starting.note_ready(slot, notified, seen);
+                self.settle_starting(now, actions);
+            }
+            Report::Retired { slot } => {
+                starting.note_retired(slot);
+                self.settle_starting(now, actions);
             }
             Report::Unseeable { slot, why } => {
                 starting.unseeable.insert(slot, why.clone());
@@ -323,11 +321,26 @@ impl Generations {
         }
     }
 
-    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
-        let workers = self.settings.workers;
+    /// A generation that is starting bakes once it is whole.
+    pub(super) fn settle_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some((starting, _)) = &mut self.starting else { return };
+        let bake = starting.settings.bake;
+        if starting.settle(bake, now) && !bake.is_zero() {
+            actions.push(Action::Note(Note::Baking(starting.number, bake)));
+        }
+    }
+
+    pub(super) fn settle_serving(&mut self, now: Instant) {
+        let Some(serving) = &mut self.serving else { return };
         // By then a program that only lives has lived; one that told or has been seen has shown more.
-        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec) || self.serving_tells();
-        let bake = self.settings.bake;
+        let shown = matches!(serving.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec)
+            || serving.tells()
+            || serving.is_seen();
+        let bake = if shown { Duration::ZERO } else { serving.settings.bake };
+        serving.settle(bake, now);
+    }
+
+    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
@@ -335,14 +348,15 @@ impl Generations {
                 actions.push(Action::Note(Note::Began));
             }
             Report::Ready { slot, notified, seen } => {
-                serving.note_ready(slot, notified, seen, workers);
-                if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
-                    let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
-                    serving.phase = Phase::Baking { until: now + bake };
-                }
+                serving.note_ready(slot, notified, seen);
+                self.settle_serving(now);
             }
             Report::Listens { slot, withdrawn } => {
-                serving.note_listening(slot, withdrawn, workers);
+                serving.note_listening(slot, withdrawn);
+            }
+            Report::Retired { slot } => {
+                serving.note_retired(slot);
+                self.settle_serving(now);
             }
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
@@ -351,9 +365,7 @@ impl Generations {
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
                 serving.seen.remove(&slot);
-                if matches!(serving.phase, Phase::Baking { .. }) {
-                    serving.phase = Phase::Filling;
-                }
+                self.settle_serving(now);
                 let code = cause.exit_code();
                 self.end_if_first_start(cause, code, now, actions);
             }
@@ -384,21 +396,19 @@ impl Generations {
     }
 
     /// The new generation failed: it is stopped, and the serving one never noticed.
-    fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let Some((failed, _)) = self.starting.take() else { return };
-        let generation = failed.number;
-        let missing: Vec<u32> = (0..self.settings.workers).filter(|slot| !failed.ready.contains(slot)).collect();
-        let serving = self.serving.as_ref().map_or(0, |serving| serving.number);
-        let verdict = Verdict::Rejected {
+        let rejected = Rejected {
             slot,
-            cause: cause.clone(),
-            failed: failed.why_each_failed(slot, &cause, &missing, &self.settings),
-            missing: missing.clone(),
+            failed: failed.why_each_failed(slot, &cause),
+            cause,
+            missing: failed.missing(),
+            workers: failed.settings.workers,
             accept: failed.accept,
-            serving,
+            serving: self.serving_number(),
         };
-        actions.push(Action::Verdict(generation, verdict));
-        actions.push(Action::Note(Note::Rejected { generation, slot, cause, missing, accept: failed.accept, serving }));
+        actions.push(Action::Verdict(failed.number, Verdict::Rejected(rejected.clone())));
+        actions.push(Action::Note(Note::Rejected(failed.number, rejected)));
         self.drain(failed, false, Urgency::Graceful, now, actions);
         self.run_queued_reload(now, actions);
         if self.starting.is_none() {
@@ -406,6 +416,20 @@ impl Generations {
             let wait = self.renewal.failed(now, self.settings.pace, random);
             self.tell_renewal(wait, actions);
         }
+    }
+
+    /// The same for one that was only promised.
+    pub(super) fn reject_unbegun(&self, generation: u32, cause: Cause, actions: &mut Vec<Action>) {
+        let serving = self.serving_number();
+        let (failed, missing, workers) = (Vec::new(), Vec::new(), self.settings.workers);
+        let rejected = Rejected { slot: None, cause, failed, missing, workers, accept: false, serving };
+        actions.push(Action::Verdict(generation, Verdict::Rejected(rejected.clone())));
+        actions.push(Action::Note(Note::Rejected(generation, rejected)));
+        actions.push(Action::Release(generation));
+    }
+
+    fn serving_number(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.number)
     }
 
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -436,25 +460,22 @@ impl Generations {
 
     fn drain(&mut self, old: Generation, served: bool, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         let Some(monitor) = old.monitor() else {
+            if matches!(old.phase, Phase::Planning) {
+                actions.push(Action::GiveUpPlan(old.number));
+            }
             self.release_if_gone(old.number, actions);
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let schedule = self.schedule(urgency);
+        let stop = old.settings.stop;
+        let schedule = scheduled(&stop, urgency);
         let kill_at = Some(now + schedule.total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, schedule, begun: now, kill_at, served });
+        self.draining.insert(monitor, Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served });
     }
 
     /// How urgent the end is of what nobody was told to stop.
     fn urgency(&self) -> Urgency {
         self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
-    }
-
-    fn schedule(&self, urgency: Urgency) -> Schedule {
-        match urgency {
-            Urgency::Graceful => self.settings.stop.clone(),
-            Urgency::Quick => self.settings.stop.quick(),
-        }
     }
 
     fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
@@ -489,19 +510,19 @@ impl Generations {
 
     /// What drains already follows the quick schedule from here on.
     fn hasten(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let quick = self.settings.stop.quick();
         for (monitor, draining) in &mut self.draining {
             if draining.urgency < Urgency::Quick {
+                let quick = draining.stop.quick();
                 draining.urgency = Urgency::Quick;
                 if now + quick.total() < draining.begun + draining.schedule.total() {
-                    (draining.schedule, draining.begun) = (quick.clone(), now);
                     draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
+                    (draining.schedule, draining.begun) = (quick, now);
                 }
                 actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
             }
         }
-        for escalation in self.orphans.values_mut() {
-            escalation.hasten(&quick, now);
+        for orphans in self.orphans.values_mut() {
+            orphans.escalation.hasten(&orphans.stop.quick(), now);
         }
     }
 
@@ -514,13 +535,17 @@ impl Generations {
             return;
         }
         if orphans {
+            let living =
+                self.serving.iter().chain(self.starting.iter().map(|(starting, _)| starting)).find(|one| is(one));
+            let stop = draining.as_ref().map(|draining| &draining.stop).or(living.map(|living| &living.settings.stop));
+            let stop = stop.unwrap_or(&self.settings.stop).clone();
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
             let (schedule, begun) = match obeyed {
                 Some(draining) => (draining.schedule.clone(), draining.begun),
                 // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
-                None => (self.schedule(self.urgency()), now),
+                None => (scheduled(&stop, self.urgency()), now),
             };
-            self.adopt(monitor, &schedule, begun, now, actions);
+            self.adopt(monitor, stop, (&schedule, begun), now, actions);
         }
         if let Some(drained) = draining {
             if drained.served && !orphans {
@@ -541,23 +566,19 @@ impl Generations {
 
     fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
-        let pace = self.settings.pace;
         let Some(serving) = &mut self.serving else { return };
-        let Life::Running { life, since } = serving.monitor else { return };
+        let pace = serving.settings.pace;
+        let Life::Running { since, .. } = serving.monitor else { return };
         let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
-        serving.monitor = Life::Waiting { life, until: now + delay };
-        serving.ready.clear();
-        serving.seen.clear();
-        serving.phase = Phase::Filling;
-        serving.begun = now;
+        serving.lose_monitor(now + delay, now);
     }
 
     fn adopt(
         &mut self,
         monitor: Monitor,
-        schedule: &Schedule,
-        begun: Instant,
+        stop: Schedule,
+        (schedule, begun): (&Schedule, Instant),
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
@@ -568,7 +589,7 @@ impl Generations {
         } else {
             actions.push(Action::SignalUnreached(monitor, schedule.first_signal()));
         }
-        self.orphans.insert(monitor, escalation);
+        self.orphans.insert(monitor, Orphans { stop, escalation });
     }
 
     fn orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
@@ -587,7 +608,7 @@ impl Generations {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.judge_starting(now, actions);
-        if self.starting.is_none() && self.renewal.due().is_some_and(|due| due <= now) {
+        if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
             self.reload(now, actions);
         }
         self.do_what_serving_is_due(now, actions);
@@ -598,14 +619,14 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
-        let anew = self.schedule(self.urgency());
-        for (monitor, escalation) in &mut self.orphans {
+        let urgency = self.urgency();
+        for (monitor, Orphans { stop, escalation }) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
             }
             if escalation.deadline().is_none() {
                 // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
-                *escalation = Escalation::begin(&anew, now + GRACE);
+                *escalation = Escalation::begin(&scheduled(stop, urgency), now + GRACE);
             }
         }
     }
@@ -615,35 +636,42 @@ impl Generations {
         match starting.phase {
             Phase::Baking { until } if until <= now => self.commit(now, actions),
             Phase::Filling if *deadline <= now => {
-                let (slot, cause) = starting.why_not_ready(&self.settings);
+                let (slot, cause) = starting.why_not_ready();
                 self.reject(slot, cause, now, actions);
             }
+            Phase::Planning if *deadline <= now => self.reject(None, Cause::HungInPlan(LONGEST_PLANNING), now, actions),
             _ => {}
         }
     }
 
     fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let notify = self.settings.ready == Ready::Notify || self.serving_must_notify();
-        let accept = self.must_accept();
         let Some(serving) = &mut self.serving else { return };
         if let Phase::Baking { until } = serving.phase
             && until <= now
         {
             serving.phase = Phase::Proven;
-            actions.push(Action::Note(Note::Serving(serving.number, now.saturating_duration_since(serving.begun))));
+            actions.push(Action::Note(Note::Serving(
+                serving.number,
+                serving.settings.workers,
+                now.saturating_duration_since(serving.begun),
+            )));
         }
         if let Life::Waiting { life, until } = serving.monitor
             && until <= now
         {
+            let ready = serving.settings.ready;
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
-            actions.push(Action::StartMonitor { monitor, trial: false, notify, accept });
+            let workers = serving.settings.workers;
+            // One that has told, or listened, goes on doing so when its monitor is replaced.
+            let (notify, accept) = (self.must_notify(ready), self.must_accept(ready));
+            actions.push(Action::StartMonitor { monitor, workers, trial: false, notify, accept });
         }
     }
 
-    /// A generation that has told goes on telling when its monitor is replaced.
-    fn serving_must_notify(&self) -> bool {
-        self.settings.ready == Ready::Auto && self.serving_tells()
+    /// Whether a generation that lacks a listener may be replaced now. One without workers needs none.
+    fn may_renew(&self) -> bool {
+        self.starting.is_none() && self.serving.as_ref().is_some_and(|serving| !serving.is_quiet())
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
@@ -655,67 +683,10 @@ impl Generations {
     }
 }
 
-impl Generation {
-    fn note_ready(&mut self, slot: u32, told: bool, seen: bool, workers: u32) {
-        if slot >= workers {
-            return;
-        }
-        self.ready.insert(slot);
-        if told {
-            self.told.insert(slot);
-        }
-        if seen {
-            self.seen.insert(slot);
-        }
-    }
-
-    /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
-    fn note_listening(&mut self, slot: u32, withdrawn: bool, workers: u32) -> bool {
-        if slot >= workers {
-            return false;
-        }
-        self.listening.insert(slot);
-        if !withdrawn || matches!(self.phase, Phase::Proven) {
-            return false;
-        }
-        self.ready.remove(&slot);
-        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. })
-    }
-
-    fn monitor(&self) -> Option<Monitor> {
-        match self.monitor {
-            Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
-            Life::Waiting { .. } => None,
-        }
-    }
-
-    /// The workers that failed: the one that died, or all that were not ready in time.
-    fn why_each_failed(
-        &self,
-        slot: Option<u32>,
-        cause: &Cause,
-        missing: &[u32],
-        settings: &Settings,
-    ) -> Vec<(u32, Cause)> {
-        let time = settings.ready_timeout;
-        let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| settings.ready == Ready::Accept) {
-            Some(why) => Cause::NotSeen(time, why.clone()),
-            None => Cause::NotReady(time),
-        };
-        match (cause, slot) {
-            (Cause::NotReady(_) | Cause::NotSeen(..), _) => missing.iter().map(|slot| (*slot, own(slot))).collect(),
-            (_, Some(slot)) => vec![(slot, cause.clone())],
-            (_, None) => Vec::new(),
-        }
-    }
-
-    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
-    fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
-        let must_be_seen = settings.ready == Ready::Accept;
-        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
-        match unseen {
-            Some((slot, why)) => (Some(*slot), Cause::NotSeen(settings.ready_timeout, why.clone())),
-            None => (None, Cause::NotReady(settings.ready_timeout)),
-        }
+/// How what is to be stopped `stop` is stopped so urgently.
+fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
+    match urgency {
+        Urgency::Graceful => stop.clone(),
+        Urgency::Quick => stop.quick(),
     }
 }

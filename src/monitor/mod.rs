@@ -6,5 +6,6 @@
 mod log;
 mod roster;
 pub mod run;
+mod scaling;
 pub mod state;
 mod vocabulary;

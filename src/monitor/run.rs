@@ -16,7 +16,7 @@ use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
 use crate::config::{ListenAs, ListenPid, Ready, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
+use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -226,7 +226,10 @@ impl Monitor {
                     let reached = self.signal_as_asked(number, slot);
                     self.channel.send(&Report::Signalled { ticket, reached });
                 }
-                Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
+                Received::Message(order, _) => {
+                    self.take_over(&order);
+                    self.events.push_back(Event::Ordered(order));
+                }
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
                 Received::Nothing => return,
                 Received::Gone => {
@@ -238,6 +241,18 @@ impl Monitor {
                     return;
                 }
             }
+        }
+    }
+
+    /// What an order means for workers that are started from now on, and for what is told.
+    fn take_over(&mut self, order: &Order) {
+        match order {
+            Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
+            Order::Tune(tuning) => {
+                Tuning::clone(tuning).apply(&mut self.assignment.plan);
+                stderr::set_level(self.assignment.plan.verbosity.level());
+            }
+            _ => {}
         }
     }
 
@@ -487,7 +502,7 @@ impl Monitor {
 
     fn report_status(&mut self) {
         let now = Instant::now();
-        for slot in 0..self.state.count() {
+        for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
             let view = self.state.view(slot);
             let status = WorkerStatus {
                 slot,

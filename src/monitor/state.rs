@@ -33,7 +33,7 @@ const LONGEST_PROBE: Duration = Duration::from_secs(10);
 const LOOKS_AT_ONCE: usize = 16;
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Empty,
     Waiting {
         until: Instant,
@@ -54,7 +54,7 @@ enum State {
 
 /// When a worker is looked at or probed again; none while a probe of it is under way.
 #[derive(Debug, Clone, Copy)]
-struct Watched {
+pub(super) struct Watched {
     next: Option<Instant>,
     pause: Duration,
 }
@@ -75,10 +75,14 @@ struct Probe {
 }
 
 #[derive(Debug)]
-struct Slot {
-    state: State,
+pub(super) struct Slot {
+    pub(super) state: State,
     life: u32,
-    since: Instant,
+    pub(super) since: Instant,
+    /// Whether a worker is wanted in it.
+    pub(super) wanted: bool,
+    /// Whether its worker is being stopped because none is, or was, wanted.
+    pub(super) retiring: bool,
     notified: bool,
     /// When its program began.
     executed: Option<Instant>,
@@ -87,40 +91,19 @@ struct Slot {
     listened: bool,
     /// Why it could not be seen whether the worker accepts.
     hidden: Option<Hidden>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
-    ended_for: Option<Cause>,
+    pub(super) ended_for: Option<Cause>,
 }
 
-/// The stop of everything: what the workers go through, and since when.
-#[derive(Debug)]
-struct Stopping {
-    schedule: Schedule,
-    begun: Instant,
-}
-
-/// The slots of one generation.
-#[derive(Debug)]
-pub struct Slots {
-    settings: Settings,
-    slots: Vec<Slot>,
-    groups: BTreeMap<Worker, Escalation>,
-    probes: BTreeMap<Worker, Probe>,
-    recent_respawns: VecDeque<Instant>,
-    stopping: Option<Stopping>,
-    executed: bool,
-    gave_up: bool,
-    exited: bool,
-    random: Random,
-}
-
-impl Slots {
-    /// Empty slots; [`Event::Start`] fills them.
-    pub fn new(settings: Settings, now: Instant) -> Slots {
-        let empty = || Slot {
+impl Slot {
+    pub(super) fn new(now: Instant) -> Slot {
+        Slot {
             state: State::Empty,
             life: 0,
             since: now,
+            wanted: true,
+            retiring: false,
             notified: false,
             executed: None,
             listens: false,
@@ -128,9 +111,37 @@ impl Slots {
             hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
-        };
+        }
+    }
+}
+
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    schedule: Schedule,
+    begun: Instant,
+}
+
+/// The slots of one generation.
+#[derive(Debug)]
+pub struct Slots {
+    pub(super) settings: Settings,
+    pub(super) slots: Vec<Slot>,
+    groups: BTreeMap<Worker, Escalation>,
+    probes: BTreeMap<Worker, Probe>,
+    recent_respawns: VecDeque<Instant>,
+    pub(super) stopping: Option<Stopping>,
+    executed: bool,
+    pub(super) gave_up: bool,
+    exited: bool,
+    random: Random,
+}
+
+impl Slots {
+    /// Empty slots; [`Event::Start`] fills them.
+    pub fn new(settings: Settings, now: Instant) -> Slots {
         Slots {
-            slots: (0..settings.workers).map(|_| empty()).collect(),
+            slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
             recent_respawns: VecDeque::new(),
@@ -162,6 +173,8 @@ impl Slots {
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now),
+            Event::Ordered(Order::Scale { workers, oldest }) => self.scale(workers, oldest, now, &mut actions),
+            Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
             Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
@@ -224,9 +237,10 @@ impl Slots {
         self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
-    fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
+        slot.retiring = false;
         slot.since = now;
         slot.notified = false;
         slot.executed = None;
@@ -347,6 +361,7 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
+        let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
         }
@@ -355,9 +370,14 @@ impl Slots {
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
-        if stopping {
+        let retired = std::mem::replace(&mut slot.retiring, false);
+        if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;
+        }
+        if retired {
+            // Wanted again meanwhile.
+            return self.spawn(worker.slot, now, actions);
         }
         let delay = slot.backoff.after(lived, pace, random);
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
@@ -396,7 +416,7 @@ impl Slots {
         let timeout = self.settings.ready_timeout;
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty => slot.state = State::Waiting { until: now },
+                State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
                 State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }

@@ -75,6 +75,14 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Keep N workers from now on, or N more or less; holds until another count is configured
+    Scale {
+        /// As 8, +1 or -1
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+        count: String,
+    },
+    /// End all workers and keep main; a reload or a scale brings workers back
+    Quiet,
     /// Send a signal to the workers of the serving generation
     Signal {
         /// Its name or number, as HUP, SIGHUP or 1

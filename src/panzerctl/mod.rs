@@ -65,6 +65,8 @@ fn perform(options: &Options) -> Result<(), Trouble> {
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
+        Command::Scale { ref count } => follow(options, Request { count: Some(count.clone()), ..plain(Wanted::Scale) }),
+        Command::Quiet => follow(options, plain(Wanted::Quiet)),
         Command::Signal { signal, worker } => {
             let signal = Some(signal.as_str().to_owned());
             follow(options, Request { signal, worker, ..plain(Wanted::Signal) })
@@ -190,6 +192,10 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
+        (Wanted::Scale | Wanted::Quiet, _) => {
+            let (from, workers) = (answer.from.unwrap_or_default(), answer.workers.unwrap_or_default());
+            tell(&format!("workers kept: {workers}, before: {from}\n"));
+        }
         (Wanted::Signal, _) => {
             let (signal, reached) =
                 (request.signal.as_deref().unwrap_or_default(), answer.signalled.unwrap_or_default());

@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::sys::signal::Signal;
 use panzer::config::Ready;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{Action, Event, Monitor, Note, Settings, Verdict};
+use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings, Verdict};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
+use crate::check_count::Count;
 use crate::check_renewal::RenewalWatch;
 use crate::kernel::Time;
 
 /// What a monitor gets beyond its workers' schedule, as the state has it.
 const GRACE: Time = Time::from_secs(5);
+
+/// What finding out what a generation is to be may take, as the state has it.
+const LONGEST_PLANNING: Time = Time::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Orphans {
@@ -25,6 +29,9 @@ enum Orphans {
 #[derive(Debug)]
 struct Watched {
     trial: bool,
+    /// So many workers are wanted of it, and of so many it is to say that they are no more.
+    workers: u32,
+    retiring: u32,
     ready: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
     seen: BTreeSet<u32>,
@@ -45,6 +52,8 @@ struct Watched {
 #[derive(Debug, Clone, Copy)]
 struct Starting {
     monitor: Monitor,
+    /// What it is to be is known, and its monitor started.
+    begun: bool,
     since: Time,
     /// By when it must be ready.
     due: Time,
@@ -53,6 +62,12 @@ struct Starting {
 }
 
 impl Watched {
+    /// Notes since when it is whole.
+    fn settle(&mut self, now: Time) {
+        let whole = self.retiring == 0 && self.workers > 0 && self.ready.len() >= self.workers as usize;
+        self.whole_since = whole.then(|| self.whole_since.unwrap_or(now));
+    }
+
     /// One that was not seen accepting must show that now. Returns whether all were ready.
     fn listens(&mut self, slot: u32) -> bool {
         if self.committed || self.proven || self.seen.contains(&slot) {
@@ -81,6 +96,8 @@ pub(crate) struct Tally {
     pub(crate) late_listens: u64,
     pub(crate) must_accept: u64,
     pub(crate) unseeable: u64,
+    pub(crate) scaled: u64,
+    pub(crate) quiet: u64,
 }
 
 impl Tally {
@@ -89,7 +106,7 @@ impl Tally {
         let reloads = [self.commits, self.rejections, self.queued_reloads, self.renewals];
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
-        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable];
+        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
     }
 
@@ -109,12 +126,17 @@ impl Tally {
         self.late_listens += other.late_listens;
         self.must_accept += other.must_accept;
         self.unseeable += other.unseeable;
+        self.scaled += other.scaled;
+        self.quiet += other.quiet;
     }
 }
 
 pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
     wanted: Settings,
+    count: Count,
+    /// The generation that was promised and will never begin.
+    unbegun: Option<u32>,
     monitors: BTreeMap<Monitor, Watched>,
     last_generation: u32,
     serving: Option<Monitor>,
@@ -128,6 +150,8 @@ pub(crate) struct MainCheck {
     judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
     trials_due: u32,
+    /// The generation whose plan is to be given up.
+    planned_in_vain: Option<u32>,
     renewal: RenewalWatch,
     has_run: bool,
     told: BTreeMap<u32, BTreeSet<u32>>,
@@ -148,6 +172,8 @@ pub(crate) struct MainCheck {
 impl MainCheck {
     pub(crate) fn new(wanted: Settings) -> MainCheck {
         MainCheck {
+            count: Count::new(wanted.workers),
+            unbegun: None,
             wanted,
             monitors: BTreeMap::new(),
             last_generation: 0,
@@ -158,6 +184,7 @@ impl MainCheck {
             promised: BTreeSet::new(),
             judged: BTreeSet::new(),
             trials_due: 0,
+            planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
             told: BTreeMap::new(),
@@ -183,9 +210,19 @@ impl MainCheck {
         self.stop.kill_due(&self.wanted.stop)
     }
 
-    /// Whether the serving generation has not every listener.
+    /// Whether the serving generation has not every listener. One without workers needs none.
     pub(crate) fn lacks_listener(&self) -> bool {
-        self.renewal.is_needed()
+        self.renewal.is_needed() && self.count.now() > 0
+    }
+
+    /// So many workers are configured.
+    pub(crate) fn configured(&self) -> u32 {
+        self.wanted.workers
+    }
+
+    /// So many workers are wanted.
+    pub(crate) fn count(&self) -> u32 {
+        self.count.now()
     }
 
     pub(crate) fn serving(&self) -> Option<Monitor> {
@@ -218,9 +255,18 @@ impl MainCheck {
             Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
             Event::Rebound if self.is_stopping() => {}
             Event::Rebound => {
-                self.renewal.needed(self.last_generation, now);
-                self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+                // One that is only planned gets it.
+                let begun = self.starting.is_none_or(|starting| starting.begun);
+                self.renewal.needed(self.last_generation - u32::from(!begun), now);
+                self.starting = self.starting.map(|starting| Starting { failed: starting.failed || begun, ..starting });
             }
+            Event::NotPlanned(generation, _) => {
+                if let Some(starting) = self.starting.as_mut().filter(|known| known.monitor.generation == *generation) {
+                    starting.failed = true;
+                }
+            }
+            Event::Scale(_, change) => self.scaled(now, *change),
+            Event::Planned(..) | Event::Tuned(_) => {}
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -247,7 +293,8 @@ impl MainCheck {
         self.stop.begin(quick, now);
         self.renewal = RenewalWatch::default();
         self.reload_queued = false;
-        self.starting = None;
+        let starting = self.starting.take().filter(|starting| !starting.begun);
+        self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
         if quick {
             for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
                 watched.orphans_stop.begin(true, now);
@@ -256,7 +303,6 @@ impl MainCheck {
     }
 
     fn told(&mut self, now: Time, monitor: Monitor, report: &Report) {
-        let workers = self.wanted.workers as usize;
         let (is_serving, is_starting) = (self.serving == Some(monitor), self.starting() == Some(monitor));
         if self.is_stopping() || !(is_serving || is_starting) {
             return;
@@ -269,11 +315,18 @@ impl MainCheck {
                     self.tally.seen += 1;
                     watched.seen.insert(*slot);
                 }
-                if watched.ready.len() == workers {
-                    watched.whole_since.get_or_insert(now);
-                }
+                watched.settle(now);
                 if *notified {
                     self.told.entry(monitor.generation).or_default().insert(*slot);
+                }
+            }
+            Report::Retired { slot } => {
+                watched.retiring = watched.retiring.saturating_sub(1);
+                watched.ready.remove(slot);
+                watched.seen.remove(slot);
+                watched.settle(now);
+                for slots in [&mut self.told, &mut self.listening] {
+                    slots.entry(monitor.generation).or_default().remove(slot);
                 }
             }
             Report::Executed => self.has_run |= is_serving,
@@ -330,19 +383,32 @@ impl MainCheck {
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, all: &[Action]) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
+            Action::Plan(generation) => self.check_plan(now, *generation),
+            Action::GiveUpPlan(generation) => {
+                let planned = self.planned_in_vain.take() == Some(*generation);
+                hold(planned, 7, || format!("the plan of generation {generation} is given up without a reason"))
+            }
+            Action::Tune(_) => Ok(()),
+            Action::Scaled { request, from, to } => {
+                let asked = matches!(event, Event::Scale(by, _) if by == request);
+                hold(asked && self.count.is_told(*from, *to), 7, || format!("{action:?} is not so"))
+            }
+            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+                let right = *workers == if *trial { self.count.next() } else { self.count.now() };
+                hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
                 match trial {
-                    true => self.check_trial(now, *monitor, *notify),
-                    false => self.check_start(now, event, *monitor, *notify),
+                    true => self.check_trial(now, *monitor, *workers, *notify),
+                    false => self.check_start(now, event, *monitor, *workers, *notify),
                 }
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {
-                hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
+            Action::Order(monitor, Order::Scale { workers, oldest }) => {
+                self.check_scale(event, *monitor, *workers, *oldest)
             }
+            Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
                 let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);
@@ -371,23 +437,36 @@ impl MainCheck {
         }
     }
 
-    fn check_trial(&mut self, now: Time, monitor: Monitor, notify: bool) -> Checked {
+    fn check_trial(&mut self, now: Time, monitor: Monitor, workers: u32, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
-        hold(self.starting.is_none(), 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        hold(monitor.life == 1, 2, || format!("{monitor:?} is a new generation's first"))?;
-        if self.trials_due > 0 {
-            self.trials_due -= 1;
-        } else {
-            hold(self.renewal.is_needed(), 7, || format!("nobody asked for {monitor:?}"))?;
-            self.tally.renewals += 1;
-            self.renewal.started(now, self.wanted.pace)?;
-        }
-        self.starting = Some(Starting { monitor, since: now, due: now + self.wanted.ready_timeout, failed: false });
-        self.add(monitor, true)?;
+        let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
+        hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
+        let due = now + self.wanted.ready_timeout;
+        self.starting = Some(Starting { monitor, begun: true, since: now, due, failed: false });
+        self.add(monitor, workers, true)?;
         self.check_notify(monitor, notify)
     }
 
-    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, notify: bool) -> Checked {
+    /// A new generation begins with this.
+    fn check_plan(&mut self, now: Time, generation: u32) -> Checked {
+        let monitor = Monitor { generation, life: 1 };
+        hold(!self.is_stopping(), 6, || format!("generation {generation} is planned after a stop"))?;
+        hold(self.starting.is_none(), 2, || format!("generation {generation} is planned beside {:?}", self.starting))?;
+        hold(generation == self.last_generation + 1, 7, || format!("generation {generation} has a wrong number"))?;
+        if self.trials_due > 0 {
+            self.trials_due -= 1;
+        } else {
+            hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
+            self.tally.renewals += 1;
+            self.renewal.started(now, self.wanted.pace)?;
+        }
+        self.last_generation = generation;
+        self.starting =
+            Some(Starting { monitor, begun: false, since: now, due: now + LONGEST_PLANNING, failed: false });
+        Ok(())
+    }
+
+    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, workers: u32, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         match self.serving {
             None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
@@ -400,16 +479,18 @@ impl MainCheck {
         }
         self.restarts.started(now)?;
         self.serving = Some(monitor);
-        self.add(monitor, false)?;
+        self.add(monitor, workers, false)?;
         self.check_notify(monitor, notify)
     }
 
-    fn add(&mut self, monitor: Monitor, trial: bool) -> Checked {
-        let expected = self.last_generation + u32::from(monitor.life == 1);
+    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool) -> Checked {
+        let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
         hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
         self.last_generation = self.last_generation.max(monitor.generation);
         let new = Watched {
             trial,
+            workers,
+            retiring: 0,
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
@@ -428,7 +509,7 @@ impl MainCheck {
 
     fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
         let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let serving = told == self.wanted.workers as usize;
+        let serving = self.count.is_all(told);
         let must = match self.wanted.ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
@@ -441,7 +522,7 @@ impl MainCheck {
     fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
         let listening =
             self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let must = self.wanted.ready == Ready::Auto && listening == self.wanted.workers as usize;
+        let must = self.wanted.ready == Ready::Auto && self.count.is_all(listening);
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 
@@ -464,7 +545,7 @@ impl MainCheck {
         };
         let retired = |action: &Action| match action {
             Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation),
-            Action::Note(Note::Rejected { generation, .. }) => *generation == monitor.generation,
+            Action::Note(Note::Rejected(generation, _)) => *generation == monitor.generation,
             _ => false,
         };
         let retired = urgency == Urgency::Graceful && all.iter().any(retired);
@@ -502,7 +583,12 @@ impl MainCheck {
     fn check_note(&mut self, now: Time, note: &Note, all: &[Action]) -> Checked {
         match note {
             Note::Committed(generation, old, _) => self.check_commit(now, *generation, *old, all),
-            Note::Rejected { generation, .. } => self.check_rejection(now, *generation),
+            Note::Rejected(generation, _) if self.unbegun == Some(*generation) => {
+                self.unbegun = None;
+                self.last_generation = *generation;
+                Ok(())
+            }
+            Note::Rejected(generation, _) => self.check_rejection(now, *generation),
             Note::MonitorDied(_, _, delay) => {
                 let pace = self.wanted.pace;
                 self.restarts.told(*delay, pace)
@@ -515,7 +601,7 @@ impl MainCheck {
                 self.tally.queued_reloads += 1;
                 Ok(())
             }
-            Note::Serving(generation, _) => {
+            Note::Serving(generation, ..) => {
                 let serving = self.serving.and_then(|monitor| self.monitors.get_mut(&monitor));
                 let whole = serving.is_some_and(|watched| {
                     watched.proven = true;
@@ -531,6 +617,43 @@ impl MainCheck {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Another count is wanted.
+    fn scaled(&mut self, now: Time, change: Change) {
+        if self.is_stopping() {
+            return self.count.refuse();
+        }
+        self.count.change(change, self.serving.is_some());
+        if change == Change::ToNone {
+            self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+            self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
+        }
+        self.tally.scaled += 1;
+        self.tally.quiet += u64::from(change == Change::ToNone);
+        if let Some(starting) = &mut self.starting
+            && let Some(watched) = self.monitors.get(&starting.monitor)
+            && watched.whole_since.is_some()
+            && watched.workers != self.count.now()
+        {
+            starting.due = starting.due.max(now + self.wanted.ready_timeout);
+        }
+    }
+
+    fn check_scale(&mut self, event: &Event, monitor: Monitor, workers: u32, oldest: bool) -> Checked {
+        let asked = match event {
+            Event::Scale(_, change) => (*change == Change::WithoutOldest && self.serving == Some(monitor)) == oldest,
+            _ => false,
+        };
+        hold(asked && workers == self.count.now(), 7, || format!("{monitor:?} is to keep {workers} workers"))?;
+        let now_wanted = self.live(monitor)?;
+        now_wanted.retiring += now_wanted.workers.saturating_sub(workers);
+        now_wanted.workers = workers;
+        // What is wanted is known; whether that is there is found out as it is told.
+        now_wanted.whole_since = now_wanted
+            .whole_since
+            .filter(|_| now_wanted.retiring == 0 && workers > 0 && now_wanted.ready.len() >= workers as usize);
+        Ok(())
     }
 
     /// What decides a request has not begun when it comes.
@@ -557,8 +680,8 @@ impl MainCheck {
                 Note::Committed(number, ..) => Some(*number),
                 _ => None,
             }),
-            Verdict::Rejected { .. } => noted(|note| match note {
-                Note::Rejected { generation, .. } => Some(*generation),
+            Verdict::Rejected(_) => noted(|note| match note {
+                Note::Rejected(generation, _) => Some(*generation),
                 _ => None,
             }),
             Verdict::Stopped => self.is_stopping(),
@@ -596,6 +719,7 @@ impl MainCheck {
             hold(told, 7, || format!("{old:?} is not retired"))?;
         }
         self.serving = Some(monitor);
+        self.count.serves_anew();
         self.renewal.serves(generation, now);
         self.has_run = true;
         // A generation's first monitor begins its life when it is started, not when it is committed.
@@ -612,6 +736,7 @@ impl MainCheck {
         let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
         let late = !whole && now >= starting.due;
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
+        self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
         self.renewal.failed(now);
         self.next_trial();
         Ok(())
@@ -630,11 +755,22 @@ impl MainCheck {
     /// What must have been done by now.
     fn check_whole(&mut self, now: Time, punctual: bool) -> Checked {
         hold(self.trials_due == 0, 7, || "a reload is lost".to_owned())?;
+        hold(self.unbegun.is_none(), 7, || "nobody is told of a generation that will never begin".to_owned())?;
+        hold(self.count.is_known(), 7, || "nobody is told what became of the count".to_owned())?;
+        for monitor in self.serving.into_iter().chain(self.starting()) {
+            let watched = self.monitors.get(&monitor).filter(|watched| !watched.ended && !self.is_stopping());
+            let right = watched.is_none_or(|watched| watched.workers == self.count.of(Some(monitor) == self.serving));
+            hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
+        }
+        hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;
         let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
         hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
+        if self.count.now() == 0 {
+            self.renewal.excuse(now);
+        }
         let waits = self.starting.is_none() && punctual && self.renewal.is_late(now, self.wanted.pace);
         hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {

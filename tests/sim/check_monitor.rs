@@ -17,6 +17,12 @@ const LONGEST_EXEC: Time = Time::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// No worker is wanted in it.
+    idle: bool,
+    /// One is wanted in it anew, and is no respawn.
+    anew: bool,
+    /// Its worker is stopped because none was wanted.
+    retiring: bool,
     life: u32,
     alive: bool,
     readiness: Readiness,
@@ -69,6 +75,11 @@ impl MonitorCheck {
 
     pub(crate) fn is_alive(&self, slot: u32) -> bool {
         self.slots.get(slot as usize).is_some_and(|slot| slot.alive)
+    }
+
+    /// Whether no worker is wanted there.
+    pub(crate) fn is_idle_slot(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_none_or(|slot| slot.idle)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -131,7 +142,8 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(Order::Scale { workers, .. }) => self.scaled(*workers),
+            Event::Ordered(_) => {}
             Event::Start | Event::Wake => {}
         }
         None
@@ -141,12 +153,58 @@ impl MonitorCheck {
         let (pace, on_trial) = (self.wanted.pace, self.on_trial);
         let slot = self.alive(worker)?;
         slot.alive = false;
+        if std::mem::take(&mut slot.retiring) {
+            slot.anew = !slot.idle;
+            slot.pace.excuse();
+            return None;
+        }
         slot.ended = now;
         slot.pace.ended(now, pace);
         if on_trial {
             slot.pace.excuse();
         }
         Some(worker)
+    }
+
+    /// More slots are wanted at once; of fewer it is told which.
+    fn scaled(&mut self, workers: u32) {
+        if self.stop.has_begun() || self.gave_up {
+            return;
+        }
+        self.wanted.workers = workers;
+        while self.slots_wanted() < workers {
+            let free = self.slots.iter().position(|slot| slot.idle).unwrap_or(self.slots.len());
+            if free == self.slots.len() {
+                self.slots.push(Slot::default());
+            }
+            let slot = &mut self.slots[free];
+            slot.idle = false;
+            slot.anew = !slot.alive;
+        }
+    }
+
+    fn slots_wanted(&self) -> u32 {
+        self.slots.iter().filter(|slot| !slot.idle).count() as u32
+    }
+
+    fn check_retired(&mut self, now: Time, event: &Event, index: u32) -> Checked {
+        let Event::Ordered(Order::Scale { oldest, .. }) = event else {
+            return hold(false, 0, || format!("slot {index} is retired for no order"));
+        };
+        let wanted = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.idle);
+        let begun = |(_, slot): (usize, &Slot)| slot.alive.then_some(slot.begun);
+        let right = match oldest {
+            true => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
+            false => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
+        };
+        hold(right, 4, || format!("slot {index} is retired, and another one should be"))?;
+        let slot = &mut self.slots[index as usize];
+        (slot.idle, slot.anew) = (true, false);
+        if slot.alive {
+            slot.retiring = true;
+            slot.stop.begin(false, now);
+        }
+        Ok(())
     }
 
     fn stopped(&mut self, now: Time, urgency: Urgency) {
@@ -196,6 +254,7 @@ impl MonitorCheck {
                 let first = !std::mem::replace(&mut self.closed, true);
                 hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
             }
+            Action::Report(Report::Retired { slot }) => self.check_retired(now, event, *slot),
             Action::Report(report) => self.check_report(now, report, ended),
             Action::Note(Note::Respawning(worker, _, delay)) => {
                 let pace = self.wanted.pace;
@@ -219,15 +278,18 @@ impl MonitorCheck {
         let on_trial = self.on_trial;
         hold(!self.stop.has_begun(), 6, || format!("{worker:?} is spawned after a stop"))?;
         hold(!self.gave_up, 5, || format!("{worker:?} is spawned after giving up"))?;
-        if worker.life > 1 {
+        let anew = self.slots.get(worker.slot as usize).is_some_and(|slot| slot.anew);
+        if worker.life > 1 && !anew {
             self.count_respawn(now)?;
         }
         let slot = &mut self.slots[worker.slot as usize];
+        hold(!slot.idle, 4, || format!("{worker:?} is spawned, and not wanted"))?;
         hold(!slot.alive, 4, || format!("{worker:?} is spawned into a slot that is filled"))?;
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
-        hold((worker.life == 1) == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
-        hold(worker.life == 1 || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
-        let mut pace = std::mem::take(&mut slot.pace);
+        let first = worker.life == 1 && !anew;
+        hold(first == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
+        hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
+        let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
         pace.started(now)?;
         let readiness = slot.readiness.next();
         *slot = Slot { life: worker.life, alive: true, readiness, begun: now, pace, ..Slot::default() };
@@ -318,6 +380,11 @@ impl MonitorCheck {
         let slot = &self.slots[index];
         let worker = Worker { slot: index as u32, life: slot.life };
         let stopping = self.stop.has_begun();
+        hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
+        hold(!slot.anew || stopping || self.gave_up, 5, || format!("the slot of {worker:?} is not filled"))?;
+        if !slot.alive && slot.idle {
+            return Ok(());
+        }
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
             let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
@@ -341,6 +408,8 @@ impl MonitorCheck {
 
     fn check_whole(&self) -> Checked {
         let stopping = self.stop.has_begun();
+        let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
+        hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;
         hold(!stopping || self.closed, 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "a monitor stays though everything has ended".to_owned())
     }
@@ -359,7 +428,10 @@ impl MonitorCheck {
 
     /// Whether there is nothing to do, nor to wait for.
     pub(crate) fn is_idle(&self) -> bool {
-        let ready = |slot: &Slot| slot.alive && slot.readiness.ready_told && !slot.signalled;
+        let ready = |slot: &Slot| match slot.idle {
+            true => !slot.alive,
+            false => slot.alive && slot.readiness.ready_told && !slot.signalled,
+        };
         let all_ready = self.slots.iter().all(ready);
         all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.stop.has_begun()
     }

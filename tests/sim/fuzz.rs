@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Generations, Monitor};
+use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
 use panzer::readiness::watch::{Hidden, Sight};
 use panzer::worker::cause::Cause;
@@ -98,7 +98,11 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
     use main_state::Event;
     let monitor = Monitor { generation: choices.below(5) as u32, life: choices.below(4) as u32 };
     let cause = draw_cause(choices);
-    match choices.below(16) {
+    match choices.below(18) {
+        16 => {
+            Event::Scale(None, choices.among(&[Change::To(3), Change::By(-1), Change::WithoutOldest, Change::ToNone]))
+        }
+        17 => Event::NotPlanned(choices.below(5) as u32, cause),
         0..=1 => Event::Start,
         2 => Event::Reload,
         3 => Event::ReloadFor(choices.below(3)),
@@ -115,7 +119,8 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(14) {
+    match choices.below(15) {
+        14 => Report::Retired { slot },
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
@@ -144,6 +149,9 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
+        22 if choices.below(2) == 1 => {
+            Event::Ordered(Order::Scale { workers: choices.below(6) as u32, oldest: choices.below(2) == 1 })
+        }
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),

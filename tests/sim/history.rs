@@ -6,7 +6,7 @@ use std::time::Duration;
 use panzer::backoff::Pace;
 use panzer::config::{Ready, RespawnLimit};
 use panzer::control::messages::Urgency;
-use panzer::main_process::state::{Event, Settings, Standing};
+use panzer::main_process::state::{Change, Event, Settings, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
@@ -116,7 +116,7 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(36) {
+        match self.choices.below(42) {
             0 => {}
             1..=5 => self.signal_main(Event::Reload),
             6..=9 => self.ask_for_reload(),
@@ -139,7 +139,8 @@ impl World {
             })?,
             28..=29 => self.give_main_a_stale_event()?,
             30..=31 => self.for_some_monitor(World::give_monitor_a_stale_event)?,
-            _ => self.signal_main(Event::Rebound),
+            32..=35 => self.signal_main(Event::Rebound),
+            _ => self.scale(),
         }
         Ok(())
     }
@@ -158,6 +159,18 @@ impl World {
     fn ask_for_reload(&mut self) {
         self.requests += 1;
         self.signal_main(Event::ReloadFor(self.requests));
+    }
+
+    fn scale(&mut self) {
+        self.requests += 1;
+        let request = Some(self.requests).filter(|_| self.choices.below(2) == 1);
+        let change = match self.choices.below(6) {
+            0..=1 => Change::To(self.choices.below(7) as u32),
+            2..=3 => Change::By(self.choices.among(&[1, -1, 2, -3])),
+            4 => Change::WithoutOldest,
+            _ => Change::ToNone,
+        };
+        self.signal_main(Event::Scale(request, change));
     }
 
     fn kill_some(&mut self, wanted: fn(Role) -> bool) -> Checked {
@@ -229,7 +242,7 @@ impl World {
         hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
         let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
         let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();
-        let expected = 2 + self.spec.main.workers as usize;
+        let expected = 2 + self.main.check.count() as usize;
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));
         };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Monitor, Note};
+use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
 use panzer::readiness::watch::Sight;
 
@@ -85,6 +85,13 @@ planted! {
     AlwaysRequiresAccept
     IsWholeThoughItListens
     HidesUnseeable
+    ForgetsToScale
+    ScalesServingOnly
+    ForgetsToTellCount
+    TakesQuietForOne
+    ForgetsRetired
+    RetiresTheFirst
+    CountsBackOnReload
 }
 
 impl Planted {
@@ -130,6 +137,9 @@ impl Planted {
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
                 Some(Event::Told(check.serving().unwrap_or(monitor), report))
             }
+            (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
+                Some(Event::Scale(request, Change::To(1)))
+            }
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -148,6 +158,7 @@ impl Planted {
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
         planted.spoil_measure(actions);
+        planted.spoil_count(actions, check);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -157,16 +168,11 @@ impl Planted {
             actions.iter().any(is)
         };
         let commits = notes(|note| matches!(note, Note::Committed(..)));
-        let rejects = notes(|note| matches!(note, Note::Rejected { .. }));
+        let rejects = notes(|note| matches!(note, Note::Rejected(..)));
         let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
         let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
-        let one_more = Action::StartMonitor {
-            monitor: Monitor { generation, life: 1 },
-            trial: true,
-            notify: false,
-            accept: false,
-        };
+        let one_more = Action::Plan(generation);
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
             Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
@@ -178,7 +184,7 @@ impl Planted {
             Planted::RunsQueuedReloadAtOnce if queues => actions.push(one_more),
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
-                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected { .. })));
+                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {
@@ -210,7 +216,7 @@ impl Planted {
             }
             Planted::AcquitsTheRejected => {
                 for action in actions {
-                    if let Action::Verdict(_, verdict @ Verdict::Rejected { .. }) = action {
+                    if let Action::Verdict(_, verdict @ Verdict::Rejected(_)) = action {
                         *verdict = Verdict::Serves(None, Duration::ZERO);
                     }
                 }
@@ -226,7 +232,7 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, trial: false, notify: false, accept: false });
+                actions.push(Action::StartMonitor { monitor, workers: 1, trial: false, notify: false, accept: false });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -258,6 +264,27 @@ impl Planted {
         }
         if self == Planted::HidesUnseeable {
             actions.retain(|action| !matches!(action, Action::Note(Note::Unseeable(..))));
+        }
+    }
+
+    fn spoil_count(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::Action;
+        let is_scale = |action: &Action| matches!(action, Action::Order(_, Order::Scale { .. }));
+        let starting = check.starting();
+        match self {
+            Planted::ForgetsToScale => actions.retain(|action| !is_scale(action)),
+            Planted::ScalesServingOnly => actions.retain(|action| {
+                !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
+            }),
+            Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::CountsBackOnReload => {
+                for action in actions {
+                    if let Action::StartMonitor { workers, trial: true, .. } = action {
+                        *workers = check.configured();
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -344,6 +371,16 @@ impl Planted {
             }
             Some(Planted::NeverLooks) => actions.retain(|action| !matches!(action, Action::Look(_))),
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
+            Some(Planted::ForgetsRetired) => {
+                actions.retain(|action| !matches!(action, Action::Report(Report::Retired { .. })));
+            }
+            Some(Planted::RetiresTheFirst) => {
+                for action in actions {
+                    if let Action::Report(Report::Retired { slot }) = action {
+                        *slot = 0;
+                    }
+                }
+            }
             Some(Planted::DropsReady) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
