@@ -15,9 +15,9 @@ pub(super) struct Generation {
     /// By what it runs. Its count of workers is what is wanted of it now.
     pub(super) settings: Settings,
     /// No slot from here on was ever wanted.
-    slots: u32,
+    pub(super) slots: u32,
     /// So many slots are wanted no more of which its monitor has not said yet which they are.
-    retiring: u32,
+    pub(super) retiring: u32,
     pub(super) monitor: Life,
     pub(super) ready: BTreeSet<u32>,
     /// The slots whose workers said themselves that they are ready.
@@ -26,6 +26,8 @@ pub(super) struct Generation {
     pub(super) seen: BTreeSet<u32>,
     /// Those where a worker has listened on a shared port.
     pub(super) listening: BTreeSet<u32>,
+    /// Those whose worker ended for good, and its exit code.
+    pub(super) ended: BTreeMap<u32, u8>,
     /// Whether its workers must be seen accepting, also before they listen on a shared port.
     pub(super) accept: bool,
     /// The slots whose workers could not be seen, and why.
@@ -74,6 +76,7 @@ impl Generation {
             told: BTreeSet::new(),
             seen: BTreeSet::new(),
             listening: BTreeSet::new(),
+            ended: BTreeMap::new(),
             accept: false,
             unseeable: BTreeMap::new(),
             phase: Phase::Planning,
@@ -91,14 +94,24 @@ impl Generation {
         }
     }
 
-    /// Whether all that is wanted of it is ready.
+    /// Whether all that is wanted of it is ready, or has ended for good.
     pub(super) fn is_whole(&self) -> bool {
-        self.retiring == 0 && self.all(&self.ready)
+        self.retiring == 0 && self.all_that_go_on(&self.ready)
+    }
+
+    /// Whether all that is wanted of it has ended for good.
+    pub(super) fn has_finished(&self) -> bool {
+        self.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
     }
 
     /// Whether every worker is among `slots`; not where there are to be none.
     fn all(&self, slots: &BTreeSet<u32>) -> bool {
         !self.is_quiet() && slots.len() >= self.settings.workers as usize
+    }
+
+    /// The same but for those that have ended for good.
+    fn all_that_go_on(&self, slots: &BTreeSet<u32>) -> bool {
+        !self.is_quiet() && slots.len() + self.ended.len() >= self.settings.workers as usize
     }
 
     /// Whether it is to have no workers.
@@ -120,7 +133,7 @@ impl Generation {
 
     /// Whether every worker was seen accepting.
     pub(super) fn is_seen(&self) -> bool {
-        self.all(&self.seen)
+        self.all_that_go_on(&self.seen)
     }
 
     /// So many workers are wanted of it from now on.
@@ -129,6 +142,10 @@ impl Generation {
             self.retiring += self.settings.workers.saturating_sub(workers);
         }
         self.settings.workers = workers;
+        if self.monitor().is_none() {
+            // The last ones go, as a monitor has it.
+            self.ended.retain(|slot, _| *slot < workers);
+        }
         self.slots = self.slots.max(workers);
     }
 
@@ -165,6 +182,7 @@ impl Generation {
             slots.remove(&slot);
         }
         self.unseeable.remove(&slot);
+        self.ended.remove(&slot);
     }
 
     /// Its monitor is gone, and with it all that was known of workers now.
@@ -173,6 +191,7 @@ impl Generation {
         self.monitor = Life::Waiting { life, until };
         self.ready.clear();
         self.seen.clear();
+        self.renumber_ended();
         self.retiring = 0;
         self.phase = Phase::Filling;
         self.begun = now;

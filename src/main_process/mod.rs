@@ -7,6 +7,8 @@ mod ack_paths;
 mod binding;
 mod children;
 mod counters;
+mod draining;
+mod final_exits;
 mod generation;
 mod guard;
 mod inquiry;

@@ -46,7 +46,7 @@ impl Generations {
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
             if matches!(starting.phase, Phase::Baking { .. }) && !starting.is_whole() {
-                *deadline = (*deadline).max(now + starting.settings.ready_timeout);
+                *deadline = (*deadline).max(now + starting.settings.longest_start());
             }
             let order = Order::Scale { workers, oldest: false };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
@@ -77,8 +77,8 @@ impl Generations {
         let next = self.settings.clone();
         let starting = self.starting.as_mut().map(|(starting, _)| starting);
         for generation in self.serving.iter_mut().chain(starting) {
-            let Settings { ready_timeout, bake, stop, pace, .. } = next.clone();
-            generation.settings = Settings { ready_timeout, bake, stop, pace, ..generation.settings.clone() };
+            let Settings { workers, ready, seed, .. } = generation.settings;
+            generation.settings = Settings { workers, ready, seed, ..next.clone() };
             actions.extend(generation.monitor().map(Action::Tune));
         }
         if self.configured != configured {

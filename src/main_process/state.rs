@@ -10,31 +10,15 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
+use super::draining::{Draining, GRACE, scheduled};
 use super::generation::{Generation, Life, Phase};
 use super::renewal::Renewal;
 pub use super::vocabulary::{
     Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
 };
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
-const GRACE: Duration = Duration::from_secs(5);
-
 /// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
 const LONGEST_PLANNING: Duration = Duration::from_secs(10);
-
-/// A monitor that was told to stop.
-#[derive(Debug)]
-pub(super) struct Draining {
-    since: Instant,
-    urgency: Urgency,
-    /// How its workers are stopped, what they go through of it, and since when.
-    stop: Schedule,
-    schedule: Schedule,
-    begun: Instant,
-    kill_at: Option<Instant>,
-    /// Only a generation that once served is worth a word when it is gone.
-    served: bool,
-}
 
 /// What outlived its monitor.
 #[derive(Debug)]
@@ -210,7 +194,8 @@ impl Generations {
         next.monitor = Life::Running { life: monitor.life, since: now };
         next.phase = Phase::Filling;
         let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
-        actions.push(Action::StartMonitor { monitor, workers, trial, notify, accept });
+        let ended = BTreeMap::new();
+        actions.push(Action::StartMonitor { monitor, workers, ended, trial, notify, accept });
     }
 
     /// The next generation is the first that begins after the request, whether it begins now or is queued.
@@ -254,7 +239,7 @@ impl Generations {
         let mut next = Generation::new(generation, self.settings.clone(), now);
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
-        self.starting = Some((next, now + self.settings.ready_timeout));
+        self.starting = Some((next, now + self.settings.longest_start()));
     }
 
     fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -373,6 +358,7 @@ impl Generations {
                 let code = cause.exit_code().or(Some(125));
                 self.end_if_first_start(cause, code, now, actions);
             }
+            Report::EndedForGood { slot, code } => self.ended_for_good(slot, code, now, actions),
             Report::GaveUp => {
                 actions.push(Action::Note(Note::GaveUp(serving.number)));
                 self.stop(Urgency::Graceful, 1, now, actions);
@@ -467,10 +453,8 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let stop = old.settings.stop;
-        let schedule = scheduled(&stop, urgency);
-        let kill_at = Some(now + schedule.total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served });
+        self.draining.insert(monitor, Draining::begin(old.settings.stop, served, urgency, now));
+        self.hasten_those_beyond_limit(now, actions);
     }
 
     /// How urgent the end is of what nobody was told to stop.
@@ -478,7 +462,7 @@ impl Generations {
         self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
 
-    fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.as_ref().is_some_and(|stopping| stopping.urgency >= urgency) {
             return;
         }
@@ -511,15 +495,7 @@ impl Generations {
     /// What drains already follows the quick schedule from here on.
     fn hasten(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
-            if draining.urgency < Urgency::Quick {
-                let quick = draining.stop.quick();
-                draining.urgency = Urgency::Quick;
-                if now + quick.total() < draining.begun + draining.schedule.total() {
-                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
-                    (draining.schedule, draining.begun) = (quick, now);
-                }
-                actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
-            }
+            actions.extend(draining.hasten(*monitor, now));
         }
         for orphans in self.orphans.values_mut() {
             orphans.escalation.hasten(&orphans.stop.quick(), now);
@@ -611,6 +587,7 @@ impl Generations {
         if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
             self.reload(now, actions);
         }
+        self.end_if_finished(now, actions);
         self.do_what_serving_is_due(now, actions);
         for (monitor, draining) in &mut self.draining {
             if draining.kill_at.is_some_and(|kill_at| kill_at <= now) {
@@ -662,10 +639,10 @@ impl Generations {
             let ready = serving.settings.ready;
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
-            let workers = serving.settings.workers;
+            let (workers, ended) = (serving.settings.workers, serving.ended.clone());
             // One that has told, or listened, goes on doing so when its monitor is replaced.
             let (notify, accept) = (self.must_notify(ready), self.must_accept(ready));
-            actions.push(Action::StartMonitor { monitor, workers, trial: false, notify, accept });
+            actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
         }
     }
 
@@ -680,13 +657,5 @@ impl Generations {
             self.exited = true;
             actions.push(Action::Exit(stopping.code));
         }
-    }
-}
-
-/// How what is to be stopped `stop` is stopped so urgently.
-fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
-    match urgency {
-        Urgency::Graceful => stop.clone(),
-        Urgency::Quick => stop.quick(),
     }
 }

@@ -37,6 +37,8 @@ struct Watched {
     seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
     whole_since: Option<Time>,
+    /// The slots whose worker ended for good, and its exit code.
+    ended_for_good: BTreeMap<u32, u8>,
     committed: bool,
     /// It is said to serve.
     proven: bool,
@@ -64,8 +66,29 @@ struct Starting {
 impl Watched {
     /// Notes since when it is whole.
     fn settle(&mut self, now: Time) {
-        let whole = self.retiring == 0 && self.workers > 0 && self.ready.len() >= self.workers as usize;
-        self.whole_since = whole.then(|| self.whole_since.unwrap_or(now));
+        self.whole_since = self.has(self.ready.len()).then(|| self.whole_since.unwrap_or(now));
+    }
+
+    /// Whether so many, and those that ended for good, are all that are wanted.
+    fn has(&self, workers: usize) -> bool {
+        self.retiring == 0 && self.workers > 0 && workers + self.ended_for_good.len() >= self.workers as usize
+    }
+
+    /// Whether it drains, and may take its time over it.
+    fn is_patient(&self) -> bool {
+        !self.ended && self.ordered.graceful.is_some() && self.ordered.quick.is_none()
+    }
+
+    /// The next monitor has the slots from 0 on. What ended for good stays so, but for what may have been retired.
+    fn renumber(&mut self) {
+        for _ in 0..self.retiring {
+            self.ended_for_good.pop_last();
+        }
+        self.retiring = 0;
+        for code in self.ended_for_good.split_off(&self.workers).into_values() {
+            let free = (0..self.workers).find(|slot| !self.ended_for_good.contains_key(slot));
+            self.ended_for_good.extend(free.map(|slot| (slot, code)));
+        }
     }
 
     /// One that was not seen accepting must show that now. Returns whether all were ready.
@@ -98,6 +121,10 @@ pub(crate) struct Tally {
     pub(crate) unseeable: u64,
     pub(crate) scaled: u64,
     pub(crate) quiet: u64,
+    pub(crate) finished: u64,
+    pub(crate) finished_by_one: u64,
+    pub(crate) ended_before: u64,
+    pub(crate) hastened: u64,
 }
 
 impl Tally {
@@ -107,7 +134,8 @@ impl Tally {
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
-        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
+        let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
+        !reloads.iter().chain(&limits).chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
     }
 
     pub(crate) fn add(&mut self, other: Tally) {
@@ -128,6 +156,10 @@ impl Tally {
         self.unseeable += other.unseeable;
         self.scaled += other.scaled;
         self.quiet += other.quiet;
+        self.finished += other.finished;
+        self.finished_by_one += other.finished_by_one;
+        self.ended_before += other.ended_before;
+        self.hastened += other.hastened;
     }
 }
 
@@ -154,6 +186,8 @@ pub(crate) struct MainCheck {
     planned_in_vain: Option<u32>,
     renewal: RenewalWatch,
     has_run: bool,
+    /// A worker has ended for good, and that ends all.
+    finishes_all: bool,
     told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
     listening: BTreeMap<u32, BTreeSet<u32>>,
@@ -187,6 +221,7 @@ impl MainCheck {
             planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
+            finishes_all: false,
             told: BTreeMap::new(),
             listening: BTreeMap::new(),
             unseeable: false,
@@ -223,6 +258,19 @@ impl MainCheck {
     /// So many workers are wanted.
     pub(crate) fn count(&self) -> u32 {
         self.count.now()
+    }
+
+    /// So many slots of the serving generation are not filled again.
+    pub(crate) fn ended_for_good(&self) -> usize {
+        self.serving.and_then(|serving| self.monitors.get(&serving)).map_or(0, |watched| watched.ended_for_good.len())
+    }
+
+    pub(crate) fn youngest_draining(&self) -> Option<Monitor> {
+        self.patient().next_back()
+    }
+
+    fn patient(&self) -> impl DoubleEndedIterator<Item = Monitor> {
+        self.monitors.iter().filter(|(_, watched)| watched.is_patient()).map(|(monitor, _)| *monitor)
     }
 
     pub(crate) fn serving(&self) -> Option<Monitor> {
@@ -324,6 +372,7 @@ impl MainCheck {
                 watched.retiring = watched.retiring.saturating_sub(1);
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
+                watched.ended_for_good.remove(slot);
                 watched.settle(now);
                 for slots in [&mut self.told, &mut self.listening] {
                     slots.entry(monitor.generation).or_default().remove(slot);
@@ -347,6 +396,13 @@ impl MainCheck {
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
+            Report::EndedForGood { slot, code } if is_serving => {
+                watched.ready.remove(slot);
+                watched.seen.remove(slot);
+                watched.ended_for_good.insert(*slot, *code);
+                watched.settle(now);
+                self.finishes_all = self.wanted.final_exit_stop;
+            }
             Report::GaveUp if is_serving => {
                 self.tally.gave_up += 1;
                 self.stopped(now, Urgency::Graceful, 1);
@@ -366,6 +422,7 @@ impl MainCheck {
         let pace = self.wanted.pace;
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         watched.ended = true;
+        watched.renumber();
         if orphans {
             self.tally.adoptions += 1;
             watched.orphans = Orphans::Present;
@@ -393,14 +450,15 @@ impl MainCheck {
                 let asked = matches!(event, Event::Scale(by, _) if by == request);
                 hold(asked && self.count.is_told(*from, *to), 7, || format!("{action:?} is not so"))
             }
-            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                self.check_ended(*workers, *trial, ended)?;
                 let right = *workers == if *trial { self.count.next() } else { self.count.now() };
                 hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
                 match trial {
                     true => self.check_trial(now, *monitor, *workers, *notify),
-                    false => self.check_start(now, event, *monitor, *workers, *notify),
+                    false => self.check_start(now, event, *monitor, (*workers, ended), *notify),
                 }
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
@@ -441,9 +499,9 @@ impl MainCheck {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
         hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        let due = now + self.wanted.ready_timeout;
+        let due = now + self.wanted.ready_timeout + self.wanted.start_delay.longest(workers);
         self.starting = Some(Starting { monitor, begun: true, since: now, due, failed: false });
-        self.add(monitor, workers, true)?;
+        self.add(monitor, workers, true, BTreeMap::new())?;
         self.check_notify(monitor, notify)
     }
 
@@ -466,7 +524,28 @@ impl MainCheck {
         Ok(())
     }
 
-    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, workers: u32, notify: bool) -> Checked {
+    /// What ended for good under one monitor is not started by the next.
+    fn check_ended(&mut self, workers: u32, trial: bool, ended: &BTreeMap<u32, u8>) -> Checked {
+        let serving = self.serving.and_then(|serving| self.monitors.get(&serving)).filter(|_| !trial);
+        let known = serving.map(|watched| watched.ended_for_good.clone()).unwrap_or_default();
+        let codes = |slots: &BTreeMap<u32, u8>| -> Vec<u8> {
+            let mut codes: Vec<u8> = slots.values().copied().collect();
+            codes.sort_unstable();
+            codes
+        };
+        self.tally.ended_before += u64::from(!ended.is_empty());
+        let right = codes(&known) == codes(ended) && ended.keys().all(|slot| *slot < workers);
+        hold(right, 5, || format!("{ended:?} have ended for good, and it was {known:?}"))
+    }
+
+    fn check_start(
+        &mut self,
+        now: Time,
+        event: &Event,
+        monitor: Monitor,
+        (workers, ended): (u32, &BTreeMap<u32, u8>),
+        notify: bool,
+    ) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         match self.serving {
             None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
@@ -479,11 +558,11 @@ impl MainCheck {
         }
         self.restarts.started(now)?;
         self.serving = Some(monitor);
-        self.add(monitor, workers, false)?;
+        self.add(monitor, workers, false, ended.clone())?;
         self.check_notify(monitor, notify)
     }
 
-    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool) -> Checked {
+    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool, ended_for_good: BTreeMap<u32, u8>) -> Checked {
         let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
         hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
         self.last_generation = self.last_generation.max(monitor.generation);
@@ -494,6 +573,7 @@ impl MainCheck {
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
+            ended_for_good,
             committed: false,
             proven: false,
             ordered: StopTimes::default(),
@@ -549,11 +629,18 @@ impl MainCheck {
             _ => false,
         };
         let retired = urgency == Urgency::Graceful && all.iter().any(retired);
+        let hastened = urgency == Urgency::Quick && !asked && self.is_beyond_limit(monitor);
+        self.tally.hastened += u64::from(hastened);
         let watched = self.live(monitor)?;
         let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
         watched.ordered.begin(urgency == Urgency::Quick, now);
         hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
-        hold(asked || retired, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
+        hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
+    }
+
+    /// Whether more drain than may take their time, and this is the oldest of them.
+    fn is_beyond_limit(&self, monitor: Monitor) -> bool {
+        self.patient().count() > self.wanted.max_draining as usize && self.patient().next() == Some(monitor)
     }
 
     fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
@@ -597,6 +684,7 @@ impl MainCheck {
                 let bounded = *wait <= self.wanted.pace.delay_max;
                 hold(bounded, 5, || format!("a generation with all listeners comes after {wait:?}"))
             }
+            Note::Finished { generation, slot, code } => self.check_finish(now, (*generation, *slot, *code)),
             Note::ReloadQueued(_) => {
                 self.tally.queued_reloads += 1;
                 Ok(())
@@ -636,8 +724,37 @@ impl MainCheck {
             && watched.whole_since.is_some()
             && watched.workers != self.count.now()
         {
-            starting.due = starting.due.max(now + self.wanted.ready_timeout);
+            let longest = self.wanted.ready_timeout + self.wanted.start_delay.longest(self.count.now());
+            starting.due = starting.due.max(now + longest);
         }
+        // While there is no monitor that could say which, the last ones go.
+        let workers = self.count.now();
+        let without = self.serving.and_then(|serving| self.monitors.get_mut(&serving)).filter(|watched| watched.ended);
+        if let Some(watched) = without {
+            watched.workers = workers;
+            watched.ended_for_good.split_off(&workers);
+        }
+    }
+
+    /// Those that ended for good end all: each of them, or the first.
+    fn check_finish(&mut self, now: Time, (generation, slot, code): (u32, Option<u32>, u8)) -> Checked {
+        let serving = self.serving.filter(|serving| serving.generation == generation && !self.is_stopping());
+        let ended = serving.and_then(|serving| self.monitors.get(&serving)).map(|watched| &watched.ended_for_good);
+        let right = match slot {
+            Some(slot) => self.finishes_all && ended.is_some_and(|ended| ended.get(&slot) == Some(&code)),
+            None => self.has_finished() && ended.is_some_and(|ended| ended.values().max() == Some(&code)),
+        };
+        let tally = if slot.is_some() { &mut self.tally.finished_by_one } else { &mut self.tally.finished };
+        *tally += 1;
+        hold(right, 6, || format!("generation {generation} is said to have finished with {code}"))?;
+        self.stopped(now, Urgency::Graceful, code);
+        Ok(())
+    }
+
+    /// Whether nobody is left, nor is to come.
+    fn has_finished(&self) -> bool {
+        let serving = self.serving.and_then(|serving| self.monitors.get(&serving));
+        self.starting.is_none() && serving.is_some_and(|watched| watched.has(0))
     }
 
     fn check_scale(&mut self, event: &Event, monitor: Monitor, workers: u32, oldest: bool) -> Checked {
@@ -650,9 +767,8 @@ impl MainCheck {
         now_wanted.retiring += now_wanted.workers.saturating_sub(workers);
         now_wanted.workers = workers;
         // What is wanted is known; whether that is there is found out as it is told.
-        now_wanted.whole_since = now_wanted
-            .whole_since
-            .filter(|_| now_wanted.retiring == 0 && workers > 0 && now_wanted.ready.len() >= workers as usize);
+        let whole = now_wanted.has(now_wanted.ready.len());
+        now_wanted.whole_since = now_wanted.whole_since.filter(|_| whole);
         Ok(())
     }
 
@@ -763,6 +879,11 @@ impl MainCheck {
             hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
         }
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
+        let finished = self.finishes_all || self.has_finished();
+        hold(self.is_stopping() || !finished, 6, || "all has ended for good, and main goes on".to_owned())?;
+        let patient = self.patient().count();
+        let bounded = self.is_stopping() || patient <= self.wanted.max_draining as usize;
+        hold(bounded, 2, || format!("{patient} generations take their time to drain"))?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;

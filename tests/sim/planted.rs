@@ -1,8 +1,10 @@
 //! Bugs that are planted to check the checker: each changes what a state is given or what it decides, as the bug would.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use panzer::config::{FinalExits, StartDelay};
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
@@ -85,6 +87,15 @@ planted! {
     AlwaysRequiresAccept
     IsWholeThoughItListens
     HidesUnseeable
+    RespawnsTheFinal
+    ForgetsTheEnded
+    GoesOnWhenFinished
+    StopsAtAnyFinalExit
+    ExitsWithZero
+    IgnoresStartDelay
+    ForgetsStartDelay
+    NeverHastens
+    HastensTheYoungest
     ForgetsToScale
     ScalesServingOnly
     ForgetsToTellCount
@@ -98,6 +109,9 @@ impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
             Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::NeverHastens) => settings.max_draining = u32::MAX,
+            Some(Planted::ForgetsStartDelay) => settings.start_delay = StartDelay::default(),
+            Some(Planted::StopsAtAnyFinalExit) => settings.final_exit_stop = true,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
             _ => {}
@@ -113,6 +127,8 @@ impl Planted {
             Some(Planted::RespawnsAtOnce) => settings.pace.delay = Duration::ZERO,
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
+            Some(Planted::RespawnsTheFinal) => settings.final_exits = FinalExits::default(),
+            Some(Planted::IgnoresStartDelay) => settings.start_delay = StartDelay::default(),
             Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
@@ -140,6 +156,7 @@ impl Planted {
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
+            (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -232,7 +249,9 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, workers: 1, trial: false, notify: false, accept: false });
+                let ended = BTreeMap::new();
+                let (trial, notify, accept) = (false, false, false);
+                actions.push(Action::StartMonitor { monitor, workers: 1, ended, trial, notify, accept });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -244,6 +263,21 @@ impl Planted {
                 for action in actions {
                     if let Action::SignalUnreached(monitor, _) = *action {
                         *action = Action::SignalOrphans(monitor, Signal::SIGKILL);
+                    }
+                }
+            }
+            (Planted::ExitsWithZero, ..) => {
+                for action in actions {
+                    if let Action::Exit(code) = action {
+                        *code = 0;
+                    }
+                }
+            }
+            (Planted::HastensTheYoungest, ..) if !check.is_stopping() => {
+                let youngest = check.youngest_draining();
+                for action in actions {
+                    if let (Action::Order(monitor, Order::Stop(Urgency::Quick)), Some(youngest)) = (action, youngest) {
+                        *monitor = youngest;
                     }
                 }
             }
@@ -277,6 +311,13 @@ impl Planted {
                 !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
             }),
             Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::ForgetsTheEnded => {
+                for action in actions {
+                    if let Action::StartMonitor { ended, .. } = action {
+                        ended.clear();
+                    }
+                }
+            }
             Planted::CountsBackOnReload => {
                 for action in actions {
                     if let Action::StartMonitor { workers, trial: true, .. } = action {
