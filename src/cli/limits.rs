@@ -15,7 +15,7 @@ pub(super) struct LimitOptions {
     pub(super) respawn_limit: Option<RespawnLimit>,
 
     /// A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with
-    /// the highest of them. A new generation must do without until it serves [none]
+    /// the highest of them. Of a new generation that does not serve yet it is a failed release [none]
     #[arg(long, env = "PANZER_FINAL_EXIT_CODES", value_name = "LIST", action = ArgAction::Append)]
     #[arg(value_delimiter = ',', allow_hyphen_values = true)]
     final_exit_codes: Vec<ExitCodes>,
@@ -29,8 +29,8 @@ pub(super) struct LimitOptions {
     #[arg(long, env = "PANZER_START_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     start_delay: Option<Duration>,
 
-    /// Old generations that may drain at once; of more than that, the oldest is stopped by what --stop says after its
-    /// first wait [4]
+    /// Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says
+    /// after its first wait [4]
     #[arg(long, env = "PANZER_MAX_DRAINING", value_name = "N", allow_hyphen_values = true, value_parser = max_draining)]
     max_draining: Option<u32>,
 }

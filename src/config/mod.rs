@@ -84,7 +84,7 @@ pub struct Plan {
     /// The pause between two starts of workers.
     #[serde(default)]
     pub start_delay: StartDelay,
-    /// How many old generations may drain at once before the oldest is hastened.
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
     #[serde(default = "usual_draining")]
     pub max_draining: u32,
     /// What this instance is called.

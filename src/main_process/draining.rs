@@ -47,15 +47,18 @@ impl Draining {
 }
 
 impl Generations {
-    /// Of more than may take their time, the oldest take no more. A stop of everything has its own time.
+    /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
+    /// own time.
     pub(super) fn hasten_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }
         let limit = self.settings.max_draining;
         let patient = self.draining.iter_mut().filter(|(_, draining)| draining.urgency < Urgency::Quick);
-        let beyond = patient.rev().skip(limit as usize);
-        for (monitor, draining) in beyond {
+        let mut patient: Vec<_> = patient.collect();
+        patient.sort_by_key(|(monitor, draining)| (draining.since, **monitor));
+        let beyond = patient.len().saturating_sub(limit as usize);
+        for (monitor, draining) in patient.into_iter().take(beyond) {
             actions.push(Action::Note(Note::Hastened(monitor.generation, limit)));
             actions.extend(draining.hasten(*monitor, now));
         }

@@ -69,7 +69,7 @@ pub(super) fn write(note: &Note) {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
         Note::Hastened(generation, limit) => warn!(
-            "generation {generation} still drains beside {limit} younger ones (--max-draining); it goes on to the rest of \
+            "generation {generation} still drains beside {limit} that began later (--max-draining); it goes on to the rest of \
              its stop schedule"
         ),
         Note::Finished { generation, slot, code } => {

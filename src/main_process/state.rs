@@ -629,7 +629,7 @@ impl Generations {
             serving.phase = Phase::Proven;
             actions.push(Action::Note(Note::Serving(
                 serving.number,
-                serving.settings.workers,
+                serving.settings.workers.saturating_sub(serving.ended.len() as u32),
                 now.saturating_duration_since(serving.begun),
             )));
         }

@@ -38,7 +38,7 @@ pub struct Settings {
     pub start_delay: StartDelay,
     /// Whether the first worker that ends for good ends all.
     pub final_exit_stop: bool,
-    /// How many old generations may drain at once before the oldest is hastened.
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
     pub max_draining: u32,
     /// Makes the jitter repeatable.
     pub seed: u64,
@@ -226,7 +226,7 @@ pub enum Note {
     Unseeable(u32, String),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
-    /// More generations drain than this, and this one, the oldest, has to go on to the rest of its schedule.
+    /// This generation drains for longest, beside so many: it has to go on to the rest of its schedule.
     Hastened(u32, u32),
     /// This worker, or every one, of the generation has ended for good, and that ends all.
     Finished {

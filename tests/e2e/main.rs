@@ -21,6 +21,7 @@ mod guard;
 mod harness;
 mod identity;
 mod inherited;
+mod limits;
 mod managed;
 mod my_app;
 mod per_worker;

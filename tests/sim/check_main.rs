@@ -269,8 +269,12 @@ impl MainCheck {
         self.patient().next_back()
     }
 
-    fn patient(&self) -> impl DoubleEndedIterator<Item = Monitor> {
-        self.monitors.iter().filter(|(_, watched)| watched.is_patient()).map(|(monitor, _)| *monitor)
+    /// Those that drain and may take their time over it, first what has done so for longest.
+    fn patient(&self) -> impl DoubleEndedIterator<Item = Monitor> + ExactSizeIterator {
+        let patient = self.monitors.iter().filter(|(_, watched)| watched.is_patient());
+        let mut patient: Vec<_> = patient.map(|(monitor, watched)| (watched.ordered.graceful, *monitor)).collect();
+        patient.sort_unstable();
+        patient.into_iter().map(|(_, monitor)| monitor)
     }
 
     pub(crate) fn serving(&self) -> Option<Monitor> {
@@ -638,9 +642,9 @@ impl MainCheck {
         hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
 
-    /// Whether more drain than may take their time, and this is the oldest of them.
+    /// Whether more drain than may take their time, and this has done so for longest.
     fn is_beyond_limit(&self, monitor: Monitor) -> bool {
-        self.patient().count() > self.wanted.max_draining as usize && self.patient().next() == Some(monitor)
+        self.patient().len() > self.wanted.max_draining as usize && self.patient().next() == Some(monitor)
     }
 
     fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
@@ -881,7 +885,7 @@ impl MainCheck {
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
         let finished = self.finishes_all || self.has_finished();
         hold(self.is_stopping() || !finished, 6, || "all has ended for good, and main goes on".to_owned())?;
-        let patient = self.patient().count();
+        let patient = self.patient().len();
         let bounded = self.is_stopping() || patient <= self.wanted.max_draining as usize;
         hold(bounded, 2, || format!("{patient} generations take their time to drain"))?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
