@@ -23,7 +23,7 @@ use super::shares::{Denied, Shares};
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, MOST_WORKERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
@@ -384,11 +384,12 @@ impl Main {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
         let slot = request.worker;
-        if let Some(slot) = slot.filter(|&slot| slot >= MOST_WORKERS) {
-            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", MOST_WORKERS - 1));
-        }
         let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
         let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let slots = self.state.slots();
+        if let Some(slot) = slot.filter(|&slot| slot >= slots) {
+            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", slots.saturating_sub(1)));
+        }
         let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
         let (monitor, running) =
             running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;

@@ -157,6 +157,11 @@ impl Generations {
         self.starting.as_ref().map(|(starting, _)| starting.progress())
     }
 
+    /// No slot of the serving generation has this number, or a higher one.
+    pub fn slots(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.slots)
+    }
+
     /// So many workers are wanted at this moment.
     pub fn workers(&self) -> u32 {
         self.serving.as_ref().map_or(self.settings.workers, |serving| serving.settings.workers)

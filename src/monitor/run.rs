@@ -335,7 +335,10 @@ impl Monitor {
                 self.events.push_back(Event::LeftBehind(live.worker));
             }
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
-            self.roster.remember(live.worker.slot, pid, &cause);
+            match self.state.is_retiring(live.worker.slot) {
+                true => self.roster.forget(live.worker.slot),
+                false => self.roster.remember(live.worker.slot, pid, &cause),
+            }
             self.events.push_back(Event::Ended(live.worker, cause));
         }
     }
@@ -509,7 +512,7 @@ impl Monitor {
                 pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
                 phase: view.phase.word().to_owned(),
                 since: now.saturating_duration_since(view.since),
-                respawns: view.life.saturating_sub(1),
+                respawns: view.respawns,
                 last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
             };
             self.channel.send(&Report::Worker(status));

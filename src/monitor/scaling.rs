@@ -37,6 +37,7 @@ impl Slots {
         slot.wanted = true;
         // It is asked for, and no respawn.
         slot.backoff = Backoff::default();
+        slot.respawns = 0;
         if matches!(slot.state, State::Empty) {
             slot.state = State::Waiting { until: now };
             slot.is_anew = true;
@@ -77,6 +78,11 @@ impl Slots {
         settings.start_delay = tuning.start_delay;
         let Tuning { delay, delay_max, healthy_after, .. } = tuning;
         settings.pace = Pace { delay, delay_max, healthy_after };
+    }
+
+    /// Whether the slot's worker is being stopped because none is, or was, wanted: its end is no failure.
+    pub fn is_retiring(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.retiring)
     }
 
     /// Whether there is anything to be told of a slot: a worker, or that one is to come.

@@ -86,6 +86,8 @@ pub(super) struct Slot {
     pub(super) since: Instant,
     /// Whether a worker is wanted in it.
     pub(super) wanted: bool,
+    /// So many of its workers followed one that had ended unasked.
+    pub(super) respawns: u32,
     /// Whether its worker is being stopped because none is, or was, wanted.
     pub(super) retiring: bool,
     /// Whether its next worker is asked for, and is no respawn.
@@ -110,6 +112,7 @@ impl Slot {
             life: 0,
             since: now,
             wanted: true,
+            respawns: 0,
             retiring: false,
             is_anew: false,
             notified: false,
@@ -224,7 +227,7 @@ impl Slots {
             State::Stopping(_) => Phase::Stopping,
             State::EndedForGood { .. } => Phase::Ended,
         };
-        View { phase, life: slot.life, since: slot.since }
+        View { phase, respawns: slot.respawns, since: slot.since }
     }
 
     /// Whether everything is being stopped.
@@ -493,6 +496,7 @@ impl Slots {
         let is_respawn = slot.life > 0 && !slot.is_anew;
         let allowed = if is_respawn { self.respawn_allowed(now) } else { !self.gave_up };
         if allowed {
+            self.slots[index as usize].respawns += u32::from(is_respawn);
             self.spawn(index, now, actions);
         } else {
             self.give_up(index, actions);

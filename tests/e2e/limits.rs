@@ -40,6 +40,13 @@ fn starts(panzer: &Panzer, slot: u32) -> usize {
     fs::read_to_string(panzer.path(&format!("starts-{slot}"))).map_or(0, |text| text.lines().count())
 }
 
+/// Waits until it serves and its programs have been read.
+#[track_caller]
+fn wait_told(panzer: &Panzer, workers: u32) {
+    panzer.wait_serving();
+    eventually(SOON, "every worker has begun", || (0..workers).all(|slot| starts(panzer, slot) > 0));
+}
+
 #[track_caller]
 fn wait_phase(panzer: &Panzer, slot: u32, phase: &str) {
     eventually(SOON, "the slot comes to this phase", || {
@@ -50,7 +57,7 @@ fn wait_phase(panzer: &Panzer, slot: u32, phase: &str) {
 #[test]
 fn when_all_have_ended_for_good_it_exits_with_the_highest_code() {
     let panzer = told(3).args(["--final-exit-codes", "0,64-78"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 3);
     panzer.expect_line("panzer: worker 0 (pid *, generation 1) has ended for good with exit code 0");
     panzer.expect_line(
         "warning: worker 1 (pid *, generation 1) exited with code 65, which is final; it is not respawned",
@@ -84,7 +91,7 @@ fn jobs_that_are_done_end_it_with_zero() {
 #[test]
 fn any_other_exit_is_respawned_and_so_is_a_kill() {
     let panzer = told(1).args(["--final-exit-codes", "9,137"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 1);
     panzer.expect_line("warning: worker 0 * exited with code 8; respawning it");
     panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
     let first = panzer.workers();
@@ -100,7 +107,7 @@ fn any_other_exit_is_respawned_and_so_is_a_kill() {
 #[test]
 fn with_final_exit_stop_the_first_one_ends_all() {
     let panzer = told(3).args(["--final-exit-codes", "3", "--final-exit-stop"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 3);
     let workers = panzer.workers();
     panzer.expect_line("warning: worker 1 (pid *, generation 1) exited with code 3, which is final");
     panzer.expect_line("error: worker 1 of generation 1 has ended for good; stopping with exit code 3");
@@ -112,7 +119,7 @@ fn with_final_exit_stop_the_first_one_ends_all() {
 #[test]
 fn what_has_ended_stays_so_under_a_new_monitor_and_a_reload_starts_it_anew() {
     let panzer = told(2).args(["--final-exit-codes", "7"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 2);
     panzer.expect_line("warning: worker 1 (pid *, generation 1) exited with code 7, which is final");
     panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL");
     exit(&panzer, 1, 7);
@@ -128,14 +135,14 @@ fn what_has_ended_stays_so_under_a_new_monitor_and_a_reload_starts_it_anew() {
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.wait_drained(1);
     wait_workers(&panzer, 2, &before);
-    assert_eq!(starts(&panzer, 1), 2);
+    eventually(SOON, "the worker of slot 1 has begun", || starts(&panzer, 1) == 2);
     panzer.stop();
 }
 
 #[test]
 fn on_trial_a_final_exit_is_a_failed_release() {
     let panzer = told(2).args(["--final-exit-codes", "5", "--final-exit-stop"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 2);
     panzer.expect_line("error: reload failed: generation 2: worker * exited with code 5; generation 1 serves on");
     // Only the new ones run this.
     fs::write(panzer.path("app.new"), "#!/bin/sh\nexit 5\n").unwrap();
@@ -151,7 +158,7 @@ fn on_trial_a_final_exit_is_a_failed_release() {
 #[test]
 fn at_kamisamas_limit_of_three_the_third_death_ends_all() {
     let panzer = told(17).args(["--respawn-limit", "2/60s"]).start();
-    panzer.wait_serving();
+    wait_told(&panzer, 17);
     panzer.expect_line("warning: worker * was killed by SIGTERM; respawning it");
     panzer.expect_line("error: more than 2 respawns within 1m; giving up");
     panzer.expect_line("error: generation 1 keeps failing; stopping everything");

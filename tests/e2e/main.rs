@@ -25,6 +25,7 @@ mod limits;
 mod managed;
 mod my_app;
 mod per_worker;
+mod scaling;
 mod servers;
 mod sharing;
 mod unix_guard;
