@@ -27,24 +27,24 @@ enum Orphans {
 
 /// One monitor, from the order to start it until its last orphan is gone.
 #[derive(Debug)]
-struct Watched {
+pub(crate) struct Watched {
     trial: bool,
     /// So many workers are wanted of it, and of so many it is to say that they are no more.
-    workers: u32,
-    retiring: u32,
+    pub(crate) workers: u32,
+    pub(crate) retiring: u32,
     ready: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
     seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
     whole_since: Option<Time>,
     /// The slots whose worker ended for good, and its exit code.
-    ended_for_good: BTreeMap<u32, u8>,
+    pub(crate) ended_for_good: BTreeMap<u32, u8>,
     committed: bool,
     /// It is said to serve.
     proven: bool,
-    ordered: StopTimes,
+    pub(crate) ordered: StopTimes,
     killed: bool,
-    ended: bool,
+    pub(crate) ended: bool,
     orphans: Orphans,
     /// The stop of what outlived it.
     orphans_stop: StopTimes,
@@ -70,25 +70,8 @@ impl Watched {
     }
 
     /// Whether so many, and those that ended for good, are all that are wanted.
-    fn has(&self, workers: usize) -> bool {
+    pub(crate) fn has(&self, workers: usize) -> bool {
         self.retiring == 0 && self.workers > 0 && workers + self.ended_for_good.len() >= self.workers as usize
-    }
-
-    /// Whether it drains, and may take its time over it.
-    fn is_patient(&self) -> bool {
-        !self.ended && self.ordered.graceful.is_some() && self.ordered.quick.is_none()
-    }
-
-    /// The next monitor has the slots from 0 on. What ended for good stays so, but for what may have been retired.
-    fn renumber(&mut self) {
-        for _ in 0..self.retiring {
-            self.ended_for_good.pop_last();
-        }
-        self.retiring = 0;
-        for code in self.ended_for_good.split_off(&self.workers).into_values() {
-            let free = (0..self.workers).find(|slot| !self.ended_for_good.contains_key(slot));
-            self.ended_for_good.extend(free.map(|slot| (slot, code)));
-        }
     }
 
     /// One that was not seen accepting must show that now. Returns whether all were ready.
@@ -165,13 +148,13 @@ impl Tally {
 
 pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
-    wanted: Settings,
+    pub(crate) wanted: Settings,
     count: Count,
     /// The generation that was promised and will never begin.
     unbegun: Option<u32>,
-    monitors: BTreeMap<Monitor, Watched>,
+    pub(crate) monitors: BTreeMap<Monitor, Watched>,
     last_generation: u32,
-    serving: Option<Monitor>,
+    pub(crate) serving: Option<Monitor>,
     starting: Option<Starting>,
     reload_queued: bool,
     /// The requests that were told which generation decides them.
@@ -187,7 +170,7 @@ pub(crate) struct MainCheck {
     renewal: RenewalWatch,
     has_run: bool,
     /// A worker has ended for good, and that ends all.
-    finishes_all: bool,
+    pub(crate) finishes_all: bool,
     told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
     listening: BTreeMap<u32, BTreeSet<u32>>,
@@ -260,23 +243,6 @@ impl MainCheck {
         self.count.now()
     }
 
-    /// So many slots of the serving generation are not filled again.
-    pub(crate) fn ended_for_good(&self) -> usize {
-        self.serving.and_then(|serving| self.monitors.get(&serving)).map_or(0, |watched| watched.ended_for_good.len())
-    }
-
-    pub(crate) fn youngest_draining(&self) -> Option<Monitor> {
-        self.patient().next_back()
-    }
-
-    /// Those that drain and may take their time over it, first what has done so for longest.
-    fn patient(&self) -> impl DoubleEndedIterator<Item = Monitor> + ExactSizeIterator {
-        let patient = self.monitors.iter().filter(|(_, watched)| watched.is_patient());
-        let mut patient: Vec<_> = patient.map(|(monitor, watched)| (watched.ordered.graceful, *monitor)).collect();
-        patient.sort_unstable();
-        patient.into_iter().map(|(_, monitor)| monitor)
-    }
-
     pub(crate) fn serving(&self) -> Option<Monitor> {
         self.serving
     }
@@ -334,7 +300,7 @@ impl MainCheck {
         }
     }
 
-    fn stopped(&mut self, now: Time, urgency: Urgency, code: u8) {
+    pub(crate) fn stopped(&mut self, now: Time, urgency: Urgency, code: u8) {
         let quick = urgency == Urgency::Quick;
         if self.is_stopping() && !quick {
             return;
@@ -528,20 +494,6 @@ impl MainCheck {
         Ok(())
     }
 
-    /// What ended for good under one monitor is not started by the next.
-    fn check_ended(&mut self, workers: u32, trial: bool, ended: &BTreeMap<u32, u8>) -> Checked {
-        let serving = self.serving.and_then(|serving| self.monitors.get(&serving)).filter(|_| !trial);
-        let known = serving.map(|watched| watched.ended_for_good.clone()).unwrap_or_default();
-        let codes = |slots: &BTreeMap<u32, u8>| -> Vec<u8> {
-            let mut codes: Vec<u8> = slots.values().copied().collect();
-            codes.sort_unstable();
-            codes
-        };
-        self.tally.ended_before += u64::from(!ended.is_empty());
-        let right = codes(&known) == codes(ended) && ended.keys().all(|slot| *slot < workers);
-        hold(right, 5, || format!("{ended:?} have ended for good, and it was {known:?}"))
-    }
-
     fn check_start(
         &mut self,
         now: Time,
@@ -642,11 +594,6 @@ impl MainCheck {
         hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
 
-    /// Whether more drain than may take their time, and this has done so for longest.
-    fn is_beyond_limit(&self, monitor: Monitor) -> bool {
-        self.patient().len() > self.wanted.max_draining as usize && self.patient().next() == Some(monitor)
-    }
-
     fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
         ordered.kill_due(&self.wanted.stop).map(|due| due + GRACE)
     }
@@ -738,27 +685,6 @@ impl MainCheck {
             watched.workers = workers;
             watched.ended_for_good.split_off(&workers);
         }
-    }
-
-    /// Those that ended for good end all: each of them, or the first.
-    fn check_finish(&mut self, now: Time, (generation, slot, code): (u32, Option<u32>, u8)) -> Checked {
-        let serving = self.serving.filter(|serving| serving.generation == generation && !self.is_stopping());
-        let ended = serving.and_then(|serving| self.monitors.get(&serving)).map(|watched| &watched.ended_for_good);
-        let right = match slot {
-            Some(slot) => self.finishes_all && ended.is_some_and(|ended| ended.get(&slot) == Some(&code)),
-            None => self.has_finished() && ended.is_some_and(|ended| ended.values().max() == Some(&code)),
-        };
-        let tally = if slot.is_some() { &mut self.tally.finished_by_one } else { &mut self.tally.finished };
-        *tally += 1;
-        hold(right, 6, || format!("generation {generation} is said to have finished with {code}"))?;
-        self.stopped(now, Urgency::Graceful, code);
-        Ok(())
-    }
-
-    /// Whether nobody is left, nor is to come.
-    fn has_finished(&self) -> bool {
-        let serving = self.serving.and_then(|serving| self.monitors.get(&serving));
-        self.starting.is_none() && serving.is_some_and(|watched| watched.has(0))
     }
 
     fn check_scale(&mut self, event: &Event, monitor: Monitor, workers: u32, oldest: bool) -> Checked {
@@ -883,11 +809,7 @@ impl MainCheck {
             hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
         }
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
-        let finished = self.finishes_all || self.has_finished();
-        hold(self.is_stopping() || !finished, 6, || "all has ended for good, and main goes on".to_owned())?;
-        let patient = self.patient().len();
-        let bounded = self.is_stopping() || patient <= self.wanted.max_draining as usize;
-        hold(bounded, 2, || format!("{patient} generations take their time to drain"))?;
+        self.check_limits()?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;

@@ -8,6 +8,7 @@
 
 mod check;
 mod check_count;
+mod check_limits;
 mod check_main;
 mod check_monitor;
 mod check_probes;
