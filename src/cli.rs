@@ -15,7 +15,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::config::identity::{self, Named, UserAndGroup};
-use crate::config::{self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Text, Verbosity, duration};
+use crate::config::{
+    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Verbosity, duration,
+};
 use crate::signals::{Preset, described};
 use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
@@ -86,6 +88,12 @@ struct Options {
     /// How long a new generation must live, wholly ready, beside the old one before that is retired [1s]
     #[arg(long, env = "PANZER_BAKE", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     bake: Option<Duration>,
+
+    /// How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new
+    /// generation replaces the old one share by share, each ready before as many of the old one are stopped; only the
+    /// first share bakes [all]
+    #[arg(long, env = "PANZER_SURGE", value_name = "N|N%|all", allow_hyphen_values = true)]
+    surge: Option<Surge>,
 
     /// How long a worker may take to stop gracefully: the first wait of --stop [60s]
     #[arg(long, env = "PANZER_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
@@ -317,6 +325,7 @@ impl Options {
                 Some(wait) => stop.with_first_wait(wait),
                 None => stop,
             },
+            surge: self.surge.unwrap_or_default(),
             delay,
             // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
             delay_max: delay_max.max(delay),

@@ -48,7 +48,8 @@ impl Generations {
     /// Ends all where every worker of the serving generation has ended for good. One that is starting may follow it
     /// yet.
     pub(super) fn end_if_finished(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let finished = self.serving.as_ref().filter(|serving| serving.has_finished() && self.starting.is_none());
+        let is_alone = self.starting.is_none() && self.falling_back.is_none();
+        let finished = self.serving.as_ref().filter(|serving| is_alone && serving.has_finished());
         if let Some(serving) = finished {
             let (generation, code) = (serving.number, serving.ended.values().copied().max().unwrap_or(0));
             actions.push(Action::Note(Note::Finished { generation, slot: None, code }));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::rolling::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
 use crate::config::Ready;
@@ -18,6 +19,10 @@ pub(super) struct Generation {
     pub(super) slots: u32,
     /// So many slots are wanted no more of which its monitor has not said yet which they are.
     pub(super) retiring: u32,
+    /// So many workers are to end, with those, because there are to be fewer.
+    pub(super) leaving: u32,
+    /// Where it replaces another one share by share, how far it has come.
+    pub(super) roll: Option<Roll>,
     pub(super) monitor: Life,
     pub(super) ready: BTreeSet<u32>,
     /// The slots whose workers said themselves that they are ready.
@@ -45,6 +50,8 @@ pub(super) enum Phase {
     Filling,
     /// All are ready, and must live until then.
     Baking { until: Instant },
+    /// All that it has so far are ready; workers of the other one are to make room for more.
+    Rolling,
     /// It serves.
     Proven,
 }
@@ -70,6 +77,8 @@ impl Generation {
             number,
             slots: settings.workers,
             retiring: 0,
+            leaving: 0,
+            roll: None,
             settings,
             monitor: Life::None,
             ready: BTreeSet::new(),
@@ -89,7 +98,7 @@ impl Generation {
         Progress {
             generation: self.number,
             ready: self.ready.len() as u32,
-            workers: self.settings.workers,
+            workers: self.roll.map_or(self.settings.workers, |roll| roll.goal),
             baking: matches!(self.phase, Phase::Baking { .. }),
         }
     }
@@ -139,7 +148,9 @@ impl Generation {
     /// So many workers are wanted of it from now on.
     pub(super) fn scale(&mut self, workers: u32) {
         if self.monitor().is_some() {
-            self.retiring += self.settings.workers.saturating_sub(workers);
+            let fewer = self.settings.workers.saturating_sub(workers);
+            self.retiring += fewer;
+            self.leaving += fewer;
         }
         self.settings.workers = workers;
         if self.monitor().is_none() {
@@ -147,6 +158,9 @@ impl Generation {
             self.ended.retain(|slot, _| *slot < workers);
         }
         self.slots = self.slots.max(workers);
+        if matches!(self.phase, Phase::Baking { .. }) && !self.is_whole() {
+            self.phase = Phase::Filling;
+        }
     }
 
     pub(super) fn note_ready(&mut self, slot: u32, told: bool, seen: bool) {
@@ -175,14 +189,20 @@ impl Generation {
         matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. })
     }
 
-    /// Nothing is wanted of this slot any more.
-    pub(super) fn note_retired(&mut self, slot: u32) {
+    /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
+    pub(super) fn note_retired(&mut self, slot: u32, empty: bool) {
+        self.leaving = self.leaving.saturating_sub(u32::from(empty));
         self.retiring = self.retiring.saturating_sub(1);
         for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening] {
             slots.remove(&slot);
         }
         self.unseeable.remove(&slot);
         self.ended.remove(&slot);
+    }
+
+    /// A worker that was to end because there are to be fewer has ended.
+    pub(super) fn note_gone(&mut self) {
+        self.leaving = self.leaving.saturating_sub(1);
     }
 
     /// Its monitor is gone, and with it all that was known of workers now.
@@ -193,6 +213,7 @@ impl Generation {
         self.seen.clear();
         self.renumber_ended();
         self.retiring = 0;
+        self.leaving = 0;
         self.phase = Phase::Filling;
         self.begun = now;
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::generation::Phase;
 use super::state::{Action, Change, Generations, Note, Settings};
 use crate::config::MOST_WORKERS;
-use crate::control::messages::Order;
+use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {
@@ -35,20 +35,25 @@ impl Generations {
         if workers > 0 {
             self.settings.workers = workers;
         }
+        if self.keep_rolling(workers, now, actions) {
+            return;
+        }
         if let Some(serving) = &mut self.serving {
             serving.scale(workers);
-            let order = Order::Scale { workers, oldest: without_oldest };
+            let which = if without_oldest { Which::Oldest } else { Which::Last };
+            let order = Order::Scale { workers, which };
             actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         if let Some((starting, deadline)) = &mut self.starting
             && !matches!(starting.phase, Phase::Planning)
         {
+            let baked = matches!(starting.phase, Phase::Baking { .. });
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
-            if matches!(starting.phase, Phase::Baking { .. }) && !starting.is_whole() {
-                *deadline = (*deadline).max(now + starting.settings.longest_start());
+            if baked && !starting.is_whole() {
+                *deadline = (*deadline).max(now + self.settings.longest_start());
             }
-            let order = Order::Scale { workers, oldest: false };
+            let order = Order::Scale { workers, which: Which::Last };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         self.settle_serving(now);
@@ -59,6 +64,13 @@ impl Generations {
     fn give_up_reloads(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let cause = || Cause::CannotStart("panzer was told to end all workers meanwhile".to_owned());
         let queued = std::mem::take(&mut self.reload_queued);
+        // What served in the place of others ends with all.
+        if let Some((starting, _)) = &mut self.starting {
+            starting.roll = None;
+        }
+        if let Some(back) = self.falling_back.take() {
+            self.drain(back.failed, false, Urgency::Graceful, now, actions);
+        }
         self.reject(None, cause(), now, actions);
         if queued {
             self.last_number += 1;
@@ -89,7 +101,8 @@ impl Generations {
     }
 }
 
-fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
+/// What a change comes to.
+pub(super) fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
     const TOO_FEW: &str = "at least one worker is kept; panzerctl quiet ends them all";
     let to = match change {
         Change::ToNone => return Ok(0),

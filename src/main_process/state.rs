@@ -13,6 +13,7 @@ use crate::worker::cause::Cause;
 use super::draining::{Draining, GRACE, scheduled};
 use super::generation::{Generation, Life, Phase};
 use super::renewal::Renewal;
+use super::rolling::FallBack;
 pub use super::vocabulary::{
     Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
 };
@@ -43,6 +44,8 @@ pub struct Generations {
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
     pub(super) starting: Option<(Generation, Instant)>,
+    /// What failed in a reload by shares, until its workers are no longer needed.
+    pub(super) falling_back: Option<FallBack>,
     pub(super) draining: BTreeMap<Monitor, Draining>,
     pub(super) orphans: BTreeMap<Monitor, Orphans>,
     pub(super) reload_queued: bool,
@@ -61,6 +64,7 @@ impl Generations {
             last_number: 0,
             serving: None,
             starting: None,
+            falling_back: None,
             draining: BTreeMap::new(),
             orphans: BTreeMap::new(),
             reload_queued: false,
@@ -106,7 +110,7 @@ impl Generations {
     pub fn deadline(&self) -> Option<Instant> {
         let baking = |generation: &Generation| match generation.phase {
             Phase::Baking { until } => Some(until),
-            Phase::Planning | Phase::Filling | Phase::Proven => None,
+            Phase::Planning | Phase::Filling | Phase::Rolling | Phase::Proven => None,
         };
         let serving = self.serving.iter().flat_map(|serving| {
             let restart = match serving.monitor {
@@ -119,7 +123,8 @@ impl Generations {
         let draining = self.draining.values().map(|draining| draining.kill_at);
         let orphans = self.orphans.values().map(|orphans| orphans.escalation.deadline());
         let renewal = self.renewal.due().filter(|_| self.may_renew());
-        serving.chain(starting).chain(draining).chain(orphans).chain([renewal]).flatten().min()
+        let back = self.fall_back_due();
+        serving.chain(starting).chain(draining).chain(orphans).chain([renewal, back]).flatten().min()
     }
 
     /// Every generation that has a monitor or waits for one, and where it stands.
@@ -128,7 +133,8 @@ impl Generations {
         let draining = self.draining.keys().map(|&monitor| (Standing::Draining, monitor.generation, Some(monitor)));
         let serving = self.serving.iter().map(|serving| living(Standing::Serving, serving));
         let starting = self.starting.iter().map(|(starting, _)| living(Standing::Starting, starting));
-        draining.chain(serving).chain(starting).collect()
+        let back = self.falling_back.iter().map(|back| living(Standing::Draining, &back.failed));
+        draining.chain(back).chain(serving).chain(starting).collect()
     }
 
     /// How things stand, in numbers.
@@ -157,6 +163,11 @@ impl Generations {
         self.starting.as_ref().map(|(starting, _)| starting.progress())
     }
 
+    /// So many workers of the serving generation are ready.
+    pub fn ready(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.ready.len() as u32)
+    }
+
     /// No slot of the serving generation has this number, or a higher one.
     pub fn slots(&self) -> u32 {
         self.serving.as_ref().map_or(0, |serving| serving.slots)
@@ -164,7 +175,10 @@ impl Generations {
 
     /// So many workers are wanted at this moment.
     pub fn workers(&self) -> u32 {
-        self.serving.as_ref().map_or(self.settings.workers, |serving| serving.settings.workers)
+        let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
+        let goal = goal.or(self.falling_back.as_ref().map(|back| back.goal));
+        let serving = self.serving.as_ref().map(|serving| serving.settings.workers);
+        goal.or(serving).unwrap_or(self.settings.workers)
     }
 
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -215,9 +229,10 @@ impl Generations {
         if self.stopping.is_some() || self.last_number == 0 {
             return;
         }
-        if let Some((starting, _)) = &self.starting {
+        let starting = self.starting.as_ref().map(|(starting, _)| starting);
+        if let Some(busy) = starting.or(self.falling_back.as_ref().map(|back| &back.failed)) {
             if !self.reload_queued {
-                actions.push(Action::Note(Note::ReloadQueued(starting.number)));
+                actions.push(Action::Note(Note::ReloadQueued(busy.number)));
             }
             self.reload_queued = true;
             return;
@@ -242,6 +257,9 @@ impl Generations {
         // What was bound anew while it was planned it gets as well.
         self.renewal.begins(now);
         let mut next = Generation::new(generation, self.settings.clone(), now);
+        if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
+            next.roll();
+        }
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
         self.starting = Some((next, now + self.settings.longest_start()));
@@ -280,6 +298,13 @@ impl Generations {
             self.starting_told(report, now, actions);
         } else if self.serving.as_ref().is_some_and(|serving| serving.monitor() == Some(monitor)) {
             self.serving_told(report, now, actions);
+        } else if let Some(back) = self.falling_back.as_mut().filter(|back| back.failed.monitor() == Some(monitor)) {
+            match report {
+                Report::Retired { slot, empty } => back.failed.note_retired(slot, empty),
+                Report::Gone { .. } => back.failed.note_gone(),
+                _ => {}
+            }
+            self.fall_back(now, actions);
         }
     }
 
@@ -296,9 +321,14 @@ impl Generations {
                 starting.note_ready(slot, notified, seen);
                 self.settle_starting(now, actions);
             }
-            Report::Retired { slot } => {
-                starting.note_retired(slot);
+            Report::Retired { slot, empty } => {
+                starting.note_retired(slot, empty);
                 self.settle_starting(now, actions);
+                self.go_on_rolling(now, actions);
+            }
+            Report::Gone { .. } => {
+                starting.note_gone();
+                self.go_on_rolling(now, actions);
             }
             Report::Unseeable { slot, why } => {
                 starting.unseeable.insert(slot, why.clone());
@@ -314,7 +344,8 @@ impl Generations {
     /// A generation that is starting bakes once it is whole.
     pub(super) fn settle_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, _)) = &mut self.starting else { return };
-        let bake = starting.settings.bake;
+        // By then its first share has lived for as long.
+        let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.bake };
         if starting.settle(bake, now) && !bake.is_zero() {
             actions.push(Action::Note(Note::Baking(starting.number, bake)));
         }
@@ -340,13 +371,19 @@ impl Generations {
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen);
                 self.settle_serving(now);
+                self.fall_back(now, actions);
             }
             Report::Listens { slot, withdrawn } => {
                 serving.note_listening(slot, withdrawn);
             }
-            Report::Retired { slot } => {
-                serving.note_retired(slot);
+            Report::Retired { slot, empty } => {
+                serving.note_retired(slot, empty);
                 self.settle_serving(now);
+                self.go_on_rolling(now, actions);
+            }
+            Report::Gone { .. } => {
+                serving.note_gone();
+                self.go_on_rolling(now, actions);
             }
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
@@ -394,13 +431,13 @@ impl Generations {
             failed: failed.why_each_failed(slot, &cause),
             cause,
             missing: failed.missing(),
-            workers: failed.settings.workers,
+            workers: failed.progress().workers,
             accept: failed.accept,
             serving: self.serving_number(),
         };
         actions.push(Action::Verdict(failed.number, Verdict::Rejected(rejected.clone())));
         actions.push(Action::Note(Note::Rejected(failed.number, rejected)));
-        self.drain(failed, false, Urgency::Graceful, now, actions);
+        self.retire_failed(failed, now, actions);
         self.run_queued_reload(now, actions);
         if self.starting.is_none() {
             let random = self.random.draw();
@@ -426,6 +463,7 @@ impl Generations {
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((mut proven, _)) = self.starting.take() else { return };
         proven.phase = Phase::Proven;
+        proven.roll = None;
         if let Some(monitor) = proven.monitor() {
             actions.push(Action::Order(monitor, Order::Commit));
         }
@@ -443,13 +481,20 @@ impl Generations {
         self.run_queued_reload(now, actions);
     }
 
-    fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.reload_queued {
             self.reload(now, actions);
         }
     }
 
-    fn drain(&mut self, old: Generation, served: bool, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn drain(
+        &mut self,
+        old: Generation,
+        served: bool,
+        urgency: Urgency,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(monitor) = old.monitor() else {
             if matches!(old.phase, Phase::Planning) {
                 actions.push(Action::GiveUpPlan(old.number));
@@ -489,7 +534,8 @@ impl Generations {
         if let Some(starting) = &starting {
             actions.push(Action::Verdict(starting.number, Verdict::Stopped));
         }
-        for generation in self.serving.take().into_iter().chain(starting) {
+        let back = self.falling_back.take().map(|back| back.failed);
+        for generation in self.serving.take().into_iter().chain(starting).chain(back) {
             self.drain(generation, false, urgency, now, actions);
         }
         if urgency == Urgency::Quick {
@@ -512,12 +558,14 @@ impl Generations {
         let is = |generation: &Generation| generation.monitor() == Some(monitor);
         let was_starting = self.starting.as_ref().is_some_and(|(starting, _)| is(starting));
         let was_serving = self.serving.as_ref().is_some_and(is);
-        if draining.is_none() && !was_starting && !was_serving {
+        let was_back = self.falling_back.as_ref().is_some_and(|back| is(&back.failed));
+        if draining.is_none() && !was_starting && !was_serving && !was_back {
             return;
         }
         if orphans {
-            let living =
-                self.serving.iter().chain(self.starting.iter().map(|(starting, _)| starting)).find(|one| is(one));
+            let starting = self.starting.iter().map(|(starting, _)| starting);
+            let back = self.falling_back.iter().map(|back| &back.failed);
+            let living = self.serving.iter().chain(starting).chain(back).find(|one| is(one));
             let stop = draining.as_ref().map(|draining| &draining.stop).or(living.map(|living| &living.settings.stop));
             let stop = stop.unwrap_or(&self.settings.stop).clone();
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
@@ -536,6 +584,12 @@ impl Generations {
             self.release_if_gone(monitor.generation, actions);
         } else if was_serving {
             self.serving_ended(cause, now, actions);
+            self.go_on_rolling(now, actions);
+        } else if was_back {
+            if let Some(back) = &mut self.falling_back {
+                back.failed.lose_monitor(now, now);
+            }
+            self.end_fall_back(now, actions);
         } else {
             if let Some((starting, _)) = &mut self.starting {
                 // Nobody is left to be told to stop.
@@ -589,6 +643,7 @@ impl Generations {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.judge_starting(now, actions);
+        self.fall_back(now, actions);
         if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
             self.reload(now, actions);
         }
@@ -616,7 +671,9 @@ impl Generations {
     fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &self.starting else { return };
         match starting.phase {
+            Phase::Baking { until } if until <= now && starting.must_grow() => self.roll_on(now, actions),
             Phase::Baking { until } if until <= now => self.commit(now, actions),
+            Phase::Rolling if *deadline <= now => self.give_up_rolling(now, actions),
             Phase::Filling if *deadline <= now => {
                 let (slot, cause) = starting.why_not_ready();
                 self.reject(slot, cause, now, actions);
@@ -653,7 +710,8 @@ impl Generations {
 
     /// Whether a generation that lacks a listener may be replaced now. One without workers needs none.
     fn may_renew(&self) -> bool {
-        self.starting.is_none() && self.serving.as_ref().is_some_and(|serving| !serving.is_quiet())
+        let busy = self.starting.is_some() || self.falling_back.is_some();
+        !busy && self.serving.as_ref().is_some_and(|serving| !serving.is_quiet())
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::backoff::Pace;
-use crate::config::{Ready, Schedule, StartDelay};
+use crate::config::{Ready, Schedule, StartDelay, Surge};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -24,6 +24,8 @@ pub struct Monitor {
 pub struct Settings {
     /// How many workers make a generation whole; none where it was told to have none.
     pub workers: u32,
+    /// How many more a reload may have at once.
+    pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
     /// How long a worker of a new generation may take until it is ready.

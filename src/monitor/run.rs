@@ -211,6 +211,10 @@ impl Monitor {
         loop {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::Queue, descriptors) => {
+                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
+                    self.listeners.extend(descriptors);
+                }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
                         self.accepted_on.add(&held);

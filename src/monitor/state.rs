@@ -182,11 +182,13 @@ impl Slots {
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
-            Event::Ordered(Order::Scale { workers, oldest }) => self.scale(workers, oldest, now, &mut actions),
+            Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
             Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(
+                Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
+            ) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
@@ -383,6 +385,9 @@ impl Slots {
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
         let retired = std::mem::replace(&mut slot.retiring, false);
+        if retired {
+            actions.push(Action::Report(Report::Gone { slot: worker.slot }));
+        }
         if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;

@@ -30,11 +30,6 @@ impl Count {
         if serving { self.now } else { self.next }
     }
 
-    /// Whether so many are all that are wanted.
-    pub(crate) fn is_all(&self, slots: usize) -> bool {
-        self.now > 0 && slots >= self.now as usize
-    }
-
     pub(crate) fn refuse(&mut self) {
         self.asked = Some((self.now, None));
     }

@@ -83,7 +83,12 @@ impl MainCheck {
     /// Whether nobody is left, nor is to come.
     pub(crate) fn has_finished(&self) -> bool {
         let serving = self.serving.and_then(|serving| self.monitors.get(&serving));
-        self.starting().is_none() && serving.is_some_and(|watched| watched.has(0))
+        self.starting().is_none() && self.falling_back.is_none() && serving.is_some_and(|watched| watched.has(0))
+    }
+
+    /// How long a new generation, or a share of it, may take to be ready.
+    pub(crate) fn longest_start(&self) -> Time {
+        self.wanted.ready_timeout + self.wanted.start_delay.longest(self.count.next())
     }
 
     /// What must have been done by now.

@@ -19,7 +19,7 @@ const GRACE: Time = Time::from_secs(5);
 const LONGEST_PLANNING: Time = Time::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Orphans {
+pub(crate) enum Orphans {
     None,
     Present,
     Gone,
@@ -28,39 +28,46 @@ enum Orphans {
 /// One monitor, from the order to start it until its last orphan is gone.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    trial: bool,
+    pub(crate) trial: bool,
     /// So many workers are wanted of it, and of so many it is to say that they are no more.
     pub(crate) workers: u32,
     pub(crate) retiring: u32,
-    ready: BTreeSet<u32>,
+    /// So many are to end because there are to be fewer, and have not.
+    pub(crate) leaving: u32,
+    pub(crate) ready: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
-    seen: BTreeSet<u32>,
+    pub(crate) seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
-    whole_since: Option<Time>,
+    pub(crate) whole_since: Option<Time>,
     /// The slots whose worker ended for good, and its exit code.
     pub(crate) ended_for_good: BTreeMap<u32, u8>,
-    committed: bool,
+    pub(crate) committed: bool,
     /// It is said to serve.
-    proven: bool,
+    pub(crate) proven: bool,
     pub(crate) ordered: StopTimes,
-    killed: bool,
+    pub(crate) killed: bool,
     pub(crate) ended: bool,
-    orphans: Orphans,
+    pub(crate) orphans: Orphans,
     /// The stop of what outlived it.
-    orphans_stop: StopTimes,
-    orphans_killed: bool,
+    pub(crate) orphans_stop: StopTimes,
+    pub(crate) orphans_killed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Starting {
-    monitor: Monitor,
+pub(crate) struct Starting {
+    pub(crate) monitor: Monitor,
     /// What it is to be is known, and its monitor started.
-    begun: bool,
-    since: Time,
+    pub(crate) begun: bool,
+    pub(crate) since: Time,
     /// By when it must be ready.
-    due: Time,
+    pub(crate) due: Time,
     /// Something happened by which it fails.
-    failed: bool,
+    pub(crate) failed: bool,
+    /// It has been begun with a share of its workers; so many have been ready together.
+    pub(crate) rolls: bool,
+    pub(crate) proven: u32,
+    /// Until when workers of the other one may take to make room.
+    pub(crate) room_due: Option<Time>,
 }
 
 impl Watched {
@@ -108,6 +115,8 @@ pub(crate) struct Tally {
     pub(crate) finished_by_one: u64,
     pub(crate) ended_before: u64,
     pub(crate) hastened: u64,
+    pub(crate) shares: u64,
+    pub(crate) fall_backs: u64,
 }
 
 impl Tally {
@@ -118,7 +127,9 @@ impl Tally {
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
-        !reloads.iter().chain(&limits).chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
+        let rolling = [self.shares, self.fall_backs];
+        let further = limits.iter().chain(&rolling);
+        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
     }
 
     pub(crate) fn add(&mut self, other: Tally) {
@@ -143,46 +154,54 @@ impl Tally {
         self.finished_by_one += other.finished_by_one;
         self.ended_before += other.ended_before;
         self.hastened += other.hastened;
+        self.shares += other.shares;
+        self.fall_backs += other.fall_backs;
     }
 }
 
 pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
     pub(crate) wanted: Settings,
-    count: Count,
+    pub(crate) count: Count,
     /// The generation that was promised and will never begin.
-    unbegun: Option<u32>,
+    pub(crate) unbegun: Option<u32>,
+    /// When the serving generation was last to have more again.
+    pub(crate) last_raise: Time,
+    /// In this step the serving generation has lost the one that served beside it, and gets its workers back.
+    pub(crate) restores: bool,
     pub(crate) monitors: BTreeMap<Monitor, Watched>,
-    last_generation: u32,
+    pub(crate) last_generation: u32,
     pub(crate) serving: Option<Monitor>,
-    starting: Option<Starting>,
-    reload_queued: bool,
+    pub(crate) starting: Option<Starting>,
+    /// One that failed on its way, whose workers still serve.
+    pub(crate) falling_back: Option<Monitor>,
+    pub(crate) reload_queued: bool,
     /// The requests that were told which generation decides them.
-    answered: Vec<u64>,
+    pub(crate) answered: Vec<u64>,
     /// The generations that somebody waits for.
-    promised: BTreeSet<u32>,
+    pub(crate) promised: BTreeSet<u32>,
     /// Those of which was told what became of them.
-    judged: BTreeSet<u32>,
+    pub(crate) judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
-    trials_due: u32,
+    pub(crate) trials_due: u32,
     /// The generation whose plan is to be given up.
-    planned_in_vain: Option<u32>,
-    renewal: RenewalWatch,
-    has_run: bool,
+    pub(crate) planned_in_vain: Option<u32>,
+    pub(crate) renewal: RenewalWatch,
+    pub(crate) has_run: bool,
     /// A worker has ended for good, and that ends all.
     pub(crate) finishes_all: bool,
-    told: BTreeMap<u32, BTreeSet<u32>>,
+    pub(crate) told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
-    listening: BTreeMap<u32, BTreeSet<u32>>,
+    pub(crate) listening: BTreeMap<u32, BTreeSet<u32>>,
     /// Some worker cannot be seen, and people have been told so.
-    unseeable: bool,
-    unseeable_told: bool,
-    restarts: PaceWatch,
-    stop: StopTimes,
-    stopped_with: u8,
-    closed: bool,
-    released: BTreeSet<u32>,
-    exited: bool,
+    pub(crate) unseeable: bool,
+    pub(crate) unseeable_told: bool,
+    pub(crate) restarts: PaceWatch,
+    pub(crate) stop: StopTimes,
+    pub(crate) stopped_with: u8,
+    pub(crate) closed: bool,
+    pub(crate) released: BTreeSet<u32>,
+    pub(crate) exited: bool,
     pub(crate) tally: Tally,
 }
 
@@ -191,11 +210,14 @@ impl MainCheck {
         MainCheck {
             count: Count::new(wanted.workers),
             unbegun: None,
+            last_raise: Time::ZERO,
+            restores: false,
             wanted,
             monitors: BTreeMap::new(),
             last_generation: 0,
             serving: None,
             starting: None,
+            falling_back: None,
             reload_queued: false,
             answered: Vec::new(),
             promised: BTreeSet::new(),
@@ -258,9 +280,11 @@ impl MainCheck {
 
     pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
         self.take_in(now, event);
+        self.note_room(now);
         for action in actions {
             self.check_action(now, event, action, actions)?;
         }
+        self.restores = false;
         self.check_answers(event)?;
         self.check_whole(now, punctual)
     }
@@ -269,7 +293,9 @@ impl MainCheck {
         match event {
             Event::Start => {}
             Event::Reload | Event::ReloadFor(_) if self.is_stopping() => {}
-            Event::Reload | Event::ReloadFor(_) if self.starting.is_some() => self.reload_queued = true,
+            Event::Reload | Event::ReloadFor(_) if self.starting.is_some() || self.falling_back.is_some() => {
+                self.reload_queued = true;
+            }
             Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
             Event::Rebound if self.is_stopping() => {}
             Event::Rebound => {
@@ -311,6 +337,7 @@ impl MainCheck {
         self.stop.begin(quick, now);
         self.renewal = RenewalWatch::default();
         self.reload_queued = false;
+        self.falling_back = None;
         let starting = self.starting.take().filter(|starting| !starting.begun);
         self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
         if quick {
@@ -322,6 +349,9 @@ impl MainCheck {
 
     fn told(&mut self, now: Time, monitor: Monitor, report: &Report) {
         let (is_serving, is_starting) = (self.serving == Some(monitor), self.starting() == Some(monitor));
+        if is_serving || is_starting || self.falling_back == Some(monitor) {
+            self.left(monitor, report);
+        }
         if self.is_stopping() || !(is_serving || is_starting) {
             return;
         }
@@ -338,8 +368,7 @@ impl MainCheck {
                     self.told.entry(monitor.generation).or_default().insert(*slot);
                 }
             }
-            Report::Retired { slot } => {
-                watched.retiring = watched.retiring.saturating_sub(1);
+            Report::Retired { slot, .. } => {
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
                 watched.ended_for_good.remove(slot);
@@ -393,6 +422,14 @@ impl MainCheck {
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         watched.ended = true;
         watched.renumber();
+        watched.leaving = 0;
+        if self.falling_back == Some(monitor) {
+            self.falling_back = None;
+            self.restores = true;
+            self.note_count(now);
+            self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
+        }
+        let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         if orphans {
             self.tally.adoptions += 1;
             watched.orphans = Orphans::Present;
@@ -422,7 +459,7 @@ impl MainCheck {
             }
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
                 self.check_ended(*workers, *trial, ended)?;
-                let right = *workers == if *trial { self.count.next() } else { self.count.now() };
+                let right = self.begins_right(*trial, *workers);
                 hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
@@ -433,8 +470,8 @@ impl MainCheck {
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(monitor, Order::Scale { workers, oldest }) => {
-                self.check_scale(event, *monitor, *workers, *oldest)
+            Action::Order(monitor, Order::Scale { workers, which }) => {
+                self.check_scale(now, event, *monitor, (*workers, *which))
             }
             Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
@@ -469,8 +506,10 @@ impl MainCheck {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
         hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        let due = now + self.wanted.ready_timeout + self.wanted.start_delay.longest(workers);
-        self.starting = Some(Starting { monitor, begun: true, since: now, due, failed: false });
+        let due = now + self.longest_start();
+        let rolls = workers < self.count.next();
+        self.starting =
+            Some(Starting { monitor, begun: true, since: now, due, failed: false, rolls, proven: 0, room_due: None });
         self.add(monitor, workers, true, BTreeMap::new())?;
         self.check_notify(monitor, notify)
     }
@@ -489,8 +528,16 @@ impl MainCheck {
             self.renewal.started(now, self.wanted.pace)?;
         }
         self.last_generation = generation;
-        self.starting =
-            Some(Starting { monitor, begun: false, since: now, due: now + LONGEST_PLANNING, failed: false });
+        self.starting = Some(Starting {
+            monitor,
+            begun: false,
+            since: now,
+            due: now + LONGEST_PLANNING,
+            failed: false,
+            rolls: false,
+            proven: 0,
+            room_due: None,
+        });
         Ok(())
     }
 
@@ -526,6 +573,7 @@ impl MainCheck {
             trial,
             workers,
             retiring: 0,
+            leaving: 0,
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
@@ -545,7 +593,7 @@ impl MainCheck {
 
     fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
         let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let serving = self.count.is_all(told);
+        let serving = self.is_all(told);
         let must = match self.wanted.ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
@@ -558,11 +606,11 @@ impl MainCheck {
     fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
         let listening =
             self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let must = self.wanted.ready == Ready::Auto && self.count.is_all(listening);
+        let must = self.wanted.ready == Ready::Auto && self.is_all(listening);
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 
-    fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
+    pub(crate) fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
         let watched = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended);
         watched.ok_or_else(|| Violation::new(3, format!("{monitor:?} is ordered about, and is gone")))
     }
@@ -584,9 +632,15 @@ impl MainCheck {
             Action::Note(Note::Rejected(generation, _)) => *generation == monitor.generation,
             _ => false,
         };
-        let retired = urgency == Urgency::Graceful && all.iter().any(retired);
         let hastened = urgency == Urgency::Quick && !asked && self.is_beyond_limit(monitor);
         self.tally.hastened += u64::from(hastened);
+        let back = self.falling_back.take_if(|back| *back == monitor).is_some();
+        self.restores |= back;
+        if back {
+            self.note_count(now);
+        }
+        self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
+        let retired = back || (urgency == Urgency::Graceful && all.iter().any(retired));
         let watched = self.live(monitor)?;
         let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
         watched.ordered.begin(urgency == Urgency::Quick, now);
@@ -665,41 +719,12 @@ impl MainCheck {
         }
         self.count.change(change, self.serving.is_some());
         if change == Change::ToNone {
-            self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+            self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
             self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
         }
+        self.note_count(now);
         self.tally.scaled += 1;
         self.tally.quiet += u64::from(change == Change::ToNone);
-        if let Some(starting) = &mut self.starting
-            && let Some(watched) = self.monitors.get(&starting.monitor)
-            && watched.whole_since.is_some()
-            && watched.workers != self.count.now()
-        {
-            let longest = self.wanted.ready_timeout + self.wanted.start_delay.longest(self.count.now());
-            starting.due = starting.due.max(now + longest);
-        }
-        // While there is no monitor that could say which, the last ones go.
-        let workers = self.count.now();
-        let without = self.serving.and_then(|serving| self.monitors.get_mut(&serving)).filter(|watched| watched.ended);
-        if let Some(watched) = without {
-            watched.workers = workers;
-            watched.ended_for_good.split_off(&workers);
-        }
-    }
-
-    fn check_scale(&mut self, event: &Event, monitor: Monitor, workers: u32, oldest: bool) -> Checked {
-        let asked = match event {
-            Event::Scale(_, change) => (*change == Change::WithoutOldest && self.serving == Some(monitor)) == oldest,
-            _ => false,
-        };
-        hold(asked && workers == self.count.now(), 7, || format!("{monitor:?} is to keep {workers} workers"))?;
-        let now_wanted = self.live(monitor)?;
-        now_wanted.retiring += now_wanted.workers.saturating_sub(workers);
-        now_wanted.workers = workers;
-        // What is wanted is known; whether that is there is found out as it is told.
-        let whole = now_wanted.has(now_wanted.ready.len());
-        now_wanted.whole_since = now_wanted.whole_since.filter(|_| whole);
-        Ok(())
     }
 
     /// What decides a request has not begun when it comes.
@@ -752,11 +777,13 @@ impl MainCheck {
 
     fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
         self.tally.commits += 1;
+        let baked_at = self.starting().and_then(|monitor| self.baked_at(monitor));
         let Some(Starting { monitor, failed, since, .. }) = self.starting.take() else {
             return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
         };
-        let baked = self.baked_at(monitor).is_some_and(|baked| baked <= now);
-        hold(baked && !failed, 1, || format!("generation {generation} is committed too early"))?;
+        let baked = baked_at.is_some_and(|baked| baked <= now);
+        let whole = self.monitors.get(&monitor).is_some_and(|watched| watched.workers == self.count.next());
+        hold(baked && whole && !failed, 1, || format!("generation {generation} is committed too early"))?;
         let ordered = |wanted: Action| all.contains(&wanted);
         hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
         hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
@@ -780,11 +807,22 @@ impl MainCheck {
             return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
         };
         let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
-        let late = !whole && now >= starting.due;
+        let late = match starting.room_due {
+            Some(due) => now >= due,
+            None => !whole && now >= starting.due,
+        };
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
         self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
         self.renewal.failed(now);
-        self.next_trial();
+        let lives = self.monitors.get(&starting.monitor).is_some_and(|watched| !watched.ended);
+        if starting.proven > 0 && lives && self.count.now() > 0 {
+            self.tally.fall_backs += 1;
+            self.falling_back = Some(starting.monitor);
+        } else {
+            self.restores |= starting.proven > 0;
+            self.note_count(now);
+            self.next_trial();
+        }
         Ok(())
     }
 
@@ -793,9 +831,10 @@ impl MainCheck {
         self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
     }
 
-    fn baked_at(&self, monitor: Monitor) -> Option<Time> {
+    pub(crate) fn baked_at(&self, monitor: Monitor) -> Option<Time> {
         let whole_since = self.monitors.get(&monitor)?.whole_since?;
-        Some(whole_since + self.wanted.bake)
+        let proven = self.starting.is_some_and(|starting| starting.monitor == monitor && starting.proven > 0);
+        Some(if proven { whole_since } else { whole_since + self.wanted.bake })
     }
 
     /// What must have been done by now.
@@ -805,7 +844,9 @@ impl MainCheck {
         hold(self.count.is_known(), 7, || "nobody is told what became of the count".to_owned())?;
         for monitor in self.serving.into_iter().chain(self.starting()) {
             let watched = self.monitors.get(&monitor).filter(|watched| !watched.ended && !self.is_stopping());
-            let right = watched.is_none_or(|watched| watched.workers == self.count.of(Some(monitor) == self.serving));
+            let rolls = self.falling_back.is_some() || self.starting.is_some_and(|starting| starting.rolls);
+            let wanted = self.count.of(Some(monitor) == self.serving);
+            let right = watched.is_none_or(|watched| rolls || watched.workers == wanted);
             hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
         }
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
@@ -818,7 +859,8 @@ impl MainCheck {
         if self.count.now() == 0 {
             self.renewal.excuse(now);
         }
-        let waits = self.starting.is_none() && punctual && self.renewal.is_late(now, self.wanted.pace);
+        let idle = self.starting.is_none() && self.falling_back.is_none();
+        let waits = idle && punctual && self.renewal.is_late(now, self.wanted.pace);
         hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {
             self.check_monitor(now, *monitor, watched, punctual)?;
@@ -835,7 +877,7 @@ impl MainCheck {
     fn check_starting(&self, now: Time) -> Checked {
         let Some(Starting { monitor, due, failed, .. }) = self.starting else { return Ok(()) };
         hold(!failed, 7, || format!("{monitor:?} has failed, and starts on"))?;
-        let due = self.baked_at(monitor).unwrap_or(due);
+        let due = self.starting.and_then(|starting| starting.room_due).or(self.baked_at(monitor)).unwrap_or(due);
         hold(now < due, 7, || format!("{monitor:?} starts for ever"))
     }
 
@@ -846,7 +888,8 @@ impl MainCheck {
             let late = left && due.is_some_and(|due| due < now) && punctual;
             return hold(!late, 6, || format!("the orphans of {monitor:?} live on"));
         }
-        let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor);
+        let back = self.falling_back == Some(monitor);
+        let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor) || back;
         let must_stop = self.is_stopping() || !goes_on;
         hold(!must_stop || watched.ordered.has_begun(), 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
@@ -857,7 +900,7 @@ impl MainCheck {
 
     fn is_gone(&self, generation: u32) -> bool {
         let is = |monitor: Option<Monitor>| monitor.is_some_and(|monitor| monitor.generation == generation);
-        let goes_on = !self.is_stopping() && (is(self.serving) || is(self.starting()));
+        let goes_on = !self.is_stopping() && (is(self.serving) || is(self.starting()) || is(self.falling_back));
         let lives = |(monitor, watched): (&Monitor, &Watched)| {
             monitor.generation == generation && (!watched.ended || watched.orphans == Orphans::Present)
         };

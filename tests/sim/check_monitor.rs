@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
@@ -56,6 +56,8 @@ pub(crate) struct MonitorCheck {
     gave_up: bool,
     closed: bool,
     exited: bool,
+    /// The slot whose worker ended because none was wanted, which is still to be told.
+    gone: Option<u32>,
 }
 
 impl MonitorCheck {
@@ -73,6 +75,7 @@ impl MonitorCheck {
             gave_up: false,
             closed: false,
             exited: false,
+            gone: None,
             wanted,
         }
     }
@@ -178,6 +181,7 @@ impl MonitorCheck {
         if std::mem::take(&mut slot.retiring) {
             (slot.anew, slot.due) = (!slot.idle, now);
             slot.pace.excuse();
+            self.gone = Some(worker.slot);
             return None;
         }
         // Whoever was told to end is not asked why.
@@ -212,18 +216,22 @@ impl MonitorCheck {
         self.slots.iter().filter(|slot| !slot.idle).count() as u32
     }
 
-    fn check_retired(&mut self, now: Time, event: &Event, index: u32) -> Checked {
-        let Event::Ordered(Order::Scale { oldest, .. }) = event else {
+    fn check_retired(&mut self, now: Time, event: &Event, index: u32, empty: bool) -> Checked {
+        let Event::Ordered(Order::Scale { which, .. }) = event else {
             return hold(false, 0, || format!("slot {index} is retired for no order"));
         };
         let wanted = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.idle);
         let begun = |(_, slot): (usize, &Slot)| slot.alive.then_some(slot.begun);
-        let right = match oldest {
-            true => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
-            false => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
+        let right = match which {
+            Which::Oldest => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
+            Which::First => wanted().next().is_some_and(|(at, _)| at == index as usize),
+            Which::Last => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
         };
         hold(right, 4, || format!("slot {index} is retired, and another one should be"))?;
         let slot = &mut self.slots[index as usize];
+        hold(empty == (!slot.alive || slot.retiring), 0, || {
+            format!("slot {index} is said to have a worker: {}", !empty)
+        })?;
         (slot.idle, slot.anew, slot.finished) = (true, false, false);
         if slot.alive {
             slot.retiring = true;
@@ -279,7 +287,7 @@ impl MonitorCheck {
                 let first = !std::mem::replace(&mut self.closed, true);
                 hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
             }
-            Action::Report(Report::Retired { slot }) => self.check_retired(now, event, *slot),
+            Action::Report(Report::Retired { slot, empty }) => self.check_retired(now, event, *slot, *empty),
             Action::Report(report) => self.check_report(now, report, ended),
             Action::Note(Note::Respawning(worker, _, delay)) => {
                 let pace = self.wanted.pace;
@@ -407,6 +415,10 @@ impl MonitorCheck {
                 let shown = self.slots.iter().any(|slot| slot.readiness.executed.is_some());
                 hold(first && shown, 0, || "tells of an exec twice, or of none".to_owned())
             }
+            Report::Gone { slot } => {
+                let so = self.gone.take() == Some(*slot);
+                hold(so, 0, || format!("{report:?} is not true"))
+            }
             other => hold(false, 0, || format!("{other:?} is nothing that the state tells")),
         }
     }
@@ -454,6 +466,7 @@ impl MonitorCheck {
 
     fn check_whole(&self) -> Checked {
         let stopping = self.stop.has_begun();
+        hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
         let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
         hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;
         hold(!stopping || self.closed, 9, || "a stop does not close the listeners".to_owned())?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
 use panzer::readiness::watch::{Hidden, Sight};
@@ -124,9 +124,10 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(16) {
-        15 => Report::EndedForGood { slot, code: choices.among(&[0, 1, 255]) },
-        14 => Report::Retired { slot },
+    match choices.below(17) {
+        14 => Report::Retired { slot, empty: choices.below(2) == 1 },
+        15 => Report::Gone { slot },
+        16 => Report::EndedForGood { slot, code: choices.among(&[0, 1, 255]) },
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
@@ -155,9 +156,10 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
-        22 if choices.below(2) == 1 => {
-            Event::Ordered(Order::Scale { workers: choices.below(6) as u32, oldest: choices.below(2) == 1 })
-        }
+        22 if choices.below(2) == 1 => Event::Ordered(Order::Scale {
+            workers: choices.below(6) as u32,
+            which: choices.among(&[Which::Last, Which::First, Which::Oldest]),
+        }),
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use panzer::backoff::Pace;
-use panzer::config::{ExitCodes, Ready, RespawnLimit, StartDelay};
+use panzer::config::{ExitCodes, Ready, RespawnLimit, StartDelay, Surge};
 use panzer::control::messages::Urgency;
 use panzer::main_process::state::{Change, Event, Settings, Standing};
 use panzer::worker::cause::Cause;
@@ -61,6 +61,7 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
     Spec {
         main: Settings {
             workers: 1 + choices.below(5) as u32,
+            surge: choices.among(&[Surge::All, Surge::All, Surge::Count(1), Surge::Count(2), Surge::Percent(50)]),
             ready,
             ready_timeout: choices.millis(&[2_000, 5_000, 20_000, 500]),
             bake: choices.millis(&[1_000, 0, 300]),

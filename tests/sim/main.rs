@@ -14,6 +14,7 @@ mod check_monitor;
 mod check_probes;
 mod check_readiness;
 mod check_renewal;
+mod check_rolling;
 mod check_starts;
 mod choices;
 mod fuzz;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use panzer::config::{FinalExits, StartDelay};
+use panzer::config::{FinalExits, StartDelay, Surge};
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
@@ -103,6 +103,10 @@ planted! {
     ForgetsRetired
     RetiresTheFirst
     CountsBackOnReload
+    RollsBeforeThereIsRoom
+    GivesUpTooMany
+    StaysOnItsWay
+    SurgesAtOnce
 }
 
 impl Planted {
@@ -112,6 +116,7 @@ impl Planted {
             Some(Planted::NeverHastens) => settings.max_draining = u32::MAX,
             Some(Planted::ForgetsStartDelay) => settings.start_delay = StartDelay::default(),
             Some(Planted::StopsAtAnyFinalExit) => settings.final_exit_stop = true,
+            Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
             _ => {}
@@ -157,6 +162,10 @@ impl Planted {
                 Some(Event::Scale(request, Change::To(1)))
             }
             (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
+            (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
+                Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
+            }
+            (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -310,6 +319,15 @@ impl Planted {
             Planted::ScalesServingOnly => actions.retain(|action| {
                 !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
             }),
+            Planted::GivesUpTooMany => {
+                for action in actions {
+                    if let Action::Order(monitor, Order::Scale { workers, .. }) = action
+                        && check.serving() == Some(*monitor)
+                    {
+                        *workers = workers.saturating_sub(1);
+                    }
+                }
+            }
             Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
             Planted::ForgetsTheEnded => {
                 for action in actions {
@@ -417,7 +435,7 @@ impl Planted {
             }
             Some(Planted::RetiresTheFirst) => {
                 for action in actions {
-                    if let Action::Report(Report::Retired { slot }) = action {
+                    if let Action::Report(Report::Retired { slot, .. }) = action {
                         *slot = 0;
                     }
                 }
