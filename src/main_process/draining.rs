@@ -27,40 +27,43 @@ impl Draining {
     /// One that is told now.
     pub(super) fn begin(stop: Schedule, served: bool, urgency: Urgency, now: Instant) -> Draining {
         let schedule = scheduled(&stop, urgency);
-        let kill_at = Some(now + schedule.total() + GRACE);
+        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
         Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
     }
 
-    /// It follows the quick schedule from here on; the order to do so, unless it does already.
-    pub(super) fn hasten(&mut self, monitor: Monitor, now: Instant) -> Option<Action> {
-        if self.urgency >= Urgency::Quick {
+    /// It is stopped so urgently from here on; the order to do so, unless it is already.
+    pub(super) fn hasten(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
+        if self.urgency >= urgency {
             return None;
         }
-        let quick = self.stop.quick();
-        self.urgency = Urgency::Quick;
-        if now + quick.total() < self.begun + self.schedule.total() {
-            self.kill_at = self.kill_at.map(|_| now + quick.total() + GRACE);
-            (self.schedule, self.begun) = (quick, now);
+        let schedule = scheduled(&self.stop, urgency);
+        let patient = self.urgency == Urgency::Patient;
+        self.urgency = urgency;
+        if patient || now + schedule.total() < self.begun + self.schedule.total() {
+            let kill_at = now + schedule.total() + GRACE;
+            // One that had to be killed is not killed again.
+            self.kill_at = if patient { Some(kill_at) } else { self.kill_at.map(|_| kill_at) };
+            (self.schedule, self.begun) = (schedule, now);
         }
-        Some(Action::Order(monitor, Order::Stop(Urgency::Quick)))
+        Some(Action::Order(monitor, Order::Stop(urgency)))
     }
 }
 
 impl Generations {
     /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
-    /// own time.
+    /// own time, and what was let go to end when it likes is not counted.
     pub(super) fn hasten_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }
         let limit = self.settings.max_draining;
-        let patient = self.draining.iter_mut().filter(|(_, draining)| draining.urgency < Urgency::Quick);
-        let mut patient: Vec<_> = patient.collect();
-        patient.sort_by_key(|(monitor, draining)| (draining.since, **monitor));
-        let beyond = patient.len().saturating_sub(limit as usize);
-        for (monitor, draining) in patient.into_iter().take(beyond) {
+        let slow = self.draining.iter_mut().filter(|(_, draining)| draining.urgency == Urgency::Graceful);
+        let mut slow: Vec<_> = slow.collect();
+        slow.sort_by_key(|(monitor, draining)| (draining.since, **monitor));
+        let beyond = slow.len().saturating_sub(limit as usize);
+        for (monitor, draining) in slow.into_iter().take(beyond) {
             actions.push(Action::Note(Note::Hastened(monitor.generation, limit)));
-            actions.extend(draining.hasten(*monitor, now));
+            actions.extend(draining.hasten(*monitor, Urgency::Quick, now));
         }
     }
 }
@@ -68,6 +71,7 @@ impl Generations {
 /// How what is to be stopped `stop` is stopped so urgently.
 pub(super) fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
     match urgency {
+        Urgency::Patient => stop.patient(),
         Urgency::Graceful => stop.clone(),
         Urgency::Quick => stop.quick(),
     }

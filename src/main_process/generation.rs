@@ -7,6 +7,7 @@ use super::rolling::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
 use crate::config::Ready;
+use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
 /// A generation that is meant to go on.
@@ -40,6 +41,8 @@ pub(super) struct Generation {
     pub(super) phase: Phase,
     pub(super) begun: Instant,
     pub(super) backoff: Backoff,
+    /// How the one is stopped that it replaces.
+    pub(super) retires: Urgency,
 }
 
 #[derive(Debug)]
@@ -91,6 +94,7 @@ impl Generation {
             phase: Phase::Planning,
             begun: now,
             backoff: Backoff::default(),
+            retires: Urgency::Graceful,
         }
     }
 

@@ -8,6 +8,7 @@ mod binding;
 mod children;
 mod counters;
 mod draining;
+mod dump;
 mod emptying;
 mod final_exits;
 mod generation;

@@ -14,6 +14,7 @@ use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::dump;
 use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
@@ -24,18 +25,18 @@ use super::shares::{Denied, Shares};
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
 use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
-use crate::signals::{Action as Asked, Preset, action, read_by_main};
+use crate::signals::Action as Asked;
 use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
-use crate::sys::signals::{Received as Signalled, Signals};
+use crate::sys::signals::{Received as Signalled, Signals, parse_signal_or_number};
 use crate::sys::{document, options, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
@@ -87,6 +88,8 @@ pub(super) struct Main {
     upward: Upward,
     /// Whether the table is to be printed, and who else asked for it.
     told_on_stderr: bool,
+    /// Whether it is to be written to a file.
+    dumps: bool,
     askers: Vec<u64>,
     pub(super) operators: Operators,
     counters: Counters,
@@ -130,7 +133,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
@@ -190,6 +193,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         found: BTreeMap::new(),
         inquiry: None,
         told_on_stderr: false,
+        dumps: false,
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
@@ -341,20 +345,33 @@ impl Main {
 
     fn signalled(&mut self, received: Signalled) {
         ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
-        match action(Preset::Panzer, received.signal) {
+        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+            return self.events.push_back(Event::Stop(Urgency::Graceful));
+        }
+        match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
+            Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
+            Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
-            Asked::PrintStatus => {
+            Asked::ScaleUp => self.scale(None, Change::By(1)),
+            Asked::ScaleDown => self.scale(None, Change::By(-1)),
+            Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
+            Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
             }
-            Asked::HangUp if self.had_terminal && !has_terminal() => {
-                self.events.push_back(Event::Stop(Urgency::Graceful));
+            Asked::Dump => {
+                self.dumps = true;
+                self.inquire();
             }
-            Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
-            Asked::Nothing => {}
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Asked::Reopen => {
+                ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
         }
     }
 
@@ -703,6 +720,9 @@ impl Main {
         let Some(inquiry) = self.inquiry.take_if(is_over) else { return };
         if std::mem::take(&mut self.told_on_stderr) {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
+        }
+        if std::mem::take(&mut self.dumps) {
+            dump::write(&self.pid_path, &inquiry.render(Pid::this().as_raw()));
         }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 
-use crate::config::{duration, parse_signal_or_number};
+use crate::config::duration;
+use crate::sys::signals::parse_signal_or_number;
 
 const AFTER: &str = "With one panzer running, none of --name, --pid and --control is needed.\n\n\
     Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or failed; of status: dead, and \
