@@ -2,6 +2,7 @@
 
 mod handover;
 mod layers;
+mod limits;
 mod plan_shown;
 
 use std::ffi::{OsStr, OsString};
@@ -15,8 +16,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, V
 
 use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{
-    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Surge, Text, Verbosity,
-    duration,
+    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Verbosity, duration,
 };
 use crate::signals::{Action, Habits, On, Preset, described};
 use crate::sockets::inherited::join;
@@ -118,9 +118,8 @@ struct Options {
     #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     healthy_after: Option<Duration>,
 
-    /// Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]
-    #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
-    respawn_limit: Option<RespawnLimit>,
+    #[command(flatten)]
+    limits: limits::LimitOptions,
 
     /// The workers' working directory, entered anew by each generation
     #[arg(long, env = "PANZER_CHDIR", value_name = "DIR")]
@@ -283,7 +282,7 @@ fn after_options() -> String {
          Signals to panzer, unless --signals or --on say otherwise:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
-         127  PROGRAM not found",
+         127  PROGRAM not found\n  or   the highest of --final-exit-codes that a worker ended with, once all have",
         signals.join("\n")
     )
 }
@@ -380,7 +379,10 @@ impl Options {
             // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
             delay_max: delay_max.max(delay),
             healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
-            respawn_limit: self.respawn_limit,
+            respawn_limit: self.limits.respawn_limit,
+            final_exits: self.limits.final_exits()?,
+            start_delay: self.limits.start_delay(),
+            max_draining: self.limits.max_draining(),
             name: self.name,
             pid_file: self.pid,
             control: self.control,

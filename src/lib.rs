@@ -43,7 +43,8 @@
 //! # Invariants
 //!
 //! 1. At most one generation is starting, and the serving one is untouched until the new one is wholly ready and has
-//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more.
+//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more. Of those
+//!    that drain, no more than `--max-draining` take their time.
 //! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.

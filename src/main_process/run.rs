@@ -173,7 +173,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
         }
     };
     let state = Generations::new(settings(&plan));
-    let shares = Shares::new(plan.ready_timeout);
+    let shares = Shares::new(plan.longest_start());
     let mut guard = Guard::new(FIRST_GUARDED);
     for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
@@ -260,6 +260,9 @@ fn settings(plan: &Plan) -> Settings {
         bake: plan.bake,
         stop: plan.stop.clone(),
         pace: plan.pace(),
+        start_delay: plan.start_delay,
+        final_exit_stop: plan.final_exits.stop,
+        max_draining: plan.max_draining,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }
 }
@@ -585,8 +588,8 @@ impl Main {
                     ::log::warn!("{why}");
                 }
             }
-            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
-                if let Err(error) = self.start_monitor(monitor, workers, (trial, notify, accept)) {
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
@@ -678,7 +681,7 @@ impl Main {
     fn start_monitor(
         &mut self,
         monitor: Monitor,
-        workers: u32,
+        (workers, ended): (u32, BTreeMap<u32, u8>),
         (trial, notify, accept): (bool, bool, bool),
     ) -> io::Result<()> {
         self.bind_queues(workers).map_err(io::Error::other)?;
@@ -688,6 +691,7 @@ impl Main {
             version: VERSION,
             plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
+            ended,
             trial,
             notify,
             accept,

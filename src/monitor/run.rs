@@ -519,11 +519,15 @@ impl Monitor {
                 phase: view.phase.word().to_owned(),
                 since: now.saturating_duration_since(view.since),
                 respawns: view.respawns,
-                last: self.roster.last_cause(slot).cloned(),
+                last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
             };
             self.channel.send(&Report::Worker(status));
         }
         self.channel.send(&Report::StatusEnd);
+    }
+
+    fn ended_under_another(&self, slot: u32) -> Option<Cause> {
+        self.assignment.ended.get(&slot).map(|code| Cause::Exited((*code).into()))
     }
 }
 
@@ -549,6 +553,9 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         stop: plan.stop.clone(),
         pace: plan.pace(),
         respawn_limit: plan.respawn_limit,
+        final_exits: plan.final_exits.clone(),
+        ended: assignment.ended.keys().copied().collect(),
+        start_delay: plan.start_delay,
         trial: assignment.trial,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

@@ -22,6 +22,7 @@ mod guard;
 mod harness;
 mod identity;
 mod inherited;
+mod limits;
 mod managed;
 mod my_app;
 mod operators;
