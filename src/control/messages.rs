@@ -35,6 +35,8 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// The daemon's start is over: its terminal is told nothing any more.
+    LeaveTerminal,
     /// Keep so many workers from now on.
     Scale {
         /// How many.

@@ -1,13 +1,15 @@
 //! The environment protocol by which panzer executes itself in another role.
 //!
-//! `PANZER_ROLE` says which; main also gets `PANZER_PLAN_FD`, a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_ROLE` says which; main also gets `PANZER_PLAN_FD`, and as a daemon `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
 //! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
 //! monitor has found it before, by `PANZER_RELEASE_FDS`.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+
+use nix::unistd::Pid;
 
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, set_inherited};
@@ -27,6 +29,7 @@ pub const OWN_IMAGE: &str = "/proc/self/exe";
 
 const ROLE: &str = "PANZER_ROLE";
 const PLAN_FD: &str = "PANZER_PLAN_FD";
+const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
 const GENERATION: &str = "PANZER_GENERATION";
@@ -35,10 +38,12 @@ const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that are meant for one process and never passed on as they came.
 const NEVER_PASSED_ON: [&str; 7] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
 
 /// Variables of panzer's own service manager, which main needs.
-const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
+
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
 /// An environment, taken once at the start of a role.
 #[derive(Debug)]
@@ -46,6 +51,18 @@ pub struct Environment {
     own: Vec<(OsString, OsString)>,
     passed_on: Vec<(OsString, OsString)>,
 }
+
+/// Who waits for a daemon to serve.
+#[derive(Debug)]
+pub struct Starter {
+    /// Its pid.
+    pub pid: Pid,
+    /// Where it waits for [`STARTED`]; the end without it is a failure.
+    pub told: OwnedFd,
+}
+
+/// What the starter of a daemon is told once it serves.
+pub const STARTED: &[u8] = b"started";
 
 /// What a monitor is given.
 #[derive(Debug)]
@@ -103,10 +120,17 @@ impl Environment {
         inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
     }
 
-    /// The variables for a main that finds its plan at `plan`.
-    pub fn for_main(&self, plan: RawFd) -> Vec<CString> {
+    /// The variables for a main that finds its plan at `plan`; as a daemon it is the child of `starter`.
+    pub fn for_main(&self, plan: RawFd, starter: Option<&Starter>) -> Vec<CString> {
         let mut own = vec![(PLAN_FD, plan.to_string())];
-        let told = OF_MANAGER.iter().filter_map(|name| Some((*name, self.own(name)?.to_owned())));
+        own.extend(starter.map(|starter| (STARTED_FD, starter.told.as_raw_fd().to_string())));
+        // The manager meant the process that it started.
+        let is_starter = |value: &str| starter.is_some_and(|starter| value == starter.pid.to_string());
+        let told = OF_MANAGER.iter().filter_map(|name| {
+            let value = self.own(name)?;
+            let is_ours = *name == WATCHDOG_PID && is_starter(value);
+            Some((*name, if is_ours { Pid::this().to_string() } else { value.to_owned() }))
+        });
         own.extend(told);
         self.for_role(Role::Main, &own)
     }
@@ -131,6 +155,11 @@ impl Environment {
     /// Takes what main was given.
     pub fn take_main(&self) -> Result<OwnedFd, String> {
         self.descriptor(PLAN_FD)
+    }
+
+    /// Takes where a daemon's starter waits.
+    pub fn take_started(&self) -> Result<Option<OwnedFd>, String> {
+        self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
     }
 
     /// Takes what a monitor was given. The listeners stay inheritable: workers find them where they are.

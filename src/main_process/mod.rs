@@ -18,6 +18,7 @@ mod rolling;
 pub mod run;
 mod scaling;
 mod shares;
+mod starter;
 pub mod state;
 mod unix_guard;
 mod upward;

@@ -20,6 +20,7 @@ use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
 use super::shares::{Denied, Shares};
+use super::starter::Starter;
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
@@ -80,6 +81,7 @@ struct Main {
     found: BTreeMap<u32, Found>,
     inquiry: Option<Inquiry>,
     upward: Upward,
+    starter: Starter,
     /// Whether the table is to be printed, and who else asked for it.
     told_on_stderr: bool,
     askers: Vec<u64>,
@@ -98,7 +100,8 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     let bytes = document::read(environment.take_main()?).map_err(|error| format!("cannot read the plan: {error}"))?;
     let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
     stderr::start(plan.verbosity.level());
-    match start(plan, environment) {
+    let starter = Starter::new(environment.take_started()?);
+    match start(plan, environment, starter) {
         Ok((mut main, pid_file)) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
             main.operators.server.end();
@@ -114,7 +117,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failure> {
+fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<(Main, PidFile), Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -164,6 +167,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
+        starter,
         plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
@@ -257,7 +261,12 @@ impl Main {
                     self.perform(action);
                 }
             }
+            // The manager first: by the end of the starter it must know who main is.
             self.upward.tell(self.state.overview(), Instant::now());
+            if self.starter.is_due(self.state.overview()) {
+                self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
+                self.starter.tell();
+            }
             if let Some(code) = self.exit {
                 return Ok(code);
             }

@@ -181,6 +181,8 @@ impl Slots {
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
             Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            // The descriptors' affair.
+            Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));

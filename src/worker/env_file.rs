@@ -1,0 +1,28 @@
+//! The variables of `--env-file`, read by a monitor at its start.
+
+use std::collections::BTreeMap;
+
+use super::cause::Cause;
+use crate::config::{EnvFile, Plan, Text, env_file, file};
+
+/// What the files of `plan` set, as they are now; of several that set one variable the last counts. The error names
+/// file, line and column, and no value.
+pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
+    let mut all = BTreeMap::new();
+    for EnvFile { path, optional } in &plan.env_files {
+        // As a symlink leads now.
+        let path = plan.start_directory.join(path);
+        let shown = path.display();
+        let wrong = |why: String| Cause::CannotStart(Cause::bounded(why));
+        let bytes = match file::read_bytes(&path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) if *optional => continue,
+            Ok(None) => return Err(wrong(format!("{shown}: there is no such file; create it, or correct --env-file"))),
+            Err(why) => return Err(wrong(format!("{shown}: {why}; correct it, or --env-file"))),
+        };
+        let variables = env_file::parse(&bytes)
+            .map_err(|found| wrong(format!("{shown}:{}:{}: {}", found.place.line, found.place.column, found.why)))?;
+        all.extend(variables);
+    }
+    Ok(all)
+}
