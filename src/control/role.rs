@@ -73,8 +73,8 @@ pub struct MonitorInheritance {
     pub plan: OwnedFd,
     /// Where each listener lies, from 3 on.
     pub listeners: Vec<OwnedFd>,
-    /// Directory and program of the release, where another monitor has found them.
-    pub release: Option<(OwnedFd, OwnedFd)>,
+    /// Directory and program of the release and the variables of its files, where another monitor has found them.
+    pub release: Option<[OwnedFd; 3]>,
 }
 
 impl Environment {
@@ -147,7 +147,7 @@ impl Environment {
             (LISTEN_FDS, listeners.to_string()),
         ];
         if with_release {
-            fds.push((RELEASE_FDS, format!("{},{}", after + 2, after + 3)));
+            fds.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
         }
         self.for_role(Role::Monitor, &fds)
     }
@@ -168,13 +168,12 @@ impl Environment {
         let listeners = (FIRST..FIRST.saturating_add(count))
             .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
             .collect::<Result<Vec<_>, _>>()?;
-        let release = match self.own(RELEASE_FDS).map(|pair| pair.split_once(',')) {
-            None => None,
-            Some(Some((directory, program))) => {
-                Some((descriptor(RELEASE_FDS, directory)?, descriptor(RELEASE_FDS, program)?))
-            }
-            Some(None) => return Err(broken(RELEASE_FDS, "not two numbers")),
+        let three = |numbers: &str| {
+            let all =
+                numbers.split(',').map(|number| descriptor(RELEASE_FDS, number)).collect::<Result<Vec<_>, _>>()?;
+            all.try_into().map_err(|_| broken(RELEASE_FDS, "not three numbers"))
         };
+        let release = self.own(RELEASE_FDS).map(three).transpose()?;
         Ok(MonitorInheritance {
             channel: self.descriptor(CHANNEL_FD)?,
             plan: self.descriptor(PLAN_FD)?,

@@ -55,6 +55,7 @@ const CANNOT_START: u8 = 125;
 struct Found {
     directory: OwnedFd,
     program: OwnedFd,
+    variables: OwnedFd,
     path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     other_user: Option<u32>,
@@ -426,10 +427,11 @@ impl Main {
     }
 
     fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
-        match (report, <[OwnedFd; 2]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program])) => {
+        match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                self.found.insert(monitor.generation, Found { directory, program, path, other_user });
+                let found = Found { directory, program, variables, path, other_user };
+                self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.inquiry {
@@ -655,7 +657,7 @@ impl Main {
         let mut descriptors: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
         descriptors.extend([theirs.as_fd(), plan.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
         let child = spawn(&Command {

@@ -1,6 +1,6 @@
 //! Performs what the state decides: one loop, one place to sleep.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,7 +13,7 @@ use nix::unistd::{Pid, fchdir};
 use super::log;
 use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
-use crate::config::{ListenAs, ListenPid, Ready, text};
+use crate::config::{ListenAs, ListenPid, Ready, Text, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
 use crate::control::role::Environment;
@@ -77,10 +77,9 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
         stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {error}"))?;
     }
-    let found = find_release(&assignment, inheritance.release, environment).and_then(|release| {
-        Ok((release, Identity::resolve(&assignment.plan.identity)?, env_file::read(&assignment.plan)?))
-    });
-    let (release, identity, from_files) = match found {
+    let found = find_release(&assignment, inheritance.release, environment)
+        .and_then(|(release, from_files)| Ok((release, from_files, Identity::resolve(&assignment.plan.identity)?)));
+    let (release, from_files, identity) = match found {
         Ok(found) => found,
         Err(cause) => {
             // Main says what it means: the end of a reload, or of a first start.
@@ -110,12 +109,19 @@ fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
 
 fn find_release(
     assignment: &Assignment,
-    held: Option<(OwnedFd, OwnedFd)>,
+    held: Option<[OwnedFd; 3]>,
     environment: &Environment,
-) -> Result<Release, Cause> {
+) -> Result<(Release, BTreeMap<Text, Text>), Cause> {
     match (held, &assignment.release_path) {
-        (Some((directory, program)), Some(path)) => Ok(Release::held(directory, program, path.clone())),
-        _ => Release::resolve(&assignment.plan, environment.inherited("PATH")),
+        (Some([directory, program, variables]), Some(path)) => {
+            let variables = env_file::from_document(variables)
+                .map_err(|error| Cause::CannotStart(format!("the variables of its files cannot be read: {error}")))?;
+            Ok((Release::held(directory, program, path.clone()), variables))
+        }
+        _ => {
+            let release = Release::resolve(&assignment.plan, environment.inherited("PATH"))?;
+            Ok((release, env_file::read(&assignment.plan)?))
+        }
     }
 }
 
@@ -131,7 +137,8 @@ impl Monitor {
         fchdir(&release.directory)?;
         let path = release.path.clone();
         let resolved = Report::Resolved { path, other_user: identity.other_user() };
-        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd()])?;
+        let variables = env_file::to_document(&common.from_files)?;
+        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), variables.as_fd()])?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;
         let notify = NotifySocket::new()?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::faults::wait_workers;
+use crate::faults::{kill_9, wait_workers};
 use crate::support::{Builder, Panzer};
 
 /// A worker with the variables of `text` in `app.env`.
@@ -37,11 +37,18 @@ fn each_generation_reads_it_anew() {
     has(&panzer, &["A=1", "HOME=/my home", "B={worker}\n$A", "C=option"]);
     fs::write(panzer.path("app.env"), "A=new\n").unwrap();
     let before = panzer.workers();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(before[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill_9(before[0]);
     panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
     wait_workers(&panzer, 1, &before);
-    // A respawn belongs to its generation.
+    // A respawn belongs to its generation, also by another monitor.
     has(&panzer, &["A=1"]);
+    fs::write(panzer.path("app.env"), "broken\n").unwrap();
+    let before = panzer.workers();
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
+    kill_9(panzer.status().serving().monitor.unwrap());
+    wait_workers(&panzer, 1, &before);
+    has(&panzer, &["A=1", "HOME=/my home"]);
+    fs::write(panzer.path("app.env"), "A=new\n").unwrap();
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     has(&panzer, &["A=new"]);
     assert!(!environment(panzer.workers()[0]).iter().any(|entry| entry.starts_with("B=")));
