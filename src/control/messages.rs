@@ -25,6 +25,19 @@ pub enum Urgency {
     Quick,
 }
 
+/// Which workers go where there are to be fewer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those of the last slots.
+    #[default]
+    Last,
+    /// Those of the first slots: another generation has workers in these.
+    First,
+    /// Those that have run for longest.
+    Oldest,
+}
+
 /// What main orders a monitor to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,10 +54,12 @@ pub enum Order {
     Scale {
         /// How many.
         workers: u32,
-        /// Whether it is the oldest that go where there are to be fewer, and not those of the last slots.
+        /// Which go where there are to be fewer.
         #[serde(default)]
-        oldest: bool,
+        which: Which,
     },
+    /// A further queue of a single worker comes along as a descriptor, behind those that came before.
+    Queue,
     /// Delays and waits are so from now on.
     Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.

@@ -80,7 +80,8 @@ pub enum Command {
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining` or `stopping`.
+    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`,
+    /// `emptying` or `stopping`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// In the last line: whether it was done.

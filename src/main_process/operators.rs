@@ -149,6 +149,11 @@ impl Operators {
         self.waiting.insert(client, Waiting::Verdict { generation, drained: request.drained, told: None });
     }
 
+    /// A change of the count of workers waits until some queues are empty.
+    pub(super) fn emptying(&mut self, client: u64) {
+        self.send(client, &Answer { generation: None, ..Answer::event("emptying", 0) });
+    }
+
     /// What became of a change of the count of workers.
     pub(super) fn scaled(&mut self, client: u64, from: u32, to: Result<u32, &str>) {
         let answer = match to {

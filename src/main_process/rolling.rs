@@ -2,13 +2,14 @@
 //! ready, and once these are gone the new one gets its next share. So there are never fewer workers ready than are
 //! wanted, and never more alive than those and one share.
 //!
-//! Where the new one fails on the way, the same is done backwards.
+//! It is slot by slot that one takes over from the other: each slot's queue, where it has one of its own, always has
+//! its worker. Where the new one fails on the way, the same is done backwards.
 
 use std::time::Instant;
 
 use super::generation::{Generation, Phase};
 use super::state::{Action, GRACE, Generations};
-use crate::control::messages::{Order, Urgency};
+use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 /// How far a generation has come that replaces another share by share.
@@ -55,10 +56,10 @@ impl Generation {
         self.roll.map_or(0, |roll| roll.proven)
     }
 
-    fn ordered(&mut self, workers: u32, actions: &mut Vec<Action>) {
+    fn ordered(&mut self, workers: u32, which: Which, actions: &mut Vec<Action>) {
         if workers != self.settings.workers {
             self.scale(workers);
-            let order = Order::Scale { workers, oldest: false };
+            let order = Order::Scale { workers, which };
             actions.extend(self.monitor().map(|monitor| Action::Order(monitor, order)));
         }
     }
@@ -73,7 +74,7 @@ impl Generations {
         roll.proven = proven;
         starting.phase = Phase::Rolling;
         *deadline = now + serving.settings.stop.total() + GRACE;
-        serving.ordered(roll.goal.saturating_sub(proven), actions);
+        serving.ordered(roll.goal.saturating_sub(proven), Which::First, actions);
         self.grow_if_gone(now, actions);
     }
 
@@ -92,7 +93,7 @@ impl Generations {
         }
         starting.phase = Phase::Filling;
         *deadline = now + starting.settings.ready_timeout;
-        starting.ordered(roll.goal.min(roll.proven + roll.share), actions);
+        starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, actions);
         self.settle_starting(now, actions);
     }
 
@@ -107,9 +108,9 @@ impl Generations {
         if let Some(back) = &mut self.falling_back {
             (back.goal, back.share) = (workers, back.failed.settings.surge.of(workers));
             if let Some(serving) = &mut self.serving {
-                serving.ordered(serving.settings.workers.min(workers), actions);
+                serving.ordered(serving.settings.workers.min(workers), Which::Last, actions);
                 let needed = workers.saturating_sub(back.proven).min(back.failed.settings.workers);
-                back.failed.ordered(needed, actions);
+                back.failed.ordered(needed, Which::Last, actions);
             }
             self.fall_back(now, actions);
             return true;
@@ -119,12 +120,12 @@ impl Generations {
         (roll.goal, roll.share) = (workers, starting.settings.surge.of(workers));
         roll.proven = roll.proven.min(workers);
         let (proven, share) = (roll.proven, roll.share);
-        serving.ordered(workers - proven, actions);
+        serving.ordered(workers - proven, Which::Last, actions);
         let own = starting.settings.workers;
         let baked = matches!(starting.phase, Phase::Baking { .. });
         // A first share that was all there was to have is no longer.
         let first = if proven == 0 { share.min(workers) } else { own };
-        starting.ordered(first.min(workers), actions);
+        starting.ordered(first.min(workers), Which::Last, actions);
         let again = now + starting.settings.ready_timeout;
         if matches!(starting.phase, Phase::Rolling) && !starting.must_grow() {
             starting.phase = Phase::Filling;
@@ -145,11 +146,11 @@ impl Generations {
         };
         if failed.monitor().is_none() {
             if let Some(serving) = &mut self.serving {
-                serving.ordered(roll.goal, actions);
+                serving.ordered(roll.goal, Which::Last, actions);
             }
             return self.drain(failed, false, Urgency::Graceful, now, actions);
         }
-        failed.ordered(roll.proven, actions);
+        failed.ordered(roll.proven, Which::Last, actions);
         let (Roll { goal, share, .. }, proven) = (roll, roll.goal.saturating_sub(roll.proven));
         self.falling_back = Some(FallBack { failed, goal, share, proven, ready_by: None });
         self.fall_back(now, actions);
@@ -174,14 +175,14 @@ impl Generations {
                     back.proven = serving.settings.workers;
                     if serving.settings.workers < back.goal {
                         let needed = back.goal - serving.settings.workers;
-                        back.failed.ordered(needed.min(back.failed.settings.workers), actions);
+                        back.failed.ordered(needed.min(back.failed.settings.workers), Which::First, actions);
                     }
                 }
                 Some(_) => return,
                 None if serving.settings.workers >= back.goal => return self.end_fall_back(now, actions),
                 None => {
                     back.ready_by = Some(now + serving.settings.ready_timeout);
-                    serving.ordered(back.goal.min(serving.settings.workers + back.share), actions);
+                    serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, actions);
                 }
             }
         }
@@ -191,7 +192,7 @@ impl Generations {
     pub(super) fn end_fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(back) = self.falling_back.take() else { return };
         if let Some(serving) = &mut self.serving {
-            serving.ordered(back.goal, actions);
+            serving.ordered(back.goal, Which::Last, actions);
         }
         self.drain(back.failed, false, Urgency::Graceful, now, actions);
         self.run_queued_reload(now, actions);

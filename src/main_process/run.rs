@@ -14,6 +14,7 @@ use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
 use super::log;
@@ -61,24 +62,28 @@ struct Found {
     other_user: Option<u32>,
 }
 
-struct Main {
+pub(super) struct Main {
     /// What was asked for last.
-    plan: Plan,
+    pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
     plans: BTreeMap<u32, Plan>,
     environment: Environment,
     had_terminal: bool,
     signals: Signals,
-    poller: Poller,
-    listeners: Vec<Listener>,
+    pub(super) poller: Poller,
+    pub(super) listeners: Vec<Listener>,
+    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
+    pub(super) queues: u32,
+    pub(super) active: u32,
+    pub(super) emptyings: Emptyings,
     shares_ports: bool,
     shares: Shares<OwnedFd>,
-    guard: Guard,
+    pub(super) guard: Guard,
     unix_guard: UnixGuard,
     too_many_told: bool,
     pid_path: PathBuf,
     ack_paths: AckPaths,
-    children: Children,
+    pub(super) children: Children,
     found: BTreeMap<u32, Found>,
     inquiry: Option<Inquiry>,
     upward: Upward,
@@ -86,11 +91,11 @@ struct Main {
     /// Whether the table is to be printed, and who else asked for it.
     told_on_stderr: bool,
     askers: Vec<u64>,
-    operators: Operators,
+    pub(super) operators: Operators,
     counters: Counters,
     next_token: u64,
-    state: Generations,
-    events: VecDeque<Event>,
+    pub(super) state: Generations,
+    pub(super) events: VecDeque<Event>,
     exit: Option<u8>,
 }
 
@@ -169,6 +174,9 @@ fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<(Main
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
         starter,
+        queues: plan.workers,
+        active: plan.workers,
+        emptyings: Emptyings::default(),
         plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
@@ -287,6 +295,7 @@ impl Main {
                 self.upward.deadline(),
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
+                self.emptyings.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -308,6 +317,7 @@ impl Main {
             }
             self.answer_inquiry();
             self.watch_over_listeners();
+            self.tend_queues(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.events.push_back(Event::Wake);
@@ -373,10 +383,10 @@ impl Main {
                 self.operators.wants_end(client, request.no_wait);
             }
             Wanted::Scale => match change(request.count.as_deref()) {
-                Ok(change) => self.events.push_back(Event::Scale(Some(client), change)),
+                Ok(change) => self.scale(Some(client), change),
                 Err(why) => self.operators.answer(client, &Answer::refused(why)),
             },
-            Wanted::Quiet => self.events.push_back(Event::Scale(Some(client), Change::ToNone)),
+            Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -547,11 +557,7 @@ impl Main {
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }
-            Action::Order(monitor, order) => {
-                if let Some(running) = self.children.running(monitor) {
-                    running.channel.send(&order);
-                }
-            }
+            Action::Order(monitor, order) => self.order(monitor, order),
             Action::KillMonitor(monitor) => {
                 if let Some(pid) = self.children.pid_of(monitor) {
                     // A child of ours that is not reaped yet: there is no way to refuse it.
@@ -566,7 +572,9 @@ impl Main {
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
+                self.give_up_emptying();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.queues = 0;
                 self.shares.close();
             }
             Action::Release(generation) => {
@@ -638,6 +646,7 @@ impl Main {
         workers: u32,
         (trial, notify, accept): (bool, bool, bool),
     ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
         let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
@@ -676,7 +685,7 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token });
+        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::generation::Phase;
 use super::state::{Action, Change, Generations, Note, Settings};
 use crate::config::MOST_WORKERS;
-use crate::control::messages::{Order, Urgency};
+use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {
@@ -40,7 +40,8 @@ impl Generations {
         }
         if let Some(serving) = &mut self.serving {
             serving.scale(workers);
-            let order = Order::Scale { workers, oldest: without_oldest };
+            let which = if without_oldest { Which::Oldest } else { Which::Last };
+            let order = Order::Scale { workers, which };
             actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         if let Some((starting, deadline)) = &mut self.starting
@@ -52,7 +53,7 @@ impl Generations {
             if baked && !starting.is_whole() {
                 *deadline = (*deadline).max(now + starting.settings.ready_timeout);
             }
-            let order = Order::Scale { workers, oldest: false };
+            let order = Order::Scale { workers, which: Which::Last };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         self.settle_serving(now);
@@ -100,7 +101,8 @@ impl Generations {
     }
 }
 
-fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
+/// What a change comes to.
+pub(super) fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
     const TOO_FEW: &str = "at least one worker is kept; panzerctl quiet ends them all";
     let to = match change {
         Change::ToNone => return Ok(0),

@@ -179,6 +179,11 @@ impl Generations {
         self.starting.as_ref().map(|(starting, _)| starting.progress())
     }
 
+    /// So many workers of the serving generation are ready.
+    pub fn ready(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.ready.len() as u32)
+    }
+
     /// No slot of the serving generation has this number, or a higher one.
     pub fn slots(&self) -> u32 {
         self.serving.as_ref().map_or(0, |serving| serving.slots)

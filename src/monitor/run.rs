@@ -228,6 +228,10 @@ impl Monitor {
                         ::log::warn!("the terminal cannot be left: {error}");
                     }
                 }
+                Received::Message(Order::Queue, descriptors) => {
+                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
+                    self.listeners.extend(descriptors);
+                }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
                         self.accepted_on.add(&held);

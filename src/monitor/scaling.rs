@@ -5,11 +5,11 @@ use std::time::Instant;
 use super::state::{Action, Slot, Slots, State};
 use crate::backoff::{Backoff, Pace};
 use crate::config::{Escalation, MOST_WORKERS};
-use crate::control::messages::{Report, Tuning};
+use crate::control::messages::{Report, Tuning, Which};
 
 impl Slots {
     /// So many workers are wanted from now on.
-    pub(super) fn scale(&mut self, workers: u32, oldest: bool, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn scale(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_some() || self.gave_up {
             return;
         }
@@ -19,7 +19,7 @@ impl Slots {
             self.want_another(now, actions);
         }
         while self.wanted() > workers {
-            self.retire_one(oldest, now, actions);
+            self.retire_one(which, now, actions);
         }
     }
 
@@ -43,12 +43,13 @@ impl Slots {
         }
     }
 
-    fn retire_one(&mut self, oldest: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn retire_one(&mut self, which: Which, now: Instant, actions: &mut Vec<Action>) {
         let mut wanted = self.slots.iter().enumerate().filter(|(_, slot)| slot.wanted);
-        let index = match oldest {
+        let index = match which {
             // One that has no worker is missed by nobody.
-            true => wanted.min_by_key(|(_, slot)| (slot.has_worker(), slot.since)),
-            false => wanted.next_back(),
+            Which::Oldest => wanted.min_by_key(|(_, slot)| (slot.has_worker(), slot.since)),
+            Which::Last => wanted.next_back(),
+            Which::First => wanted.next(),
         };
         let Some(index) = index.map(|(index, _)| index) else { return };
         let slot = &mut self.slots[index];

@@ -176,11 +176,13 @@ impl Slots {
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now),
-            Event::Ordered(Order::Scale { workers, oldest }) => self.scale(workers, oldest, now, &mut actions),
+            Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
             Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(
+                Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
+            ) => {}
             // The descriptors' affair.
             Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {

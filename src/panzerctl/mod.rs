@@ -187,6 +187,7 @@ fn progress(answer: &Answer) -> String {
         ("queued", ..) => format!("generation {generation}: queued behind the reload that is under way"),
         ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
         ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
+        ("emptying", ..) => "waiting for the queues of the workers that go to be empty".to_owned(),
         ("stopping", ..) => "stopping".to_owned(),
         (event, ..) => format!("generation {generation}: {event}"),
     }

@@ -27,6 +27,7 @@ mod managed;
 mod my_app;
 mod operators;
 mod per_worker;
+mod per_worker_scaling;
 mod scaling;
 mod servers;
 mod sharing;

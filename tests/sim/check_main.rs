@@ -441,8 +441,8 @@ impl MainCheck {
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(monitor, Order::Scale { workers, oldest }) => {
-                self.check_scale(now, event, *monitor, (*workers, *oldest))
+            Action::Order(monitor, Order::Scale { workers, which }) => {
+                self.check_scale(now, event, *monitor, (*workers, *which))
             }
             Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
@@ -192,14 +192,15 @@ impl MonitorCheck {
     }
 
     fn check_retired(&mut self, now: Time, event: &Event, index: u32, empty: bool) -> Checked {
-        let Event::Ordered(Order::Scale { oldest, .. }) = event else {
+        let Event::Ordered(Order::Scale { which, .. }) = event else {
             return hold(false, 0, || format!("slot {index} is retired for no order"));
         };
         let wanted = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.idle);
         let begun = |(_, slot): (usize, &Slot)| slot.alive.then_some(slot.begun);
-        let right = match oldest {
-            true => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
-            false => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
+        let right = match which {
+            Which::Oldest => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
+            Which::First => wanted().next().is_some_and(|(at, _)| at == index as usize),
+            Which::Last => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
         };
         hold(right, 4, || format!("slot {index} is retired, and another one should be"))?;
         let slot = &mut self.slots[index as usize];

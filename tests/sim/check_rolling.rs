@@ -1,7 +1,7 @@
 //! Reloads that go share by share, and other changes of the count: never fewer ready than are wanted, never more alive
 //! than those and one share.
 
-use panzer::control::messages::Report;
+use panzer::control::messages::{Report, Which};
 use panzer::main_process::state::{Change, Event, Monitor};
 
 use crate::check::{Checked, hold};
@@ -88,13 +88,14 @@ impl MainCheck {
         now: Time,
         event: &Event,
         monitor: Monitor,
-        (workers, oldest): (u32, bool),
+        (workers, which): (u32, Which),
     ) -> Checked {
         let change = if let Event::Scale(_, change) = event { Some(*change) } else { None };
         let by_age = change == Some(Change::WithoutOldest) && self.serving == Some(monitor);
         match self.other(monitor) {
             None => {
-                let asked = (change.is_some() || self.restores) && workers == self.count.now() && oldest == by_age;
+                let asked = (change.is_some() || self.restores) && workers == self.count.now();
+                let asked = asked && which == if by_age { Which::Oldest } else { Which::Last };
                 hold(asked, 7, || format!("{monitor:?} is to keep {workers} workers, and nobody said so"))?;
             }
             Some(other) => self.check_share(now, change.is_some(), monitor, other, workers)?,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
 use panzer::readiness::watch::{Hidden, Sight};
@@ -150,9 +150,10 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
-        22 if choices.below(2) == 1 => {
-            Event::Ordered(Order::Scale { workers: choices.below(6) as u32, oldest: choices.below(2) == 1 })
-        }
+        22 if choices.below(2) == 1 => Event::Ordered(Order::Scale {
+            workers: choices.below(6) as u32,
+            which: choices.among(&[Which::Last, Which::First, Which::Oldest]),
+        }),
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),
