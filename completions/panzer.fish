@@ -31,6 +31,7 @@ complete -c panzer -l start-delay -d 'The pause between two starts of workers, m
 complete -c panzer -l max-draining -d 'Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says after its first wait [4]' -r
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F
 complete -c panzer -l env -d 'Set this in the workers\' environment, with the placeholders of ARGS. May be given several times' -r
+complete -c panzer -l env-file -d 'Set what that file says, too, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; after a \'-\' it need not be there. --env wins over it. May be given several times' -r
 complete -c panzer -l config -d 'Read options from there: a YAML file with the options\' names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
 complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. Needs root' -r
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
@@ -47,6 +48,7 @@ complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock be
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
 complete -c panzer -l final-exit-stop -d 'The first worker that exits with a final exit code ends all: the others are stopped gracefully'
 complete -c panzer -l check -d 'Print what was asked for and where, and start nothing; exits with 2 where it is wrong'
+complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal: return once all workers are ready, with the exit code if they never are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start'
 complete -c panzer -s q -l quiet -d 'Say only what is wrong'
 complete -c panzer -s v -l verbose -d 'Say each step'
 complete -c panzer -s h -l help -d 'Print help'

@@ -14,7 +14,8 @@
 //!
 //! The binary is executed once for each role, by the environment protocol in [`control::role`]. A user's command line
 //! is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
-//! resolved [`config::Plan`]: under the same pid, without a page of the parser. Main starts one **monitor**
+//! resolved [`config::Plan`]: under the same pid, without a page of the parser; of a daemon, in a child that the process
+//! waits for until it serves. Main starts one **monitor**
 //! ([`monitor`]) for each generation, and a monitor keeps its slots filled with **workers** ([`worker`]), which are the
 //! user's program and nothing else.
 //!

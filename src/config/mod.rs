@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod address;
 pub mod duration;
+pub mod env_file;
 pub mod file;
 pub mod handover;
 pub mod identity;
@@ -47,6 +48,9 @@ pub struct Plan {
     pub chdir: Option<PathBuf>,
     /// Added to the workers' environment; values with placeholders.
     pub env: Vec<(Text, Text)>,
+    /// Files of further ones, read by each generation; those of `env` win over them.
+    #[serde(default)]
+    pub env_files: Vec<EnvFile>,
     /// As whom, and how, workers run.
     #[serde(default)]
     pub identity: Identity,
@@ -101,6 +105,9 @@ pub struct Plan {
     /// Where the control socket is, instead of beside the pid file.
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// Whether main runs in a session of its own, without a terminal.
+    #[serde(default)]
+    pub daemonize: bool,
     /// How much panzer says of itself.
     pub verbosity: Verbosity,
 }
@@ -132,6 +139,27 @@ impl Plan {
 
 fn usual_draining() -> u32 {
     USUAL_DRAINING
+}
+
+/// A file of variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Where, relative to [`Plan::start_directory`].
+    pub path: PathBuf,
+    /// Whether it is none the worse for not being there.
+    pub optional: bool,
+}
+
+impl std::str::FromStr for EnvFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EnvFile, String> {
+        let path = text.strip_prefix('-').unwrap_or(text);
+        if path.is_empty() {
+            return Err("it must be the path of a file".to_owned());
+        }
+        Ok(EnvFile { path: path.into(), optional: path.len() < text.len() })
+    }
 }
 
 /// Whether workers share the ports that they bind themselves.

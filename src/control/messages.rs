@@ -51,6 +51,8 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// The daemon's start is over: its terminal is told nothing any more.
+    LeaveTerminal,
     /// Keep so many workers from now on.
     Scale {
         /// How many.
@@ -90,7 +92,8 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// The release was found. The packet carries its directory and its program as descriptors, in this order.
+    /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
+    /// document with the variables of its files.
     Resolved {
         /// Where the program is.
         path: PathBuf,

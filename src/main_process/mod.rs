@@ -27,6 +27,7 @@ mod rolling;
 pub mod run;
 mod scaling;
 mod shares;
+mod starter;
 pub mod state;
 mod successor;
 mod unix_guard;

@@ -190,6 +190,8 @@ impl Slots {
             Event::Ordered(
                 Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
             ) => {}
+            // The descriptors' affair.
+            Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
