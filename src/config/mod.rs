@@ -19,10 +19,11 @@ pub mod text;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use schedule::{Escalation, Schedule, parse_signal_or_number};
+pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 
 use crate::backoff::Pace;
+use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
 /// More workers than any machine runs well; what is beyond is a slip of the keyboard.
@@ -66,6 +67,9 @@ pub struct Plan {
     pub ready_timeout: Duration,
     /// How long a new generation must live, wholly ready, beside the old one.
     pub bake: Duration,
+    /// What signals to main do.
+    #[serde(default)]
+    pub signals: Habits,
     /// How workers are stopped.
     pub stop: Schedule,
     /// How many workers beyond `workers` a reload may have at once.

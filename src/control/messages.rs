@@ -19,6 +19,8 @@ pub const VERSION: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
+    /// By the first signal of the schedule, and then for as long as it takes.
+    Patient,
     /// By the whole schedule.
     Graceful,
     /// By the schedule without its first step.

@@ -57,6 +57,7 @@ pub(super) struct Carried {
     pub(super) found: BTreeMap<u32, Found>,
     pub(super) manager_told: upward::Told,
     pub(super) told_on_stderr: bool,
+    pub(super) dumps: bool,
     pub(super) operators: operators::Carried,
     pub(super) counters: Counters,
     pub(super) state: Generations,

@@ -9,6 +9,7 @@ use super::rolling::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
 use crate::config::Ready;
+use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
 /// A generation that is meant to go on.
@@ -42,6 +43,8 @@ pub(super) struct Generation {
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
     pub(super) backoff: Backoff,
+    /// How the one is stopped that it replaces.
+    pub(super) retires: Urgency,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,6 +100,7 @@ impl Generation {
             phase: Phase::Planning,
             begun: now,
             backoff: Backoff::default(),
+            retires: Urgency::Graceful,
         }
     }
 

@@ -68,7 +68,7 @@ pub(super) fn write(note: &Note) {
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
-        Note::Stopping(Urgency::Graceful) => info!("stopping gracefully"),
+        Note::Stopping(Urgency::Patient | Urgency::Graceful) => info!("stopping gracefully"),
         Note::Stopping(Urgency::Quick) => info!("stopping now"),
         Note::Fatal(cause) => error!("{cause}"),
         Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),

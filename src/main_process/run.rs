@@ -10,10 +10,12 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::accept_queues;
 use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::dump;
 use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
@@ -27,19 +29,19 @@ use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, 
 use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
-use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
+use crate::control::requests::{Answer, Command as Wanted, Request, Status};
 use crate::control::role::{Begin, Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
-use crate::signals::{Action as Asked, Preset, action, read_by_main};
+use crate::signals::Action as Asked;
 use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
-use crate::sys::signals::{Received as Signalled, Signals};
-use crate::sys::{document, options, processes, signals, stderr};
+use crate::sys::signals::{Received as Signalled, Signals, parse_signal_or_number};
+use crate::sys::{document, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
@@ -92,6 +94,8 @@ pub(super) struct Main {
     pub(super) upward: Upward,
     /// Whether the table is to be printed, and who else asked for it.
     pub(super) told_on_stderr: bool,
+    /// Whether it is to be written to a file.
+    pub(super) dumps: bool,
     pub(super) askers: Vec<u64>,
     pub(super) operators: Operators,
     pub(super) counters: Counters,
@@ -144,7 +148,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let signals = read_signals(ignores_hang_up)?;
+    let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
@@ -202,6 +206,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
         found: BTreeMap::new(),
         inquiry: None,
         told_on_stderr: false,
+        dumps: false,
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
@@ -216,8 +221,8 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
 }
 
 /// Reads from now on what is meant for main, and HUP only where that was not ignored.
-pub(super) fn read_signals(ignores_hang_up: bool) -> io::Result<Signals> {
-    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     Signals::new(read.chain([Signal::SIGCHLD]))
 }
 
@@ -361,21 +366,34 @@ impl Main {
 
     fn signalled(&mut self, received: Signalled) {
         ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
-        match action(Preset::Panzer, received.signal) {
+        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+            return self.events.push_back(Event::Stop(Urgency::Graceful));
+        }
+        match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
+            Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
+            Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
             Asked::Restart => self.restart_asked(None),
-            Asked::PrintStatus => {
+            Asked::ScaleUp => self.scale(None, Change::By(1)),
+            Asked::ScaleDown => self.scale(None, Change::By(-1)),
+            Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
+            Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
             }
-            Asked::HangUp if self.had_terminal && !has_terminal() => {
-                self.events.push_back(Event::Stop(Urgency::Graceful));
+            Asked::Dump => {
+                self.dumps = true;
+                self.inquire();
             }
-            Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
-            Asked::Nothing => {}
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Asked::Reopen => {
+                ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
         }
     }
 
@@ -730,6 +748,9 @@ impl Main {
         if std::mem::take(&mut self.told_on_stderr) {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
         }
+        if std::mem::take(&mut self.dumps) {
+            dump::write(self.pid_file.path(), &inquiry.render(Pid::this().as_raw()));
+        }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
             let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
@@ -741,13 +762,6 @@ impl Main {
     }
 
     fn status(&self, inquiry: &Inquiry) -> Status {
-        let queue = |address: String, socket: BorrowedFd<'_>| {
-            let queue = options::accept_queue(socket).ok().flatten();
-            Queue { address, queued: queue.map(|queue| queue.0), limit: queue.map(|queue| queue.1) }
-        };
-        let given = self.plan.listen.iter().zip(&self.listeners);
-        let given = given.map(|(listen, listener)| queue(listen.address.to_string(), listener.as_fd()));
-        let shared = self.shares.held().map(|(key, socket)| queue(key.address.to_string(), socket.as_fd()));
         Status {
             name: places::name_of(self.pid_file.path()),
             pid: Pid::this().as_raw(),
@@ -756,7 +770,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: given.chain(shared).collect(),
+            listeners: accept_queues::all(&self.plan.listen, &self.listeners, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

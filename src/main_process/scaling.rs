@@ -63,7 +63,7 @@ impl Generations {
     /// No generation may bring the workers back that are to end now.
     fn give_up_reloads(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let cause = || Cause::CannotStart("panzer was told to end all workers meanwhile".to_owned());
-        let queued = std::mem::take(&mut self.reload_queued);
+        let queued = self.reload_queued.take().is_some();
         // What served in the place of others ends with all.
         if let Some((starting, _)) = &mut self.starting {
             starting.roll = None;

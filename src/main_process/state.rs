@@ -76,7 +76,8 @@ pub struct Generations {
     pub(super) draining: BTreeMap<Monitor, Draining>,
     #[serde(with = "crate::carry::pairs")]
     pub(super) orphans: BTreeMap<Monitor, Orphans>,
-    pub(super) reload_queued: bool,
+    /// A reload is to follow, and will retire its predecessor so.
+    pub(super) reload_queued: Option<Urgency>,
     pub(super) renewal: Renewal,
     pub(super) has_run: bool,
     pub(super) unseeable_told: bool,
@@ -95,7 +96,7 @@ impl Generations {
             falling_back: None,
             draining: BTreeMap::new(),
             orphans: BTreeMap::new(),
-            reload_queued: false,
+            reload_queued: None,
             renewal: Renewal::default(),
             has_run: false,
             unseeable_told: false,
@@ -113,7 +114,8 @@ impl Generations {
         let mut actions = Vec::new();
         match event {
             Event::Start => self.start_first(now, &mut actions),
-            Event::Reload => self.reload(now, &mut actions),
+            Event::Reload => self.reload(Urgency::Graceful, now, &mut actions),
+            Event::ReloadRetiring(urgency) => self.reload(urgency, now, &mut actions),
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
             Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
             Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
@@ -249,26 +251,27 @@ impl Generations {
         let refused = self.stopping.is_some() || self.last_number == 0;
         let next = self.last_number + 1;
         actions.push(Action::Promise(request, (!refused).then_some(next)));
-        self.reload(now, actions);
+        self.reload(Urgency::Graceful, now, actions);
     }
 
-    fn reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn reload(&mut self, retires: Urgency, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_some() || self.last_number == 0 {
             return;
         }
         let starting = self.starting.as_ref().map(|(starting, _)| starting);
         if let Some(busy) = starting.or(self.falling_back.as_ref().map(|back| &back.failed)) {
-            if !self.reload_queued {
+            if self.reload_queued.is_none() {
                 actions.push(Action::Note(Note::ReloadQueued(busy.number)));
             }
-            self.reload_queued = true;
+            self.reload_queued = Some(retires);
             return;
         }
-        self.reload_queued = false;
+        self.reload_queued = None;
         self.renewal.begins(now);
         self.last_number += 1;
         actions.push(Action::Plan(self.last_number));
-        let next = Generation::new(self.last_number, self.settings.clone(), now);
+        let mut next = Generation::new(self.last_number, self.settings.clone(), now);
+        next.retires = retires;
         self.starting = Some((next, now + LONGEST_PLANNING));
     }
 
@@ -277,13 +280,13 @@ impl Generations {
         let planning = |(starting, _): &(Generation, Instant)| {
             starting.number == generation && matches!(starting.phase, Phase::Planning)
         };
-        if !self.starting.as_ref().is_some_and(planning) {
-            return;
-        }
+        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else { return };
+        let retires = planned.retires;
         self.settings = self.keeping_count(settings);
         // What was bound anew while it was planned it gets as well.
         self.renewal.begins(now);
         let mut next = Generation::new(generation, self.settings.clone(), now);
+        next.retires = retires;
         if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
             next.roll();
         }
@@ -490,6 +493,7 @@ impl Generations {
         let Some((mut proven, _)) = self.starting.take() else { return };
         proven.phase = Phase::Proven;
         proven.roll = None;
+        let retires = proven.retires;
         if let Some(monitor) = proven.monitor() {
             actions.push(Action::Order(monitor, Order::Commit));
         }
@@ -502,14 +506,14 @@ impl Generations {
         actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
         actions.push(Action::Note(Note::Committed(number, retired, took)));
         if let Some(old) = old {
-            self.drain(old, true, Urgency::Graceful, now, actions);
+            self.drain(old, true, retires, now, actions);
         }
         self.run_queued_reload(now, actions);
     }
 
     pub(super) fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.reload_queued {
-            self.reload(now, actions);
+        if let Some(retires) = self.reload_queued {
+            self.reload(retires, now, actions);
         }
     }
 
@@ -531,7 +535,7 @@ impl Generations {
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
         let stop = old.settings.stop;
         let schedule = scheduled(&stop, urgency);
-        let kill_at = Some(now + schedule.total() + GRACE);
+        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
         self.draining.insert(monitor, Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served });
     }
 
@@ -554,7 +558,7 @@ impl Generations {
                 self.stopping = Some(Stopping { urgency, code });
             }
         }
-        if std::mem::take(&mut self.reload_queued) {
+        if self.reload_queued.take().is_some() {
             actions.push(Action::Verdict(self.last_number + 1, Verdict::Stopped));
         }
         self.renewal = Renewal::default();
@@ -566,26 +570,29 @@ impl Generations {
         for generation in self.serving.take().into_iter().chain(starting).chain(back) {
             self.drain(generation, false, urgency, now, actions);
         }
-        if urgency == Urgency::Quick {
-            self.hasten(now, actions);
-        }
+        self.hasten(urgency, now, actions);
     }
 
-    /// What drains already follows the quick schedule from here on.
-    fn hasten(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    /// What drains already follows the schedule of a stop from here on, where that is more urgent.
+    fn hasten(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
-            if draining.urgency < Urgency::Quick {
-                let quick = draining.stop.quick();
-                draining.urgency = Urgency::Quick;
-                if now + quick.total() < draining.begun + draining.schedule.total() {
-                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
-                    (draining.schedule, draining.begun) = (quick, now);
+            if draining.urgency < urgency {
+                let schedule = scheduled(&draining.stop, urgency);
+                let patient = draining.urgency == Urgency::Patient;
+                draining.urgency = urgency;
+                if patient || now + schedule.total() < draining.begun + draining.schedule.total() {
+                    let kill_at = now + schedule.total() + GRACE;
+                    // One that had to be killed is not killed again.
+                    draining.kill_at = if patient { Some(kill_at) } else { draining.kill_at.map(|_| kill_at) };
+                    (draining.schedule, draining.begun) = (schedule, now);
                 }
-                actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
+                actions.push(Action::Order(*monitor, Order::Stop(urgency)));
             }
         }
-        for orphans in self.orphans.values_mut() {
-            orphans.escalation.hasten(&orphans.stop.quick(), now);
+        if urgency == Urgency::Quick {
+            for orphans in self.orphans.values_mut() {
+                orphans.escalation.hasten(&orphans.stop.quick(), now);
+            }
         }
     }
 
@@ -681,7 +688,7 @@ impl Generations {
         self.judge_starting(now, actions);
         self.fall_back(now, actions);
         if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
-            self.reload(now, actions);
+            self.reload(Urgency::Graceful, now, actions);
         }
         self.do_what_serving_is_due(now, actions);
         for (monitor, draining) in &mut self.draining {
@@ -761,6 +768,7 @@ impl Generations {
 /// How what is to be stopped `stop` is stopped so urgently.
 fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
     match urgency {
+        Urgency::Patient => stop.patient(),
         Urgency::Graceful => stop.clone(),
         Urgency::Quick => stop.quick(),
     }

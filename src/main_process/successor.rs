@@ -81,7 +81,7 @@ impl Main {
         let why = format!("restart refused: {}: {why}; panzer {} goes on", image.display(), build());
         log::error!("{why}");
         self.operators.restarted(&Answer::refused(why));
-        if self.told_on_stderr || self.operators.want_status() {
+        if self.told_on_stderr || self.dumps || self.operators.want_status() {
             self.inquire();
         }
     }
@@ -149,6 +149,7 @@ impl Main {
             ack_paths: self.ack_paths.clone(),
             children: self.children.carry(kept),
             manager_told: self.upward.told(),
+            dumps: self.dumps,
             told_on_stderr: self.told_on_stderr,
             operators: self.operators.carry(kept),
             counters: self.counters.clone(),
@@ -168,7 +169,7 @@ pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     main.operators.restarted(&Answer { builds: Some((before, build().to_owned())), ..Answer::done() });
     // Whoever ended in between may have been told of already, and not reaped.
     main.reap();
-    if main.told_on_stderr || main.operators.want_status() {
+    if main.told_on_stderr || main.dumps || main.operators.want_status() {
         main.inquire();
     }
     Ok(main)
@@ -178,7 +179,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     signals::reset_dispositions();
-    let signals = run::read_signals(carried.ignores_hang_up)?;
+    let signals = run::read_signals(&carried.plan, carried.ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let mut children = Children::take_over(carried.children, FIRST_MONITOR)?;
@@ -222,6 +223,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         children,
         found: carried.found.into_iter().map(found).collect::<io::Result<_>>()?,
         inquiry: None,
+        dumps: carried.dumps,
         told_on_stderr: carried.told_on_stderr,
         askers: Vec::new(),
         counters: carried.counters,

@@ -58,6 +58,8 @@ pub enum Event {
     Tuned(Settings),
     /// Another count of workers is wanted; by this request, where somebody waits for an answer.
     Scale(Option<u64>, Change),
+    /// As a reload; the old generation is retired so urgently.
+    ReloadRetiring(Urgency),
     /// A listener was bound anew, and no generation so far has it.
     Rebound,
     /// Somebody wants an end.

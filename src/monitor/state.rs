@@ -121,6 +121,7 @@ impl Slot {
 /// The stop of everything: what the workers go through, and since when.
 #[derive(Debug)]
 pub(super) struct Stopping {
+    urgency: Urgency,
     schedule: Schedule,
     begun: Instant,
 }
@@ -403,13 +404,15 @@ impl Slots {
             return;
         }
         let mut escalation = match &self.stopping {
-            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
-            None => Escalation::begin(&self.settings.stop, now),
+            Some(stopping) if stopping.urgency != Urgency::Patient => {
+                Escalation::resume(&stopping.schedule, stopping.begun, now)
+            }
+            _ => Escalation::begin(&self.settings.stop, now),
         };
         actions.push(Action::Note(Note::LeftBehind(worker)));
         if escalation.deadline().is_none() {
             escalation = Escalation::begin(&Schedule::kill(), now);
-        } else if let Some(stopping) = &self.stopping {
+        } else if let Some(stopping) = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient) {
             // It was its worker that got this; it has as long to end as the stop still takes.
             actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
@@ -432,17 +435,24 @@ impl Slots {
     }
 
     fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+        let before = self.stopping.as_ref().map(|stopping| stopping.urgency);
+        if before >= Some(urgency) {
+            return;
+        }
+        if before.is_none() {
+            actions.push(Action::CloseListeners);
+        }
         let schedule = match urgency {
-            Urgency::Graceful if self.stopping.is_some() => return,
+            Urgency::Patient => self.settings.stop.patient(),
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
-        if end.is_none() {
-            actions.push(Action::CloseListeners);
-        }
-        if end.is_none_or(|end| now + schedule.total() < end) {
-            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
+        let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
+        let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
+        match &mut self.stopping {
+            // The end of what it has begun comes sooner.
+            Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
+            _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
         for slot in &mut self.slots {
             match &mut slot.state {
@@ -450,7 +460,9 @@ impl Slots {
                 State::Waiting { .. } => slot.state = State::Empty,
                 State::Stopping(escalation) => {
                     slot.ended_for = None;
-                    if urgency == Urgency::Quick {
+                    if escalation.is_patient() {
+                        *escalation = Escalation::begin(&schedule, now);
+                    } else if urgency == Urgency::Quick {
                         escalation.hasten(&schedule, now);
                     }
                 }

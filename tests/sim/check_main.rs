@@ -43,6 +43,8 @@ pub(crate) struct Watched {
     /// It is said to serve.
     pub(crate) proven: bool,
     pub(crate) ordered: StopTimes,
+    /// It was told to end in its own time.
+    pub(crate) patient: bool,
     pub(crate) killed: bool,
     pub(crate) ended: bool,
     pub(crate) orphans: Orphans,
@@ -66,6 +68,8 @@ pub(crate) struct Starting {
     pub(crate) proven: u32,
     /// Until when workers of the other one may take to make room.
     pub(crate) room_due: Option<Time>,
+    /// How it retires the one before it.
+    pub(crate) retires: Urgency,
 }
 
 impl Watched {
@@ -107,6 +111,7 @@ pub(crate) struct Tally {
     pub(crate) quiet: u64,
     pub(crate) shares: u64,
     pub(crate) fall_backs: u64,
+    pub(crate) patient: u64,
     pub(crate) restarts: u64,
 }
 
@@ -117,7 +122,7 @@ impl Tally {
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
-        let rolling = [self.shares, self.fall_backs, self.restarts];
+        let rolling = [self.shares, self.fall_backs, self.patient, self.restarts];
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(&rolling).any(|count| *count == 0)
     }
 
@@ -141,6 +146,7 @@ impl Tally {
         self.quiet += other.quiet;
         self.shares += other.shares;
         self.fall_backs += other.fall_backs;
+        self.patient += other.patient;
         self.restarts += other.restarts;
     }
 }
@@ -170,6 +176,9 @@ pub(crate) struct MainCheck {
     pub(crate) judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
     pub(crate) trials_due: u32,
+    /// How the next generation that is asked for retires the one before it, and how the last one that serves did.
+    pub(crate) next_retires: Urgency,
+    pub(crate) retired: Urgency,
     /// The generation whose plan is to be given up.
     pub(crate) planned_in_vain: Option<u32>,
     pub(crate) renewal: RenewalWatch,
@@ -207,6 +216,8 @@ impl MainCheck {
             promised: BTreeSet::new(),
             judged: BTreeSet::new(),
             trials_due: 0,
+            next_retires: Urgency::Graceful,
+            retired: Urgency::Graceful,
             planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
@@ -256,6 +267,11 @@ impl MainCheck {
         self.starting.map(|starting| starting.monitor)
     }
 
+    /// Whether this monitor was told to end in its own time.
+    pub(crate) fn is_patient(&self, monitor: Monitor) -> bool {
+        self.monitors.get(&monitor).is_some_and(|watched| watched.patient)
+    }
+
     /// Whether main has done with this monitor and all that it left.
     pub(crate) fn is_retired(&self, monitor: Monitor) -> bool {
         self.monitors.get(&monitor).is_none_or(|watched| watched.ended && watched.orphans != Orphans::Present)
@@ -275,11 +291,9 @@ impl MainCheck {
     fn take_in(&mut self, now: Time, event: &Event) {
         match event {
             Event::Start => {}
-            Event::Reload | Event::ReloadFor(_) if self.is_stopping() => {}
-            Event::Reload | Event::ReloadFor(_) if self.starting.is_some() || self.falling_back.is_some() => {
-                self.reload_queued = true;
-            }
-            Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
+            Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_) if self.is_stopping() => {}
+            Event::Reload | Event::ReloadFor(_) => self.reload(Urgency::Graceful),
+            Event::ReloadRetiring(urgency) => self.reload(*urgency),
             Event::Rebound if self.is_stopping() => {}
             Event::Rebound => {
                 // One that is only planned gets it.
@@ -479,10 +493,20 @@ impl MainCheck {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
         hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
+        let retires = self.starting.map_or(Urgency::Graceful, |starting| starting.retires);
         let due = now + self.wanted.ready_timeout;
         let rolls = workers < self.count.next();
-        self.starting =
-            Some(Starting { monitor, begun: true, since: now, due, failed: false, rolls, proven: 0, room_due: None });
+        self.starting = Some(Starting {
+            monitor,
+            begun: true,
+            since: now,
+            due,
+            failed: false,
+            rolls,
+            proven: 0,
+            room_due: None,
+            retires,
+        });
         self.add(monitor, workers, true)?;
         self.check_notify(monitor, notify)
     }
@@ -493,8 +517,10 @@ impl MainCheck {
         hold(!self.is_stopping(), 6, || format!("generation {generation} is planned after a stop"))?;
         hold(self.starting.is_none(), 2, || format!("generation {generation} is planned beside {:?}", self.starting))?;
         hold(generation == self.last_generation + 1, 7, || format!("generation {generation} has a wrong number"))?;
+        let mut retires = Urgency::Graceful;
         if self.trials_due > 0 {
             self.trials_due -= 1;
+            retires = self.next_retires;
         } else {
             hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
             self.tally.renewals += 1;
@@ -510,6 +536,7 @@ impl MainCheck {
             rolls: false,
             proven: 0,
             room_due: None,
+            retires,
         });
         Ok(())
     }
@@ -546,6 +573,7 @@ impl MainCheck {
             committed: false,
             proven: false,
             ordered: StopTimes::default(),
+            patient: false,
             killed: false,
             ended: false,
             orphans: Orphans::None,
@@ -589,12 +617,16 @@ impl MainCheck {
 
     fn check_stop_order(&mut self, now: Time, monitor: Monitor, urgency: Urgency, all: &[Action]) -> Checked {
         let asked = match urgency {
+            Urgency::Patient => false,
             Urgency::Graceful => self.stop.graceful.is_some(),
             Urgency::Quick => self.stop.quick.is_some(),
         };
+        let how = self.retired;
         let retired = |action: &Action| match action {
-            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation),
-            Action::Note(Note::Rejected(generation, _)) => *generation == monitor.generation,
+            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation) && urgency == how,
+            Action::Note(Note::Rejected(generation, _)) => {
+                *generation == monitor.generation && urgency == Urgency::Graceful
+            }
             _ => false,
         };
         let back = self.falling_back.take_if(|back| *back == monitor).is_some();
@@ -603,10 +635,14 @@ impl MainCheck {
             self.note_count(now);
         }
         self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
-        let retired = back || (urgency == Urgency::Graceful && all.iter().any(retired));
+        let retired = back || all.iter().any(retired);
         let watched = self.live(monitor)?;
         let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
-        watched.ordered.begin(urgency == Urgency::Quick, now);
+        if urgency == Urgency::Patient {
+            watched.patient = true;
+        } else {
+            watched.ordered.begin(urgency == Urgency::Quick, now);
+        }
         hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
         hold(asked || retired, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
@@ -671,6 +707,15 @@ impl MainCheck {
                 hold(so, 0, || "another measure is said to be taken, without a reason".to_owned())
             }
             _ => Ok(()),
+        }
+    }
+
+    fn reload(&mut self, retires: Urgency) {
+        self.next_retires = retires;
+        if self.starting.is_some() || self.falling_back.is_some() {
+            self.reload_queued = true;
+        } else {
+            self.trials_due = 1;
         }
     }
 
@@ -740,7 +785,7 @@ impl MainCheck {
     fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
         self.tally.commits += 1;
         let baked_at = self.starting().and_then(|monitor| self.baked_at(monitor));
-        let Some(Starting { monitor, failed, since, .. }) = self.starting.take() else {
+        let Some(Starting { monitor, failed, since, retires, .. }) = self.starting.take() else {
             return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
         };
         let baked = baked_at.is_some_and(|baked| baked <= now);
@@ -750,9 +795,11 @@ impl MainCheck {
         hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
         hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
         if let Some(old) = self.serving.filter(|old| self.monitors.get(old).is_some_and(|watched| !watched.ended)) {
-            let told = ordered(Action::Order(old, Order::Stop(Urgency::Graceful)));
+            let told = ordered(Action::Order(old, Order::Stop(retires)));
             hold(told, 7, || format!("{old:?} is not retired"))?;
         }
+        self.retired = retires;
+        self.tally.patient += u64::from(retires == Urgency::Patient);
         self.serving = Some(monitor);
         self.count.serves_anew();
         self.renewal.serves(generation, now);
@@ -852,7 +899,8 @@ impl MainCheck {
         let back = self.falling_back == Some(monitor);
         let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor) || back;
         let must_stop = self.is_stopping() || !goes_on;
-        hold(!must_stop || watched.ordered.has_begun(), 7, || format!("{monitor:?} is not stopped"))?;
+        let ends = watched.ordered.has_begun() || (watched.patient && !self.is_stopping());
+        hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
         let overdue = self.kill_due(watched.ordered).is_some_and(|due| due <= now) && !watched.killed;

@@ -41,6 +41,8 @@ pub(crate) struct MonitorCheck {
     groups: BTreeMap<Worker, StopTimes>,
     probes: Probes,
     stop: StopTimes,
+    /// It was told to end in its own time.
+    patient: bool,
     on_trial: bool,
     committed: Time,
     respawns: VecDeque<Time>,
@@ -59,6 +61,7 @@ impl MonitorCheck {
             groups: BTreeMap::new(),
             probes: Probes::default(),
             stop: StopTimes::default(),
+            patient: false,
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
@@ -86,7 +89,11 @@ impl MonitorCheck {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
+    }
+
+    fn is_ending(&self) -> bool {
+        self.patient || self.stop.has_begun()
     }
 
     pub(crate) fn has_group(&self, worker: Worker) -> bool {
@@ -103,7 +110,7 @@ impl MonitorCheck {
         for action in actions {
             self.check_action(now, event, action, ended)?;
         }
-        if let (Some(worker), false) = (ended, self.stop.has_begun()) {
+        if let (Some(worker), false) = (ended, self.is_ending()) {
             let told =
                 actions.iter().any(|a| matches!(a, Action::Report(Report::Died { slot, .. }) if *slot == worker.slot));
             hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
@@ -172,7 +179,7 @@ impl MonitorCheck {
 
     /// More slots are wanted at once; of fewer it is told which.
     fn scaled(&mut self, workers: u32) {
-        if self.stop.has_begun() || self.gave_up {
+        if self.is_ending() || self.gave_up {
             return;
         }
         self.wanted.workers = workers;
@@ -216,6 +223,10 @@ impl MonitorCheck {
     }
 
     fn stopped(&mut self, now: Time, urgency: Urgency) {
+        if urgency == Urgency::Patient {
+            self.patient |= !self.is_ending();
+            return;
+        }
         if urgency == Urgency::Graceful && self.stop.has_begun() {
             return;
         }
@@ -260,7 +271,7 @@ impl MonitorCheck {
             Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
             Action::CloseListeners => {
                 let first = !std::mem::replace(&mut self.closed, true);
-                hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
+                hold(first && self.is_ending(), 9, || "the listeners are closed twice, or for no stop".to_owned())
             }
             Action::Report(Report::Retired { slot, empty }) => self.check_retired(now, event, *slot, *empty),
             Action::Report(report) => self.check_report(now, report, ended),
@@ -284,7 +295,7 @@ impl MonitorCheck {
 
     fn check_spawn(&mut self, now: Time, event: &Event, worker: Worker) -> Checked {
         let on_trial = self.on_trial;
-        hold(!self.stop.has_begun(), 6, || format!("{worker:?} is spawned after a stop"))?;
+        hold(!self.is_ending(), 6, || format!("{worker:?} is spawned after a stop"))?;
         hold(!self.gave_up, 5, || format!("{worker:?} is spawned after giving up"))?;
         let anew = self.slots.get(worker.slot as usize).is_some_and(|slot| slot.anew);
         if worker.life > 1 && !anew {
@@ -313,7 +324,7 @@ impl MonitorCheck {
 
     fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
-        let schedule = self.wanted.stop.clone();
+        let (schedule, patient) = (self.wanted.stop.clone(), self.patient);
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
@@ -322,12 +333,15 @@ impl MonitorCheck {
         }
         let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
-        hold(hangs || slot.stop.has_begun(), 1, || format!("{signal} for {worker:?}, which nobody stopped"))?;
+        hold(hangs || patient || slot.stop.has_begun(), 1, || {
+            format!("{signal} for {worker:?}, which nobody stopped")
+        })?;
         slot.signalled = true;
         if signal == Signal::SIGKILL {
             slot.killed = true;
             let due = slot.stop.kill_due(&schedule).is_some_and(|due| due <= now);
-            hold(due || hangs, 6, || format!("KILL for {worker:?} before it is due"))?;
+            let first = patient && schedule.first_signal() == Signal::SIGKILL;
+            hold(due || hangs || first, 6, || format!("KILL for {worker:?} before it is due"))?;
         }
         Ok(())
     }
@@ -391,7 +405,7 @@ impl MonitorCheck {
     fn check_slot(&self, now: Time, index: usize, punctual: bool) -> Checked {
         let slot = &self.slots[index];
         let worker = Worker { slot: index as u32, life: slot.life };
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
         hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
         hold(!slot.anew || stopping || self.gave_up, 5, || format!("the slot of {worker:?} is not filled"))?;
         if !slot.alive && slot.idle {
@@ -419,7 +433,7 @@ impl MonitorCheck {
     }
 
     fn check_whole(&self) -> Checked {
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
         hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
         let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
         hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;
@@ -428,7 +442,7 @@ impl MonitorCheck {
     }
 
     fn is_over(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
             && self.groups.is_empty()
             && self.probes.is_empty()
             && !self.slots.iter().any(|slot| slot.alive)
@@ -446,6 +460,6 @@ impl MonitorCheck {
             false => slot.alive && slot.readiness.ready_told && !slot.signalled,
         };
         let all_ready = self.slots.iter().all(ready);
-        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.stop.has_begun()
+        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.is_ending()
     }
 }

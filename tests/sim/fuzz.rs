@@ -104,6 +104,9 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
         }
         17 => Event::NotPlanned(choices.below(5) as u32, cause),
         0..=1 => Event::Start,
+        2 if choices.below(2) == 1 => {
+            Event::ReloadRetiring(choices.among(&[Urgency::Patient, Urgency::Graceful, Urgency::Quick]))
+        }
         2 => Event::Reload,
         3 => Event::ReloadFor(choices.below(3)),
         15 => Event::Rebound,
@@ -147,7 +150,9 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         11..=16 => Event::Ended(worker, draw_cause(choices)),
         17 => Event::LeftBehind(worker),
         18 => Event::GroupGone(worker),
-        19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick]))),
+        19 if choices.one_in(4) => {
+            Event::Ordered(Order::Stop(choices.among(&[Urgency::Patient, Urgency::Graceful, Urgency::Quick])))
+        }
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
         22 if choices.below(2) == 1 => Event::Ordered(Order::Scale {

@@ -12,7 +12,7 @@ use panzer::worker::cause::Cause;
 use crate::check::{Checked, Violation, hold};
 use crate::check_main::Tally;
 use crate::choices::Choices;
-use crate::kernel::{Role, Time};
+use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
 use crate::restart;
 use crate::worker_script::Traits;
@@ -128,7 +128,9 @@ impl World {
     fn interfere(&mut self) -> Checked {
         match self.choices.below(42) {
             0 => {}
-            1..=5 => self.signal_main(Event::Reload),
+            1..=3 => self.signal_main(Event::Reload),
+            4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
+            5 => self.signal_main(Event::ReloadRetiring(Urgency::Quick)),
             6..=9 => self.ask_for_reload(),
             10 => self.signal_main(Event::Stop(Urgency::Graceful)),
             11 => self.signal_main(Event::Stop(Urgency::Quick)),
@@ -243,7 +245,9 @@ impl World {
     }
 
     fn check_rest(&self) -> Checked {
-        let standings = self.main.state.standings();
+        // One that ends in its own time may take for ever.
+        let mut standings = self.main.state.standings();
+        standings.retain(|(_, _, monitor)| !monitor.is_some_and(|monitor| self.main.check.is_patient(monitor)));
         let [(Standing::Serving, _, Some(monitor))] = standings[..] else {
             return hold(false, 13, || format!("at rest there are {standings:?}"));
         };
@@ -251,7 +255,16 @@ impl World {
         hold(!lacking, 13, || format!("at rest {monitor:?} lacks a listener"))?;
         hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
         let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
-        let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();
+        let is_patient = |role: Role| match role {
+            Role::Monitor(index) => self.main.check.is_patient(self.monitors[index].id),
+            _ => false,
+        };
+        let patient = |process: &Process| {
+            is_patient(process.role)
+                || process.parent.is_some_and(|parent| is_patient(self.kernel.process(parent).role))
+        };
+        let running = running.filter(|process| !process.is_daemon() && !patient(process));
+        let running: Vec<_> = running.map(|process| process.role).collect();
         let expected = 2 + self.main.check.count() as usize;
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));

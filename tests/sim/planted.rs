@@ -99,6 +99,8 @@ planted! {
     GivesUpTooMany
     StaysOnItsWay
     SurgesAtOnce
+    ForgetsPatience
+    LeavesThePatient
 }
 
 impl Planted {
@@ -138,7 +140,11 @@ impl Planted {
         use main_state::Event;
         match (planted, event) {
             (Some(Planted::LosesQueuedReload), Event::Reload) if check.starting().is_some() => None,
-            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_)) if check.starting().is_some() => None,
+            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_) | Event::ReloadRetiring(_))
+                if check.starting().is_some() =>
+            {
+                None
+            }
             (Some(Planted::ForgetsRebound), Event::Rebound) => None,
             (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
             (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
@@ -187,7 +193,9 @@ impl Planted {
         let one_more = Action::Plan(generation);
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
-            Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
+            Planted::RetiresOnReloadRequest
+                if matches!(event, Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_)) =>
+            {
                 actions.extend(stop_serving)
             }
             Planted::DropsRetirement if commits => {
@@ -205,6 +213,18 @@ impl Planted {
                         *monitor = serving;
                     }
                 }
+            }
+            Planted::ForgetsPatience => {
+                for action in actions {
+                    if let Action::Order(_, Order::Stop(urgency @ Urgency::Patient)) = action {
+                        *urgency = Urgency::Graceful;
+                    }
+                }
+            }
+            Planted::LeavesThePatient if check.is_stopping() => {
+                actions.retain(
+                    |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
+                );
             }
             Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
             _ => {}
