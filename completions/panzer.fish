@@ -38,7 +38,7 @@ serverengine\t''
 preforker\t''
 kamisama\t''
 unicorn\t''"
-complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, status, dump or ignore. May be given several times' -r
+complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r

@@ -163,7 +163,7 @@ struct Options {
     signals: Option<Habit>,
 
     /// What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now,
-    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, status, dump or ignore. May be given several times
+    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times
     #[arg(long, env = "PANZER_ON", value_name = "SIGNAL=ACTION", action = ArgAction::Append)]
     on: Vec<On>,
 

@@ -58,7 +58,7 @@ const ACTIONS: [(Action, &str, &str); 15] = [
     (Action::ScaleDown, "scale-down", "keep one worker less"),
     (Action::ScaleDownOldest, "scale-down-oldest", "keep one worker less: the oldest ends"),
     (Action::Quiet, "quiet", "end all workers, keep main"),
-    (Action::Restart, "restart", "restart main in place: panzer is upgraded, workers go on untouched"),
+    (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, workers go on untouched"),
     (Action::Status, "status", "print the state of main, monitors and workers"),
     (Action::Dump, "dump", "write that to NAME.dump beside the pid file"),
     (Action::Ignore, "ignore", "nothing"),

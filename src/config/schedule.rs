@@ -75,6 +75,20 @@ impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Schedule, String> {
+        let schedule = Schedule::read(text)?;
+        let steps = &schedule.steps;
+        let ends_in_kill = steps.last().is_some_and(|step| step.signal == Signal::SIGKILL);
+        let kills_once = steps.iter().filter(|step| step.signal == Signal::SIGKILL).count() == 1;
+        if !ends_in_kill || !kills_once {
+            return Err("a schedule ends in KILL, as in TERM/60s/INT/5s/KILL".to_owned());
+        }
+        Ok(schedule)
+    }
+}
+
+impl Schedule {
+    /// A part of one as well, which need not come to KILL.
+    fn read(text: &str) -> Result<Schedule, String> {
         let parts: Vec<&str> = text.split('/').map(str::trim).collect();
         if parts.len() > 2 * MOST_STEPS {
             return Err(format!("more than {MOST_STEPS} steps"));
@@ -87,11 +101,6 @@ impl FromStr for Schedule {
                 None => Duration::ZERO,
             };
             steps.push(Step { signal, wait });
-        }
-        let ends_in_kill = steps.last().is_some_and(|step| step.signal == Signal::SIGKILL);
-        let kills_once = steps.iter().filter(|step| step.signal == Signal::SIGKILL).count() == 1;
-        if !ends_in_kill || !kills_once {
-            return Err("a schedule ends in KILL, as in TERM/60s/INT/5s/KILL".to_owned());
         }
         Ok(Schedule { steps })
     }
@@ -114,7 +123,7 @@ impl TryFrom<String> for Schedule {
     type Error = String;
 
     fn try_from(text: String) -> Result<Schedule, String> {
-        text.parse()
+        Schedule::read(&text)
     }
 }
 

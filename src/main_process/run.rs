@@ -376,11 +376,11 @@ impl Main {
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
-            Asked::Restart => self.restart_asked(None),
             Asked::ScaleUp => self.scale(None, Change::By(1)),
             Asked::ScaleDown => self.scale(None, Change::By(-1)),
             Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
             Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Restart => self.restart_asked(None),
             Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
