@@ -107,11 +107,11 @@ impl Main {
         let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
         let variables = self.environment.for_next_main(document.as_raw_fd(), &path);
         set_inherited(&document, true)?;
-        kept.set_inherited(true)?;
         log::debug!("restart: executing panzer {}", next.build);
-        let executed = execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH);
+        let execute = || Ok(execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH).map(drop)?);
+        let executed = kept.set_inherited(true).and_then(|()| execute());
         kept.set_inherited(false)?;
-        executed.map(drop).map_err(io::Error::from)
+        executed
     }
 
     /// All that the next main is to know, and the descriptors that it needs for that.
