@@ -48,6 +48,8 @@ pub(super) enum Action {
     Kill,
     /// Tell whoever asked that this main goes on, and why.
     Refuse(String),
+    /// Tell whoever asked that everything is being stopped.
+    GiveUp,
 }
 
 impl Restart {
@@ -60,10 +62,8 @@ impl Restart {
                 let why = "the one that was tried before has not ended yet; try again";
                 (Restart::GivenUp, vec![Action::Refuse(why.to_owned())])
             }
-            (Restart::Trying { .. }, Event::Stopping) => {
-                (Restart::GivenUp, vec![Action::Kill, Action::Refuse(stopped())])
-            }
-            (Restart::Proven, Event::Stopping) => (Restart::Idle, vec![Action::Refuse(stopped())]),
+            (Restart::Trying { .. }, Event::Stopping) => (Restart::GivenUp, vec![Action::Kill, Action::GiveUp]),
+            (Restart::Proven, Event::Stopping) => (Restart::Idle, vec![Action::GiveUp]),
             (Restart::Trying { until }, Event::Wake) if until <= now => {
                 let why = format!("it hangs: not a word within {}s, and it was killed", PATIENCE.as_secs());
                 (Restart::GivenUp, vec![Action::Kill, Action::Refuse(why)])
@@ -90,10 +90,6 @@ impl Restart {
     pub(super) fn is_proven(&self) -> bool {
         *self == Restart::Proven
     }
-}
-
-fn stopped() -> String {
-    "panzer is being stopped".to_owned()
 }
 
 #[cfg(test)]
@@ -153,10 +149,10 @@ mod tests {
     fn a_stop_comes_first() {
         let now = Instant::now();
         let mut restart = trying(now);
-        assert!(is_refused(&restart.on(now, Event::Stopping)));
+        assert_eq!(restart.on(now, Event::Stopping), [Action::Kill, Action::GiveUp]);
         assert_eq!(restart, Restart::GivenUp);
         restart = Restart::Proven;
-        assert!(is_refused(&restart.on(now, Event::Stopping)));
+        assert_eq!(restart.on(now, Event::Stopping), [Action::GiveUp]);
         assert!(!restart.is_proven());
         assert_eq!(restart.on(now, Event::Stopping), []);
     }

@@ -57,6 +57,7 @@ impl Main {
                 }
                 Action::Kill => self.children.preflight().into_iter().for_each(Preflight::kill),
                 Action::Refuse(why) => self.refuse_restart(&why),
+                Action::GiveUp => self.end_restart("panzer is being stopped"),
             }
         }
     }
@@ -76,10 +77,15 @@ impl Main {
     }
 
     fn refuse_restart(&mut self, why: &str) {
-        self.next_build = None;
         let image = self.environment.image().unwrap_or_default();
         let why = format!("restart refused: {}: {why}; panzer {} goes on", image.display(), build());
         log::error!("{why}");
+        self.end_restart(&why);
+    }
+
+    /// Whoever waits is told why this main goes on, and what waited for the next one is done by this one.
+    fn end_restart(&mut self, why: &str) {
+        self.next_build = None;
         self.operators.restarted(&Answer::refused(why));
         if self.told_on_stderr || self.dumps || self.operators.want_status() {
             self.inquire();

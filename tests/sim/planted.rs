@@ -433,7 +433,7 @@ impl Planted {
     pub(crate) fn written(planted: Option<Planted>, written: String) -> String {
         match planted {
             Some(Planted::ForgetsQueuedReloadOverRestart) => {
-                written.replace(r#""reload_queued":true"#, r#""reload_queued":false"#)
+                written.replace(r#""reload_queued":"graceful""#, r#""reload_queued":null"#)
             }
             Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
             _ => written,
