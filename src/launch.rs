@@ -55,6 +55,8 @@ fn next_image(start_directory: &Path) -> PathBuf {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let own = Path::new(OWN_IMAGE);
     let named = processes::executed_by().map(|path| start_directory.join(path).components().collect::<PathBuf>());
+    // A descriptor's path is only this process's own, and only for now.
+    let named = named.filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev/fd"));
     let named = named.filter(|path| identity(path).is_some() && identity(path) == identity(own));
     named.or_else(|| fs::read_link(own).ok()).unwrap_or_else(|| own.to_owned())
 }

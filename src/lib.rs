@@ -23,6 +23,10 @@
 //! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
 //! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
 //!
+//! Main can become another build of itself, by an exec in place: that first shows in a child (`main_process::preflight`)
+//! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
+//! named by anything but numbers that stay: children by their pids, descriptors by theirs.
+//!
 //! Operators talk to main over its control socket ([`control::server`], [`control::requests`]), a JSON object a line;
 //! [`panzerctl`] is the other end.
 //!

@@ -16,8 +16,8 @@ pub(super) enum Restart {
     Idle,
     /// The pre-flight is under way.
     Trying { until: Instant },
-    /// It was given up, and has not ended yet.
-    GivenUp,
+    /// It was given up, and has not ended yet. Another follows it where somebody wants one.
+    GivenUp { wanted: bool },
     /// The new build can take over. It does once nothing is under way that would have to begin anew.
     Proven,
 }
@@ -48,6 +48,8 @@ pub(super) enum Action {
     Kill,
     /// Tell whoever asked that this main goes on, and why.
     Refuse(String),
+    /// Tell whoever asked that everything is being stopped.
+    GiveUp,
 }
 
 impl Restart {
@@ -56,22 +58,25 @@ impl Restart {
     pub(super) fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let (next, actions) = match (std::mem::take(self), event) {
             (Restart::Idle, Event::Asked) => (Restart::Trying { until: now + PATIENCE }, vec![Action::Begin]),
-            (Restart::GivenUp, Event::Asked) => {
-                let why = "the one that was tried before has not ended yet; try again";
-                (Restart::GivenUp, vec![Action::Refuse(why.to_owned())])
+            (Restart::GivenUp { .. }, Event::Asked) => (Restart::GivenUp { wanted: true }, vec![]),
+            (Restart::GivenUp { wanted: true }, Event::Ended(_)) => {
+                (Restart::Trying { until: now + PATIENCE }, vec![Action::Begin])
+            }
+            (Restart::GivenUp { wanted: true }, Event::Stopping) => {
+                (Restart::GivenUp { wanted: false }, vec![Action::GiveUp])
             }
             (Restart::Trying { .. }, Event::Stopping) => {
-                (Restart::GivenUp, vec![Action::Kill, Action::Refuse(stopped())])
+                (Restart::GivenUp { wanted: false }, vec![Action::Kill, Action::GiveUp])
             }
-            (Restart::Proven, Event::Stopping) => (Restart::Idle, vec![Action::Refuse(stopped())]),
+            (Restart::Proven, Event::Stopping) => (Restart::Idle, vec![Action::GiveUp]),
             (Restart::Trying { until }, Event::Wake) if until <= now => {
                 let why = format!("it hangs: not a word within {}s, and it was killed", PATIENCE.as_secs());
-                (Restart::GivenUp, vec![Action::Kill, Action::Refuse(why)])
+                (Restart::GivenUp { wanted: false }, vec![Action::Kill, Action::Refuse(why)])
             }
             (Restart::Trying { .. }, Event::Ended(Ok(()))) => (Restart::Proven, vec![]),
             (Restart::Trying { .. }, Event::Ended(Err(why)) | Event::NotBegun(why))
             | (Restart::Proven, Event::NotExecuted(why)) => (Restart::Idle, vec![Action::Refuse(why)]),
-            (Restart::GivenUp, Event::Ended(_)) => (Restart::Idle, vec![]),
+            (Restart::GivenUp { .. }, Event::Ended(_)) => (Restart::Idle, vec![]),
             (unchanged, _) => (unchanged, vec![]),
         };
         *self = next;
@@ -82,7 +87,7 @@ impl Restart {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Restart::Trying { until } => Some(*until),
-            Restart::Idle | Restart::GivenUp | Restart::Proven => None,
+            Restart::Idle | Restart::GivenUp { .. } | Restart::Proven => None,
         }
     }
 
@@ -90,10 +95,6 @@ impl Restart {
     pub(super) fn is_proven(&self) -> bool {
         *self == Restart::Proven
     }
-}
-
-fn stopped() -> String {
-    "panzer is being stopped".to_owned()
 }
 
 #[cfg(test)]
@@ -143,20 +144,20 @@ mod tests {
         assert_eq!(restart.deadline(), Some(now + PATIENCE));
         assert!(is_refused(&restart.on(now + PATIENCE, Event::Wake)));
         assert_eq!((restart.deadline(), restart.on(now + PATIENCE, Event::Wake)), (None, vec![]));
-        assert!(is_refused(&restart.on(now, Event::Asked)));
+        assert_eq!(restart.on(now, Event::Asked), []);
         // Even where it has proved itself at last.
-        assert_eq!(restart.on(now, Event::Ended(Ok(()))), []);
-        assert_eq!(restart.on(now, Event::Asked), [Action::Begin]);
+        assert_eq!(restart.on(now, Event::Ended(Ok(()))), [Action::Begin]);
+        assert_eq!(restart.deadline(), Some(now + PATIENCE));
     }
 
     #[test]
     fn a_stop_comes_first() {
         let now = Instant::now();
         let mut restart = trying(now);
-        assert!(is_refused(&restart.on(now, Event::Stopping)));
-        assert_eq!(restart, Restart::GivenUp);
+        assert_eq!(restart.on(now, Event::Stopping), [Action::Kill, Action::GiveUp]);
+        assert_eq!(restart, Restart::GivenUp { wanted: false });
         restart = Restart::Proven;
-        assert!(is_refused(&restart.on(now, Event::Stopping)));
+        assert_eq!(restart.on(now, Event::Stopping), [Action::GiveUp]);
         assert!(!restart.is_proven());
         assert_eq!(restart.on(now, Event::Stopping), []);
     }

@@ -64,6 +64,7 @@ impl Main {
                 }
                 Action::Kill => self.children.preflight().into_iter().for_each(Preflight::kill),
                 Action::Refuse(why) => self.refuse_restart(&why),
+                Action::GiveUp => self.end_restart("panzer is being stopped"),
             }
         }
     }
@@ -83,10 +84,15 @@ impl Main {
     }
 
     fn refuse_restart(&mut self, why: &str) {
-        self.next_build = None;
         let image = self.environment.image().unwrap_or_default();
         let why = format!("restart refused: {}: {why}; panzer {} goes on", image.display(), build());
         log::error!("{why}");
+        self.end_restart(&why);
+    }
+
+    /// Whoever waits is told why this main goes on, and what waited for the next one is done by this one.
+    fn end_restart(&mut self, why: &str) {
+        self.next_build = None;
         self.operators.restarted(&Answer::refused(why));
         if self.told_on_stderr || self.dumps || self.operators.want_status() {
             self.inquire();
@@ -114,11 +120,11 @@ impl Main {
         let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
         let variables = self.environment.for_next_main(document.as_raw_fd(), &path);
         set_inherited(&document, true)?;
-        kept.set_inherited(true)?;
         log::debug!("restart: executing panzer {}", next.build);
-        let executed = execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH);
+        let execute = || Ok(execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH).map(drop)?);
+        let executed = kept.set_inherited(true).and_then(|()| execute());
         kept.set_inherited(false)?;
-        executed.map(drop).map_err(io::Error::from)
+        executed
     }
 
     /// All that the next main is to know, and the descriptors that it needs for that.

@@ -54,7 +54,7 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 fn command(random: &mut Random) -> Vec<&'static str> {
-    match random.below(12) {
+    match random.below(14) {
         0..=2 => vec!["reload"],
         3 => vec!["reload", "--drained"],
         4 => vec!["reload", "--no-wait"],
@@ -63,6 +63,7 @@ fn command(random: &mut Random) -> Vec<&'static str> {
         7 => vec!["scale", ["1", "2", "4"][random.below(3) as usize]],
         8 => vec!["quiet"],
         9 => vec!["signal", "WINCH"],
+        10 | 11 => vec!["restart"],
         _ => vec!["status", "--json"],
     }
 }

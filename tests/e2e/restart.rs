@@ -242,6 +242,20 @@ fn a_monitor_that_is_stopped_gets_what_it_was_told_before() {
 }
 
 #[test]
+fn a_build_that_is_being_tried_ends_with_main() {
+    let (panzer, _) = serving(1);
+    place(panzer.folder(), "hanging", b"#!/bin/sh\n: > tried\nexec sleep 1000\n");
+    switch(panzer.folder(), "hanging");
+    panzer.signal(Signal::SIGUSR2);
+    eventually(SOON, "it is being tried", || panzer.path("tried").exists());
+    let workers = panzer.workers();
+    panzer.allow_line("main is gone; stopping the workers of generation 1");
+    kill_9(panzer.pid());
+    wait_gone(&workers);
+    panzer.wait_exit();
+}
+
+#[test]
 fn what_is_being_stopped_is_not_restarted() {
     let stubborn = "#!/bin/sh\ntrap '' TERM\n: > ready\nwhile :; do sleep 0.05; done\n";
     let builder = Panzer::builder().executable("app", stubborn).args(["-w", "1", "--stop", "TERM/60s/KILL", "./app"]);
