@@ -69,6 +69,7 @@ pub(super) struct Carried {
 pub(super) struct Found {
     pub(super) directory: RawFd,
     pub(super) program: RawFd,
+    pub(super) variables: RawFd,
     pub(super) path: PathBuf,
     pub(super) other_user: Option<u32>,
 }
@@ -118,7 +119,7 @@ impl Carried {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut all: Vec<RawFd> = self.listeners.iter().map(|listener| listener.fd).collect();
         all.extend(self.shares.held().map(|(_, &fd)| fd));
-        all.extend(self.found.values().flat_map(|found| [found.directory, found.program]));
+        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.variables]));
         all.extend(self.children.descriptors());
         all.extend(self.operators.server.descriptors());
         all.extend(self.guard.iter().map(|guarded| guarded.fd));
