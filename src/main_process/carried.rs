@@ -119,7 +119,7 @@ impl Carried {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut all: Vec<RawFd> = self.listeners.iter().map(|listener| listener.fd).collect();
         all.extend(self.shares.held().map(|(_, &fd)| fd));
-        all.extend(self.found.values().flat_map(|found| [found.directory, found.program]));
+        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.variables]));
         all.extend(self.children.descriptors());
         all.extend(self.operators.server.descriptors());
         all.extend(self.guard.iter().map(|guarded| guarded.fd));

@@ -280,6 +280,8 @@ fn few_descriptors_and_scattered_ones_do() {
     wait_started(&panzer, 1);
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.wait_drained(1);
+    // What its generation held is let go of after that was said, and before anything else is.
+    panzer.status();
     let before = descriptors(panzer.pid());
     for _ in 0..3 {
         restart(&panzer, VERSION, VERSION);
