@@ -331,7 +331,7 @@ impl Options {
         let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
-        let listen = join(parse_listen(&self.listen)?, inherited);
+        let listen = join(parse_listen(&self.listen)?, inherited.clone());
         if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
             let address = &single.address;
             return Err(usage(format!(
@@ -361,6 +361,7 @@ impl Options {
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover: self.handover.resolve(&listen)?,
             listen,
+            inherited,
             share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
                 Sharing::Auto => config::SharePorts::Auto,
                 Sharing::On => config::SharePorts::On,

@@ -2,7 +2,7 @@
 //!
 //! `PANZER_ROLE` says which; main also gets `PANZER_IMAGE`, the path that leads to its next build, and `PANZER_PLAN_FD`,
 //! or `PANZER_STATE_FD` where it takes the place of another main; a pre-flight gets `PANZER_STATE_FD` and
-//! `PANZER_CHANNEL_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_CHANNEL_FD`; a planner `PANZER_PLAN_FD` and `PANZER_ANSWER_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
 //! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
 //! monitor has found it before, by `PANZER_RELEASE_FDS`.
 
@@ -24,6 +24,8 @@ pub enum Role {
     Monitor,
     /// A new build that shows whether it could take main's place.
     Preflight,
+    /// Reader of the configuration.
+    Planner,
 }
 
 /// What is always called so: the running build, also where the file was replaced meanwhile.
@@ -34,10 +36,15 @@ const PLAN_FD: &str = "PANZER_PLAN_FD";
 const STATE_FD: &str = "PANZER_STATE_FD";
 const IMAGE: &str = "PANZER_IMAGE";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
+const ANSWER_FD: &str = "PANZER_ANSWER_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
 const GENERATION: &str = "PANZER_GENERATION";
 const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
+
+/// What the protocol sets, as opposed to what a user does.
+const OF_PROTOCOL: [&str; 9] =
+    [ROLE, PLAN_FD, STATE_FD, IMAGE, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
 
 /// Variables that are meant for one process and never passed on as they came.
 const NEVER_PASSED_ON: [&str; 7] =
@@ -104,6 +111,7 @@ impl Environment {
             Some("main") => Ok(Some(Role::Main)),
             Some("monitor") => Ok(Some(Role::Monitor)),
             Some("preflight") => Ok(Some(Role::Preflight)),
+            Some("planner") => Ok(Some(Role::Planner)),
             Some(other) => Err(format!("{ROLE}={other}: there is no such role; unset it, panzer sets it itself")),
         }
     }
@@ -114,6 +122,7 @@ impl Environment {
             Role::Main => "main",
             Role::Monitor => "monitor",
             Role::Preflight => "preflight",
+            Role::Planner => "planner",
         };
         let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
         let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
@@ -134,7 +143,22 @@ impl Environment {
         let mut own = vec![(document, OsString::from(fd.to_string())), (IMAGE, image.as_os_str().to_owned())];
         let told = OF_MANAGER.iter().filter_map(|name| Some((*name, self.own_os(name)?.to_owned())));
         own.extend(told);
+        own.extend(self.options());
         self.for_role(Role::Main, &own)
+    }
+
+    /// The options that the user has set as variables. Main keeps them for the plans to come.
+    fn options(&self) -> impl Iterator<Item = (&str, OsString)> {
+        let named = self.own.iter().filter_map(|(name, value)| Some((name.to_str()?, value.clone())));
+        named.filter(|(name, _)| name.starts_with("PANZER_") && !OF_PROTOCOL.contains(name))
+    }
+
+    /// The variables for a planner that gets, from 3 on: what to read, and where to write what it comes to.
+    pub fn for_planner(&self) -> Vec<CString> {
+        let fds = [(PLAN_FD, FIRST), (ANSWER_FD, FIRST + 1)];
+        let fds = fds.map(|(name, fd)| (name, OsString::from(fd.to_string())));
+        let own: Vec<_> = fds.into_iter().chain(self.options()).collect();
+        self.for_role(Role::Planner, &own)
     }
 
     /// The variables for a pre-flight that gets, from 3 on: what main knows, and a channel to say what it makes of it.
@@ -172,6 +196,11 @@ impl Environment {
     /// Takes what a pre-flight was given: what main knows, and the channel.
     pub fn take_preflight(&self) -> Result<(OwnedFd, OwnedFd), String> {
         Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
+    }
+
+    /// Takes what a planner was given: what to read, and where to write what it comes to.
+    pub fn take_planner(&self) -> Result<(OwnedFd, OwnedFd), String> {
+        Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
     }
 
     /// The path that leads to main's next build.

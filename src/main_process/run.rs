@@ -251,7 +251,7 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
     }
 }
 
-fn settings(plan: &Plan) -> Settings {
+pub(super) fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
         surge: plan.surge,
@@ -313,6 +313,7 @@ impl Main {
                 self.unix_guard.deadline(),
                 self.restart.deadline(),
                 self.emptyings.deadline(),
+                self.planning_deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -335,6 +336,7 @@ impl Main {
             self.answer_inquiry();
             self.watch_over_listeners();
             self.tend_queues(Instant::now());
+            self.give_up_hanging_plan(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.go_on_with_restart(restart::Event::Wake);
@@ -389,6 +391,7 @@ impl Main {
                 self.dumps = true;
                 self.inquire();
             }
+            Asked::Reread => self.reread(),
             // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
             Asked::Reopen => {
                 ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
@@ -556,6 +559,8 @@ impl Main {
                 self.events.push_back(Event::Ended(monitor, cause, orphans));
             } else if let Some(preflight) = self.children.take_preflight(pid) {
                 self.preflight_ended(preflight, exit);
+            } else if let Some(planner) = self.children.take_planner(pid) {
+                self.planner_ended(planner, exit);
             } else if let Some(monitor) = self.children.orphan_ended(pid) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
@@ -564,11 +569,8 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Plan(generation) => {
-                self.plans.insert(generation, self.plan.clone());
-                self.events.push_back(Event::Planned(generation, settings(&self.plan)));
-            }
-            Action::GiveUpPlan(_) => {}
+            Action::Plan(generation) => self.plan_generation(generation),
+            Action::GiveUpPlan(generation) => self.give_up_plan(generation),
             Action::Tune(monitor) => {
                 let tuning = Tuning::of(&self.plan);
                 if let Some(plan) = self.plans.get_mut(&monitor.generation) {
@@ -607,6 +609,7 @@ impl Main {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
                 self.give_up_emptying();
+                self.give_up_planning();
                 self.listeners.drain(..).for_each(Listener::close);
                 self.queues = 0;
                 self.shares.close();
@@ -627,7 +630,8 @@ impl Main {
                 self.counters.judged(&verdict);
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
-                        log::rejected(generation, why, self.plans.get(&generation).unwrap_or(&self.plan))
+                        let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                        log::rejected(generation, why, plan) + log::place(why)
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
@@ -670,7 +674,7 @@ impl Main {
         }
     }
 
-    fn serving(&self) -> Option<u32> {
+    pub(super) fn serving(&self) -> Option<u32> {
         let serving = |(standing, generation, _)| (standing == Standing::Serving).then_some(generation);
         self.state.standings().into_iter().find_map(serving)
     }

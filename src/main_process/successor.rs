@@ -86,9 +86,10 @@ impl Main {
         }
     }
 
-    /// Becomes the next build, once it has proved itself and no inquiry is under way, whose answers it would not know.
+    /// Becomes the next build, once it has proved itself and neither an inquiry nor a planner is under way, whose answers
+    /// it would not know.
     pub(super) fn give_way_if_proven(&mut self) {
-        if !self.restart.is_proven() || self.inquiry.is_some() {
+        if !self.restart.is_proven() || self.inquiry.is_some() || self.children.is_planning() {
             return;
         }
         let executed = match self.next_build.take() {
