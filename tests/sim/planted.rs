@@ -45,6 +45,7 @@ planted! {
     ForgetsVerdictOnStop
     AcquitsTheRejected
     RejectionStopsServing
+    StartsWhatIsNotPlanned
     StopsWrongMonitor
     StartsMonitorAfterStop
     ClosesListenersOnReload
@@ -205,6 +206,13 @@ impl Planted {
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
                 actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
+            }
+            Planted::StartsWhatIsNotPlanned if rejects => {
+                if let Event::NotPlanned(generation, _) = event {
+                    let monitor = main_state::Monitor { generation: *generation, life: 1 };
+                    let (workers, trial) = (1, true);
+                    actions.push(Action::StartMonitor { monitor, workers, trial, notify: false, accept: false });
+                }
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {
