@@ -13,6 +13,7 @@ mod dump;
 mod emptying;
 mod generation;
 mod guard;
+mod held;
 mod inquiry;
 mod log;
 mod operators;

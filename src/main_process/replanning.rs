@@ -111,12 +111,8 @@ impl Main {
     }
 
     /// The plan of a new generation, with what stays as it is while panzer runs.
-    fn accept(&self, mut plan: Plan) -> Result<Plan, Cause> {
-        if plan.listen != self.plan.listen {
-            let why = "listen: listeners change only when panzer is started anew; put them back, or stop panzer and \
-                       start it";
-            return Err(Cause::Configuration(why.to_owned()));
-        }
+    fn accept(&mut self, mut plan: Plan) -> Result<Plan, Cause> {
+        self.hold(&plan).map_err(Cause::Configuration)?;
         let changed = differ(&self.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
         let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, 
 use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
+use crate::config::{Listen, MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
@@ -76,6 +76,8 @@ pub(super) struct Main {
     pub(super) ignores_hang_up: bool,
     pub(super) signals: Signals,
     pub(super) poller: Poller,
+    /// What each of these is.
+    pub(super) held: Vec<Listen>,
     pub(super) listeners: Vec<Listener>,
     /// So many slots have queues of their own, where there are such, and so many of these get what is new.
     pub(super) queues: u32,
@@ -188,6 +190,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
         active: plan.workers,
         emptyings: Emptyings::default(),
         plans: BTreeMap::from([(1, plan.clone())]),
+        held: plan.listen.clone(),
         plan,
         environment,
         had_terminal: has_terminal(),
@@ -492,7 +495,7 @@ impl Main {
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
                     self.guard.look(&self.poller);
-                    self.unix_guard.lengthen(&self.plan.listen, &self.listeners);
+                    self.unix_guard.lengthen(&self.held, &self.listeners);
                 }
                 self.events.push_back(Event::Told(monitor, report));
             }
@@ -611,6 +614,7 @@ impl Main {
                 self.give_up_emptying();
                 self.give_up_planning();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.held.clear();
                 self.queues = 0;
                 self.shares.close();
                 self.go_on_with_restart(restart::Event::Stopping);
@@ -621,6 +625,7 @@ impl Main {
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
+                self.close_dropped();
             }
             Action::Promise(client, generation) => {
                 let starting = self.state.progress().map(|progress| progress.generation);
@@ -667,7 +672,7 @@ impl Main {
                 _ => format!("a worker of generation {}", numbers.join(" or ")),
             }
         };
-        let (now, wanted) = (Instant::now(), &self.plan.listen);
+        let (now, wanted) = (Instant::now(), &self.held);
         self.guard.act(now, &self.poller, suspects);
         if self.unix_guard.act(now, wanted, &mut self.listeners, &self.poller, suspects) {
             self.events.push_back(Event::Rebound);
@@ -700,10 +705,11 @@ impl Main {
             ack_socket: self.ack_paths.of(monitor.generation),
             release_path: found.map(|found| found.path.clone()),
         };
-        let plan = document::write(&serde_json::to_vec(&assignment)?)?;
+        let document = document::write(&serde_json::to_vec(&assignment)?)?;
         let (channel, theirs) = Channel::pair()?;
-        let mut descriptors: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
-        descriptors.extend([theirs.as_fd(), plan.as_fd()]);
+        let mut descriptors = self.sockets_of(plan)?;
+        let sockets = descriptors.len();
+        descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
             descriptors.extend([found.directory.as_fd(), found.program.as_fd()]);
         }
@@ -711,7 +717,7 @@ impl Main {
         let child = spawn(&Command {
             image: Image::Path(text::c_string(OWN_IMAGE.as_ref())),
             arguments: vec![text::c_string(title.as_ref())],
-            environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
+            environment: self.environment.for_monitor(monitor.generation, sockets, found.is_some()),
             listen_pid: false,
             stdin: None,
             output: None,
@@ -725,7 +731,7 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
+        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers });
         Ok(())
     }
 
@@ -774,7 +780,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: accept_queues::all(&self.plan.listen, &self.listeners, &self.shares),
+            listeners: accept_queues::all(&self.held, &self.listeners, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

@@ -138,6 +138,7 @@ impl Main {
             ignores_hang_up: self.ignores_hang_up,
             found: self.found.iter().map(&mut found).collect(),
             pid_file: self.pid_file.carry(kept),
+            held: self.held.clone(),
             listeners: self.listeners.iter().map(|listener| listener.carry(kept)).collect(),
             queues: self.queues,
             active: self.active,
@@ -193,7 +194,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     let shares = carried.shares.with_sockets(|&fd| take_descriptor(fd))?;
     let guard = Guard::take_over(carried.guard, FIRST_GUARDED, &poller)?;
     let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    unix_guard.watch_all(&carried.plan.listen, &listeners, &poller);
+    unix_guard.watch_all(&carried.held, &listeners, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
         let carried::Found { directory, program, path, other_user } = found;
@@ -210,6 +211,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         signals,
         operators: Operators::take_over(carried.operators, &poller)?,
         poller,
+        held: carried.held,
         listeners,
         queues: carried.queues,
         active: carried.active,

@@ -1,6 +1,7 @@
 //! The configuration is read again: by each reload, and on HUP for what needs no new workers.
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use nix::sys::signal::Signal::SIGHUP;
 
 use crate::control::{run, text};
 use crate::faults::SOON;
-use crate::support::{Builder, Panzer, eventually};
+use crate::support::{Builder, Panzer, eventually, free_port};
 
 /// Notes what it was given.
 const APP: &str = "#!/bin/sh
@@ -62,7 +63,8 @@ fn a_reload_runs_by_the_file_as_it_is_now() {
     assert_eq!(panzer.workers().len(), 3);
     assert!(environment(&panzer, 2).contains(&"COLOUR=green".to_owned()));
     fs::remove_file(panzer.path("config/panzer.yml")).unwrap();
-    // What is in no file any more is as it is without one.
+    // What is in no file any more is as it is without one, if that can be.
+    panzer.expect_line("warning: share-ports: takes effect when panzer is started anew");
     assert_eq!(panzer.reload_and_wait(), Ok(3));
     assert!(!environment(&panzer, 3).iter().any(|line| line.starts_with("COLOUR=")));
     panzer.stop();
@@ -120,6 +122,58 @@ fn a_broken_file_changes_nothing_until_it_is_mended() {
     write(panzer.folder(), "workers: 1\n");
     assert_eq!(run(&panzer, &["reload"]).status.code(), Some(0));
     assert_eq!(panzer.workers().len(), 1);
+    panzer.stop();
+}
+
+/// Whether anybody accepts there, or would.
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+#[test]
+fn listeners_come_and_go_and_those_that_stay_are_never_closed() {
+    let [kept, dropped, added] = [(); 3].map(|()| free_port());
+    let panzer = start(&format!("workers: 1\nlisten: [{kept}, {dropped}]\n"));
+    assert!(listens(kept) && listens(dropped) && !listens(added));
+    write(panzer.folder(), &format!("workers: 1\nlisten: ['a={added}', '{kept},backlog=7', 'unix:app.sock']\n"));
+    hang_up(&panzer, "configuration read again; listen: takes effect with the next reload");
+    // What waits there is not lost: the queue is the same.
+    let mut waiting: Vec<TcpStream> = Vec::new();
+    for generation in 2..=6 {
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+        waiting.push(TcpStream::connect(("127.0.0.1", kept)).unwrap());
+        let given = environment(&panzer, generation);
+        assert!(given.contains(&"LISTEN_FDS=3".to_owned()), "{given:?}");
+        assert!(given.iter().any(|line| line.starts_with("LISTEN_FDNAMES=a:")), "{given:?}");
+    }
+    panzer.wait_for_line(&format!("closed :{dropped}: no generation has it any more"), SOON);
+    assert!(listens(added) && !listens(dropped) && panzer.path("app.sock").exists());
+    waiting.iter().for_each(|stream| {
+        stream.set_nonblocking(true).unwrap();
+        let error = stream.peek(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "neither reset nor closed");
+    });
+    write(panzer.folder(), &format!("workers: 1\nlisten: {kept}\n"));
+    assert_eq!(panzer.reload_and_wait(), Ok(7));
+    panzer.wait_drained(6);
+    eventually(SOON, "the path is gone", || !panzer.path("app.sock").exists());
+    assert!(listens(kept) && !listens(added));
+    panzer.stop();
+}
+
+#[test]
+fn a_reload_that_cannot_listen_leaves_nothing_behind() {
+    let [kept, added] = [(); 2].map(|()| free_port());
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let panzer = start(&format!("workers: 1\nlisten: {kept}\n"));
+    write(panzer.folder(), &format!("workers: 1\nlisten: [{added}, {kept}, {port}]\n"));
+    panzer.expect_line(&format!(
+        "error: reload failed: generation 2: cannot listen on :{port}: in use by *; generation 1"
+    ));
+    assert!(panzer.reload_and_wait().is_err());
+    assert!(!listens(added) && listens(kept));
     panzer.stop();
 }
 

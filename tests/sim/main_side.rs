@@ -102,9 +102,7 @@ impl World {
     fn give_up_plan(&mut self, generation: u32) {
         // Or it had ended just before.
         if self.choices.below(2) == 1 {
-            let of_it = |event: &Event| {
-                matches!(event, Event::Planned(number, _) | Event::NotPlanned(number, _) if *number == generation)
-            };
+            let of_it = |event: &Event| matches!(event, Event::Planned(number, _) | Event::NotPlanned(number, _) if *number == generation);
             self.main.planners.retain(|(_, event)| !of_it(event));
         }
     }
