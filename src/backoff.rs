@@ -34,12 +34,17 @@ impl Backoff {
         }
         let doubled = pace.delay.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
-        // ±20 %: the longest of one step is still shorter than the shortest of the next.
-        let percent = 80 + (random % 41) as u32;
-        let jittered = doubled.min(pace.delay_max).saturating_mul(percent) / 100;
+        // The longest of one step is still shorter than the shortest of the next.
+        let jittered = jittered(doubled.min(pace.delay_max), random);
         self.last = jittered.clamp(self.last.min(pace.delay_max), pace.delay_max);
         self.last
     }
+}
+
+/// `duration` ±20 %. `random` is any number.
+pub fn jittered(duration: Duration, random: u64) -> Duration {
+    let percent = 80 + (random % 41) as u32;
+    duration.saturating_mul(percent) / 100
 }
 
 /// A small generator of random numbers (xorshift64*) for jitter; its seed makes a history repeatable.

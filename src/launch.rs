@@ -1,6 +1,9 @@
 //! What happens between a user's command line and main: checked, resolved, and executed anew as main.
 //!
-//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser.
+//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser. A daemon is
+//! the same in a child, for which the process that the user started waits.
+
+mod daemon;
 
 use std::ffi::CString;
 use std::fs;
@@ -38,7 +41,8 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
     signals::block_all()?;
     // The same command line: it is what `ps` and `pgrep -f` know this instance by.
     let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
-    let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory));
+    let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
+    let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
     execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables).map_err(|errno| {
         Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", errno.desc()))
     })?;

@@ -14,7 +14,8 @@
 //!
 //! The binary is executed once for each role, by the environment protocol in [`control::role`]. A user's command line
 //! is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
-//! resolved [`config::Plan`]: under the same pid, without a page of the parser. Main starts one **monitor**
+//! resolved [`config::Plan`]: under the same pid, without a page of the parser; of a daemon, in a child that the process
+//! waits for until it serves. Main starts one **monitor**
 //! ([`monitor`]) for each generation, and a monitor keeps its slots filled with **workers** ([`worker`]), which are the
 //! user's program and nothing else.
 //!
@@ -43,7 +44,8 @@
 //! # Invariants
 //!
 //! 1. At most one generation is starting, and the serving one is untouched until the new one is wholly ready and has
-//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more.
+//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more. Of those
+//!    that drain, no more than `--max-draining` take their time.
 //! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.

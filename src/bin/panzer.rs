@@ -28,6 +28,8 @@ fn main() -> ExitCode {
                 Ok(0)
             }
             Ending::Usage(why) => Err((USAGE, why)),
+            Ending::Left(code, None) => Ok(code),
+            Ending::Left(code, Some(why)) => Err((code, why)),
             Ending::CannotStart(why) => Err((CANNOT_START, why)),
         },
     };

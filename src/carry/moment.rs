@@ -23,6 +23,9 @@ fn anchor() -> (Instant, i128) {
     })
 }
 
+/// In seconds: durations on the command line are no longer, and some of them may add up.
+const FURTHEST: u64 = 1 << 40;
+
 fn nanos(seconds: i64, rest: i64) -> i128 {
     i128::from(seconds) * NANOS + i128::from(rest)
 }
@@ -42,12 +45,12 @@ impl From<Instant> for Written {
 }
 
 impl Written {
-    /// None where it is out of all bounds.
+    /// None where it is out of all bounds: further away than any deadline may be.
     fn moment(&self) -> Option<Instant> {
         let (instant, time) = anchor();
         let away = nanos(self.0, self.1.into()) - time;
         let distance = away.unsigned_abs();
-        let seconds = u64::try_from(distance / NANOS.unsigned_abs()).ok()?;
+        let seconds = u64::try_from(distance / NANOS.unsigned_abs()).ok().filter(|&seconds| seconds <= FURTHEST)?;
         let distance = Duration::new(seconds, (distance % NANOS.unsigned_abs()) as u32);
         if away < 0 { instant.checked_sub(distance) } else { instant.checked_add(distance) }
     }

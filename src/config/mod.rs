@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 pub mod address;
 pub mod duration;
+pub mod env_file;
 pub mod file;
 pub mod handover;
 pub mod identity;
+pub mod limits;
 pub mod placeholders;
 pub mod schedule;
 pub mod text;
@@ -19,6 +21,7 @@ pub mod text;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
+pub use limits::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
 pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 
@@ -45,6 +48,9 @@ pub struct Plan {
     pub chdir: Option<PathBuf>,
     /// Added to the workers' environment; values with placeholders.
     pub env: Vec<(Text, Text)>,
+    /// Files of further ones, read by each generation; those of `env` win over them.
+    #[serde(default)]
+    pub env_files: Vec<EnvFile>,
     /// As whom, and how, workers run.
     #[serde(default)]
     pub identity: Identity,
@@ -86,6 +92,15 @@ pub struct Plan {
     pub healthy_after: Duration,
     /// When to give up.
     pub respawn_limit: Option<RespawnLimit>,
+    /// Which exits are final.
+    #[serde(default)]
+    pub final_exits: FinalExits,
+    /// The pause between two starts of workers.
+    #[serde(default)]
+    pub start_delay: StartDelay,
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    #[serde(default = "usual_draining")]
+    pub max_draining: u32,
     /// What this instance is called.
     pub name: Option<String>,
     /// Where the pid is written, instead of the runtime directory.
@@ -93,6 +108,9 @@ pub struct Plan {
     /// Where the control socket is, instead of beside the pid file.
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// Whether main runs in a session of its own, without a terminal.
+    #[serde(default)]
+    pub daemonize: bool,
     /// How much panzer says of itself.
     pub verbosity: Verbosity,
 }
@@ -101,6 +119,11 @@ impl Plan {
     /// The limits of the respawn backoff.
     pub fn pace(&self) -> Pace {
         Pace { delay: self.delay, delay_max: self.delay_max, healthy_after: self.healthy_after }
+    }
+
+    /// How long a generation may take to be ready: its last worker has as long as any other.
+    pub fn longest_start(&self) -> Duration {
+        self.ready_timeout + self.start_delay.longest(self.workers)
     }
 
     /// Whether a worker is given anything to accept connections on.
@@ -114,6 +137,31 @@ impl Plan {
         let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
         let values = placeholders::Values { listeners: &listeners, first_fd, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
+    }
+}
+
+fn usual_draining() -> u32 {
+    USUAL_DRAINING
+}
+
+/// A file of variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Where, relative to [`Plan::start_directory`].
+    pub path: PathBuf,
+    /// Whether it is none the worse for not being there.
+    pub optional: bool,
+}
+
+impl std::str::FromStr for EnvFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EnvFile, String> {
+        let path = text.strip_prefix('-').unwrap_or(text);
+        if path.is_empty() {
+            return Err("it must be the path of a file".to_owned());
+        }
+        Ok(EnvFile { path: path.into(), optional: path.len() < text.len() })
     }
 }
 
@@ -145,26 +193,6 @@ pub enum Ready {
     Exec,
     /// When it runs.
     Alive,
-}
-
-/// More than `count` respawns within `window`: give up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RespawnLimit {
-    /// That many are still borne.
-    pub count: u32,
-    /// Of all slots together, in any time of this length.
-    pub window: Duration,
-}
-
-impl std::str::FromStr for RespawnLimit {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<RespawnLimit, String> {
-        const FORM: &str = "a respawn limit is N/D, as in 10/60s, with N from 0 to 100000";
-        let (count, window) = text.split_once('/').ok_or(FORM)?;
-        let count = count.trim().parse().ok().filter(|&count| count <= 100_000).ok_or(FORM)?;
-        Ok(RespawnLimit { count, window: duration::parse(window)? })
-    }
 }
 
 /// How much panzer says of itself.
@@ -246,14 +274,6 @@ mod tests {
         );
         for text in ["", "0", "0%", "101%", "-1", "1.5", "5000", "%"] {
             assert!(text.parse::<Surge>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_respawn_limit_is_read() {
-        assert_eq!("5/1m".parse(), Ok(RespawnLimit { count: 5, window: Duration::from_secs(60) }));
-        for text in ["", "5", "/1m", "-1/1m", "5/x", "1e9/1s", "4294967296/1s"] {
-            assert!(text.parse::<RespawnLimit>().is_err(), "{text}");
         }
     }
 }

@@ -50,7 +50,7 @@ impl Schedule {
     /// Its first signal, and then no other.
     #[must_use]
     pub fn patient(&self) -> Schedule {
-        Schedule { steps: self.steps[..1].to_vec() }
+        Schedule { steps: vec![Step { signal: self.first_signal(), wait: Duration::ZERO }] }
     }
 
     /// KILL at once.

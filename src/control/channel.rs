@@ -18,7 +18,7 @@ use crate::sys::poller::Poller;
 const LONGEST: usize = 8192;
 
 /// Most descriptors in one message.
-const MOST_DESCRIPTORS: usize = 2;
+const MOST_DESCRIPTORS: usize = 3;
 
 /// How many messages may wait for a peer that does not read. Beyond it the oldest are given up: a peer that has been
 /// stopped for so long has lost the thread anyway.

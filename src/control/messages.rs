@@ -3,12 +3,13 @@
 //! Main may be a newer build than a running monitor, so fields are only ever added, with a default, and
 //! [`VERSION`] goes up where that does not do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Plan, RespawnLimit, Schedule, Verbosity};
+use crate::config::{FinalExits, Plan, RespawnLimit, Schedule, StartDelay, Verbosity};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
@@ -50,6 +51,8 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// The daemon's start is over: its terminal is told nothing any more.
+    LeaveTerminal,
     /// Keep so many workers from now on.
     Scale {
         /// How many.
@@ -89,7 +92,8 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// The release was found. The packet carries its directory and its program as descriptors, in this order.
+    /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
+    /// document with the variables of its files.
     Resolved {
         /// Where the program is.
         path: PathBuf,
@@ -146,6 +150,13 @@ pub enum Report {
         /// The slot.
         slot: u32,
     },
+    /// A worker ended with a final exit code, and is not respawned; nor does another monitor of the generation start it.
+    EndedForGood {
+        /// Its slot.
+        slot: u32,
+        /// Its exit code.
+        code: u8,
+    },
     /// There were more respawns than allowed.
     GaveUp,
     /// A worker, in answer to [`Order::Status`].
@@ -185,6 +196,12 @@ pub struct Tuning {
     pub healthy_after: Duration,
     /// As [`Plan::respawn_limit`].
     pub respawn_limit: Option<RespawnLimit>,
+    /// As [`Plan::final_exits`].
+    #[serde(default)]
+    pub final_exits: FinalExits,
+    /// As [`Plan::start_delay`].
+    #[serde(default)]
+    pub start_delay: StartDelay,
     /// As [`Plan::verbosity`].
     pub verbosity: Verbosity,
 }
@@ -200,6 +217,8 @@ impl Tuning {
             delay_max: plan.delay_max,
             healthy_after: plan.healthy_after,
             respawn_limit: plan.respawn_limit,
+            final_exits: plan.final_exits.clone(),
+            start_delay: plan.start_delay,
             verbosity: plan.verbosity,
         }
     }
@@ -213,6 +232,8 @@ impl Tuning {
         plan.delay_max = self.delay_max;
         plan.healthy_after = self.healthy_after;
         plan.respawn_limit = self.respawn_limit;
+        plan.final_exits = self.final_exits;
+        plan.start_delay = self.start_delay;
         plan.verbosity = self.verbosity;
     }
 }
@@ -243,6 +264,9 @@ pub struct Assignment {
     pub plan: Plan,
     /// The generation's number, from 1.
     pub generation: u32,
+    /// The slots whose worker ended for good under another monitor, and its exit code.
+    #[serde(default)]
+    pub ended: BTreeMap<u32, u8>,
     /// Whether it must first prove itself beside a serving one.
     pub trial: bool,
     /// Whether workers are ready only when they say so.

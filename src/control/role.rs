@@ -2,14 +2,17 @@
 //!
 //! `PANZER_ROLE` says which; main also gets `PANZER_IMAGE`, the path that leads to its next build, and `PANZER_PLAN_FD`,
 //! or `PANZER_STATE_FD` where it takes the place of another main; a pre-flight gets `PANZER_STATE_FD` and
-//! `PANZER_CHANNEL_FD`; a planner `PANZER_PLAN_FD` and `PANZER_ANSWER_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_CHANNEL_FD`; a planner `PANZER_PLAN_FD` and `PANZER_ANSWER_FD`; a daemon's main also gets
+//! `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
 //! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
 //! monitor has found it before, by `PANZER_RELEASE_FDS`.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
 
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, take_over};
@@ -35,6 +38,7 @@ const ROLE: &str = "PANZER_ROLE";
 const PLAN_FD: &str = "PANZER_PLAN_FD";
 const STATE_FD: &str = "PANZER_STATE_FD";
 const IMAGE: &str = "PANZER_IMAGE";
+const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const ANSWER_FD: &str = "PANZER_ANSWER_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
@@ -43,15 +47,17 @@ const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// What the protocol sets, as opposed to what a user does.
-const OF_PROTOCOL: [&str; 9] =
-    [ROLE, PLAN_FD, STATE_FD, IMAGE, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
+const OF_PROTOCOL: [&str; 10] =
+    [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
 
 /// Variables that are meant for one process and never passed on as they came.
 const NEVER_PASSED_ON: [&str; 7] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
 
 /// Variables of panzer's own service manager, which main needs.
-const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
+
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
 /// An environment, taken once at the start of a role.
 #[derive(Debug)]
@@ -69,6 +75,18 @@ pub enum Begin {
     InPlace(OwnedFd),
 }
 
+/// Who waits for a daemon to serve.
+#[derive(Debug)]
+pub struct Starter {
+    /// Its pid.
+    pub pid: Pid,
+    /// Where it waits for [`STARTED`]; the end without it is a failure.
+    pub told: OwnedFd,
+}
+
+/// What the starter of a daemon is told once it serves.
+pub const STARTED: &[u8] = b"started";
+
 /// What a monitor is given.
 #[derive(Debug)]
 pub struct MonitorInheritance {
@@ -78,8 +96,8 @@ pub struct MonitorInheritance {
     pub plan: OwnedFd,
     /// Where each listener lies, from 3 on.
     pub listeners: Vec<OwnedFd>,
-    /// Directory and program of the release, where another monitor has found them.
-    pub release: Option<(OwnedFd, OwnedFd)>,
+    /// Directory and program of the release and the variables of its files, where another monitor has found them.
+    pub release: Option<[OwnedFd; 3]>,
 }
 
 impl Environment {
@@ -129,19 +147,34 @@ impl Environment {
         inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
     }
 
-    /// The variables for a main that finds its plan at `plan`, and whose next build `image` will lead to.
-    pub fn for_main(&self, plan: RawFd, image: &Path) -> Vec<CString> {
-        self.for_either_main(PLAN_FD, plan, image)
+    /// The variables for a main that finds its plan at `plan`, and whose next build `image` will lead to; as a daemon it
+    /// is the child of `starter`.
+    pub fn for_main(&self, plan: RawFd, image: &Path, starter: Option<&Starter>) -> Vec<CString> {
+        self.for_either_main(PLAN_FD, plan, image, starter)
     }
 
     /// The variables for the main that takes our place, and finds what we know at `state`.
     pub fn for_next_main(&self, state: RawFd, image: &Path) -> Vec<CString> {
-        self.for_either_main(STATE_FD, state, image)
+        self.for_either_main(STATE_FD, state, image, None)
     }
 
-    fn for_either_main(&self, document: &'static str, fd: RawFd, image: &Path) -> Vec<CString> {
-        let mut own = vec![(document, OsString::from(fd.to_string())), (IMAGE, image.as_os_str().to_owned())];
-        let told = OF_MANAGER.iter().filter_map(|name| Some((*name, self.own_os(name)?.to_owned())));
+    fn for_either_main(
+        &self,
+        document: &'static str,
+        fd: RawFd,
+        image: &Path,
+        starter: Option<&Starter>,
+    ) -> Vec<CString> {
+        let number = |fd: RawFd| OsString::from(fd.to_string());
+        let mut own = vec![(document, number(fd)), (IMAGE, image.as_os_str().to_owned())];
+        own.extend(starter.map(|starter| (STARTED_FD, number(starter.told.as_raw_fd()))));
+        // The manager meant the process that it started.
+        let is_starter = |value: &OsStr| starter.is_some_and(|starter| value == &*starter.pid.to_string());
+        let told = OF_MANAGER.iter().filter_map(|name| {
+            let value = self.own_os(name)?;
+            let is_ours = *name == WATCHDOG_PID && is_starter(value);
+            Some((*name, if is_ours { Pid::this().to_string().into() } else { value.to_owned() }))
+        });
         own.extend(told);
         own.extend(self.options());
         self.for_role(Role::Main, &own)
@@ -179,7 +212,7 @@ impl Environment {
             (LISTEN_FDS, listeners.to_string()),
         ];
         if with_release {
-            fds.push((RELEASE_FDS, format!("{},{}", after + 2, after + 3)));
+            fds.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
         }
         let fds: Vec<_> = fds.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
         self.for_role(Role::Monitor, &fds)
@@ -208,19 +241,23 @@ impl Environment {
         Ok(PathBuf::from(self.own_os(IMAGE).ok_or_else(|| broken(IMAGE, "missing"))?))
     }
 
+    /// Takes where a daemon's starter waits.
+    pub fn take_started(&self) -> Result<Option<OwnedFd>, String> {
+        self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
+    }
+
     /// Takes what a monitor was given. The listeners stay inheritable: workers find them where they are.
     pub fn take_monitor(&self) -> Result<MonitorInheritance, String> {
         let count: RawFd = self.number(LISTEN_FDS)?;
         let listeners = (FIRST..FIRST.saturating_add(count))
             .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
             .collect::<Result<Vec<_>, _>>()?;
-        let release = match self.own(RELEASE_FDS).map(|pair| pair.split_once(',')) {
-            None => None,
-            Some(Some((directory, program))) => {
-                Some((descriptor(RELEASE_FDS, directory)?, descriptor(RELEASE_FDS, program)?))
-            }
-            Some(None) => return Err(broken(RELEASE_FDS, "not two numbers")),
+        let three = |numbers: &str| {
+            let all =
+                numbers.split(',').map(|number| descriptor(RELEASE_FDS, number)).collect::<Result<Vec<_>, _>>()?;
+            all.try_into().map_err(|_| broken(RELEASE_FDS, "not three numbers"))
         };
+        let release = self.own(RELEASE_FDS).map(three).transpose()?;
         Ok(MonitorInheritance {
             channel: self.descriptor(CHANNEL_FD)?,
             plan: self.descriptor(PLAN_FD)?,

@@ -71,6 +71,7 @@ pub(super) struct Carried {
 pub(super) struct Found {
     pub(super) directory: RawFd,
     pub(super) program: RawFd,
+    pub(super) variables: RawFd,
     pub(super) path: PathBuf,
     pub(super) other_user: Option<u32>,
 }

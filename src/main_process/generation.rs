@@ -22,7 +22,7 @@ pub(super) struct Generation {
     /// No slot from here on was ever wanted.
     pub(super) slots: u32,
     /// So many slots are wanted no more of which its monitor has not said yet which they are.
-    retiring: u32,
+    pub(super) retiring: u32,
     /// So many workers are to end, with those, because there are to be fewer.
     pub(super) leaving: u32,
     /// Where it replaces another one share by share, how far it has come.
@@ -35,6 +35,8 @@ pub(super) struct Generation {
     pub(super) seen: BTreeSet<u32>,
     /// Those where a worker has listened on a shared port.
     pub(super) listening: BTreeSet<u32>,
+    /// Those whose worker ended for good, and its exit code.
+    pub(super) ended: BTreeMap<u32, u8>,
     /// Whether its workers must be seen accepting, also before they listen on a shared port.
     pub(super) accept: bool,
     /// The slots whose workers could not be seen, and why.
@@ -95,6 +97,7 @@ impl Generation {
             told: BTreeSet::new(),
             seen: BTreeSet::new(),
             listening: BTreeSet::new(),
+            ended: BTreeMap::new(),
             accept: false,
             unseeable: BTreeMap::new(),
             phase: Phase::Planning,
@@ -113,14 +116,24 @@ impl Generation {
         }
     }
 
-    /// Whether all that is wanted of it is ready.
+    /// Whether all that is wanted of it is ready, or has ended for good.
     pub(super) fn is_whole(&self) -> bool {
-        self.retiring == 0 && self.all(&self.ready)
+        self.retiring == 0 && self.all_that_go_on(&self.ready)
+    }
+
+    /// Whether all that is wanted of it has ended for good.
+    pub(super) fn has_finished(&self) -> bool {
+        self.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
     }
 
     /// Whether every worker is among `slots`; not where there are to be none.
     fn all(&self, slots: &BTreeSet<u32>) -> bool {
         !self.is_quiet() && slots.len() >= self.settings.workers as usize
+    }
+
+    /// The same but for those that have ended for good.
+    fn all_that_go_on(&self, slots: &BTreeSet<u32>) -> bool {
+        !self.is_quiet() && slots.len() + self.ended.len() >= self.settings.workers as usize
     }
 
     /// Whether it is to have no workers.
@@ -142,7 +155,7 @@ impl Generation {
 
     /// Whether every worker was seen accepting.
     pub(super) fn is_seen(&self) -> bool {
-        self.all(&self.seen)
+        self.all_that_go_on(&self.seen)
     }
 
     /// So many workers are wanted of it from now on.
@@ -153,6 +166,10 @@ impl Generation {
             self.leaving += fewer;
         }
         self.settings.workers = workers;
+        if self.monitor().is_none() {
+            // The last ones go, as a monitor has it.
+            self.ended.retain(|slot, _| *slot < workers);
+        }
         self.slots = self.slots.max(workers);
         if matches!(self.phase, Phase::Baking { .. }) && !self.is_whole() {
             self.phase = Phase::Filling;
@@ -182,7 +199,7 @@ impl Generation {
             return false;
         }
         self.ready.remove(&slot);
-        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. })
+        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. } | Phase::Rolling)
     }
 
     /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
@@ -193,6 +210,7 @@ impl Generation {
             slots.remove(&slot);
         }
         self.unseeable.remove(&slot);
+        self.ended.remove(&slot);
     }
 
     /// A worker that was to end because there are to be fewer has ended.
@@ -206,6 +224,7 @@ impl Generation {
         self.monitor = Life::Waiting { life, until };
         self.ready.clear();
         self.seen.clear();
+        self.renumber_ended();
         self.retiring = 0;
         self.leaving = 0;
         self.phase = Phase::Filling;

@@ -68,6 +68,15 @@ pub(super) fn write(note: &Note) {
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
+        Note::Hastened(generation, limit) => warn!(
+            "generation {generation} still drains beside {limit} that began later (--max-draining); it goes on to the rest of \
+             its stop schedule"
+        ),
+        Note::Finished { generation, slot, code } => {
+            let who = slot.map_or_else(|| "every worker".to_owned(), |slot| format!("worker {slot}"));
+            let level = if *code == 0 { log::Level::Info } else { log::Level::Error };
+            log::log!(level, "{who} of generation {generation} has ended for good; stopping with exit code {code}");
+        }
         Note::Stopping(Urgency::Patient | Urgency::Graceful) => info!("stopping gracefully"),
         Note::Stopping(Urgency::Quick) => info!("stopping now"),
         Note::Fatal(cause) => error!("{cause}"),

@@ -50,7 +50,7 @@ fn resolve(question: Question, environment: &Environment) -> Answer {
     let arguments = arguments.into_iter().map(|argument| argument.0);
     cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
         Ending::Usage(why) | Ending::CannotStart(why) => why,
-        Ending::Shown(_) => "the command line asks for a text, and for nothing to be run".to_owned(),
+        Ending::Shown(_) | Ending::Left(..) => "the command line asks for a text, and for nothing to be run".to_owned(),
     })
 }
 

@@ -19,10 +19,11 @@ use crate::worker::cause::Cause;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whatever these are in a new plan, panzer goes on as it was started: the option, and the field of the plan.
-const STAY: [(&str, &str); 5] = [
+const STAY: [(&str, &str); 6] = [
     ("name", "name"),
     ("pid", "pid_file"),
     ("control", "control"),
+    ("daemonize", "daemonize"),
     ("signals, on", "signals"),
     ("share-ports", "share_ports"),
 ];
@@ -128,6 +129,7 @@ impl Main {
         plan.name.clone_from(&before.name);
         plan.pid_file.clone_from(&before.pid_file);
         plan.control.clone_from(&before.control);
+        plan.daemonize = before.daemonize;
         plan.signals = before.signals.clone();
         plan.share_ports = before.share_ports;
     }

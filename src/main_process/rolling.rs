@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::draining::GRACE;
 use super::generation::{Generation, Phase};
-use super::state::{Action, GRACE, Generations};
+use super::state::{Action, Generations};
 use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
@@ -97,7 +98,7 @@ impl Generations {
             return;
         }
         starting.phase = Phase::Filling;
-        *deadline = now + starting.settings.ready_timeout;
+        *deadline = now + self.settings.longest_start();
         starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, actions);
         self.settle_starting(now, actions);
     }
@@ -131,7 +132,7 @@ impl Generations {
         // A first share that was all there was to have is no longer.
         let first = if proven == 0 { share.min(workers) } else { own };
         starting.ordered(first.min(workers), Which::Last, actions);
-        let again = now + starting.settings.ready_timeout;
+        let again = now + self.settings.longest_start();
         if matches!(starting.phase, Phase::Rolling) && !starting.must_grow() {
             starting.phase = Phase::Filling;
             *deadline = again;
@@ -186,7 +187,7 @@ impl Generations {
                 Some(_) => return,
                 None if serving.settings.workers >= back.goal => return self.end_fall_back(now, actions),
                 None => {
-                    back.ready_by = Some(now + serving.settings.ready_timeout);
+                    back.ready_by = Some(now + self.settings.longest_start());
                     serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, actions);
                 }
             }

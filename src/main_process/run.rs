@@ -25,6 +25,7 @@ use super::pidfile::{self, PidFile};
 use super::preflight::NextBuild;
 use super::restart::{self, Restart};
 use super::shares::{Denied, Shares};
+use super::starter::Starter;
 use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::successor;
 use super::unix_guard::UnixGuard;
@@ -60,6 +61,7 @@ const CANNOT_START: u8 = 125;
 pub(super) struct Found {
     pub(super) directory: OwnedFd,
     pub(super) program: OwnedFd,
+    pub(super) variables: OwnedFd,
     pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     pub(super) other_user: Option<u32>,
@@ -94,6 +96,7 @@ pub(super) struct Main {
     pub(super) found: BTreeMap<u32, Found>,
     pub(super) inquiry: Option<Inquiry>,
     pub(super) upward: Upward,
+    pub(super) starter: Starter,
     /// Whether the table is to be printed, and who else asked for it.
     pub(super) told_on_stderr: bool,
     /// Whether it is to be written to a file.
@@ -120,7 +123,8 @@ pub fn run(environment: Environment) -> Result<u8, String> {
             let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
             stderr::start(plan.verbosity.level());
-            start(plan, environment)
+            let starter = Starter::new(environment.take_started()?);
+            start(plan, environment, starter)
         }
     };
     match begun {
@@ -139,7 +143,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
+fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -175,7 +179,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
         }
     };
     let state = Generations::new(settings(&plan));
-    let shares = Shares::new(plan.ready_timeout);
+    let shares = Shares::new(plan.longest_start());
     let mut guard = Guard::new(FIRST_GUARDED);
     for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
@@ -186,6 +190,7 @@ fn start(plan: Plan, environment: Environment) -> Result<Main, Failure> {
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
+        starter,
         queues: plan.workers,
         active: plan.workers,
         emptyings: Emptyings::default(),
@@ -263,6 +268,9 @@ pub(super) fn settings(plan: &Plan) -> Settings {
         bake: plan.bake,
         stop: plan.stop.clone(),
         pace: plan.pace(),
+        start_delay: plan.start_delay,
+        final_exit_stop: plan.final_exits.stop,
+        max_draining: plan.max_draining,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }
 }
@@ -293,8 +301,13 @@ impl Main {
                     self.perform(action);
                 }
             }
+            // The manager first: by the end of the starter it must know who main is.
             self.upward.tell(self.state.overview(), Instant::now());
             self.give_way_if_proven();
+            if self.starter.is_due(self.state.overview()) {
+                self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
+                self.starter.tell();
+            }
             if let Some(code) = self.exit {
                 return Ok(code);
             }
@@ -476,10 +489,11 @@ impl Main {
     }
 
     fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
-        match (report, <[OwnedFd; 2]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program])) => {
+        match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                self.found.insert(monitor.generation, Found { directory, program, path, other_user });
+                let found = Found { directory, program, variables, path, other_user };
+                self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.inquiry {
@@ -590,8 +604,8 @@ impl Main {
                     ::log::warn!("{why}");
                 }
             }
-            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
-                if let Err(error) = self.start_monitor(monitor, workers, (trial, notify, accept)) {
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
@@ -687,7 +701,7 @@ impl Main {
     fn start_monitor(
         &mut self,
         monitor: Monitor,
-        workers: u32,
+        (workers, ended): (u32, BTreeMap<u32, u8>),
         (trial, notify, accept): (bool, bool, bool),
     ) -> io::Result<()> {
         self.bind_queues(workers).map_err(io::Error::other)?;
@@ -697,6 +711,7 @@ impl Main {
             version: VERSION,
             plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
+            ended,
             trial,
             notify,
             accept,
@@ -711,7 +726,7 @@ impl Main {
         let sockets = descriptors.len();
         descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
         let child = spawn(&Command {

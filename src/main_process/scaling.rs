@@ -51,7 +51,7 @@ impl Generations {
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
             if baked && !starting.is_whole() {
-                *deadline = (*deadline).max(now + starting.settings.ready_timeout);
+                *deadline = (*deadline).max(now + self.settings.longest_start());
             }
             let order = Order::Scale { workers, which: Which::Last };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
@@ -89,8 +89,8 @@ impl Generations {
         let next = self.settings.clone();
         let starting = self.starting.as_mut().map(|(starting, _)| starting);
         for generation in self.serving.iter_mut().chain(starting) {
-            let Settings { ready_timeout, bake, stop, pace, .. } = next.clone();
-            generation.settings = Settings { ready_timeout, bake, stop, pace, ..generation.settings.clone() };
+            let Settings { workers, ready, seed, .. } = generation.settings;
+            generation.settings = Settings { workers, ready, seed, ..next.clone() };
             actions.extend(generation.monitor().map(Action::Tune));
         }
         if self.configured != configured {

@@ -12,6 +12,7 @@ use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
+use super::draining::{Draining, GRACE, scheduled};
 use super::generation::{Generation, Life, Phase};
 use super::renewal::Renewal;
 use super::rolling::FallBack;
@@ -19,29 +20,8 @@ pub use super::vocabulary::{
     Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
 };
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
-
 /// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
 const LONGEST_PLANNING: Duration = Duration::from_secs(10);
-
-/// A monitor that was told to stop.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Draining {
-    #[serde(with = "crate::carry::moment")]
-    since: Instant,
-    urgency: Urgency,
-    /// How its workers are stopped, what they go through of it, and since when.
-    stop: Schedule,
-    schedule: Schedule,
-    #[serde(with = "crate::carry::moment")]
-    begun: Instant,
-    #[serde(with = "crate::carry::moment::option")]
-    kill_at: Option<Instant>,
-    /// Only a generation that once served is worth a word when it is gone.
-    served: bool,
-}
 
 /// What outlived its monitor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -243,7 +223,8 @@ impl Generations {
         next.monitor = Life::Running { life: monitor.life, since: now };
         next.phase = Phase::Filling;
         let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
-        actions.push(Action::StartMonitor { monitor, workers, trial, notify, accept });
+        let ended = BTreeMap::new();
+        actions.push(Action::StartMonitor { monitor, workers, ended, trial, notify, accept });
     }
 
     /// The next generation is the first that begins after the request, whether it begins now or is queued.
@@ -292,7 +273,7 @@ impl Generations {
         }
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
-        self.starting = Some((next, now + self.settings.ready_timeout));
+        self.starting = Some((next, now + self.settings.longest_start()));
     }
 
     fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -343,9 +324,14 @@ impl Generations {
         let ready_timeout = starting.settings.ready_timeout;
         match report {
             Report::Listens { slot, withdrawn } => {
+                let rolled = matches!(starting.phase, Phase::Rolling);
                 let was_whole = starting.note_listening(slot, withdrawn);
                 // It had shown in time all that was asked of it, and now there is more.
-                *deadline = if was_whole { (*deadline).max(now + ready_timeout) } else { *deadline };
+                *deadline = match was_whole {
+                    true if rolled => now + ready_timeout,
+                    true => (*deadline).max(now + ready_timeout),
+                    false => *deadline,
+                };
             }
             Report::Ready { slot, notified, seen } => {
                 starting.note_ready(slot, notified, seen);
@@ -430,6 +416,7 @@ impl Generations {
                 let code = cause.exit_code().or(Some(125));
                 self.end_if_first_start(cause, code, now, actions);
             }
+            Report::EndedForGood { slot, code } => self.ended_for_good(slot, code, now, actions),
             Report::GaveUp => {
                 actions.push(Action::Note(Note::GaveUp(serving.number)));
                 self.stop(Urgency::Graceful, 1, now, actions);
@@ -533,10 +520,8 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let stop = old.settings.stop;
-        let schedule = scheduled(&stop, urgency);
-        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served });
+        self.draining.insert(monitor, Draining::begin(old.settings.stop, served, urgency, now));
+        self.hasten_those_beyond_limit(now, actions);
     }
 
     /// How urgent the end is of what nobody was told to stop.
@@ -544,7 +529,7 @@ impl Generations {
         self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
 
-    fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.as_ref().is_some_and(|stopping| stopping.urgency >= urgency) {
             return;
         }
@@ -576,18 +561,7 @@ impl Generations {
     /// What drains already follows the schedule of a stop from here on, where that is more urgent.
     fn hasten(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
-            if draining.urgency < urgency {
-                let schedule = scheduled(&draining.stop, urgency);
-                let patient = draining.urgency == Urgency::Patient;
-                draining.urgency = urgency;
-                if patient || now + schedule.total() < draining.begun + draining.schedule.total() {
-                    let kill_at = now + schedule.total() + GRACE;
-                    // One that had to be killed is not killed again.
-                    draining.kill_at = if patient { Some(kill_at) } else { draining.kill_at.map(|_| kill_at) };
-                    (draining.schedule, draining.begun) = (schedule, now);
-                }
-                actions.push(Action::Order(*monitor, Order::Stop(urgency)));
-            }
+            actions.extend(draining.hasten(*monitor, urgency, now));
         }
         if urgency == Urgency::Quick {
             for orphans in self.orphans.values_mut() {
@@ -690,6 +664,7 @@ impl Generations {
         if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
             self.reload(Urgency::Graceful, now, actions);
         }
+        self.end_if_finished(now, actions);
         self.do_what_serving_is_due(now, actions);
         for (monitor, draining) in &mut self.draining {
             if draining.kill_at.is_some_and(|kill_at| kill_at <= now) {
@@ -733,7 +708,7 @@ impl Generations {
             serving.phase = Phase::Proven;
             actions.push(Action::Note(Note::Serving(
                 serving.number,
-                serving.settings.workers,
+                serving.settings.workers.saturating_sub(serving.ended.len() as u32),
                 now.saturating_duration_since(serving.begun),
             )));
         }
@@ -743,10 +718,10 @@ impl Generations {
             let ready = serving.settings.ready;
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
-            let workers = serving.settings.workers;
+            let (workers, ended) = (serving.settings.workers, serving.ended.clone());
             // One that has told, or listened, goes on doing so when its monitor is replaced.
             let (notify, accept) = (self.must_notify(ready), self.must_accept(ready));
-            actions.push(Action::StartMonitor { monitor, workers, trial: false, notify, accept });
+            actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
         }
     }
 
@@ -762,14 +737,5 @@ impl Generations {
             self.exited = true;
             actions.push(Action::Exit(stopping.code));
         }
-    }
-}
-
-/// How what is to be stopped `stop` is stopped so urgently.
-fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
-    match urgency {
-        Urgency::Patient => stop.patient(),
-        Urgency::Graceful => stop.clone(),
-        Urgency::Quick => stop.quick(),
     }
 }

@@ -20,6 +20,7 @@ use super::operators::Operators;
 use super::preflight::{NextBuild, Preflight};
 use super::restart::{Action, Event, Restart};
 use super::run::{self, FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Found, Main, SIGNALS};
+use super::starter::Starter;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
 use super::{pidfile::PidFile, state};
@@ -35,9 +36,15 @@ use crate::sys::{document, signals, stderr};
 impl Main {
     /// Somebody wants a restart; a client is told what becomes of it.
     pub(super) fn restart_asked(&mut self, client: Option<u64>) {
-        if self.state.is_stopping() {
-            if let Some(client) = client {
-                self.operators.answer(client, &Answer::refused("panzer is being stopped"));
+        let refused = match () {
+            () if self.state.is_stopping() => Some("panzer is being stopped"),
+            () if self.starter.waits() => Some("who started this daemon still waits for it to serve; try again then"),
+            () => None,
+        };
+        if let Some(why) = refused {
+            match client {
+                Some(client) => self.operators.answer(client, &Answer::refused(why)),
+                None => ::log::warn!("no restart: {why}"),
             }
             return;
         }
@@ -126,8 +133,9 @@ impl Main {
         let (version, build) = carried::head();
         let mut found = |(generation, found): (&u32, &'a Found)| {
             let (directory, program) = (kept.keep(&found.directory), kept.keep(&found.program));
+            let variables = kept.keep(&found.variables);
             let (path, other_user) = (found.path.clone(), found.other_user);
-            (*generation, carried::Found { directory, program, path, other_user })
+            (*generation, carried::Found { directory, program, variables, path, other_user })
         };
         Ok(Carried {
             version,
@@ -197,9 +205,10 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     unix_guard.watch_all(&carried.held, &listeners, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
-        let carried::Found { directory, program, path, other_user } = found;
+        let carried::Found { directory, program, variables, path, other_user } = found;
         let (directory, program) = (take_descriptor(directory)?, take_descriptor(program)?);
-        Ok((generation, Found { directory, program, path, other_user }))
+        let variables = take_descriptor(variables)?;
+        Ok((generation, Found { directory, program, variables, path, other_user }))
     };
     Ok(Main {
         upward: Upward::new(&environment, Instant::now()).resume(carried.manager_told),
@@ -220,6 +229,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         shares,
         guard,
         unix_guard,
+        starter: Starter::new(None),
         too_many_told: carried.too_many_told,
         pid_file: PidFile::take_over(carried.pid_file)?,
         ack_paths: carried.ack_paths,

@@ -1,12 +1,13 @@
 //! What can happen to main, what it does, and what it tells people.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Pace;
-use crate::config::{Ready, Schedule, Surge};
+use crate::config::{Ready, Schedule, StartDelay, Surge};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -29,7 +30,7 @@ pub struct Settings {
     pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
-    /// How long a new generation may take until all its workers are ready.
+    /// How long a worker of a new generation may take until it is ready.
     pub ready_timeout: Duration,
     /// How long a new generation must then live beside the old one.
     pub bake: Duration,
@@ -37,8 +38,21 @@ pub struct Settings {
     pub stop: Schedule,
     /// The limits of the backoff between monitors of one generation.
     pub pace: Pace,
+    /// The pause between two starts of workers of one generation.
+    pub start_delay: StartDelay,
+    /// Whether the first worker that ends for good ends all.
+    pub final_exit_stop: bool,
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    pub max_draining: u32,
     /// Makes the jitter repeatable.
     pub seed: u64,
+}
+
+impl Settings {
+    /// How long a new generation may take until all its workers are ready, the last to be started as well.
+    pub(super) fn longest_start(&self) -> Duration {
+        self.ready_timeout + self.start_delay.longest(self.workers)
+    }
 }
 
 /// What can happen to main.
@@ -115,6 +129,8 @@ pub enum Action {
         monitor: Monitor,
         /// How many workers it keeps.
         workers: u32,
+        /// The slots among them whose worker ended for good under another monitor, and its exit code.
+        ended: BTreeMap<u32, u8>,
         /// Whether its release must first prove itself.
         trial: bool,
         /// Whether its workers are ready only when they say so.
@@ -216,6 +232,17 @@ pub enum Note {
     Unseeable(u32, String),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
+    /// This generation drains for longest, beside so many: it has to go on to the rest of its schedule.
+    Hastened(u32, u32),
+    /// This worker, or every one, of the generation has ended for good, and that ends all.
+    Finished {
+        /// The generation.
+        generation: u32,
+        /// The worker's slot, where the first one ends all.
+        slot: Option<u32>,
+        /// What panzer exits with.
+        code: u8,
+    },
     /// Stopping.
     Stopping(Urgency),
     /// The program cannot be executed at all.

@@ -16,7 +16,7 @@ impl Slots {
         let workers = workers.min(MOST_WORKERS);
         self.settings.workers = workers;
         while self.wanted() < workers {
-            self.want_another(now, actions);
+            self.want_another(now);
         }
         while self.wanted() > workers {
             self.retire_one(which, now, actions);
@@ -28,7 +28,7 @@ impl Slots {
     }
 
     /// The first slot that is free takes it.
-    fn want_another(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn want_another(&mut self, now: Instant) {
         let index = self.slots.iter().position(|slot| !slot.wanted).unwrap_or_else(|| {
             self.slots.push(Slot::new(now));
             self.slots.len() - 1
@@ -39,7 +39,8 @@ impl Slots {
         slot.backoff = Backoff::default();
         slot.respawns = 0;
         if matches!(slot.state, State::Empty) {
-            self.spawn(index as u32, now, actions);
+            slot.state = State::Waiting { until: now };
+            slot.is_anew = true;
         }
     }
 
@@ -57,7 +58,7 @@ impl Slots {
         let empty = !slot.has_worker() || slot.retiring;
         match slot.state {
             State::Empty => {}
-            State::Waiting { .. } => slot.state = State::Empty,
+            State::Waiting { .. } | State::EndedForGood { .. } => slot.state = State::Empty,
             State::Stopping(_) => slot.retiring = true,
             State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
                 slot.retiring = true;
@@ -75,6 +76,8 @@ impl Slots {
         settings.bake = tuning.bake;
         settings.stop = tuning.stop;
         settings.respawn_limit = tuning.respawn_limit;
+        settings.final_exits = tuning.final_exits;
+        settings.start_delay = tuning.start_delay;
         let Tuning { delay, delay_max, healthy_after, .. } = tuning;
         settings.pace = Pace { delay, delay_max, healthy_after };
     }
@@ -91,7 +94,7 @@ impl Slots {
 }
 
 impl Slot {
-    fn has_worker(&self) -> bool {
-        !matches!(self.state, State::Empty | State::Waiting { .. })
+    pub(super) fn has_worker(&self) -> bool {
+        !matches!(self.state, State::Empty | State::Waiting { .. } | State::EndedForGood { .. })
     }
 }

@@ -9,6 +9,7 @@ use crate::control::messages::{Order, Report, Urgency};
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
+use super::pacing::Starts;
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
@@ -50,6 +51,10 @@ pub(super) enum State {
         unproven: Option<Instant>,
     },
     Stopping(Escalation),
+    /// Nobody follows the last worker. Its exit code, where it was of this monitor.
+    EndedForGood {
+        code: Option<u8>,
+    },
 }
 
 /// When a worker is looked at or probed again; none while a probe of it is under way.
@@ -77,7 +82,7 @@ struct Probe {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) state: State,
-    life: u32,
+    pub(super) life: u32,
     pub(super) since: Instant,
     /// Whether a worker is wanted in it.
     pub(super) wanted: bool,
@@ -85,6 +90,8 @@ pub(super) struct Slot {
     pub(super) respawns: u32,
     /// Whether its worker is being stopped because none is, or was, wanted.
     pub(super) retiring: bool,
+    /// Whether its next worker is asked for, and is no respawn.
+    pub(super) is_anew: bool,
     notified: bool,
     /// When its program began.
     executed: Option<Instant>,
@@ -107,6 +114,7 @@ impl Slot {
             wanted: true,
             respawns: 0,
             retiring: false,
+            is_anew: false,
             notified: false,
             executed: None,
             listens: false,
@@ -133,6 +141,7 @@ pub struct Slots {
     pub(super) slots: Vec<Slot>,
     groups: BTreeMap<Worker, Escalation>,
     probes: BTreeMap<Worker, Probe>,
+    pub(super) starts: Starts,
     recent_respawns: VecDeque<Instant>,
     pub(super) stopping: Option<Stopping>,
     executed: bool,
@@ -148,6 +157,7 @@ impl Slots {
             slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
+            starts: Starts::default(),
             recent_respawns: VecDeque::new(),
             stopping: None,
             executed: false,
@@ -163,11 +173,7 @@ impl Slots {
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Start => {
-                for slot in 0..self.settings.workers {
-                    self.spawn(slot, now, &mut actions);
-                }
-            }
+            Event::Start => self.start(now),
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
@@ -176,7 +182,7 @@ impl Slots {
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
-            Event::Ordered(Order::Commit) => self.commit(now),
+            Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
             Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
             Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
@@ -184,6 +190,8 @@ impl Slots {
             Event::Ordered(
                 Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
             ) => {}
+            // The descriptors' affair.
+            Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
@@ -200,13 +208,13 @@ impl Slots {
     /// When to be woken if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
-            State::Waiting { until } => Some(*until),
+            State::Waiting { until } => Some(self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, watched } => {
                 deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
             }
             State::Stopping(escalation) => escalation.deadline(),
-            State::Empty | State::Ready { .. } => None,
+            State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
         slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
@@ -222,6 +230,7 @@ impl Slots {
             State::Starting { .. } => Phase::Starting,
             State::Ready { .. } => Phase::Ready,
             State::Stopping(_) => Phase::Stopping,
+            State::EndedForGood { .. } => Phase::Ended,
         };
         View { phase, respawns: slot.respawns, since: slot.since }
     }
@@ -238,15 +247,17 @@ impl Slots {
 
     /// The slot that holds this worker; none where the worker is no more.
     fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
-        let holds =
-            |slot: &&mut Slot| slot.life == worker.life && !matches!(slot.state, State::Empty | State::Waiting { .. });
+        let holds = |slot: &&mut Slot| slot.life == worker.life && slot.has_worker();
         self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
     pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+        let random = self.random.draw();
+        self.starts.made(self.settings.start_delay, random, now);
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
         slot.retiring = false;
+        slot.is_anew = false;
         slot.since = now;
         slot.notified = false;
         slot.executed = None;
@@ -386,8 +397,14 @@ impl Slots {
         }
         if retired {
             // Wanted again meanwhile.
-            return self.spawn(worker.slot, now, actions);
+            slot.state = State::Waiting { until: now };
+            slot.is_anew = true;
+            return;
         }
+        if let Some(code) = self.final_code(&cause) {
+            return self.end_for_good(worker, code, actions);
+        }
+        let Some(slot) = self.slots.get_mut(worker.slot as usize) else { return };
         let delay = slot.backoff.after(lived, pace, random);
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
         actions.push(Action::Report(Report::Died { slot: worker.slot, cause: cause.clone() }));
@@ -420,7 +437,7 @@ impl Slots {
     }
 
     /// The release serves: what died on trial just before is filled again like any other slot.
-    fn commit(&mut self, now: Instant) {
+    fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.settings.trial, false) || self.stopping.is_some() {
             return;
         }
@@ -432,6 +449,7 @@ impl Slots {
                 _ => {}
             }
         }
+        self.tell_those_ended_for_good(actions);
     }
 
     fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
@@ -456,7 +474,7 @@ impl Slots {
         }
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty => {}
+                State::Empty | State::EndedForGood { .. } => {}
                 State::Waiting { .. } => slot.state = State::Empty,
                 State::Stopping(escalation) => {
                     slot.ended_for = None;
@@ -478,10 +496,10 @@ impl Slots {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for index in 0..self.slots.len() as u32 {
-            self.fill_if_due(index, now, actions);
             self.end_if_overdue(index, now, actions);
             self.escalate_if_due(index, now, actions);
         }
+        self.fill_those_due(now, actions);
         self.look_if_due(now, actions);
         self.end_probes(now, actions);
         for (worker, escalation) in &mut self.groups {
@@ -491,13 +509,13 @@ impl Slots {
         }
     }
 
-    fn fill_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let due = matches!(self.slots[index as usize].state, State::Waiting { until } if until <= now);
-        if !due {
-            return;
-        }
-        if self.respawn_allowed(now) {
-            self.slots[index as usize].respawns += 1;
+    /// A first worker, and one that is asked for anew, is no respawn.
+    pub(super) fn fill(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+        let slot = &self.slots[index as usize];
+        let is_respawn = slot.life > 0 && !slot.is_anew;
+        let allowed = if is_respawn { self.respawn_allowed(now) } else { !self.gave_up };
+        if allowed {
+            self.slots[index as usize].respawns += u32::from(is_respawn);
             self.spawn(index, now, actions);
         } else {
             self.give_up(index, actions);
@@ -602,7 +620,7 @@ impl Slots {
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
-        let empty = self.slots.iter().all(|slot| matches!(slot.state, State::Empty));
+        let empty = !self.slots.iter().any(Slot::has_worker);
         if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
             self.exited = true;
             actions.push(Action::Exit);

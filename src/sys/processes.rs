@@ -19,6 +19,25 @@ pub enum Exit {
     Signal(i32, bool),
 }
 
+/// Which of the two a process is after [`fork`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forked {
+    /// The one that forked, with the pid of its child.
+    Parent(Pid),
+    /// Its child.
+    Child,
+}
+
+/// Splits this process in two; both go on from here.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: panzer has one thread in each of its roles, so the child is whole: nothing in it waits for a thread that
+    // it lacks.
+    Ok(match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Forked::Parent(child),
+        nix::unistd::ForkResult::Child => Forked::Child,
+    })
+}
+
 /// Reaps one child that has ended, whichever it is. None where none has.
 pub fn reap() -> Option<(Pid, Exit)> {
     // Not nix's waitpid: for a child that a real-time signal killed it reaps, then returns EINVAL without the pid.

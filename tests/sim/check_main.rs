@@ -39,6 +39,8 @@ pub(crate) struct Watched {
     pub(crate) seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
     pub(crate) whole_since: Option<Time>,
+    /// The slots whose worker ended for good, and its exit code.
+    pub(crate) ended_for_good: BTreeMap<u32, u8>,
     pub(crate) committed: bool,
     /// It is said to serve.
     pub(crate) proven: bool,
@@ -75,8 +77,12 @@ pub(crate) struct Starting {
 impl Watched {
     /// Notes since when it is whole.
     fn settle(&mut self, now: Time) {
-        let whole = self.retiring == 0 && self.workers > 0 && self.ready.len() >= self.workers as usize;
-        self.whole_since = whole.then(|| self.whole_since.unwrap_or(now));
+        self.whole_since = self.has(self.ready.len()).then(|| self.whole_since.unwrap_or(now));
+    }
+
+    /// Whether so many, and those that ended for good, are all that are wanted.
+    pub(crate) fn has(&self, workers: usize) -> bool {
+        self.retiring == 0 && self.workers > 0 && workers + self.ended_for_good.len() >= self.workers as usize
     }
 
     /// One that was not seen accepting must show that now. Returns whether all were ready.
@@ -109,6 +115,10 @@ pub(crate) struct Tally {
     pub(crate) unseeable: u64,
     pub(crate) scaled: u64,
     pub(crate) quiet: u64,
+    pub(crate) finished: u64,
+    pub(crate) finished_by_one: u64,
+    pub(crate) ended_before: u64,
+    pub(crate) hastened: u64,
     pub(crate) shares: u64,
     pub(crate) fall_backs: u64,
     pub(crate) patient: u64,
@@ -122,8 +132,10 @@ impl Tally {
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
+        let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
         let rolling = [self.shares, self.fall_backs, self.patient, self.restarts];
-        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(&rolling).any(|count| *count == 0)
+        let further = limits.iter().chain(&rolling);
+        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
     }
 
     pub(crate) fn add(&mut self, other: Tally) {
@@ -144,6 +156,10 @@ impl Tally {
         self.unseeable += other.unseeable;
         self.scaled += other.scaled;
         self.quiet += other.quiet;
+        self.finished += other.finished;
+        self.finished_by_one += other.finished_by_one;
+        self.ended_before += other.ended_before;
+        self.hastened += other.hastened;
         self.shares += other.shares;
         self.fall_backs += other.fall_backs;
         self.patient += other.patient;
@@ -183,6 +199,8 @@ pub(crate) struct MainCheck {
     pub(crate) planned_in_vain: Option<u32>,
     pub(crate) renewal: RenewalWatch,
     pub(crate) has_run: bool,
+    /// A worker has ended for good, and that ends all.
+    pub(crate) finishes_all: bool,
     pub(crate) told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
     pub(crate) listening: BTreeMap<u32, BTreeSet<u32>>,
@@ -221,6 +239,7 @@ impl MainCheck {
             planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
+            finishes_all: false,
             told: BTreeMap::new(),
             listening: BTreeMap::new(),
             unseeable: false,
@@ -323,7 +342,7 @@ impl MainCheck {
         }
     }
 
-    fn stopped(&mut self, now: Time, urgency: Urgency, code: u8) {
+    pub(crate) fn stopped(&mut self, now: Time, urgency: Urgency, code: u8) {
         let quick = urgency == Urgency::Quick;
         if self.is_stopping() && !quick {
             return;
@@ -368,6 +387,7 @@ impl MainCheck {
             Report::Retired { slot, .. } => {
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
+                watched.ended_for_good.remove(slot);
                 watched.settle(now);
                 for slots in [&mut self.told, &mut self.listening] {
                     slots.entry(monitor.generation).or_default().remove(slot);
@@ -379,7 +399,9 @@ impl MainCheck {
                 let was_whole = *withdrawn && watched.listens(*slot);
                 self.tally.late_listens += u64::from(was_whole);
                 if let Some(starting) = self.starting.as_mut().filter(|_| is_starting && was_whole) {
-                    starting.due = starting.due.max(now + self.wanted.ready_timeout);
+                    let again = now + self.wanted.ready_timeout;
+                    let rolled = starting.room_due.take().is_some();
+                    starting.due = if rolled { again } else { starting.due.max(again) };
                 }
             }
             Report::Unseeable { .. } => self.unseeable = true,
@@ -391,6 +413,13 @@ impl MainCheck {
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
+            Report::EndedForGood { slot, code } if is_serving => {
+                watched.ready.remove(slot);
+                watched.seen.remove(slot);
+                watched.ended_for_good.insert(*slot, *code);
+                watched.settle(now);
+                self.finishes_all = self.wanted.final_exit_stop;
+            }
             Report::GaveUp if is_serving => {
                 self.tally.gave_up += 1;
                 self.stopped(now, Urgency::Graceful, 1);
@@ -410,6 +439,7 @@ impl MainCheck {
         let pace = self.wanted.pace;
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         watched.ended = true;
+        watched.renumber();
         watched.leaving = 0;
         if self.falling_back == Some(monitor) {
             self.falling_back = None;
@@ -445,14 +475,15 @@ impl MainCheck {
                 let asked = matches!(event, Event::Scale(by, _) if by == request);
                 hold(asked && self.count.is_told(*from, *to), 7, || format!("{action:?} is not so"))
             }
-            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                self.check_ended(*workers, *trial, ended)?;
                 let right = self.begins_right(*trial, *workers);
                 hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
                 match trial {
                     true => self.check_trial(now, *monitor, *workers, *notify),
-                    false => self.check_start(now, event, *monitor, *workers, *notify),
+                    false => self.check_start(now, event, *monitor, (*workers, ended), *notify),
                 }
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
@@ -494,7 +525,7 @@ impl MainCheck {
         let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
         hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
         let retires = self.starting.map_or(Urgency::Graceful, |starting| starting.retires);
-        let due = now + self.wanted.ready_timeout;
+        let due = now + self.longest_start();
         let rolls = workers < self.count.next();
         self.starting = Some(Starting {
             monitor,
@@ -507,7 +538,7 @@ impl MainCheck {
             room_due: None,
             retires,
         });
-        self.add(monitor, workers, true)?;
+        self.add(monitor, workers, true, BTreeMap::new())?;
         self.check_notify(monitor, notify)
     }
 
@@ -541,7 +572,14 @@ impl MainCheck {
         Ok(())
     }
 
-    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, workers: u32, notify: bool) -> Checked {
+    fn check_start(
+        &mut self,
+        now: Time,
+        event: &Event,
+        monitor: Monitor,
+        (workers, ended): (u32, &BTreeMap<u32, u8>),
+        notify: bool,
+    ) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         match self.serving {
             None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
@@ -554,11 +592,11 @@ impl MainCheck {
         }
         self.restarts.started(now)?;
         self.serving = Some(monitor);
-        self.add(monitor, workers, false)?;
+        self.add(monitor, workers, false, ended.clone())?;
         self.check_notify(monitor, notify)
     }
 
-    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool) -> Checked {
+    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool, ended_for_good: BTreeMap<u32, u8>) -> Checked {
         let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
         hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
         self.last_generation = self.last_generation.max(monitor.generation);
@@ -570,6 +608,7 @@ impl MainCheck {
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
+            ended_for_good,
             committed: false,
             proven: false,
             ordered: StopTimes::default(),
@@ -629,6 +668,8 @@ impl MainCheck {
             }
             _ => false,
         };
+        let hastened = urgency == Urgency::Quick && !asked && self.is_beyond_limit(monitor);
+        self.tally.hastened += u64::from(hastened);
         let back = self.falling_back.take_if(|back| *back == monitor).is_some();
         self.restores |= back;
         if back {
@@ -644,7 +685,7 @@ impl MainCheck {
             watched.ordered.begin(urgency == Urgency::Quick, now);
         }
         hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
-        hold(asked || retired, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
+        hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
 
     fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
@@ -688,6 +729,7 @@ impl MainCheck {
                 let bounded = *wait <= self.wanted.pace.delay_max;
                 hold(bounded, 5, || format!("a generation with all listeners comes after {wait:?}"))
             }
+            Note::Finished { generation, slot, code } => self.check_finish(now, (*generation, *slot, *code)),
             Note::ReloadQueued(_) => {
                 self.tally.queued_reloads += 1;
                 Ok(())
@@ -859,6 +901,7 @@ impl MainCheck {
             hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
         }
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
+        self.check_limits()?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;

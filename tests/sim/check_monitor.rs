@@ -10,6 +10,7 @@ use panzer::worker::cause::Cause;
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
 use crate::check_probes::Probes;
 use crate::check_readiness::Readiness;
+use crate::check_starts::StartsWatch;
 use crate::kernel::Time;
 
 /// The longest that an exec may hang, as the state has it.
@@ -31,6 +32,12 @@ struct Slot {
     signalled: bool,
     killed: bool,
     ended: Time,
+    /// Since when it is to be filled, where that is no respawn.
+    due: Time,
+    /// Its worker ended for good, with this code where it was under this monitor, and that is told.
+    finished: bool,
+    code: Option<u8>,
+    finish_told: bool,
     pace: PaceWatch,
 }
 
@@ -46,6 +53,7 @@ pub(crate) struct MonitorCheck {
     on_trial: bool,
     committed: Time,
     respawns: VecDeque<Time>,
+    starts: StartsWatch,
     executed_told: bool,
     gave_up: bool,
     closed: bool,
@@ -65,6 +73,7 @@ impl MonitorCheck {
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
+            starts: StartsWatch::default(),
             executed_told: false,
             gave_up: false,
             closed: false,
@@ -111,8 +120,12 @@ impl MonitorCheck {
             self.check_action(now, event, action, ended)?;
         }
         if let (Some(worker), false) = (ended, self.is_ending()) {
-            let told =
-                actions.iter().any(|a| matches!(a, Action::Report(Report::Died { slot, .. }) if *slot == worker.slot));
+            let finished = self.slots[worker.slot as usize].finished && !self.on_trial;
+            let told = actions.iter().any(|action| match action {
+                Action::Report(Report::Died { slot, .. }) => *slot == worker.slot && !finished,
+                Action::Report(Report::EndedForGood { slot, .. }) => *slot == worker.slot && finished,
+                _ => false,
+            });
             hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
         }
         for index in 0..self.slots.len() {
@@ -134,7 +147,7 @@ impl MonitorCheck {
                 self.probes.over(*worker);
                 self.shows(*worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
             }
-            Event::Ended(worker, _) => return self.ended(now, *worker),
+            Event::Ended(worker, cause) => return self.ended(now, *worker, cause),
             Event::LeftBehind(worker) => {
                 // During a stop it has as long as the stop still takes.
                 let mut times = self.stop;
@@ -152,23 +165,35 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Scale { workers, .. }) => self.scaled(*workers),
+            Event::Ordered(Order::Scale { workers, .. }) => self.scaled(now, *workers),
             Event::Ordered(_) => {}
-            Event::Start | Event::Wake => {}
+            Event::Start => {
+                for (slot, index) in self.slots.iter_mut().zip(0..) {
+                    (slot.due, slot.finished) = (now, self.wanted.ended.contains(&index));
+                }
+            }
+            Event::Wake => {}
         }
         None
     }
 
-    fn ended(&mut self, now: Time, worker: Worker) -> Option<Worker> {
-        let (pace, on_trial) = (self.wanted.pace, self.on_trial);
+    fn ended(&mut self, now: Time, worker: Worker, cause: &Cause) -> Option<Worker> {
+        let (pace, on_trial, stopping) = (self.wanted.pace, self.on_trial, self.is_ending());
+        let code = match cause {
+            Cause::Exited(code) if self.wanted.final_exits.contains(*code) => u8::try_from(*code).ok(),
+            _ => None,
+        };
         let slot = self.alive(worker)?;
         slot.alive = false;
         if std::mem::take(&mut slot.retiring) {
-            slot.anew = !slot.idle;
+            (slot.anew, slot.due) = (!slot.idle, now);
             slot.pace.excuse();
             self.gone = Some(worker.slot);
             return None;
         }
+        // Whoever was told to end is not asked why.
+        slot.code = code.filter(|_| !slot.signalled && !stopping);
+        slot.finished = slot.code.is_some();
         slot.ended = now;
         slot.pace.ended(now, pace);
         if on_trial {
@@ -178,7 +203,7 @@ impl MonitorCheck {
     }
 
     /// More slots are wanted at once; of fewer it is told which.
-    fn scaled(&mut self, workers: u32) {
+    fn scaled(&mut self, now: Time, workers: u32) {
         if self.is_ending() || self.gave_up {
             return;
         }
@@ -190,7 +215,7 @@ impl MonitorCheck {
             }
             let slot = &mut self.slots[free];
             slot.idle = false;
-            slot.anew = !slot.alive;
+            (slot.anew, slot.due) = (!slot.alive, now);
         }
     }
 
@@ -214,7 +239,7 @@ impl MonitorCheck {
         hold(empty == (!slot.alive || slot.retiring), 0, || {
             format!("slot {index} is said to have a worker: {}", !empty)
         })?;
-        (slot.idle, slot.anew) = (true, false);
+        (slot.idle, slot.anew, slot.finished) = (true, false, false);
         if slot.alive {
             slot.retiring = true;
             slot.stop.begin(false, now);
@@ -301,12 +326,17 @@ impl MonitorCheck {
         if worker.life > 1 && !anew {
             self.count_respawn(now)?;
         }
+        let delay = self.wanted.start_delay;
+        self.starts.made(now, delay)?;
         let slot = &mut self.slots[worker.slot as usize];
+        hold(!slot.finished, 5, || format!("{worker:?} is spawned where one has ended for good"))?;
         hold(!slot.idle, 4, || format!("{worker:?} is spawned, and not wanted"))?;
         hold(!slot.alive, 4, || format!("{worker:?} is spawned into a slot that is filled"))?;
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
         let first = worker.life == 1 && !anew;
-        hold(first == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
+        let at_start = *event == Event::Start;
+        let in_time = if delay.0.is_zero() { first == at_start } else { first || !at_start };
+        hold(in_time, 5, || format!("{worker:?} is spawned at {event:?}"))?;
         hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
         let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
         pace.started(now)?;
@@ -380,6 +410,12 @@ impl MonitorCheck {
                     !matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..)) || self.slots[*slot as usize].signalled;
                 hold(overdue, 0, || format!("{report:?}, though nobody ended it"))
             }
+            Report::EndedForGood { slot, code } => {
+                let (on_trial, slot) = (self.on_trial, &mut self.slots[*slot as usize]);
+                let first = !std::mem::replace(&mut slot.finish_told, true);
+                let so = slot.finished && slot.code == Some(*code) && !on_trial;
+                hold(first && so, 0, || format!("{report:?} is told twice, or is not true"))
+            }
             Report::GaveUp => {
                 let first = !std::mem::replace(&mut self.gave_up, true);
                 let limit = self.wanted.respawn_limit;
@@ -407,12 +443,22 @@ impl MonitorCheck {
         let worker = Worker { slot: index as u32, life: slot.life };
         let stopping = self.is_ending();
         hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
-        hold(!slot.anew || stopping || self.gave_up, 5, || format!("the slot of {worker:?} is not filled"))?;
-        if !slot.alive && slot.idle {
+        let turn = StartsWatch::longest(self.wanted.start_delay, self.slots.len());
+        let goes_on = !stopping && !self.gave_up;
+        let waits_long = punctual && now >= slot.due + turn;
+        hold(!slot.anew || !goes_on || !waits_long, 5, || format!("the slot of {worker:?} is not filled"))?;
+        let untold = slot.code.is_some() && !slot.finish_told && slot.finished && !self.on_trial;
+        hold(!untold || stopping, 0, || format!("that {worker:?} has ended for good is not told"))?;
+        if !slot.alive && (slot.idle || slot.finished || slot.anew) {
             return Ok(());
+        }
+        if slot.life == 0 {
+            let waits = !turn.is_zero() && (!goes_on || !waits_long);
+            return hold(waits, 5, || format!("slot {index} is not filled"));
         }
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
+            let now = now.saturating_sub(turn);
             let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
             return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
         }
@@ -455,7 +501,7 @@ impl MonitorCheck {
 
     /// Whether there is nothing to do, nor to wait for.
     pub(crate) fn is_idle(&self) -> bool {
-        let ready = |slot: &Slot| match slot.idle {
+        let ready = |slot: &Slot| match slot.idle || slot.finished {
             true => !slot.alive,
             false => slot.alive && slot.readiness.ready_told && !slot.signalled,
         };

@@ -25,7 +25,7 @@ impl MainCheck {
         }
         // One that is on its way back has as many as it has got so far.
         let right = match self.falling_back {
-            Some(_) => (1..=self.count.next()).contains(&workers),
+            Some(_) => workers <= self.count.next(),
             None => workers == self.kept_by_serving(),
         };
         self.serving_keeps(workers);
@@ -37,6 +37,8 @@ impl MainCheck {
         let serving = self.serving.and_then(|serving| self.monitors.get_mut(&serving));
         if let Some(watched) = serving.filter(|watched| watched.ended) {
             watched.workers = workers;
+            // While there is no monitor that could say which, the last ones go.
+            watched.ended_for_good.split_off(&workers);
         }
     }
 
@@ -44,11 +46,12 @@ impl MainCheck {
     pub(crate) fn note_count(&mut self, now: Time) {
         let proven = self.starting.filter(|starting| starting.rolls).map_or(0, |starting| starting.proven);
         self.serving_keeps(self.count.now().saturating_sub(proven));
+        let longest = self.longest_start();
         if let Some(starting) = &mut self.starting
             && self.monitors.get(&starting.monitor).is_some_and(|watched| watched.workers >= self.count.next())
             && starting.room_due.take().is_some()
         {
-            starting.due = starting.due.max(now + self.wanted.ready_timeout);
+            starting.due = now + longest;
         }
     }
 
@@ -100,6 +103,7 @@ impl MainCheck {
             }
             Some(other) => self.check_share(now, change.is_some(), monitor, other, workers)?,
         }
+        let longest = self.longest_start();
         let watched = self.live(monitor)?;
         let was_whole = watched.whole_since.is_some();
         let fewer = watched.workers.saturating_sub(workers);
@@ -107,11 +111,13 @@ impl MainCheck {
         watched.leaving += fewer;
         watched.workers = workers;
         // What is wanted is known; whether that is there is found out as it is told.
-        let whole = watched.retiring == 0 && workers > 0 && watched.ready.len() >= workers as usize;
+        let whole = watched.has(watched.ready.len());
         watched.whole_since = watched.whole_since.filter(|_| whole);
         if let Some(starting) = self.starting.as_mut().filter(|starting| starting.monitor == monitor) {
             if was_whole && !whole {
-                starting.due = starting.due.max(now + self.wanted.ready_timeout);
+                // Its last share had its time, and the next one has its own.
+                let last = starting.due * u32::from(starting.room_due.is_none());
+                starting.due = last.max(now + longest);
             }
             starting.room_due = None;
         }
@@ -137,7 +143,7 @@ impl MainCheck {
             self.last_raise = now;
             return hold(bounded, 1, || format!("{alive} workers are to live for {goal} and a share of {share}"));
         }
-        let late = !starting && now >= self.last_raise + self.wanted.ready_timeout;
+        let late = !starting && now >= self.last_raise + self.longest_start();
         let enough = workers + kept >= goal && (whole || late || kept == 0 || workers + kept > goal);
         hold(asked || enough || self.dropped_share(monitor, workers), 1, || {
             format!("{monitor:?} is to keep {workers} of {before} workers, where {kept} of {other:?} serve for {goal}")

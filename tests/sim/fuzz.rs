@@ -1,5 +1,6 @@
 //! Any event in any state, at any time: nothing panics, and no loop would be woken for ever.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use panzer::control::messages::{Order, Report, Urgency, Which};
@@ -75,6 +76,9 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         stop: spec.main.stop.clone(),
         pace: spec.main.pace,
         respawn_limit: spec.respawn_limit,
+        final_exits: spec.final_exits(),
+        ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
+        start_delay: spec.main.start_delay,
         trial: choices.below(2) == 1,
         seed: choices.below(1_000),
     }
@@ -87,6 +91,7 @@ fn draw_time(choices: &mut Choices) -> Duration {
 fn draw_cause(choices: &mut Choices) -> Cause {
     choices.among(&[
         Cause::Exited(1),
+        Cause::Exited(0),
         Cause::Killed(9, false),
         Cause::NotFound(String::new()),
         Cause::CannotExecute(String::new()),
@@ -122,9 +127,10 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(16) {
+    match choices.below(17) {
         14 => Report::Retired { slot, empty: choices.below(2) == 1 },
         15 => Report::Gone { slot },
+        16 => Report::EndedForGood { slot, code: choices.among(&[0, 1, 255]) },
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),

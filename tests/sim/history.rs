@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use panzer::backoff::Pace;
-use panzer::config::{Ready, RespawnLimit, Surge};
+use panzer::config::{ExitCodes, Ready, RespawnLimit, StartDelay, Surge};
 use panzer::control::messages::Urgency;
 use panzer::main_process::state::{Change, Event, Settings, Standing};
 use panzer::worker::cause::Cause;
@@ -80,8 +80,12 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
                 delay_max: choices.millis(&[2_000, 500, 100]),
                 healthy_after: choices.millis(&[3_000, 800]),
             },
+            start_delay: StartDelay(choices.millis(&[0, 0, 0, 100, 1_000])),
+            final_exit_stop: choices.one_in(3),
+            max_draining: choices.among(&[4, 1, 2]),
             seed: choices.below(1_000),
         },
+        final_codes: draw_final_codes(choices),
         respawn_limit: choices.among(&limits).map(|(count, window)| RespawnLimit { count, window }),
         trouble: choices.among(&[1, 20, 6, 3, 2]),
         traits,
@@ -89,6 +93,11 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
         has_listener: given || (ready == Ready::Accept && !(shares_ports && traits.listens)),
         shares_ports,
     }
+}
+
+fn draw_final_codes(choices: &mut Choices) -> Vec<ExitCodes> {
+    let lists: [&[&str]; 6] = [&[], &[], &[], &["0"], &["1"], &["0", "1-3"]];
+    choices.among(&lists).iter().map(|codes| codes.parse().unwrap()).collect()
 }
 
 fn draw_traits(choices: &mut Choices, ready: Ready) -> Traits {
@@ -239,7 +248,8 @@ impl World {
     /// What may be under way: an exec that hangs, two reloads, whose workers may be late to listen, a stop of theirs and of what they leave behind twice.
     fn longest_rest(&self) -> Time {
         let settings = &self.spec.main;
-        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total();
+        let starts = settings.start_delay.longest(self.main.check.count() + 8);
+        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total() + starts * 2;
         let stop = settings.stop.total() + GRACE;
         LONGEST_EXEC + reload * 2 + stop * 4 + settings.pace.delay_max * 4 + Duration::from_secs(5)
     }
@@ -265,7 +275,7 @@ impl World {
         };
         let running = running.filter(|process| !process.is_daemon() && !patient(process));
         let running: Vec<_> = running.map(|process| process.role).collect();
-        let expected = 2 + self.main.check.count() as usize;
+        let expected = 2 + self.main.check.count() as usize - self.main.check.ended_for_good();
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));
         };

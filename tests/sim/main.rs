@@ -8,12 +8,14 @@
 
 mod check;
 mod check_count;
+mod check_limits;
 mod check_main;
 mod check_monitor;
 mod check_probes;
 mod check_readiness;
 mod check_renewal;
 mod check_rolling;
+mod check_starts;
 mod choices;
 mod fuzz;
 mod history;

@@ -215,8 +215,8 @@ impl World {
                 self.give_up_plan(generation);
                 Ok(())
             }
-            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
-                self.start_monitor(monitor, workers, (trial, notify, accept));
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                self.start_monitor(monitor, (workers, ended.into_keys().collect()), (trial, notify, accept));
                 Ok(())
             }
             Action::Order(monitor, order) => self.send_order(monitor, order),
@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    fn start_monitor(&mut self, id: Monitor, workers: u32, measure: (bool, bool, bool)) {
+    fn start_monitor(&mut self, id: Monitor, slots: (u32, BTreeSet<u32>), measure: (bool, bool, bool)) {
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 4);
         let trouble = if troubled { self.choices.below(4) } else { 3 };
         if trouble == 0 {
@@ -255,7 +255,7 @@ impl World {
             2 => Startup::Fails,
             _ => Startup::Begins,
         };
-        let wanted = self.monitor_settings(workers, measure);
+        let wanted = self.monitor_settings(slots, measure);
         let given = Planted::monitor_settings(self.planted, wanted.clone());
         let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
         self.main.monitors.insert(id, self.monitors.len());
@@ -264,7 +264,11 @@ impl World {
         self.wake(Node::Monitor(self.monitors.len() - 1), at);
     }
 
-    fn monitor_settings(&self, workers: u32, (trial, notify, accept): (bool, bool, bool)) -> monitor_state::Settings {
+    fn monitor_settings(
+        &self,
+        (workers, ended): (u32, BTreeSet<u32>),
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> monitor_state::Settings {
         let main = &self.spec.main;
         monitor_state::Settings {
             workers,
@@ -275,6 +279,9 @@ impl World {
             stop: main.stop.clone(),
             pace: main.pace,
             respawn_limit: self.spec.respawn_limit,
+            final_exits: self.spec.final_exits(),
+            ended,
+            start_delay: main.start_delay,
             trial,
             seed: self.monitors.len() as u64,
         }

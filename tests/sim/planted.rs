@@ -1,9 +1,10 @@
 //! Bugs that are planted to check the checker: each changes what a state is given or what it decides, as the bug would.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use panzer::config::Surge;
+use panzer::config::{FinalExits, StartDelay, Surge};
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
@@ -89,6 +90,15 @@ planted! {
     HidesUnseeable
     ForgetsQueuedReloadOverRestart
     WritesWhatIsNotKnown
+    RespawnsTheFinal
+    ForgetsTheEnded
+    GoesOnWhenFinished
+    StopsAtAnyFinalExit
+    ExitsWithZero
+    IgnoresStartDelay
+    ForgetsStartDelay
+    NeverHastens
+    HastensTheYoungest
     ForgetsToScale
     ScalesServingOnly
     ForgetsToTellCount
@@ -108,6 +118,9 @@ impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
             Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::NeverHastens) => settings.max_draining = u32::MAX,
+            Some(Planted::ForgetsStartDelay) => settings.start_delay = StartDelay::default(),
+            Some(Planted::StopsAtAnyFinalExit) => settings.final_exit_stop = true,
             Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
@@ -124,6 +137,8 @@ impl Planted {
             Some(Planted::RespawnsAtOnce) => settings.pace.delay = Duration::ZERO,
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
+            Some(Planted::RespawnsTheFinal) => settings.final_exits = FinalExits::default(),
+            Some(Planted::IgnoresStartDelay) => settings.start_delay = StartDelay::default(),
             Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
@@ -155,6 +170,7 @@ impl Planted {
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
+            (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
             (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
                 Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
             }
@@ -210,8 +226,14 @@ impl Planted {
             Planted::StartsWhatIsNotPlanned if rejects => {
                 if let Event::NotPlanned(generation, _) = event {
                     let monitor = main_state::Monitor { generation: *generation, life: 1 };
-                    let (workers, trial) = (1, true);
-                    actions.push(Action::StartMonitor { monitor, workers, trial, notify: false, accept: false });
+                    actions.push(Action::StartMonitor {
+                        monitor,
+                        workers: 1,
+                        trial: true,
+                        notify: false,
+                        accept: false,
+                        ended: Default::default(),
+                    });
                 }
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
@@ -272,7 +294,9 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, workers: 1, trial: false, notify: false, accept: false });
+                let ended = BTreeMap::new();
+                let (trial, notify, accept) = (false, false, false);
+                actions.push(Action::StartMonitor { monitor, workers: 1, ended, trial, notify, accept });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -284,6 +308,21 @@ impl Planted {
                 for action in actions {
                     if let Action::SignalUnreached(monitor, _) = *action {
                         *action = Action::SignalOrphans(monitor, Signal::SIGKILL);
+                    }
+                }
+            }
+            (Planted::ExitsWithZero, ..) => {
+                for action in actions {
+                    if let Action::Exit(code) = action {
+                        *code = 0;
+                    }
+                }
+            }
+            (Planted::HastensTheYoungest, ..) if !check.is_stopping() => {
+                let youngest = check.youngest_draining();
+                for action in actions {
+                    if let (Action::Order(monitor, Order::Stop(Urgency::Quick)), Some(youngest)) = (action, youngest) {
+                        *monitor = youngest;
                     }
                 }
             }
@@ -326,6 +365,13 @@ impl Planted {
                 }
             }
             Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::ForgetsTheEnded => {
+                for action in actions {
+                    if let Action::StartMonitor { ended, .. } = action {
+                        ended.clear();
+                    }
+                }
+            }
             Planted::CountsBackOnReload => {
                 for action in actions {
                     if let Action::StartMonitor { workers, trial: true, .. } = action {
@@ -441,7 +487,9 @@ impl Planted {
     pub(crate) fn written(planted: Option<Planted>, written: String) -> String {
         match planted {
             Some(Planted::ForgetsQueuedReloadOverRestart) => {
-                written.replace(r#""reload_queued":true"#, r#""reload_queued":false"#)
+                let queued = |how: &str| format!(r#""reload_queued":"{how}""#);
+                let written = written.replace(&queued("graceful"), r#""reload_queued":null"#);
+                written.replace(&queued("patient"), r#""reload_queued":null"#)
             }
             Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
             _ => written,
