@@ -147,7 +147,7 @@ fn listeners_come_and_go_and_those_that_stay_are_never_closed() {
         assert!(given.contains(&"LISTEN_FDS=3".to_owned()), "{given:?}");
         assert!(given.iter().any(|line| line.starts_with("LISTEN_FDNAMES=a:")), "{given:?}");
     }
-    panzer.wait_for_line(&format!("closed :{dropped}: no generation has it any more"), SOON);
+    panzer.wait_for_line(&format!("closed port {dropped}: no generation has it any more"), SOON);
     assert!(listens(added) && !listens(dropped) && panzer.path("app.sock").exists());
     waiting.iter().for_each(|stream| {
         stream.set_nonblocking(true).unwrap();
@@ -170,7 +170,7 @@ fn a_reload_that_cannot_listen_leaves_nothing_behind() {
     let panzer = start(&format!("workers: 1\nlisten: {kept}\n"));
     write(panzer.folder(), &format!("workers: 1\nlisten: [{added}, {kept}, {port}]\n"));
     panzer.expect_line(&format!(
-        "error: reload failed: generation 2: cannot listen on :{port}: in use by *; generation 1"
+        "error: reload failed: generation 2: cannot listen on port {port}: in use by *; generation 1"
     ));
     assert!(panzer.reload_and_wait().is_err());
     assert!(!listens(added) && listens(kept));
