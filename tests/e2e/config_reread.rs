@@ -11,9 +11,9 @@ use crate::control::{run, text};
 use crate::faults::SOON;
 use crate::support::{Builder, Panzer, eventually, free_port};
 
-/// Notes what it was given.
+/// Notes what it was given, without a process of its own for that, which a stop would find left behind.
 const APP: &str = "#!/bin/sh
-env > env-$PANZER_GENERATION-$PANZER_WORKER_ID
+{ export -p; echo noted; } > env-$PANZER_GENERATION-$PANZER_WORKER_ID
 exec sleep 1000
 ";
 
@@ -49,9 +49,10 @@ fn hang_up(panzer: &Panzer, line: &str) {
 fn environment(panzer: &Panzer, generation: u32) -> Vec<String> {
     let path = panzer.path(&format!("env-{generation}-0"));
     eventually(SOON, "the worker has noted its environment", || {
-        fs::read_to_string(&path).is_ok_and(|text| text.contains("PANZER_WORKER_ID="))
+        fs::read_to_string(&path).is_ok_and(|text| text.ends_with("noted\n"))
     });
-    fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect()
+    let text = fs::read_to_string(&path).unwrap().replace(['"', '\''], "");
+    text.lines().filter_map(|line| line.strip_prefix("export ")).map(str::to_owned).collect()
 }
 
 #[test]
