@@ -267,7 +267,8 @@ pub fn command() -> clap::Command {
 
 /// The same, for the manual: with the table of signals under every preset.
 pub fn manual() -> clap::Command {
-    let widths = [8, 13, 16, 12, 19];
+    // Each is wider than the longest that stands in it.
+    let widths = [15, 17, 12, 19, 10];
     let cells = |cells: Vec<String>| -> String {
         cells
             .iter()
@@ -345,7 +346,7 @@ impl Options {
         let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
-        let listen = join(parse_listen(&self.listen)?, inherited);
+        let listen = join(parse_listen(&self.listen)?, inherited.clone());
         if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
             let address = &single.address;
             return Err(usage(format!(
@@ -376,6 +377,7 @@ impl Options {
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover: self.handover.resolve(&listen)?,
             listen,
+            inherited,
             share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
                 Sharing::Auto => config::SharePorts::Auto,
                 Sharing::On => config::SharePorts::On,

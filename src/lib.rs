@@ -54,6 +54,7 @@
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
 //! 4. Every listener is held by main from start to stop, so no accept queue is ever closed in between.
+//!    One that a reload drops from the configuration is closed once no generation has it any more.
 //!    That goes for the queues of each slot as well, where there are such ([`sockets::queues`]).
 //!    Only a unix listener that a worker shut down, which nothing undoes, is bound anew, and the generations replaced
 //!    that lack the new one.
@@ -64,7 +65,7 @@
 //!    left open is closed in [`launch`].
 //! 6. Neither main nor a monitor waits for anything but its poller: a send that would block is queued
 //!    ([`control::channel`]), a message that would block is counted and dropped ([`sys::stderr`]), and what may hang on
-//!    a dead file system is done by a monitor or by the child itself.
+//!    a dead file system is done by a monitor, by a planner, which reads the configuration, or by the child itself.
 //!
 //! # What knows what
 //!

@@ -21,6 +21,8 @@ pub enum Action {
     RestartWorkers,
     /// Open anew what panzer has open for writing.
     Reopen,
+    /// Read the configuration again for what needs no new workers, and reopen.
+    Reread,
     /// Stop gracefully.
     Stop,
     /// Stop gracefully; asked again, stop now.
@@ -46,11 +48,12 @@ pub enum Action {
 }
 
 /// The actions by their names, and what they do, for help and manual.
-const ACTIONS: [(Action, &str, &str); 15] = [
+const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
     (Action::Detach, "detach", "reload, and let the old generation end in its own time"),
     (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
     (Action::Reopen, "reopen", "open anew what panzer has open for writing"),
+    (Action::Reread, "reread", "read the configuration again: count, delays and waits; reopen"),
     (Action::Stop, "stop", "stop gracefully"),
     (Action::StopThenNow, "stop-then-now", "stop gracefully; a second one: stop now"),
     (Action::StopNow, "stop-now", "stop now: the stop schedule without its first step"),
@@ -128,11 +131,11 @@ const NONE: Action = Action::Ignore;
 const TABLE: [(Signal, [Action; 5]); 13] = [
     //                  panzer               serverengine            preforker          kamisama                 unicorn
     (Signal::SIGUSR1,  [Action::Reload,      Action::Reload,         Action::Reopen,    NONE,                    Action::Reopen]),
-    (Signal::SIGUSR2,  [Action::Restart,     Action::Reopen,         NONE,              NONE,                    Action::Reload]),
+    (Signal::SIGUSR2,  [Action::Restart,     Action::Reread,         NONE,              NONE,                    Action::Reload]),
     (Signal::SIGTERM,  [Action::Stop,        Action::Stop,           Action::StopNow,   Action::Stop,            Action::StopNow]),
-    (Signal::SIGINT,   [Action::StopThenNow, Action::Detach,         Action::StopNow,   Action::StopNow,         Action::StopNow]),
+    (Signal::SIGINT,   [Action::StopThenNow, Action::Detach,         Action::StopNow,   Action::Stop,            Action::StopNow]),
     (Signal::SIGQUIT,  [Action::StopNow,     Action::StopNow,        Action::Stop,      NONE,                    Action::Stop]),
-    (Signal::SIGHUP,   [NONE,                Action::RestartWorkers, NONE,              NONE,                    Action::Reload]),
+    (Signal::SIGHUP,   [Action::Reread,      Action::RestartWorkers, NONE,              NONE,                    Action::Reload]),
     (Signal::SIGTTIN,  [Action::Status,      NONE,                   Action::ScaleUp,   Action::ScaleUp,         Action::ScaleUp]),
     (Signal::SIGTTOU,  [NONE,                NONE,                   Action::ScaleDown, Action::ScaleDownOldest, Action::ScaleDown]),
     (Signal::SIGWINCH, [NONE,                NONE,                   Action::Quiet,     NONE,                    Action::Quiet]),

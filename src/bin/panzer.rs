@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Ok(Some(Role::Preflight)) => {
             main_process::preflight::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
         }
+        Ok(Some(Role::Planner)) => main_process::planner::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => {
                 // Somebody who closes the pipe has read enough.

@@ -58,6 +58,9 @@ pub struct Plan {
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
     pub listen: Vec<Listen>,
+    /// The sockets that panzer was started with, as they came: each is among these.
+    #[serde(default)]
+    pub inherited: Vec<Listen>,
     /// How workers are handed these.
     #[serde(default)]
     pub handover: Handover,

@@ -12,9 +12,14 @@ use nix::unistd::geteuid;
 
 /// The control socket that goes with this pid file.
 pub fn socket_beside(pid_file: &Path) -> PathBuf {
+    beside(pid_file, ".sock")
+}
+
+/// The path beside this pid file that ends in `ending` instead.
+pub fn beside(pid_file: &Path, ending: &str) -> PathBuf {
     let path = pid_file.as_os_str().as_bytes();
     let stem = path.strip_suffix(b".pid").unwrap_or(path);
-    PathBuf::from(OsString::from_vec([stem, b".sock"].concat()))
+    PathBuf::from(OsString::from_vec([stem, ending.as_bytes()].concat()))
 }
 
 /// What the instance with this pid file is called.

@@ -2,7 +2,8 @@
 //!
 //! `PANZER_ROLE` says which; main also gets `PANZER_IMAGE`, the path that leads to its next build, and `PANZER_PLAN_FD`,
 //! or `PANZER_STATE_FD` where it takes the place of another main; a pre-flight gets `PANZER_STATE_FD` and
-//! `PANZER_CHANNEL_FD`; a daemon's main also gets `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_CHANNEL_FD`; a planner `PANZER_PLAN_FD` and `PANZER_ANSWER_FD`; a daemon's main also gets
+//! `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
 //! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
 //! monitor has found it before, by `PANZER_RELEASE_FDS`.
 
@@ -26,6 +27,8 @@ pub enum Role {
     Monitor,
     /// A new build that shows whether it could take main's place.
     Preflight,
+    /// Reader of the configuration.
+    Planner,
 }
 
 /// What is always called so: the running build, also where the file was replaced meanwhile.
@@ -37,10 +40,15 @@ const STATE_FD: &str = "PANZER_STATE_FD";
 const IMAGE: &str = "PANZER_IMAGE";
 const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
+const ANSWER_FD: &str = "PANZER_ANSWER_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
 const GENERATION: &str = "PANZER_GENERATION";
 const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
+
+/// What the protocol sets, as opposed to what a user does.
+const OF_PROTOCOL: [&str; 10] =
+    [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
 
 /// Variables that are meant for one process and never passed on as they came.
 const NEVER_PASSED_ON: [&str; 7] =
@@ -121,6 +129,7 @@ impl Environment {
             Some("main") => Ok(Some(Role::Main)),
             Some("monitor") => Ok(Some(Role::Monitor)),
             Some("preflight") => Ok(Some(Role::Preflight)),
+            Some("planner") => Ok(Some(Role::Planner)),
             Some(other) => Err(format!("{ROLE}={other}: there is no such role; unset it, panzer sets it itself")),
         }
     }
@@ -131,6 +140,7 @@ impl Environment {
             Role::Main => "main",
             Role::Monitor => "monitor",
             Role::Preflight => "preflight",
+            Role::Planner => "planner",
         };
         let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
         let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
@@ -166,7 +176,22 @@ impl Environment {
             Some((*name, if is_ours { Pid::this().to_string().into() } else { value.to_owned() }))
         });
         own.extend(told);
+        own.extend(self.options());
         self.for_role(Role::Main, &own)
+    }
+
+    /// The options that the user has set as variables. Main keeps them for the plans to come.
+    fn options(&self) -> impl Iterator<Item = (&str, OsString)> {
+        let named = self.own.iter().filter_map(|(name, value)| Some((name.to_str()?, value.clone())));
+        named.filter(|(name, _)| name.starts_with("PANZER_") && !OF_PROTOCOL.contains(name))
+    }
+
+    /// The variables for a planner that gets, from 3 on: what to read, and where to write what it comes to.
+    pub fn for_planner(&self) -> Vec<CString> {
+        let fds = [(PLAN_FD, FIRST), (ANSWER_FD, FIRST + 1)];
+        let fds = fds.map(|(name, fd)| (name, OsString::from(fd.to_string())));
+        let own: Vec<_> = fds.into_iter().chain(self.options()).collect();
+        self.for_role(Role::Planner, &own)
     }
 
     /// The variables for a pre-flight that gets, from 3 on: what main knows, and a channel to say what it makes of it.
@@ -204,6 +229,11 @@ impl Environment {
     /// Takes what a pre-flight was given: what main knows, and the channel.
     pub fn take_preflight(&self) -> Result<(OwnedFd, OwnedFd), String> {
         Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
+    }
+
+    /// Takes what a planner was given: what to read, and where to write what it comes to.
+    pub fn take_planner(&self) -> Result<(OwnedFd, OwnedFd), String> {
+        Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
     }
 
     /// The path that leads to main's next build.

@@ -13,7 +13,7 @@ use super::emptying::Emptyings;
 use super::shares::Shares;
 use super::state::Generations;
 use super::{children, guard, operators, pidfile, unix_guard, upward};
-use crate::config::Plan;
+use crate::config::{Listen, Plan};
 use crate::sockets::listener;
 use crate::sys::descriptors::FIRST;
 
@@ -42,6 +42,8 @@ pub(super) struct Carried {
     /// Whether HUP is left to whoever had it ignored.
     pub(super) ignores_hang_up: bool,
     pub(super) pid_file: pidfile::Carried,
+    /// What each of these is.
+    pub(super) held: Vec<Listen>,
     pub(super) listeners: Vec<listener::Carried>,
     /// So many slots have queues of their own, and so many of these get what is new.
     pub(super) queues: u32,

@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use serde::{Deserialize, Serialize};
 
+use super::planner::{Planner, Purpose};
 use super::preflight::Preflight;
 use super::state::Monitor;
 use crate::control::channel::{self, Channel};
@@ -41,6 +43,8 @@ pub(super) struct Children {
     strangers: BTreeSet<Pid>,
     /// A new build that is being tried.
     preflight: Option<Preflight>,
+    /// Those that read the configuration, or are given up and have not ended yet.
+    planners: Vec<Planner>,
 }
 
 /// The children as one main hands them on to the next, which is the same process: they stay its own.
@@ -74,7 +78,13 @@ impl Carried {
 impl Children {
     pub(super) fn new() -> Children {
         let strangers = processes::children().into_iter().collect();
-        Children { monitors: BTreeMap::new(), orphans: BTreeMap::new(), strangers, preflight: None }
+        Children {
+            monitors: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            strangers,
+            preflight: None,
+            planners: Vec::new(),
+        }
     }
 
     /// For the next main. A pre-flight has ended by then.
@@ -85,9 +95,12 @@ impl Children {
             (*monitor, CarriedMonitor { pid, outcome, channel, queues: running.queues, workers: running.workers })
         };
         let monitors = self.monitors.iter().map(monitor).collect();
-        let raw = |pids: &BTreeSet<Pid>| pids.iter().map(|pid| pid.as_raw()).collect();
+        let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
         let orphans = self.orphans.iter().map(|(monitor, pids)| (*monitor, raw(pids))).collect();
-        Carried { monitors, orphans, strangers: raw(&self.strangers) }
+        // Planners that are given up are nobody's any more.
+        let planners = self.planners.iter().map(|planner| planner.pid().as_raw());
+        let strangers = raw(&self.strangers).into_iter().chain(planners).collect();
+        Carried { monitors, orphans, strangers }
     }
 
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
@@ -100,7 +113,7 @@ impl Children {
         let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
         let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();
         let orphans = carried.orphans.into_iter().map(|(monitor, orphans)| (monitor, pids(orphans))).collect();
-        Ok(Children { monitors, orphans, strangers: pids(carried.strangers), preflight: None })
+        Ok(Children { monitors, orphans, strangers: pids(carried.strangers), preflight: None, planners: Vec::new() })
     }
 
     pub(super) fn add_preflight(&mut self, preflight: Preflight) {
@@ -120,6 +133,31 @@ impl Children {
             }
         }
         Some(ended)
+    }
+
+    pub(super) fn add_planner(&mut self, planner: Planner) {
+        self.planners.push(planner);
+    }
+
+    pub(super) fn planners(&mut self) -> impl Iterator<Item = &mut Planner> {
+        self.planners.iter_mut()
+    }
+
+    /// Whether somebody waits for a plan.
+    pub(super) fn is_planning(&self) -> bool {
+        self.planners.iter().any(|planner| planner.wanted)
+    }
+
+    /// When a planner is given up that is not for a generation.
+    pub(super) fn reread_deadline(&self) -> Option<Instant> {
+        let due = |planner: &&Planner| planner.wanted && planner.purpose == Purpose::Reread;
+        self.planners.iter().find(due).map(|planner| planner.until)
+    }
+
+    /// Forgets a planner, if it was one that has been reaped.
+    pub(super) fn take_planner(&mut self, pid: Pid) -> Option<Planner> {
+        let at = self.planners.iter().position(|planner| planner.pid() == pid)?;
+        Some(self.planners.remove(at))
     }
 
     pub(super) fn add(&mut self, monitor: Monitor, running: Running) {
@@ -193,6 +231,7 @@ impl Children {
         let known = |pid: &Pid| {
             self.strangers.contains(pid)
                 || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == *pid)
+                || self.planners.iter().any(|planner| planner.pid() == *pid)
                 || self.by_pid(*pid).is_some()
                 || self.orphans.values().any(|orphans| orphans.contains(pid))
         };

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use crate::control::places;
+
 /// Writes `text` to `NAME.dump`, beside the pid file, in place of what was there, and says so. A symlink there is not
 /// followed.
 pub(super) fn write(pid_file: &Path, text: &str) {
-    let path = pid_file.with_extension("dump");
+    let path = places::beside(pid_file, ".dump");
     let written = || -> io::Result<()> {
         let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
         let mut file =

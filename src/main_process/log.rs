@@ -86,8 +86,17 @@ pub(super) fn write(note: &Note) {
 
 /// Why a release was rejected.
 pub(super) fn rejected(generation: u32, why: &Rejected, plan: &Plan) -> String {
-    let serving = why.serving;
-    format!("reload failed: generation {generation}: {}; generation {serving} serves on", reason(why, plan))
+    let (serving, reason) = (why.serving, reason(why, plan));
+    let reason = reason.strip_suffix(place(why)).unwrap_or(&reason);
+    format!("reload failed: generation {generation}: {reason}; generation {serving} serves on")
+}
+
+/// The place in the configuration that is meant, in lines of its own, where there is one.
+pub(super) fn place(why: &Rejected) -> &str {
+    match &why.cause {
+        Cause::Configuration(text) => text.find('\n').map_or("", |at| &text[at..]),
+        _ => "",
+    }
 }
 
 fn count(workers: u32) -> String {

@@ -1,7 +1,7 @@
 //! Main: owns the listeners, starts a monitor for each generation, and retires the old one when the new one is ready.
 //!
 //! [`state`] decides and [`run`] performs. Main never runs the program's code and never waits for anything but its
-//! poller; what may hang (a path on a dead file system, an exec) is done by a monitor.
+//! poller; what may hang (a path on a dead file system, an exec) is done by a monitor, or by a [`planner`].
 
 mod accept_queues;
 mod ack_paths;
@@ -15,13 +15,16 @@ mod emptying;
 mod final_exits;
 mod generation;
 mod guard;
+mod held;
 mod inquiry;
 mod log;
 mod operators;
 mod own_queues;
 mod pidfile;
+pub mod planner;
 pub mod preflight;
 mod renewal;
+mod replanning;
 mod restart;
 mod rolling;
 pub mod run;

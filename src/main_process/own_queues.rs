@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::emptying::Then;
+use super::held::has_queues;
 use super::run::Main;
 use super::scaling::changed;
 use super::state::{Change, Event, Monitor};
@@ -88,7 +89,8 @@ impl Main {
         match &order {
             Order::Scale { workers, .. } => {
                 running.workers = *workers;
-                for queue in self.listeners.iter().skip(running.queues) {
+                let more = if has_queues(&self.held) { running.queues } else { self.listeners.len() };
+                for queue in self.listeners.iter().skip(more) {
                     // One that cannot be copied is missed by a worker that says so.
                     let copy = queue.as_fd().try_clone_to_owned().into_iter().collect();
                     running.channel.send_along(&Order::Queue, copy);

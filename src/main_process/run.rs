@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, 
 use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
+use crate::config::{Listen, MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
@@ -78,6 +78,8 @@ pub(super) struct Main {
     pub(super) ignores_hang_up: bool,
     pub(super) signals: Signals,
     pub(super) poller: Poller,
+    /// What each of these is.
+    pub(super) held: Vec<Listen>,
     pub(super) listeners: Vec<Listener>,
     /// So many slots have queues of their own, where there are such, and so many of these get what is new.
     pub(super) queues: u32,
@@ -193,6 +195,7 @@ fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main,
         active: plan.workers,
         emptyings: Emptyings::default(),
         plans: BTreeMap::from([(1, plan.clone())]),
+        held: plan.listen.clone(),
         plan,
         environment,
         had_terminal: has_terminal(),
@@ -256,7 +259,7 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
     }
 }
 
-fn settings(plan: &Plan) -> Settings {
+pub(super) fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
         surge: plan.surge,
@@ -326,6 +329,7 @@ impl Main {
                 self.unix_guard.deadline(),
                 self.restart.deadline(),
                 self.emptyings.deadline(),
+                self.planning_deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -348,6 +352,7 @@ impl Main {
             self.answer_inquiry();
             self.watch_over_listeners();
             self.tend_queues(Instant::now());
+            self.give_up_hanging_plan(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.go_on_with_restart(restart::Event::Wake);
@@ -402,6 +407,7 @@ impl Main {
                 self.dumps = true;
                 self.inquire();
             }
+            Asked::Reread => self.reread(),
             // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
             Asked::Reopen => {
                 ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
@@ -503,7 +509,7 @@ impl Main {
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
                     self.guard.look(&self.poller);
-                    self.unix_guard.lengthen(&self.plan.listen, &self.listeners);
+                    self.unix_guard.lengthen(&self.held, &self.listeners);
                 }
                 self.events.push_back(Event::Told(monitor, report));
             }
@@ -570,6 +576,8 @@ impl Main {
                 self.events.push_back(Event::Ended(monitor, cause, orphans));
             } else if let Some(preflight) = self.children.take_preflight(pid) {
                 self.preflight_ended(preflight, exit);
+            } else if let Some(planner) = self.children.take_planner(pid) {
+                self.planner_ended(planner, exit);
             } else if let Some(monitor) = self.children.orphan_ended(pid) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
@@ -578,11 +586,8 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Plan(generation) => {
-                self.plans.insert(generation, self.plan.clone());
-                self.events.push_back(Event::Planned(generation, settings(&self.plan)));
-            }
-            Action::GiveUpPlan(_) => {}
+            Action::Plan(generation) => self.plan_generation(generation),
+            Action::GiveUpPlan(generation) => self.give_up_plan(generation),
             Action::Tune(monitor) => {
                 let tuning = Tuning::of(&self.plan);
                 if let Some(plan) = self.plans.get_mut(&monitor.generation) {
@@ -621,7 +626,9 @@ impl Main {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
                 self.give_up_emptying();
+                self.give_up_planning();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.held.clear();
                 self.queues = 0;
                 self.shares.close();
                 self.go_on_with_restart(restart::Event::Stopping);
@@ -632,6 +639,7 @@ impl Main {
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
+                self.close_dropped();
             }
             Action::Promise(client, generation) => {
                 let starting = self.state.progress().map(|progress| progress.generation);
@@ -641,7 +649,8 @@ impl Main {
                 self.counters.judged(&verdict);
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
-                        log::rejected(generation, why, self.plans.get(&generation).unwrap_or(&self.plan))
+                        let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                        log::rejected(generation, why, plan) + log::place(why)
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
@@ -677,14 +686,14 @@ impl Main {
                 _ => format!("a worker of generation {}", numbers.join(" or ")),
             }
         };
-        let (now, wanted) = (Instant::now(), &self.plan.listen);
+        let (now, wanted) = (Instant::now(), &self.held);
         self.guard.act(now, &self.poller, suspects);
         if self.unix_guard.act(now, wanted, &mut self.listeners, &self.poller, suspects) {
             self.events.push_back(Event::Rebound);
         }
     }
 
-    fn serving(&self) -> Option<u32> {
+    pub(super) fn serving(&self) -> Option<u32> {
         let serving = |(standing, generation, _)| (standing == Standing::Serving).then_some(generation);
         self.state.standings().into_iter().find_map(serving)
     }
@@ -711,10 +720,11 @@ impl Main {
             ack_socket: self.ack_paths.of(monitor.generation),
             release_path: found.map(|found| found.path.clone()),
         };
-        let plan = document::write(&serde_json::to_vec(&assignment)?)?;
+        let document = document::write(&serde_json::to_vec(&assignment)?)?;
         let (channel, theirs) = Channel::pair()?;
-        let mut descriptors: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
-        descriptors.extend([theirs.as_fd(), plan.as_fd()]);
+        let mut descriptors = self.sockets_of(plan)?;
+        let sockets = descriptors.len();
+        descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
             descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
         }
@@ -722,7 +732,7 @@ impl Main {
         let child = spawn(&Command {
             image: Image::Path(text::c_string(OWN_IMAGE.as_ref())),
             arguments: vec![text::c_string(title.as_ref())],
-            environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
+            environment: self.environment.for_monitor(monitor.generation, sockets, found.is_some()),
             listen_pid: false,
             stdin: None,
             output: None,
@@ -736,7 +746,7 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
+        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers });
         Ok(())
     }
 
@@ -785,7 +795,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: accept_queues::all(&self.plan.listen, &self.listeners, &self.shares),
+            listeners: accept_queues::all(&self.held, &self.listeners, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

@@ -99,9 +99,10 @@ impl Main {
         }
     }
 
-    /// Becomes the next build, once it has proved itself and no inquiry is under way, whose answers it would not know.
+    /// Becomes the next build, once it has proved itself and neither an inquiry nor a planner is under way, whose answers
+    /// it would not know.
     pub(super) fn give_way_if_proven(&mut self) {
-        if !self.restart.is_proven() || self.inquiry.is_some() {
+        if !self.restart.is_proven() || self.inquiry.is_some() || self.children.is_planning() {
             return;
         }
         let executed = match self.next_build.take() {
@@ -151,6 +152,7 @@ impl Main {
             ignores_hang_up: self.ignores_hang_up,
             found: self.found.iter().map(&mut found).collect(),
             pid_file: self.pid_file.carry(kept),
+            held: self.held.clone(),
             listeners: self.listeners.iter().map(|listener| listener.carry(kept)).collect(),
             queues: self.queues,
             active: self.active,
@@ -206,7 +208,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     let shares = carried.shares.with_sockets(|&fd| take_descriptor(fd))?;
     let guard = Guard::take_over(carried.guard, FIRST_GUARDED, &poller)?;
     let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    unix_guard.watch_all(&carried.plan.listen, &listeners, &poller);
+    unix_guard.watch_all(&carried.held, &listeners, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
         let carried::Found { directory, program, variables, path, other_user } = found;
@@ -224,6 +226,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         signals,
         operators: Operators::take_over(carried.operators, &poller)?,
         poller,
+        held: carried.held,
         listeners,
         queues: carried.queues,
         active: carried.active,

@@ -48,7 +48,7 @@ impl UnixGuard {
     }
 
     /// Watches a listener, if it is one of its kind.
-    fn watch(&self, place: usize, wanted: &Listen, listener: &Listener, poller: &Poller) {
+    pub(super) fn watch(&self, place: usize, wanted: &Listen, listener: &Listener, poller: &Poller) {
         if !is_ours(wanted) {
             return;
         }

@@ -71,6 +71,12 @@ impl Listener {
         Ok(set_backlog(&self.fd, backlog.unwrap_or(BACKLOG))?)
     }
 
+    /// Has it refuse to wait, whoever holds it.
+    pub fn set_nonblock(&self) -> io::Result<()> {
+        fcntl(&self.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(())
+    }
+
     /// Closes the socket and removes its path, if that is still ours.
     pub fn close(self) {
         if let Some((path, identity)) = &self.path {

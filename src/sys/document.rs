@@ -21,6 +21,11 @@ pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// Writes `bytes` into an empty one.
+pub fn fill(fd: OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    File::from(fd).write_all(bytes)
+}
+
 /// Reads a document whole, wherever the shared file position stands.
 pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
     let file = File::from(fd);

@@ -12,6 +12,7 @@ mod load;
 mod support;
 
 mod config;
+mod config_reread;
 mod control;
 mod control_metrics;
 mod control_signal;

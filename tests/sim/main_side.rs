@@ -25,6 +25,8 @@ pub(crate) struct MainNode {
     /// Signals that are pending. Of each kind there is one, however often it was sent.
     pub(crate) signals: Vec<Event>,
     events: VecDeque<Event>,
+    /// What planners that are under way will have found out, and when.
+    planners: Vec<(Time, Event)>,
     pub(crate) exit: Option<u8>,
 }
 
@@ -38,6 +40,7 @@ impl MainNode {
             orphans: BTreeMap::new(),
             signals: Vec::new(),
             events: VecDeque::from([Event::Start]),
+            planners: Vec::new(),
             exit: None,
         }
     }
@@ -81,9 +84,44 @@ impl World {
         }
     }
 
+    fn plan(&mut self, generation: u32) {
+        let settings = Planted::main_settings(self.planted, self.spec.main.clone());
+        let at = self.now + self.choices.millis(&[0, 2, 40]);
+        let troubled = self.faults && self.choices.one_in(self.spec.trouble * 2);
+        let trouble = if troubled { self.choices.below(3) } else { 2 };
+        let event = match trouble {
+            // It hangs.
+            0 => return,
+            1 => Event::NotPlanned(generation, Cause::Configuration("config/panzer.yml:1:1: wrong".to_owned())),
+            _ => Event::Planned(generation, settings),
+        };
+        self.main.planners.push((at, event));
+        self.wake(Node::Main, at);
+    }
+
+    fn give_up_plan(&mut self, generation: u32) {
+        // Or it had ended just before.
+        if self.choices.below(2) == 1 {
+            let of_it = |event: &Event| matches!(event, Event::Planned(number, _) | Event::NotPlanned(number, _) if *number == generation);
+            self.main.planners.retain(|(_, event)| !of_it(event));
+        }
+    }
+
+    fn reap_planners(&mut self) {
+        let now = self.now;
+        let (ended, others) = std::mem::take(&mut self.main.planners).into_iter().partition(|(at, _)| *at <= now);
+        self.main.planners = others;
+        let ended: Vec<(Time, Event)> = ended;
+        self.main.events.extend(ended.into_iter().map(|(_, event)| event));
+        if let Some(at) = self.main.planners.iter().map(|(at, _)| *at).min() {
+            self.wake(Node::Main, at);
+        }
+    }
+
     fn take_signals(&mut self) {
         let signals = std::mem::take(&mut self.main.signals);
         self.main.events.extend(signals);
+        self.reap_planners();
         self.reap_as_main();
     }
 
@@ -170,8 +208,11 @@ impl World {
     fn perform_as_main(&mut self, action: Action) -> Checked {
         match action {
             Action::Plan(generation) => {
-                let settings = Planted::main_settings(self.planted, self.spec.main.clone());
-                self.main.events.push_back(Event::Planned(generation, settings));
+                self.plan(generation);
+                Ok(())
+            }
+            Action::GiveUpPlan(generation) => {
+                self.give_up_plan(generation);
                 Ok(())
             }
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
@@ -191,8 +232,7 @@ impl World {
                 self.main.exit = Some(code);
                 Ok(())
             }
-            Action::GiveUpPlan(_)
-            | Action::Tune(_)
+            Action::Tune(_)
             | Action::Scaled { .. }
             | Action::CloseListeners
             | Action::Release(_)

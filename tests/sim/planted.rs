@@ -46,6 +46,7 @@ planted! {
     ForgetsVerdictOnStop
     AcquitsTheRejected
     RejectionStopsServing
+    StartsWhatIsNotPlanned
     StopsWrongMonitor
     StartsMonitorAfterStop
     ClosesListenersOnReload
@@ -221,6 +222,19 @@ impl Planted {
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
                 actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
+            }
+            Planted::StartsWhatIsNotPlanned if rejects => {
+                if let Event::NotPlanned(generation, _) = event {
+                    let monitor = main_state::Monitor { generation: *generation, life: 1 };
+                    actions.push(Action::StartMonitor {
+                        monitor,
+                        workers: 1,
+                        trial: true,
+                        notify: false,
+                        accept: false,
+                        ended: Default::default(),
+                    });
+                }
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {

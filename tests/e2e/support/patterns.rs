@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 17] = [
+const USUAL: [&str; 19] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -23,6 +23,8 @@ const USUAL: [&str; 17] = [
     "panzer: generation * has ended after draining for ",
     "panzer: keeping * from now on, instead of ",
     "panzer: ending all workers; a reload or a scale brings workers back",
+    "panzer: configuration read again",
+    "panzer: closed * no generation has it any more",
     "panzer: restart: trying ",
     "panzer: restarted in place: panzer ",
     "panzer: stopping gracefully",

@@ -1,0 +1,138 @@
+//! A planner: a child that reads command line, environment and file anew, in the directory panzer was started in. All
+//! of that may hang on a dead file system, or go wrong in ways that main must not.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{self, Ending};
+use crate::config::text::c_string;
+use crate::config::{Listen, Plan, Text};
+use crate::control::role::{Environment, OWN_IMAGE};
+use crate::sys::document;
+use crate::sys::processes::{self, Exit};
+use crate::worker::cause::Cause;
+use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
+
+/// What a planner is to read; the environment is its own.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    arguments: Vec<Text>,
+    start_directory: PathBuf,
+    inherited: Vec<Listen>,
+}
+
+/// The plan, or what is wrong: a line, and perhaps the place below it.
+type Answer = Result<Plan, String>;
+
+/// Takes the role of a planner. The error is a line.
+pub fn run(environment: &Environment) -> Result<(), String> {
+    processes::set_name();
+    let (question, answer) = environment.take_planner()?;
+    let bytes = document::read(question).map_err(|error| format!("the question cannot be read: {error}"))?;
+    let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
+    let planned: Answer = resolve(question, environment).map_err(Cause::bounded);
+    let json = serde_json::to_vec(&planned).map_err(|error| format!("the plan cannot be written: {error}"))?;
+    document::fill(answer, &json).map_err(|error| format!("the plan cannot be written: {error}"))
+}
+
+fn resolve(question: Question, environment: &Environment) -> Answer {
+    let Question { arguments, start_directory, inherited } = question;
+    // By its name: a symlink in it is followed anew.
+    std::env::set_current_dir(&start_directory).map_err(|error| {
+        format!("the directory {} that panzer was started in cannot be entered: {error}", start_directory.display())
+    })?;
+    let arguments = arguments.into_iter().map(|argument| argument.0);
+    cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
+        Ending::Usage(why) | Ending::CannotStart(why) => why,
+        Ending::Shown(_) | Ending::Left(..) => "the command line asks for a text, and for nothing to be run".to_owned(),
+    })
+}
+
+/// What a plan is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// This generation, which is to be started.
+    Generation(u32),
+    /// What needs no new workers.
+    Reread,
+}
+
+/// A planner under way.
+#[derive(Debug)]
+pub(super) struct Planner {
+    child: Child,
+    answer: OwnedFd,
+    pub(super) purpose: Purpose,
+    /// Until it is given up; then it is only waited for.
+    pub(super) wanted: bool,
+    /// What it reads may have changed since it was read: another is to follow.
+    pub(super) again: bool,
+    /// When it is taken to hang.
+    pub(super) until: Instant,
+}
+
+impl Planner {
+    /// Has everything read anew for an instance that runs by `plan`. Never waits.
+    pub(super) fn begin(
+        purpose: Purpose,
+        plan: &Plan,
+        environment: &Environment,
+        until: Instant,
+    ) -> io::Result<Planner> {
+        let question = Question {
+            arguments: std::env::args_os().map(Text).collect(),
+            start_directory: plan.start_directory.clone(),
+            inherited: plan.inherited.clone(),
+        };
+        let question = document::write(&serde_json::to_vec(&question)?)?;
+        let answer = document::write(&[])?;
+        let child = spawn(&Command {
+            image: Image::Path(c_string(OWN_IMAGE.as_ref())),
+            arguments: vec![c"panzer: plan".to_owned()],
+            environment: environment.for_planner(),
+            listen_pid: false,
+            stdin: None,
+            output: None,
+            descriptors: vec![question.as_fd(), answer.as_fd()],
+            inherits_descriptors: false,
+            leads_group: true,
+            keeps_mask: false,
+            death_signal: Some(Signal::SIGKILL),
+            identity: None,
+        })?;
+        Ok(Planner { child, answer, purpose, wanted: true, again: false, until })
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn give_up(&mut self) {
+        self.wanted = false;
+        if let Err(error) = processes::signal_child(self.pid(), Signal::SIGKILL) {
+            log::warn!("cannot kill what reads the configuration (pid {}): {error}", self.pid());
+        }
+    }
+
+    /// What it has found out, now that it has been reaped.
+    pub(super) fn answered(self, exit: Exit) -> Result<Plan, Cause> {
+        let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
+        if let Outcome::Failed(refused) = self.child.outcome() {
+            return Err(failed(format!("could not be executed: {}", refused.errno.desc().to_lowercase())));
+        }
+        if exit != Exit::Code(0) {
+            return Err(failed(Cause::from(exit).to_string()));
+        }
+        let bytes = document::read(self.answer).map_err(|error| failed(format!("left nothing to read: {error}")))?;
+        let answer: Answer =
+            serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))?;
+        answer.map_err(Cause::Configuration)
+    }
+}

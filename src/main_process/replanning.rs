@@ -1,0 +1,207 @@
+//! The configuration is read again: for each new generation, and for what needs no new workers. What is wrong with it
+//! leaves everything as it was.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::emptying::Then;
+use super::planner::{Planner, Purpose};
+use super::run::{Main, settings};
+use super::state::Event;
+use crate::config::Plan;
+use crate::control::messages::Tuning;
+use crate::sys::processes::Exit;
+use crate::sys::stderr;
+use crate::worker::cause::Cause;
+
+/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whatever these are in a new plan, panzer goes on as it was started: the option, and the field of the plan.
+const STAY: [(&str, &str); 6] = [
+    ("name", "name"),
+    ("pid", "pid_file"),
+    ("control", "control"),
+    ("daemonize", "daemonize"),
+    ("signals, on", "signals"),
+    ("share-ports", "share_ports"),
+];
+
+impl Main {
+    /// Finds out what this generation is to be.
+    pub(super) fn plan_generation(&mut self, generation: u32) {
+        if let Err(cause) = self.begin_planner(Purpose::Generation(generation)) {
+            self.events.push_back(Event::NotPlanned(generation, cause));
+        }
+    }
+
+    /// Nobody waits any more for what this generation is to be.
+    pub(super) fn give_up_plan(&mut self, generation: u32) {
+        let of_it = |planner: &&mut Planner| planner.purpose == Purpose::Generation(generation);
+        self.children.planners().filter(of_it).for_each(Planner::give_up);
+    }
+
+    /// Nobody waits for any plan.
+    pub(super) fn give_up_planning(&mut self) {
+        self.children.planners().for_each(Planner::give_up);
+    }
+
+    /// Reads the configuration again, for what needs no new workers.
+    pub(super) fn reread(&mut self) {
+        if self.state.is_stopping() {
+            return;
+        }
+        if let Some(under_way) = self.children.planners().find(|planner| planner.purpose == Purpose::Reread) {
+            under_way.again = true;
+            return;
+        }
+        if let Err(cause) = self.begin_planner(Purpose::Reread) {
+            tell_not_reread(&cause);
+        }
+    }
+
+    fn begin_planner(&mut self, purpose: Purpose) -> Result<(), Cause> {
+        let planner = Planner::begin(purpose, &self.plan, &self.environment, Instant::now() + PATIENCE);
+        let planner =
+            planner.map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {error}")))?;
+        self.children.add_planner(planner);
+        Ok(())
+    }
+
+    /// When what hangs is given up. How long a generation may be planned is the state's to decide.
+    pub(super) fn planning_deadline(&self) -> Option<Instant> {
+        self.children.reread_deadline()
+    }
+
+    pub(super) fn give_up_hanging_plan(&mut self, now: Instant) {
+        let hangs =
+            |planner: &&mut Planner| planner.wanted && planner.purpose == Purpose::Reread && planner.until <= now;
+        if let Some(hanging) = self.children.planners().find(hangs) {
+            hanging.give_up();
+            tell_not_reread(&Cause::HungInPlan(PATIENCE));
+        }
+    }
+
+    pub(super) fn planner_ended(&mut self, planner: Planner, exit: Exit) {
+        let (purpose, wanted, again) = (planner.purpose, planner.wanted, planner.again);
+        let answered = planner.answered(exit);
+        match purpose {
+            _ if !wanted || self.state.is_stopping() => {}
+            Purpose::Generation(generation) => {
+                let planned = answered.and_then(|plan| self.accept(plan));
+                let settings = planned.map(|plan| {
+                    self.plans.insert(generation, plan.clone());
+                    self.plan = plan;
+                    stderr::set_level(self.plan.verbosity.level());
+                    settings(&self.plan)
+                });
+                self.events.push_back(match settings {
+                    Ok(settings) => Event::Planned(generation, settings),
+                    Err(cause) => Event::NotPlanned(generation, cause),
+                });
+            }
+            Purpose::Reread => match answered.and_then(|plan| self.tune(&plan)) {
+                Ok(()) => {}
+                Err(cause) => tell_not_reread(&cause),
+            },
+        }
+        if again {
+            self.reread();
+        }
+    }
+
+    /// The plan of a new generation, with what stays as it is while panzer runs.
+    fn accept(&mut self, mut plan: Plan) -> Result<Plan, Cause> {
+        self.hold(&plan).map_err(Cause::Configuration)?;
+        let changed = differ(&self.plan, &plan);
+        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
+        let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        if !stay.is_empty() {
+            log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
+        }
+        self.keep_what_stays(&mut plan);
+        Ok(plan)
+    }
+
+    fn keep_what_stays(&self, plan: &mut Plan) {
+        let before = &self.plan;
+        plan.name.clone_from(&before.name);
+        plan.pid_file.clone_from(&before.pid_file);
+        plan.control.clone_from(&before.control);
+        plan.daemonize = before.daemonize;
+        plan.signals = before.signals.clone();
+        plan.share_ports = before.share_ports;
+    }
+
+    /// Takes over what needs no new workers.
+    fn tune(&mut self, plan: &Plan) -> Result<(), Cause> {
+        self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
+        let others = self.other_changes(plan);
+        Tuning::of(plan).apply(&mut self.plan);
+        let before = std::mem::replace(&mut self.plan.workers, plan.workers);
+        stderr::set_level(self.plan.verbosity.level());
+        match others.len() {
+            0 => log::info!("configuration read again"),
+            count => log::info!(
+                "configuration read again; {}: {} effect with the next reload",
+                others.join(", "),
+                takes(count)
+            ),
+        }
+        self.tuned(before);
+        Ok(())
+    }
+
+    /// Where slots have queues of their own, those that go are emptied first, as with any other change of the count.
+    fn tuned(&mut self, before: u32) {
+        let (event, to) = (Event::Tuned(settings(&self.plan)), self.plan.workers);
+        let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
+        let fewer = to != before && (to < from || self.emptyings.count().is_some());
+        if !fewer || !self.plan.listen.iter().any(|listen| listen.per_worker) {
+            return self.events.push_back(event);
+        }
+        let now = Instant::now();
+        self.emptyings.begin(to, Then::Happens(event), now + self.plan.stop.total(), now);
+    }
+
+    /// The options in which `plan` differs from that of the serving generation, and which need new workers.
+    fn other_changes(&self, plan: &Plan) -> Vec<String> {
+        let serving = self.serving().and_then(|serving| self.plans.get(&serving)).unwrap_or(&self.plan);
+        let mut serving = Plan { workers: plan.workers, ..serving.clone() };
+        Tuning::of(plan).apply(&mut serving);
+        let name = |field: String| match field.as_str() {
+            "pid_file" => "pid".to_owned(),
+            "probe" => "ready".to_owned(),
+            _ => field.replace('_', "-"),
+        };
+        let mut names: Vec<String> = differ(&serving, plan).into_iter().map(name).collect();
+        names.dedup();
+        names
+    }
+}
+
+fn takes(count: usize) -> &'static str {
+    if count == 1 { "takes" } else { "take" }
+}
+
+fn tell_not_reread(cause: &Cause) {
+    let why = cause.to_string();
+    log::error!("configuration not read again: {}; nothing has changed", why.lines().next().unwrap_or_default());
+}
+
+/// The fields in which two plans differ, but for those of a group each by itself.
+fn differ(one: &Plan, other: &Plan) -> Vec<String> {
+    let (one, other) = (fields(one), fields(other));
+    one.into_iter().filter(|(name, value)| other.get(name) != Some(value)).map(|(name, _)| name).collect()
+}
+
+fn fields(plan: &Plan) -> Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(plan) else { return Map::new() };
+    for group in ["identity", "handover"] {
+        if let Some(Value::Object(members)) = fields.remove(group) {
+            fields.extend(members);
+        }
+    }
+    fields
+}
