@@ -267,23 +267,15 @@ pub fn command() -> clap::Command {
 
 /// The same, for the manual: with the table of signals under every preset.
 pub fn manual() -> clap::Command {
-    // Each is wider than the longest that stands in it.
-    let widths = [15, 17, 12, 19, 10];
-    let cells = |cells: Vec<String>| -> String {
-        cells
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect::<String>()
-            .trim_end()
-            .to_owned()
+    let habits = |preset: &Preset| {
+        let row = |(name, actions): (&str, Vec<Action>)| {
+            Some(format!("{name} {}", actions[0])).filter(|_| actions[0] != Action::Ignore)
+        };
+        let rows: Vec<String> = described(&[*preset]).filter_map(row).collect();
+        format!("\n  {}: {}", preset.name(), rows.join(", "))
     };
-    let does = |action: &Action| if *action == Action::Ignore { "-".to_owned() } else { action.to_string() };
-    let head = cells(Preset::ALL.iter().map(|preset| preset.name().to_owned()).collect());
-    let row =
-        |(name, actions): (&str, Vec<Action>)| format!("\n  {name:<6} {}", cells(actions.iter().map(does).collect()));
-    let rows: String = described(&Preset::ALL).map(row).collect();
-    let table = format!("\n\nWhat signals do by each preset of --signals:\n  {:<6} {head}{rows}", "");
+    let table: String = Preset::ALL.iter().map(habits).collect();
+    let table = format!("\n\nWhat signals do by each preset of --signals:{table}");
     command().after_help(after_options() + &table)
 }
 
