@@ -168,6 +168,7 @@ impl Generations {
         Overview {
             serving: self.serving.as_ref().map(ready),
             starting: self.starting.as_ref().map(|(starting, _)| ready(starting)),
+            begun: self.last_number,
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
         }

@@ -201,6 +201,8 @@ pub struct Overview {
     pub serving: Option<(u32, u32)>,
     /// The one that must prove itself.
     pub starting: Option<(u32, u32)>,
+    /// The last one that was begun, whatever became of it.
+    pub begun: u32,
     /// Whether the serving one has been wholly ready.
     pub serves: bool,
     /// Whether everything is being stopped.
