@@ -152,6 +152,7 @@ impl Generations {
         Overview {
             serving: self.serving.as_ref().map(Generation::progress),
             starting: self.progress(),
+            begun: self.last_number,
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
         }

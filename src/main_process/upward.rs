@@ -38,7 +38,9 @@ struct Watchdog {
 #[serde(deny_unknown_fields)]
 pub(super) struct Told {
     ready: bool,
-    reloading: Option<u32>,
+    /// The last generation whose beginning it was told of.
+    begun: u32,
+    reloading: bool,
     stopping: bool,
     status: String,
 }
@@ -99,20 +101,13 @@ impl Upward {
     fn tell_changes(&mut self, overview: Overview) -> Option<()> {
         let status = describe(overview);
         if overview.serves && !self.told.ready && !overview.stopping {
-            self.send(&format!("READY=1\nMAINPID={}\nSTATUS={status}", Pid::this()))?;
+            self.send(&format!("READY=1{}\nSTATUS={status}", main_pid()))?;
             self.told.ready = true;
+            self.told.begun = overview.serving.map_or(overview.begun, |serving| serving.generation);
             self.told.status.clone_from(&status);
         }
-        let reloading = overview.starting.map(|starting| starting.generation).filter(|_| self.told.ready);
-        if self.told.reloading.is_some() && self.told.reloading != reloading {
-            if !overview.stopping {
-                self.send("READY=1")?;
-            }
-            self.told.reloading = None;
-        }
-        if reloading.is_some() && self.told.reloading.is_none() {
-            self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()))?;
-            self.told.reloading = reloading;
+        if self.told.ready && !overview.stopping {
+            self.tell_reload(overview)?;
         }
         if overview.stopping && !self.told.stopping {
             self.send("STOPPING=1")?;
@@ -121,6 +116,26 @@ impl Upward {
         if status != self.told.status {
             self.send(&format!("STATUS={status}"))?;
             self.told.status = status;
+        }
+        Some(())
+    }
+
+    /// Each reload begins and ends, also one that came to nothing at once: `Type=notify-reload` waits for both.
+    fn tell_reload(&mut self, overview: Overview) -> Option<()> {
+        self.tell_end_of_reload(overview)?;
+        if overview.begun > self.told.begun {
+            self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()))?;
+            self.told.begun = overview.begun;
+            self.told.reloading = true;
+        }
+        self.tell_end_of_reload(overview)
+    }
+
+    fn tell_end_of_reload(&mut self, overview: Overview) -> Option<()> {
+        let goes_on = overview.starting.is_some_and(|starting| starting.generation == self.told.begun);
+        if self.told.reloading && !goes_on {
+            self.send("READY=1")?;
+            self.told.reloading = false;
         }
         Some(())
     }
@@ -162,6 +177,13 @@ fn describe(overview: Overview) -> String {
         Overview { serving: Some(serving), .. } => ready(serving),
         Overview { .. } => "starting".to_owned(),
     }
+}
+
+/// The line that names main, where the manager may have started something else. Not for PID 1: its number means somebody
+/// else to a manager outside of its namespace.
+fn main_pid() -> String {
+    let main = Pid::this();
+    if main.as_raw() == 1 { String::new() } else { format!("\nMAINPID={main}") }
 }
 
 fn monotonic_micros() -> i64 {

@@ -269,6 +269,8 @@ pub struct Overview {
     pub serving: Option<Progress>,
     /// The one that must prove itself.
     pub starting: Option<Progress>,
+    /// The last one that was begun, whatever became of it.
+    pub begun: u32,
     /// Whether the serving one has been wholly ready.
     pub serves: bool,
     /// Whether everything is being stopped.
