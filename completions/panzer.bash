@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --config --check --user --group --umask --nice --pid --control --name --quiet --verbose --help --version"
+            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --surge --timeout --stop --delay --delay-max --healthy-after --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --config --check --user --group --umask --nice --signals --on --daemonize --pid --control --name --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -73,6 +73,10 @@ _panzer() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --surge)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -97,11 +101,27 @@ _panzer() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --final-exit-codes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --start-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-draining)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --chdir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --env)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --env-file)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -122,6 +142,14 @@ _panzer() {
                     return 0
                     ;;
                 --nice)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --signals)
+                    COMPREPLY=($(compgen -W "panzer serverengine preforker kamisama unicorn" -- "${cur}"))
+                    return 0
+                    ;;
+                --on)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

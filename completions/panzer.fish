@@ -19,23 +19,36 @@ alive\t''
 exec:CMD\t''"
 complete -c panzer -l ready-timeout -d 'A generation that is not ready by then has failed [60s]' -r
 complete -c panzer -l bake -d 'How long a new generation must live, wholly ready, beside the old one before that is retired [1s]' -r
+complete -c panzer -l surge -d 'How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share, each ready before as many of the old one are stopped; only the first share bakes [all]' -r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r
 complete -c panzer -l stop -d 'Signals and waits by which a worker is stopped [TERM/60s/INT/5s/KILL]' -r
 complete -c panzer -l delay -d 'The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]' -r
 complete -c panzer -l delay-max -d 'The longest delay before a respawn [30s]' -r
 complete -c panzer -l healthy-after -d 'A worker that lived this long was healthy [10s]' -r
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
+complete -c panzer -l final-exit-codes -d 'A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with the highest of them. Of a new generation that does not serve yet it is a failed release [none]' -r
+complete -c panzer -l start-delay -d 'The pause between two starts of workers, more or less by up to 20 %; --ready-timeout counts from the last one [0s]' -r
+complete -c panzer -l max-draining -d 'Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says after its first wait [4]' -r
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F
 complete -c panzer -l env -d 'Set this in the workers\' environment, with the placeholders of ARGS. May be given several times' -r
+complete -c panzer -l env-file -d 'Set what that file says, too, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; after a \'-\' it need not be there. --env wins over it. May be given several times' -r
 complete -c panzer -l config -d 'Read options from there: a YAML file with the options\' names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
 complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. Needs root' -r
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
+complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
+serverengine\t''
+preforker\t''
+kamisama\t''
+unicorn\t''"
+complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
+complete -c panzer -l final-exit-stop -d 'The first worker that exits with a final exit code ends all: the others are stopped gracefully'
 complete -c panzer -l check -d 'Print what was asked for and where, and start nothing; exits with 2 where it is wrong'
+complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal: return once all workers are ready, with the exit code if they never are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start'
 complete -c panzer -s q -l quiet -d 'Say only what is wrong'
 complete -c panzer -s v -l verbose -d 'Say each step'
 complete -c panzer -s h -l help -d 'Print help'

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The limits of a [`Backoff`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pace {
     /// The first wait.
     pub delay: Duration,
@@ -16,7 +18,7 @@ pub struct Pace {
 /// The waits between the starts of one slot: none after a healthy life, then doubling with jitter.
 ///
 /// Until a healthy life no wait is shorter than the one before.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
     last: Duration,
@@ -32,16 +34,21 @@ impl Backoff {
         }
         let doubled = pace.delay.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
-        // ±20 %: the longest of one step is still shorter than the shortest of the next.
-        let percent = 80 + (random % 41) as u32;
-        let jittered = doubled.min(pace.delay_max).saturating_mul(percent) / 100;
+        // The longest of one step is still shorter than the shortest of the next.
+        let jittered = jittered(doubled.min(pace.delay_max), random);
         self.last = jittered.clamp(self.last.min(pace.delay_max), pace.delay_max);
         self.last
     }
 }
 
+/// `duration` ±20 %. `random` is any number.
+pub fn jittered(duration: Duration, random: u64) -> Duration {
+    let percent = 80 + (random % 41) as u32;
+    duration.saturating_mul(percent) / 100
+}
+
 /// A small generator of random numbers (xorshift64*) for jitter; its seed makes a history repeatable.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Random(u64);
 
 impl Random {

@@ -2,6 +2,7 @@
 
 mod handover;
 mod layers;
+mod limits;
 mod plan_shown;
 
 use std::ffi::{OsStr, OsString};
@@ -13,12 +14,14 @@ use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, Type
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{
-    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
+    self, EnvFile, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Verbosity, duration,
 };
-use crate::signals::{Preset, described};
+use crate::signals::{Action, Habits, On, Preset, described};
 use crate::sockets::inherited::join;
+use crate::worker::env_file;
 use crate::worker::program::start_directory;
 
 /// How it ends where it does not become main.
@@ -28,6 +31,8 @@ pub enum Ending {
     Shown(String),
     /// The command line or the environment is wrong, in a line.
     Usage(String),
+    /// It has started a daemon, or tried to: its exit code, and in a line what the daemon has not said itself.
+    Left(u8, Option<String>),
     /// Panzer cannot start, in a line.
     CannotStart(String),
 }
@@ -37,6 +42,9 @@ impl From<io::Error> for Ending {
         Ending::CannotStart(format!("cannot start: {error}"))
     }
 }
+
+/// What holds under any preset, beside what the table has.
+const HANG_UP: &str = "of a terminal that is closed: stop gracefully";
 
 const USAGE: &str = "panzer [OPTIONS] PROGRAM [OPTIONS] [-- ARGS...]\n       panzer [OPTIONS] -- PROGRAM ARGS...";
 
@@ -88,6 +96,12 @@ struct Options {
     #[arg(long, env = "PANZER_BAKE", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     bake: Option<Duration>,
 
+    /// How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new
+    /// generation replaces the old one share by share, each ready before as many of the old one are stopped; only the
+    /// first share bakes [all]
+    #[arg(long, env = "PANZER_SURGE", value_name = "N|N%|all", allow_hyphen_values = true)]
+    surge: Option<Surge>,
+
     /// How long a worker may take to stop gracefully: the first wait of --stop [60s]
     #[arg(long, env = "PANZER_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     timeout: Option<Duration>,
@@ -108,9 +122,8 @@ struct Options {
     #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     healthy_after: Option<Duration>,
 
-    /// Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]
-    #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
-    respawn_limit: Option<RespawnLimit>,
+    #[command(flatten)]
+    limits: limits::LimitOptions,
 
     /// The workers' working directory, entered anew by each generation
     #[arg(long, env = "PANZER_CHDIR", value_name = "DIR")]
@@ -119,6 +132,11 @@ struct Options {
     /// Set this in the workers' environment, with the placeholders of ARGS. May be given several times
     #[arg(long, env = "PANZER_ENV", value_name = "K=V", action = ArgAction::Append)]
     env: Vec<OsString>,
+
+    /// Set what that file says, too, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; after
+    /// a '-' it need not be there. --env wins over it. May be given several times
+    #[arg(long, env = "PANZER_ENV_FILE", value_name = "FILE", action = ArgAction::Append, allow_hyphen_values = true)]
+    env_file: Vec<EnvFile>,
 
     /// Read options from there: a YAML file with the options' names as keys, a list or a map where one may be given
     /// several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
@@ -146,6 +164,21 @@ struct Options {
     /// The workers' nice value, from -20 (first) to 19 (last)
     #[arg(long, env = "PANZER_NICE", value_name = "N", allow_hyphen_values = true, value_parser = nice)]
     nice: Option<i32>,
+
+    /// Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the
+    /// table [panzer]
+    #[arg(long, env = "PANZER_SIGNALS", value_name = "PRESET", hide_possible_values = true)]
+    signals: Option<Habit>,
+
+    /// What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now,
+    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times
+    #[arg(long, env = "PANZER_ON", value_name = "SIGNAL=ACTION", action = ArgAction::Append)]
+    on: Vec<On>,
+
+    /// Run in the background, without a terminal: return once all workers are ready, with the exit code if they never
+    /// are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start
+    #[arg(short, long, env = "PANZER_DAEMONIZE", value_parser = FalseyValueParser::new())]
+    daemonize: bool,
 
     /// Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]
     #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
@@ -212,6 +245,15 @@ impl TypedValueParser for WhenParser {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Habit {
+    Panzer,
+    Serverengine,
+    Preforker,
+    Kamisama,
+    Unicorn,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Sharing {
     Auto,
     On,
@@ -220,17 +262,43 @@ enum Sharing {
 
 /// The definition of the command line, with what is said after the options.
 pub fn command() -> clap::Command {
-    let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
-    let after = format!(
+    Options::command().after_help(after_options()).mut_args(|arg| arg.hide_env(true))
+}
+
+/// The same, for the manual: with the table of signals under every preset.
+pub fn manual() -> clap::Command {
+    let widths = [8, 13, 16, 12, 19];
+    let cells = |cells: Vec<String>| -> String {
+        cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect::<String>()
+            .trim_end()
+            .to_owned()
+    };
+    let does = |action: &Action| if *action == Action::Ignore { "-".to_owned() } else { action.to_string() };
+    let head = cells(Preset::ALL.iter().map(|preset| preset.name().to_owned()).collect());
+    let row =
+        |(name, actions): (&str, Vec<Action>)| format!("\n  {name:<6} {}", cells(actions.iter().map(does).collect()));
+    let rows: String = described(&Preset::ALL).map(row).collect();
+    let table = format!("\n\nWhat signals do by each preset of --signals:\n  {:<6} {head}{rows}", "");
+    command().after_help(after_options() + &table)
+}
+
+fn after_options() -> String {
+    let row = |(name, does): (&str, Vec<Action>)| format!("  {name:<5} {}", does[0].describe());
+    let mut signals: Vec<String> = described(&[Preset::Panzer]).map(row).collect();
+    signals.push(format!("  {:<5} {HANG_UP}", "HUP"));
+    format!(
         "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
          Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT.\n\n\
-         Signals to panzer:\n{}\n\n\
+         Signals to panzer, unless --signals or --on say otherwise:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
-         127  PROGRAM not found",
+         127  PROGRAM not found\n  or   the highest of --final-exit-codes that a worker ended with, once all have",
         signals.join("\n")
-    );
-    Options::command().after_help(after).mut_args(|arg| arg.hide_env(true))
+    )
 }
 
 /// The plan that this command line, the environment and the file ask for. `pwd` is the shell's name for the current
@@ -253,6 +321,7 @@ pub fn plan(
     let plan = options.resolve(pwd, inherited)?;
     check_placeholders(&plan)?;
     if check {
+        env_file::read(&plan).map_err(|cause| usage(cause.to_string()))?;
         return Err(Ending::Shown(plan_shown::table(&definition, &layers, &plan, by_file)));
     }
     Ok(plan)
@@ -302,6 +371,7 @@ impl Options {
             start_directory,
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
+            env_files: self.env_file,
             identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover: self.handover.resolve(&listen)?,
@@ -319,14 +389,20 @@ impl Options {
                 Some(wait) => stop.with_first_wait(wait),
                 None => stop,
             },
+            surge: self.surge.unwrap_or_default(),
+            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
             delay,
             // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
             delay_max: delay_max.max(delay),
             healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
-            respawn_limit: self.respawn_limit,
+            respawn_limit: self.limits.respawn_limit,
+            final_exits: self.limits.final_exits()?,
+            start_delay: self.limits.start_delay(),
+            max_draining: self.limits.max_draining(),
             name: self.name,
             pid_file: self.pid,
             control: self.control,
+            daemonize: self.daemonize,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,
@@ -405,9 +481,7 @@ fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
     if name.is_empty() {
         return Err(wrong("the name is empty"));
     }
-    if name.starts_with(b"PANZER_")
-        || [&b"LISTEN_PID"[..], b"LISTEN_FDS", b"LISTEN_FDNAMES", b"NOTIFY_SOCKET"].contains(&name)
-    {
+    if is_panzers_own(name) {
         return Err(wrong("panzer sets this variable itself"));
     }
     let text = |bytes: &[u8]| Text(OsStr::from_bytes(bytes).to_owned());

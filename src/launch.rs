@@ -1,10 +1,16 @@
 //! What happens between a user's command line and main: checked, resolved, and executed anew as main.
 //!
-//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser.
+//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser. A daemon is
+//! the same in a child, for which the process that the user started waits.
+
+mod daemon;
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::execve;
 
@@ -15,7 +21,7 @@ use crate::control::activation;
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sockets::inherited;
 use crate::sys::descriptors::{self, FIRST, adopt};
-use crate::sys::{document, signals};
+use crate::sys::{document, processes, signals};
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
 pub fn run(environment: &Environment) -> Ending {
@@ -35,11 +41,24 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
     signals::block_all()?;
     // The same command line: it is what `ps` and `pgrep -f` know this instance by.
     let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
-    let variables = environment.for_main(document.as_raw_fd());
+    let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
+    let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
     execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables).map_err(|errno| {
         Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", errno.desc()))
     })?;
     Ok(())
+}
+
+/// The path that main's next build is looked for at: the one that led to this, no symlink in it resolved, so that an
+/// upgrade is followed. Where it does not lead here, the file that this is.
+fn next_image(start_directory: &Path) -> PathBuf {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let own = Path::new(OWN_IMAGE);
+    let named = processes::executed_by().map(|path| start_directory.join(path).components().collect::<PathBuf>());
+    // A descriptor's path is only this process's own, and only for now.
+    let named = named.filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev/fd"));
+    let named = named.filter(|path| identity(path).is_some() && identity(path) == identity(own));
+    named.or_else(|| fs::read_link(own).ok()).unwrap_or_else(|| own.to_owned())
 }
 
 /// What whoever started panzer has opened for it, held where it lies until main takes it there.

@@ -14,13 +14,18 @@
 //!
 //! The binary is executed once for each role, by the environment protocol in [`control::role`]. A user's command line
 //! is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
-//! resolved [`config::Plan`]: under the same pid, without a page of the parser. Main starts one **monitor**
+//! resolved [`config::Plan`]: under the same pid, without a page of the parser; of a daemon, in a child that the process
+//! waits for until it serves. Main starts one **monitor**
 //! ([`monitor`]) for each generation, and a monitor keeps its slots filled with **workers** ([`worker`]), which are the
 //! user's program and nothing else.
 //!
 //! Main and a monitor talk over a SOCK_SEQPACKET pair, [`control::channel`], in [`control::messages`]: orders go down,
 //! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
 //! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
+//!
+//! Main can become another build of itself, by an exec in place: that first shows in a child (`main_process::preflight`)
+//! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
+//! named by anything but numbers that stay: children by their pids, descriptors by theirs.
 //!
 //! Operators talk to main over its control socket ([`control::server`], [`control::requests`]), a JSON object a line;
 //! [`panzerctl`] is the other end.
@@ -43,7 +48,8 @@
 //! # Invariants
 //!
 //! 1. At most one generation is starting, and the serving one is untouched until the new one is wholly ready and has
-//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more.
+//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more. Of those
+//!    that drain, no more than `--max-draining` take their time.
 //! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
@@ -67,6 +73,7 @@
 //! [`sys`] and [`worker::spawn`] only. `tests/tidy.rs` holds this picture against the code.
 
 pub mod backoff;
+pub mod carry;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -17,6 +17,9 @@ fn main() -> ExitCode {
         Err(why) => Err((USAGE, why)),
         Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(|why| (FAILED, why)),
         Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
+        Ok(Some(Role::Preflight)) => {
+            main_process::preflight::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
+        }
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => {
                 // Somebody who closes the pipe has read enough.
@@ -24,6 +27,8 @@ fn main() -> ExitCode {
                 Ok(0)
             }
             Ending::Usage(why) => Err((USAGE, why)),
+            Ending::Left(code, None) => Ok(code),
+            Ending::Left(code, Some(why)) => Err((code, why)),
             Ending::CannotStart(why) => Err((CANNOT_START, why)),
         },
     };

@@ -169,7 +169,7 @@ impl Checker<'_> {
         let checked = self.bare.clone().try_get_matches_from(line).map_err(|error| refusal(&error));
         match checked.and_then(|matches| (self.check)(&matches)) {
             Err(Ending::Usage(why) | Ending::CannotStart(why)) => Some(why),
-            Ok(()) | Err(Ending::Shown(_)) => None,
+            Ok(()) | Err(Ending::Shown(_) | Ending::Left(..)) => None,
         }
     }
 

@@ -80,7 +80,9 @@ mod tests {
         let usual = planned(Vec::new());
         let definition = command();
         let mut held = 0;
-        for key in keys(&definition).filter(|key| !["pid", "control", "name", "respawn-limit"].contains(key)) {
+        for key in keys(&definition)
+            .filter(|key| !["pid", "control", "name", "respawn-limit", "final-exit-codes"].contains(key))
+        {
             let arg = definition.get_arguments().find(|arg| arg.get_long() == Some(key)).unwrap();
             let default = default(arg);
             if arg.get_action().takes_values() && default != "-" {

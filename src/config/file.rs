@@ -77,8 +77,18 @@ pub struct Wrong {
 }
 
 /// The text of the file at `path`; none where there is no file. Fails, in words, for one that cannot be read, is no
-/// regular file, is too large or is not UTF-8.
+/// regular file, is larger than 1 MiB or is not UTF-8.
 pub fn read(path: &Path) -> Result<Option<String>, String> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
+        format!("it is not UTF-8 in line {line}")
+    })
+}
+
+/// The same, of whatever bytes it consists.
+pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
     // A pipe in its place would otherwise be waited for.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY).bits();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -94,11 +104,7 @@ pub fn read(path: &Path) -> Result<Option<String>, String> {
     if bytes.len() as u64 > LARGEST {
         return Err(format!("it is larger than {} KiB", LARGEST / 1024));
     }
-    String::from_utf8(bytes).map(Some).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
-        format!("it is not UTF-8 in line {line}")
-    })
+    Ok(Some(bytes))
 }
 
 fn cannot_read(error: &std::io::Error) -> String {

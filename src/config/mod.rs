@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 pub mod address;
 pub mod duration;
+pub mod env_file;
 pub mod file;
 pub mod handover;
 pub mod identity;
+pub mod limits;
 pub mod placeholders;
 pub mod schedule;
 pub mod text;
@@ -19,10 +21,12 @@ pub mod text;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use schedule::{Escalation, Schedule, parse_signal_or_number};
+pub use limits::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
+pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 
 use crate::backoff::Pace;
+use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
 /// More workers than any machine runs well; what is beyond is a slip of the keyboard.
@@ -44,6 +48,9 @@ pub struct Plan {
     pub chdir: Option<PathBuf>,
     /// Added to the workers' environment; values with placeholders.
     pub env: Vec<(Text, Text)>,
+    /// Files of further ones, read by each generation; those of `env` win over them.
+    #[serde(default)]
+    pub env_files: Vec<EnvFile>,
     /// As whom, and how, workers run.
     #[serde(default)]
     pub identity: Identity,
@@ -66,8 +73,14 @@ pub struct Plan {
     pub ready_timeout: Duration,
     /// How long a new generation must live, wholly ready, beside the old one.
     pub bake: Duration,
+    /// What signals to main do.
+    #[serde(default)]
+    pub signals: Habits,
     /// How workers are stopped.
     pub stop: Schedule,
+    /// How many workers beyond `workers` a reload may have at once.
+    #[serde(default)]
+    pub surge: Surge,
     /// The first delay of the respawn backoff.
     pub delay: Duration,
     /// Its longest.
@@ -76,6 +89,15 @@ pub struct Plan {
     pub healthy_after: Duration,
     /// When to give up.
     pub respawn_limit: Option<RespawnLimit>,
+    /// Which exits are final.
+    #[serde(default)]
+    pub final_exits: FinalExits,
+    /// The pause between two starts of workers.
+    #[serde(default)]
+    pub start_delay: StartDelay,
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    #[serde(default = "usual_draining")]
+    pub max_draining: u32,
     /// What this instance is called.
     pub name: Option<String>,
     /// Where the pid is written, instead of the runtime directory.
@@ -83,6 +105,9 @@ pub struct Plan {
     /// Where the control socket is, instead of beside the pid file.
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// Whether main runs in a session of its own, without a terminal.
+    #[serde(default)]
+    pub daemonize: bool,
     /// How much panzer says of itself.
     pub verbosity: Verbosity,
 }
@@ -91,6 +116,11 @@ impl Plan {
     /// The limits of the respawn backoff.
     pub fn pace(&self) -> Pace {
         Pace { delay: self.delay, delay_max: self.delay_max, healthy_after: self.healthy_after }
+    }
+
+    /// How long a generation may take to be ready: its last worker has as long as any other.
+    pub fn longest_start(&self) -> Duration {
+        self.ready_timeout + self.start_delay.longest(self.workers)
     }
 
     /// Whether a worker is given anything to accept connections on.
@@ -104,6 +134,31 @@ impl Plan {
         let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
         let values = placeholders::Values { listeners: &listeners, first_fd, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
+    }
+}
+
+fn usual_draining() -> u32 {
+    USUAL_DRAINING
+}
+
+/// A file of variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Where, relative to [`Plan::start_directory`].
+    pub path: PathBuf,
+    /// Whether it is none the worse for not being there.
+    pub optional: bool,
+}
+
+impl std::str::FromStr for EnvFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EnvFile, String> {
+        let path = text.strip_prefix('-').unwrap_or(text);
+        if path.is_empty() {
+            return Err("it must be the path of a file".to_owned());
+        }
+        Ok(EnvFile { path: path.into(), optional: path.len() < text.len() })
     }
 }
 
@@ -137,26 +192,6 @@ pub enum Ready {
     Alive,
 }
 
-/// More than `count` respawns within `window`: give up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RespawnLimit {
-    /// That many are still borne.
-    pub count: u32,
-    /// Of all slots together, in any time of this length.
-    pub window: Duration,
-}
-
-impl std::str::FromStr for RespawnLimit {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<RespawnLimit, String> {
-        const FORM: &str = "a respawn limit is N/D, as in 10/60s, with N from 0 to 100000";
-        let (count, window) = text.split_once('/').ok_or(FORM)?;
-        let count = count.trim().parse().ok().filter(|&count| count <= 100_000).ok_or(FORM)?;
-        Ok(RespawnLimit { count, window: duration::parse(window)? })
-    }
-}
-
 /// How much panzer says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,6 +215,44 @@ impl Verbosity {
     }
 }
 
+/// How many workers beyond the wanted ones a reload may have at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Surge {
+    /// As many as there are: the new generation is started as a whole.
+    #[default]
+    All,
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, and at least one.
+    Percent(u32),
+}
+
+impl Surge {
+    /// For so many workers, from 1 to as many.
+    pub fn of(self, workers: u32) -> u32 {
+        match self {
+            Surge::All => workers,
+            Surge::Count(count) => count.clamp(1, workers.max(1)),
+            Surge::Percent(percent) => (workers.saturating_mul(percent) / 100).clamp(1, workers.max(1)),
+        }
+    }
+}
+
+impl std::str::FromStr for Surge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Surge, String> {
+        let number = |digits: &str, most| digits.parse().ok().filter(|number| (1..=most).contains(number));
+        let surge = match text.strip_suffix('%') {
+            _ if text == "all" => Some(Surge::All),
+            Some(digits) => number(digits, 100).map(Surge::Percent),
+            None => number(text, MOST_WORKERS).map(Surge::Count),
+        };
+        surge.ok_or_else(|| format!("it must be from 1 to {MOST_WORKERS}, from 1% to 100%, or all"))
+    }
+}
+
 /// The CPUs this process may use: its affinity and its cgroup's quota.
 pub fn usable_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MOST_WORKERS)
@@ -190,10 +263,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_respawn_limit_is_read() {
-        assert_eq!("5/1m".parse(), Ok(RespawnLimit { count: 5, window: Duration::from_secs(60) }));
-        for text in ["", "5", "/1m", "-1/1m", "5/x", "1e9/1s", "4294967296/1s"] {
-            assert!(text.parse::<RespawnLimit>().is_err(), "{text}");
+    fn a_surge_is_read_and_never_none() {
+        let of = |text: &str, workers| text.parse::<Surge>().map(|surge| surge.of(workers));
+        assert_eq!(
+            [of("1", 8), of("3", 2), of("all", 8), of("25%", 8), of("1%", 8)],
+            [Ok(1), Ok(2), Ok(8), Ok(2), Ok(1)]
+        );
+        for text in ["", "0", "0%", "101%", "-1", "1.5", "5000", "%"] {
+            assert!(text.parse::<Surge>().is_err(), "{text}");
         }
     }
 }

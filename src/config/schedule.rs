@@ -8,11 +8,13 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
+use crate::sys::signals::parse_signal;
 
 /// No schedule has more steps than this.
 const MOST_STEPS: usize = 16;
 
-/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the last is KILL.
+/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the
+/// last is KILL, unless it is only a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
@@ -45,6 +47,12 @@ impl Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
     }
 
+    /// Its first signal, and then no other.
+    #[must_use]
+    pub fn patient(&self) -> Schedule {
+        Schedule { steps: vec![Step { signal: self.first_signal(), wait: Duration::ZERO }] }
+    }
+
     /// KILL at once.
     pub fn kill() -> Schedule {
         Schedule { steps: vec![Step { signal: Signal::SIGKILL, wait: Duration::ZERO }] }
@@ -67,6 +75,20 @@ impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Schedule, String> {
+        let schedule = Schedule::read(text)?;
+        let steps = &schedule.steps;
+        let ends_in_kill = steps.last().is_some_and(|step| step.signal == Signal::SIGKILL);
+        let kills_once = steps.iter().filter(|step| step.signal == Signal::SIGKILL).count() == 1;
+        if !ends_in_kill || !kills_once {
+            return Err("a schedule ends in KILL, as in TERM/60s/INT/5s/KILL".to_owned());
+        }
+        Ok(schedule)
+    }
+}
+
+impl Schedule {
+    /// A part of one as well, which need not come to KILL.
+    fn read(text: &str) -> Result<Schedule, String> {
         let parts: Vec<&str> = text.split('/').map(str::trim).collect();
         if parts.len() > 2 * MOST_STEPS {
             return Err(format!("more than {MOST_STEPS} steps"));
@@ -80,29 +102,8 @@ impl FromStr for Schedule {
             };
             steps.push(Step { signal, wait });
         }
-        let ends_in_kill = steps.last().is_some_and(|step| step.signal == Signal::SIGKILL);
-        let kills_once = steps.iter().filter(|step| step.signal == Signal::SIGKILL).count() == 1;
-        if !ends_in_kill || !kills_once {
-            return Err("a schedule ends in KILL, as in TERM/60s/INT/5s/KILL".to_owned());
-        }
         Ok(Schedule { steps })
     }
-}
-
-/// A signal by its name, with or without `SIG`.
-pub fn parse_signal(text: &str) -> Result<Signal, String> {
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse().map_err(|_| format!("there is no signal '{text}'"))
-}
-
-/// A signal by its name or its number; where there is none, the error lists them.
-pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
-    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
-    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
-        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
-        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
-    })
 }
 
 impl fmt::Display for Schedule {
@@ -122,7 +123,7 @@ impl TryFrom<String> for Schedule {
     type Error = String;
 
     fn try_from(text: String) -> Result<Schedule, String> {
-        text.parse()
+        Schedule::read(&text)
     }
 }
 
@@ -133,10 +134,12 @@ impl From<Schedule> for String {
 }
 
 /// How far the stop of something has got on its schedule.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Escalation {
     schedule: Schedule,
     next: usize,
+    #[serde(with = "crate::carry::moment")]
     due: Instant,
 }
 
@@ -153,6 +156,11 @@ impl Escalation {
             escalation.advance();
         }
         escalation
+    }
+
+    /// Whether it is by a schedule that never comes to KILL.
+    pub fn is_patient(&self) -> bool {
+        self.schedule.steps.last().is_some_and(|step| step.signal != Signal::SIGKILL)
     }
 
     /// Goes over to the quick rest of the schedule, unless it is that far already.

@@ -2,23 +2,23 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::sys::descriptors::adopt;
+use crate::sys::descriptors::{Kept, adopt, take_over};
 use crate::sys::poller::Poller;
 
 /// The longest message, in bytes.
 const LONGEST: usize = 8192;
 
 /// Most descriptors in one message.
-const MOST_DESCRIPTORS: usize = 2;
+const MOST_DESCRIPTORS: usize = 3;
 
 /// How many messages may wait for a peer that does not read. Beyond it the oldest are given up: a peer that has been
 /// stopped for so long has lost the thread anyway.
@@ -37,6 +37,29 @@ pub struct Channel {
 struct Packet {
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+}
+
+/// A channel as one main hands it on to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Carried {
+    fd: RawFd,
+    waiting: Vec<CarriedPacket>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CarriedPacket {
+    #[serde(with = "crate::carry::bytes")]
+    bytes: Vec<u8>,
+    descriptors: Vec<RawFd>,
+}
+
+impl Carried {
+    /// All descriptors that go with it.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.waiting.iter().flat_map(|packet| packet.descriptors.iter().copied()).chain([self.fd])
+    }
 }
 
 /// What a read of the channel gave.
@@ -63,6 +86,26 @@ impl Channel {
     /// The end that was handed to us.
     pub fn new(fd: OwnedFd) -> Channel {
         Channel { fd, waiting: VecDeque::new(), wakes_for_writing: false }
+    }
+
+    /// For the next main, with what still waits to be sent.
+    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let fd = kept.keep(&self.fd);
+        let mut packet = |packet: &'a Packet| CarriedPacket {
+            bytes: packet.bytes.clone(),
+            descriptors: packet.descriptors.iter().map(|fd| kept.keep(fd)).collect(),
+        };
+        Carried { fd, waiting: self.waiting.iter().map(&mut packet).collect() }
+    }
+
+    /// What the main before has handed on; watched by nobody yet.
+    pub fn take_over(carried: Carried) -> io::Result<Channel> {
+        let packet = |packet: CarriedPacket| {
+            let descriptors = packet.descriptors.into_iter().map(take_over).collect::<io::Result<_>>()?;
+            Ok(Packet { bytes: packet.bytes, descriptors })
+        };
+        let waiting = carried.waiting.into_iter().map(packet).collect::<io::Result<_>>()?;
+        Ok(Channel { waiting, ..Channel::new(take_over(carried.fd)?) })
     }
 
     /// Sends, or keeps the message until the peer reads. A peer that is gone is noticed by reading.

@@ -3,12 +3,13 @@
 //! Main may be a newer build than a running monitor, so fields are only ever added, with a default, and
 //! [`VERSION`] goes up where that does not do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Plan;
+use crate::config::{FinalExits, Plan, RespawnLimit, Schedule, StartDelay, Verbosity};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
@@ -19,10 +20,25 @@ pub const VERSION: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
+    /// By the first signal of the schedule, and then for as long as it takes.
+    Patient,
     /// By the whole schedule.
     Graceful,
     /// By the schedule without its first step.
     Quick,
+}
+
+/// Which workers go where there are to be fewer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those of the last slots.
+    #[default]
+    Last,
+    /// Those of the first slots: another generation has workers in these.
+    First,
+    /// Those that have run for longest.
+    Oldest,
 }
 
 /// What main orders a monitor to do.
@@ -35,6 +51,20 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// The daemon's start is over: its terminal is told nothing any more.
+    LeaveTerminal,
+    /// Keep so many workers from now on.
+    Scale {
+        /// How many.
+        workers: u32,
+        /// Which go where there are to be fewer.
+        #[serde(default)]
+        which: Which,
+    },
+    /// A further queue of a single worker comes along as a descriptor, behind those that came before.
+    Queue,
+    /// Delays and waits are so from now on.
+    Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.
     Shared {
         /// The ticket of [`Report::Claim`].
@@ -62,7 +92,8 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// The release was found. The packet carries its directory and its program as descriptors, in this order.
+    /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
+    /// document with the variables of its files.
     Resolved {
         /// Where the program is.
         path: PathBuf,
@@ -106,6 +137,26 @@ pub enum Report {
         /// Why.
         cause: Cause,
     },
+    /// Nothing is wanted of this slot any more, and its worker, if any, is being stopped.
+    Retired {
+        /// The slot.
+        slot: u32,
+        /// Whether it has no worker, or one whose end was to be told already.
+        #[serde(default)]
+        empty: bool,
+    },
+    /// The worker of a slot of which nothing was wanted any more has ended.
+    Gone {
+        /// The slot.
+        slot: u32,
+    },
+    /// A worker ended with a final exit code, and is not respawned; nor does another monitor of the generation start it.
+    EndedForGood {
+        /// Its slot.
+        slot: u32,
+        /// Its exit code.
+        code: u8,
+    },
     /// There were more respawns than allowed.
     GaveUp,
     /// A worker, in answer to [`Order::Status`].
@@ -126,6 +177,65 @@ pub enum Report {
         /// Where.
         key: Key,
     },
+}
+
+/// What of a plan needs no new workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// As [`Plan::ready_timeout`].
+    pub ready_timeout: Duration,
+    /// As [`Plan::bake`].
+    pub bake: Duration,
+    /// As [`Plan::stop`].
+    pub stop: Schedule,
+    /// As [`Plan::delay`].
+    pub delay: Duration,
+    /// As [`Plan::delay_max`].
+    pub delay_max: Duration,
+    /// As [`Plan::healthy_after`].
+    pub healthy_after: Duration,
+    /// As [`Plan::respawn_limit`].
+    pub respawn_limit: Option<RespawnLimit>,
+    /// As [`Plan::final_exits`].
+    #[serde(default)]
+    pub final_exits: FinalExits,
+    /// As [`Plan::start_delay`].
+    #[serde(default)]
+    pub start_delay: StartDelay,
+    /// As [`Plan::verbosity`].
+    pub verbosity: Verbosity,
+}
+
+impl Tuning {
+    /// That of this plan.
+    pub fn of(plan: &Plan) -> Tuning {
+        Tuning {
+            ready_timeout: plan.ready_timeout,
+            bake: plan.bake,
+            stop: plan.stop.clone(),
+            delay: plan.delay,
+            delay_max: plan.delay_max,
+            healthy_after: plan.healthy_after,
+            respawn_limit: plan.respawn_limit,
+            final_exits: plan.final_exits.clone(),
+            start_delay: plan.start_delay,
+            verbosity: plan.verbosity,
+        }
+    }
+
+    /// Makes it that of `plan`.
+    pub fn apply(self, plan: &mut Plan) {
+        plan.ready_timeout = self.ready_timeout;
+        plan.bake = self.bake;
+        plan.stop = self.stop;
+        plan.delay = self.delay;
+        plan.delay_max = self.delay_max;
+        plan.healthy_after = self.healthy_after;
+        plan.respawn_limit = self.respawn_limit;
+        plan.final_exits = self.final_exits;
+        plan.start_delay = self.start_delay;
+        plan.verbosity = self.verbosity;
+    }
 }
 
 /// One worker, as people are shown it.
@@ -154,6 +264,9 @@ pub struct Assignment {
     pub plan: Plan,
     /// The generation's number, from 1.
     pub generation: u32,
+    /// The slots whose worker ended for good under another monitor, and its exit code.
+    #[serde(default)]
+    pub ended: BTreeMap<u32, u8>,
     /// Whether it must first prove itself beside a serving one.
     pub trial: bool,
     /// Whether workers are ready only when they say so.

@@ -34,6 +34,9 @@ pub struct Request {
     /// Of a reload: wait until the old generation is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Of a scale: how many workers, or with a sign how many more or less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<String>,
     /// Of a signal: its name or number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
@@ -45,7 +48,7 @@ pub struct Request {
 impl Request {
     /// One with nothing but a command.
     pub fn new(command: Command) -> Request {
-        Request { version: VERSION, command, no_wait: false, drained: false, signal: None, worker: None }
+        Request { version: VERSION, command, no_wait: false, drained: false, count: None, signal: None, worker: None }
     }
 }
 
@@ -61,10 +64,16 @@ pub enum Command {
     Stop,
     /// Stop by the schedule without its first step.
     Exit,
+    /// Keep another count of workers.
+    Scale,
+    /// End all workers and go on without, until a reload or a scale.
+    Quiet,
     /// Open anew what panzer has open for writing.
     Reopen,
     /// Send a signal to the workers of the serving generation.
     Signal,
+    /// Execute main anew in place, by the build that panzer's path leads to.
+    Restart,
 }
 
 /// A line of an answer.
@@ -73,7 +82,8 @@ pub enum Command {
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining` or `stopping`.
+    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`, `emptying`, `trying` (the new
+    /// build of a restart) or `stopping`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// In the last line: whether it was done.
@@ -88,9 +98,12 @@ pub struct Answer {
     /// So many of its workers are ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<u32>,
-    /// Of so many.
+    /// Of so many. Of a scale: so many are kept from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
+    /// Of a scale: so many were kept before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
     /// The generation that is being retired for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retiring: Option<u32>,
@@ -103,6 +116,9 @@ pub struct Answer {
     /// So many workers got the signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signalled: Option<u32>,
+    /// Of a restart: the build that main was, and the one that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builds: Option<(String, String)>,
     /// The workers that brought a release down; at most 64 are named.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<Failed>,
@@ -135,7 +151,7 @@ impl Answer {
 pub struct Failed {
     /// Its slot.
     pub worker: u32,
-    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started` or `hung`.
+    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
     pub cause: String,
     /// Its exit code.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,13 +183,14 @@ impl Failed {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "not_ready"
             }
-            Cause::HungInExec(time) => {
+            Cause::HungInExec(time) | Cause::HungInPlan(time) => {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "hung"
             }
             Cause::NotFound(_) => "not_found",
             Cause::CannotExecute(_) => "not_executable",
             Cause::CannotStart(_) | Cause::CannotBecome(_) => "not_started",
+            Cause::Configuration(_) => "configuration",
         }
         .to_owned();
         failed
@@ -261,7 +278,7 @@ pub struct Worker {
     pub slot: u32,
     /// Its pid, where it has a process.
     pub pid: Option<i32>,
-    /// `starting`, `ready`, `stopping`, `waiting` or `empty`.
+    /// `starting`, `ready`, `stopping`, `waiting`, `ended` or `empty`.
     pub state: String,
     /// For how long it has lived, or been in this state.
     pub since_ms: u64,
@@ -272,7 +289,7 @@ pub struct Worker {
     pub last: Option<Failed>,
 }
 
-/// The accept queue of a listener.
+/// The accept queue of a listener; the queues of all workers together where each has its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Queue {
@@ -282,6 +299,10 @@ pub struct Queue {
     pub queued: Option<u32>,
     /// So many may wait; TCP only.
     pub limit: Option<u32>,
+    /// So many queues these are.
+    pub queues: u32,
+    /// So many wait in the fullest of them; TCP only.
+    pub fullest: Option<u32>,
 }
 
 #[cfg(test)]

@@ -1,16 +1,20 @@
 //! The environment protocol by which panzer executes itself in another role.
 //!
-//! `PANZER_ROLE` says which; main also gets `PANZER_PLAN_FD`, a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
+//! `PANZER_ROLE` says which; main also gets `PANZER_IMAGE`, the path that leads to its next build, and `PANZER_PLAN_FD`,
+//! or `PANZER_STATE_FD` where it takes the place of another main; a pre-flight gets `PANZER_STATE_FD` and
+//! `PANZER_CHANNEL_FD`; a daemon's main also gets `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
 //! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
 //! monitor has found it before, by `PANZER_RELEASE_FDS`.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
 
 use crate::config::text::entry;
-use crate::sys::descriptors::{FIRST, adopt, set_inherited};
+use crate::sys::descriptors::{FIRST, adopt, take_over};
 use crate::worker::dialects;
 
 /// A role that panzer executes itself in.
@@ -20,6 +24,8 @@ pub enum Role {
     Main,
     /// Keeper of one generation.
     Monitor,
+    /// A new build that shows whether it could take main's place.
+    Preflight,
 }
 
 /// What is always called so: the running build, also where the file was replaced meanwhile.
@@ -27,6 +33,9 @@ pub const OWN_IMAGE: &str = "/proc/self/exe";
 
 const ROLE: &str = "PANZER_ROLE";
 const PLAN_FD: &str = "PANZER_PLAN_FD";
+const STATE_FD: &str = "PANZER_STATE_FD";
+const IMAGE: &str = "PANZER_IMAGE";
+const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
 const GENERATION: &str = "PANZER_GENERATION";
@@ -35,10 +44,12 @@ const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that are meant for one process and never passed on as they came.
 const NEVER_PASSED_ON: [&str; 7] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
 
 /// Variables of panzer's own service manager, which main needs.
-const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
+
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
 /// An environment, taken once at the start of a role.
 #[derive(Debug)]
@@ -46,6 +57,27 @@ pub struct Environment {
     own: Vec<(OsString, OsString)>,
     passed_on: Vec<(OsString, OsString)>,
 }
+
+/// How main begins.
+#[derive(Debug)]
+pub enum Begin {
+    /// By this plan.
+    Anew(OwnedFd),
+    /// In the place of another, by what that knew.
+    InPlace(OwnedFd),
+}
+
+/// Who waits for a daemon to serve.
+#[derive(Debug)]
+pub struct Starter {
+    /// Its pid.
+    pub pid: Pid,
+    /// Where it waits for [`STARTED`]; the end without it is a failure.
+    pub told: OwnedFd,
+}
+
+/// What the starter of a daemon is told once it serves.
+pub const STARTED: &[u8] = b"started";
 
 /// What a monitor is given.
 #[derive(Debug)]
@@ -56,8 +88,8 @@ pub struct MonitorInheritance {
     pub plan: OwnedFd,
     /// Where each listener lies, from 3 on.
     pub listeners: Vec<OwnedFd>,
-    /// Directory and program of the release, where another monitor has found them.
-    pub release: Option<(OwnedFd, OwnedFd)>,
+    /// Directory and program of the release and the variables of its files, where another monitor has found them.
+    pub release: Option<[OwnedFd; 3]>,
 }
 
 impl Environment {
@@ -88,27 +120,59 @@ impl Environment {
             None => Ok(None),
             Some("main") => Ok(Some(Role::Main)),
             Some("monitor") => Ok(Some(Role::Monitor)),
+            Some("preflight") => Ok(Some(Role::Preflight)),
             Some(other) => Err(format!("{ROLE}={other}: there is no such role; unset it, panzer sets it itself")),
         }
     }
 
     /// The environment of `role`: what workers inherit, and what the role needs.
-    pub fn for_role(&self, role: Role, fds: &[(&str, String)]) -> Vec<CString> {
+    fn for_role(&self, role: Role, own: &[(&str, OsString)]) -> Vec<CString> {
         let role = match role {
             Role::Main => "main",
             Role::Monitor => "monitor",
+            Role::Preflight => "preflight",
         };
         let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
-        let own = fds.iter().map(|(name, value)| entry(OsStr::new(name), OsStr::new(value)));
+        let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
         inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
     }
 
-    /// The variables for a main that finds its plan at `plan`.
-    pub fn for_main(&self, plan: RawFd) -> Vec<CString> {
-        let mut own = vec![(PLAN_FD, plan.to_string())];
-        let told = OF_MANAGER.iter().filter_map(|name| Some((*name, self.own(name)?.to_owned())));
+    /// The variables for a main that finds its plan at `plan`, and whose next build `image` will lead to; as a daemon it
+    /// is the child of `starter`.
+    pub fn for_main(&self, plan: RawFd, image: &Path, starter: Option<&Starter>) -> Vec<CString> {
+        self.for_either_main(PLAN_FD, plan, image, starter)
+    }
+
+    /// The variables for the main that takes our place, and finds what we know at `state`.
+    pub fn for_next_main(&self, state: RawFd, image: &Path) -> Vec<CString> {
+        self.for_either_main(STATE_FD, state, image, None)
+    }
+
+    fn for_either_main(
+        &self,
+        document: &'static str,
+        fd: RawFd,
+        image: &Path,
+        starter: Option<&Starter>,
+    ) -> Vec<CString> {
+        let number = |fd: RawFd| OsString::from(fd.to_string());
+        let mut own = vec![(document, number(fd)), (IMAGE, image.as_os_str().to_owned())];
+        own.extend(starter.map(|starter| (STARTED_FD, number(starter.told.as_raw_fd()))));
+        // The manager meant the process that it started.
+        let is_starter = |value: &OsStr| starter.is_some_and(|starter| value == &*starter.pid.to_string());
+        let told = OF_MANAGER.iter().filter_map(|name| {
+            let value = self.own_os(name)?;
+            let is_ours = *name == WATCHDOG_PID && is_starter(value);
+            Some((*name, if is_ours { Pid::this().to_string().into() } else { value.to_owned() }))
+        });
         own.extend(told);
         self.for_role(Role::Main, &own)
+    }
+
+    /// The variables for a pre-flight that gets, from 3 on: what main knows, and a channel to say what it makes of it.
+    pub fn for_preflight(&self) -> Vec<CString> {
+        let own = [(STATE_FD, FIRST), (CHANNEL_FD, FIRST + 1)];
+        self.for_role(Role::Preflight, &own.map(|(name, fd)| (name, OsString::from(fd.to_string()))))
     }
 
     /// The variables for a monitor that gets, from 3 on: `listeners` listeners, channel, plan, and the release if any.
@@ -123,14 +187,33 @@ impl Environment {
             (LISTEN_FDS, listeners.to_string()),
         ];
         if with_release {
-            fds.push((RELEASE_FDS, format!("{},{}", after + 2, after + 3)));
+            fds.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
         }
+        let fds: Vec<_> = fds.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
         self.for_role(Role::Monitor, &fds)
     }
 
-    /// Takes what main was given.
-    pub fn take_main(&self) -> Result<OwnedFd, String> {
-        self.descriptor(PLAN_FD)
+    /// Takes what main was given: its plan, where nothing came before, or what the main before knew.
+    pub fn take_main(&self) -> Result<Begin, String> {
+        match self.own(STATE_FD) {
+            None => Ok(Begin::Anew(self.descriptor(PLAN_FD)?)),
+            Some(_) => Ok(Begin::InPlace(self.descriptor(STATE_FD)?)),
+        }
+    }
+
+    /// Takes what a pre-flight was given: what main knows, and the channel.
+    pub fn take_preflight(&self) -> Result<(OwnedFd, OwnedFd), String> {
+        Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
+    }
+
+    /// The path that leads to main's next build.
+    pub fn image(&self) -> Result<PathBuf, String> {
+        Ok(PathBuf::from(self.own_os(IMAGE).ok_or_else(|| broken(IMAGE, "missing"))?))
+    }
+
+    /// Takes where a daemon's starter waits.
+    pub fn take_started(&self) -> Result<Option<OwnedFd>, String> {
+        self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
     }
 
     /// Takes what a monitor was given. The listeners stay inheritable: workers find them where they are.
@@ -139,13 +222,12 @@ impl Environment {
         let listeners = (FIRST..FIRST.saturating_add(count))
             .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
             .collect::<Result<Vec<_>, _>>()?;
-        let release = match self.own(RELEASE_FDS).map(|pair| pair.split_once(',')) {
-            None => None,
-            Some(Some((directory, program))) => {
-                Some((descriptor(RELEASE_FDS, directory)?, descriptor(RELEASE_FDS, program)?))
-            }
-            Some(None) => return Err(broken(RELEASE_FDS, "not two numbers")),
+        let three = |numbers: &str| {
+            let all =
+                numbers.split(',').map(|number| descriptor(RELEASE_FDS, number)).collect::<Result<Vec<_>, _>>()?;
+            all.try_into().map_err(|_| broken(RELEASE_FDS, "not three numbers"))
         };
+        let release = self.own(RELEASE_FDS).map(three).transpose()?;
         Ok(MonitorInheritance {
             channel: self.descriptor(CHANNEL_FD)?,
             plan: self.descriptor(PLAN_FD)?,
@@ -160,7 +242,11 @@ impl Environment {
     }
 
     fn own(&self, wanted: &str) -> Option<&str> {
-        self.own.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.to_str())
+        self.own_os(wanted).and_then(OsStr::to_str)
+    }
+
+    fn own_os(&self, wanted: &str) -> Option<&OsStr> {
+        self.own.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_os_str())
     }
 
     fn number(&self, name: &str) -> Result<RawFd, String> {
@@ -175,12 +261,7 @@ impl Environment {
 
 fn descriptor(name: &str, value: &str) -> Result<OwnedFd, String> {
     let number = value.parse().map_err(|_| broken(name, "not a number"))?;
-    let take = || -> io::Result<OwnedFd> {
-        let fd = adopt(number)?;
-        set_inherited(&fd, false)?;
-        Ok(fd)
-    };
-    take().map_err(|error| broken(name, &error.to_string()))
+    take_over(number).map_err(|error| broken(name, &error.to_string()))
 }
 
 fn broken(name: &str, why: &str) -> String {

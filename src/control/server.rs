@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,8 +17,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
 
 use super::requests::{Answer, LONGEST_REQUEST, Request, VERSION};
+use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::poller::Poller;
 
 /// The listener is watched under this.
@@ -41,6 +44,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// So much may wait for one client, and for all of them.
 const MOST_OUTPUT: usize = 4 << 20;
 const MOST_OUTPUT_OF_ALL: usize = 8 << 20;
+
+/// So many who came too late are told so.
+const LONGEST_FAREWELL: usize = 1024;
 
 /// So many are accepted before anything else has its turn.
 const ACCEPTED_AT_ONCE: usize = 32;
@@ -72,7 +78,69 @@ struct Client {
     watched: (bool, bool),
 }
 
+/// The control socket as one main hands it on to the next, with all who are connected.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Carried {
+    listener: RawFd,
+    path: PathBuf,
+    identity: (u64, u64),
+    clients: BTreeMap<u64, CarriedClient>,
+    next: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CarriedClient {
+    stream: RawFd,
+    #[serde(with = "crate::carry::bytes")]
+    input: Vec<u8>,
+    #[serde(with = "crate::carry::bytes")]
+    output: Vec<u8>,
+    busy: bool,
+    ended: bool,
+    closing: bool,
+    #[serde(with = "crate::carry::moment")]
+    since: Instant,
+}
+
+impl Carried {
+    /// All descriptors that go with it.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.clients.values().map(|client| client.stream).chain([self.listener])
+    }
+}
+
 impl Server {
+    /// For the next main.
+    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let listener = kept.keep(&self.listener);
+        let client = |(id, client): (&u64, &'a Client)| (*id, client.carry(kept));
+        let clients = self.clients.iter().map(client).collect();
+        Carried { listener, path: self.path.clone(), identity: self.identity, clients, next: self.next }
+    }
+
+    /// What the main before has handed on.
+    pub fn take_over(carried: Carried, poller: &Poller) -> io::Result<Server> {
+        let listener = UnixListener::from(take_over(carried.listener)?);
+        poller.watch(&listener, LISTENER)?;
+        let client = |(id, client): (u64, CarriedClient)| {
+            let client = Client::take_over(client)?;
+            // Whatever it is watched for, `tend` puts right.
+            poller.watch(&client.stream, id)?;
+            Ok((id, client))
+        };
+        Ok(Server {
+            listener,
+            path: carried.path,
+            identity: carried.identity,
+            most: most_clients(),
+            clients: carried.clients.into_iter().map(client).collect::<io::Result<_>>()?,
+            next: carried.next,
+            paused_until: None,
+        })
+    }
+
     /// Binds, with mode 0600 from the first moment. A socket that nobody listens on any more is replaced; what is no
     /// socket, or a link, is refused. Not to be called with more than one thread: it changes the umask for a moment.
     pub fn bind(path: &Path, poller: &Poller) -> Result<Server, String> {
@@ -100,8 +168,23 @@ impl Server {
         })
     }
 
+    /// Removes the socket, and tells whoever has come by then that nobody is there any more to do what he wants.
+    pub fn end(&mut self) {
+        self.remove();
+        let now = Instant::now();
+        let late = std::iter::from_fn(|| self.listener.accept().ok()).take(LONGEST_FAREWELL);
+        let late = late.map(|(stream, _)| Client::new(stream, now)).collect::<Vec<_>>();
+        let waiting = std::mem::take(&mut self.clients).into_values().filter(|client| !client.busy);
+        for mut client in late.into_iter().chain(waiting) {
+            // One that does not read is not waited for.
+            if client.stream.set_nonblocking(true).is_ok() {
+                client.put(&Answer::refused("panzer has ended"), now);
+            }
+        }
+    }
+
     /// Removes the socket, if it is still ours.
-    pub fn remove(&self) {
+    fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity) {
             // Whoever removed it in between did what was wanted.
             let _ = fs::remove_file(&self.path);
@@ -263,6 +346,24 @@ impl Client {
             since: now,
             watched: (true, false),
         }
+    }
+
+    fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> CarriedClient {
+        CarriedClient {
+            stream: kept.keep(&self.stream),
+            input: self.input.clone(),
+            output: self.output.clone(),
+            busy: self.busy,
+            ended: self.ended,
+            closing: self.closing,
+            since: self.since,
+        }
+    }
+
+    fn take_over(carried: CarriedClient) -> io::Result<Client> {
+        let CarriedClient { stream, input, output, busy, ended, closing, since } = carried;
+        let stream = UnixStream::from(take_over(stream)?);
+        Ok(Client { stream, input, output, busy, ended, closing, since, watched: (true, false) })
     }
 
     fn has_line(&self) -> bool {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::messages::WorkerStatus;
 use crate::config::duration;
+use crate::worker::cause::Cause;
 
 /// What is known of one generation.
 #[derive(Debug)]
@@ -34,7 +35,11 @@ pub fn render(main: i32, generations: &[GenerationStatus]) -> String {
             let since = duration::show(worker.since);
             let _ = write!(out, "\n    worker {:<4} {pid:>8}  {:<9} {since:<10}", worker.slot, worker.phase);
             let respawned = (worker.respawns > 0).then(|| format!("respawned {}x", worker.respawns));
-            let last = worker.last.as_ref().map(|cause| format!("last: {cause}"));
+            let last = worker.last.as_ref().map(|cause| match cause {
+                // It was meant to.
+                Cause::Exited(code) if worker.phase == "ended" => format!("last: exited with code {code}"),
+                _ => format!("last: {cause}"),
+            });
             let remarks: Vec<String> = respawned.into_iter().chain(last).collect();
             let _ = write!(out, " {}", remarks.join(", "));
             out.truncate(out.trim_end().len());

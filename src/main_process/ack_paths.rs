@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Dialect, Plan};
 
 /// The longest path of a unix socket, its closing NUL not counted (unix(7)).
@@ -14,7 +16,7 @@ const LONGEST_PATH: usize = 107;
 const SUFFIX: &str = ".sock";
 
 /// The paths of this instance; none where einhorn is not spoken.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct AckPaths(Option<PathBuf>);
 
 impl AckPaths {

@@ -3,12 +3,18 @@
 //! A pid in here is an unreaped child, so that no signal can ever hit a stranger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::RawFd;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use serde::{Deserialize, Serialize};
+
+use super::preflight::Preflight;
 use super::state::Monitor;
-use crate::control::channel::Channel;
+use crate::control::channel::{self, Channel};
+use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::processes;
 use crate::worker::spawn::Child;
 
@@ -19,6 +25,10 @@ pub(super) struct Running {
     pub(super) channel: Channel,
     /// What its channel is watched under.
     pub(super) token: u64,
+    /// So many sockets it has.
+    pub(super) queues: usize,
+    /// So many workers it keeps.
+    pub(super) workers: u32,
 }
 
 /// All children of main.
@@ -29,12 +39,87 @@ pub(super) struct Children {
     orphans: BTreeMap<Monitor, BTreeSet<Pid>>,
     /// Those that were there before us, from a shell that executed panzer in its place: none of our business.
     strangers: BTreeSet<Pid>,
+    /// A new build that is being tried.
+    preflight: Option<Preflight>,
+}
+
+/// The children as one main hands them on to the next, which is the same process: they stay its own.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carried {
+    #[serde(with = "crate::carry::pairs")]
+    monitors: BTreeMap<Monitor, CarriedMonitor>,
+    #[serde(with = "crate::carry::pairs")]
+    orphans: BTreeMap<Monitor, BTreeSet<i32>>,
+    strangers: BTreeSet<i32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CarriedMonitor {
+    pid: i32,
+    outcome: RawFd,
+    channel: channel::Carried,
+    queues: usize,
+    workers: u32,
+}
+
+impl Carried {
+    /// All descriptors that go with them.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.monitors.values().flat_map(|monitor| monitor.channel.descriptors().chain([monitor.outcome]))
+    }
 }
 
 impl Children {
     pub(super) fn new() -> Children {
         let strangers = processes::children().into_iter().collect();
-        Children { monitors: BTreeMap::new(), orphans: BTreeMap::new(), strangers }
+        Children { monitors: BTreeMap::new(), orphans: BTreeMap::new(), strangers, preflight: None }
+    }
+
+    /// For the next main. A pre-flight has ended by then.
+    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let monitor = |(monitor, running): (&Monitor, &'a Running)| {
+            let pid = running.child.pid.as_raw();
+            let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
+            (*monitor, CarriedMonitor { pid, outcome, channel, queues: running.queues, workers: running.workers })
+        };
+        let monitors = self.monitors.iter().map(monitor).collect();
+        let raw = |pids: &BTreeSet<Pid>| pids.iter().map(|pid| pid.as_raw()).collect();
+        let orphans = self.orphans.iter().map(|(monitor, pids)| (*monitor, raw(pids))).collect();
+        Carried { monitors, orphans, strangers: raw(&self.strangers) }
+    }
+
+    /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
+    pub(super) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
+        let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
+            let CarriedMonitor { pid, outcome, channel, queues, workers } = carried;
+            let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
+            Ok((monitor, Running { child, channel: Channel::take_over(channel)?, token, queues, workers }))
+        };
+        let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
+        let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();
+        let orphans = carried.orphans.into_iter().map(|(monitor, orphans)| (monitor, pids(orphans))).collect();
+        Ok(Children { monitors, orphans, strangers: pids(carried.strangers), preflight: None })
+    }
+
+    pub(super) fn add_preflight(&mut self, preflight: Preflight) {
+        self.preflight = Some(preflight);
+    }
+
+    pub(super) fn preflight(&self) -> Option<&Preflight> {
+        self.preflight.as_ref()
+    }
+
+    /// Forgets the pre-flight, if it was that which has been reaped; what it left in its group is killed.
+    pub(super) fn take_preflight(&mut self, pid: Pid) -> Option<Preflight> {
+        let ended = self.preflight.take_if(|preflight| preflight.pid() == pid)?;
+        for left in self.unattributed().into_iter().filter(|left| processes::group_of(*left) == Some(pid)) {
+            if let Err(error) = processes::signal_child(left, Signal::SIGKILL) {
+                log::warn!("cannot kill what a new build has left (pid {left}): {error}");
+            }
+        }
+        Some(ended)
     }
 
     pub(super) fn add(&mut self, monitor: Monitor, running: Running) {
@@ -107,6 +192,7 @@ impl Children {
     fn unattributed(&self) -> BTreeSet<Pid> {
         let known = |pid: &Pid| {
             self.strangers.contains(pid)
+                || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == *pid)
                 || self.by_pid(*pid).is_some()
                 || self.orphans.values().any(|orphans| orphans.contains(pid))
         };

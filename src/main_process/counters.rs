@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::state::Verdict;
 use crate::control::requests::{Failed, Reloads, Respawns};
 use crate::worker::cause::Cause;
@@ -11,8 +13,10 @@ use crate::worker::cause::Cause;
 type Kind = (String, Option<i32>, Option<String>);
 
 /// The counts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Counters {
+    #[serde(with = "crate::carry::pairs")]
     respawns: BTreeMap<Kind, u64>,
     reloads: Reloads,
 }
@@ -31,7 +35,7 @@ impl Counters {
                 self.reloads.done += 1;
                 self.reloads.last_ms = Some(Duration::as_millis(took) as u64);
             }
-            Verdict::Rejected { .. } => self.reloads.rejected += 1,
+            Verdict::Rejected(_) => self.reloads.rejected += 1,
             Verdict::Stopped => self.reloads.stopped += 1,
         }
     }

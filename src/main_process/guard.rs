@@ -5,11 +5,15 @@
 //! its `listen()`: as long as nothing happens, none of this wakes anybody.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
+use serde::{Deserialize, Serialize};
+
+use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::options;
 use crate::sys::poller::Poller;
 
@@ -41,18 +45,49 @@ struct Guarded {
     queue_told: bool,
 }
 
+/// A listener that is looked after, as one main hands it on to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carried {
+    pub(super) fd: RawFd,
+    name: String,
+    queue: Option<u32>,
+}
+
 impl Guard {
     /// Over nothing yet. All tokens from `first_token` on are its own.
     pub(super) fn new(first_token: u64) -> Guard {
         Guard { all: BTreeMap::new(), next_token: first_token }
     }
 
+    /// For the next main.
+    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<Carried> {
+        let mut one = |guarded: &'a Guarded| {
+            let (fd, name, queue) = (kept.keep(&guarded.socket), guarded.name.clone(), guarded.queue);
+            Carried { fd, name, queue }
+        };
+        self.all.values().map(&mut one).collect()
+    }
+
+    /// What the main before has handed on: what listened there is watched, also where it was shut down meanwhile.
+    pub(super) fn take_over(carried: Vec<Carried>, first_token: u64, poller: &Poller) -> io::Result<Guard> {
+        let mut guard = Guard::new(first_token);
+        for Carried { fd, name, queue } in carried {
+            let guarded = Guarded { queue, ..Guarded::new(take_over(fd)?, name) };
+            if queue.is_some() {
+                guarded.watch(guard.next_token, poller);
+            }
+            guard.all.insert(guard.next_token, guarded);
+            guard.next_token += 1;
+        }
+        guard.look(poller);
+        Ok(guard)
+    }
+
     /// Takes a socket in. It is watched once it listens.
     pub(super) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
         let Ok(socket) = socket.try_clone_to_owned() else { return };
-        let guarded =
-            Guarded { socket, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false };
-        self.all.insert(self.next_token, guarded);
+        self.all.insert(self.next_token, Guarded::new(socket, name));
         self.next_token += 1;
     }
 
@@ -118,6 +153,10 @@ impl Guard {
 }
 
 impl Guarded {
+    fn new(socket: OwnedFd, name: String) -> Guarded {
+        Guarded { socket, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false }
+    }
+
     fn watch(&self, token: u64, poller: &Poller) {
         if let Err(error) = poller.watch_hang_up(&self.socket, token) {
             log::warn!("cannot watch over {}: {error}; should a worker shut it down, nobody will know", self.name);

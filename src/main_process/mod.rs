@@ -3,19 +3,33 @@
 //! [`state`] decides and [`run`] performs. Main never runs the program's code and never waits for anything but its
 //! poller; what may hang (a path on a dead file system, an exec) is done by a monitor.
 
+mod accept_queues;
 mod ack_paths;
 mod binding;
+mod carried;
 mod children;
 mod counters;
+mod draining;
+mod dump;
+mod emptying;
+mod final_exits;
+mod generation;
 mod guard;
 mod inquiry;
 mod log;
 mod operators;
+mod own_queues;
 mod pidfile;
+pub mod preflight;
 mod renewal;
+mod restart;
+mod rolling;
 pub mod run;
+mod scaling;
 mod shares;
+mod starter;
 pub mod state;
+mod successor;
 mod unix_guard;
 mod upward;
 mod vocabulary;

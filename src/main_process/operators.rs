@@ -1,11 +1,16 @@
 //! Who has asked main for something over the control socket, and what they are told of it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::{Duration, Instant};
 
-use super::state::{Monitor, Progress, Verdict};
+use serde::{Deserialize, Serialize};
+
+use super::state::{Monitor, Progress, Rejected, Verdict};
 use crate::control::requests::{Answer, Failed, Request};
-use crate::control::server::Server;
+use crate::control::server::{self, Server};
+use crate::sys::descriptors::Kept;
+use crate::sys::poller::Poller;
 
 /// So many of the workers of a failed release are named.
 const MOST_NAMED: usize = 64;
@@ -22,7 +27,18 @@ pub(super) struct Operators {
     last_ticket: u64,
 }
 
-#[derive(Debug)]
+/// The same as one main hands it on to the next: everybody who waits goes on waiting.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carried {
+    pub(super) server: server::Carried,
+    #[serde(with = "crate::carry::moment")]
+    begun: Instant,
+    waiting: BTreeMap<u64, Waiting>,
+    last_ticket: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Waiting {
     /// To be told which generation decides the reload.
     Promise(Request),
@@ -33,7 +49,14 @@ enum Waiting {
     /// For an answer to an inquiry.
     Status,
     /// For this monitor to have sent a signal, until then.
-    Signalled { ticket: u64, monitor: Monitor, deadline: Instant },
+    Signalled {
+        ticket: u64,
+        monitor: Monitor,
+        #[serde(with = "crate::carry::moment")]
+        deadline: Instant,
+    },
+    /// For a restart in place.
+    Restart,
     /// For the end of everything.
     End,
 }
@@ -41,6 +64,32 @@ enum Waiting {
 impl Operators {
     pub(super) fn new(server: Server, now: Instant) -> Operators {
         Operators { server, begun: now, waiting: BTreeMap::new(), last_ticket: 0 }
+    }
+
+    /// For the next main.
+    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let (waiting, last_ticket) = (self.waiting.clone(), self.last_ticket);
+        Carried { server: self.server.carry(kept), begun: self.begun, waiting, last_ticket }
+    }
+
+    /// What the main before has handed on.
+    pub(super) fn take_over(carried: Carried, poller: &Poller) -> io::Result<Operators> {
+        let Carried { server, begun, waiting, last_ticket } = carried;
+        Ok(Operators { server: Server::take_over(server, poller)?, begun, waiting, last_ticket })
+    }
+
+    /// A new build is being tried.
+    pub(super) fn wants_restart(&mut self, client: u64) {
+        self.waiting.insert(client, Waiting::Restart);
+        self.send(client, &Answer { generation: None, ..Answer::event("trying", 0) });
+    }
+
+    /// What became of a restart.
+    pub(super) fn restarted(&mut self, answer: &Answer) {
+        let waits = |(client, waiting): (&u64, &Waiting)| matches!(waiting, Waiting::Restart).then_some(*client);
+        for client in self.waiting.iter().filter_map(waits).collect::<Vec<_>>() {
+            self.answer(client, answer);
+        }
     }
 
     fn send(&mut self, client: u64, answer: &Answer) {
@@ -149,12 +198,26 @@ impl Operators {
         self.waiting.insert(client, Waiting::Verdict { generation, drained: request.drained, told: None });
     }
 
+    /// A change of the count of workers waits until some queues are empty.
+    pub(super) fn emptying(&mut self, client: u64) {
+        self.send(client, &Answer { generation: None, ..Answer::event("emptying", 0) });
+    }
+
+    /// What became of a change of the count of workers.
+    pub(super) fn scaled(&mut self, client: u64, from: u32, to: Result<u32, &str>) {
+        let answer = match to {
+            Ok(to) => Answer { from: Some(from), workers: Some(to), ..Answer::done() },
+            Err(why) => Answer::refused(why),
+        };
+        self.answer(client, &answer);
+    }
+
     /// How far the generation has come that is starting.
-    pub(super) fn tell_progress(&mut self, progress: Option<Progress>, workers: u32) {
+    pub(super) fn tell_progress(&mut self, progress: Option<Progress>) {
         let Some(progress) = progress else { return };
         let event = if progress.baking { "baking" } else { "starting" };
-        let answer =
-            Answer { ready: Some(progress.ready), workers: Some(workers), ..Answer::event(event, progress.generation) };
+        let (ready, workers) = (Some(progress.ready), Some(progress.workers));
+        let answer = Answer { ready, workers, ..Answer::event(event, progress.generation) };
         for (client, waiting) in &mut self.waiting {
             if let Waiting::Verdict { generation, told, .. } = waiting
                 && *generation == progress.generation
@@ -174,7 +237,7 @@ impl Operators {
                 took_ms: Some(took.as_millis() as u64),
                 ..Answer::done()
             },
-            Verdict::Rejected { failed, .. } => Answer {
+            Verdict::Rejected(Rejected { failed, .. }) => Answer {
                 generation: Some(generation),
                 failed: failed.iter().take(MOST_NAMED).map(|(slot, cause)| Failed::new(*slot, cause)).collect(),
                 ..Answer::refused(why())

@@ -2,15 +2,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Plan;
 use crate::control::places;
+use crate::sys::descriptors::{Kept, take_over};
 
 /// So many instances of one program may run with names made up for them.
 const MOST_INSTANCES: u32 = 1000;
@@ -20,6 +23,14 @@ const MOST_INSTANCES: u32 = 1000;
 pub(super) struct PidFile {
     path: PathBuf,
     file: Flock<File>,
+}
+
+/// A pid file as one main hands it on to the next: the lock belongs to what is open, not to who opened it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carried {
+    path: PathBuf,
+    pub(super) fd: RawFd,
 }
 
 /// Claims the file that `plan` names, or the first free one of the program's name in the runtime directory.
@@ -73,13 +84,26 @@ impl PidFile {
         }
     }
 
+    /// For the next main.
+    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let file: &File = &self.file;
+        Carried { path: self.path.clone(), fd: kept.keep(file) }
+    }
+
+    /// What the main before has handed on. Fails where it is not locked, and somebody else has locked it.
+    pub(super) fn take_over(carried: Carried) -> io::Result<PidFile> {
+        let file = File::from(take_over(carried.fd)?);
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        Ok(PidFile { path: carried.path, file })
+    }
+
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Removes it, if it is still ours, while it is still locked.
-    pub(super) fn remove(self) {
+    pub(super) fn remove(&self) {
         if leads_to(&self.path, &self.file) {
             // Whoever removed it in between did what was wanted.
             let _ = fs::remove_file(&self.path);

@@ -3,16 +3,21 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::backoff::{Backoff, Pace};
 
 /// The replacing of generations that lack a listener.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Renewal {
     /// The newest generation that lacks one.
     lacking: Option<u32>,
     /// When the next may be started. None where nobody lacks any, or one that has them all is starting.
+    #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
     /// When the last one was started.
+    #[serde(with = "crate::carry::moment::option")]
     begun: Option<Instant>,
     backoff: Backoff,
 }

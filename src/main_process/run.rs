@@ -10,97 +10,127 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::accept_queues;
 use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::dump;
+use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
 use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
+use super::preflight::NextBuild;
+use super::restart::{self, Restart};
 use super::shares::{Denied, Shares};
-use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::starter::Starter;
+use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
+use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
-use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
-use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+use crate::control::role::{Begin, Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
-use crate::signals::{Action as Asked, Preset, action, read_by_main};
+use crate::signals::Action as Asked;
 use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
-use crate::sys::signals::{Received as Signalled, Signals};
-use crate::sys::{document, options, processes, signals, stderr};
+use crate::sys::signals::{Received as Signalled, Signals, parse_signal_or_number};
+use crate::sys::{document, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
-const SIGNALS: u64 = 0;
+pub(super) const SIGNALS: u64 = 0;
 /// Monitors' channels are watched under this and up.
-const FIRST_MONITOR: u64 = 16;
+pub(super) const FIRST_MONITOR: u64 = 16;
 
 /// Listeners that are guarded are watched under this and up.
-const FIRST_GUARDED: u64 = 1 << 48;
-const FIRST_GUARDED_UNIX: u64 = 1 << 52;
+pub(super) const FIRST_GUARDED: u64 = 1 << 48;
+pub(super) const FIRST_GUARDED_UNIX: u64 = 1 << 52;
 
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
 
 /// What a generation's first monitor found, kept for its later ones.
-struct Found {
-    directory: OwnedFd,
-    program: OwnedFd,
-    path: PathBuf,
+pub(super) struct Found {
+    pub(super) directory: OwnedFd,
+    pub(super) program: OwnedFd,
+    pub(super) variables: OwnedFd,
+    pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
-    other_user: Option<u32>,
+    pub(super) other_user: Option<u32>,
 }
 
-struct Main {
-    plan: Plan,
-    environment: Environment,
-    had_terminal: bool,
-    signals: Signals,
-    poller: Poller,
-    listeners: Vec<Listener>,
-    shares_ports: bool,
-    shares: Shares<OwnedFd>,
-    guard: Guard,
-    unix_guard: UnixGuard,
-    too_many_told: bool,
-    pid_path: PathBuf,
-    ack_paths: AckPaths,
-    children: Children,
-    found: BTreeMap<u32, Found>,
-    inquiry: Option<Inquiry>,
-    upward: Upward,
+pub(super) struct Main {
+    /// What was asked for last.
+    pub(super) plan: Plan,
+    /// What each generation runs by that has a process or waits for one.
+    pub(super) plans: BTreeMap<u32, Plan>,
+    pub(super) environment: Environment,
+    pub(super) had_terminal: bool,
+    /// Whether whoever started panzer had HUP ignored.
+    pub(super) ignores_hang_up: bool,
+    pub(super) signals: Signals,
+    pub(super) poller: Poller,
+    pub(super) listeners: Vec<Listener>,
+    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
+    pub(super) queues: u32,
+    pub(super) active: u32,
+    pub(super) emptyings: Emptyings,
+    pub(super) shares_ports: bool,
+    pub(super) shares: Shares<OwnedFd>,
+    pub(super) guard: Guard,
+    pub(super) unix_guard: UnixGuard,
+    pub(super) too_many_told: bool,
+    pub(super) pid_file: PidFile,
+    pub(super) ack_paths: AckPaths,
+    pub(super) children: Children,
+    pub(super) found: BTreeMap<u32, Found>,
+    pub(super) inquiry: Option<Inquiry>,
+    pub(super) upward: Upward,
+    pub(super) starter: Starter,
     /// Whether the table is to be printed, and who else asked for it.
-    told_on_stderr: bool,
-    askers: Vec<u64>,
-    operators: Operators,
-    counters: Counters,
-    next_token: u64,
-    state: Generations,
-    events: VecDeque<Event>,
-    exit: Option<u8>,
+    pub(super) told_on_stderr: bool,
+    /// Whether it is to be written to a file.
+    pub(super) dumps: bool,
+    pub(super) askers: Vec<u64>,
+    pub(super) operators: Operators,
+    pub(super) counters: Counters,
+    pub(super) restart: Restart,
+    /// The build that has proved itself, and is to take over.
+    pub(super) next_build: Option<NextBuild>,
+    pub(super) next_token: u64,
+    pub(super) state: Generations,
+    pub(super) events: VecDeque<Event>,
+    pub(super) exit: Option<u8>,
 }
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
     signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
     processes::set_name();
-    let bytes = document::read(environment.take_main()?).map_err(|error| format!("cannot read the plan: {error}"))?;
-    let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
-    stderr::start(plan.verbosity.level());
-    match start(plan, environment) {
-        Ok((mut main, pid_file)) => {
+    let begun = match environment.take_main()? {
+        Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
+        Begin::Anew(plan) => {
+            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+            let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+            stderr::start(plan.verbosity.level());
+            let starter = Starter::new(environment.take_started()?);
+            start(plan, environment, starter)
+        }
+    };
+    match begun {
+        Ok(mut main) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
-            main.operators.server.remove();
+            main.operators.server.end();
             main.ack_paths.remove_all();
-            pid_file.remove();
+            main.pid_file.remove();
             code
         }
         Err(Failure::Refused(message)) => {
@@ -111,7 +141,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     }
 }
 
-fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failure> {
+fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -122,8 +152,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
-    let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
+    let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
@@ -148,22 +177,26 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         }
     };
     let state = Generations::new(settings(&plan));
-    let shares = Shares::new(plan.ready_timeout);
+    let shares = Shares::new(plan.longest_start());
     let mut guard = Guard::new(FIRST_GUARDED);
     for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
         guard.add(format!("{}{whose}", listen.address), listener.as_fd());
     }
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    for (place, (listen, listener)) in plan.listen.iter().zip(&listeners).enumerate() {
-        unix_guard.watch(place, listen, listener, &poller);
-    }
+    unix_guard.watch_all(&plan.listen, &listeners, &poller);
     guard.look(&poller);
     let main = Main {
-        upward: Upward::new(&environment, plan.workers, Instant::now()),
+        upward: Upward::new(&environment, Instant::now()),
+        starter,
+        queues: plan.workers,
+        active: plan.workers,
+        emptyings: Emptyings::default(),
+        plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
         had_terminal: has_terminal(),
+        ignores_hang_up,
         signals,
         poller,
         listeners,
@@ -172,21 +205,30 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         guard,
         unix_guard,
         too_many_told: false,
-        pid_path: pid_file.path().to_owned(),
+        pid_file,
         ack_paths,
         children,
         found: BTreeMap::new(),
         inquiry: None,
         told_on_stderr: false,
+        dumps: false,
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
+        restart: Restart::default(),
+        next_build: None,
         next_token: FIRST_MONITOR,
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
     };
-    Ok((main, pid_file))
+    Ok(main)
+}
+
+/// Reads from now on what is meant for main, and HUP only where that was not ignored.
+pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    Signals::new(read.chain([Signal::SIGCHLD]))
 }
 
 /// Whether workers share the ports that they bind themselves: asked for, and possible here.
@@ -217,12 +259,29 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
 fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
+        surge: plan.surge,
         ready: plan.ready,
         ready_timeout: plan.ready_timeout,
         bake: plan.bake,
         stop: plan.stop.clone(),
         pace: plan.pace(),
+        start_delay: plan.start_delay,
+        final_exit_stop: plan.final_exits.stop,
+        max_draining: plan.max_draining,
         seed: Pid::this().as_raw().unsigned_abs().into(),
+    }
+}
+
+/// Reads what a scale is by: `4`, `+1` or `-1`.
+fn change(count: Option<&str>) -> Result<Change, String> {
+    let text = count.ok_or("a scale command needs a \"count\"")?;
+    let wrong = || format!("'{text}' is no count of workers: take 4, +1 or -1");
+    match text.strip_prefix(['+', '-']) {
+        Some(digits) if digits.starts_with(|first: char| first.is_ascii_digit()) => {
+            text.parse().map(Change::By).map_err(|_| wrong())
+        }
+        Some(_) => Err(wrong()),
+        None => text.parse().map(Change::To).map_err(|_| wrong()),
     }
 }
 
@@ -239,14 +298,20 @@ impl Main {
                     self.perform(action);
                 }
             }
+            // The manager first: by the end of the starter it must know who main is.
             self.upward.tell(self.state.overview(), Instant::now());
+            self.give_way_if_proven();
+            if self.starter.is_due(self.state.overview()) {
+                self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
+                self.starter.tell();
+            }
             if let Some(code) = self.exit {
                 return Ok(code);
             }
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
-            self.operators.tell_progress(self.state.progress(), self.plan.workers);
+            self.operators.tell_progress(self.state.progress());
             self.operators.server.tend(&self.poller, Instant::now());
             self.operators.forget_gone();
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
@@ -259,6 +324,8 @@ impl Main {
                 self.upward.deadline(),
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
+                self.restart.deadline(),
+                self.emptyings.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -280,8 +347,10 @@ impl Main {
             }
             self.answer_inquiry();
             self.watch_over_listeners();
+            self.tend_queues(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
+            self.go_on_with_restart(restart::Event::Wake);
             self.events.push_back(Event::Wake);
         }
     }
@@ -310,20 +379,34 @@ impl Main {
 
     fn signalled(&mut self, received: Signalled) {
         ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
-        match action(Preset::Panzer, received.signal) {
+        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+            return self.events.push_back(Event::Stop(Urgency::Graceful));
+        }
+        match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
+            Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
+            Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
-            Asked::PrintStatus => {
+            Asked::ScaleUp => self.scale(None, Change::By(1)),
+            Asked::ScaleDown => self.scale(None, Change::By(-1)),
+            Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
+            Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Restart => self.restart_asked(None),
+            Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
             }
-            Asked::HangUp if self.had_terminal && !has_terminal() => {
-                self.events.push_back(Event::Stop(Urgency::Graceful));
+            Asked::Dump => {
+                self.dumps = true;
+                self.inquire();
             }
-            Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
-            Asked::Nothing => {}
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Asked::Reopen => {
+                ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
         }
     }
 
@@ -344,6 +427,12 @@ impl Main {
                 self.events.push_back(Event::Stop(urgency));
                 self.operators.wants_end(client, request.no_wait);
             }
+            Wanted::Scale => match change(request.count.as_deref()) {
+                Ok(change) => self.scale(Some(client), change),
+                Err(why) => self.operators.answer(client, &Answer::refused(why)),
+            },
+            Wanted::Restart => self.restart_asked(Some(client)),
+            Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -358,15 +447,13 @@ impl Main {
     fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
-        let (slot, workers) = (request.worker, self.plan.workers);
-        if let Some(slot) = slot.filter(|&slot| slot >= workers) {
-            return Err(format!(
-                "there is no worker {slot}: they are numbered from 0 to {}",
-                workers.saturating_sub(1)
-            ));
-        }
+        let slot = request.worker;
         let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
         let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let slots = self.state.slots();
+        if let Some(slot) = slot.filter(|&slot| slot >= slots) {
+            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", slots.saturating_sub(1)));
+        }
         let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
         let (monitor, running) =
             running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;
@@ -396,10 +483,11 @@ impl Main {
     }
 
     fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
-        match (report, <[OwnedFd; 2]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program])) => {
+        match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                self.found.insert(monitor.generation, Found { directory, program, path, other_user });
+                let found = Found { directory, program, variables, path, other_user };
+                self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.inquiry {
@@ -455,7 +543,7 @@ impl Main {
         }
     }
 
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
         let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
         // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
@@ -480,6 +568,8 @@ impl Main {
                     inquiry.complete(monitor);
                 }
                 self.events.push_back(Event::Ended(monitor, cause, orphans));
+            } else if let Some(preflight) = self.children.take_preflight(pid) {
+                self.preflight_ended(preflight, exit);
             } else if let Some(monitor) = self.children.orphan_ended(pid) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
@@ -488,17 +578,34 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
-                if let Err(error) = self.start_monitor(monitor, trial, notify, accept) {
+            Action::Plan(generation) => {
+                self.plans.insert(generation, self.plan.clone());
+                self.events.push_back(Event::Planned(generation, settings(&self.plan)));
+            }
+            Action::GiveUpPlan(_) => {}
+            Action::Tune(monitor) => {
+                let tuning = Tuning::of(&self.plan);
+                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
+                    tuning.clone().apply(plan);
+                }
+                if let Some(running) = self.children.running(monitor) {
+                    running.channel.send(&Order::Tune(Box::new(tuning)));
+                }
+            }
+            Action::Scaled { request, from, to } => {
+                if let Some(client) = request {
+                    self.operators.scaled(client, from, to);
+                } else if let Err(why) = to {
+                    ::log::warn!("{why}");
+                }
+            }
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }
-            Action::Order(monitor, order) => {
-                if let Some(running) = self.children.running(monitor) {
-                    running.channel.send(&order);
-                }
-            }
+            Action::Order(monitor, order) => self.order(monitor, order),
             Action::KillMonitor(monitor) => {
                 if let Some(pid) = self.children.pid_of(monitor) {
                     // A child of ours that is not reaped yet: there is no way to refuse it.
@@ -513,11 +620,15 @@ impl Main {
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
+                self.give_up_emptying();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.queues = 0;
                 self.shares.close();
+                self.go_on_with_restart(restart::Event::Stopping);
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
+                self.plans.remove(&generation);
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
@@ -529,14 +640,18 @@ impl Main {
             Action::Verdict(generation, verdict) => {
                 self.counters.judged(&verdict);
                 self.operators.judged(generation, &verdict, || match &verdict {
-                    Verdict::Rejected { slot, cause, missing, accept, serving, .. } => {
-                        log::rejected(generation, (*slot, cause, missing, *accept), *serving, &self.plan)
+                    Verdict::Rejected(why) => {
+                        log::rejected(generation, why, self.plans.get(&generation).unwrap_or(&self.plan))
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
-            Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, &self.plan),
+            Action::Note(Note::Began) => log::began(&self.plan, self.pid_file.path()),
+            Action::Note(Note::Rejected(generation, why)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::error!("{}", log::rejected(generation, &why, plan));
+            }
+            Action::Note(note) => log::write(&note),
             Action::Exit(code) => {
                 self.operators.ended(code);
                 self.exit = Some(code);
@@ -554,7 +669,7 @@ impl Main {
     /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
     fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
-        let workers = self.plan.workers;
+        let workers = self.state.workers();
         let suspects = || {
             let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
             match (&numbers[..], workers) {
@@ -574,12 +689,20 @@ impl Main {
         self.state.standings().into_iter().find_map(serving)
     }
 
-    fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool, accept: bool) -> io::Result<()> {
+    fn start_monitor(
+        &mut self,
+        monitor: Monitor,
+        (workers, ended): (u32, BTreeMap<u32, u8>),
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
+        let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
             version: VERSION,
-            plan: self.plan.clone(),
+            plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
+            ended,
             trial,
             notify,
             accept,
@@ -593,7 +716,7 @@ impl Main {
         let mut descriptors: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
         descriptors.extend([theirs.as_fd(), plan.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
         let child = spawn(&Command {
@@ -602,6 +725,7 @@ impl Main {
             environment: self.environment.for_monitor(monitor.generation, self.listeners.len(), found.is_some()),
             listen_pid: false,
             stdin: None,
+            output: None,
             descriptors,
             inherits_descriptors: true,
             leads_group: false,
@@ -612,12 +736,13 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token });
+        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
         Ok(())
     }
 
-    fn inquire(&mut self) {
-        if self.inquiry.is_some() {
+    pub(super) fn inquire(&mut self) {
+        // One that a restart would interrupt is left to the next main.
+        if self.inquiry.is_some() || self.restart.is_proven() {
             return;
         }
         self.askers = self.operators.take_status_askers();
@@ -638,6 +763,9 @@ impl Main {
         if std::mem::take(&mut self.told_on_stderr) {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
         }
+        if std::mem::take(&mut self.dumps) {
+            dump::write(self.pid_file.path(), &inquiry.render(Pid::this().as_raw()));
+        }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
             let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
@@ -649,22 +777,15 @@ impl Main {
     }
 
     fn status(&self, inquiry: &Inquiry) -> Status {
-        let queue = |address: String, socket: BorrowedFd<'_>| {
-            let queue = options::accept_queue(socket).ok().flatten();
-            Queue { address, queued: queue.map(|queue| queue.0), limit: queue.map(|queue| queue.1) }
-        };
-        let given = self.plan.listen.iter().zip(&self.listeners);
-        let given = given.map(|(listen, listener)| queue(listen.address.to_string(), listener.as_fd()));
-        let shared = self.shares.held().map(|(key, socket)| queue(key.address.to_string(), socket.as_fd()));
         Status {
-            name: places::name_of(&self.pid_path),
+            name: places::name_of(self.pid_file.path()),
             pid: Pid::this().as_raw(),
-            workers: self.plan.workers,
+            workers: self.state.workers(),
             ready: self.state.is_ready(),
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: given.chain(shared).collect(),
+            listeners: accept_queues::all(&self.plan.listen, &self.listeners, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

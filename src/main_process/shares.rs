@@ -7,6 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
 use crate::config::MOST_LISTENERS;
 use crate::sockets::sharing::Key;
 
@@ -14,20 +17,25 @@ use crate::sockets::sharing::Key;
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// All shared sockets, each an `S`.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, bound = "S: Serialize + DeserializeOwned")]
 pub(super) struct Shares<S> {
+    #[serde(with = "crate::carry::pairs")]
     held: BTreeMap<Key, Share<S>>,
     /// When each living generation claimed something for the first time.
+    #[serde(with = "crate::carry::moment::by_key")]
     first_claims: BTreeMap<u32, Instant>,
     /// How long a generation may take to claim anything.
     patience: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Share<S> {
     socket: S,
     claimed_by: BTreeSet<u32>,
     /// Since when no living generation has claimed it.
+    #[serde(with = "crate::carry::moment::option")]
     abandoned: Option<Instant>,
 }
 
@@ -95,6 +103,19 @@ impl<S> Shares<S> {
     /// All that is held.
     pub(super) fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
         self.held.iter().map(|(key, share)| (key, &share.socket))
+    }
+
+    /// The same with other sockets for these, as one main hands them on to the next; or the first error.
+    pub(super) fn with_sockets<'a, T, E>(
+        &'a self,
+        mut socket: impl FnMut(&'a S) -> Result<T, E>,
+    ) -> Result<Shares<T>, E> {
+        let mut share = |(key, share): (&Key, &'a Share<S>)| {
+            let (claimed_by, abandoned) = (share.claimed_by.clone(), share.abandoned);
+            Ok((key.clone(), Share { socket: socket(&share.socket)?, claimed_by, abandoned }))
+        };
+        let held = self.held.iter().map(&mut share).collect::<Result<_, E>>()?;
+        Ok(Shares { held, first_claims: self.first_claims.clone(), patience: self.patience })
     }
 
     /// Closes all.

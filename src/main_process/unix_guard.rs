@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Address, Listen};
 use crate::sockets::{Listener, Refusal, bind};
 use crate::sys::poller::Poller;
@@ -21,8 +23,10 @@ pub(super) struct UnixGuard {
     dead: BTreeMap<usize, Dead>,
 }
 
-#[derive(Debug)]
-struct Dead {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dead {
+    #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
     told: bool,
 }
@@ -33,14 +37,31 @@ impl UnixGuard {
         UnixGuard { first_token, dead: BTreeMap::new() }
     }
 
+    /// Those that were shut down, for the next main.
+    pub(super) fn dead(&self) -> BTreeMap<usize, Dead> {
+        self.dead.clone()
+    }
+
+    /// Goes on where the main before was.
+    pub(super) fn resume(&mut self, dead: BTreeMap<usize, Dead>) {
+        self.dead = dead;
+    }
+
     /// Watches a listener, if it is one of its kind.
-    pub(super) fn watch(&self, place: usize, wanted: &Listen, listener: &Listener, poller: &Poller) {
+    fn watch(&self, place: usize, wanted: &Listen, listener: &Listener, poller: &Poller) {
         if !is_ours(wanted) {
             return;
         }
         if let Err(error) = poller.watch_hang_up(listener, self.first_token + place as u64) {
             let address = &wanted.address;
             log::warn!("cannot watch over {address}: {error}; should a worker shut it down, nobody will know");
+        }
+    }
+
+    /// Watches all of its kind.
+    pub(super) fn watch_all(&self, wanted: &[Listen], listeners: &[Listener], poller: &Poller) {
+        for (place, (wanted, listener)) in wanted.iter().zip(listeners).enumerate() {
+            self.watch(place, wanted, listener, poller);
         }
     }
 

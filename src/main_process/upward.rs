@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use super::state::Overview;
+use super::state::{Overview, Progress};
 use crate::control::role::Environment;
 
 /// When what a full socket did not take is tried again.
@@ -20,7 +21,6 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(super) struct Upward {
     to: Option<(OwnedFd, UnixAddr)>,
     watchdog: Option<Watchdog>,
-    workers: u32,
     told: Told,
     /// The manager's queue was full.
     retry_at: Option<Instant>,
@@ -34,8 +34,9 @@ struct Watchdog {
 }
 
 /// What the manager knows.
-#[derive(Debug, Default)]
-struct Told {
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Told {
     ready: bool,
     /// The last generation whose beginning it was told of.
     begun: u32,
@@ -46,7 +47,7 @@ struct Told {
 
 impl Upward {
     /// As `environment` says. The variables are panzer's own: no worker sees them.
-    pub(super) fn new(environment: &Environment, workers: u32, now: Instant) -> Upward {
+    pub(super) fn new(environment: &Environment, now: Instant) -> Upward {
         let to = environment.of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
             Err(errno) => {
@@ -65,7 +66,17 @@ impl Upward {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
             });
-        Upward { to, watchdog, workers, told: Told::default(), retry_at: None, failure_told: false }
+        Upward { to, watchdog, told: Told::default(), retry_at: None, failure_told: false }
+    }
+
+    /// What the manager knows, for the next main.
+    pub(super) fn told(&self) -> Told {
+        self.told.clone()
+    }
+
+    /// Goes on where the main before was: what the manager knows is not told again.
+    pub(super) fn resume(self, told: Told) -> Upward {
+        Upward { told, ..self }
     }
 
     /// When it has something to do if nothing happens.
@@ -88,11 +99,11 @@ impl Upward {
 
     /// None where the manager's queue is full: the rest is told later.
     fn tell_changes(&mut self, overview: Overview) -> Option<()> {
-        let status = describe(overview, self.workers);
+        let status = describe(overview);
         if overview.serves && !self.told.ready && !overview.stopping {
             self.send(&format!("READY=1{}\nSTATUS={status}", main_pid()))?;
             self.told.ready = true;
-            self.told.begun = overview.serving.map_or(overview.begun, |(serving, _)| serving);
+            self.told.begun = overview.serving.map_or(overview.begun, |serving| serving.generation);
             self.told.status.clone_from(&status);
         }
         if self.told.ready && !overview.stopping {
@@ -121,7 +132,7 @@ impl Upward {
     }
 
     fn tell_end_of_reload(&mut self, overview: Overview) -> Option<()> {
-        let goes_on = overview.starting.is_some_and(|(starting, _)| starting == self.told.begun);
+        let goes_on = overview.starting.is_some_and(|starting| starting.generation == self.told.begun);
         if self.told.reloading && !goes_on {
             self.send("READY=1")?;
             self.told.reloading = false;
@@ -154,9 +165,10 @@ fn open(name: &str) -> nix::Result<(OwnedFd, UnixAddr)> {
     Ok((socket(AddressFamily::Unix, SockType::Datagram, flags, None)?, address))
 }
 
-fn describe(overview: Overview, workers: u32) -> String {
-    let ready =
-        |(generation, ready): (u32, u32)| format!("{ready} of {workers} workers ready, generation {generation}");
+fn describe(overview: Overview) -> String {
+    let ready = |Progress { generation, ready, workers, .. }: Progress| {
+        format!("{ready} of {workers} workers ready, generation {generation}")
+    };
     match overview {
         Overview { stopping: true, .. } => "stopping".to_owned(),
         Overview { serving: Some(serving), starting: Some(starting), .. } => {

@@ -19,6 +19,10 @@ pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
         Note::Respawning(worker, cause, delay) => {
             warn!("{} {cause}; respawning it in {}", name(worker), duration::show(*delay));
         }
+        Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
+        Note::EndedForGood(worker, code) => {
+            warn!("{} exited with code {code}, which is final; it is not respawned", name(worker));
+        }
         Note::NotReady(worker, time) => {
             warn!("{} is not ready after {}; stopping it", name(worker), duration::show(*time));
         }

@@ -3,8 +3,11 @@
 //! [`state`] decides and [`run`] performs. A monitor knows one generation, its own; what a generation means to the
 //! others is main's business.
 
+mod final_exits;
 mod log;
+mod pacing;
 mod roster;
 pub mod run;
+mod scaling;
 pub mod state;
 mod vocabulary;

@@ -1,7 +1,6 @@
 //! Performs what the state decides: one loop, one place to sleep.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -14,9 +13,9 @@ use nix::unistd::{Pid, fchdir};
 use super::log;
 use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
-use crate::config::{ListenAs, ListenPid, Ready, text};
+use crate::config::{ListenAs, ListenPid, Ready, Text, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
+use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -27,7 +26,8 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{descriptors, document, processes, signals, stderr};
 use crate::worker::cause::Cause;
-use crate::worker::environment::{Place, arguments, probe_variables, variables};
+use crate::worker::env_file;
+use crate::worker::environment::{Common, Place, arguments, probe_variables, variables};
 use crate::worker::identity::Identity;
 use crate::worker::program::Release;
 use crate::worker::refusal;
@@ -46,7 +46,7 @@ const NOTIFY_BATCH: usize = 64;
 
 struct Monitor {
     assignment: Assignment,
-    inherited: Vec<(OsString, OsString)>,
+    common: Common,
     release: Release,
     identity: Identity,
     mixed_release_told: bool,
@@ -73,9 +73,13 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.verbosity.level());
+    if assignment.plan.daemonize {
+        // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
+        stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {error}"))?;
+    }
     let found = find_release(&assignment, inheritance.release, environment)
-        .and_then(|release| Ok((release, Identity::resolve(&assignment.plan.identity)?)));
-    let (release, identity) = match found {
+        .and_then(|(release, from_files)| Ok((release, from_files, Identity::resolve(&assignment.plan.identity)?)));
+    let (release, from_files, identity) = match found {
         Ok(found) => found,
         Err(cause) => {
             // Main says what it means: the end of a reload, or of a first start.
@@ -83,8 +87,8 @@ pub fn run(environment: &Environment) -> Result<(), String> {
             return Ok(());
         }
     };
-    let inherited = identity.rename_in(environment.passed_on());
-    let mut monitor = match Monitor::new(assignment, (release, identity), channel, inheritance.listeners, inherited) {
+    let common = Common { inherited: identity.rename_in(environment.passed_on()), from_files };
+    let mut monitor = match Monitor::new(assignment, (release, identity), channel, inheritance.listeners, common) {
         Ok(monitor) => monitor,
         // Main is gone before anything was started: there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -105,12 +109,19 @@ fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
 
 fn find_release(
     assignment: &Assignment,
-    held: Option<(OwnedFd, OwnedFd)>,
+    held: Option<[OwnedFd; 3]>,
     environment: &Environment,
-) -> Result<Release, Cause> {
+) -> Result<(Release, BTreeMap<Text, Text>), Cause> {
     match (held, &assignment.release_path) {
-        (Some((directory, program)), Some(path)) => Ok(Release::held(directory, program, path.clone())),
-        _ => Release::resolve(&assignment.plan, environment.inherited("PATH")),
+        (Some([directory, program, variables]), Some(path)) => {
+            let variables = env_file::from_document(variables)
+                .map_err(|error| Cause::CannotStart(format!("the variables of its files cannot be read: {error}")))?;
+            Ok((Release::held(directory, program, path.clone()), variables))
+        }
+        _ => {
+            let release = Release::resolve(&assignment.plan, environment.inherited("PATH"))?;
+            Ok((release, env_file::read(&assignment.plan)?))
+        }
     }
 }
 
@@ -120,13 +131,14 @@ impl Monitor {
         (release, identity): (Release, Identity),
         channel: Channel,
         listeners: Vec<OwnedFd>,
-        inherited: Vec<(OsString, OsString)>,
+        common: Common,
     ) -> io::Result<Monitor> {
         processes::become_subreaper()?;
         fchdir(&release.directory)?;
         let path = release.path.clone();
         let resolved = Report::Resolved { path, other_user: identity.other_user() };
-        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd()])?;
+        let variables = env_file::to_document(&common.from_files)?;
+        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), variables.as_fd()])?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;
         let notify = NotifySocket::new()?;
@@ -147,7 +159,7 @@ impl Monitor {
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         Ok(Monitor {
             assignment,
-            inherited,
+            common,
             release,
             identity,
             mixed_release_told: false,
@@ -211,6 +223,15 @@ impl Monitor {
         loop {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::LeaveTerminal, _) => {
+                    if let Err(error) = stderr::leave_terminal() {
+                        ::log::warn!("the terminal cannot be left: {error}");
+                    }
+                }
+                Received::Message(Order::Queue, descriptors) => {
+                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
+                    self.listeners.extend(descriptors);
+                }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
                         self.accepted_on.add(&held);
@@ -226,7 +247,10 @@ impl Monitor {
                     let reached = self.signal_as_asked(number, slot);
                     self.channel.send(&Report::Signalled { ticket, reached });
                 }
-                Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
+                Received::Message(order, _) => {
+                    self.take_over(&order);
+                    self.events.push_back(Event::Ordered(order));
+                }
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
                 Received::Nothing => return,
                 Received::Gone => {
@@ -238,6 +262,18 @@ impl Monitor {
                     return;
                 }
             }
+        }
+    }
+
+    /// What an order means for workers that are started from now on, and for what is told.
+    fn take_over(&mut self, order: &Order) {
+        match order {
+            Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
+            Order::Tune(tuning) => {
+                Tuning::clone(tuning).apply(&mut self.assignment.plan);
+                stderr::set_level(self.assignment.plan.verbosity.level());
+            }
+            _ => {}
         }
     }
 
@@ -320,7 +356,10 @@ impl Monitor {
                 self.events.push_back(Event::LeftBehind(live.worker));
             }
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
-            self.roster.remember(live.worker.slot, pid, &cause);
+            match self.state.is_retiring(live.worker.slot) {
+                true => self.roster.forget(live.worker.slot),
+                false => self.roster.remember(live.worker.slot, pid, &cause),
+            }
             self.events.push_back(Event::Ended(live.worker, cause));
         }
     }
@@ -370,9 +409,10 @@ impl Monitor {
         let command = Command {
             image: run.image,
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
-            environment: variables(plan, &self.inherited, place).map_err(Cause::CannotStart)?,
+            environment: variables(plan, &self.common, place).map_err(Cause::CannotStart)?,
             listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
             stdin: if as_stdin { self.first_of(worker) } else { None },
+            output: None,
             descriptors: if as_stdin { Vec::new() } else { self.given_to(worker) },
             // As stdin it is nowhere else.
             inherits_descriptors: !as_stdin,
@@ -433,9 +473,10 @@ impl Monitor {
         let command = Command {
             image: Image::Path(c"/bin/sh".to_owned()),
             arguments: ["sh", "-c", probe].map(|argument| text::c_string(argument.as_ref())).to_vec(),
-            environment: probe_variables(plan, &self.inherited, self.place(worker), pid.as_raw())?,
+            environment: probe_variables(plan, &self.common, self.place(worker), pid.as_raw())?,
             listen_pid: false,
             stdin: None,
+            output: None,
             descriptors: Vec::new(),
             inherits_descriptors: false,
             leads_group: true,
@@ -487,19 +528,23 @@ impl Monitor {
 
     fn report_status(&mut self) {
         let now = Instant::now();
-        for slot in 0..self.state.count() {
+        for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
             let view = self.state.view(slot);
             let status = WorkerStatus {
                 slot,
                 pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
                 phase: view.phase.word().to_owned(),
                 since: now.saturating_duration_since(view.since),
-                respawns: view.life.saturating_sub(1),
-                last: self.roster.last_cause(slot).cloned(),
+                respawns: view.respawns,
+                last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
             };
             self.channel.send(&Report::Worker(status));
         }
         self.channel.send(&Report::StatusEnd);
+    }
+
+    fn ended_under_another(&self, slot: u32) -> Option<Cause> {
+        self.assignment.ended.get(&slot).map(|code| Cause::Exited((*code).into()))
     }
 }
 
@@ -525,6 +570,9 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         stop: plan.stop.clone(),
         pace: plan.pace(),
         respawn_limit: plan.respawn_limit,
+        final_exits: plan.final_exits.clone(),
+        ended: assignment.ended.keys().copied().collect(),
+        start_delay: plan.start_delay,
         trial: assignment.trial,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

@@ -9,6 +9,7 @@ use crate::control::messages::{Order, Report, Urgency};
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
+use super::pacing::Starts;
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
@@ -33,7 +34,7 @@ const LONGEST_PROBE: Duration = Duration::from_secs(10);
 const LOOKS_AT_ONCE: usize = 16;
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Empty,
     Waiting {
         until: Instant,
@@ -50,11 +51,15 @@ enum State {
         unproven: Option<Instant>,
     },
     Stopping(Escalation),
+    /// Nobody follows the last worker. Its exit code, where it was of this monitor.
+    EndedForGood {
+        code: Option<u8>,
+    },
 }
 
 /// When a worker is looked at or probed again; none while a probe of it is under way.
 #[derive(Debug, Clone, Copy)]
-struct Watched {
+pub(super) struct Watched {
     next: Option<Instant>,
     pause: Duration,
 }
@@ -75,10 +80,18 @@ struct Probe {
 }
 
 #[derive(Debug)]
-struct Slot {
-    state: State,
-    life: u32,
-    since: Instant,
+pub(super) struct Slot {
+    pub(super) state: State,
+    pub(super) life: u32,
+    pub(super) since: Instant,
+    /// Whether a worker is wanted in it.
+    pub(super) wanted: bool,
+    /// So many of its workers followed one that had ended unasked.
+    pub(super) respawns: u32,
+    /// Whether its worker is being stopped because none is, or was, wanted.
+    pub(super) retiring: bool,
+    /// Whether its next worker is asked for, and is no respawn.
+    pub(super) is_anew: bool,
     notified: bool,
     /// When its program began.
     executed: Option<Instant>,
@@ -87,40 +100,21 @@ struct Slot {
     listened: bool,
     /// Why it could not be seen whether the worker accepts.
     hidden: Option<Hidden>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
-    ended_for: Option<Cause>,
+    pub(super) ended_for: Option<Cause>,
 }
 
-/// The stop of everything: what the workers go through, and since when.
-#[derive(Debug)]
-struct Stopping {
-    schedule: Schedule,
-    begun: Instant,
-}
-
-/// The slots of one generation.
-#[derive(Debug)]
-pub struct Slots {
-    settings: Settings,
-    slots: Vec<Slot>,
-    groups: BTreeMap<Worker, Escalation>,
-    probes: BTreeMap<Worker, Probe>,
-    recent_respawns: VecDeque<Instant>,
-    stopping: Option<Stopping>,
-    executed: bool,
-    gave_up: bool,
-    exited: bool,
-    random: Random,
-}
-
-impl Slots {
-    /// Empty slots; [`Event::Start`] fills them.
-    pub fn new(settings: Settings, now: Instant) -> Slots {
-        let empty = || Slot {
+impl Slot {
+    pub(super) fn new(now: Instant) -> Slot {
+        Slot {
             state: State::Empty,
             life: 0,
             since: now,
+            wanted: true,
+            respawns: 0,
+            retiring: false,
+            is_anew: false,
             notified: false,
             executed: None,
             listens: false,
@@ -128,11 +122,42 @@ impl Slots {
             hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
-        };
+        }
+    }
+}
+
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    urgency: Urgency,
+    schedule: Schedule,
+    begun: Instant,
+}
+
+/// The slots of one generation.
+#[derive(Debug)]
+pub struct Slots {
+    pub(super) settings: Settings,
+    pub(super) slots: Vec<Slot>,
+    groups: BTreeMap<Worker, Escalation>,
+    probes: BTreeMap<Worker, Probe>,
+    pub(super) starts: Starts,
+    recent_respawns: VecDeque<Instant>,
+    pub(super) stopping: Option<Stopping>,
+    executed: bool,
+    pub(super) gave_up: bool,
+    exited: bool,
+    random: Random,
+}
+
+impl Slots {
+    /// Empty slots; [`Event::Start`] fills them.
+    pub fn new(settings: Settings, now: Instant) -> Slots {
         Slots {
-            slots: (0..settings.workers).map(|_| empty()).collect(),
+            slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
+            starts: Starts::default(),
             recent_respawns: VecDeque::new(),
             stopping: None,
             executed: false,
@@ -148,11 +173,7 @@ impl Slots {
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Start => {
-                for slot in 0..self.settings.workers {
-                    self.spawn(slot, now, &mut actions);
-                }
-            }
+            Event::Start => self.start(now),
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
             Event::Notified(worker) => self.notified(worker, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
@@ -161,10 +182,16 @@ impl Slots {
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
-            Event::Ordered(Order::Commit) => self.commit(now),
+            Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
+            Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
+            Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(
+                Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
+            ) => {}
+            // The descriptors' affair.
+            Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
@@ -181,13 +208,13 @@ impl Slots {
     /// When to be woken if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
-            State::Waiting { until } => Some(*until),
+            State::Waiting { until } => Some(self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, watched } => {
                 deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
             }
             State::Stopping(escalation) => escalation.deadline(),
-            State::Empty | State::Ready { .. } => None,
+            State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
         slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
@@ -203,8 +230,9 @@ impl Slots {
             State::Starting { .. } => Phase::Starting,
             State::Ready { .. } => Phase::Ready,
             State::Stopping(_) => Phase::Stopping,
+            State::EndedForGood { .. } => Phase::Ended,
         };
-        View { phase, life: slot.life, since: slot.since }
+        View { phase, respawns: slot.respawns, since: slot.since }
     }
 
     /// Whether everything is being stopped.
@@ -219,14 +247,17 @@ impl Slots {
 
     /// The slot that holds this worker; none where the worker is no more.
     fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
-        let holds =
-            |slot: &&mut Slot| slot.life == worker.life && !matches!(slot.state, State::Empty | State::Waiting { .. });
+        let holds = |slot: &&mut Slot| slot.life == worker.life && slot.has_worker();
         self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
-    fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+        let random = self.random.draw();
+        self.starts.made(self.settings.start_delay, random, now);
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
+        slot.retiring = false;
+        slot.is_anew = false;
         slot.since = now;
         slot.notified = false;
         slot.executed = None;
@@ -347,6 +378,7 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
+        let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
         }
@@ -355,10 +387,24 @@ impl Slots {
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
-        if stopping {
+        let retired = std::mem::replace(&mut slot.retiring, false);
+        if retired {
+            actions.push(Action::Report(Report::Gone { slot: worker.slot }));
+        }
+        if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;
         }
+        if retired {
+            // Wanted again meanwhile.
+            slot.state = State::Waiting { until: now };
+            slot.is_anew = true;
+            return;
+        }
+        if let Some(code) = self.final_code(&cause) {
+            return self.end_for_good(worker, code, actions);
+        }
+        let Some(slot) = self.slots.get_mut(worker.slot as usize) else { return };
         let delay = slot.backoff.after(lived, pace, random);
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
         actions.push(Action::Report(Report::Died { slot: worker.slot, cause: cause.clone() }));
@@ -375,13 +421,15 @@ impl Slots {
             return;
         }
         let mut escalation = match &self.stopping {
-            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
-            None => Escalation::begin(&self.settings.stop, now),
+            Some(stopping) if stopping.urgency != Urgency::Patient => {
+                Escalation::resume(&stopping.schedule, stopping.begun, now)
+            }
+            _ => Escalation::begin(&self.settings.stop, now),
         };
         actions.push(Action::Note(Note::LeftBehind(worker)));
         if escalation.deadline().is_none() {
             escalation = Escalation::begin(&Schedule::kill(), now);
-        } else if let Some(stopping) = &self.stopping {
+        } else if let Some(stopping) = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient) {
             // It was its worker that got this; it has as long to end as the stop still takes.
             actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
@@ -389,40 +437,50 @@ impl Slots {
     }
 
     /// The release serves: what died on trial just before is filled again like any other slot.
-    fn commit(&mut self, now: Instant) {
+    fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.settings.trial, false) || self.stopping.is_some() {
             return;
         }
         let timeout = self.settings.ready_timeout;
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty => slot.state = State::Waiting { until: now },
+                State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
                 State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }
         }
+        self.tell_those_ended_for_good(actions);
     }
 
     fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+        let before = self.stopping.as_ref().map(|stopping| stopping.urgency);
+        if before >= Some(urgency) {
+            return;
+        }
+        if before.is_none() {
+            actions.push(Action::CloseListeners);
+        }
         let schedule = match urgency {
-            Urgency::Graceful if self.stopping.is_some() => return,
+            Urgency::Patient => self.settings.stop.patient(),
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
-        if end.is_none() {
-            actions.push(Action::CloseListeners);
-        }
-        if end.is_none_or(|end| now + schedule.total() < end) {
-            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
+        let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
+        let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
+        match &mut self.stopping {
+            // The end of what it has begun comes sooner.
+            Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
+            _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty => {}
+                State::Empty | State::EndedForGood { .. } => {}
                 State::Waiting { .. } => slot.state = State::Empty,
                 State::Stopping(escalation) => {
                     slot.ended_for = None;
-                    if urgency == Urgency::Quick {
+                    if escalation.is_patient() {
+                        *escalation = Escalation::begin(&schedule, now);
+                    } else if urgency == Urgency::Quick {
                         escalation.hasten(&schedule, now);
                     }
                 }
@@ -438,10 +496,10 @@ impl Slots {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for index in 0..self.slots.len() as u32 {
-            self.fill_if_due(index, now, actions);
             self.end_if_overdue(index, now, actions);
             self.escalate_if_due(index, now, actions);
         }
+        self.fill_those_due(now, actions);
         self.look_if_due(now, actions);
         self.end_probes(now, actions);
         for (worker, escalation) in &mut self.groups {
@@ -451,12 +509,13 @@ impl Slots {
         }
     }
 
-    fn fill_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let due = matches!(self.slots[index as usize].state, State::Waiting { until } if until <= now);
-        if !due {
-            return;
-        }
-        if self.respawn_allowed(now) {
+    /// A first worker, and one that is asked for anew, is no respawn.
+    pub(super) fn fill(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+        let slot = &self.slots[index as usize];
+        let is_respawn = slot.life > 0 && !slot.is_anew;
+        let allowed = if is_respawn { self.respawn_allowed(now) } else { !self.gave_up };
+        if allowed {
+            self.slots[index as usize].respawns += u32::from(is_respawn);
             self.spawn(index, now, actions);
         } else {
             self.give_up(index, actions);
@@ -561,7 +620,7 @@ impl Slots {
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
-        let empty = self.slots.iter().all(|slot| matches!(slot.state, State::Empty));
+        let empty = !self.slots.iter().any(Slot::has_worker);
         if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
             self.exited = true;
             actions.push(Action::Exit);

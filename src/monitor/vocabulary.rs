@@ -1,11 +1,12 @@
 //! What can happen to a monitor, what it does, and what it tells people.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::backoff::Pace;
-use crate::config::{RespawnLimit, Schedule};
+use crate::config::{FinalExits, RespawnLimit, Schedule, StartDelay};
 use crate::control::messages::{Order, Report};
 use crate::readiness::watch::Sight;
 use crate::worker::cause::Cause;
@@ -38,6 +39,12 @@ pub struct Settings {
     pub pace: Pace,
     /// When to give up.
     pub respawn_limit: Option<RespawnLimit>,
+    /// Which exits are final.
+    pub final_exits: FinalExits,
+    /// The slots whose worker ended for good under another monitor.
+    pub ended: BTreeSet<u32>,
+    /// The pause between two starts of workers.
+    pub start_delay: StartDelay,
     /// A new release beside a serving one: a death is its failure, and nothing is respawned until it is committed.
     pub trial: bool,
     /// Makes the jitter repeatable.
@@ -119,6 +126,8 @@ pub enum Action {
 pub enum Note {
     /// A worker ended by itself; it is respawned after this delay.
     Respawning(Worker, Cause, Duration),
+    /// A worker ended with this final exit code, and nobody follows it.
+    EndedForGood(Worker, u8),
     /// A worker is ended because it was not ready in time.
     NotReady(Worker, Duration),
     /// A worker is ended because its exec hangs.
@@ -138,7 +147,7 @@ pub enum Note {
 pub enum Phase {
     /// Nothing, and nothing is planned.
     Empty,
-    /// Nothing until the backoff is over.
+    /// Nothing until the backoff is over, and it is its turn to be started.
     Waiting,
     /// A process that has not executed its program yet.
     Executing,
@@ -148,6 +157,8 @@ pub enum Phase {
     Ready,
     /// A worker that is being stopped.
     Stopping,
+    /// Nothing any more: the last worker ended for good.
+    Ended,
 }
 
 impl Phase {
@@ -159,6 +170,7 @@ impl Phase {
             Phase::Executing | Phase::Starting => "starting",
             Phase::Ready => "ready",
             Phase::Stopping => "stopping",
+            Phase::Ended => "ended",
         }
     }
 }
@@ -168,8 +180,8 @@ impl Phase {
 pub struct View {
     /// What it holds.
     pub phase: Phase,
-    /// Its current or last life.
-    pub life: u32,
+    /// So many times a worker that had ended was replaced.
+    pub respawns: u32,
     /// Since when it has been in this phase, or for a live worker since its start.
     pub since: Instant,
 }

@@ -6,13 +6,17 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 
-use crate::config::{duration, parse_signal_or_number};
+use crate::config::duration;
+use crate::sys::signals::parse_signal_or_number;
 
 const AFTER: &str = "With one panzer running, none of --name, --pid and --control is needed.\n\n\
     Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or failed; of status: dead, and \
     its pid file left\n  2  usage, or several run and none is named\n  3  not running\n  4  no answer, or not known\n\n\
     The control socket takes one JSON object a line, as {\"version\":1,\"command\":\"reload\"}, and answers by lines: \
     those with \"event\" tell what goes on, the one with \"ok\" is the last.";
+
+/// To look more often tells nobody more, and keeps main from its sleep.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Asks a running panzer for its state, and tells it what to do.
 #[derive(Debug, Parser)]
@@ -43,10 +47,20 @@ pub(super) enum Command {
     /// Name the panzers that run
     List,
     /// Show generations, workers and accept queues
+    ///
+    /// CPU% is a worker's share of one CPU since its start, with --watch since the look before; PSS is its proportional
+    /// share of memory, with --watch summed up anew at most a twentieth of the time. Both are of its own process, "-"
+    /// where we may not look; in JSON they are cpu_percent and pss_bytes, and then missing.
     Status {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Show it again and again, in place on a terminal; q or Ctrl-C ends it
+        #[arg(long, conflicts_with = "wait_ready")]
+        watch: bool,
+        /// Between two looks of --watch, from 100ms on
+        #[arg(long, value_name = "D", default_value = "1s", requires = "watch", value_parser = interval)]
+        interval: Duration,
         /// Wait until it runs and is ready
         #[arg(long)]
         wait_ready: bool,
@@ -62,6 +76,8 @@ pub(super) enum Command {
         #[arg(long)]
         drained: bool,
     },
+    /// Upgrade panzer itself: main becomes the build that its path leads to now, workers go on untouched
+    Restart,
     /// Stop gracefully, and wait for the end
     #[command(visible_alias = "shutdown")]
     Stop {
@@ -75,6 +91,14 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Keep N workers from now on, or N more or less; holds until another count is configured
+    Scale {
+        /// As 8, +1 or -1
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+        count: String,
+    },
+    /// End all workers and keep main; a reload or a scale brings workers back
+    Quiet,
     /// Send a signal to the workers of the serving generation
     Signal {
         /// Its name or number, as HUP, SIGHUP or 1
@@ -86,4 +110,9 @@ pub(super) enum Command {
     },
     /// Open anew what panzer itself writes to
     Reopen,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if interval < SHORTEST_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
 }

@@ -4,11 +4,14 @@ mod client;
 mod command_line;
 mod instances;
 mod metrics;
+mod status;
 mod table;
+mod text;
 mod usage;
+mod watch;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use clap::{CommandFactory, Parser};
@@ -21,6 +24,9 @@ use crate::control::requests::{Answer, Command as Wanted, Request, Status};
 
 /// Between two looks whether it is ready.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// For so long one that runs may be without a socket.
+const LONGEST_CHANGE: Duration = Duration::from_secs(2);
 
 /// The definition of the command line.
 pub fn command() -> clap::Command {
@@ -53,18 +59,21 @@ fn perform(options: &Options) -> Result<(), Trouble> {
     let plain = Request::new;
     match options.command {
         Command::List => {
-            list(options);
+            status::list(options);
             Ok(())
         }
-        Command::Status { json, wait_ready: false } => show(&status(&instances::choose(options)?, options)?, json),
-        Command::Status { json, wait_ready: true } => show(&wait_ready(options)?, json),
-        Command::Metrics => {
-            tell(&metrics::render(&status(&instances::choose(options)?, options)?));
-            Ok(())
+        Command::Status { json, watch: true, interval, .. } => watch::watch(options, json, interval),
+        Command::Status { json, wait_ready, .. } => {
+            let found = if wait_ready { status::wait_ready(options) } else { of(options) };
+            found.map(|found| status::show(&found, json))
         }
+        Command::Metrics => of(options).map(|found| tell(&metrics::render(&found))),
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
+        Command::Restart => follow(options, plain(Wanted::Restart)),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
+        Command::Scale { ref count } => follow(options, Request { count: Some(count.clone()), ..plain(Wanted::Scale) }),
+        Command::Quiet => follow(options, plain(Wanted::Quiet)),
         Command::Signal { signal, worker } => {
             let signal = Some(signal.as_str().to_owned());
             follow(options, Request { signal, worker, ..plain(Wanted::Signal) })
@@ -73,65 +82,35 @@ fn perform(options: &Options) -> Result<(), Trouble> {
     }
 }
 
+fn of(options: &Options) -> Result<Status, Trouble> {
+    status::of(&instances::choose(options)?, options)
+}
+
 fn tell(text: &str) {
     let mut out = io::stdout();
     // A reader that has gone has read enough.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn list(options: &Options) {
-    let mut text = String::new();
-    for instance in instances::running() {
-        let line = match status(&instance, options) {
-            Ok(status) => format!("{:<24} {:>8}  {}\n", status.name, status.pid, instance.socket.display()),
-            Err(_) => format!("{:<24} {:>8}  {}\n", instance.shown(), "no answer", instance.socket.display()),
-        };
-        text.push_str(&line);
-    }
-    tell(&text);
-}
-
+/// One that runs and has no socket yet, or no longer, is waited for a little: it is about to have one, or to end.
+#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
 fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
-    let mut client = Client::connect(&instance.socket).map_err(|error| instance.absence(&error))?;
+    let deadline = Instant::now() + LONGEST_CHANGE;
+    let mut client = loop {
+        match Client::connect(&instance.socket) {
+            Ok(client) => break client,
+            Err(error) => {
+                let passing = [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind());
+                if !passing || !instance.is_running() || Instant::now() >= deadline {
+                    return Err(instance.absence(&error));
+                }
+            }
+        }
+        std::thread::sleep(PAUSE);
+    };
     // Where it cannot be written, the answer says why: it was refused.
     let _ = client.ask(request);
     Ok(client)
-}
-
-fn status(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
-    let mut client = connect(instance, &Request::new(Wanted::Status))?;
-    let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
-    let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
-    answer.status.ok_or(Trouble::Unknown(why))
-}
-
-fn show(status: &Status, json: bool) -> Result<(), Trouble> {
-    if json {
-        let text = serde_json::to_string(status).map_err(|error| Trouble::Unknown(error.to_string()))?;
-        tell(&format!("{text}\n"));
-    } else {
-        tell(&table::render(status, usage::of));
-    }
-    Ok(())
-}
-
-/// Also for one that does not run yet.
-#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
-fn wait_ready(options: &Options) -> Result<Status, Trouble> {
-    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
-    loop {
-        let found = instances::choose(options).and_then(|instance| status(&instance, options));
-        let why = match found {
-            Ok(status) if status.ready && !status.stopping => return Ok(status),
-            Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
-            Ok(status) => format!("{} is not ready", status.name),
-            Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
-        };
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Trouble::Failed(format!("not ready in time: {why}")));
-        }
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// Asks, shows what goes on, and waits for the last line.
@@ -168,6 +147,8 @@ fn progress(answer: &Answer) -> String {
         ("queued", ..) => format!("generation {generation}: queued behind the reload that is under way"),
         ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
         ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
+        ("emptying", ..) => "waiting for the queues of the workers that go to be empty".to_owned(),
+        ("trying", ..) => "trying the new build".to_owned(),
         ("stopping", ..) => "stopping".to_owned(),
         (event, ..) => format!("generation {generation}: {event}"),
     }
@@ -189,7 +170,15 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
             tell(&format!("generation {generation} serves after {took}\n"));
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
+        (Wanted::Restart, _) => {
+            let (before, now) = answer.builds.unwrap_or_default();
+            tell(&format!("restarted in place: panzer {before} -> {now}\n"));
+        }
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
+        (Wanted::Scale | Wanted::Quiet, _) => {
+            let (from, workers) = (answer.from.unwrap_or_default(), answer.workers.unwrap_or_default());
+            tell(&format!("workers kept: {workers}, before: {from}\n"));
+        }
         (Wanted::Signal, _) => {
             let (signal, reached) =
                 (request.signal.as_deref().unwrap_or_default(), answer.signalled.unwrap_or_default());

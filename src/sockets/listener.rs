@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -12,9 +12,12 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::holder::{self, Prospect};
 use super::{inherited, unix_path};
 use crate::config::{Access, Address, Listen};
+use crate::sys::descriptors::{Kept, take_over};
 
 /// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
 /// `net.core.somaxconn`, whose default this is.
@@ -24,6 +27,15 @@ const BACKLOG: u32 = 4096;
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
+    path: Option<(PathBuf, unix_path::Identity)>,
+}
+
+/// A listener as one main hands it on to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Carried {
+    /// Where it lies.
+    pub fd: RawFd,
     path: Option<(PathBuf, unix_path::Identity)>,
 }
 
@@ -42,6 +54,16 @@ impl Listener {
     /// One with which nothing must be taken away.
     pub(super) fn without_path(fd: OwnedFd) -> Listener {
         Listener { fd, path: None }
+    }
+
+    /// For the next main.
+    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        Carried { fd: kept.keep(&self.fd), path: self.path.clone() }
+    }
+
+    /// What the main before has handed on.
+    pub fn take_over(carried: Carried) -> io::Result<Listener> {
+        Ok(Listener { fd: take_over(carried.fd)?, path: carried.path })
     }
 
     /// Has so many connections wait to be accepted, whatever it was before.

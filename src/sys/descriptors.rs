@@ -1,7 +1,7 @@
 //! Descriptors that come from outside as numbers.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -21,10 +21,35 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// The same, and from here on no program that is executed gets it.
+pub fn take_over(number: RawFd) -> io::Result<OwnedFd> {
+    let fd = adopt(number)?;
+    set_inherited(&fd, false)?;
+    Ok(fd)
+}
+
+/// Descriptors that another image of this process will take over, each where it lies.
+#[derive(Debug, Default)]
+pub struct Kept<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> Kept<'a> {
+    /// Adds one. Returns its number.
+    pub fn keep(&mut self, fd: &'a impl AsFd) -> RawFd {
+        let fd = fd.as_fd();
+        self.0.push(fd);
+        fd.as_raw_fd()
+    }
+
+    /// Says of all whether a program that is executed gets them.
+    pub fn set_inherited(&self, inherited: bool) -> io::Result<()> {
+        self.0.iter().try_for_each(|fd| set_inherited(fd, inherited))
+    }
+}
+
 /// Says whether a program that is executed gets this descriptor.
-pub fn set_inherited(fd: &OwnedFd, inherited: bool) -> io::Result<()> {
+pub fn set_inherited(fd: impl AsFd, inherited: bool) -> io::Result<()> {
     let flags = if inherited { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
-    fcntl(fd, FcntlArg::F_SETFD(flags))?;
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
     Ok(())
 }
 

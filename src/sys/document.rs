@@ -8,11 +8,14 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// The largest document that is read back, in bytes.
+/// The largest document, in bytes.
 const LIMIT: u64 = 16 << 20;
 
 /// Writes `bytes` into a new memfd.
 pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
+    if bytes.len() as u64 > LIMIT {
+        return Err(io::Error::other(format!("{} bytes are more than the {LIMIT} allowed", bytes.len())));
+    }
     let mut file = File::from(memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;
     Ok(file.into())

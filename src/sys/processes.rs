@@ -1,7 +1,10 @@
 //! Reaping, signalling and looking at processes.
 
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -14,6 +17,25 @@ pub enum Exit {
     Code(i32),
     /// By this signal; true where a core was dumped.
     Signal(i32, bool),
+}
+
+/// Which of the two a process is after [`fork`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forked {
+    /// The one that forked, with the pid of its child.
+    Parent(Pid),
+    /// Its child.
+    Child,
+}
+
+/// Splits this process in two; both go on from here.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: panzer has one thread in each of its roles, so the child is whole: nothing in it waits for a thread that
+    // it lacks.
+    Ok(match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Forked::Parent(child),
+        nix::unistd::ForkResult::Child => Forked::Child,
+    })
 }
 
 /// Reaps one child that has ended, whichever it is. None where none has.
@@ -108,6 +130,18 @@ pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(format!("/proc/{pid}"))
         .is_ok_and(|meta| meta.uid() != given.unwrap_or(nix::unistd::geteuid().as_raw()))
+}
+
+/// The path that we were executed by, as whoever did that gave it.
+pub fn executed_by() -> Option<PathBuf> {
+    // SAFETY: a lookup in the values that the kernel passed to this image.
+    let path = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
+    if path.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel put a string there that ends in a NUL and stays for as long as the process.
+    let path = unsafe { CStr::from_ptr(path) };
+    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
 /// What `ps` calls us by its short name, where we were executed through a descriptor.

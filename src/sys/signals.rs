@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// The last number that Linux has on x86-64 and aarch64.
@@ -49,6 +49,22 @@ impl AsFd for Signals {
     }
 }
 
+/// A signal by its name, with or without `SIG`.
+pub fn parse_signal(text: &str) -> Result<Signal, String> {
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse().map_err(|_| format!("there is no signal '{text}'"))
+}
+
+/// A signal by its name or its number; where there is none, the error lists them.
+pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
+    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
+        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
+    })
+}
+
 /// Blocks every signal that can be blocked. What is executed later must clear its mask itself; `worker::spawn` does.
 pub fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
@@ -71,14 +87,28 @@ pub fn is_ignored(signal: Signal) -> bool {
 /// Gives every signal its default action, except PIPE, which stays ignored here: a write to a closed pipe is an error
 /// that is handled, not the end. Done once by main, so that a spawn need only reset PIPE.
 pub fn reset_dispositions() {
+    let kept = [libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE];
+    (1..=LAST).filter(|number| !kept.contains(number)).for_each(reset_number);
+}
+
+/// Gives `signal` its default action.
+pub fn reset(signal: Signal) {
+    reset_number(signal as libc::c_int);
+}
+
+fn reset_number(number: libc::c_int) {
     /// The kernel's own structure, all zero: the default action, no flags, no mask.
     const DEFAULT: [libc::c_ulong; 8] = [0; 8];
     const MASK_BYTES: usize = 8;
-    for number in 1..=LAST {
-        if ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE].contains(&number) {
-            // Not libc's signal(), which refuses the two numbers glibc keeps to itself, and those may be ignored too.
-            // SAFETY: no handler is installed, only the default action; the kernel reads less than the array is long.
-            unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
-        }
-    }
+    // Not libc's signal(), which refuses the two numbers glibc keeps to itself, and those may be ignored too.
+    // SAFETY: no handler is installed, only the default action; the kernel reads less than the array is long.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
+}
+
+/// Ends this process as `signal` would have done, had it not been read: whoever waits for us sees that. Returns only
+/// where the kernel does not let it, as for PID 1.
+pub fn end_by(signal: Signal) {
+    reset(signal);
+    let _ = raise(signal);
+    let _ = unblock(&[signal]);
 }

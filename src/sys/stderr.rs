@@ -1,12 +1,16 @@
 //! Panzer's own messages. One line, one write, and never a wait: a reader that has stopped must not stop a supervisor.
 
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::write;
+use nix::sys::termios::tcgetattr;
+use nix::unistd::{dup2_stderr, dup2_stdout, write};
 
 /// A pipe that can be written to takes at least this many bytes at once (PIPE_BUF), so a longer line is cut.
 const LONGEST_LINE: usize = 4096;
@@ -16,10 +20,18 @@ struct Messages;
 static MESSAGES: Messages = Messages;
 static LOST: AtomicU64 = AtomicU64::new(0);
 
+/// The terminal, where messages go to it while stderr itself does not lead there.
+static TERMINAL: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
 /// Sends what is logged from here on to stderr.
 pub fn start(level: LevelFilter) {
-    // A second call changes the level only.
+    // It is set once in each process.
     let _ = log::set_logger(&MESSAGES);
+    set_level(level);
+}
+
+/// From here on only this, and what is more serious, is told.
+pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
@@ -42,6 +54,39 @@ impl Log for Messages {
     }
 
     fn flush(&self) {}
+}
+
+/// Puts /dev/null where stdout or stderr is a terminal, for whatever is executed from here on. Messages still reach that
+/// terminal, until [`leave_terminal`].
+pub fn keep_terminal_to_itself() -> io::Result<()> {
+    let stderr = io::stderr();
+    let own = is_terminal(stderr.as_fd()).then(|| stderr.as_fd().try_clone_to_owned()).transpose()?;
+    leave_terminal()?;
+    *terminal() = own;
+    Ok(())
+}
+
+/// Puts /dev/null where stdout or stderr is a terminal: what was redirected stays as it is, but nothing of this process
+/// depends on a terminal any more.
+pub fn leave_terminal() -> io::Result<()> {
+    *terminal() = None;
+    let null = || OpenOptions::new().write(true).open("/dev/null");
+    if is_terminal(io::stdout().as_fd()) {
+        dup2_stdout(null()?)?;
+    }
+    if is_terminal(io::stderr().as_fd()) {
+        dup2_stderr(null()?)?;
+    }
+    Ok(())
+}
+
+/// Also one that has been closed, which answers with EIO.
+fn is_terminal(fd: BorrowedFd<'_>) -> bool {
+    matches!(tcgetattr(fd), Ok(_) | Err(Errno::EIO))
+}
+
+fn terminal() -> MutexGuard<'static, Option<OwnedFd>> {
+    TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes what somebody asked for, whatever the level, line by line.
@@ -70,12 +115,18 @@ fn line(level: Level, text: &str) -> Vec<u8> {
 
 /// False where it would have had to wait. A stderr that is closed or broken is nobody's to read: that is no loss.
 fn put(line: &[u8]) -> bool {
-    let stderr = io::stderr();
-    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    match &*terminal() {
+        Some(terminal) => put_on(terminal.as_fd(), line),
+        None => put_on(io::stderr().as_fd(), line),
+    }
+}
+
+fn put_on(to: BorrowedFd<'_>, line: &[u8]) -> bool {
+    let mut fds = [PollFd::new(to, PollFlags::POLLOUT)];
     match poll(&mut fds, PollTimeout::ZERO) {
         Ok(0) => false,
         _ => {
-            let _ = write(stderr.as_fd(), line);
+            let _ = write(to, line);
             true
         }
     }

@@ -1,11 +1,21 @@
 //! What a worker finds in its environment and in its arguments.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use super::dialects;
 use crate::config::text::entry;
 use crate::config::{ListenAs, Plan, Text};
+
+/// What all workers of a generation find in their environment, whichever they are.
+#[derive(Debug)]
+pub struct Common {
+    /// What panzer was started with, as far as it is passed on.
+    pub inherited: Vec<(OsString, OsString)>,
+    /// What files set, in place of that.
+    pub from_files: BTreeMap<Text, Text>,
+}
 
 /// What one worker is told of itself.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +41,7 @@ pub fn arguments(plan: &Plan, place: Place<'_>) -> Result<Vec<CString>, String> 
 }
 
 /// The whole environment, but for `LISTEN_PID`, which is known only after the fork.
-pub fn variables(plan: &Plan, inherited: &[(OsString, OsString)], place: Place<'_>) -> Result<Vec<CString>, String> {
+pub fn variables(plan: &Plan, common: &Common, place: Place<'_>) -> Result<Vec<CString>, String> {
     let mut own = vec![
         ("PANZER_WORKER_ID".to_owned(), place.worker.to_string()),
         ("PANZER_WORKER_COUNT".to_owned(), plan.workers.to_string()),
@@ -42,12 +52,18 @@ pub fn variables(plan: &Plan, inherited: &[(OsString, OsString)], place: Place<'
     own.extend(of_listeners(plan, place));
     let asked = plan.env.iter().map(|(name, value)| Ok((name, plan.expand(value, place.worker, place.generation)?)));
     let asked = asked.collect::<Result<Vec<(&Text, Text)>, String>>()?;
-    let is_replaced = |name: &OsStr| asked.iter().any(|(asked, _)| asked.0 == name);
-    let kept = inherited.iter().filter(|(name, _)| !is_replaced(name)).map(|(name, value)| entry(name, value));
+    let by_option: BTreeSet<&OsStr> = asked.iter().map(|(name, _)| name.0.as_os_str()).collect();
+    let from_files = common.from_files.iter().filter(|(name, _)| !by_option.contains(name.0.as_os_str()));
+    let replaced: BTreeSet<&OsStr> =
+        by_option.iter().copied().chain(common.from_files.keys().map(|name| name.0.as_os_str())).collect();
+    let is_replaced = |name: &OsStr| replaced.contains(name);
+    let inherited = common.inherited.iter().filter(|(name, _)| !is_replaced(name));
+    let kept = inherited.map(|(name, value)| entry(name, value));
     let own = own.iter().map(|(name, value)| (OsStr::new(name), value)).filter(|(name, _)| !is_replaced(name));
     let own = own.map(|(name, value)| entry(name, OsStr::new(value)));
     let asked = asked.iter().map(|(name, value)| entry(&name.0, &value.0));
-    Ok(kept.chain(own).chain(asked).collect())
+    let from_files = from_files.map(|(name, value)| entry(&name.0, &value.0));
+    Ok(kept.chain(own).chain(from_files).chain(asked).collect())
 }
 
 /// What tells of the listeners; `LISTEN_PID` is added after the fork.
@@ -66,13 +82,8 @@ fn of_listeners(plan: &Plan, place: Place<'_>) -> Vec<(String, String)> {
 const WORKERS_OWN: [&[u8]; 3] = [b"NOTIFY_SOCKET=", b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
 
 /// The whole environment of a probe: as the worker's, with `PANZER_WORKER_PID`, without what only the worker can use.
-pub fn probe_variables(
-    plan: &Plan,
-    inherited: &[(OsString, OsString)],
-    place: Place<'_>,
-    pid: i32,
-) -> Result<Vec<CString>, String> {
-    let mut variables = variables(plan, inherited, place)?;
+pub fn probe_variables(plan: &Plan, common: &Common, place: Place<'_>, pid: i32) -> Result<Vec<CString>, String> {
+    let mut variables = variables(plan, common, place)?;
     let is_workers_own = |entry: &[u8]| {
         let name = entry.split(|&byte| byte == b'=').next().unwrap_or_default();
         WORKERS_OWN.iter().any(|own| entry.starts_with(own)) || dialects::owns(OsStr::from_bytes(name))

@@ -4,6 +4,7 @@
 
 pub mod cause;
 pub mod dialects;
+pub mod env_file;
 pub mod environment;
 pub mod identity;
 pub mod program;

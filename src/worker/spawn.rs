@@ -54,6 +54,8 @@ pub struct Command<'a> {
     pub listen_pid: bool,
     /// What it gets as stdin, in place of ours.
     pub stdin: Option<BorrowedFd<'a>>,
+    /// What it gets as stdout and stderr, in place of ours.
+    pub output: Option<BorrowedFd<'a>>,
     /// Descriptors it gets, the first as 3, and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// Gives it also what lies open from 3 on without close-on-exec.
@@ -120,6 +122,11 @@ impl From<Errno> for Refused {
 }
 
 impl Child {
+    /// One that the main before has forked, with what [`Child::as_fd`] showed there.
+    pub fn taken_over(pid: Pid, outcome: OwnedFd) -> Child {
+        Child { pid, outcome }
+    }
+
     /// What has come of the exec. Never waits.
     pub fn outcome(&self) -> Outcome {
         let mut bytes = [0; Refused::BYTES];
@@ -217,6 +224,12 @@ fn become_program(
         }
         if !command.inherits_descriptors {
             libc::close_range(FIRST as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+        }
+        if let Some(output) = command.output
+            && (libc::dup2(output.as_raw_fd(), libc::STDOUT_FILENO) < 0
+                || libc::dup2(output.as_raw_fd(), libc::STDERR_FILENO) < 0)
+        {
+            return Errno::last().into();
         }
         for (source, target) in sources.iter().zip(FIRST..) {
             if libc::dup2(*source, target) < 0 {

@@ -74,6 +74,22 @@ fn each_change_is_told() {
 }
 
 #[test]
+fn a_restart_in_place_is_no_news() {
+    let name = name_for("restart");
+    let manager = Manager::at(&name);
+    let panzer = sleepers(&name).start();
+    manager.hear_until("READY=1");
+    panzer.wait_serving();
+    panzer.signal(Signal::SIGUSR2);
+    panzer.wait_for_line("restarted in place: ", SOON);
+    panzer.signal(Signal::SIGUSR1);
+    let heard = manager.hear_until("RELOADING=1");
+    assert_eq!(heard.len(), 1, "{heard:#?}");
+    manager.hear_until("STATUS=2 of 2 workers ready, generation 2");
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
 fn a_reload_that_fails_ends_too() {
     let name = name_for("failed");
     let manager = Manager::at(&name);

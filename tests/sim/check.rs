@@ -29,7 +29,7 @@ impl Violation {
             1 => {
                 "no worker of the serving generation is stopped for a reload until the new one is wholly ready and baked"
             }
-            2 => "at most one generation is starting",
+            2 => "at most one generation is starting, and of those that drain no more than allowed take their time",
             3 => "each child is reaped once, and none is signalled after",
             4 => "at most one live process per slot",
             5 => "respawns are bounded, and their delays grow until a healthy life",

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
 use crate::check_probes::Probes;
 use crate::check_readiness::Readiness;
+use crate::check_starts::StartsWatch;
 use crate::kernel::Time;
 
 /// The longest that an exec may hang, as the state has it.
@@ -17,6 +18,12 @@ const LONGEST_EXEC: Time = Time::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// No worker is wanted in it.
+    idle: bool,
+    /// One is wanted in it anew, and is no respawn.
+    anew: bool,
+    /// Its worker is stopped because none was wanted.
+    retiring: bool,
     life: u32,
     alive: bool,
     readiness: Readiness,
@@ -25,6 +32,12 @@ struct Slot {
     signalled: bool,
     killed: bool,
     ended: Time,
+    /// Since when it is to be filled, where that is no respawn.
+    due: Time,
+    /// Its worker ended for good, with this code where it was under this monitor, and that is told.
+    finished: bool,
+    code: Option<u8>,
+    finish_told: bool,
     pace: PaceWatch,
 }
 
@@ -35,13 +48,18 @@ pub(crate) struct MonitorCheck {
     groups: BTreeMap<Worker, StopTimes>,
     probes: Probes,
     stop: StopTimes,
+    /// It was told to end in its own time.
+    patient: bool,
     on_trial: bool,
     committed: Time,
     respawns: VecDeque<Time>,
+    starts: StartsWatch,
     executed_told: bool,
     gave_up: bool,
     closed: bool,
     exited: bool,
+    /// The slot whose worker ended because none was wanted, which is still to be told.
+    gone: Option<u32>,
 }
 
 impl MonitorCheck {
@@ -51,13 +69,16 @@ impl MonitorCheck {
             groups: BTreeMap::new(),
             probes: Probes::default(),
             stop: StopTimes::default(),
+            patient: false,
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
+            starts: StartsWatch::default(),
             executed_told: false,
             gave_up: false,
             closed: false,
             exited: false,
+            gone: None,
             wanted,
         }
     }
@@ -71,8 +92,17 @@ impl MonitorCheck {
         self.slots.get(slot as usize).is_some_and(|slot| slot.alive)
     }
 
+    /// Whether no worker is wanted there.
+    pub(crate) fn is_idle_slot(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_none_or(|slot| slot.idle)
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
+    }
+
+    fn is_ending(&self) -> bool {
+        self.patient || self.stop.has_begun()
     }
 
     pub(crate) fn has_group(&self, worker: Worker) -> bool {
@@ -89,9 +119,13 @@ impl MonitorCheck {
         for action in actions {
             self.check_action(now, event, action, ended)?;
         }
-        if let (Some(worker), false) = (ended, self.stop.has_begun()) {
-            let told =
-                actions.iter().any(|a| matches!(a, Action::Report(Report::Died { slot, .. }) if *slot == worker.slot));
+        if let (Some(worker), false) = (ended, self.is_ending()) {
+            let finished = self.slots[worker.slot as usize].finished && !self.on_trial;
+            let told = actions.iter().any(|action| match action {
+                Action::Report(Report::Died { slot, .. }) => *slot == worker.slot && !finished,
+                Action::Report(Report::EndedForGood { slot, .. }) => *slot == worker.slot && finished,
+                _ => false,
+            });
             hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
         }
         for index in 0..self.slots.len() {
@@ -113,7 +147,7 @@ impl MonitorCheck {
                 self.probes.over(*worker);
                 self.shows(*worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
             }
-            Event::Ended(worker, _) => return self.ended(now, *worker),
+            Event::Ended(worker, cause) => return self.ended(now, *worker, cause),
             Event::LeftBehind(worker) => {
                 // During a stop it has as long as the stop still takes.
                 let mut times = self.stop;
@@ -131,16 +165,35 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
-            Event::Start | Event::Wake => {}
+            Event::Ordered(Order::Scale { workers, .. }) => self.scaled(now, *workers),
+            Event::Ordered(_) => {}
+            Event::Start => {
+                for (slot, index) in self.slots.iter_mut().zip(0..) {
+                    (slot.due, slot.finished) = (now, self.wanted.ended.contains(&index));
+                }
+            }
+            Event::Wake => {}
         }
         None
     }
 
-    fn ended(&mut self, now: Time, worker: Worker) -> Option<Worker> {
-        let (pace, on_trial) = (self.wanted.pace, self.on_trial);
+    fn ended(&mut self, now: Time, worker: Worker, cause: &Cause) -> Option<Worker> {
+        let (pace, on_trial, stopping) = (self.wanted.pace, self.on_trial, self.is_ending());
+        let code = match cause {
+            Cause::Exited(code) if self.wanted.final_exits.contains(*code) => u8::try_from(*code).ok(),
+            _ => None,
+        };
         let slot = self.alive(worker)?;
         slot.alive = false;
+        if std::mem::take(&mut slot.retiring) {
+            (slot.anew, slot.due) = (!slot.idle, now);
+            slot.pace.excuse();
+            self.gone = Some(worker.slot);
+            return None;
+        }
+        // Whoever was told to end is not asked why.
+        slot.code = code.filter(|_| !slot.signalled && !stopping);
+        slot.finished = slot.code.is_some();
         slot.ended = now;
         slot.pace.ended(now, pace);
         if on_trial {
@@ -149,7 +202,56 @@ impl MonitorCheck {
         Some(worker)
     }
 
+    /// More slots are wanted at once; of fewer it is told which.
+    fn scaled(&mut self, now: Time, workers: u32) {
+        if self.is_ending() || self.gave_up {
+            return;
+        }
+        self.wanted.workers = workers;
+        while self.slots_wanted() < workers {
+            let free = self.slots.iter().position(|slot| slot.idle).unwrap_or(self.slots.len());
+            if free == self.slots.len() {
+                self.slots.push(Slot::default());
+            }
+            let slot = &mut self.slots[free];
+            slot.idle = false;
+            (slot.anew, slot.due) = (!slot.alive, now);
+        }
+    }
+
+    fn slots_wanted(&self) -> u32 {
+        self.slots.iter().filter(|slot| !slot.idle).count() as u32
+    }
+
+    fn check_retired(&mut self, now: Time, event: &Event, index: u32, empty: bool) -> Checked {
+        let Event::Ordered(Order::Scale { which, .. }) = event else {
+            return hold(false, 0, || format!("slot {index} is retired for no order"));
+        };
+        let wanted = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.idle);
+        let begun = |(_, slot): (usize, &Slot)| slot.alive.then_some(slot.begun);
+        let right = match which {
+            Which::Oldest => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
+            Which::First => wanted().next().is_some_and(|(at, _)| at == index as usize),
+            Which::Last => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
+        };
+        hold(right, 4, || format!("slot {index} is retired, and another one should be"))?;
+        let slot = &mut self.slots[index as usize];
+        hold(empty == (!slot.alive || slot.retiring), 0, || {
+            format!("slot {index} is said to have a worker: {}", !empty)
+        })?;
+        (slot.idle, slot.anew, slot.finished) = (true, false, false);
+        if slot.alive {
+            slot.retiring = true;
+            slot.stop.begin(false, now);
+        }
+        Ok(())
+    }
+
     fn stopped(&mut self, now: Time, urgency: Urgency) {
+        if urgency == Urgency::Patient {
+            self.patient |= !self.is_ending();
+            return;
+        }
         if urgency == Urgency::Graceful && self.stop.has_begun() {
             return;
         }
@@ -194,8 +296,9 @@ impl MonitorCheck {
             Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
             Action::CloseListeners => {
                 let first = !std::mem::replace(&mut self.closed, true);
-                hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
+                hold(first && self.is_ending(), 9, || "the listeners are closed twice, or for no stop".to_owned())
             }
+            Action::Report(Report::Retired { slot, empty }) => self.check_retired(now, event, *slot, *empty),
             Action::Report(report) => self.check_report(now, report, ended),
             Action::Note(Note::Respawning(worker, _, delay)) => {
                 let pace = self.wanted.pace;
@@ -217,17 +320,25 @@ impl MonitorCheck {
 
     fn check_spawn(&mut self, now: Time, event: &Event, worker: Worker) -> Checked {
         let on_trial = self.on_trial;
-        hold(!self.stop.has_begun(), 6, || format!("{worker:?} is spawned after a stop"))?;
+        hold(!self.is_ending(), 6, || format!("{worker:?} is spawned after a stop"))?;
         hold(!self.gave_up, 5, || format!("{worker:?} is spawned after giving up"))?;
-        if worker.life > 1 {
+        let anew = self.slots.get(worker.slot as usize).is_some_and(|slot| slot.anew);
+        if worker.life > 1 && !anew {
             self.count_respawn(now)?;
         }
+        let delay = self.wanted.start_delay;
+        self.starts.made(now, delay)?;
         let slot = &mut self.slots[worker.slot as usize];
+        hold(!slot.finished, 5, || format!("{worker:?} is spawned where one has ended for good"))?;
+        hold(!slot.idle, 4, || format!("{worker:?} is spawned, and not wanted"))?;
         hold(!slot.alive, 4, || format!("{worker:?} is spawned into a slot that is filled"))?;
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
-        hold((worker.life == 1) == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
-        hold(worker.life == 1 || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
-        let mut pace = std::mem::take(&mut slot.pace);
+        let first = worker.life == 1 && !anew;
+        let at_start = *event == Event::Start;
+        let in_time = if delay.0.is_zero() { first == at_start } else { first || !at_start };
+        hold(in_time, 5, || format!("{worker:?} is spawned at {event:?}"))?;
+        hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
+        let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
         pace.started(now)?;
         let readiness = slot.readiness.next();
         *slot = Slot { life: worker.life, alive: true, readiness, begun: now, pace, ..Slot::default() };
@@ -243,7 +354,7 @@ impl MonitorCheck {
 
     fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
-        let schedule = self.wanted.stop.clone();
+        let (schedule, patient) = (self.wanted.stop.clone(), self.patient);
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
@@ -252,12 +363,15 @@ impl MonitorCheck {
         }
         let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
-        hold(hangs || slot.stop.has_begun(), 1, || format!("{signal} for {worker:?}, which nobody stopped"))?;
+        hold(hangs || patient || slot.stop.has_begun(), 1, || {
+            format!("{signal} for {worker:?}, which nobody stopped")
+        })?;
         slot.signalled = true;
         if signal == Signal::SIGKILL {
             slot.killed = true;
             let due = slot.stop.kill_due(&schedule).is_some_and(|due| due <= now);
-            hold(due || hangs, 6, || format!("KILL for {worker:?} before it is due"))?;
+            let first = patient && schedule.first_signal() == Signal::SIGKILL;
+            hold(due || hangs || first, 6, || format!("KILL for {worker:?} before it is due"))?;
         }
         Ok(())
     }
@@ -296,6 +410,12 @@ impl MonitorCheck {
                     !matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..)) || self.slots[*slot as usize].signalled;
                 hold(overdue, 0, || format!("{report:?}, though nobody ended it"))
             }
+            Report::EndedForGood { slot, code } => {
+                let (on_trial, slot) = (self.on_trial, &mut self.slots[*slot as usize]);
+                let first = !std::mem::replace(&mut slot.finish_told, true);
+                let so = slot.finished && slot.code == Some(*code) && !on_trial;
+                hold(first && so, 0, || format!("{report:?} is told twice, or is not true"))
+            }
             Report::GaveUp => {
                 let first = !std::mem::replace(&mut self.gave_up, true);
                 let limit = self.wanted.respawn_limit;
@@ -309,6 +429,10 @@ impl MonitorCheck {
                 let shown = self.slots.iter().any(|slot| slot.readiness.executed.is_some());
                 hold(first && shown, 0, || "tells of an exec twice, or of none".to_owned())
             }
+            Report::Gone { slot } => {
+                let so = self.gone.take() == Some(*slot);
+                hold(so, 0, || format!("{report:?} is not true"))
+            }
             other => hold(false, 0, || format!("{other:?} is nothing that the state tells")),
         }
     }
@@ -317,9 +441,24 @@ impl MonitorCheck {
     fn check_slot(&self, now: Time, index: usize, punctual: bool) -> Checked {
         let slot = &self.slots[index];
         let worker = Worker { slot: index as u32, life: slot.life };
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
+        hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
+        let turn = StartsWatch::longest(self.wanted.start_delay, self.slots.len());
+        let goes_on = !stopping && !self.gave_up;
+        let waits_long = punctual && now >= slot.due + turn;
+        hold(!slot.anew || !goes_on || !waits_long, 5, || format!("the slot of {worker:?} is not filled"))?;
+        let untold = slot.code.is_some() && !slot.finish_told && slot.finished && !self.on_trial;
+        hold(!untold || stopping, 0, || format!("that {worker:?} has ended for good is not told"))?;
+        if !slot.alive && (slot.idle || slot.finished || slot.anew) {
+            return Ok(());
+        }
+        if slot.life == 0 {
+            let waits = !turn.is_zero() && (!goes_on || !waits_long);
+            return hold(waits, 5, || format!("slot {index} is not filled"));
+        }
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
+            let now = now.saturating_sub(turn);
             let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
             return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
         }
@@ -340,13 +479,16 @@ impl MonitorCheck {
     }
 
     fn check_whole(&self) -> Checked {
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
+        hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
+        let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
+        hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;
         hold(!stopping || self.closed, 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "a monitor stays though everything has ended".to_owned())
     }
 
     fn is_over(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
             && self.groups.is_empty()
             && self.probes.is_empty()
             && !self.slots.iter().any(|slot| slot.alive)
@@ -359,8 +501,11 @@ impl MonitorCheck {
 
     /// Whether there is nothing to do, nor to wait for.
     pub(crate) fn is_idle(&self) -> bool {
-        let ready = |slot: &Slot| slot.alive && slot.readiness.ready_told && !slot.signalled;
+        let ready = |slot: &Slot| match slot.idle || slot.finished {
+            true => !slot.alive,
+            false => slot.alive && slot.readiness.ready_told && !slot.signalled,
+        };
         let all_ready = self.slots.iter().all(ready);
-        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.stop.has_begun()
+        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.is_ending()
     }
 }

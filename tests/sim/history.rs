@@ -4,16 +4,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use panzer::backoff::Pace;
-use panzer::config::{Ready, RespawnLimit};
+use panzer::config::{ExitCodes, Ready, RespawnLimit, StartDelay, Surge};
 use panzer::control::messages::Urgency;
-use panzer::main_process::state::{Event, Settings, Standing};
+use panzer::main_process::state::{Change, Event, Settings, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
 use crate::check_main::Tally;
 use crate::choices::Choices;
-use crate::kernel::{Role, Time};
+use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
+use crate::restart;
 use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
 
@@ -31,13 +32,21 @@ pub(crate) struct Failure {
 }
 
 /// Plays the history that these choices make.
-pub(crate) fn play(
+pub(crate) fn play(choices: Choices, planted: Option<Planted>, traced: bool) -> Result<(Tally, Vec<String>), Failure> {
+    play_with(choices, None, planted, traced)
+}
+
+/// The same, with main restarted in place as often as this says, where it says anything.
+pub(crate) fn play_with(
     mut choices: Choices,
+    restarts: Option<u32>,
     planted: Option<Planted>,
     traced: bool,
 ) -> Result<(Tally, Vec<String>), Failure> {
     let spec = draw_spec(&mut choices);
+    let drawn = restart::draw(&mut choices);
     let mut world = World::new(spec, choices, planted, traced);
+    world.restarts = restarts.unwrap_or(drawn);
     match world.unless_it_panics(World::live) {
         Ok(()) => Ok((world.main.check.tally, world.trace.take().unwrap_or_default())),
         Err(violation) => Err(world.failed(violation)),
@@ -61,6 +70,7 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
     Spec {
         main: Settings {
             workers: 1 + choices.below(5) as u32,
+            surge: choices.among(&[Surge::All, Surge::All, Surge::Count(1), Surge::Count(2), Surge::Percent(50)]),
             ready,
             ready_timeout: choices.millis(&[2_000, 5_000, 20_000, 500]),
             bake: choices.millis(&[1_000, 0, 300]),
@@ -70,8 +80,12 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
                 delay_max: choices.millis(&[2_000, 500, 100]),
                 healthy_after: choices.millis(&[3_000, 800]),
             },
+            start_delay: StartDelay(choices.millis(&[0, 0, 0, 100, 1_000])),
+            final_exit_stop: choices.one_in(3),
+            max_draining: choices.among(&[4, 1, 2]),
             seed: choices.below(1_000),
         },
+        final_codes: draw_final_codes(choices),
         respawn_limit: choices.among(&limits).map(|(count, window)| RespawnLimit { count, window }),
         trouble: choices.among(&[1, 20, 6, 3, 2]),
         traits,
@@ -79,6 +93,11 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
         has_listener: given || (ready == Ready::Accept && !(shares_ports && traits.listens)),
         shares_ports,
     }
+}
+
+fn draw_final_codes(choices: &mut Choices) -> Vec<ExitCodes> {
+    let lists: [&[&str]; 6] = [&[], &[], &[], &["0"], &["1"], &["0", "1-3"]];
+    choices.among(&lists).iter().map(|codes| codes.parse().unwrap()).collect()
 }
 
 fn draw_traits(choices: &mut Choices, ready: Ready) -> Traits {
@@ -116,9 +135,11 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(36) {
+        match self.choices.below(42) {
             0 => {}
-            1..=5 => self.signal_main(Event::Reload),
+            1..=3 => self.signal_main(Event::Reload),
+            4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
+            5 => self.signal_main(Event::ReloadRetiring(Urgency::Quick)),
             6..=9 => self.ask_for_reload(),
             10 => self.signal_main(Event::Stop(Urgency::Graceful)),
             11 => self.signal_main(Event::Stop(Urgency::Quick)),
@@ -139,7 +160,8 @@ impl World {
             })?,
             28..=29 => self.give_main_a_stale_event()?,
             30..=31 => self.for_some_monitor(World::give_monitor_a_stale_event)?,
-            _ => self.signal_main(Event::Rebound),
+            32..=35 => self.signal_main(Event::Rebound),
+            _ => self.scale(),
         }
         Ok(())
     }
@@ -158,6 +180,18 @@ impl World {
     fn ask_for_reload(&mut self) {
         self.requests += 1;
         self.signal_main(Event::ReloadFor(self.requests));
+    }
+
+    fn scale(&mut self) {
+        self.requests += 1;
+        let request = Some(self.requests).filter(|_| self.choices.below(2) == 1);
+        let change = match self.choices.below(6) {
+            0..=1 => Change::To(self.choices.below(7) as u32),
+            2..=3 => Change::By(self.choices.among(&[1, -1, 2, -3])),
+            4 => Change::WithoutOldest,
+            _ => Change::ToNone,
+        };
+        self.signal_main(Event::Scale(request, change));
     }
 
     fn kill_some(&mut self, wanted: fn(Role) -> bool) -> Checked {
@@ -214,13 +248,16 @@ impl World {
     /// What may be under way: an exec that hangs, two reloads, whose workers may be late to listen, a stop of theirs and of what they leave behind twice.
     fn longest_rest(&self) -> Time {
         let settings = &self.spec.main;
-        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total();
+        let starts = settings.start_delay.longest(self.main.check.count() + 8);
+        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total() + starts * 2;
         let stop = settings.stop.total() + GRACE;
         LONGEST_EXEC + reload * 2 + stop * 4 + settings.pace.delay_max * 4 + Duration::from_secs(5)
     }
 
     fn check_rest(&self) -> Checked {
-        let standings = self.main.state.standings();
+        // One that ends in its own time may take for ever.
+        let mut standings = self.main.state.standings();
+        standings.retain(|(_, _, monitor)| !monitor.is_some_and(|monitor| self.main.check.is_patient(monitor)));
         let [(Standing::Serving, _, Some(monitor))] = standings[..] else {
             return hold(false, 13, || format!("at rest there are {standings:?}"));
         };
@@ -228,8 +265,17 @@ impl World {
         hold(!lacking, 13, || format!("at rest {monitor:?} lacks a listener"))?;
         hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
         let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
-        let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();
-        let expected = 2 + self.spec.main.workers as usize;
+        let is_patient = |role: Role| match role {
+            Role::Monitor(index) => self.main.check.is_patient(self.monitors[index].id),
+            _ => false,
+        };
+        let patient = |process: &Process| {
+            is_patient(process.role)
+                || process.parent.is_some_and(|parent| is_patient(self.kernel.process(parent).role))
+        };
+        let running = running.filter(|process| !process.is_daemon() && !patient(process));
+        let running: Vec<_> = running.map(|process| process.role).collect();
+        let expected = 2 + self.main.check.count() as usize - self.main.check.ended_for_good();
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));
         };

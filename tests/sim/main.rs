@@ -7,11 +7,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 
 mod check;
+mod check_count;
+mod check_limits;
 mod check_main;
 mod check_monitor;
 mod check_probes;
 mod check_readiness;
 mod check_renewal;
+mod check_rolling;
+mod check_starts;
 mod choices;
 mod fuzz;
 mod history;
@@ -21,6 +25,7 @@ mod monitor_side;
 mod planted;
 mod regressions;
 mod report;
+mod restart;
 mod stale;
 mod watching;
 mod worker_script;

@@ -1,10 +1,12 @@
 //! Bugs that are planted to check the checker: each changes what a state is given or what it decides, as the bug would.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use panzer::config::{FinalExits, StartDelay, Surge};
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Monitor, Note};
+use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
 use panzer::readiness::watch::Sight;
 
@@ -85,12 +87,40 @@ planted! {
     AlwaysRequiresAccept
     IsWholeThoughItListens
     HidesUnseeable
+    ForgetsQueuedReloadOverRestart
+    WritesWhatIsNotKnown
+    RespawnsTheFinal
+    ForgetsTheEnded
+    GoesOnWhenFinished
+    StopsAtAnyFinalExit
+    ExitsWithZero
+    IgnoresStartDelay
+    ForgetsStartDelay
+    NeverHastens
+    HastensTheYoungest
+    ForgetsToScale
+    ScalesServingOnly
+    ForgetsToTellCount
+    TakesQuietForOne
+    ForgetsRetired
+    RetiresTheFirst
+    CountsBackOnReload
+    RollsBeforeThereIsRoom
+    GivesUpTooMany
+    StaysOnItsWay
+    SurgesAtOnce
+    ForgetsPatience
+    LeavesThePatient
 }
 
 impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
             Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::NeverHastens) => settings.max_draining = u32::MAX,
+            Some(Planted::ForgetsStartDelay) => settings.start_delay = StartDelay::default(),
+            Some(Planted::StopsAtAnyFinalExit) => settings.final_exit_stop = true,
+            Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
             _ => {}
@@ -106,6 +136,8 @@ impl Planted {
             Some(Planted::RespawnsAtOnce) => settings.pace.delay = Duration::ZERO,
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
+            Some(Planted::RespawnsTheFinal) => settings.final_exits = FinalExits::default(),
+            Some(Planted::IgnoresStartDelay) => settings.start_delay = StartDelay::default(),
             Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
@@ -123,13 +155,25 @@ impl Planted {
         use main_state::Event;
         match (planted, event) {
             (Some(Planted::LosesQueuedReload), Event::Reload) if check.starting().is_some() => None,
-            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_)) if check.starting().is_some() => None,
+            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_) | Event::ReloadRetiring(_))
+                if check.starting().is_some() =>
+            {
+                None
+            }
             (Some(Planted::ForgetsRebound), Event::Rebound) => None,
             (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
             (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
                 Some(Event::Told(check.serving().unwrap_or(monitor), report))
             }
+            (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
+                Some(Event::Scale(request, Change::To(1)))
+            }
+            (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
+            (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
+                Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
+            }
+            (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -148,6 +192,7 @@ impl Planted {
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
         planted.spoil_measure(actions);
+        planted.spoil_count(actions, check);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -157,19 +202,16 @@ impl Planted {
             actions.iter().any(is)
         };
         let commits = notes(|note| matches!(note, Note::Committed(..)));
-        let rejects = notes(|note| matches!(note, Note::Rejected { .. }));
+        let rejects = notes(|note| matches!(note, Note::Rejected(..)));
         let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
         let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
-        let one_more = Action::StartMonitor {
-            monitor: Monitor { generation, life: 1 },
-            trial: true,
-            notify: false,
-            accept: false,
-        };
+        let one_more = Action::Plan(generation);
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
-            Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
+            Planted::RetiresOnReloadRequest
+                if matches!(event, Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_)) =>
+            {
                 actions.extend(stop_serving)
             }
             Planted::DropsRetirement if commits => {
@@ -178,7 +220,7 @@ impl Planted {
             Planted::RunsQueuedReloadAtOnce if queues => actions.push(one_more),
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
-                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected { .. })));
+                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {
@@ -187,6 +229,18 @@ impl Planted {
                         *monitor = serving;
                     }
                 }
+            }
+            Planted::ForgetsPatience => {
+                for action in actions {
+                    if let Action::Order(_, Order::Stop(urgency @ Urgency::Patient)) = action {
+                        *urgency = Urgency::Graceful;
+                    }
+                }
+            }
+            Planted::LeavesThePatient if check.is_stopping() => {
+                actions.retain(
+                    |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
+                );
             }
             Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
             _ => {}
@@ -210,7 +264,7 @@ impl Planted {
             }
             Planted::AcquitsTheRejected => {
                 for action in actions {
-                    if let Action::Verdict(_, verdict @ Verdict::Rejected { .. }) = action {
+                    if let Action::Verdict(_, verdict @ Verdict::Rejected(_)) = action {
                         *verdict = Verdict::Serves(None, Duration::ZERO);
                     }
                 }
@@ -226,7 +280,9 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, trial: false, notify: false, accept: false });
+                let ended = BTreeMap::new();
+                let (trial, notify, accept) = (false, false, false);
+                actions.push(Action::StartMonitor { monitor, workers: 1, ended, trial, notify, accept });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -238,6 +294,21 @@ impl Planted {
                 for action in actions {
                     if let Action::SignalUnreached(monitor, _) = *action {
                         *action = Action::SignalOrphans(monitor, Signal::SIGKILL);
+                    }
+                }
+            }
+            (Planted::ExitsWithZero, ..) => {
+                for action in actions {
+                    if let Action::Exit(code) = action {
+                        *code = 0;
+                    }
+                }
+            }
+            (Planted::HastensTheYoungest, ..) if !check.is_stopping() => {
+                let youngest = check.youngest_draining();
+                for action in actions {
+                    if let (Action::Order(monitor, Order::Stop(Urgency::Quick)), Some(youngest)) = (action, youngest) {
+                        *monitor = youngest;
                     }
                 }
             }
@@ -258,6 +329,43 @@ impl Planted {
         }
         if self == Planted::HidesUnseeable {
             actions.retain(|action| !matches!(action, Action::Note(Note::Unseeable(..))));
+        }
+    }
+
+    fn spoil_count(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::Action;
+        let is_scale = |action: &Action| matches!(action, Action::Order(_, Order::Scale { .. }));
+        let starting = check.starting();
+        match self {
+            Planted::ForgetsToScale => actions.retain(|action| !is_scale(action)),
+            Planted::ScalesServingOnly => actions.retain(|action| {
+                !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
+            }),
+            Planted::GivesUpTooMany => {
+                for action in actions {
+                    if let Action::Order(monitor, Order::Scale { workers, .. }) = action
+                        && check.serving() == Some(*monitor)
+                    {
+                        *workers = workers.saturating_sub(1);
+                    }
+                }
+            }
+            Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::ForgetsTheEnded => {
+                for action in actions {
+                    if let Action::StartMonitor { ended, .. } = action {
+                        ended.clear();
+                    }
+                }
+            }
+            Planted::CountsBackOnReload => {
+                for action in actions {
+                    if let Action::StartMonitor { workers, trial: true, .. } = action {
+                        *workers = check.configured();
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -344,10 +452,33 @@ impl Planted {
             }
             Some(Planted::NeverLooks) => actions.retain(|action| !matches!(action, Action::Look(_))),
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
+            Some(Planted::ForgetsRetired) => {
+                actions.retain(|action| !matches!(action, Action::Report(Report::Retired { .. })));
+            }
+            Some(Planted::RetiresTheFirst) => {
+                for action in actions {
+                    if let Action::Report(Report::Retired { slot, .. }) = action {
+                        *slot = 0;
+                    }
+                }
+            }
             Some(Planted::DropsReady) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
             _ => {}
+        }
+    }
+
+    /// What becomes of what main writes down for the next.
+    pub(crate) fn written(planted: Option<Planted>, written: String) -> String {
+        match planted {
+            Some(Planted::ForgetsQueuedReloadOverRestart) => {
+                let queued = |how: &str| format!(r#""reload_queued":"{how}""#);
+                let written = written.replace(&queued("graceful"), r#""reload_queued":null"#);
+                written.replace(&queued("patient"), r#""reload_queued":null"#)
+            }
+            Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
+            _ => written,
         }
     }
 

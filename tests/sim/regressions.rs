@@ -1,9 +1,10 @@
 //! Histories that once broke an invariant, and some that must never, each by its name. They run before all others.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use panzer::backoff::Pace;
-use panzer::config::Ready;
+use panzer::config::{FinalExits, Ready, StartDelay, Surge};
 use panzer::control::messages::Urgency;
 use panzer::main_process::state as main_state;
 use panzer::monitor::state::{Event, Settings, Slots, Watch, Worker};
@@ -31,14 +32,19 @@ fn spec(workers: u32, stop: &str) -> Spec {
     Spec {
         main: main_state::Settings {
             workers,
+            surge: Surge::All,
             ready: Ready::Alive,
             ready_timeout: second * 5,
             bake: second,
             stop: stop.parse().unwrap(),
             pace: Pace { delay: second / 10, delay_max: second * 2, healthy_after: second * 3 },
+            start_delay: StartDelay::default(),
+            final_exit_stop: false,
+            max_draining: 4,
             seed: 1,
         },
         respawn_limit: None,
+        final_codes: Vec::new(),
         traits: Traits { notifies: false, listens: false, hidden: false },
         has_listener: false,
         shares_ports: false,
@@ -122,6 +128,9 @@ fn events_of_the_dead() -> Checked {
         stop: main.stop,
         pace: main.pace,
         respawn_limit,
+        final_exits: FinalExits::default(),
+        ended: BTreeSet::new(),
+        start_delay: StartDelay::default(),
         trial: false,
         seed: 1,
     };

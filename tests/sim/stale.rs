@@ -32,7 +32,8 @@ impl World {
     fn draw_stale_main_event(&mut self, monitor: Monitor) -> MainEvent {
         let slot = 0;
         let cause = Cause::Exited(3);
-        match self.choices.below(8) {
+        match self.choices.below(9) {
+            8 => MainEvent::Told(monitor, Report::EndedForGood { slot, code: 1 }),
             0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true, seen: true }),
             1 => MainEvent::Told(monitor, Report::Died { slot, cause }),
             2 => MainEvent::Told(monitor, Report::CannotBegin(cause)),

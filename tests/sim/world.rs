@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use panzer::config::RespawnLimit;
+use panzer::config::{ExitCodes, FinalExits, RespawnLimit};
 use panzer::main_process::state as main_state;
 use panzer::worker::cause::Cause;
 
@@ -27,6 +27,7 @@ const MOST_SPINS: u32 = 20;
 pub(crate) struct Spec {
     pub(crate) main: main_state::Settings,
     pub(crate) respawn_limit: Option<RespawnLimit>,
+    pub(crate) final_codes: Vec<ExitCodes>,
     /// What its program does.
     pub(crate) traits: Traits,
     /// Whether its workers are given a listener, and whether they share the ports that they bind.
@@ -34,6 +35,12 @@ pub(crate) struct Spec {
     pub(crate) shares_ports: bool,
     /// One in so many processes is troubled; 1: none.
     pub(crate) trouble: u64,
+}
+
+impl Spec {
+    pub(crate) fn final_exits(&self) -> FinalExits {
+        FinalExits { codes: self.final_codes.clone(), stop: self.main.final_exit_stop }
+    }
 }
 
 /// A process with a loop.
@@ -101,6 +108,8 @@ pub(crate) struct World {
     pub(crate) kernel: Kernel,
     pub(crate) main: MainNode,
     pub(crate) monitors: Vec<MonitorNode>,
+    /// How often main is restarted in place; 0: never.
+    pub(crate) restarts: u32,
     /// Whether new processes may be troubled, and old ones die by themselves.
     pub(crate) faults: bool,
     /// What the next workers are, in a history that is written by hand.
@@ -125,6 +134,7 @@ impl World {
             kernel,
             main,
             monitors: Vec::new(),
+            restarts: 0,
             faults: true,
             scripts: VecDeque::new(),
             planted,

@@ -34,6 +34,8 @@ fn a_name_that_is_taken_gets_a_number_or_an_error() {
     third.expect_line(&format!("error: *run/sleep.pid belongs to a panzer that runs (pid {}); stop it", first.pid()));
     assert_eq!(third.wait_exit().code(), Some(125));
     assert!(first.path("run/sleep.pid").exists());
+    // Nor has it touched the socket that the same lock guards.
+    assert!(std::os::unix::net::UnixStream::connect(first.path("run/sleep.sock")).is_ok());
     first.stop();
 }
 

@@ -1,0 +1,58 @@
+//! The options that limit how workers are started and how many generations drain.
+
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args};
+
+use super::{Ending, usage};
+use crate::config::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING, duration};
+
+#[derive(Debug, Args)]
+pub(super) struct LimitOptions {
+    /// Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]
+    #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
+    pub(super) respawn_limit: Option<RespawnLimit>,
+
+    /// A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with
+    /// the highest of them. Of a new generation that does not serve yet it is a failed release [none]
+    #[arg(long, env = "PANZER_FINAL_EXIT_CODES", value_name = "LIST", action = ArgAction::Append)]
+    #[arg(value_delimiter = ',', allow_hyphen_values = true)]
+    final_exit_codes: Vec<ExitCodes>,
+
+    /// The first worker that exits with a final exit code ends all: the others are stopped gracefully
+    #[arg(long, env = "PANZER_FINAL_EXIT_STOP", value_parser = FalseyValueParser::new())]
+    final_exit_stop: bool,
+
+    /// The pause between two starts of workers, more or less by up to 20 %; --ready-timeout counts from the last one
+    /// [0s]
+    #[arg(long, env = "PANZER_START_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    start_delay: Option<Duration>,
+
+    /// Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says
+    /// after its first wait [4]
+    #[arg(long, env = "PANZER_MAX_DRAINING", value_name = "N", allow_hyphen_values = true, value_parser = max_draining)]
+    max_draining: Option<u32>,
+}
+
+impl LimitOptions {
+    pub(super) fn final_exits(&self) -> Result<FinalExits, Ending> {
+        if self.final_exit_stop && self.final_exit_codes.is_empty() {
+            return Err(usage("--final-exit-stop needs to know which codes are final: add --final-exit-codes"));
+        }
+        Ok(FinalExits { codes: self.final_exit_codes.clone(), stop: self.final_exit_stop })
+    }
+
+    pub(super) fn start_delay(&self) -> StartDelay {
+        StartDelay(self.start_delay.unwrap_or_default())
+    }
+
+    pub(super) fn max_draining(&self) -> u32 {
+        self.max_draining.unwrap_or(USUAL_DRAINING)
+    }
+}
+
+fn max_draining(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (1..=MOST_DRAINING).contains(number));
+    number.ok_or_else(|| format!("it must be a whole number from 1 to {MOST_DRAINING}"))
+}

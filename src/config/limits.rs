@@ -1,0 +1,154 @@
+//! Limits: how often, how fast and until when workers are started, and how many generations drain.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::duration;
+use crate::backoff::jittered;
+
+/// Old generations that may drain at once, unless asked otherwise.
+pub const USUAL_DRAINING: u32 = 4;
+
+/// More of them than anybody lets drain.
+pub const MOST_DRAINING: u32 = 1000;
+
+/// More than `count` respawns within `window`: give up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RespawnLimit {
+    /// That many are still borne.
+    pub count: u32,
+    /// Of all slots together, in any time of this length.
+    pub window: Duration,
+}
+
+impl FromStr for RespawnLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RespawnLimit, String> {
+        const FORM: &str = "a respawn limit is N/D, as in 10/60s, with N from 0 to 100000";
+        let (count, window) = text.split_once('/').ok_or(FORM)?;
+        let count = count.trim().parse().ok().filter(|&count| count <= 100_000).ok_or(FORM)?;
+        Ok(RespawnLimit { count, window: duration::parse(window)? })
+    }
+}
+
+/// Exit codes from `first` to `last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ExitCodes {
+    first: u8,
+    last: u8,
+}
+
+impl FromStr for ExitCodes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ExitCodes, String> {
+        const FORM: &str = "exit codes are numbers from 0 to 255 and ranges of them, as in 0,64-78";
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let code = |text: &str| text.trim().parse().map_err(|_| FORM);
+        let (first, last) = (code(first)?, code(last)?);
+        if first > last {
+            return Err(format!("the range {first}-{last} runs backward; write {last}-{first}"));
+        }
+        Ok(ExitCodes { first, last })
+    }
+}
+
+impl fmt::Display for ExitCodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ExitCodes { first, last } = self;
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
+    }
+}
+
+impl TryFrom<String> for ExitCodes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<ExitCodes, String> {
+        text.parse()
+    }
+}
+
+impl From<ExitCodes> for String {
+    fn from(codes: ExitCodes) -> String {
+        codes.to_string()
+    }
+}
+
+/// Which exits of workers are final: whoever exits so has done what it was for, or could never do it, and is not
+/// respawned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalExits {
+    /// The codes.
+    pub codes: Vec<ExitCodes>,
+    /// Whether the first such exit ends all.
+    pub stop: bool,
+}
+
+impl FinalExits {
+    /// Whether this code is one of them.
+    pub fn contains(&self, code: i32) -> bool {
+        self.codes.iter().any(|codes| (i32::from(codes.first)..=i32::from(codes.last)).contains(&code))
+    }
+}
+
+/// The pause between two starts of workers: this, ±20 %.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StartDelay(pub Duration);
+
+impl StartDelay {
+    /// One such pause. `random` is any number.
+    pub fn pause(self, random: u64) -> Duration {
+        jittered(self.0, random)
+    }
+
+    /// What may pass between the first and the last start of so many workers.
+    pub fn longest(self, workers: u32) -> Duration {
+        (self.0.saturating_mul(12) / 10).saturating_mul(workers.saturating_sub(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_respawn_limit_is_read() {
+        assert_eq!("5/1m".parse(), Ok(RespawnLimit { count: 5, window: Duration::from_secs(60) }));
+        for text in ["", "5", "/1m", "-1/1m", "5/x", "1e9/1s", "4294967296/1s"] {
+            assert!(text.parse::<RespawnLimit>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_read_and_held_against() {
+        let read =
+            |texts: &[&str]| FinalExits { codes: texts.iter().map(|t| t.parse().unwrap()).collect(), stop: false };
+        let codes = read(&["0", "64-78", "255"]);
+        for (code, is_final) in [(0, true), (1, false), (63, false), (64, true), (78, true), (79, false), (255, true)] {
+            assert_eq!(codes.contains(code), is_final, "{code}");
+        }
+        assert!(!FinalExits::default().contains(0));
+        for text in ["", "-", "256", "-1", "1-", "a", "3-2", "1-2-3", "1-256", "0x1", "+1-2x"] {
+            assert!(text.parse::<ExitCodes>().is_err(), "{text}");
+        }
+        let json = serde_json::to_string(&codes).unwrap();
+        assert_eq!(serde_json::from_str::<FinalExits>(&json).unwrap(), codes, "{json}");
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_the_longest() {
+        let delay = StartDelay(Duration::from_millis(999));
+        for random in 0..1000 {
+            assert!(delay.pause(random) * 3 <= delay.longest(4));
+            assert!(delay.pause(random) >= delay.0 * 8 / 10);
+        }
+        assert_eq!(delay.longest(1), Duration::ZERO);
+        assert_eq!(StartDelay::default().longest(4096), Duration::ZERO);
+    }
+}

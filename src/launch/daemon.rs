@@ -1,0 +1,127 @@
+//! A daemon's start: a child becomes main, and the process that the user started waits until it serves.
+//!
+//! No time that passes and no end counts as a start: only main's own word does. Until then Ctrl-C ends both; a terminal
+//! that is closed ends the waiting only.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, pipe2, read, setsid};
+
+use crate::cli::Ending;
+use crate::control::role::{STARTED, Starter};
+use crate::sys::descriptors::set_inherited;
+use crate::sys::poller::Poller;
+use crate::sys::processes::{self, Exit, Forked};
+use crate::sys::signals::{self, Signals};
+
+const SIGNALS: u64 = 0;
+const WORD: u64 = 1;
+
+/// The exit code where main has none of its own to pass on.
+const FAILED: u8 = 1;
+
+/// Returns in the child, which leads a session of its own by then. In the parent the error says how the start ended.
+/// All signals must be blocked: what comes in between waits for whoever reads it.
+pub(super) fn leave() -> Result<Starter, Ending> {
+    // Where it is ignored, the kernel keeps the exit code of a child to itself.
+    signals::reset(Signal::SIGCHLD);
+    let (word, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)?;
+    let pid = Pid::this();
+    match processes::fork()? {
+        Forked::Child => {
+            setsid().map_err(io::Error::from)?;
+            set_inherited(&told, true)?;
+            Ok(Starter { pid, told })
+        }
+        Forked::Parent(main) => {
+            drop(told);
+            Err(Waiting { main, word, asked: None }.run().unwrap_or_else(Ending::from))
+        }
+    }
+}
+
+/// The process that the user started.
+struct Waiting {
+    main: Pid,
+    word: OwnedFd,
+    /// The first signal that asked for an end.
+    asked: Option<Signal>,
+}
+
+impl Waiting {
+    fn run(&mut self) -> io::Result<Ending> {
+        let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT];
+        let heeded = ends.into_iter().filter(|&signal| !signals::is_ignored(signal));
+        let signals = Signals::new(heeded.chain([Signal::SIGCHLD]))?;
+        signals::unblock(&[Signal::SIGHUP, Signal::SIGTSTP])?;
+        let poller = Poller::new()?;
+        poller.watch(&signals, SIGNALS)?;
+        poller.watch(&self.word, WORD)?;
+        loop {
+            for token in poller.wait(None)? {
+                let ending = if token == SIGNALS { self.take_signals(&signals)? } else { self.listen(&poller) };
+                if let Some(ending) = ending {
+                    return Ok(ending);
+                }
+            }
+        }
+    }
+
+    fn take_signals(&mut self, signals: &Signals) -> io::Result<Option<Ending>> {
+        while let Some(received) = signals.read() {
+            if received.signal == Signal::SIGCHLD {
+                let ended = std::iter::from_fn(processes::reap).find(|(pid, _)| *pid == self.main);
+                if let Some((_, exit)) = ended {
+                    return Ok(Some(self.ended(exit)));
+                }
+                continue;
+            }
+            // TERM stops by every preset; where one stop is under way, INT makes it quick.
+            let passed_on = if self.asked.is_none() { Signal::SIGTERM } else { Signal::SIGINT };
+            self.asked.get_or_insert(received.signal);
+            processes::signal_child(self.main, passed_on)?;
+        }
+        Ok(None)
+    }
+
+    /// Main has said something, or has closed the pipe: then its end comes next.
+    fn listen(&self, poller: &Poller) -> Option<Ending> {
+        if self.asked.is_none() && self.has_started() {
+            return Some(Ending::Left(0, None));
+        }
+        poller.forget(&self.word);
+        None
+    }
+
+    fn has_started(&self) -> bool {
+        let mut word = [0; STARTED.len()];
+        loop {
+            match read(&self.word, &mut word) {
+                Err(Errno::EINTR) => {}
+                Ok(length) => return word[..length] == *STARTED,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Main has ended, and has said why if it could.
+    fn ended(&self, exit: Exit) -> Ending {
+        if let Some(signal) = self.asked {
+            signals::end_by(signal);
+        }
+        match exit {
+            // It served first, and its word lies there still.
+            _ if self.has_started() => Ending::Left(0, None),
+            Exit::Code(0) => Ending::Left(FAILED, Some("main was stopped before it was ready".to_owned())),
+            Exit::Code(code) => Ending::Left(u8::try_from(code).unwrap_or(FAILED), None),
+            Exit::Signal(number, _) => {
+                let name = Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string());
+                Ending::Left(FAILED, Some(format!("main was killed by {name} before it was ready")))
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The pre-flight of a restart in place: a child that runs the new build, and shows whether that can read what main
+//! knows. It is given a copy of that and nothing else: whatever it turns out to be, it can disturb nobody.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, pipe2, read};
+use serde::{Deserialize, Serialize};
+
+use super::carried;
+use crate::config::text::c_string;
+use crate::control::channel::{Channel, Received};
+use crate::control::role::{Environment, OWN_IMAGE};
+use crate::sys::document;
+use crate::sys::processes::{self, Exit};
+use crate::worker::cause::signal_name;
+use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
+
+/// So much of what it printed is passed on, in bytes.
+const LONGEST_LINE: usize = 512;
+
+/// What the new build says of itself, with its image as a descriptor: exactly the file that was tried is executed then.
+#[derive(Debug, Serialize, Deserialize)]
+struct Proof {
+    build: String,
+}
+
+/// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
+pub fn run(environment: &Environment) -> Result<(), String> {
+    let (state, channel) = environment.take_preflight()?;
+    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
+    carried::read(&bytes)?;
+    let image: OwnedFd = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
+        .open(OWN_IMAGE)
+        .map_err(|error| format!("cannot open {OWN_IMAGE}: {error}"))?
+        .into();
+    let proof = Proof { build: carried::build().to_owned() };
+    let sent = Channel::new(channel).send_with(&proof, &[image.as_fd()]);
+    sent.map_err(|error| format!("main cannot be told: {error}"))
+}
+
+/// A pre-flight under way.
+#[derive(Debug)]
+pub(super) struct Preflight {
+    child: Child,
+    channel: Channel,
+    /// What it prints. It is read once it has ended: one that prints more than a pipe holds is taken to hang.
+    output: OwnedFd,
+}
+
+/// A build that has proved itself.
+#[derive(Debug)]
+pub(super) struct NextBuild {
+    /// Its file.
+    pub(super) image: OwnedFd,
+    /// Its version.
+    pub(super) build: String,
+}
+
+impl Preflight {
+    /// Has the build that `path` leads to look at `state`. Never waits.
+    pub(super) fn begin(path: &Path, state: &OwnedFd, environment: &Environment) -> io::Result<Preflight> {
+        let (channel, theirs) = Channel::pair()?;
+        let (output, printed) = pipe2(OFlag::O_CLOEXEC)?;
+        // Its own end may wait, as any program's may.
+        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let child = spawn(&Command {
+            image: Image::Path(c_string(path.as_os_str())),
+            arguments: vec![c"panzer: preflight".to_owned()],
+            environment: environment.for_preflight(),
+            listen_pid: false,
+            stdin: None,
+            output: Some(printed.as_fd()),
+            descriptors: vec![state.as_fd(), theirs.as_fd()],
+            inherits_descriptors: false,
+            leads_group: true,
+            keeps_mask: false,
+            death_signal: Some(Signal::SIGKILL),
+            identity: None,
+        })?;
+        Ok(Preflight { child, channel, output })
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    /// Ends it, and what it has started.
+    pub(super) fn kill(&self) {
+        for sent in
+            [processes::signal_group(self.pid(), Signal::SIGKILL), processes::signal_child(self.pid(), Signal::SIGKILL)]
+        {
+            if let Err(error) = sent {
+                log::warn!("cannot kill the new build that was tried (pid {}): {error}", self.pid());
+            }
+        }
+    }
+
+    /// What it has shown, now that it has been reaped.
+    pub(super) fn shown(self, exit: Exit) -> Result<NextBuild, String> {
+        if let Outcome::Failed(refused) = self.child.outcome() {
+            return Err(format!("it cannot be executed: {}", refused.errno.desc().to_lowercase()));
+        }
+        let how = match exit {
+            Exit::Code(code) => format!("exited with code {code}"),
+            Exit::Signal(signal, _) => format!("was killed by {}", signal_name(signal)),
+        };
+        let printed = last_line(&self.output).map(|line| format!(", printing: {line}")).unwrap_or_default();
+        if exit != Exit::Code(0) {
+            return Err(format!("the try of it {how}{printed}"));
+        }
+        match self.channel.receive::<Proof>() {
+            Received::Message(Proof { build }, descriptors) if !descriptors.is_empty() => {
+                let image = descriptors.into_iter().next().ok_or("its image got lost")?;
+                Ok(NextBuild { image, build })
+            }
+            _ => Err(format!("the try of it {how} without a word, as no panzer does that can take over{printed}")),
+        }
+    }
+}
+
+/// The last line that was printed, as far as one read goes, fit to be shown.
+fn last_line(output: &OwnedFd) -> Option<String> {
+    let mut bytes = vec![0; 1 << 16];
+    let count = read(output, &mut bytes).ok()?;
+    let line = bytes[..count].split(|&byte| byte == b'\n').rfind(|line| !line.is_empty())?;
+    let text = String::from_utf8_lossy(&line[..line.len().min(LONGEST_LINE)]);
+    Some(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect())
+}

@@ -1,0 +1,41 @@
+//! What a daemon owes to whoever started it: a word once it serves, and its terminal back.
+
+use std::os::fd::OwnedFd;
+
+use nix::unistd::write;
+
+use super::state::Overview;
+use crate::control::role::STARTED;
+use crate::sys::stderr;
+
+/// The one who waits, until it has been told.
+#[derive(Debug)]
+pub(super) struct Starter(Option<OwnedFd>);
+
+impl Starter {
+    /// Where it waits; nobody does where main is no daemon.
+    pub(super) fn new(waiting: Option<OwnedFd>) -> Starter {
+        Starter(waiting)
+    }
+
+    /// Whether somebody waits.
+    pub(super) fn waits(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether now is the moment. Where main ends without it, the starter notices by the closed pipe.
+    pub(super) fn is_due(&self, overview: Overview) -> bool {
+        self.0.is_some() && overview.serves && !overview.stopping
+    }
+
+    /// Lets go of the terminal, then of the starter: once that has returned nothing more may appear there.
+    pub(super) fn tell(&mut self) {
+        if let Err(error) = stderr::leave_terminal() {
+            log::warn!("the terminal cannot be left: {error}");
+        }
+        if let Some(waiting) = self.0.take() {
+            // The pipe is empty, so it takes this at once. A starter that is gone needs no word.
+            let _ = write(&waiting, STARTED);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! When workers are started: each in its turn, with a pause between two starts.
+
+use std::time::Instant;
+
+use super::state::{Action, Slots, State};
+use crate::config::StartDelay;
+
+/// The starts that were made.
+#[derive(Debug, Default)]
+pub(super) struct Starts {
+    /// When the next may be made.
+    next: Option<Instant>,
+}
+
+impl Starts {
+    /// When a worker can be started that is to be at `wanted`.
+    pub(super) fn earliest(&self, wanted: Instant) -> Instant {
+        self.next.map_or(wanted, |next| next.max(wanted))
+    }
+
+    /// One is made now. `random` is any number.
+    pub(super) fn made(&mut self, delay: StartDelay, random: u64, now: Instant) {
+        self.next = Some(now + delay.pause(random));
+    }
+}
+
+impl Slots {
+    /// Every slot is to be filled, but those whose worker has ended for good under another monitor.
+    pub(super) fn start(&mut self, now: Instant) {
+        for (slot, index) in self.slots.iter_mut().zip(0..) {
+            if matches!(slot.state, State::Empty) {
+                slot.state = match self.settings.ended.contains(&index) {
+                    true => State::EndedForGood { code: None },
+                    false => State::Waiting { until: now },
+                };
+            }
+        }
+    }
+
+    /// Fills the slots whose time has come, those first that have waited longest.
+    pub(super) fn fill_those_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let waiting = self.slots.iter().zip(0..).filter_map(|(slot, index)| match slot.state {
+            State::Waiting { until } if until <= now => Some((until, index)),
+            _ => None,
+        });
+        let mut due: Vec<_> = waiting.collect();
+        due.sort_unstable();
+        for (until, index) in due {
+            if self.starts.earliest(until) > now {
+                return;
+            }
+            self.fill(index, now, actions);
+        }
+    }
+}

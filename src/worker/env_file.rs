@@ -1,0 +1,53 @@
+//! The variables of `--env-file`, read by a monitor at its start.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::cause::Cause;
+use crate::config::{EnvFile, Plan, Text, env_file, file};
+use crate::sys::document;
+
+/// So much all files together may set, in bytes: the kernel passes on little more.
+const MOST: usize = 1 << 20;
+
+/// What the files of `plan` set, as they are now; of several that set one variable the last counts. The error names
+/// file, line and column, and no value.
+pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
+    let mut all = BTreeMap::new();
+    for EnvFile { path, optional } in &plan.env_files {
+        // As a symlink leads now.
+        let path = plan.start_directory.join(path);
+        let shown = path.display();
+        let wrong = |why: String| Cause::CannotStart(Cause::bounded(why));
+        let bytes = match file::read_bytes(&path) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) if *optional => continue,
+            Ok(None) => return Err(wrong(format!("{shown}: there is no such file; create it, or correct --env-file"))),
+            Err(why) => return Err(wrong(format!("{shown}: {why}; correct it, or --env-file"))),
+        };
+        let variables = env_file::parse(&bytes)
+            .map_err(|found| wrong(format!("{shown}:{}:{}: {}", found.place.line, found.place.column, found.why)))?;
+        all.extend(variables);
+        let size: usize = all.iter().map(|(name, value)| name.0.len() + value.0.len()).sum();
+        if size > MOST {
+            return Err(wrong(format!(
+                "{shown}: with it, more than {} KiB of variables are set by files",
+                MOST / 1024
+            )));
+        }
+    }
+    Ok(all)
+}
+
+/// Writes them down for the generation's later monitors, to whom the files may say something else by then.
+pub fn to_document(variables: &BTreeMap<Text, Text>) -> io::Result<OwnedFd> {
+    let pairs: Vec<_> = variables.iter().collect();
+    document::write(&serde_json::to_vec(&pairs)?)
+}
+
+/// Reads what [`to_document`] wrote.
+pub fn from_document(document: OwnedFd) -> io::Result<BTreeMap<Text, Text>> {
+    let pairs: Vec<(Text, Text)> = serde_json::from_slice(&document::read(document)?)?;
+    Ok(pairs.into_iter().collect())
+}

@@ -1,0 +1,316 @@
+//! Restarts of main in place. 59, 78-81.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Output;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::control::{panzerctl, run, text};
+use crate::faults::{SOON, assert_answers, kill_9, serving_app, wait_gone, wait_started, wait_workers};
+use crate::support::{Builder, Panzer, Process, eventually, free_port, get, require};
+use crate::zero_loss::clients::BothKinds;
+
+const RESTARTS: usize = 100;
+
+/// Executes the panzer of its own folder, by a path on which a symlink lies.
+const LAUNCH: &str = "#!/bin/sh\nshift\nexec ./current/panzer \"$@\"\n";
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const OTHER_VERSION: &str = "9.9.9";
+
+/// Builds in the folder `name`: this one, or another whose version is another.
+fn build(folder: &Path, name: &str, version: &str) {
+    let mut bytes = fs::read(env!("CARGO_BIN_EXE_panzer")).unwrap();
+    assert_eq!(version.len(), VERSION.len(), "the bytes of a version are replaced in place");
+    while let Some(at) =
+        bytes.windows(VERSION.len()).position(|window| window == VERSION.as_bytes() && version != VERSION)
+    {
+        bytes[at..at + version.len()].copy_from_slice(version.as_bytes());
+    }
+    place(folder, name, &bytes);
+}
+
+/// Puts a file called panzer into the folder `name`.
+fn place(folder: &Path, name: &str, bytes: &[u8]) {
+    let directory = folder.join(name);
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("panzer"), bytes).unwrap();
+    fs::set_permissions(directory.join("panzer"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// From now on panzer's path leads to the build in the folder `name`.
+fn switch(folder: &Path, name: &str) {
+    let new = folder.join("next");
+    symlink(name, &new).unwrap();
+    fs::rename(new, folder.join("current")).unwrap();
+}
+
+/// Has a panzer run from a folder of builds, of which there is one.
+fn from_builds(builder: Builder) -> Builder {
+    build(builder.folder(), "one", VERSION);
+    switch(builder.folder(), "one");
+    builder.executable("launch", LAUNCH).through("launch")
+}
+
+fn serving(workers: u32) -> (Panzer, u16) {
+    let port = free_port();
+    let panzer = from_builds(serving_app(port, workers)).start();
+    wait_started(&panzer, workers);
+    (panzer, port)
+}
+
+#[track_caller]
+fn restart(panzer: &Panzer, before: &str, now: &str) {
+    let done = run(panzer, &["restart"]);
+    let expected = format!("trying the new build\nrestarted in place: panzer {before} -> {now}\n");
+    assert_eq!((text(&done.stdout), text(&done.stderr)), (expected, String::new()));
+}
+
+/// All that is open in a process, and where: of sockets and files which, of what is made anew the kind.
+fn descriptors(pid: i32) -> Vec<(String, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut all: Vec<_> = entries
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((entry.file_name().to_string_lossy().into_owned(), target.to_string_lossy().into_owned()))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let builder = Panzer::builder().link("examples/my_app").args(["-w", "2", "--bake", "200ms", "-l", &listen]);
+    let panzer = from_builds(builder.arg("./my_app")).start();
+    build(panzer.folder(), "two", OTHER_VERSION);
+    panzer.wait_serving();
+    let load = BothKinds::start(port);
+    let (workers, begun) = (panzer.workers(), Process::look(panzer.pid()).unwrap().started);
+    let before = descriptors(panzer.pid());
+    let answered = load.answered();
+    for turn in 0..RESTARTS {
+        let (from, to, name) =
+            if turn % 2 == 0 { (VERSION, OTHER_VERSION, "two") } else { (OTHER_VERSION, VERSION, "one") };
+        switch(panzer.folder(), name);
+        restart(&panzer, from, to);
+    }
+    assert!(load.answered() > answered, "there was load all the time");
+    eventually(SOON, "the same is open as before, each where it was", || descriptors(panzer.pid()) == before);
+    assert_eq!(Process::look(panzer.pid()).unwrap().started, begun);
+    assert_eq!(panzer.workers(), workers);
+    // It does all that it did.
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    let seen = load.stop();
+    seen.print(&format!("{RESTARTS} restarts in place"));
+    assert_eq!(seen.dropped(), 0);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Says that it knows the state of a panzer that is not there yet: the next version of it.
+const NEWER: &str = r#"#!/usr/bin/env python3
+import json, os
+state = int(os.environ["PANZER_STATE_FD"])
+document = json.loads(os.pread(state, 1 << 24, 0))
+document["version"] += 1
+written = os.memfd_create("state", 0)
+os.write(written, json.dumps(document).encode())
+os.dup2(written, state, inheritable=True)
+os.execv("BUILD", ["panzer"])
+"#;
+
+#[test]
+fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
+    let (panzer, port) = serving(2);
+    let workers = panzer.workers();
+    let whole = fs::read(env!("CARGO_BIN_EXE_panzer")).unwrap();
+    let newer = NEWER.replace("BUILD", env!("CARGO_BIN_EXE_panzer"));
+    let builds: [(&str, &[u8], &str); 9] = [
+        ("truncated", &whole[..whole.len() / 8], "was killed by SIG"),
+        ("cut", &whole[..40], "it cannot be executed: "),
+        ("empty", b"", "it cannot be executed: "),
+        ("crashing", b"#!/bin/sh\nkill -SEGV $$\n", "the try of it was killed by SIGSEGV"),
+        ("failing", b"#!/bin/sh\necho no libraries >&2\nexit 3\n", "exited with code 3, printing: no libraries"),
+        ("other", b"#!/bin/sh\nexit 0\n", "exited with code 0 without a word"),
+        ("chatty", b"#!/bin/sh\necho READY >&4\n", "without a word"),
+        ("newer", newer.as_bytes(), "has version 2, and panzer"),
+        ("hanging", b"#!/bin/sh\necho READY\nexec sleep 1000\n", "it hangs: not a word within 10s"),
+    ];
+    let before = descriptors(panzer.pid());
+    for (name, bytes, cause) in builds {
+        place(panzer.folder(), name, bytes);
+        switch(panzer.folder(), name);
+        assert_refused(&run(&panzer, &["restart"]), cause);
+        panzer.expect_line(&format!("error: restart refused: *current/panzer: *{cause}*; panzer {VERSION} goes on"));
+        assert_answers(port, "good");
+    }
+    switch(panzer.folder(), "nowhere");
+    assert_refused(&run(&panzer, &["restart"]), "it cannot be executed: no such file or directory");
+    panzer.expect_line("error: restart refused: *no such file or directory");
+    eventually(SOON, "all that the tries needed is closed", || descriptors(panzer.pid()) == before);
+    assert_eq!(panzer.workers(), workers);
+    switch(panzer.folder(), "one");
+    eventually(SOON, "the one that hung has ended", || run(&panzer, &["restart"]).status.success());
+    assert_eq!(panzer.workers(), workers);
+    panzer.stop();
+}
+
+#[track_caller]
+fn assert_refused(refused: &Output, cause: &str) {
+    let why = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.starts_with("panzerctl: restart refused: ") && why.contains(cause), "{cause:?} is not in {why:?}");
+}
+
+#[test]
+fn who_dies_meanwhile_is_reaped_and_replaced() {
+    let port = free_port();
+    let panzer = from_builds(serving_app(port, 2).env("PANZER_DELAY_MAX", "100ms")).start();
+    wait_started(&panzer, 2);
+    panzer.expect_line("was killed by SIGKILL; respawning it");
+    panzer.expect_line("the monitor of generation 1 was killed by SIGKILL; starting another");
+    for _ in 0..10 {
+        let workers = panzer.workers();
+        kill_9(workers[0]);
+        panzer.signal_quietly(Signal::SIGUSR2);
+        wait_gone(&workers[..1]);
+        wait_workers(&panzer, 2, &workers[..1]);
+    }
+    for _ in 0..3 {
+        let status = panzer.status();
+        let workers = status.serving().pids();
+        panzer.signal_quietly(Signal::SIGUSR2);
+        kill_9(status.serving().monitor.unwrap());
+        wait_gone(&workers);
+        wait_workers(&panzer, 2, &workers);
+    }
+    let zombies = || {
+        let all = fs::read_to_string(format!("/proc/{0}/task/{0}/children", panzer.pid())).unwrap();
+        all.split_ascii_whitespace().filter_map(|pid| Process::look(pid.parse().ok()?)).any(|one| one.zombie)
+    };
+    eventually(SOON, "no zombie is left", || !zombies());
+    assert_answers(port, "good");
+    panzer.stop();
+}
+
+#[test]
+fn a_reload_goes_on_over_restarts_and_who_waits_gets_the_verdict() {
+    let builder = from_builds(Panzer::builder().args(["-w", "2", "--bake", "2s", "--", "sleep", "1000"]));
+    let panzer = builder.start();
+    panzer.wait_serving();
+    let mut waiting = panzerctl(&panzer, &["reload"]).spawn().unwrap();
+    panzer.wait_for_line("reload: starting generation 2", SOON);
+    let mut restarts = 0;
+    while waiting.try_wait().unwrap().is_none() {
+        restart(&panzer, VERSION, VERSION);
+        restarts += 1;
+    }
+    let told = waiting.wait_with_output().unwrap();
+    assert!(text(&told.stdout).contains("generation 2 serves after "), "{told:?}");
+    assert!(restarts > 2, "{restarts}");
+    panzer.wait_drained(1);
+    assert_eq!(panzer.status().serving().number, 2);
+    panzer.stop();
+}
+
+#[test]
+fn a_monitor_that_is_stopped_gets_what_it_was_told_before() {
+    let (panzer, _) = serving(2);
+    let monitor = Pid::from_raw(panzer.status().serving().monitor.unwrap());
+    kill(monitor, Signal::SIGSTOP).unwrap();
+    let statuses: Vec<_> = (0..3).map(|_| panzerctl(&panzer, &["status"]).spawn().unwrap()).collect();
+    restart(&panzer, VERSION, VERSION);
+    let mut waiting = panzerctl(&panzer, &["scale", "3"]).spawn().unwrap();
+    restart(&panzer, VERSION, VERSION);
+    for status in statuses {
+        let told = status.wait_with_output().unwrap();
+        assert!(told.status.success(), "{told:?}");
+    }
+    kill(monitor, Signal::SIGCONT).unwrap();
+    assert!(waiting.wait().unwrap().success());
+    wait_workers(&panzer, 3, &[]);
+    panzer.stop();
+}
+
+#[test]
+fn a_build_that_is_being_tried_ends_with_main() {
+    let (panzer, _) = serving(1);
+    place(panzer.folder(), "hanging", b"#!/bin/sh\n: > tried\nexec sleep 1000\n");
+    switch(panzer.folder(), "hanging");
+    panzer.signal(Signal::SIGUSR2);
+    eventually(SOON, "it is being tried", || panzer.path("tried").exists());
+    let workers = panzer.workers();
+    panzer.allow_line("main is gone; stopping the workers of generation 1");
+    kill_9(panzer.pid());
+    wait_gone(&workers);
+    panzer.wait_exit();
+}
+
+#[test]
+fn what_is_being_stopped_is_not_restarted() {
+    let stubborn = "#!/bin/sh\ntrap '' TERM\n: > ready\nwhile :; do sleep 0.05; done\n";
+    let builder = Panzer::builder().executable("app", stubborn).args(["-w", "1", "--stop", "TERM/60s/KILL", "./app"]);
+    let panzer = from_builds(builder).start();
+    panzer.wait_serving();
+    panzer.allow_line("ended and left processes behind; stopping them");
+    eventually(SOON, "it is deaf", || panzer.path("ready").exists());
+    assert!(run(&panzer, &["stop", "--no-wait"]).status.success());
+    let refused = run(&panzer, &["restart"]);
+    assert_eq!(text(&refused.stderr), "panzerctl: panzer is being stopped\n");
+    assert!(run(&panzer, &["exit", "--no-wait"]).status.success());
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn few_descriptors_and_scattered_ones_do() {
+    // A reload leaves gaps among the numbers.
+    let port = free_port();
+    let scattered = "#!/bin/sh\nulimit -n 40\nshift\nexec ./current/panzer \"$@\" 5</dev/null 9</dev/null\n";
+    let builder = from_builds(serving_app(port, 1)).executable("launch", scattered);
+    let panzer = builder.start();
+    wait_started(&panzer, 1);
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    // What its generation held is let go of after that was said, and before anything else is.
+    panzer.status();
+    let before = descriptors(panzer.pid());
+    for _ in 0..3 {
+        restart(&panzer, VERSION, VERSION);
+    }
+    eventually(SOON, "the same is open as before, each where it was", || descriptors(panzer.pid()) == before);
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.wait_drained(2);
+    assert_answers(port, "good");
+    panzer.stop();
+}
+
+#[test]
+fn shared_ports_stay_shared() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let program = ["--", "python3", "-m", "http.server", "--bind", "127.0.0.1", &port.to_string()];
+    let panzer = from_builds(Panzer::builder().args(["-w", "2", "--bake", "500ms"]).args(program)).start();
+    ["\" 200 -", "127.0.0.1 - - ["].iter().for_each(|chatter| panzer.allow_line(chatter));
+    panzer.allow_line("workers run with no_new_privs");
+    panzer.wait_serving();
+    eventually(SOON, "it answers", || get(port, "/").is_ok());
+    for generation in 2..=3 {
+        restart(&panzer, VERSION, VERSION);
+        assert!(get(port, "/").is_ok());
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+        assert!(get(port, "/").is_ok());
+    }
+    panzer.stop();
+}
