@@ -18,6 +18,7 @@ mod control_metrics;
 mod control_signal;
 mod control_status;
 mod daemon;
+mod deploy;
 mod dialects;
 mod env_file;
 mod faults;

@@ -1,4 +1,4 @@
-//! Under somebody else's rule: as PID 1 of a container (62), and as a systemd service.
+//! Under somebody else's rule: as PID 1 of a container (62), and as `ps` shows it.
 
 use std::fs;
 use std::process::Command;
@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{Panzer, eventually, eventually_some, require};
+use crate::upward::{Manager, name_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -25,51 +26,55 @@ fn child_of(parent: i32) -> Option<i32> {
     processes().into_iter().find(|process| process.2 == parent).map(|process| process.0)
 }
 
+/// Runs `script` in the namespace of `main` and leaves, as `docker exec` does: what it starts is nobody's but PID 1's.
+fn enter_and_leave(main: i32, script: &str) {
+    let entered = Command::new("nsenter").args(["-t", &main.to_string(), "-p", "-m", "sh", "-c", script]).status();
+    assert!(entered.unwrap().success());
+}
+
 #[test]
 fn as_pid_1_it_reaps_whatever_comes_and_obeys() {
     if !nix::unistd::geteuid().is_root() || !require("unshare") || !require("nsenter") {
         eprintln!("skipped: a pid namespace takes root");
         return;
     }
+    let name = name_for("pid-1");
+    let manager = Manager::at(&name);
     let panzer = Panzer::builder()
         .executable("container", "#!/bin/sh\nexec unshare -pf --mount-proc \"$@\"\n")
         .through("container")
         .executable("app", "#!/bin/sh\n(sleep 0.1 &)\nexec sleep 1000\n")
-        .args(["-w", "2", "--bake", "50ms", "./app"])
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .args(["-w", "2", "--bake", "50ms", "--final-exit-codes", "3", "./app"])
         .start();
     panzer.wait_for_line("started as pid 1 ", SOON);
     panzer.wait_serving();
+    // 1 is somebody else to a manager that looks from outside.
+    assert!(!manager.hear_until("READY=1").iter().any(|message| message.contains("MAINPID")));
     let main = eventually_some(SOON, "panzer is in its namespace", || child_of(panzer.pid()));
     let monitor = eventually_some(SOON, "it has a monitor", || child_of(main));
-    // As `docker exec` leaves them: nobody's but PID 1's.
-    for code in 0..4 {
-        let orphan = format!("(sh -c 'sleep 0.1; exit {code}' &)");
-        let entered = Command::new("nsenter").args(["-t", &main.to_string(), "-p", "-m", "sh", "-c", &orphan]).status();
-        assert!(entered.unwrap().success());
+    // Also such as a program of ours would end panzer by: a final exit code, and what says that it is not there.
+    for end in ["exit 0", "exit 1", "exit 3", "exit 126", "exit 127", "kill -9 $$", "kill -TERM $$"] {
+        enter_and_leave(main, &format!("(sh -c 'sleep 0.1; {end}' &)"));
     }
-    eventually(SOON, "no orphan is left, dead or alive", || {
-        processes().iter().filter(|process| process.2 == main).count() == 1
-            && processes().iter().filter(|process| process.2 == monitor).count() == 2
-    });
+    // A family, whose children outlive their parents one by one, and a crowd that ends at once.
+    enter_and_leave(main, "(sh -c 'sh -c \"sleep 0.3 & sleep 0.2\" & sleep 0.1' &)");
+    enter_and_leave(main, "for one in $(seq 100); do (sleep 0.2 &); done");
+    let only_ours = |monitor| {
+        let all = processes();
+        let children_of = |parent| all.iter().filter(move |process| process.2 == parent);
+        let dead = children_of(main).chain(children_of(monitor)).any(|process| process.1 == "Z");
+        !dead && children_of(main).count() == 1 && children_of(monitor).count() == 2
+    };
+    eventually(SOON, "no orphan is left, dead or alive", || only_ours(monitor));
+
+    let mark = panzer.mark();
+    kill(Pid::from_raw(main), Signal::SIGUSR1).unwrap();
+    panzer.wait_for_line_after(mark, "reload done: generation 2 ", SOON);
+    panzer.wait_drained(1);
+    eventually(SOON, "the old generation is gone as well", || child_of(main).is_some_and(only_ours));
     kill(Pid::from_raw(main), Signal::SIGTERM).unwrap();
     assert_eq!(panzer.wait_exit().code(), Some(0));
-}
-
-#[test]
-fn systemd_accepts_the_unit() {
-    if !require("systemd-analyze") {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/my_app.service")).unwrap();
-    // It looks for the binary, too.
-    let unit = unit.replace("/usr/local/bin/panzer", env!("CARGO_BIN_EXE_panzer"));
-    let path = folder.path().join("my_app.service");
-    fs::write(&path, unit).unwrap();
-    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output().unwrap();
-    let said = String::from_utf8_lossy(&verified.stderr);
-    let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("my_app")).collect();
-    assert!(verified.status.success() && of_ours.is_empty(), "{said}");
 }
 
 #[test]

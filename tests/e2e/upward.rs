@@ -2,19 +2,20 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Builder, Panzer};
+use crate::support::{Builder, Panzer, require};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A manager that listens at `name`.
-struct Manager(UnixDatagram);
+pub(crate) struct Manager(UnixDatagram);
 
 impl Manager {
-    fn at(name: &str) -> Manager {
+    pub(crate) fn at(name: &str) -> Manager {
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         Manager(socket)
@@ -22,7 +23,7 @@ impl Manager {
 
     /// All it hears until one message holds `wanted`.
     #[track_caller]
-    fn hear_until(&self, wanted: &str) -> Vec<String> {
+    pub(crate) fn hear_until(&self, wanted: &str) -> Vec<String> {
         let end = Instant::now() + SOON;
         let mut heard = Vec::new();
         let mut bytes = [0; 4096];
@@ -43,7 +44,7 @@ fn sleepers(name: &str) -> Builder {
         .args(["-w", "2", "--bake", "50ms", "--", "sleep", "1000"])
 }
 
-fn name_for(test: &str) -> String {
+pub(crate) fn name_for(test: &str) -> String {
     format!("panzer-test-{test}-{}", std::process::id())
 }
 
@@ -106,6 +107,28 @@ fn a_reload_that_fails_ends_too() {
     manager.hear_until("RELOADING=1");
     manager.hear_until("READY=1");
     assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// `systemctl reload` waits for the one word and then for the other.
+#[test]
+fn a_reload_that_comes_to_nothing_at_once_is_told_as_well() {
+    if !require("prlimit") {
+        return;
+    }
+    let name = name_for("at-once");
+    let manager = Manager::at(&name);
+    let panzer = sleepers(&name).start();
+    manager.hear_until("READY=1");
+    panzer.wait_serving();
+    // No descriptor for a channel to a monitor.
+    let pid = panzer.pid().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=3:"]).status().unwrap();
+    assert!(limited.success());
+    panzer.expect_line("error: reload failed: generation 2: its monitor could not be started: ");
+    assert!(panzer.reload_and_wait().is_err());
+    let heard = manager.hear_until("READY=1");
+    assert!(heard.iter().any(|message| message.starts_with("RELOADING=1\nMONOTONIC_USEC=")), "{heard:?}");
+    panzer.stop();
 }
 
 #[test]
