@@ -120,11 +120,11 @@ fn a_reload_that_comes_to_nothing_at_once_is_told_as_well() {
     let panzer = sleepers(&name).start();
     manager.hear_until("READY=1");
     panzer.wait_serving();
-    // No descriptor for a channel to a monitor.
+    // No descriptor for anything that a reload takes.
     let pid = panzer.pid().to_string();
     let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=3:"]).status().unwrap();
     assert!(limited.success());
-    panzer.expect_line("error: reload failed: generation 2: its monitor could not be started: ");
+    panzer.expect_line("error: reload failed: generation 2: the configuration cannot be read: Too many open files");
     assert!(panzer.reload_and_wait().is_err());
     let heard = manager.hear_until("READY=1");
     assert!(heard.iter().any(|message| message.starts_with("RELOADING=1\nMONOTONIC_USEC=")), "{heard:?}");
