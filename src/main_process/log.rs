@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::state::Note;
 use crate::config::duration::show;
-use crate::config::{Listen, Plan, Ready};
+use crate::config::{Listen, ListenAs, Plan, Ready};
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
@@ -66,6 +66,9 @@ pub(super) fn write(note: &Note, plan: &Plan) {
             "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready when they \
              send READY=1 if the serving ones did, else when they run (--ready notify or alive chooses)"
         ),
+        Note::Bypasses(generation, slot, own) => {
+            warn!("worker {slot} of generation {generation} {}", bypasses(own, plan));
+        }
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
@@ -74,6 +77,27 @@ pub(super) fn write(note: &Note, plan: &Plan) {
         Note::Fatal(cause) => error!("{cause}"),
         Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
     }
+}
+
+/// What a worker does that leaves its listeners alone, and what helps.
+fn bypasses(own: &[String], plan: &Plan) -> String {
+    let given: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let given = given.join(", ");
+    let remedy = match plan.handover.listen_as {
+        ListenAs::Fds => "have it take its listener from LISTEN_FDS, or by {fd} among its arguments",
+        ListenAs::Stdin => "have it take its listener from descriptor 0",
+    };
+    if own.is_empty() {
+        return format!(
+            "is not seen accepting on what it was given ({given}), and listens on no port of its own: unless it is still \
+             starting, {remedy}"
+        );
+    }
+    let own = own.join(", ");
+    format!(
+        "listens on {own}, which panzer does not hold, and is not seen accepting on what it was given ({given}): \
+         {remedy}, or drop --listen, so that panzer shares what it binds itself"
+    )
 }
 
 /// Why a release was rejected, by the slot that brought it down, the cause, those that were not ready, and whether they

@@ -42,6 +42,8 @@ struct Generation {
     accept: bool,
     /// The slots whose workers could not be seen, and why.
     unseeable: BTreeMap<u32, String>,
+    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
+    bypass: Option<(u32, Vec<String>)>,
     phase: Phase,
     begun: Instant,
     backoff: Backoff,
@@ -85,6 +87,8 @@ pub struct Generations {
     renewal: Renewal,
     has_run: bool,
     unseeable_told: bool,
+    /// That workers bypass their listener has been told: true where they listen on others.
+    bypass_told: Option<bool>,
     stopping: Option<Stopping>,
     exited: bool,
     random: Random,
@@ -103,6 +107,7 @@ impl Generations {
             renewal: Renewal::default(),
             has_run: false,
             unseeable_told: false,
+            bypass_told: None,
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
@@ -234,6 +239,7 @@ impl Generations {
             listening: BTreeSet::new(),
             accept,
             unseeable: BTreeMap::new(),
+            bypass: None,
             phase: Phase::Filling,
             begun: now,
             backoff: Backoff::default(),
@@ -305,6 +311,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 starting.note_ready(slot, notified, seen, workers);
+                self.bypass_told = self.bypass_told.filter(|_| !seen);
                 if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
                     starting.phase = Phase::Baking { until: now + bake };
                     if !bake.is_zero() {
@@ -316,6 +323,11 @@ impl Generations {
                 starting.unseeable.insert(slot, why.clone());
                 let number = starting.number;
                 self.tell_unseeable(number, why, actions);
+            }
+            Report::Bypasses { slot, own } => {
+                starting.bypass = Some((slot, own.clone()));
+                let number = starting.number;
+                self.tell_bypass(number, slot, own, actions);
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
@@ -336,6 +348,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen, workers);
+                self.bypass_told = self.bypass_told.filter(|_| !seen);
                 if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
                     let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
                     serving.phase = Phase::Baking { until: now + bake };
@@ -347,6 +360,10 @@ impl Generations {
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
                 self.tell_unseeable(number, why, actions);
+            }
+            Report::Bypasses { slot, own } => {
+                let number = serving.number;
+                self.tell_bypass(number, slot, own, actions);
             }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
@@ -373,6 +390,13 @@ impl Generations {
     fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
         if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
+        }
+    }
+
+    /// Said again only where it is another mistake, or where a worker was seen accepting meanwhile.
+    fn tell_bypass(&mut self, generation: u32, slot: u32, own: Vec<String>, actions: &mut Vec<Action>) {
+        if self.bypass_told.replace(!own.is_empty()) != Some(!own.is_empty()) {
+            actions.push(Action::Note(Note::Bypasses(generation, slot, own)));
         }
     }
 
@@ -703,19 +727,24 @@ impl Generation {
             None => Cause::NotReady(time),
         };
         match (cause, slot) {
-            (Cause::NotReady(_) | Cause::NotSeen(..), _) => missing.iter().map(|slot| (*slot, own(slot))).collect(),
+            (Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..), _) => {
+                missing.iter().map(|slot| (*slot, own(slot))).collect()
+            }
             (_, Some(slot)) => vec![(slot, cause.clone())],
             (_, None) => Vec::new(),
         }
     }
 
-    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
     fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
         let must_be_seen = settings.ready == Ready::Accept;
         let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
-        match unseen {
-            Some((slot, why)) => (Some(*slot), Cause::NotSeen(settings.ready_timeout, why.clone())),
-            None => (None, Cause::NotReady(settings.ready_timeout)),
+        let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
+        let time = settings.ready_timeout;
+        match (unseen, bypass) {
+            (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
+            (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),
+            (None, None) => (None, Cause::NotReady(time)),
         }
     }
 }

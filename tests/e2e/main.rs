@@ -11,6 +11,7 @@
 mod load;
 mod support;
 
+mod bypass;
 mod config;
 mod control;
 mod control_metrics;

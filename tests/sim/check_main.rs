@@ -81,6 +81,7 @@ pub(crate) struct Tally {
     pub(crate) late_listens: u64,
     pub(crate) must_accept: u64,
     pub(crate) unseeable: u64,
+    pub(crate) bypasses: u64,
 }
 
 impl Tally {
@@ -89,7 +90,7 @@ impl Tally {
         let reloads = [self.commits, self.rejections, self.queued_reloads, self.renewals];
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
-        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable];
+        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.bypasses];
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
     }
 
@@ -109,6 +110,7 @@ impl Tally {
         self.late_listens += other.late_listens;
         self.must_accept += other.must_accept;
         self.unseeable += other.unseeable;
+        self.bypasses += other.bypasses;
     }
 }
 
@@ -136,6 +138,9 @@ pub(crate) struct MainCheck {
     /// Some worker cannot be seen, and people have been told so.
     unseeable: bool,
     unseeable_told: bool,
+    /// How a worker bypasses its listener, true where it listens elsewhere: what was told last, and is to be told now.
+    bypass_told: Option<bool>,
+    bypass_due: bool,
     restarts: PaceWatch,
     stop: StopTimes,
     stopped_with: u8,
@@ -164,6 +169,8 @@ impl MainCheck {
             listening: BTreeMap::new(),
             unseeable: false,
             unseeable_told: false,
+            bypass_told: None,
+            bypass_due: false,
             restarts: PaceWatch::default(),
             stop: StopTimes::default(),
             stopped_with: 0,
@@ -267,6 +274,7 @@ impl MainCheck {
                 watched.ready.insert(*slot);
                 if *seen {
                     self.tally.seen += 1;
+                    self.bypass_told = None;
                     watched.seen.insert(*slot);
                 }
                 if watched.ready.len() == workers {
@@ -286,6 +294,11 @@ impl MainCheck {
                 }
             }
             Report::Unseeable { .. } => self.unseeable = true,
+            Report::Bypasses { own, .. } => {
+                self.tally.bypasses += 1;
+                let before = self.bypass_told.replace(!own.is_empty());
+                self.bypass_due = before != Some(!own.is_empty());
+            }
             Report::Died { .. } | Report::CannotBegin(_) if is_starting => {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
@@ -523,6 +536,10 @@ impl MainCheck {
                 });
                 hold(whole, 1, || format!("generation {generation} is said to serve, and does not"))
             }
+            Note::Bypasses(..) => {
+                let due = std::mem::take(&mut self.bypass_due);
+                hold(due, 0, || "that a listener is bypassed is told once more, or is not so".to_owned())
+            }
             Note::Unseeable(..) => {
                 self.tally.unseeable += 1;
                 let first = !std::mem::replace(&mut self.unseeable_told, true);
@@ -635,6 +652,7 @@ impl MainCheck {
         self.check_starting(now)?;
         let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
         hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
+        hold(!self.bypass_due, 0, || "that a listener is bypassed is not told".to_owned())?;
         let waits = self.starting.is_none() && punctual && self.renewal.is_late(now, self.wanted.pace);
         hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {

@@ -70,6 +70,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         workers: spec.main.workers,
         notify: choices.below(2) == 1,
         watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always, Watch::Probe]),
+        has_listener: choices.below(2) == 1,
         bake: spec.main.bake,
         ready_timeout: spec.main.ready_timeout,
         stop: spec.main.stop.clone(),
@@ -115,13 +116,14 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(14) {
+    match choices.below(15) {
         0..=6 => Report::Ready { slot, notified: choices.below(2) == 1, seen: choices.below(2) == 1 },
         7..=8 => Report::Died { slot, cause },
         9 => Report::CannotBegin(cause),
         10 => Report::Executed,
         11 => Report::Listens { slot, withdrawn: choices.below(2) == 1 },
         12 => Report::Unseeable { slot, why: String::new() },
+        13 => Report::Bypasses { slot, own: choices.among(&[Vec::new(), vec![String::new()]]) },
         _ => choices.among(&[Report::StatusEnd, Report::GaveUp]),
     }
 }
@@ -147,6 +149,7 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),
+        30 => Event::Examined(worker, choices.among(&[None, Some(Vec::new()), Some(vec![String::new()])])),
         29 => Event::Probed(worker, choices.below(2) == 1),
         _ => Event::Wake,
     }

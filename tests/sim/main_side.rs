@@ -221,6 +221,7 @@ impl World {
             workers: main.workers,
             notify,
             watch: self.spec.watch(accept),
+            has_listener: self.spec.has_listener,
             bake: main.bake,
             ready_timeout: main.ready_timeout,
             stop: main.stop.clone(),

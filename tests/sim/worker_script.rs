@@ -43,6 +43,8 @@ pub(crate) struct Script {
     /// When it listens on a port of its own, and when it accepts on whatever it has, after its exec.
     pub(crate) listens: Option<Time>,
     pub(crate) accepts: Option<Time>,
+    /// It listens on something that panzer knows nothing of.
+    pub(crate) elsewhere: bool,
     /// From when on it cannot be seen.
     pub(crate) hidden: Option<Time>,
     /// When probes of it begin to succeed, after its exec.
@@ -72,6 +74,7 @@ impl Script {
             notifies: Some(Duration::ZERO),
             listens: None,
             accepts: Some(Duration::ZERO),
+            elsewhere: false,
             hidden: None,
             answers: Some(Duration::ZERO),
             probe_takes: Some(Duration::ZERO),
@@ -109,7 +112,7 @@ impl Script {
     }
 
     fn add_trouble(&mut self, choices: &mut Choices) {
-        match choices.below(19) {
+        match choices.below(20) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
             4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
@@ -132,6 +135,7 @@ impl Script {
                 self.answers = choices.among(&[None, Some(Time::from_secs(3))]);
                 self.probe_takes = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(12))]);
             }
+            18 => (self.accepts, self.elsewhere) = (choices.among(&[None, Some(Time::from_secs(5))]), true),
             _ => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
         }
     }

@@ -244,6 +244,22 @@ fn php_built_in_server() {
     }
 }
 
+/// An application of its own protocol, which needs nothing but granian.
+const RSGI: &str =
+    "async def app(scope, protocol):\n    protocol.response_str(200, [('content-type', 'text/plain')], 'hello')\n";
+
+#[test]
+fn granian() {
+    if there_is("granian") {
+        let program = &["granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", "PORT", "app:app"];
+        let chatter = &["[INFO]", "[WARNING]"];
+        no_more_is_lost_than_alone(
+            "granian",
+            &Server { program, files: &[("app.py", RSGI)], stop: Signal::SIGTERM, chatter },
+        );
+    }
+}
+
 const LIGHTTPD: &str = r#"
 server.port = PORT
 server.document-root = var.CWD
