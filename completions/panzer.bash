@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --config --check --user --group --umask --nice --pid --control --name --quiet --verbose --help --version"
+            opts="-w -l -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --surge --timeout --stop --delay --delay-max --healthy-after --respawn-limit --chdir --env --config --check --user --group --umask --nice --signals --on --pid --control --name --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -70,6 +70,10 @@ _panzer() {
                     return 0
                     ;;
                 --bake)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --surge)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -122,6 +126,14 @@ _panzer() {
                     return 0
                     ;;
                 --nice)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --signals)
+                    COMPREPLY=($(compgen -W "panzer serverengine preforker kamisama unicorn" -- "${cur}"))
+                    return 0
+                    ;;
+                --on)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -19,6 +19,7 @@ alive\t''
 exec:CMD\t''"
 complete -c panzer -l ready-timeout -d 'A generation that is not ready by then has failed [60s]' -r
 complete -c panzer -l bake -d 'How long a new generation must live, wholly ready, beside the old one before that is retired [1s]' -r
+complete -c panzer -l surge -d 'How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share, each ready before as many of the old one are stopped; only the first share bakes [all]' -r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r
 complete -c panzer -l stop -d 'Signals and waits by which a worker is stopped [TERM/60s/INT/5s/KILL]' -r
 complete -c panzer -l delay -d 'The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]' -r
@@ -32,6 +33,12 @@ complete -c panzer -l user -d 'The user, and after a colon the group, that the w
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
+complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
+serverengine\t''
+preforker\t''
+kamisama\t''
+unicorn\t''"
+complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, status, dump or ignore. May be given several times' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r

@@ -25,11 +25,17 @@ _panzerctl() {
             panzerctl,metrics)
                 cmd="panzerctl__subcmd__metrics"
                 ;;
+            panzerctl,quiet)
+                cmd="panzerctl__subcmd__quiet"
+                ;;
             panzerctl,reload)
                 cmd="panzerctl__subcmd__reload"
                 ;;
             panzerctl,reopen)
                 cmd="panzerctl__subcmd__reopen"
+                ;;
+            panzerctl,scale)
+                cmd="panzerctl__subcmd__scale"
                 ;;
             panzerctl,shutdown)
                 cmd="panzerctl__subcmd__stop"
@@ -50,7 +56,7 @@ _panzerctl() {
 
     case "${cmd}" in
         panzerctl)
-            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload stop shutdown exit signal reopen"
+            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload stop shutdown exit scale quiet signal reopen"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -185,6 +191,40 @@ _panzerctl() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        panzerctl__subcmd__quiet)
+            opts="-p -h --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         panzerctl__subcmd__reload)
             opts="-p -h --no-wait --drained --name --pid --control --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -220,6 +260,40 @@ _panzerctl() {
             return 0
             ;;
         panzerctl__subcmd__reopen)
+            opts="-p -h --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        panzerctl__subcmd__scale)
             opts="-p -h --name --pid --control --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

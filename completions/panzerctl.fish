@@ -37,6 +37,8 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Sta
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "stop" -d 'Stop gracefully, and wait for the end'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "shutdown" -d 'Stop gracefully, and wait for the end'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop now: the stop schedule without its first step'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Keep N workers from now on, or N more or less; holds until another count is configured'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "quiet" -d 'End all workers and keep main; a reload or a scale brings workers back'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "signal" -d 'Send a signal to the workers of the serving generation'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Open anew what panzer itself writes to'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l name -d 'The panzer of this name' -r
@@ -81,6 +83,16 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l control -d 
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -s h -l help -d 'Print help'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l worker -d 'To this worker only' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -s p -l pid -d 'The panzer with this pid file' -r -F

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The limits of a [`Backoff`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// The first wait.
     pub delay: Duration,

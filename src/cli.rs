@@ -15,9 +15,10 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, V
 
 use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{
-    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Text, Verbosity, duration,
+    self, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, RespawnLimit, Schedule, Surge, Text, Verbosity,
+    duration,
 };
-use crate::signals::{Preset, described};
+use crate::signals::{Action, Habits, On, Preset, described};
 use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
 
@@ -37,6 +38,9 @@ impl From<io::Error> for Ending {
         Ending::CannotStart(format!("cannot start: {error}"))
     }
 }
+
+/// What holds under any preset, beside what the table has.
+const HANG_UP: &str = "of a terminal that is closed: stop gracefully";
 
 const USAGE: &str = "panzer [OPTIONS] PROGRAM [OPTIONS] [-- ARGS...]\n       panzer [OPTIONS] -- PROGRAM ARGS...";
 
@@ -87,6 +91,12 @@ struct Options {
     /// How long a new generation must live, wholly ready, beside the old one before that is retired [1s]
     #[arg(long, env = "PANZER_BAKE", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     bake: Option<Duration>,
+
+    /// How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new
+    /// generation replaces the old one share by share, each ready before as many of the old one are stopped; only the
+    /// first share bakes [all]
+    #[arg(long, env = "PANZER_SURGE", value_name = "N|N%|all", allow_hyphen_values = true)]
+    surge: Option<Surge>,
 
     /// How long a worker may take to stop gracefully: the first wait of --stop [60s]
     #[arg(long, env = "PANZER_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
@@ -146,6 +156,16 @@ struct Options {
     /// The workers' nice value, from -20 (first) to 19 (last)
     #[arg(long, env = "PANZER_NICE", value_name = "N", allow_hyphen_values = true, value_parser = nice)]
     nice: Option<i32>,
+
+    /// Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the
+    /// table [panzer]
+    #[arg(long, env = "PANZER_SIGNALS", value_name = "PRESET", hide_possible_values = true)]
+    signals: Option<Habit>,
+
+    /// What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now,
+    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, status, dump or ignore. May be given several times
+    #[arg(long, env = "PANZER_ON", value_name = "SIGNAL=ACTION", action = ArgAction::Append)]
+    on: Vec<On>,
 
     /// Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]
     #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
@@ -212,6 +232,15 @@ impl TypedValueParser for WhenParser {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Habit {
+    Panzer,
+    Serverengine,
+    Preforker,
+    Kamisama,
+    Unicorn,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Sharing {
     Auto,
     On,
@@ -220,17 +249,43 @@ enum Sharing {
 
 /// The definition of the command line, with what is said after the options.
 pub fn command() -> clap::Command {
-    let signals: Vec<String> = described(Preset::Panzer).map(|(name, does)| format!("  {name:<5} {does}")).collect();
-    let after = format!(
+    Options::command().after_help(after_options()).mut_args(|arg| arg.hide_env(true))
+}
+
+/// The same, for the manual: with the table of signals under every preset.
+pub fn manual() -> clap::Command {
+    let widths = [8, 13, 16, 12, 19];
+    let cells = |cells: Vec<String>| -> String {
+        cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect::<String>()
+            .trim_end()
+            .to_owned()
+    };
+    let does = |action: &Action| if *action == Action::Ignore { "-".to_owned() } else { action.to_string() };
+    let head = cells(Preset::ALL.iter().map(|preset| preset.name().to_owned()).collect());
+    let row =
+        |(name, actions): (&str, Vec<Action>)| format!("\n  {name:<6} {}", cells(actions.iter().map(does).collect()));
+    let rows: String = described(&Preset::ALL).map(row).collect();
+    let table = format!("\n\nWhat signals do by each preset of --signals:\n  {:<6} {head}{rows}", "");
+    command().after_help(after_options() + &table)
+}
+
+fn after_options() -> String {
+    let row = |(name, does): (&str, Vec<Action>)| format!("  {name:<5} {}", does[0].describe());
+    let mut signals: Vec<String> = described(&[Preset::Panzer]).map(row).collect();
+    signals.push(format!("  {:<5} {HANG_UP}", "HUP"));
+    format!(
         "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
          Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT.\n\n\
-         Signals to panzer:\n{}\n\n\
+         Signals to panzer, unless --signals or --on say otherwise:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
          127  PROGRAM not found",
         signals.join("\n")
-    );
-    Options::command().after_help(after).mut_args(|arg| arg.hide_env(true))
+    )
 }
 
 /// The plan that this command line, the environment and the file ask for. `pwd` is the shell's name for the current
@@ -319,6 +374,8 @@ impl Options {
                 Some(wait) => stop.with_first_wait(wait),
                 None => stop,
             },
+            surge: self.surge.unwrap_or_default(),
+            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
             delay,
             // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
             delay_max: delay_max.max(delay),

@@ -1,78 +1,271 @@
-//! The one table of signals: what each does to main, from which help, man page and README are made.
+//! The one table of signals: what each does to main, by the habits of whoever sends it. Help, man page and README are
+//! made from it.
+
+use std::fmt;
+use std::str::FromStr;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::signals::parse_signal_or_number;
 
 /// What a signal asks of main.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Replace the program with a new generation.
     Reload,
+    /// The same, and let the old generation end in its own time.
+    Detach,
+    /// The same, and stop the old generation by the schedule without its first step.
+    RestartWorkers,
+    /// Open anew what panzer has open for writing.
+    Reopen,
     /// Stop gracefully.
     Stop,
     /// Stop gracefully; asked again, stop now.
     StopThenNow,
     /// Stop by the schedule without its first step.
     StopNow,
+    /// One more worker.
+    ScaleUp,
+    /// One less, and it is that of the last slot.
+    ScaleDown,
+    /// One less, and it is the one that has run for longest.
+    ScaleDownOldest,
+    /// End all workers and keep main.
+    Quiet,
     /// Print the state of main, monitors and workers.
-    PrintStatus,
-    /// Stop gracefully if the terminal has gone; else nothing.
-    HangUp,
+    Status,
+    /// Write that to a file.
+    Dump,
     /// Nothing, and above all not the default, which would end main.
-    Nothing,
+    Ignore,
 }
 
+/// The actions by their names, and what they do, for help and manual.
+const ACTIONS: [(Action, &str, &str); 14] = [
+    (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
+    (Action::Detach, "detach", "reload, and let the old generation end in its own time"),
+    (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
+    (Action::Reopen, "reopen", "open anew what panzer has open for writing"),
+    (Action::Stop, "stop", "stop gracefully"),
+    (Action::StopThenNow, "stop-then-now", "stop gracefully; a second one: stop now"),
+    (Action::StopNow, "stop-now", "stop now: the stop schedule without its first step"),
+    (Action::ScaleUp, "scale-up", "keep one worker more"),
+    (Action::ScaleDown, "scale-down", "keep one worker less"),
+    (Action::ScaleDownOldest, "scale-down-oldest", "keep one worker less: the oldest ends"),
+    (Action::Quiet, "quiet", "end all workers, keep main"),
+    (Action::Status, "status", "print the state of main, monitors and workers"),
+    (Action::Dump, "dump", "write that to NAME.dump beside the pid file"),
+    (Action::Ignore, "ignore", "nothing"),
+];
+
 impl Action {
+    fn entry(self) -> (Action, &'static str, &'static str) {
+        ACTIONS[self as usize]
+    }
+
     /// For help and manual.
     pub fn describe(self) -> &'static str {
-        match self {
-            Action::Reload => "reload: start a new generation, retire the old one once it is ready",
-            Action::Stop => "stop gracefully",
-            Action::StopThenNow => "stop gracefully; a second one: stop now",
-            Action::StopNow => "stop now: the stop schedule without its first step",
-            Action::PrintStatus => "print the state of main, monitors and workers",
-            Action::HangUp => "stop gracefully if the terminal was closed, else nothing",
-            Action::Nothing => "nothing",
-        }
+        self.entry().2
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.entry().1)
+    }
+}
+
+impl FromStr for Action {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Action, String> {
+        let known = ACTIONS.iter().find(|(_, name, _)| *name == text).map(|(action, ..)| *action);
+        known.ok_or_else(|| {
+            let names: Vec<&str> = ACTIONS.iter().map(|(_, name, _)| *name).collect();
+            format!("there is no action '{text}'; take one of {}", names.join(", "))
+        })
     }
 }
 
 /// A set of habits: which signal does what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// Panzer's own.
+    #[default]
     Panzer,
+    /// Those of ServerEngine.
+    Serverengine,
+    /// Those of preforker.
+    Preforker,
+    /// Those of Kamisama.
+    Kamisama,
+    /// Those of unicorn.
+    Unicorn,
 }
+
+impl Preset {
+    /// All of them, in the order of the table's columns.
+    pub const ALL: [Preset; 5] =
+        [Preset::Panzer, Preset::Serverengine, Preset::Preforker, Preset::Kamisama, Preset::Unicorn];
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        ["panzer", "serverengine", "preforker", "kamisama", "unicorn"][self as usize]
+    }
+}
+
+const NONE: Action = Action::Ignore;
 
 /// The signals main reads, a row each, with a column for each preset.
-const TABLE: [(Signal, [Action; 1]); 11] = [
-    (Signal::SIGUSR1, [Action::Reload]),
-    (Signal::SIGUSR2, [Action::Nothing]),
-    (Signal::SIGTERM, [Action::Stop]),
-    (Signal::SIGINT, [Action::StopThenNow]),
-    (Signal::SIGQUIT, [Action::StopNow]),
-    (Signal::SIGHUP, [Action::HangUp]),
-    (Signal::SIGTTIN, [Action::PrintStatus]),
-    (Signal::SIGTTOU, [Action::Nothing]),
-    (Signal::SIGWINCH, [Action::Nothing]),
-    (Signal::SIGALRM, [Action::Nothing]),
-    (Signal::SIGPIPE, [Action::Nothing]),
+#[rustfmt::skip]
+const TABLE: [(Signal, [Action; 5]); 13] = [
+    //                  panzer               serverengine            preforker          kamisama                 unicorn
+    (Signal::SIGUSR1,  [Action::Reload,      Action::Reload,         Action::Reopen,    NONE,                    Action::Reopen]),
+    (Signal::SIGUSR2,  [NONE,                Action::Reopen,         NONE,              NONE,                    Action::Reload]),
+    (Signal::SIGTERM,  [Action::Stop,        Action::Stop,           Action::StopNow,   Action::Stop,            Action::StopNow]),
+    (Signal::SIGINT,   [Action::StopThenNow, Action::Detach,         Action::StopNow,   Action::StopNow,         Action::StopNow]),
+    (Signal::SIGQUIT,  [Action::StopNow,     Action::StopNow,        Action::Stop,      NONE,                    Action::Stop]),
+    (Signal::SIGHUP,   [NONE,                Action::RestartWorkers, NONE,              NONE,                    Action::Reload]),
+    (Signal::SIGTTIN,  [Action::Status,      NONE,                   Action::ScaleUp,   Action::ScaleUp,         Action::ScaleUp]),
+    (Signal::SIGTTOU,  [NONE,                NONE,                   Action::ScaleDown, Action::ScaleDownOldest, Action::ScaleDown]),
+    (Signal::SIGWINCH, [NONE,                NONE,                   Action::Quiet,     NONE,                    Action::Quiet]),
+    (Signal::SIGCONT,  [NONE,                Action::Dump,           NONE,              NONE,                    NONE]),
+    (Signal::SIGALRM,  [NONE; 5]),
+    (Signal::SIGPIPE,  [NONE; 5]),
+    (Signal::SIGIO,    [NONE; 5]),
 ];
-
-/// Every signal that main reads.
-pub fn read_by_main() -> impl Iterator<Item = Signal> {
-    TABLE.iter().map(|row| row.0)
-}
 
 /// What `signal` does under `preset`.
 pub fn action(preset: Preset, signal: Signal) -> Action {
-    TABLE.iter().find(|row| row.0 == signal).map_or(Action::Nothing, |row| row.1[preset as usize])
+    TABLE.iter().find(|row| row.0 == signal).map_or(Action::Ignore, |row| row.1[preset as usize])
 }
 
-/// The rows that do something under `preset`, each with its name as people write it.
-pub fn described(preset: Preset) -> impl Iterator<Item = (&'static str, &'static str)> {
-    TABLE
-        .iter()
-        .map(move |row| (row.0, row.1[preset as usize]))
-        .filter(|row| row.1 != Action::Nothing)
-        .map(|(signal, action)| (signal.as_str().trim_start_matches("SIG"), action.describe()))
+/// The rows that do something under any of `presets`: the signal's name as people write it, and what it does in each.
+pub fn described(presets: &[Preset]) -> impl Iterator<Item = (&'static str, Vec<Action>)> {
+    let row = |(signal, actions): &(Signal, [Action; 5])| {
+        (short(*signal), presets.iter().map(|preset| actions[*preset as usize]).collect::<Vec<_>>())
+    };
+    TABLE.iter().map(row).filter(|(_, actions)| actions.iter().any(|action| *action != Action::Ignore))
+}
+
+fn short(signal: Signal) -> &'static str {
+    signal.as_str().trim_start_matches("SIG")
+}
+
+/// Signals that no action can be given: the kernel or main itself needs them, or they tell of a fault.
+const TAKEN: [(Signal, &str); 11] = [
+    (Signal::SIGKILL, "nobody can catch it"),
+    (Signal::SIGSTOP, "nobody can catch it"),
+    (Signal::SIGCHLD, "panzer needs it itself"),
+    (Signal::SIGTSTP, "it is Ctrl-Z"),
+    (Signal::SIGSEGV, "it tells of a fault"),
+    (Signal::SIGBUS, "it tells of a fault"),
+    (Signal::SIGFPE, "it tells of a fault"),
+    (Signal::SIGILL, "it tells of a fault"),
+    (Signal::SIGTRAP, "it tells of a fault"),
+    (Signal::SIGSYS, "it tells of a fault"),
+    (Signal::SIGABRT, "it tells of a fault"),
+];
+
+/// One line of the table as a user wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct On {
+    /// The signal.
+    pub signal: Signal,
+    /// What it does.
+    pub action: Action,
+}
+
+impl FromStr for On {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<On, String> {
+        let (name, action) = text.split_once('=').ok_or("it must be SIGNAL=ACTION, as in TTIN=scale-up")?;
+        let signal = parse_signal_or_number(name.trim())?;
+        if let Some((_, why)) = TAKEN.iter().find(|(taken, _)| *taken == signal) {
+            return Err(format!("{} can be given no action: {why}", short(signal)));
+        }
+        Ok(On { signal, action: action.trim().parse()? })
+    }
+}
+
+impl fmt::Display for On {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", short(self.signal), self.action)
+    }
+}
+
+impl TryFrom<String> for On {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<On, String> {
+        text.parse()
+    }
+}
+
+impl From<On> for String {
+    fn from(on: On) -> String {
+        on.to_string()
+    }
+}
+
+/// What each signal does to this main.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Habits {
+    /// The column of the table.
+    pub preset: Preset,
+    /// The lines that are otherwise; the last one of each signal counts.
+    pub on: Vec<On>,
+}
+
+impl Habits {
+    /// What `signal` does.
+    pub fn action(&self, signal: Signal) -> Action {
+        let own = self.on.iter().rev().find(|on| on.signal == signal).map(|on| on.action);
+        own.unwrap_or_else(|| action(self.preset, signal))
+    }
+
+    /// Every signal that main reads, once.
+    pub fn read_by_main(&self) -> Vec<Signal> {
+        let mut all: Vec<Signal> = TABLE.iter().map(|row| row.0).chain(self.on.iter().map(|on| on.signal)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_action_is_found_by_its_name() {
+        for (at, (action, name, _)) in ACTIONS.iter().enumerate() {
+            assert_eq!((*action as usize, name.parse()), (at, Ok(*action)));
+        }
+        assert!("fly".parse::<Action>().unwrap_err().contains("reload, detach"));
+    }
+
+    #[test]
+    fn a_line_of_ones_own_goes_before_the_preset() {
+        let on = |text: &str| text.parse::<On>();
+        let habits =
+            Habits { preset: Preset::Unicorn, on: vec![on("TTIN=status").unwrap(), on("sigttin=dump").unwrap()] };
+        assert_eq!(habits.action(Signal::SIGTTIN), Action::Dump);
+        assert_eq!(habits.action(Signal::SIGHUP), Action::Reload);
+        for (bad, why) in [
+            ("TTIN", "SIGNAL=ACTION"),
+            ("FLY=reload", "no signal 'FLY'"),
+            ("USR1=fly", "no action 'fly'"),
+            ("KILL=reload", "nobody can catch it"),
+            ("CHLD=reload", "panzer needs it itself"),
+        ] {
+            assert!(on(bad).unwrap_err().contains(why), "{bad}");
+        }
+    }
 }

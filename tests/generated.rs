@@ -8,12 +8,12 @@ use std::fs;
 use std::path::Path;
 
 use clap_complete::Shell;
-use panzer::signals::{Preset, described};
+use panzer::signals::{Action, Preset, described};
 
 #[test]
 fn the_man_page_says_what_the_code_says() {
     let mut page = Vec::new();
-    clap_mangen::Man::new(panzer::cli::command()).render(&mut page).unwrap();
+    clap_mangen::Man::new(panzer::cli::manual()).render(&mut page).unwrap();
     hold_against("man/panzer.1", &String::from_utf8(page).unwrap());
     let mut page = Vec::new();
     clap_mangen::Man::new(panzer::panzerctl::command()).render(&mut page).unwrap();
@@ -38,9 +38,19 @@ fn the_readme_shows_help_and_signals() {
     let readme = fs::read_to_string("README.md").unwrap();
     let help = panzer::cli::command().term_width(80).render_help();
     let readme = with_part(&readme, "help", &format!("```text\n{help}```\n"));
-    let rows: String = described(Preset::Panzer).map(|(name, does)| format!("| {name} | {does} |\n")).collect();
-    let readme = with_part(&readme, "signals", &format!("| signal | what it does |\n| --- | --- |\n{rows}"));
+    let readme = with_part(&readme, "signals", &signals());
     hold_against("README.md", &readme);
+}
+
+/// The whole table, a column for each preset.
+fn signals() -> String {
+    let cells = |action: &Action| if *action == Action::Ignore { "–".to_owned() } else { action.to_string() };
+    let row = |(name, actions): (&str, Vec<Action>)| {
+        format!("| {name} | {} |\n", actions.iter().map(cells).collect::<Vec<_>>().join(" | "))
+    };
+    let names: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name()).collect();
+    let rows: String = described(&Preset::ALL).map(row).collect();
+    format!("| | {} |\n| --- | --- | --- | --- | --- | --- |\n{rows}", names.join(" | "))
 }
 
 /// `text` with what stands between the comments of this name replaced.

@@ -15,14 +15,16 @@ const ROWS: [&[&str]; 4] = [
 ];
 
 /// Within a row, and upward, only these: each with its reason.
-const ALLOWED: [(&str, &str); 4] = [
+const ALLOWED: [(&str, &str); 6] = [
     // A message says which address a worker wants.
     ("control", "sockets"),
     // A message says why a worker ended.
     ("control", "worker"),
-    // A plan knows the limits of the backoff, and where descriptors begin.
+    // A plan knows the limits of the backoff, what signals do, and where descriptors begin.
     ("config", "backoff"),
+    ("config", "signals"),
     ("config", "sys"),
+    ("signals", "sys"),
 ];
 
 #[test]

@@ -19,10 +19,11 @@ pub mod text;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use schedule::{Escalation, Schedule, parse_signal_or_number};
+pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 
 use crate::backoff::Pace;
+use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
 /// More workers than any machine runs well; what is beyond is a slip of the keyboard.
@@ -66,8 +67,14 @@ pub struct Plan {
     pub ready_timeout: Duration,
     /// How long a new generation must live, wholly ready, beside the old one.
     pub bake: Duration,
+    /// What signals to main do.
+    #[serde(default)]
+    pub signals: Habits,
     /// How workers are stopped.
     pub stop: Schedule,
+    /// How many workers beyond `workers` a reload may have at once.
+    #[serde(default)]
+    pub surge: Surge,
     /// The first delay of the respawn backoff.
     pub delay: Duration,
     /// Its longest.
@@ -180,6 +187,44 @@ impl Verbosity {
     }
 }
 
+/// How many workers beyond the wanted ones a reload may have at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Surge {
+    /// As many as there are: the new generation is started as a whole.
+    #[default]
+    All,
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, and at least one.
+    Percent(u32),
+}
+
+impl Surge {
+    /// For so many workers, from 1 to as many.
+    pub fn of(self, workers: u32) -> u32 {
+        match self {
+            Surge::All => workers,
+            Surge::Count(count) => count.clamp(1, workers.max(1)),
+            Surge::Percent(percent) => (workers.saturating_mul(percent) / 100).clamp(1, workers.max(1)),
+        }
+    }
+}
+
+impl std::str::FromStr for Surge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Surge, String> {
+        let number = |digits: &str, most| digits.parse().ok().filter(|number| (1..=most).contains(number));
+        let surge = match text.strip_suffix('%') {
+            _ if text == "all" => Some(Surge::All),
+            Some(digits) => number(digits, 100).map(Surge::Percent),
+            None => number(text, MOST_WORKERS).map(Surge::Count),
+        };
+        surge.ok_or_else(|| format!("it must be from 1 to {MOST_WORKERS}, from 1% to 100%, or all"))
+    }
+}
+
 /// The CPUs this process may use: its affinity and its cgroup's quota.
 pub fn usable_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MOST_WORKERS)
@@ -188,6 +233,18 @@ pub fn usable_cpus() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_surge_is_read_and_never_none() {
+        let of = |text: &str, workers| text.parse::<Surge>().map(|surge| surge.of(workers));
+        assert_eq!(
+            [of("1", 8), of("3", 2), of("all", 8), of("25%", 8), of("1%", 8)],
+            [Ok(1), Ok(2), Ok(8), Ok(2), Ok(1)]
+        );
+        for text in ["", "0", "0%", "101%", "-1", "1.5", "5000", "%"] {
+            assert!(text.parse::<Surge>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_respawn_limit_is_read() {

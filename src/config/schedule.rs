@@ -8,11 +8,13 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::duration;
+use crate::sys::signals::parse_signal;
 
 /// No schedule has more steps than this.
 const MOST_STEPS: usize = 16;
 
-/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the last is KILL.
+/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the
+/// last is KILL, unless it is only a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
@@ -43,6 +45,12 @@ impl Schedule {
     #[must_use]
     pub fn quick(&self) -> Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
+    }
+
+    /// Its first signal, and then no other.
+    #[must_use]
+    pub fn patient(&self) -> Schedule {
+        Schedule { steps: self.steps[..1].to_vec() }
     }
 
     /// KILL at once.
@@ -87,22 +95,6 @@ impl FromStr for Schedule {
         }
         Ok(Schedule { steps })
     }
-}
-
-/// A signal by its name, with or without `SIG`.
-pub fn parse_signal(text: &str) -> Result<Signal, String> {
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse().map_err(|_| format!("there is no signal '{text}'"))
-}
-
-/// A signal by its name or its number; where there is none, the error lists them.
-pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
-    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
-    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
-        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
-        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
-    })
 }
 
 impl fmt::Display for Schedule {
@@ -153,6 +145,11 @@ impl Escalation {
             escalation.advance();
         }
         escalation
+    }
+
+    /// Whether it is by a schedule that never comes to KILL.
+    pub fn is_patient(&self) -> bool {
+        self.schedule.steps.last().is_some_and(|step| step.signal != Signal::SIGKILL)
     }
 
     /// Goes over to the quick rest of the schedule, unless it is that far already.

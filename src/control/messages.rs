@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Plan;
+use crate::config::{Plan, RespawnLimit, Schedule, Verbosity};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
@@ -19,10 +19,25 @@ pub const VERSION: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
+    /// By the first signal of the schedule, and then for as long as it takes.
+    Patient,
     /// By the whole schedule.
     Graceful,
     /// By the schedule without its first step.
     Quick,
+}
+
+/// Which workers go where there are to be fewer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those of the last slots.
+    #[default]
+    Last,
+    /// Those of the first slots: another generation has workers in these.
+    First,
+    /// Those that have run for longest.
+    Oldest,
 }
 
 /// What main orders a monitor to do.
@@ -35,6 +50,18 @@ pub enum Order {
     Stop(Urgency),
     /// Report every worker.
     Status,
+    /// Keep so many workers from now on.
+    Scale {
+        /// How many.
+        workers: u32,
+        /// Which go where there are to be fewer.
+        #[serde(default)]
+        which: Which,
+    },
+    /// A further queue of a single worker comes along as a descriptor, behind those that came before.
+    Queue,
+    /// Delays and waits are so from now on.
+    Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.
     Shared {
         /// The ticket of [`Report::Claim`].
@@ -113,6 +140,19 @@ pub enum Report {
         /// Why.
         cause: Cause,
     },
+    /// Nothing is wanted of this slot any more, and its worker, if any, is being stopped.
+    Retired {
+        /// The slot.
+        slot: u32,
+        /// Whether it has no worker, or one whose end was to be told already.
+        #[serde(default)]
+        empty: bool,
+    },
+    /// The worker of a slot of which nothing was wanted any more has ended.
+    Gone {
+        /// The slot.
+        slot: u32,
+    },
     /// There were more respawns than allowed.
     GaveUp,
     /// A worker, in answer to [`Order::Status`].
@@ -133,6 +173,55 @@ pub enum Report {
         /// Where.
         key: Key,
     },
+}
+
+/// What of a plan needs no new workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// As [`Plan::ready_timeout`].
+    pub ready_timeout: Duration,
+    /// As [`Plan::bake`].
+    pub bake: Duration,
+    /// As [`Plan::stop`].
+    pub stop: Schedule,
+    /// As [`Plan::delay`].
+    pub delay: Duration,
+    /// As [`Plan::delay_max`].
+    pub delay_max: Duration,
+    /// As [`Plan::healthy_after`].
+    pub healthy_after: Duration,
+    /// As [`Plan::respawn_limit`].
+    pub respawn_limit: Option<RespawnLimit>,
+    /// As [`Plan::verbosity`].
+    pub verbosity: Verbosity,
+}
+
+impl Tuning {
+    /// That of this plan.
+    pub fn of(plan: &Plan) -> Tuning {
+        Tuning {
+            ready_timeout: plan.ready_timeout,
+            bake: plan.bake,
+            stop: plan.stop.clone(),
+            delay: plan.delay,
+            delay_max: plan.delay_max,
+            healthy_after: plan.healthy_after,
+            respawn_limit: plan.respawn_limit,
+            verbosity: plan.verbosity,
+        }
+    }
+
+    /// Makes it that of `plan`.
+    pub fn apply(self, plan: &mut Plan) {
+        plan.ready_timeout = self.ready_timeout;
+        plan.bake = self.bake;
+        plan.stop = self.stop;
+        plan.delay = self.delay;
+        plan.delay_max = self.delay_max;
+        plan.healthy_after = self.healthy_after;
+        plan.respawn_limit = self.respawn_limit;
+        plan.verbosity = self.verbosity;
+    }
 }
 
 /// One worker, as people are shown it.

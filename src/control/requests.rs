@@ -34,6 +34,9 @@ pub struct Request {
     /// Of a reload: wait until the old generation is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Of a scale: how many workers, or with a sign how many more or less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<String>,
     /// Of a signal: its name or number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
@@ -45,7 +48,7 @@ pub struct Request {
 impl Request {
     /// One with nothing but a command.
     pub fn new(command: Command) -> Request {
-        Request { version: VERSION, command, no_wait: false, drained: false, signal: None, worker: None }
+        Request { version: VERSION, command, no_wait: false, drained: false, count: None, signal: None, worker: None }
     }
 }
 
@@ -61,6 +64,10 @@ pub enum Command {
     Stop,
     /// Stop by the schedule without its first step.
     Exit,
+    /// Keep another count of workers.
+    Scale,
+    /// End all workers and go on without, until a reload or a scale.
+    Quiet,
     /// Open anew what panzer has open for writing.
     Reopen,
     /// Send a signal to the workers of the serving generation.
@@ -73,7 +80,8 @@ pub enum Command {
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining` or `stopping`.
+    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`,
+    /// `emptying` or `stopping`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// In the last line: whether it was done.
@@ -88,9 +96,12 @@ pub struct Answer {
     /// So many of its workers are ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<u32>,
-    /// Of so many.
+    /// Of so many. Of a scale: so many are kept from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
+    /// Of a scale: so many were kept before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
     /// The generation that is being retired for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retiring: Option<u32>,
@@ -135,7 +146,7 @@ impl Answer {
 pub struct Failed {
     /// Its slot.
     pub worker: u32,
-    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started` or `hung`.
+    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
     pub cause: String,
     /// Its exit code.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,13 +178,14 @@ impl Failed {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "not_ready"
             }
-            Cause::HungInExec(time) => {
+            Cause::HungInExec(time) | Cause::HungInPlan(time) => {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "hung"
             }
             Cause::NotFound(_) => "not_found",
             Cause::CannotExecute(_) => "not_executable",
             Cause::CannotStart(_) | Cause::CannotBecome(_) => "not_started",
+            Cause::Configuration(_) => "configuration",
         }
         .to_owned();
         failed

@@ -42,6 +42,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MOST_OUTPUT: usize = 4 << 20;
 const MOST_OUTPUT_OF_ALL: usize = 8 << 20;
 
+/// So many who came too late are told so.
+const LONGEST_FAREWELL: usize = 1024;
+
 /// So many are accepted before anything else has its turn.
 const ACCEPTED_AT_ONCE: usize = 32;
 
@@ -100,8 +103,23 @@ impl Server {
         })
     }
 
+    /// Removes the socket, and tells whoever has come by then that nobody is there any more to do what he wants.
+    pub fn end(&mut self) {
+        self.remove();
+        let now = Instant::now();
+        let late = std::iter::from_fn(|| self.listener.accept().ok()).take(LONGEST_FAREWELL);
+        let late = late.map(|(stream, _)| Client::new(stream, now)).collect::<Vec<_>>();
+        let waiting = std::mem::take(&mut self.clients).into_values().filter(|client| !client.busy);
+        for mut client in late.into_iter().chain(waiting) {
+            // One that does not read is not waited for.
+            if client.stream.set_nonblocking(true).is_ok() {
+                client.put(&Answer::refused("panzer has ended"), now);
+            }
+        }
+    }
+
     /// Removes the socket, if it is still ours.
-    pub fn remove(&self) {
+    fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity) {
             // Whoever removed it in between did what was wanted.
             let _ = fs::remove_file(&self.path);

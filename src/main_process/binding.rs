@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::config::Plan;
-use crate::signals::{Action, Preset, action};
+use crate::signals::{Action, Habits};
 use crate::sockets::{Listener, Refusal, bind, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -46,7 +46,9 @@ pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Resul
                 wanted.next();
                 continue;
             }
-            Err(refusal) if patience.bears(&refusal) => stop_asked(poller, signals)?.then_some(Failure::Stopped),
+            Err(refusal) if patience.bears(&refusal) => {
+                stop_asked(poller, signals, &plan.signals)?.then_some(Failure::Stopped)
+            }
             Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => Some(Failure::Refused(why)),
         };
         if let Some(failure) = failure {
@@ -90,9 +92,9 @@ impl Patience {
 }
 
 /// Waits a moment. True where a signal asked for an end meanwhile.
-fn stop_asked(poller: &Poller, signals: &Signals) -> io::Result<bool> {
+fn stop_asked(poller: &Poller, signals: &Signals, habits: &Habits) -> io::Result<bool> {
     poller.wait(Some(Instant::now() + RETRY))?;
-    let asked = std::iter::from_fn(|| signals.read()).map(|received| action(Preset::Panzer, received.signal));
+    let asked = std::iter::from_fn(|| signals.read()).map(|received| habits.action(received.signal));
     // All of them are taken: one that is left would wake the next wait at once.
     let stops = asked.filter(|asked| matches!(asked, Action::Stop | Action::StopThenNow | Action::StopNow)).count();
     Ok(stops > 0)

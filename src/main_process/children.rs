@@ -19,6 +19,10 @@ pub(super) struct Running {
     pub(super) channel: Channel,
     /// What its channel is watched under.
     pub(super) token: u64,
+    /// So many sockets it has.
+    pub(super) queues: usize,
+    /// So many workers it keeps.
+    pub(super) workers: u32,
 }
 
 /// All children of main.

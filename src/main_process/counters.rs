@@ -31,7 +31,7 @@ impl Counters {
                 self.reloads.done += 1;
                 self.reloads.last_ms = Some(Duration::as_millis(took) as u64);
             }
-            Verdict::Rejected { .. } => self.reloads.rejected += 1,
+            Verdict::Rejected(_) => self.reloads.rejected += 1,
             Verdict::Stopped => self.reloads.stopped += 1,
         }
     }

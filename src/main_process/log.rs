@@ -5,7 +5,7 @@ use std::path::Path;
 use log::{error, info, warn};
 use nix::unistd::Pid;
 
-use super::state::Note;
+use super::state::{Note, Rejected};
 use crate::config::duration::show;
 use crate::config::{Listen, ListenAs, Plan, Ready};
 use crate::control::messages::Urgency;
@@ -26,14 +26,16 @@ fn named_listener(listen: &Listen) -> String {
     format!("{}{inherited}", listen.address)
 }
 
-pub(super) fn write(note: &Note, plan: &Plan) {
-    let workers = plan.workers;
+pub(super) fn write(note: &Note) {
     match note {
-        Note::Began => {}
-        Note::Serving(generation, time) => {
-            info!("generation {generation} serves: {} ready in {}", count(workers), show(*time));
+        // Told by those that know the plan.
+        Note::Began | Note::Rejected(..) | Note::Bypasses(..) => {}
+        Note::Serving(generation, workers, time) => {
+            info!("generation {generation} serves: {} ready in {}", count(*workers), show(*time));
         }
         Note::Starting(generation) => info!("reload: starting generation {generation}"),
+        Note::Scaled(_, 0) => info!("ending all workers; a reload or a scale brings workers back"),
+        Note::Scaled(from, to) => info!("keeping {} from now on, instead of {from}", count(*to)),
         Note::ReloadQueued(generation) => {
             info!("reload: generation {generation} is still starting; the next reload follows it");
         }
@@ -50,9 +52,6 @@ pub(super) fn write(note: &Note, plan: &Plan) {
         Note::Committed(generation, Some(old), time) => {
             info!("reload done: generation {generation} serves after {}; retiring generation {old}", show(*time));
         }
-        Note::Rejected { generation, slot, cause, missing, accept, serving } => {
-            error!("{}", rejected(*generation, (*slot, cause, missing, *accept), *serving, plan));
-        }
         Note::Drained(generation, time) => {
             info!("generation {generation} has ended after draining for {}", show(*time))
         }
@@ -66,21 +65,18 @@ pub(super) fn write(note: &Note, plan: &Plan) {
             "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready when they \
              send READY=1 if the serving ones did, else when they run (--ready notify or alive chooses)"
         ),
-        Note::Bypasses(generation, slot, own) => {
-            warn!("worker {slot} of generation {generation} {}", bypasses(own, plan));
-        }
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
-        Note::Stopping(Urgency::Graceful) => info!("stopping gracefully"),
+        Note::Stopping(Urgency::Patient | Urgency::Graceful) => info!("stopping gracefully"),
         Note::Stopping(Urgency::Quick) => info!("stopping now"),
         Note::Fatal(cause) => error!("{cause}"),
         Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
     }
 }
 
-/// What a worker does that leaves its listeners alone, and what helps.
-fn bypasses(own: &[String], plan: &Plan) -> String {
+/// What a worker does that leaves its listeners alone, and what helps: completes "worker 3 of generation 1 …".
+pub(super) fn bypasses(own: &[String], plan: &Plan) -> String {
     let given: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
     let given = given.join(", ");
     let remedy = match plan.handover.listen_as {
@@ -100,23 +96,17 @@ fn bypasses(own: &[String], plan: &Plan) -> String {
     )
 }
 
-/// Why a release was rejected, by the slot that brought it down, the cause, those that were not ready, and whether they
-/// had to be seen accepting.
-pub(super) fn rejected(
-    generation: u32,
-    (slot, cause, missing, accept): (Option<u32>, &Cause, &[u32], bool),
-    serving: u32,
-    plan: &Plan,
-) -> String {
-    let why = reason(slot, cause, missing, accept, plan);
-    format!("reload failed: generation {generation}: {why}; generation {serving} serves on")
+/// Why a release was rejected.
+pub(super) fn rejected(generation: u32, why: &Rejected, plan: &Plan) -> String {
+    let serving = why.serving;
+    format!("reload failed: generation {generation}: {}; generation {serving} serves on", reason(why, plan))
 }
 
 fn count(workers: u32) -> String {
     if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
 }
 
-fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], accept: bool, plan: &Plan) -> String {
+fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, plan: &Plan) -> String {
     match (slot, cause) {
         (_, Cause::NotFound(_) | Cause::CannotExecute(_) | Cause::CannotBecome(_)) => cause.to_string(),
         (Some(slot), cause) => format!("worker {slot} {cause}"),
@@ -126,8 +116,8 @@ fn reason(slot: Option<u32>, cause: &Cause, missing: &[u32], accept: bool, plan:
                 named.push("...".to_owned());
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
-            let (missing, all, time) = (missing.len(), count(plan.workers), show(*time));
-            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(accept, plan))
+            let (missing, all, time) = (missing.len(), count(*workers), show(*time));
+            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(*accept, plan))
         }
         (None, cause) => cause.to_string(),
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::state::{Monitor, Progress, Verdict};
+use super::state::{Monitor, Progress, Rejected, Verdict};
 use crate::control::requests::{Answer, Failed, Request};
 use crate::control::server::Server;
 
@@ -149,12 +149,26 @@ impl Operators {
         self.waiting.insert(client, Waiting::Verdict { generation, drained: request.drained, told: None });
     }
 
+    /// A change of the count of workers waits until some queues are empty.
+    pub(super) fn emptying(&mut self, client: u64) {
+        self.send(client, &Answer { generation: None, ..Answer::event("emptying", 0) });
+    }
+
+    /// What became of a change of the count of workers.
+    pub(super) fn scaled(&mut self, client: u64, from: u32, to: Result<u32, &str>) {
+        let answer = match to {
+            Ok(to) => Answer { from: Some(from), workers: Some(to), ..Answer::done() },
+            Err(why) => Answer::refused(why),
+        };
+        self.answer(client, &answer);
+    }
+
     /// How far the generation has come that is starting.
-    pub(super) fn tell_progress(&mut self, progress: Option<Progress>, workers: u32) {
+    pub(super) fn tell_progress(&mut self, progress: Option<Progress>) {
         let Some(progress) = progress else { return };
         let event = if progress.baking { "baking" } else { "starting" };
-        let answer =
-            Answer { ready: Some(progress.ready), workers: Some(workers), ..Answer::event(event, progress.generation) };
+        let (ready, workers) = (Some(progress.ready), Some(progress.workers));
+        let answer = Answer { ready, workers, ..Answer::event(event, progress.generation) };
         for (client, waiting) in &mut self.waiting {
             if let Waiting::Verdict { generation, told, .. } = waiting
                 && *generation == progress.generation
@@ -174,7 +188,7 @@ impl Operators {
                 took_ms: Some(took.as_millis() as u64),
                 ..Answer::done()
             },
-            Verdict::Rejected { failed, .. } => Answer {
+            Verdict::Rejected(Rejected { failed, .. }) => Answer {
                 generation: Some(generation),
                 failed: failed.iter().take(MOST_NAMED).map(|(slot, cause)| Failed::new(*slot, cause)).collect(),
                 ..Answer::refused(why())

@@ -14,27 +14,29 @@ use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
 use super::counters::Counters;
+use super::dump;
+use super::emptying::Emptyings;
 use super::guard::Guard;
 use super::inquiry::Inquiry;
 use super::log;
 use super::operators::Operators;
 use super::pidfile::{self, PidFile};
 use super::shares::{Denied, Shares};
-use super::state::{Action, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
+use super::state::{Action, Change, Event, Generations, Monitor, Note, Settings, Standing, Verdict};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, parse_signal_or_number, text};
+use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, Urgency, VERSION};
+use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
 use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
-use crate::signals::{Action as Asked, Preset, action, read_by_main};
+use crate::signals::Action as Asked;
 use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
-use crate::sys::signals::{Received as Signalled, Signals};
+use crate::sys::signals::{Received as Signalled, Signals, parse_signal_or_number};
 use crate::sys::{document, options, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
@@ -59,32 +61,41 @@ struct Found {
     other_user: Option<u32>,
 }
 
-struct Main {
-    plan: Plan,
+pub(super) struct Main {
+    /// What was asked for last.
+    pub(super) plan: Plan,
+    /// What each generation runs by that has a process or waits for one.
+    plans: BTreeMap<u32, Plan>,
     environment: Environment,
     had_terminal: bool,
     signals: Signals,
-    poller: Poller,
-    listeners: Vec<Listener>,
+    pub(super) poller: Poller,
+    pub(super) listeners: Vec<Listener>,
+    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
+    pub(super) queues: u32,
+    pub(super) active: u32,
+    pub(super) emptyings: Emptyings,
     shares_ports: bool,
     shares: Shares<OwnedFd>,
-    guard: Guard,
+    pub(super) guard: Guard,
     unix_guard: UnixGuard,
     too_many_told: bool,
     pid_path: PathBuf,
     ack_paths: AckPaths,
-    children: Children,
+    pub(super) children: Children,
     found: BTreeMap<u32, Found>,
     inquiry: Option<Inquiry>,
     upward: Upward,
     /// Whether the table is to be printed, and who else asked for it.
     told_on_stderr: bool,
+    /// Whether it is to be written to a file.
+    dumps: bool,
     askers: Vec<u64>,
-    operators: Operators,
+    pub(super) operators: Operators,
     counters: Counters,
     next_token: u64,
-    state: Generations,
-    events: VecDeque<Event>,
+    pub(super) state: Generations,
+    pub(super) events: VecDeque<Event>,
     exit: Option<u8>,
 }
 
@@ -98,7 +109,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     match start(plan, environment) {
         Ok((mut main, pid_file)) => {
             let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
-            main.operators.server.remove();
+            main.operators.server.end();
             main.ack_paths.remove_all();
             pid_file.remove();
             code
@@ -122,7 +133,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
-    let read = read_by_main().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     let signals = Signals::new(read.chain([Signal::SIGCHLD]))?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
@@ -160,7 +171,11 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
     }
     guard.look(&poller);
     let main = Main {
-        upward: Upward::new(&environment, plan.workers, Instant::now()),
+        upward: Upward::new(&environment, Instant::now()),
+        queues: plan.workers,
+        active: plan.workers,
+        emptyings: Emptyings::default(),
+        plans: BTreeMap::from([(1, plan.clone())]),
         plan,
         environment,
         had_terminal: has_terminal(),
@@ -178,6 +193,7 @@ fn start(plan: Plan, environment: Environment) -> Result<(Main, PidFile), Failur
         found: BTreeMap::new(),
         inquiry: None,
         told_on_stderr: false,
+        dumps: false,
         askers: Vec::new(),
         operators: Operators::new(server, Instant::now()),
         counters: Counters::default(),
@@ -217,12 +233,26 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
 fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
+        surge: plan.surge,
         ready: plan.ready,
         ready_timeout: plan.ready_timeout,
         bake: plan.bake,
         stop: plan.stop.clone(),
         pace: plan.pace(),
         seed: Pid::this().as_raw().unsigned_abs().into(),
+    }
+}
+
+/// Reads what a scale is by: `4`, `+1` or `-1`.
+fn change(count: Option<&str>) -> Result<Change, String> {
+    let text = count.ok_or("a scale command needs a \"count\"")?;
+    let wrong = || format!("'{text}' is no count of workers: take 4, +1 or -1");
+    match text.strip_prefix(['+', '-']) {
+        Some(digits) if digits.starts_with(|first: char| first.is_ascii_digit()) => {
+            text.parse().map(Change::By).map_err(|_| wrong())
+        }
+        Some(_) => Err(wrong()),
+        None => text.parse().map(Change::To).map_err(|_| wrong()),
     }
 }
 
@@ -246,7 +276,7 @@ impl Main {
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
-            self.operators.tell_progress(self.state.progress(), self.plan.workers);
+            self.operators.tell_progress(self.state.progress());
             self.operators.server.tend(&self.poller, Instant::now());
             self.operators.forget_gone();
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
@@ -259,6 +289,7 @@ impl Main {
                 self.upward.deadline(),
                 self.guard.deadline(),
                 self.unix_guard.deadline(),
+                self.emptyings.deadline(),
             ];
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
@@ -280,6 +311,7 @@ impl Main {
             }
             self.answer_inquiry();
             self.watch_over_listeners();
+            self.tend_queues(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.events.push_back(Event::Wake);
@@ -310,20 +342,33 @@ impl Main {
 
     fn signalled(&mut self, received: Signalled) {
         ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
-        match action(Preset::Panzer, received.signal) {
+        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+            return self.events.push_back(Event::Stop(Urgency::Graceful));
+        }
+        match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
+            Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
+            Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
             Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
-            Asked::PrintStatus => {
+            Asked::ScaleUp => self.scale(None, Change::By(1)),
+            Asked::ScaleDown => self.scale(None, Change::By(-1)),
+            Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
+            Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Status => {
                 self.told_on_stderr = true;
                 self.inquire();
             }
-            Asked::HangUp if self.had_terminal && !has_terminal() => {
-                self.events.push_back(Event::Stop(Urgency::Graceful));
+            Asked::Dump => {
+                self.dumps = true;
+                self.inquire();
             }
-            Asked::HangUp => ::log::info!("HUP: no terminal was closed, nothing to do"),
-            Asked::Nothing => {}
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Asked::Reopen => {
+                ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
         }
     }
 
@@ -344,6 +389,11 @@ impl Main {
                 self.events.push_back(Event::Stop(urgency));
                 self.operators.wants_end(client, request.no_wait);
             }
+            Wanted::Scale => match change(request.count.as_deref()) {
+                Ok(change) => self.scale(Some(client), change),
+                Err(why) => self.operators.answer(client, &Answer::refused(why)),
+            },
+            Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
                     self.operators.answer(client, &Answer::refused(why));
@@ -358,15 +408,13 @@ impl Main {
     fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
-        let (slot, workers) = (request.worker, self.plan.workers);
-        if let Some(slot) = slot.filter(|&slot| slot >= workers) {
-            return Err(format!(
-                "there is no worker {slot}: they are numbered from 0 to {}",
-                workers.saturating_sub(1)
-            ));
-        }
+        let slot = request.worker;
         let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
         let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let slots = self.state.slots();
+        if let Some(slot) = slot.filter(|&slot| slot >= slots) {
+            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", slots.saturating_sub(1)));
+        }
         let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
         let (monitor, running) =
             running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;
@@ -488,17 +536,34 @@ impl Main {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
-                if let Err(error) = self.start_monitor(monitor, trial, notify, accept) {
+            Action::Plan(generation) => {
+                self.plans.insert(generation, self.plan.clone());
+                self.events.push_back(Event::Planned(generation, settings(&self.plan)));
+            }
+            Action::GiveUpPlan(_) => {}
+            Action::Tune(monitor) => {
+                let tuning = Tuning::of(&self.plan);
+                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
+                    tuning.clone().apply(plan);
+                }
+                if let Some(running) = self.children.running(monitor) {
+                    running.channel.send(&Order::Tune(Box::new(tuning)));
+                }
+            }
+            Action::Scaled { request, from, to } => {
+                if let Some(client) = request {
+                    self.operators.scaled(client, from, to);
+                } else if let Err(why) = to {
+                    ::log::warn!("{why}");
+                }
+            }
+            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, workers, (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }
-            Action::Order(monitor, order) => {
-                if let Some(running) = self.children.running(monitor) {
-                    running.channel.send(&order);
-                }
-            }
+            Action::Order(monitor, order) => self.order(monitor, order),
             Action::KillMonitor(monitor) => {
                 if let Some(pid) = self.children.pid_of(monitor) {
                     // A child of ours that is not reaped yet: there is no way to refuse it.
@@ -513,11 +578,14 @@ impl Main {
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.listeners, &self.poller);
+                self.give_up_emptying();
                 self.listeners.drain(..).for_each(Listener::close);
+                self.queues = 0;
                 self.shares.close();
             }
             Action::Release(generation) => {
                 self.found.remove(&generation);
+                self.plans.remove(&generation);
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
@@ -529,14 +597,22 @@ impl Main {
             Action::Verdict(generation, verdict) => {
                 self.counters.judged(&verdict);
                 self.operators.judged(generation, &verdict, || match &verdict {
-                    Verdict::Rejected { slot, cause, missing, accept, serving, .. } => {
-                        log::rejected(generation, (*slot, cause, missing, *accept), *serving, &self.plan)
+                    Verdict::Rejected(why) => {
+                        log::rejected(generation, why, self.plans.get(&generation).unwrap_or(&self.plan))
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
             Action::Note(Note::Began) => log::began(&self.plan, &self.pid_path),
-            Action::Note(note) => log::write(&note, &self.plan),
+            Action::Note(Note::Rejected(generation, why)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::error!("{}", log::rejected(generation, &why, plan));
+            }
+            Action::Note(Note::Bypasses(generation, slot, own)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::warn!("worker {slot} of generation {generation} {}", log::bypasses(&own, plan));
+            }
+            Action::Note(note) => log::write(&note),
             Action::Exit(code) => {
                 self.operators.ended(code);
                 self.exit = Some(code);
@@ -554,7 +630,7 @@ impl Main {
     /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
     fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
-        let workers = self.plan.workers;
+        let workers = self.state.workers();
         let suspects = || {
             let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
             match (&numbers[..], workers) {
@@ -574,11 +650,18 @@ impl Main {
         self.state.standings().into_iter().find_map(serving)
     }
 
-    fn start_monitor(&mut self, monitor: Monitor, trial: bool, notify: bool, accept: bool) -> io::Result<()> {
+    fn start_monitor(
+        &mut self,
+        monitor: Monitor,
+        workers: u32,
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
+        let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
         let found = self.found.get(&monitor.generation);
         let assignment = Assignment {
             version: VERSION,
-            plan: self.plan.clone(),
+            plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
             trial,
             notify,
@@ -612,7 +695,7 @@ impl Main {
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token });
+        self.children.add(monitor, Running { child, channel, token, queues: self.listeners.len(), workers });
         Ok(())
     }
 
@@ -638,6 +721,9 @@ impl Main {
         if std::mem::take(&mut self.told_on_stderr) {
             stderr::tell(&inquiry.render(Pid::this().as_raw()));
         }
+        if std::mem::take(&mut self.dumps) {
+            dump::write(&self.pid_path, &inquiry.render(Pid::this().as_raw()));
+        }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
             let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
@@ -659,7 +745,7 @@ impl Main {
         Status {
             name: places::name_of(&self.pid_path),
             pid: Pid::this().as_raw(),
-            workers: self.plan.workers,
+            workers: self.state.workers(),
             ready: self.state.is_ready(),
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,

@@ -2,65 +2,34 @@
 //!
 //! At most one generation is starting, and the serving one is untouched until the new one is ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Random};
+use crate::backoff::Random;
 use crate::config::{Escalation, Ready, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
+use super::generation::{Generation, Life, Phase};
 use super::renewal::Renewal;
-pub use super::vocabulary::{Action, Event, Monitor, Note, Overview, Progress, Settings, Standing, Verdict};
+use super::rolling::FallBack;
+pub use super::vocabulary::{
+    Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
+};
 
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
-enum Phase {
-    /// Some workers are not ready yet.
-    Filling,
-    /// All are ready, and must live until then.
-    Baking { until: Instant },
-    /// It serves.
-    Proven,
-}
-
-/// A generation that is meant to go on.
-#[derive(Debug)]
-struct Generation {
-    number: u32,
-    monitor: Life,
-    ready: BTreeSet<u32>,
-    /// The slots whose workers said themselves that they are ready.
-    told: BTreeSet<u32>,
-    /// The slots whose workers were seen accepting.
-    seen: BTreeSet<u32>,
-    /// Those where a worker has listened on a shared port.
-    listening: BTreeSet<u32>,
-    /// Whether its workers must be seen accepting, also before they listen on a shared port.
-    accept: bool,
-    /// The slots whose workers could not be seen, and why.
-    unseeable: BTreeMap<u32, String>,
-    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
-    bypass: Option<(u32, Vec<String>)>,
-    phase: Phase,
-    begun: Instant,
-    backoff: Backoff,
-}
-
-#[derive(Debug)]
-enum Life {
-    Running { life: u32, since: Instant },
-    Waiting { life: u32, until: Instant },
-}
+/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+const LONGEST_PLANNING: Duration = Duration::from_secs(10);
 
 /// A monitor that was told to stop.
 #[derive(Debug)]
-struct Draining {
+pub(super) struct Draining {
     since: Instant,
     urgency: Urgency,
-    /// What its workers go through, and since when.
+    /// How its workers are stopped, what they go through of it, and since when.
+    stop: Schedule,
     schedule: Schedule,
     begun: Instant,
     kill_at: Option<Instant>,
@@ -68,8 +37,15 @@ struct Draining {
     served: bool,
 }
 
+/// What outlived its monitor.
 #[derive(Debug)]
-struct Stopping {
+pub(super) struct Orphans {
+    stop: Schedule,
+    escalation: Escalation,
+}
+
+#[derive(Debug)]
+pub(super) struct Stopping {
     urgency: Urgency,
     code: u8,
 }
@@ -77,21 +53,27 @@ struct Stopping {
 /// All generations.
 #[derive(Debug)]
 pub struct Generations {
-    settings: Settings,
-    last_number: u32,
-    serving: Option<Generation>,
-    starting: Option<(Generation, Instant)>,
-    draining: BTreeMap<Monitor, Draining>,
-    orphans: BTreeMap<Monitor, Escalation>,
-    reload_queued: bool,
-    renewal: Renewal,
-    has_run: bool,
-    unseeable_told: bool,
+    /// What the next generation is started with, unless it is planned anew.
+    pub(super) settings: Settings,
+    /// The count of workers that was configured last. Another one is by [`Event::Scale`], and holds until this changes.
+    pub(super) configured: u32,
+    pub(super) last_number: u32,
+    pub(super) serving: Option<Generation>,
+    pub(super) starting: Option<(Generation, Instant)>,
+    /// What failed in a reload by shares, until its workers are no longer needed.
+    pub(super) falling_back: Option<FallBack>,
+    pub(super) draining: BTreeMap<Monitor, Draining>,
+    pub(super) orphans: BTreeMap<Monitor, Orphans>,
+    /// A reload is to follow, and will retire its predecessor so.
+    pub(super) reload_queued: Option<Urgency>,
+    pub(super) renewal: Renewal,
+    pub(super) has_run: bool,
+    pub(super) unseeable_told: bool,
     /// That workers bypass their listener has been told: true where they listen on others.
-    bypass_told: Option<bool>,
-    stopping: Option<Stopping>,
-    exited: bool,
-    random: Random,
+    pub(super) bypass_told: Option<bool>,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) exited: bool,
+    pub(super) random: Random,
 }
 
 impl Generations {
@@ -101,9 +83,10 @@ impl Generations {
             last_number: 0,
             serving: None,
             starting: None,
+            falling_back: None,
             draining: BTreeMap::new(),
             orphans: BTreeMap::new(),
-            reload_queued: false,
+            reload_queued: None,
             renewal: Renewal::default(),
             has_run: false,
             unseeable_told: false,
@@ -111,6 +94,7 @@ impl Generations {
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
+            configured: settings.workers,
             settings,
         }
     }
@@ -121,8 +105,13 @@ impl Generations {
         let mut actions = Vec::new();
         match event {
             Event::Start => self.start_first(now, &mut actions),
-            Event::Reload => self.reload(now, &mut actions),
+            Event::Reload => self.reload(Urgency::Graceful, now, &mut actions),
+            Event::ReloadRetiring(urgency) => self.reload(urgency, now, &mut actions),
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
+            Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
+            Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
+            Event::Tuned(settings) => self.tuned(settings, now, &mut actions),
+            Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
             Event::Rebound => self.rebound(now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
             Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
@@ -142,20 +131,21 @@ impl Generations {
     pub fn deadline(&self) -> Option<Instant> {
         let baking = |generation: &Generation| match generation.phase {
             Phase::Baking { until } => Some(until),
-            Phase::Filling | Phase::Proven => None,
+            Phase::Planning | Phase::Filling | Phase::Rolling | Phase::Proven => None,
         };
         let serving = self.serving.iter().flat_map(|serving| {
             let restart = match serving.monitor {
                 Life::Waiting { until, .. } => Some(until),
-                Life::Running { .. } => None,
+                Life::None | Life::Running { .. } => None,
             };
             [baking(serving), restart]
         });
         let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
         let draining = self.draining.values().map(|draining| draining.kill_at);
-        let orphans = self.orphans.values().map(Escalation::deadline);
-        let renewal = self.renewal.due().filter(|_| self.starting.is_none());
-        serving.chain(starting).chain(draining).chain(orphans).chain([renewal]).flatten().min()
+        let orphans = self.orphans.values().map(|orphans| orphans.escalation.deadline());
+        let renewal = self.renewal.due().filter(|_| self.may_renew());
+        let back = self.fall_back_due();
+        serving.chain(starting).chain(draining).chain(orphans).chain([renewal, back]).flatten().min()
     }
 
     /// Every generation that has a monitor or waits for one, and where it stands.
@@ -164,15 +154,15 @@ impl Generations {
         let draining = self.draining.keys().map(|&monitor| (Standing::Draining, monitor.generation, Some(monitor)));
         let serving = self.serving.iter().map(|serving| living(Standing::Serving, serving));
         let starting = self.starting.iter().map(|(starting, _)| living(Standing::Starting, starting));
-        draining.chain(serving).chain(starting).collect()
+        let back = self.falling_back.iter().map(|back| living(Standing::Draining, &back.failed));
+        draining.chain(back).chain(serving).chain(starting).collect()
     }
 
     /// How things stand, in numbers.
     pub fn overview(&self) -> Overview {
-        let ready = |generation: &Generation| (generation.number, generation.ready.len() as u32);
         Overview {
-            serving: self.serving.as_ref().map(ready),
-            starting: self.starting.as_ref().map(|(starting, _)| ready(starting)),
+            serving: self.serving.as_ref().map(Generation::progress),
+            starting: self.progress(),
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
         }
@@ -191,59 +181,60 @@ impl Generations {
 
     /// How far the generation has come that is starting.
     pub fn progress(&self) -> Option<Progress> {
-        let (starting, _) = self.starting.as_ref()?;
-        let (generation, ready) = (starting.number, starting.ready.len() as u32);
-        Some(Progress { generation, ready, baking: matches!(starting.phase, Phase::Baking { .. }) })
+        self.starting.as_ref().map(|(starting, _)| starting.progress())
+    }
+
+    /// So many workers of the serving generation are ready.
+    pub fn ready(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.ready.len() as u32)
+    }
+
+    /// No slot of the serving generation has this number, or a higher one.
+    pub fn slots(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.slots)
+    }
+
+    /// So many workers are wanted at this moment.
+    pub fn workers(&self) -> u32 {
+        let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
+        let goal = goal.or(self.falling_back.as_ref().map(|back| back.goal));
+        let serving = self.serving.as_ref().map(|serving| serving.settings.workers);
+        goal.or(serving).unwrap_or(self.settings.workers)
     }
 
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.last_number == 0 {
-            let first = self.begin(false, now, actions);
+            self.last_number = 1;
+            let mut first = Generation::new(self.last_number, self.settings.clone(), now);
+            self.begin(&mut first, false, now, actions);
             self.serving = Some(first);
         }
     }
 
     /// Whether the workers of the next generation are ready only when they say so.
-    fn must_notify(&self) -> bool {
-        match self.settings.ready {
+    fn must_notify(&self, ready: Ready) -> bool {
+        match ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
-            Ready::Auto => self.serving_tells(),
+            Ready::Auto => self.serving.as_ref().is_some_and(Generation::tells),
         }
-    }
-
-    /// Whether every worker of the serving generation has said itself that it was ready. One that did so by chance must
-    /// not have the others ended for keeping silent.
-    fn serving_tells(&self) -> bool {
-        self.serving.as_ref().is_some_and(|serving| serving.told.len() == self.settings.workers as usize)
     }
 
     /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
-    /// do. Where only some of these listen, all that is known of the others is that they may not.
-    fn must_accept(&self) -> bool {
-        let all_listen = |serving: &Generation| serving.listening.len() == self.settings.workers as usize;
-        self.settings.ready == Ready::Auto && self.serving.as_ref().is_some_and(all_listen)
+    /// do.
+    fn must_accept(&self, ready: Ready) -> bool {
+        ready == Ready::Auto && self.serving.as_ref().is_some_and(Generation::listens)
     }
 
-    fn begin(&mut self, trial: bool, now: Instant, actions: &mut Vec<Action>) -> Generation {
-        self.last_number += 1;
-        let monitor = Monitor { generation: self.last_number, life: 1 };
-        let accept = self.must_accept();
-        actions.push(Action::StartMonitor { monitor, trial, notify: self.must_notify(), accept });
-        Generation {
-            number: monitor.generation,
-            monitor: Life::Running { life: monitor.life, since: now },
-            ready: BTreeSet::new(),
-            told: BTreeSet::new(),
-            seen: BTreeSet::new(),
-            listening: BTreeSet::new(),
-            accept,
-            unseeable: BTreeMap::new(),
-            bypass: None,
-            phase: Phase::Filling,
-            begun: now,
-            backoff: Backoff::default(),
-        }
+    /// Starts its first monitor.
+    fn begin(&self, next: &mut Generation, trial: bool, now: Instant, actions: &mut Vec<Action>) {
+        let ready = next.settings.ready;
+        let monitor = Monitor { generation: next.number, life: 1 };
+        next.accept = self.must_accept(ready);
+        next.monitor = Life::Running { life: monitor.life, since: now };
+        next.phase = Phase::Filling;
+        let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
+        actions.push(Action::StartMonitor { monitor, workers, trial, notify, accept });
     }
 
     /// The next generation is the first that begins after the request, whether it begins now or is queued.
@@ -251,32 +242,65 @@ impl Generations {
         let refused = self.stopping.is_some() || self.last_number == 0;
         let next = self.last_number + 1;
         actions.push(Action::Promise(request, (!refused).then_some(next)));
-        self.reload(now, actions);
+        self.reload(Urgency::Graceful, now, actions);
     }
 
-    fn reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn reload(&mut self, retires: Urgency, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_some() || self.last_number == 0 {
             return;
         }
-        if let Some((starting, _)) = &self.starting {
-            if !self.reload_queued {
-                actions.push(Action::Note(Note::ReloadQueued(starting.number)));
+        let starting = self.starting.as_ref().map(|(starting, _)| starting);
+        if let Some(busy) = starting.or(self.falling_back.as_ref().map(|back| &back.failed)) {
+            if self.reload_queued.is_none() {
+                actions.push(Action::Note(Note::ReloadQueued(busy.number)));
             }
-            self.reload_queued = true;
+            self.reload_queued = Some(retires);
             return;
         }
-        self.reload_queued = false;
+        self.reload_queued = None;
         self.renewal.begins(now);
-        let next = self.begin(true, now, actions);
-        actions.push(Action::Note(Note::Starting(next.number)));
+        self.last_number += 1;
+        actions.push(Action::Plan(self.last_number));
+        let mut next = Generation::new(self.last_number, self.settings.clone(), now);
+        next.retires = retires;
+        self.starting = Some((next, now + LONGEST_PLANNING));
+    }
+
+    /// What the generation that is starting is to be has been found out.
+    fn planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
+        let planning = |(starting, _): &(Generation, Instant)| {
+            starting.number == generation && matches!(starting.phase, Phase::Planning)
+        };
+        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else { return };
+        let retires = planned.retires;
+        self.settings = self.keeping_count(settings);
+        // What was bound anew while it was planned it gets as well.
+        self.renewal.begins(now);
+        let mut next = Generation::new(generation, self.settings.clone(), now);
+        next.retires = retires;
+        if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
+            next.roll();
+        }
+        self.begin(&mut next, true, now, actions);
+        actions.push(Action::Note(Note::Starting(generation)));
         self.starting = Some((next, now + self.settings.ready_timeout));
+    }
+
+    fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        if self.starting.as_ref().is_some_and(|(starting, _)| starting.number == generation) {
+            self.reject(None, cause, now, actions);
+        }
     }
 
     fn rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_none() && self.last_number > 0 {
             let random = self.random.draw();
-            let wait = self.renewal.needed(self.last_number, now, self.settings.pace, random);
-            if self.starting.is_some() {
+            let is_planned = |(starting, _): &(Generation, Instant)| matches!(starting.phase, Phase::Planning);
+            let planned = self.starting.as_ref().is_some_and(is_planned);
+            // One that is only planned gets it.
+            let newest = self.last_number - u32::from(planned);
+            let wait = self.renewal.needed(newest, now, self.settings.pace, random);
+            if self.starting.is_some() && !planned {
                 let why = "a listener was shut down meanwhile, and it lacks the one that was bound anew";
                 self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
             }
@@ -295,29 +319,38 @@ impl Generations {
             self.starting_told(report, now, actions);
         } else if self.serving.as_ref().is_some_and(|serving| serving.monitor() == Some(monitor)) {
             self.serving_told(report, now, actions);
+        } else if let Some(back) = self.falling_back.as_mut().filter(|back| back.failed.monitor() == Some(monitor)) {
+            match report {
+                Report::Retired { slot, empty } => back.failed.note_retired(slot, empty),
+                Report::Gone { .. } => back.failed.note_gone(),
+                _ => {}
+            }
+            self.fall_back(now, actions);
         }
     }
 
     fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
-        let workers = self.settings.workers;
-        let bake = self.settings.bake;
-        let ready_timeout = self.settings.ready_timeout;
         let Some((starting, deadline)) = &mut self.starting else { return };
+        let ready_timeout = starting.settings.ready_timeout;
         match report {
             Report::Listens { slot, withdrawn } => {
-                let was_whole = starting.note_listening(slot, withdrawn, workers);
+                let was_whole = starting.note_listening(slot, withdrawn);
                 // It had shown in time all that was asked of it, and now there is more.
                 *deadline = if was_whole { (*deadline).max(now + ready_timeout) } else { *deadline };
             }
             Report::Ready { slot, notified, seen } => {
-                starting.note_ready(slot, notified, seen, workers);
+                starting.note_ready(slot, notified, seen);
                 self.bypass_told = self.bypass_told.filter(|_| !seen);
-                if starting.ready.len() == workers as usize && matches!(starting.phase, Phase::Filling) {
-                    starting.phase = Phase::Baking { until: now + bake };
-                    if !bake.is_zero() {
-                        actions.push(Action::Note(Note::Baking(starting.number, bake)));
-                    }
-                }
+                self.settle_starting(now, actions);
+            }
+            Report::Retired { slot, empty } => {
+                starting.note_retired(slot, empty);
+                self.settle_starting(now, actions);
+                self.go_on_rolling(now, actions);
+            }
+            Report::Gone { .. } => {
+                starting.note_gone();
+                self.go_on_rolling(now, actions);
             }
             Report::Unseeable { slot, why } => {
                 starting.unseeable.insert(slot, why.clone());
@@ -335,11 +368,27 @@ impl Generations {
         }
     }
 
-    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
-        let workers = self.settings.workers;
+    /// A generation that is starting bakes once it is whole.
+    pub(super) fn settle_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some((starting, _)) = &mut self.starting else { return };
+        // By then its first share has lived for as long.
+        let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.bake };
+        if starting.settle(bake, now) && !bake.is_zero() {
+            actions.push(Action::Note(Note::Baking(starting.number, bake)));
+        }
+    }
+
+    pub(super) fn settle_serving(&mut self, now: Instant) {
+        let Some(serving) = &mut self.serving else { return };
         // By then a program that only lives has lived; one that told or has been seen has shown more.
-        let shown = matches!(self.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec) || self.serving_tells();
-        let bake = self.settings.bake;
+        let shown = matches!(serving.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec)
+            || serving.tells()
+            || serving.is_seen();
+        let bake = if shown { Duration::ZERO } else { serving.settings.bake };
+        serving.settle(bake, now);
+    }
+
+    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
@@ -347,15 +396,22 @@ impl Generations {
                 actions.push(Action::Note(Note::Began));
             }
             Report::Ready { slot, notified, seen } => {
-                serving.note_ready(slot, notified, seen, workers);
+                serving.note_ready(slot, notified, seen);
                 self.bypass_told = self.bypass_told.filter(|_| !seen);
-                if serving.ready.len() == workers as usize && matches!(serving.phase, Phase::Filling) {
-                    let bake = if shown || serving.seen.len() == workers as usize { Duration::ZERO } else { bake };
-                    serving.phase = Phase::Baking { until: now + bake };
-                }
+                self.settle_serving(now);
+                self.fall_back(now, actions);
             }
             Report::Listens { slot, withdrawn } => {
-                serving.note_listening(slot, withdrawn, workers);
+                serving.note_listening(slot, withdrawn);
+            }
+            Report::Retired { slot, empty } => {
+                serving.note_retired(slot, empty);
+                self.settle_serving(now);
+                self.go_on_rolling(now, actions);
+            }
+            Report::Gone { .. } => {
+                serving.note_gone();
+                self.go_on_rolling(now, actions);
             }
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
@@ -368,9 +424,7 @@ impl Generations {
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
                 serving.seen.remove(&slot);
-                if matches!(serving.phase, Phase::Baking { .. }) {
-                    serving.phase = Phase::Filling;
-                }
+                self.settle_serving(now);
                 let code = cause.exit_code();
                 self.end_if_first_start(cause, code, now, actions);
             }
@@ -408,22 +462,20 @@ impl Generations {
     }
 
     /// The new generation failed: it is stopped, and the serving one never noticed.
-    fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let Some((failed, _)) = self.starting.take() else { return };
-        let generation = failed.number;
-        let missing: Vec<u32> = (0..self.settings.workers).filter(|slot| !failed.ready.contains(slot)).collect();
-        let serving = self.serving.as_ref().map_or(0, |serving| serving.number);
-        let verdict = Verdict::Rejected {
+        let rejected = Rejected {
             slot,
-            cause: cause.clone(),
-            failed: failed.why_each_failed(slot, &cause, &missing, &self.settings),
-            missing: missing.clone(),
+            failed: failed.why_each_failed(slot, &cause),
+            cause,
+            missing: failed.missing(),
+            workers: failed.progress().workers,
             accept: failed.accept,
-            serving,
+            serving: self.serving_number(),
         };
-        actions.push(Action::Verdict(generation, verdict));
-        actions.push(Action::Note(Note::Rejected { generation, slot, cause, missing, accept: failed.accept, serving }));
-        self.drain(failed, false, Urgency::Graceful, now, actions);
+        actions.push(Action::Verdict(failed.number, Verdict::Rejected(rejected.clone())));
+        actions.push(Action::Note(Note::Rejected(failed.number, rejected)));
+        self.retire_failed(failed, now, actions);
         self.run_queued_reload(now, actions);
         if self.starting.is_none() {
             let random = self.random.draw();
@@ -432,9 +484,25 @@ impl Generations {
         }
     }
 
+    /// The same for one that was only promised.
+    pub(super) fn reject_unbegun(&self, generation: u32, cause: Cause, actions: &mut Vec<Action>) {
+        let serving = self.serving_number();
+        let (failed, missing, workers) = (Vec::new(), Vec::new(), self.settings.workers);
+        let rejected = Rejected { slot: None, cause, failed, missing, workers, accept: false, serving };
+        actions.push(Action::Verdict(generation, Verdict::Rejected(rejected.clone())));
+        actions.push(Action::Note(Note::Rejected(generation, rejected)));
+        actions.push(Action::Release(generation));
+    }
+
+    fn serving_number(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.number)
+    }
+
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((mut proven, _)) = self.starting.take() else { return };
         proven.phase = Phase::Proven;
+        proven.roll = None;
+        let retires = proven.retires;
         if let Some(monitor) = proven.monitor() {
             actions.push(Action::Order(monitor, Order::Commit));
         }
@@ -447,38 +515,42 @@ impl Generations {
         actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
         actions.push(Action::Note(Note::Committed(number, retired, took)));
         if let Some(old) = old {
-            self.drain(old, true, Urgency::Graceful, now, actions);
+            self.drain(old, true, retires, now, actions);
         }
         self.run_queued_reload(now, actions);
     }
 
-    fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.reload_queued {
-            self.reload(now, actions);
+    pub(super) fn run_queued_reload(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(retires) = self.reload_queued {
+            self.reload(retires, now, actions);
         }
     }
 
-    fn drain(&mut self, old: Generation, served: bool, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn drain(
+        &mut self,
+        old: Generation,
+        served: bool,
+        urgency: Urgency,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(monitor) = old.monitor() else {
+            if matches!(old.phase, Phase::Planning) {
+                actions.push(Action::GiveUpPlan(old.number));
+            }
             self.release_if_gone(old.number, actions);
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        let schedule = self.schedule(urgency);
-        let kill_at = Some(now + schedule.total() + GRACE);
-        self.draining.insert(monitor, Draining { since: now, urgency, schedule, begun: now, kill_at, served });
+        let stop = old.settings.stop;
+        let schedule = scheduled(&stop, urgency);
+        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
+        self.draining.insert(monitor, Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served });
     }
 
     /// How urgent the end is of what nobody was told to stop.
     fn urgency(&self) -> Urgency {
         self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
-    }
-
-    fn schedule(&self, urgency: Urgency) -> Schedule {
-        match urgency {
-            Urgency::Graceful => self.settings.stop.clone(),
-            Urgency::Quick => self.settings.stop.quick(),
-        }
     }
 
     fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
@@ -495,7 +567,7 @@ impl Generations {
                 self.stopping = Some(Stopping { urgency, code });
             }
         }
-        if std::mem::take(&mut self.reload_queued) {
+        if self.reload_queued.take().is_some() {
             actions.push(Action::Verdict(self.last_number + 1, Verdict::Stopped));
         }
         self.renewal = Renewal::default();
@@ -503,29 +575,33 @@ impl Generations {
         if let Some(starting) = &starting {
             actions.push(Action::Verdict(starting.number, Verdict::Stopped));
         }
-        for generation in self.serving.take().into_iter().chain(starting) {
+        let back = self.falling_back.take().map(|back| back.failed);
+        for generation in self.serving.take().into_iter().chain(starting).chain(back) {
             self.drain(generation, false, urgency, now, actions);
         }
-        if urgency == Urgency::Quick {
-            self.hasten(now, actions);
-        }
+        self.hasten(urgency, now, actions);
     }
 
-    /// What drains already follows the quick schedule from here on.
-    fn hasten(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let quick = self.settings.stop.quick();
+    /// What drains already follows the schedule of a stop from here on, where that is more urgent.
+    fn hasten(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
-            if draining.urgency < Urgency::Quick {
-                draining.urgency = Urgency::Quick;
-                if now + quick.total() < draining.begun + draining.schedule.total() {
-                    (draining.schedule, draining.begun) = (quick.clone(), now);
-                    draining.kill_at = draining.kill_at.map(|_| now + quick.total() + GRACE);
+            if draining.urgency < urgency {
+                let schedule = scheduled(&draining.stop, urgency);
+                let patient = draining.urgency == Urgency::Patient;
+                draining.urgency = urgency;
+                if patient || now + schedule.total() < draining.begun + draining.schedule.total() {
+                    let kill_at = now + schedule.total() + GRACE;
+                    // One that had to be killed is not killed again.
+                    draining.kill_at = if patient { Some(kill_at) } else { draining.kill_at.map(|_| kill_at) };
+                    (draining.schedule, draining.begun) = (schedule, now);
                 }
-                actions.push(Action::Order(*monitor, Order::Stop(Urgency::Quick)));
+                actions.push(Action::Order(*monitor, Order::Stop(urgency)));
             }
         }
-        for escalation in self.orphans.values_mut() {
-            escalation.hasten(&quick, now);
+        if urgency == Urgency::Quick {
+            for orphans in self.orphans.values_mut() {
+                orphans.escalation.hasten(&orphans.stop.quick(), now);
+            }
         }
     }
 
@@ -534,17 +610,23 @@ impl Generations {
         let is = |generation: &Generation| generation.monitor() == Some(monitor);
         let was_starting = self.starting.as_ref().is_some_and(|(starting, _)| is(starting));
         let was_serving = self.serving.as_ref().is_some_and(is);
-        if draining.is_none() && !was_starting && !was_serving {
+        let was_back = self.falling_back.as_ref().is_some_and(|back| is(&back.failed));
+        if draining.is_none() && !was_starting && !was_serving && !was_back {
             return;
         }
         if orphans {
+            let starting = self.starting.iter().map(|(starting, _)| starting);
+            let back = self.falling_back.iter().map(|back| &back.failed);
+            let living = self.serving.iter().chain(starting).chain(back).find(|one| is(one));
+            let stop = draining.as_ref().map(|draining| &draining.stop).or(living.map(|living| &living.settings.stop));
+            let stop = stop.unwrap_or(&self.settings.stop).clone();
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
             let (schedule, begun) = match obeyed {
                 Some(draining) => (draining.schedule.clone(), draining.begun),
                 // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
-                None => (self.schedule(self.urgency()), now),
+                None => (scheduled(&stop, self.urgency()), now),
             };
-            self.adopt(monitor, &schedule, begun, now, actions);
+            self.adopt(monitor, stop, (&schedule, begun), now, actions);
         }
         if let Some(drained) = draining {
             if drained.served && !orphans {
@@ -554,6 +636,12 @@ impl Generations {
             self.release_if_gone(monitor.generation, actions);
         } else if was_serving {
             self.serving_ended(cause, now, actions);
+            self.go_on_rolling(now, actions);
+        } else if was_back {
+            if let Some(back) = &mut self.falling_back {
+                back.failed.lose_monitor(now, now);
+            }
+            self.end_fall_back(now, actions);
         } else {
             if let Some((starting, _)) = &mut self.starting {
                 // Nobody is left to be told to stop.
@@ -565,23 +653,19 @@ impl Generations {
 
     fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
-        let pace = self.settings.pace;
         let Some(serving) = &mut self.serving else { return };
-        let Life::Running { life, since } = serving.monitor else { return };
+        let pace = serving.settings.pace;
+        let Life::Running { since, .. } = serving.monitor else { return };
         let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
-        serving.monitor = Life::Waiting { life, until: now + delay };
-        serving.ready.clear();
-        serving.seen.clear();
-        serving.phase = Phase::Filling;
-        serving.begun = now;
+        serving.lose_monitor(now + delay, now);
     }
 
     fn adopt(
         &mut self,
         monitor: Monitor,
-        schedule: &Schedule,
-        begun: Instant,
+        stop: Schedule,
+        (schedule, begun): (&Schedule, Instant),
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
@@ -592,7 +676,7 @@ impl Generations {
         } else {
             actions.push(Action::SignalUnreached(monitor, schedule.first_signal()));
         }
-        self.orphans.insert(monitor, escalation);
+        self.orphans.insert(monitor, Orphans { stop, escalation });
     }
 
     fn orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
@@ -611,8 +695,9 @@ impl Generations {
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.judge_starting(now, actions);
-        if self.starting.is_none() && self.renewal.due().is_some_and(|due| due <= now) {
-            self.reload(now, actions);
+        self.fall_back(now, actions);
+        if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
+            self.reload(Urgency::Graceful, now, actions);
         }
         self.do_what_serving_is_due(now, actions);
         for (monitor, draining) in &mut self.draining {
@@ -622,14 +707,14 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
-        let anew = self.schedule(self.urgency());
-        for (monitor, escalation) in &mut self.orphans {
+        let urgency = self.urgency();
+        for (monitor, Orphans { stop, escalation }) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
             }
             if escalation.deadline().is_none() {
                 // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
-                *escalation = Escalation::begin(&anew, now + GRACE);
+                *escalation = Escalation::begin(&scheduled(stop, urgency), now + GRACE);
             }
         }
     }
@@ -637,37 +722,47 @@ impl Generations {
     fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &self.starting else { return };
         match starting.phase {
+            Phase::Baking { until } if until <= now && starting.must_grow() => self.roll_on(now, actions),
             Phase::Baking { until } if until <= now => self.commit(now, actions),
+            Phase::Rolling if *deadline <= now => self.give_up_rolling(now, actions),
             Phase::Filling if *deadline <= now => {
-                let (slot, cause) = starting.why_not_ready(&self.settings);
+                let (slot, cause) = starting.why_not_ready();
                 self.reject(slot, cause, now, actions);
             }
+            Phase::Planning if *deadline <= now => self.reject(None, Cause::HungInPlan(LONGEST_PLANNING), now, actions),
             _ => {}
         }
     }
 
     fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let notify = self.settings.ready == Ready::Notify || self.serving_must_notify();
-        let accept = self.must_accept();
         let Some(serving) = &mut self.serving else { return };
         if let Phase::Baking { until } = serving.phase
             && until <= now
         {
             serving.phase = Phase::Proven;
-            actions.push(Action::Note(Note::Serving(serving.number, now.saturating_duration_since(serving.begun))));
+            actions.push(Action::Note(Note::Serving(
+                serving.number,
+                serving.settings.workers,
+                now.saturating_duration_since(serving.begun),
+            )));
         }
         if let Life::Waiting { life, until } = serving.monitor
             && until <= now
         {
+            let ready = serving.settings.ready;
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
-            actions.push(Action::StartMonitor { monitor, trial: false, notify, accept });
+            let workers = serving.settings.workers;
+            // One that has told, or listened, goes on doing so when its monitor is replaced.
+            let (notify, accept) = (self.must_notify(ready), self.must_accept(ready));
+            actions.push(Action::StartMonitor { monitor, workers, trial: false, notify, accept });
         }
     }
 
-    /// A generation that has told goes on telling when its monitor is replaced.
-    fn serving_must_notify(&self) -> bool {
-        self.settings.ready == Ready::Auto && self.serving_tells()
+    /// Whether a generation that lacks a listener may be replaced now. One without workers needs none.
+    fn may_renew(&self) -> bool {
+        let busy = self.starting.is_some() || self.falling_back.is_some();
+        !busy && self.serving.as_ref().is_some_and(|serving| !serving.is_quiet())
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
@@ -679,72 +774,11 @@ impl Generations {
     }
 }
 
-impl Generation {
-    fn note_ready(&mut self, slot: u32, told: bool, seen: bool, workers: u32) {
-        if slot >= workers {
-            return;
-        }
-        self.ready.insert(slot);
-        if told {
-            self.told.insert(slot);
-        }
-        if seen {
-            self.seen.insert(slot);
-        }
-    }
-
-    /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
-    fn note_listening(&mut self, slot: u32, withdrawn: bool, workers: u32) -> bool {
-        if slot >= workers {
-            return false;
-        }
-        self.listening.insert(slot);
-        if !withdrawn || matches!(self.phase, Phase::Proven) {
-            return false;
-        }
-        self.ready.remove(&slot);
-        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. })
-    }
-
-    fn monitor(&self) -> Option<Monitor> {
-        match self.monitor {
-            Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
-            Life::Waiting { .. } => None,
-        }
-    }
-
-    /// The workers that failed: the one that died, or all that were not ready in time.
-    fn why_each_failed(
-        &self,
-        slot: Option<u32>,
-        cause: &Cause,
-        missing: &[u32],
-        settings: &Settings,
-    ) -> Vec<(u32, Cause)> {
-        let time = settings.ready_timeout;
-        let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| settings.ready == Ready::Accept) {
-            Some(why) => Cause::NotSeen(time, why.clone()),
-            None => Cause::NotReady(time),
-        };
-        match (cause, slot) {
-            (Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..), _) => {
-                missing.iter().map(|slot| (*slot, own(slot))).collect()
-            }
-            (_, Some(slot)) => vec![(slot, cause.clone())],
-            (_, None) => Vec::new(),
-        }
-    }
-
-    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
-    fn why_not_ready(&self, settings: &Settings) -> (Option<u32>, Cause) {
-        let must_be_seen = settings.ready == Ready::Accept;
-        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
-        let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
-        let time = settings.ready_timeout;
-        match (unseen, bypass) {
-            (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
-            (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),
-            (None, None) => (None, Cause::NotReady(time)),
-        }
+/// How what is to be stopped `stop` is stopped so urgently.
+fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
+    match urgency {
+        Urgency::Patient => stop.patient(),
+        Urgency::Graceful => stop.clone(),
+        Urgency::Quick => stop.quick(),
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, se
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use super::state::Overview;
+use super::state::{Overview, Progress};
 use crate::control::role::Environment;
 
 /// When what a full socket did not take is tried again.
@@ -20,7 +20,6 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(super) struct Upward {
     to: Option<(OwnedFd, UnixAddr)>,
     watchdog: Option<Watchdog>,
-    workers: u32,
     told: Told,
     /// The manager's queue was full.
     retry_at: Option<Instant>,
@@ -44,7 +43,7 @@ struct Told {
 
 impl Upward {
     /// As `environment` says. The variables are panzer's own: no worker sees them.
-    pub(super) fn new(environment: &Environment, workers: u32, now: Instant) -> Upward {
+    pub(super) fn new(environment: &Environment, now: Instant) -> Upward {
         let to = environment.of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
             Err(errno) => {
@@ -63,7 +62,7 @@ impl Upward {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
             });
-        Upward { to, watchdog, workers, told: Told::default(), retry_at: None, failure_told: false }
+        Upward { to, watchdog, told: Told::default(), retry_at: None, failure_told: false }
     }
 
     /// When it has something to do if nothing happens.
@@ -86,13 +85,13 @@ impl Upward {
 
     /// None where the manager's queue is full: the rest is told later.
     fn tell_changes(&mut self, overview: Overview) -> Option<()> {
-        let status = describe(overview, self.workers);
+        let status = describe(overview);
         if overview.serves && !self.told.ready && !overview.stopping {
             self.send(&format!("READY=1\nMAINPID={}\nSTATUS={status}", Pid::this()))?;
             self.told.ready = true;
             self.told.status.clone_from(&status);
         }
-        let reloading = overview.starting.map(|(generation, _)| generation).filter(|_| self.told.ready);
+        let reloading = overview.starting.map(|starting| starting.generation).filter(|_| self.told.ready);
         if self.told.reloading.is_some() && self.told.reloading != reloading {
             if !overview.stopping {
                 self.send("READY=1")?;
@@ -139,9 +138,10 @@ fn open(name: &str) -> nix::Result<(OwnedFd, UnixAddr)> {
     Ok((socket(AddressFamily::Unix, SockType::Datagram, flags, None)?, address))
 }
 
-fn describe(overview: Overview, workers: u32) -> String {
-    let ready =
-        |(generation, ready): (u32, u32)| format!("{ready} of {workers} workers ready, generation {generation}");
+fn describe(overview: Overview) -> String {
+    let ready = |Progress { generation, ready, workers, .. }: Progress| {
+        format!("{ready} of {workers} workers ready, generation {generation}")
+    };
     match overview {
         Overview { stopping: true, .. } => "stopping".to_owned(),
         Overview { serving: Some(serving), starting: Some(starting), .. } => {

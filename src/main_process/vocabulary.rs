@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::backoff::Pace;
-use crate::config::{Ready, Schedule};
+use crate::config::{Ready, Schedule, Surge};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -19,10 +19,12 @@ pub struct Monitor {
 }
 
 /// What main is to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How many workers make a generation whole.
+    /// How many workers make a generation whole; none where it was told to have none.
     pub workers: u32,
+    /// How many more a reload may have at once.
+    pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
     /// How long a new generation may take until all its workers are ready.
@@ -46,6 +48,16 @@ pub enum Event {
     Reload,
     /// As a reload; whoever asked, by this number, wants to know what becomes of it.
     ReloadFor(u64),
+    /// What this generation is to be was found out, as asked by [`Action::Plan`].
+    Planned(u32, Settings),
+    /// That could not be found out.
+    NotPlanned(u32, Cause),
+    /// So is what needs no new workers to be from now on: the count, where another is configured, delays and waits.
+    Tuned(Settings),
+    /// Another count of workers is wanted; by this request, where somebody waits for an answer.
+    Scale(Option<u64>, Change),
+    /// As a reload; the old generation is retired so urgently.
+    ReloadRetiring(Urgency),
     /// A listener was bound anew, and no generation so far has it.
     Rebound,
     /// Somebody wants an end.
@@ -64,13 +76,43 @@ pub enum Event {
     Wake,
 }
 
+/// A change of the count of workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// To so many, at least one.
+    To(u32),
+    /// By so many more or less; one is always left.
+    By(i32),
+    /// By one less, and it is the oldest that goes.
+    WithoutOldest,
+    /// To none, until a reload or another change.
+    ToNone,
+}
+
 /// What main does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Find out what this generation is to be.
+    Plan(u32),
+    /// Nobody waits for that any more.
+    GiveUpPlan(u32),
+    /// Tell this monitor of delays and waits as they are from now on.
+    Tune(Monitor),
+    /// The count of workers was changed, for whoever asked: from so many, to so many.
+    Scaled {
+        /// Who asked.
+        request: Option<u64>,
+        /// The count before.
+        from: u32,
+        /// The count now, or why it cannot be changed.
+        to: Result<u32, &'static str>,
+    },
     /// Start this monitor.
     StartMonitor {
         /// Which.
         monitor: Monitor,
+        /// How many workers it keeps.
+        workers: u32,
         /// Whether its release must first prove itself.
         trial: bool,
         /// Whether its workers are ready only when they say so.
@@ -106,22 +148,28 @@ pub enum Verdict {
     /// The generation serves, and this one, if any, is being retired; with the time it took.
     Serves(Option<u32>, Duration),
     /// It failed.
-    Rejected {
-        /// The slot that brought it down, where one did.
-        slot: Option<u32>,
-        /// Why.
-        cause: Cause,
-        /// The workers that failed, each with its own cause.
-        failed: Vec<(u32, Cause)>,
-        /// Those that were not ready by then.
-        missing: Vec<u32>,
-        /// Whether they had to be seen accepting.
-        accept: bool,
-        /// The generation that serves on.
-        serving: u32,
-    },
+    Rejected(Rejected),
     /// Panzer is being stopped; the generation never serves.
     Stopped,
+}
+
+/// A generation that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// The slot that brought it down, where one did.
+    pub slot: Option<u32>,
+    /// Why.
+    pub cause: Cause,
+    /// So many workers it was to have.
+    pub workers: u32,
+    /// The workers that failed, each with its own cause.
+    pub failed: Vec<(u32, Cause)>,
+    /// Those that were not ready by then.
+    pub missing: Vec<u32>,
+    /// Whether they had to be seen accepting.
+    pub accept: bool,
+    /// The generation that serves on.
+    pub serving: u32,
 }
 
 /// How far the generation has come that is starting.
@@ -131,6 +179,8 @@ pub struct Progress {
     pub generation: u32,
     /// So many of its workers are ready.
     pub ready: u32,
+    /// Of so many.
+    pub workers: u32,
     /// Whether all are, and it only has to live on.
     pub baking: bool,
 }
@@ -140,10 +190,12 @@ pub struct Progress {
 pub enum Note {
     /// The program could be executed for the first time.
     Began,
-    /// The first generation, or one that was restarted, serves; with the time it took.
-    Serving(u32, Duration),
+    /// The first generation, or one that was restarted, serves: with so many workers, after this time.
+    Serving(u32, u32, Duration),
     /// A reload begins.
     Starting(u32),
+    /// So many workers are kept from now on, instead of so many.
+    Scaled(u32, u32),
     /// A reload was asked for while one is under way.
     ReloadQueued(u32),
     /// This generation lacks a listener that was bound anew; one that has it is started after this wait.
@@ -152,21 +204,8 @@ pub enum Note {
     Baking(u32, Duration),
     /// The new generation serves and the old one, if there was one, is retired; with the time it took.
     Committed(u32, Option<u32>, Duration),
-    /// The new generation failed, and this one serves on.
-    Rejected {
-        /// The generation that failed.
-        generation: u32,
-        /// The slot that brought it down, where one did.
-        slot: Option<u32>,
-        /// Why.
-        cause: Cause,
-        /// Those not ready by the deadline.
-        missing: Vec<u32>,
-        /// Whether these had to be seen accepting.
-        accept: bool,
-        /// The generation that serves on.
-        serving: u32,
-    },
+    /// The new generation failed.
+    Rejected(u32, Rejected),
     /// A retired generation is gone; with the time its draining took.
     Drained(u32, Duration),
     /// A monitor died; another follows after this delay.
@@ -197,13 +236,13 @@ pub enum Standing {
     Draining,
 }
 
-/// How things stand, in numbers. Of a generation: its number, and how many of its workers are ready.
+/// How things stand, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overview {
     /// The generation that serves, or is the first and will.
-    pub serving: Option<(u32, u32)>,
+    pub serving: Option<Progress>,
     /// The one that must prove itself.
-    pub starting: Option<(u32, u32)>,
+    pub starting: Option<Progress>,
     /// Whether the serving one has been wholly ready.
     pub serves: bool,
     /// Whether everything is being stopped.

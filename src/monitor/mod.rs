@@ -7,5 +7,6 @@ mod bypass;
 mod log;
 mod roster;
 pub mod run;
+mod scaling;
 pub mod state;
 mod vocabulary;

@@ -113,6 +113,11 @@ impl Roster {
         self.last.insert(slot, (pid, cause.clone()));
     }
 
+    /// What ended in this slot as it was to is told to nobody.
+    pub(super) fn forget(&mut self, slot: u32) {
+        self.last.remove(&slot);
+    }
+
     pub(super) fn last_cause(&self, slot: u32) -> Option<&Cause> {
         self.last.get(&slot).map(|(_, cause)| cause)
     }

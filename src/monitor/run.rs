@@ -16,7 +16,7 @@ use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
 use crate::config::{ListenAs, ListenPid, Ready, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
+use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -211,6 +211,10 @@ impl Monitor {
         loop {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::Queue, descriptors) => {
+                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
+                    self.listeners.extend(descriptors);
+                }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
                         self.accepted_on.add(&held);
@@ -226,7 +230,10 @@ impl Monitor {
                     let reached = self.signal_as_asked(number, slot);
                     self.channel.send(&Report::Signalled { ticket, reached });
                 }
-                Received::Message(order, _) => self.events.push_back(Event::Ordered(order)),
+                Received::Message(order, _) => {
+                    self.take_over(&order);
+                    self.events.push_back(Event::Ordered(order));
+                }
                 Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
                 Received::Nothing => return,
                 Received::Gone => {
@@ -238,6 +245,18 @@ impl Monitor {
                     return;
                 }
             }
+        }
+    }
+
+    /// What an order means for workers that are started from now on, and for what is told.
+    fn take_over(&mut self, order: &Order) {
+        match order {
+            Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
+            Order::Tune(tuning) => {
+                Tuning::clone(tuning).apply(&mut self.assignment.plan);
+                stderr::set_level(self.assignment.plan.verbosity.level());
+            }
+            _ => {}
         }
     }
 
@@ -320,7 +339,10 @@ impl Monitor {
                 self.events.push_back(Event::LeftBehind(live.worker));
             }
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
-            self.roster.remember(live.worker.slot, pid, &cause);
+            match self.state.is_retiring(live.worker.slot) {
+                true => self.roster.forget(live.worker.slot),
+                false => self.roster.remember(live.worker.slot, pid, &cause),
+            }
             self.events.push_back(Event::Ended(live.worker, cause));
         }
     }
@@ -492,14 +514,14 @@ impl Monitor {
 
     fn report_status(&mut self) {
         let now = Instant::now();
-        for slot in 0..self.state.count() {
+        for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
             let view = self.state.view(slot);
             let status = WorkerStatus {
                 slot,
                 pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
                 phase: view.phase.word().to_owned(),
                 since: now.saturating_duration_since(view.since),
-                respawns: view.life.saturating_sub(1),
+                respawns: view.respawns,
                 last: self.roster.last_cause(slot).cloned(),
             };
             self.channel.send(&Report::Worker(status));

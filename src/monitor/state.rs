@@ -34,7 +34,7 @@ const LONGEST_PROBE: Duration = Duration::from_secs(10);
 const LOOKS_AT_ONCE: usize = 16;
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Empty,
     Waiting {
         until: Instant,
@@ -55,7 +55,7 @@ enum State {
 
 /// When a worker is looked at or probed again; none while a probe of it is under way.
 #[derive(Debug, Clone, Copy)]
-struct Watched {
+pub(super) struct Watched {
     next: Option<Instant>,
     pause: Duration,
 }
@@ -76,10 +76,16 @@ struct Probe {
 }
 
 #[derive(Debug)]
-struct Slot {
-    state: State,
+pub(super) struct Slot {
+    pub(super) state: State,
     life: u32,
-    since: Instant,
+    pub(super) since: Instant,
+    /// Whether a worker is wanted in it.
+    pub(super) wanted: bool,
+    /// So many of its workers followed one that had ended unasked.
+    pub(super) respawns: u32,
+    /// Whether its worker is being stopped because none is, or was, wanted.
+    pub(super) retiring: bool,
     notified: bool,
     /// When its program began.
     executed: Option<Instant>,
@@ -88,41 +94,20 @@ struct Slot {
     listened: bool,
     /// Why it could not be seen whether the worker accepts.
     hidden: Option<Hidden>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
-    ended_for: Option<Cause>,
+    pub(super) ended_for: Option<Cause>,
 }
 
-/// The stop of everything: what the workers go through, and since when.
-#[derive(Debug)]
-struct Stopping {
-    schedule: Schedule,
-    begun: Instant,
-}
-
-/// The slots of one generation.
-#[derive(Debug)]
-pub struct Slots {
-    settings: Settings,
-    slots: Vec<Slot>,
-    groups: BTreeMap<Worker, Escalation>,
-    probes: BTreeMap<Worker, Probe>,
-    suspects: Suspects,
-    recent_respawns: VecDeque<Instant>,
-    stopping: Option<Stopping>,
-    executed: bool,
-    gave_up: bool,
-    exited: bool,
-    random: Random,
-}
-
-impl Slots {
-    /// Empty slots; [`Event::Start`] fills them.
-    pub fn new(settings: Settings, now: Instant) -> Slots {
-        let empty = || Slot {
+impl Slot {
+    pub(super) fn new(now: Instant) -> Slot {
+        Slot {
             state: State::Empty,
             life: 0,
             since: now,
+            wanted: true,
+            respawns: 0,
+            retiring: false,
             notified: false,
             executed: None,
             listens: false,
@@ -130,9 +115,39 @@ impl Slots {
             hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
-        };
+        }
+    }
+}
+
+/// The stop of everything: what the workers go through, and since when.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    urgency: Urgency,
+    schedule: Schedule,
+    begun: Instant,
+}
+
+/// The slots of one generation.
+#[derive(Debug)]
+pub struct Slots {
+    pub(super) settings: Settings,
+    pub(super) slots: Vec<Slot>,
+    groups: BTreeMap<Worker, Escalation>,
+    probes: BTreeMap<Worker, Probe>,
+    suspects: Suspects,
+    recent_respawns: VecDeque<Instant>,
+    pub(super) stopping: Option<Stopping>,
+    executed: bool,
+    pub(super) gave_up: bool,
+    exited: bool,
+    random: Random,
+}
+
+impl Slots {
+    /// Empty slots; [`Event::Start`] fills them.
+    pub fn new(settings: Settings, now: Instant) -> Slots {
         Slots {
-            slots: (0..settings.workers).map(|_| empty()).collect(),
+            slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
             suspects: Suspects::default(),
@@ -166,9 +181,13 @@ impl Slots {
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now),
+            Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
+            Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(
+                Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
+            ) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
                     actions.push(Action::Note(Note::MainGone));
@@ -209,7 +228,7 @@ impl Slots {
             State::Ready { .. } => Phase::Ready,
             State::Stopping(_) => Phase::Stopping,
         };
-        View { phase, life: slot.life, since: slot.since }
+        View { phase, respawns: slot.respawns, since: slot.since }
     }
 
     /// Whether everything is being stopped.
@@ -229,9 +248,10 @@ impl Slots {
         self.slots.get_mut(worker.slot as usize).filter(holds)
     }
 
-    fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
+        slot.retiring = false;
         slot.since = now;
         slot.notified = false;
         slot.executed = None;
@@ -370,6 +390,7 @@ impl Slots {
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
+        let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
         }
@@ -378,9 +399,17 @@ impl Slots {
         let lived = now.saturating_duration_since(slot.since);
         let cause = slot.ended_for.take().unwrap_or(cause);
         slot.since = now;
-        if stopping {
+        let retired = std::mem::replace(&mut slot.retiring, false);
+        if retired {
+            actions.push(Action::Report(Report::Gone { slot: worker.slot }));
+        }
+        if stopping || (retired && (!slot.wanted || gave_up)) {
             slot.state = State::Empty;
             return;
+        }
+        if retired {
+            // Wanted again meanwhile.
+            return self.spawn(worker.slot, now, actions);
         }
         let delay = slot.backoff.after(lived, pace, random);
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
@@ -398,13 +427,15 @@ impl Slots {
             return;
         }
         let mut escalation = match &self.stopping {
-            Some(stopping) => Escalation::resume(&stopping.schedule, stopping.begun, now),
-            None => Escalation::begin(&self.settings.stop, now),
+            Some(stopping) if stopping.urgency != Urgency::Patient => {
+                Escalation::resume(&stopping.schedule, stopping.begun, now)
+            }
+            _ => Escalation::begin(&self.settings.stop, now),
         };
         actions.push(Action::Note(Note::LeftBehind(worker)));
         if escalation.deadline().is_none() {
             escalation = Escalation::begin(&Schedule::kill(), now);
-        } else if let Some(stopping) = &self.stopping {
+        } else if let Some(stopping) = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient) {
             // It was its worker that got this; it has as long to end as the stop still takes.
             actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
         }
@@ -419,7 +450,7 @@ impl Slots {
         let timeout = self.settings.ready_timeout;
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty => slot.state = State::Waiting { until: now },
+                State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
                 State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }
@@ -427,17 +458,24 @@ impl Slots {
     }
 
     fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+        let before = self.stopping.as_ref().map(|stopping| stopping.urgency);
+        if before >= Some(urgency) {
+            return;
+        }
+        if before.is_none() {
+            actions.push(Action::CloseListeners);
+        }
         let schedule = match urgency {
-            Urgency::Graceful if self.stopping.is_some() => return,
+            Urgency::Patient => self.settings.stop.patient(),
             Urgency::Graceful => self.settings.stop.clone(),
             Urgency::Quick => self.settings.stop.quick(),
         };
-        let end = self.stopping.as_ref().map(|stopping| stopping.begun + stopping.schedule.total());
-        if end.is_none() {
-            actions.push(Action::CloseListeners);
-        }
-        if end.is_none_or(|end| now + schedule.total() < end) {
-            self.stopping = Some(Stopping { schedule: schedule.clone(), begun: now });
+        let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
+        let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
+        match &mut self.stopping {
+            // The end of what it has begun comes sooner.
+            Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
+            _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
         for slot in &mut self.slots {
             match &mut slot.state {
@@ -445,7 +483,9 @@ impl Slots {
                 State::Waiting { .. } => slot.state = State::Empty,
                 State::Stopping(escalation) => {
                     slot.ended_for = None;
-                    if urgency == Urgency::Quick {
+                    if escalation.is_patient() {
+                        *escalation = Escalation::begin(&schedule, now);
+                    } else if urgency == Urgency::Quick {
                         escalation.hasten(&schedule, now);
                     }
                 }
@@ -481,6 +521,7 @@ impl Slots {
             return;
         }
         if self.respawn_allowed(now) {
+            self.slots[index as usize].respawns += 1;
             self.spawn(index, now, actions);
         } else {
             self.give_up(index, actions);
@@ -536,8 +577,8 @@ impl Slots {
     fn examine_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let slots = &self.slots;
         self.suspects.keep(|worker| {
-            let slot = &slots[worker.slot as usize];
-            slot.life == worker.life && matches!(slot.state, State::Starting { .. } | State::Ready { .. })
+            let runs = |slot: &Slot| matches!(slot.state, State::Starting { .. } | State::Ready { .. });
+            slots.get(worker.slot as usize).is_some_and(|slot| slot.life == worker.life && runs(slot))
         });
         actions.extend(self.suspects.due(now).map(Action::Examine));
     }

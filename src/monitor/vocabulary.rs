@@ -175,8 +175,8 @@ impl Phase {
 pub struct View {
     /// What it holds.
     pub phase: Phase,
-    /// Its current or last life.
-    pub life: u32,
+    /// So many times a worker that had ended was replaced.
+    pub respawns: u32,
     /// Since when it has been in this phase, or for a live worker since its start.
     pub since: Instant,
 }

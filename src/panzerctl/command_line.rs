@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 
-use crate::config::{duration, parse_signal_or_number};
+use crate::config::duration;
+use crate::sys::signals::parse_signal_or_number;
 
 const AFTER: &str = "With one panzer running, none of --name, --pid and --control is needed.\n\n\
     Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or failed; of status: dead, and \
@@ -75,6 +76,14 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Keep N workers from now on, or N more or less; holds until another count is configured
+    Scale {
+        /// As 8, +1 or -1
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+        count: String,
+    },
+    /// End all workers and keep main; a reload or a scale brings workers back
+    Quiet,
     /// Send a signal to the workers of the serving generation
     Signal {
         /// Its name or number, as HUP, SIGHUP or 1

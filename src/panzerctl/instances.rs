@@ -28,6 +28,11 @@ impl Instance {
         self.pid_file.as_deref().map_or_else(|| self.socket.display().to_string(), name_of)
     }
 
+    /// Whether it runs, as its pid file has it.
+    pub(super) fn is_running(&self) -> bool {
+        self.pid_file.as_deref().is_some_and(is_locked)
+    }
+
     /// Why nobody answers at its socket.
     pub(super) fn absence(&self, why: &std::io::Error) -> Trouble {
         let socket = self.socket.display();
@@ -37,8 +42,9 @@ impl Instance {
         if why.kind() == ErrorKind::WouldBlock {
             return Trouble::Unknown(format!("{socket} takes nobody; if panzer is stopped (kill -STOP), continue it"));
         }
+        let running = self.is_running();
         match self.pid_file.as_deref().filter(|path| path.exists()) {
-            Some(path) if is_locked(path) => Trouble::Unknown(format!(
+            Some(_) if running => Trouble::Unknown(format!(
                 "{} runs, but takes no commands at {socket}; is it still starting? Otherwise give --control",
                 self.shown()
             )),

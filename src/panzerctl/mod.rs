@@ -8,7 +8,7 @@ mod table;
 mod usage;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use clap::{CommandFactory, Parser};
@@ -21,6 +21,9 @@ use crate::control::requests::{Answer, Command as Wanted, Request, Status};
 
 /// Between two looks whether it is ready.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// For so long one that runs may be without a socket.
+const LONGEST_CHANGE: Duration = Duration::from_secs(2);
 
 /// The definition of the command line.
 pub fn command() -> clap::Command {
@@ -65,6 +68,8 @@ fn perform(options: &Options) -> Result<(), Trouble> {
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
+        Command::Scale { ref count } => follow(options, Request { count: Some(count.clone()), ..plain(Wanted::Scale) }),
+        Command::Quiet => follow(options, plain(Wanted::Quiet)),
         Command::Signal { signal, worker } => {
             let signal = Some(signal.as_str().to_owned());
             follow(options, Request { signal, worker, ..plain(Wanted::Signal) })
@@ -91,8 +96,22 @@ fn list(options: &Options) {
     tell(&text);
 }
 
+/// One that runs and has no socket yet, or no longer, is waited for a little: it is about to have one, or to end.
+#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
 fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
-    let mut client = Client::connect(&instance.socket).map_err(|error| instance.absence(&error))?;
+    let deadline = Instant::now() + LONGEST_CHANGE;
+    let mut client = loop {
+        match Client::connect(&instance.socket) {
+            Ok(client) => break client,
+            Err(error) => {
+                let passing = [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind());
+                if !passing || !instance.is_running() || Instant::now() >= deadline {
+                    return Err(instance.absence(&error));
+                }
+            }
+        }
+        std::thread::sleep(PAUSE);
+    };
     // Where it cannot be written, the answer says why: it was refused.
     let _ = client.ask(request);
     Ok(client)
@@ -168,6 +187,7 @@ fn progress(answer: &Answer) -> String {
         ("queued", ..) => format!("generation {generation}: queued behind the reload that is under way"),
         ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
         ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
+        ("emptying", ..) => "waiting for the queues of the workers that go to be empty".to_owned(),
         ("stopping", ..) => "stopping".to_owned(),
         (event, ..) => format!("generation {generation}: {event}"),
     }
@@ -190,6 +210,10 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
+        (Wanted::Scale | Wanted::Quiet, _) => {
+            let (from, workers) = (answer.from.unwrap_or_default(), answer.workers.unwrap_or_default());
+            tell(&format!("workers kept: {workers}, before: {from}\n"));
+        }
         (Wanted::Signal, _) => {
             let (signal, reached) =
                 (request.signal.as_deref().unwrap_or_default(), answer.signalled.unwrap_or_default());

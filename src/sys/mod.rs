@@ -11,6 +11,7 @@ pub mod options;
 pub mod pidfd;
 pub mod poller;
 pub mod processes;
+pub mod reuseport;
 pub mod rights;
 pub mod seccomp;
 pub mod signals;

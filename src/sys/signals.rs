@@ -49,6 +49,22 @@ impl AsFd for Signals {
     }
 }
 
+/// A signal by its name, with or without `SIG`.
+pub fn parse_signal(text: &str) -> Result<Signal, String> {
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse().map_err(|_| format!("there is no signal '{text}'"))
+}
+
+/// A signal by its name or its number; where there is none, the error lists them.
+pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
+    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
+        let names: Vec<&str> = Signal::iterator().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+        format!("there is no signal '{text}'; take one of {}, or a number from 1 to 31", names.join(" "))
+    })
+}
+
 /// Blocks every signal that can be blocked. What is executed later must clear its mask itself; `worker::spawn` does.
 pub fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)

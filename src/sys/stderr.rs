@@ -18,8 +18,13 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Sends what is logged from here on to stderr.
 pub fn start(level: LevelFilter) {
-    // A second call changes the level only.
+    // It is set once in each process.
     let _ = log::set_logger(&MESSAGES);
+    set_level(level);
+}
+
+/// From here on only this, and what is more serious, is told.
+pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 

@@ -36,6 +36,10 @@ pub enum Cause {
     Bypassed(Duration, Vec<String>),
     /// Its exec hung for this time, and it was ended for it.
     HungInExec(Duration),
+    /// The configuration is wrong. The text says where, and why.
+    Configuration(String),
+    /// To read the configuration hung for this time, and was given up.
+    HungInPlan(Duration),
 }
 
 impl Cause {
@@ -76,7 +80,8 @@ impl fmt::Display for Cause {
             Cause::NotFound(what)
             | Cause::CannotExecute(what)
             | Cause::CannotStart(what)
-            | Cause::CannotBecome(what) => write!(f, "{what}"),
+            | Cause::CannotBecome(what)
+            | Cause::Configuration(what) => write!(f, "{what}"),
             Cause::Exited(0) => write!(f, "exited with code 0, and a worker is meant to stay"),
             Cause::Exited(code) => write!(f, "exited with code {code}"),
             Cause::Killed(signal, core) => {
@@ -96,6 +101,9 @@ impl fmt::Display for Cause {
                 own.join(", ")
             ),
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
+            Cause::HungInPlan(time) => {
+                write!(f, "the configuration could not be read within {}", duration::show(*time))
+            }
         }
     }
 }

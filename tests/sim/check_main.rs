@@ -5,17 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::sys::signal::Signal;
 use panzer::config::Ready;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{Action, Event, Monitor, Note, Settings, Verdict};
+use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings, Verdict};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
+use crate::check_count::Count;
 use crate::check_renewal::RenewalWatch;
 use crate::kernel::Time;
 
 /// What a monitor gets beyond its workers' schedule, as the state has it.
 const GRACE: Time = Time::from_secs(5);
 
+/// What finding out what a generation is to be may take, as the state has it.
+const LONGEST_PLANNING: Time = Time::from_secs(10);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Orphans {
+pub(crate) enum Orphans {
     None,
     Present,
     Gone,
@@ -23,36 +27,58 @@ enum Orphans {
 
 /// One monitor, from the order to start it until its last orphan is gone.
 #[derive(Debug)]
-struct Watched {
-    trial: bool,
-    ready: BTreeSet<u32>,
+pub(crate) struct Watched {
+    pub(crate) trial: bool,
+    /// So many workers are wanted of it, and of so many it is to say that they are no more.
+    pub(crate) workers: u32,
+    pub(crate) retiring: u32,
+    /// So many are to end because there are to be fewer, and have not.
+    pub(crate) leaving: u32,
+    pub(crate) ready: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
-    seen: BTreeSet<u32>,
+    pub(crate) seen: BTreeSet<u32>,
     /// Since when all its workers are ready.
-    whole_since: Option<Time>,
-    committed: bool,
+    pub(crate) whole_since: Option<Time>,
+    pub(crate) committed: bool,
     /// It is said to serve.
-    proven: bool,
-    ordered: StopTimes,
-    killed: bool,
-    ended: bool,
-    orphans: Orphans,
+    pub(crate) proven: bool,
+    pub(crate) ordered: StopTimes,
+    /// It was told to end in its own time.
+    pub(crate) patient: bool,
+    pub(crate) killed: bool,
+    pub(crate) ended: bool,
+    pub(crate) orphans: Orphans,
     /// The stop of what outlived it.
-    orphans_stop: StopTimes,
-    orphans_killed: bool,
+    pub(crate) orphans_stop: StopTimes,
+    pub(crate) orphans_killed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Starting {
-    monitor: Monitor,
-    since: Time,
+pub(crate) struct Starting {
+    pub(crate) monitor: Monitor,
+    /// What it is to be is known, and its monitor started.
+    pub(crate) begun: bool,
+    pub(crate) since: Time,
     /// By when it must be ready.
-    due: Time,
+    pub(crate) due: Time,
     /// Something happened by which it fails.
-    failed: bool,
+    pub(crate) failed: bool,
+    /// It has been begun with a share of its workers; so many have been ready together.
+    pub(crate) rolls: bool,
+    pub(crate) proven: u32,
+    /// Until when workers of the other one may take to make room.
+    pub(crate) room_due: Option<Time>,
+    /// How it retires the one before it.
+    pub(crate) retires: Urgency,
 }
 
 impl Watched {
+    /// Notes since when it is whole.
+    fn settle(&mut self, now: Time) {
+        let whole = self.retiring == 0 && self.workers > 0 && self.ready.len() >= self.workers as usize;
+        self.whole_since = whole.then(|| self.whole_since.unwrap_or(now));
+    }
+
     /// One that was not seen accepting must show that now. Returns whether all were ready.
     fn listens(&mut self, slot: u32) -> bool {
         if self.committed || self.proven || self.seen.contains(&slot) {
@@ -82,6 +108,11 @@ pub(crate) struct Tally {
     pub(crate) must_accept: u64,
     pub(crate) unseeable: u64,
     pub(crate) bypasses: u64,
+    pub(crate) scaled: u64,
+    pub(crate) quiet: u64,
+    pub(crate) shares: u64,
+    pub(crate) fall_backs: u64,
+    pub(crate) patient: u64,
 }
 
 impl Tally {
@@ -90,8 +121,9 @@ impl Tally {
         let reloads = [self.commits, self.rejections, self.queued_reloads, self.renewals];
         let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
         let ends = [self.gave_up, self.fatal, self.exits];
-        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.bypasses];
-        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).any(|count| *count == 0)
+        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
+        let rolling = [self.shares, self.fall_backs, self.patient, self.bypasses];
+        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(&rolling).any(|count| *count == 0)
     }
 
     pub(crate) fn add(&mut self, other: Tally) {
@@ -111,58 +143,85 @@ impl Tally {
         self.must_accept += other.must_accept;
         self.unseeable += other.unseeable;
         self.bypasses += other.bypasses;
+        self.scaled += other.scaled;
+        self.quiet += other.quiet;
+        self.shares += other.shares;
+        self.fall_backs += other.fall_backs;
+        self.patient += other.patient;
     }
 }
 
 pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
-    wanted: Settings,
-    monitors: BTreeMap<Monitor, Watched>,
-    last_generation: u32,
-    serving: Option<Monitor>,
-    starting: Option<Starting>,
-    reload_queued: bool,
+    pub(crate) wanted: Settings,
+    pub(crate) count: Count,
+    /// The generation that was promised and will never begin.
+    pub(crate) unbegun: Option<u32>,
+    /// When the serving generation was last to have more again.
+    pub(crate) last_raise: Time,
+    /// In this step the serving generation has lost the one that served beside it, and gets its workers back.
+    pub(crate) restores: bool,
+    pub(crate) monitors: BTreeMap<Monitor, Watched>,
+    pub(crate) last_generation: u32,
+    pub(crate) serving: Option<Monitor>,
+    pub(crate) starting: Option<Starting>,
+    /// One that failed on its way, whose workers still serve.
+    pub(crate) falling_back: Option<Monitor>,
+    pub(crate) reload_queued: bool,
     /// The requests that were told which generation decides them.
-    answered: Vec<u64>,
+    pub(crate) answered: Vec<u64>,
     /// The generations that somebody waits for.
-    promised: BTreeSet<u32>,
+    pub(crate) promised: BTreeSet<u32>,
     /// Those of which was told what became of them.
-    judged: BTreeSet<u32>,
+    pub(crate) judged: BTreeSet<u32>,
     /// So many trials must begin before this step is over.
-    trials_due: u32,
-    renewal: RenewalWatch,
-    has_run: bool,
-    told: BTreeMap<u32, BTreeSet<u32>>,
+    pub(crate) trials_due: u32,
+    /// How the next generation that is asked for retires the one before it, and how the last one that serves did.
+    pub(crate) next_retires: Urgency,
+    pub(crate) retired: Urgency,
+    /// The generation whose plan is to be given up.
+    pub(crate) planned_in_vain: Option<u32>,
+    pub(crate) renewal: RenewalWatch,
+    pub(crate) has_run: bool,
+    pub(crate) told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
-    listening: BTreeMap<u32, BTreeSet<u32>>,
+    pub(crate) listening: BTreeMap<u32, BTreeSet<u32>>,
     /// Some worker cannot be seen, and people have been told so.
-    unseeable: bool,
-    unseeable_told: bool,
+    pub(crate) unseeable: bool,
+    pub(crate) unseeable_told: bool,
     /// How a worker bypasses its listener, true where it listens elsewhere: what was told last, and is to be told now.
-    bypass_told: Option<bool>,
-    bypass_due: bool,
-    restarts: PaceWatch,
-    stop: StopTimes,
-    stopped_with: u8,
-    closed: bool,
-    released: BTreeSet<u32>,
-    exited: bool,
+    pub(crate) bypass_told: Option<bool>,
+    pub(crate) bypass_due: bool,
+    pub(crate) restarts: PaceWatch,
+    pub(crate) stop: StopTimes,
+    pub(crate) stopped_with: u8,
+    pub(crate) closed: bool,
+    pub(crate) released: BTreeSet<u32>,
+    pub(crate) exited: bool,
     pub(crate) tally: Tally,
 }
 
 impl MainCheck {
     pub(crate) fn new(wanted: Settings) -> MainCheck {
         MainCheck {
+            count: Count::new(wanted.workers),
+            unbegun: None,
+            last_raise: Time::ZERO,
+            restores: false,
             wanted,
             monitors: BTreeMap::new(),
             last_generation: 0,
             serving: None,
             starting: None,
+            falling_back: None,
             reload_queued: false,
             answered: Vec::new(),
             promised: BTreeSet::new(),
             judged: BTreeSet::new(),
             trials_due: 0,
+            next_retires: Urgency::Graceful,
+            retired: Urgency::Graceful,
+            planned_in_vain: None,
             renewal: RenewalWatch::default(),
             has_run: false,
             told: BTreeMap::new(),
@@ -190,9 +249,19 @@ impl MainCheck {
         self.stop.kill_due(&self.wanted.stop)
     }
 
-    /// Whether the serving generation has not every listener.
+    /// Whether the serving generation has not every listener. One without workers needs none.
     pub(crate) fn lacks_listener(&self) -> bool {
-        self.renewal.is_needed()
+        self.renewal.is_needed() && self.count.now() > 0
+    }
+
+    /// So many workers are configured.
+    pub(crate) fn configured(&self) -> u32 {
+        self.wanted.workers
+    }
+
+    /// So many workers are wanted.
+    pub(crate) fn count(&self) -> u32 {
+        self.count.now()
     }
 
     pub(crate) fn serving(&self) -> Option<Monitor> {
@@ -203,6 +272,11 @@ impl MainCheck {
         self.starting.map(|starting| starting.monitor)
     }
 
+    /// Whether this monitor was told to end in its own time.
+    pub(crate) fn is_patient(&self, monitor: Monitor) -> bool {
+        self.monitors.get(&monitor).is_some_and(|watched| watched.patient)
+    }
+
     /// Whether main has done with this monitor and all that it left.
     pub(crate) fn is_retired(&self, monitor: Monitor) -> bool {
         self.monitors.get(&monitor).is_none_or(|watched| watched.ended && watched.orphans != Orphans::Present)
@@ -210,9 +284,11 @@ impl MainCheck {
 
     pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
         self.take_in(now, event);
+        self.note_room(now);
         for action in actions {
             self.check_action(now, event, action, actions)?;
         }
+        self.restores = false;
         self.check_answers(event)?;
         self.check_whole(now, punctual)
     }
@@ -220,14 +296,23 @@ impl MainCheck {
     fn take_in(&mut self, now: Time, event: &Event) {
         match event {
             Event::Start => {}
-            Event::Reload | Event::ReloadFor(_) if self.is_stopping() => {}
-            Event::Reload | Event::ReloadFor(_) if self.starting.is_some() => self.reload_queued = true,
-            Event::Reload | Event::ReloadFor(_) => self.trials_due = 1,
+            Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_) if self.is_stopping() => {}
+            Event::Reload | Event::ReloadFor(_) => self.reload(Urgency::Graceful),
+            Event::ReloadRetiring(urgency) => self.reload(*urgency),
             Event::Rebound if self.is_stopping() => {}
             Event::Rebound => {
-                self.renewal.needed(self.last_generation, now);
-                self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
+                // One that is only planned gets it.
+                let begun = self.starting.is_none_or(|starting| starting.begun);
+                self.renewal.needed(self.last_generation - u32::from(!begun), now);
+                self.starting = self.starting.map(|starting| Starting { failed: starting.failed || begun, ..starting });
             }
+            Event::NotPlanned(generation, _) => {
+                if let Some(starting) = self.starting.as_mut().filter(|known| known.monitor.generation == *generation) {
+                    starting.failed = true;
+                }
+            }
+            Event::Scale(_, change) => self.scaled(now, *change),
+            Event::Planned(..) | Event::Tuned(_) => {}
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -254,7 +339,9 @@ impl MainCheck {
         self.stop.begin(quick, now);
         self.renewal = RenewalWatch::default();
         self.reload_queued = false;
-        self.starting = None;
+        self.falling_back = None;
+        let starting = self.starting.take().filter(|starting| !starting.begun);
+        self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
         if quick {
             for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
                 watched.orphans_stop.begin(true, now);
@@ -263,8 +350,10 @@ impl MainCheck {
     }
 
     fn told(&mut self, now: Time, monitor: Monitor, report: &Report) {
-        let workers = self.wanted.workers as usize;
         let (is_serving, is_starting) = (self.serving == Some(monitor), self.starting() == Some(monitor));
+        if is_serving || is_starting || self.falling_back == Some(monitor) {
+            self.left(monitor, report);
+        }
         if self.is_stopping() || !(is_serving || is_starting) {
             return;
         }
@@ -277,11 +366,17 @@ impl MainCheck {
                     self.bypass_told = None;
                     watched.seen.insert(*slot);
                 }
-                if watched.ready.len() == workers {
-                    watched.whole_since.get_or_insert(now);
-                }
+                watched.settle(now);
                 if *notified {
                     self.told.entry(monitor.generation).or_default().insert(*slot);
+                }
+            }
+            Report::Retired { slot, .. } => {
+                watched.ready.remove(slot);
+                watched.seen.remove(slot);
+                watched.settle(now);
+                for slots in [&mut self.told, &mut self.listening] {
+                    slots.entry(monitor.generation).or_default().remove(slot);
                 }
             }
             Report::Executed => self.has_run |= is_serving,
@@ -326,6 +421,14 @@ impl MainCheck {
         let pace = self.wanted.pace;
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         watched.ended = true;
+        watched.leaving = 0;
+        if self.falling_back == Some(monitor) {
+            self.falling_back = None;
+            self.restores = true;
+            self.note_count(now);
+            self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
+        }
+        let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         if orphans {
             self.tally.adoptions += 1;
             watched.orphans = Orphans::Present;
@@ -343,19 +446,32 @@ impl MainCheck {
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, all: &[Action]) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
+            Action::Plan(generation) => self.check_plan(now, *generation),
+            Action::GiveUpPlan(generation) => {
+                let planned = self.planned_in_vain.take() == Some(*generation);
+                hold(planned, 7, || format!("the plan of generation {generation} is given up without a reason"))
+            }
+            Action::Tune(_) => Ok(()),
+            Action::Scaled { request, from, to } => {
+                let asked = matches!(event, Event::Scale(by, _) if by == request);
+                hold(asked && self.count.is_told(*from, *to), 7, || format!("{action:?} is not so"))
+            }
+            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+                let right = self.begins_right(*trial, *workers);
+                hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
                 match trial {
-                    true => self.check_trial(now, *monitor, *notify),
-                    false => self.check_start(now, event, *monitor, *notify),
+                    true => self.check_trial(now, *monitor, *workers, *notify),
+                    false => self.check_start(now, event, *monitor, *workers, *notify),
                 }
             }
             Action::Order(monitor, Order::Commit) => self.check_commit_order(*monitor, all),
             Action::Order(monitor, Order::Stop(urgency)) => self.check_stop_order(now, *monitor, *urgency, all),
-            Action::Order(_, Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {
-                hold(false, 0, || "the state asks for a status, or answers a claim".to_owned())
+            Action::Order(monitor, Order::Scale { workers, which }) => {
+                self.check_scale(now, event, *monitor, (*workers, *which))
             }
+            Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
                 let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);
@@ -384,23 +500,59 @@ impl MainCheck {
         }
     }
 
-    fn check_trial(&mut self, now: Time, monitor: Monitor, notify: bool) -> Checked {
+    fn check_trial(&mut self, now: Time, monitor: Monitor, workers: u32, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
-        hold(self.starting.is_none(), 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        hold(monitor.life == 1, 2, || format!("{monitor:?} is a new generation's first"))?;
-        if self.trials_due > 0 {
-            self.trials_due -= 1;
-        } else {
-            hold(self.renewal.is_needed(), 7, || format!("nobody asked for {monitor:?}"))?;
-            self.tally.renewals += 1;
-            self.renewal.started(now, self.wanted.pace)?;
-        }
-        self.starting = Some(Starting { monitor, since: now, due: now + self.wanted.ready_timeout, failed: false });
-        self.add(monitor, true)?;
+        let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
+        hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
+        let retires = self.starting.map_or(Urgency::Graceful, |starting| starting.retires);
+        let due = now + self.wanted.ready_timeout;
+        let rolls = workers < self.count.next();
+        self.starting = Some(Starting {
+            monitor,
+            begun: true,
+            since: now,
+            due,
+            failed: false,
+            rolls,
+            proven: 0,
+            room_due: None,
+            retires,
+        });
+        self.add(monitor, workers, true)?;
         self.check_notify(monitor, notify)
     }
 
-    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, notify: bool) -> Checked {
+    /// A new generation begins with this.
+    fn check_plan(&mut self, now: Time, generation: u32) -> Checked {
+        let monitor = Monitor { generation, life: 1 };
+        hold(!self.is_stopping(), 6, || format!("generation {generation} is planned after a stop"))?;
+        hold(self.starting.is_none(), 2, || format!("generation {generation} is planned beside {:?}", self.starting))?;
+        hold(generation == self.last_generation + 1, 7, || format!("generation {generation} has a wrong number"))?;
+        let mut retires = Urgency::Graceful;
+        if self.trials_due > 0 {
+            self.trials_due -= 1;
+            retires = self.next_retires;
+        } else {
+            hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
+            self.tally.renewals += 1;
+            self.renewal.started(now, self.wanted.pace)?;
+        }
+        self.last_generation = generation;
+        self.starting = Some(Starting {
+            monitor,
+            begun: false,
+            since: now,
+            due: now + LONGEST_PLANNING,
+            failed: false,
+            rolls: false,
+            proven: 0,
+            room_due: None,
+            retires,
+        });
+        Ok(())
+    }
+
+    fn check_start(&mut self, now: Time, event: &Event, monitor: Monitor, workers: u32, notify: bool) -> Checked {
         hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
         match self.serving {
             None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
@@ -413,22 +565,26 @@ impl MainCheck {
         }
         self.restarts.started(now)?;
         self.serving = Some(monitor);
-        self.add(monitor, false)?;
+        self.add(monitor, workers, false)?;
         self.check_notify(monitor, notify)
     }
 
-    fn add(&mut self, monitor: Monitor, trial: bool) -> Checked {
-        let expected = self.last_generation + u32::from(monitor.life == 1);
+    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool) -> Checked {
+        let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
         hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
         self.last_generation = self.last_generation.max(monitor.generation);
         let new = Watched {
             trial,
+            workers,
+            retiring: 0,
+            leaving: 0,
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
             committed: false,
             proven: false,
             ordered: StopTimes::default(),
+            patient: false,
             killed: false,
             ended: false,
             orphans: Orphans::None,
@@ -441,7 +597,7 @@ impl MainCheck {
 
     fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
         let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let serving = told == self.wanted.workers as usize;
+        let serving = self.is_all(told);
         let must = match self.wanted.ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
@@ -454,11 +610,11 @@ impl MainCheck {
     fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
         let listening =
             self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let must = self.wanted.ready == Ready::Auto && listening == self.wanted.workers as usize;
+        let must = self.wanted.ready == Ready::Auto && self.is_all(listening);
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 
-    fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
+    pub(crate) fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
         let watched = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended);
         watched.ok_or_else(|| Violation::new(3, format!("{monitor:?} is ordered about, and is gone")))
     }
@@ -472,18 +628,32 @@ impl MainCheck {
 
     fn check_stop_order(&mut self, now: Time, monitor: Monitor, urgency: Urgency, all: &[Action]) -> Checked {
         let asked = match urgency {
+            Urgency::Patient => false,
             Urgency::Graceful => self.stop.graceful.is_some(),
             Urgency::Quick => self.stop.quick.is_some(),
         };
+        let how = self.retired;
         let retired = |action: &Action| match action {
-            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation),
-            Action::Note(Note::Rejected { generation, .. }) => *generation == monitor.generation,
+            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation) && urgency == how,
+            Action::Note(Note::Rejected(generation, _)) => {
+                *generation == monitor.generation && urgency == Urgency::Graceful
+            }
             _ => false,
         };
-        let retired = urgency == Urgency::Graceful && all.iter().any(retired);
+        let back = self.falling_back.take_if(|back| *back == monitor).is_some();
+        self.restores |= back;
+        if back {
+            self.note_count(now);
+        }
+        self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
+        let retired = back || all.iter().any(retired);
         let watched = self.live(monitor)?;
         let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
-        watched.ordered.begin(urgency == Urgency::Quick, now);
+        if urgency == Urgency::Patient {
+            watched.patient = true;
+        } else {
+            watched.ordered.begin(urgency == Urgency::Quick, now);
+        }
         hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
         hold(asked || retired, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
@@ -515,7 +685,12 @@ impl MainCheck {
     fn check_note(&mut self, now: Time, note: &Note, all: &[Action]) -> Checked {
         match note {
             Note::Committed(generation, old, _) => self.check_commit(now, *generation, *old, all),
-            Note::Rejected { generation, .. } => self.check_rejection(now, *generation),
+            Note::Rejected(generation, _) if self.unbegun == Some(*generation) => {
+                self.unbegun = None;
+                self.last_generation = *generation;
+                Ok(())
+            }
+            Note::Rejected(generation, _) => self.check_rejection(now, *generation),
             Note::MonitorDied(_, _, delay) => {
                 let pace = self.wanted.pace;
                 self.restarts.told(*delay, pace)
@@ -528,7 +703,7 @@ impl MainCheck {
                 self.tally.queued_reloads += 1;
                 Ok(())
             }
-            Note::Serving(generation, _) => {
+            Note::Serving(generation, ..) => {
                 let serving = self.serving.and_then(|monitor| self.monitors.get_mut(&monitor));
                 let whole = serving.is_some_and(|watched| {
                     watched.proven = true;
@@ -548,6 +723,30 @@ impl MainCheck {
             }
             _ => Ok(()),
         }
+    }
+
+    fn reload(&mut self, retires: Urgency) {
+        self.next_retires = retires;
+        if self.starting.is_some() || self.falling_back.is_some() {
+            self.reload_queued = true;
+        } else {
+            self.trials_due = 1;
+        }
+    }
+
+    /// Another count is wanted.
+    fn scaled(&mut self, now: Time, change: Change) {
+        if self.is_stopping() {
+            return self.count.refuse();
+        }
+        self.count.change(change, self.serving.is_some());
+        if change == Change::ToNone {
+            self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
+            self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
+        }
+        self.note_count(now);
+        self.tally.scaled += 1;
+        self.tally.quiet += u64::from(change == Change::ToNone);
     }
 
     /// What decides a request has not begun when it comes.
@@ -574,8 +773,8 @@ impl MainCheck {
                 Note::Committed(number, ..) => Some(*number),
                 _ => None,
             }),
-            Verdict::Rejected { .. } => noted(|note| match note {
-                Note::Rejected { generation, .. } => Some(*generation),
+            Verdict::Rejected(_) => noted(|note| match note {
+                Note::Rejected(generation, _) => Some(*generation),
                 _ => None,
             }),
             Verdict::Stopped => self.is_stopping(),
@@ -600,19 +799,24 @@ impl MainCheck {
 
     fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
         self.tally.commits += 1;
-        let Some(Starting { monitor, failed, since, .. }) = self.starting.take() else {
+        let baked_at = self.starting().and_then(|monitor| self.baked_at(monitor));
+        let Some(Starting { monitor, failed, since, retires, .. }) = self.starting.take() else {
             return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
         };
-        let baked = self.baked_at(monitor).is_some_and(|baked| baked <= now);
-        hold(baked && !failed, 1, || format!("generation {generation} is committed too early"))?;
+        let baked = baked_at.is_some_and(|baked| baked <= now);
+        let whole = self.monitors.get(&monitor).is_some_and(|watched| watched.workers == self.count.next());
+        hold(baked && whole && !failed, 1, || format!("generation {generation} is committed too early"))?;
         let ordered = |wanted: Action| all.contains(&wanted);
         hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
         hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
         if let Some(old) = self.serving.filter(|old| self.monitors.get(old).is_some_and(|watched| !watched.ended)) {
-            let told = ordered(Action::Order(old, Order::Stop(Urgency::Graceful)));
+            let told = ordered(Action::Order(old, Order::Stop(retires)));
             hold(told, 7, || format!("{old:?} is not retired"))?;
         }
+        self.retired = retires;
+        self.tally.patient += u64::from(retires == Urgency::Patient);
         self.serving = Some(monitor);
+        self.count.serves_anew();
         self.renewal.serves(generation, now);
         self.has_run = true;
         // A generation's first monitor begins its life when it is started, not when it is committed.
@@ -627,10 +831,22 @@ impl MainCheck {
             return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
         };
         let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
-        let late = !whole && now >= starting.due;
+        let late = match starting.room_due {
+            Some(due) => now >= due,
+            None => !whole && now >= starting.due,
+        };
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
+        self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
         self.renewal.failed(now);
-        self.next_trial();
+        let lives = self.monitors.get(&starting.monitor).is_some_and(|watched| !watched.ended);
+        if starting.proven > 0 && lives && self.count.now() > 0 {
+            self.tally.fall_backs += 1;
+            self.falling_back = Some(starting.monitor);
+        } else {
+            self.restores |= starting.proven > 0;
+            self.note_count(now);
+            self.next_trial();
+        }
         Ok(())
     }
 
@@ -639,21 +855,36 @@ impl MainCheck {
         self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
     }
 
-    fn baked_at(&self, monitor: Monitor) -> Option<Time> {
+    pub(crate) fn baked_at(&self, monitor: Monitor) -> Option<Time> {
         let whole_since = self.monitors.get(&monitor)?.whole_since?;
-        Some(whole_since + self.wanted.bake)
+        let proven = self.starting.is_some_and(|starting| starting.monitor == monitor && starting.proven > 0);
+        Some(if proven { whole_since } else { whole_since + self.wanted.bake })
     }
 
     /// What must have been done by now.
     fn check_whole(&mut self, now: Time, punctual: bool) -> Checked {
         hold(self.trials_due == 0, 7, || "a reload is lost".to_owned())?;
+        hold(self.unbegun.is_none(), 7, || "nobody is told of a generation that will never begin".to_owned())?;
+        hold(self.count.is_known(), 7, || "nobody is told what became of the count".to_owned())?;
+        for monitor in self.serving.into_iter().chain(self.starting()) {
+            let watched = self.monitors.get(&monitor).filter(|watched| !watched.ended && !self.is_stopping());
+            let rolls = self.falling_back.is_some() || self.starting.is_some_and(|starting| starting.rolls);
+            let wanted = self.count.of(Some(monitor) == self.serving);
+            let right = watched.is_none_or(|watched| rolls || watched.workers == wanted);
+            hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
+        }
+        hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;
         let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
         hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
         hold(!self.bypass_due, 0, || "that a listener is bypassed is not told".to_owned())?;
-        let waits = self.starting.is_none() && punctual && self.renewal.is_late(now, self.wanted.pace);
+        if self.count.now() == 0 {
+            self.renewal.excuse(now);
+        }
+        let idle = self.starting.is_none() && self.falling_back.is_none();
+        let waits = idle && punctual && self.renewal.is_late(now, self.wanted.pace);
         hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {
             self.check_monitor(now, *monitor, watched, punctual)?;
@@ -670,7 +901,7 @@ impl MainCheck {
     fn check_starting(&self, now: Time) -> Checked {
         let Some(Starting { monitor, due, failed, .. }) = self.starting else { return Ok(()) };
         hold(!failed, 7, || format!("{monitor:?} has failed, and starts on"))?;
-        let due = self.baked_at(monitor).unwrap_or(due);
+        let due = self.starting.and_then(|starting| starting.room_due).or(self.baked_at(monitor)).unwrap_or(due);
         hold(now < due, 7, || format!("{monitor:?} starts for ever"))
     }
 
@@ -681,9 +912,11 @@ impl MainCheck {
             let late = left && due.is_some_and(|due| due < now) && punctual;
             return hold(!late, 6, || format!("the orphans of {monitor:?} live on"));
         }
-        let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor);
+        let back = self.falling_back == Some(monitor);
+        let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor) || back;
         let must_stop = self.is_stopping() || !goes_on;
-        hold(!must_stop || watched.ordered.has_begun(), 7, || format!("{monitor:?} is not stopped"))?;
+        let ends = watched.ordered.has_begun() || (watched.patient && !self.is_stopping());
+        hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
         let overdue = self.kill_due(watched.ordered).is_some_and(|due| due <= now) && !watched.killed;
@@ -692,7 +925,7 @@ impl MainCheck {
 
     fn is_gone(&self, generation: u32) -> bool {
         let is = |monitor: Option<Monitor>| monitor.is_some_and(|monitor| monitor.generation == generation);
-        let goes_on = !self.is_stopping() && (is(self.serving) || is(self.starting()));
+        let goes_on = !self.is_stopping() && (is(self.serving) || is(self.starting()) || is(self.falling_back));
         let lives = |(monitor, watched): (&Monitor, &Watched)| {
             monitor.generation == generation && (!watched.ended || watched.orphans == Orphans::Present)
         };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::{Order, Report, Urgency};
+use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
@@ -18,6 +18,12 @@ const LONGEST_EXEC: Time = Time::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// No worker is wanted in it.
+    idle: bool,
+    /// One is wanted in it anew, and is no respawn.
+    anew: bool,
+    /// Its worker is stopped because none was wanted.
+    retiring: bool,
     life: u32,
     alive: bool,
     readiness: Readiness,
@@ -37,6 +43,8 @@ pub(crate) struct MonitorCheck {
     groups: BTreeMap<Worker, StopTimes>,
     probes: Probes,
     stop: StopTimes,
+    /// It was told to end in its own time.
+    patient: bool,
     on_trial: bool,
     committed: Time,
     respawns: VecDeque<Time>,
@@ -45,6 +53,8 @@ pub(crate) struct MonitorCheck {
     gave_up: bool,
     closed: bool,
     exited: bool,
+    /// The slot whose worker ended because none was wanted, which is still to be told.
+    gone: Option<u32>,
 }
 
 impl MonitorCheck {
@@ -54,6 +64,7 @@ impl MonitorCheck {
             groups: BTreeMap::new(),
             probes: Probes::default(),
             stop: StopTimes::default(),
+            patient: false,
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
@@ -62,6 +73,7 @@ impl MonitorCheck {
             gave_up: false,
             closed: false,
             exited: false,
+            gone: None,
             wanted,
         }
     }
@@ -75,8 +87,17 @@ impl MonitorCheck {
         self.slots.get(slot as usize).is_some_and(|slot| slot.alive)
     }
 
+    /// Whether no worker is wanted there.
+    pub(crate) fn is_idle_slot(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_none_or(|slot| slot.idle)
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
+    }
+
+    fn is_ending(&self) -> bool {
+        self.patient || self.stop.has_begun()
     }
 
     pub(crate) fn has_group(&self, worker: Worker) -> bool {
@@ -93,7 +114,7 @@ impl MonitorCheck {
         for action in actions {
             self.check_action(now, event, action, ended)?;
         }
-        if let (Some(worker), false) = (ended, self.stop.has_begun()) {
+        if let (Some(worker), false) = (ended, self.is_ending()) {
             let told =
                 actions.iter().any(|a| matches!(a, Action::Report(Report::Died { slot, .. }) if *slot == worker.slot));
             hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
@@ -145,7 +166,8 @@ impl MonitorCheck {
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
-            Event::Ordered(Order::Status | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. }) => {}
+            Event::Ordered(Order::Scale { workers, .. }) => self.scaled(*workers),
+            Event::Ordered(_) => {}
             Event::Start | Event::Wake => {}
         }
         None
@@ -155,6 +177,12 @@ impl MonitorCheck {
         let (pace, on_trial) = (self.wanted.pace, self.on_trial);
         let slot = self.alive(worker)?;
         slot.alive = false;
+        if std::mem::take(&mut slot.retiring) {
+            slot.anew = !slot.idle;
+            slot.pace.excuse();
+            self.gone = Some(worker.slot);
+            return None;
+        }
         slot.ended = now;
         slot.pace.ended(now, pace);
         if on_trial {
@@ -163,7 +191,56 @@ impl MonitorCheck {
         Some(worker)
     }
 
+    /// More slots are wanted at once; of fewer it is told which.
+    fn scaled(&mut self, workers: u32) {
+        if self.is_ending() || self.gave_up {
+            return;
+        }
+        self.wanted.workers = workers;
+        while self.slots_wanted() < workers {
+            let free = self.slots.iter().position(|slot| slot.idle).unwrap_or(self.slots.len());
+            if free == self.slots.len() {
+                self.slots.push(Slot::default());
+            }
+            let slot = &mut self.slots[free];
+            slot.idle = false;
+            slot.anew = !slot.alive;
+        }
+    }
+
+    fn slots_wanted(&self) -> u32 {
+        self.slots.iter().filter(|slot| !slot.idle).count() as u32
+    }
+
+    fn check_retired(&mut self, now: Time, event: &Event, index: u32, empty: bool) -> Checked {
+        let Event::Ordered(Order::Scale { which, .. }) = event else {
+            return hold(false, 0, || format!("slot {index} is retired for no order"));
+        };
+        let wanted = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.idle);
+        let begun = |(_, slot): (usize, &Slot)| slot.alive.then_some(slot.begun);
+        let right = match which {
+            Which::Oldest => wanted().map(begun).min() == wanted().find(|(at, _)| *at == index as usize).map(begun),
+            Which::First => wanted().next().is_some_and(|(at, _)| at == index as usize),
+            Which::Last => wanted().next_back().is_some_and(|(at, _)| at == index as usize),
+        };
+        hold(right, 4, || format!("slot {index} is retired, and another one should be"))?;
+        let slot = &mut self.slots[index as usize];
+        hold(empty == (!slot.alive || slot.retiring), 0, || {
+            format!("slot {index} is said to have a worker: {}", !empty)
+        })?;
+        (slot.idle, slot.anew) = (true, false);
+        if slot.alive {
+            slot.retiring = true;
+            slot.stop.begin(false, now);
+        }
+        Ok(())
+    }
+
     fn stopped(&mut self, now: Time, urgency: Urgency) {
+        if urgency == Urgency::Patient {
+            self.patient |= !self.is_ending();
+            return;
+        }
         if urgency == Urgency::Graceful && self.stop.has_begun() {
             return;
         }
@@ -221,8 +298,9 @@ impl MonitorCheck {
             Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
             Action::CloseListeners => {
                 let first = !std::mem::replace(&mut self.closed, true);
-                hold(first && self.stop.has_begun(), 9, || "the listeners are closed twice, or for no stop".to_owned())
+                hold(first && self.is_ending(), 9, || "the listeners are closed twice, or for no stop".to_owned())
             }
+            Action::Report(Report::Retired { slot, empty }) => self.check_retired(now, event, *slot, *empty),
             Action::Report(report) => self.check_report(now, report, ended),
             Action::Note(Note::Respawning(worker, _, delay)) => {
                 let pace = self.wanted.pace;
@@ -245,17 +323,20 @@ impl MonitorCheck {
 
     fn check_spawn(&mut self, now: Time, event: &Event, worker: Worker) -> Checked {
         let on_trial = self.on_trial;
-        hold(!self.stop.has_begun(), 6, || format!("{worker:?} is spawned after a stop"))?;
+        hold(!self.is_ending(), 6, || format!("{worker:?} is spawned after a stop"))?;
         hold(!self.gave_up, 5, || format!("{worker:?} is spawned after giving up"))?;
-        if worker.life > 1 {
+        let anew = self.slots.get(worker.slot as usize).is_some_and(|slot| slot.anew);
+        if worker.life > 1 && !anew {
             self.count_respawn(now)?;
         }
         let slot = &mut self.slots[worker.slot as usize];
+        hold(!slot.idle, 4, || format!("{worker:?} is spawned, and not wanted"))?;
         hold(!slot.alive, 4, || format!("{worker:?} is spawned into a slot that is filled"))?;
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
-        hold((worker.life == 1) == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
-        hold(worker.life == 1 || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
-        let mut pace = std::mem::take(&mut slot.pace);
+        let first = worker.life == 1 && !anew;
+        hold(first == (*event == Event::Start), 5, || format!("{worker:?} is spawned at {event:?}"))?;
+        hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
+        let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
         pace.started(now)?;
         let readiness = slot.readiness.next();
         *slot = Slot { life: worker.life, alive: true, readiness, begun: now, pace, ..Slot::default() };
@@ -271,7 +352,7 @@ impl MonitorCheck {
 
     fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
-        let schedule = self.wanted.stop.clone();
+        let (schedule, patient) = (self.wanted.stop.clone(), self.patient);
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
@@ -280,12 +361,15 @@ impl MonitorCheck {
         }
         let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
-        hold(hangs || slot.stop.has_begun(), 1, || format!("{signal} for {worker:?}, which nobody stopped"))?;
+        hold(hangs || patient || slot.stop.has_begun(), 1, || {
+            format!("{signal} for {worker:?}, which nobody stopped")
+        })?;
         slot.signalled = true;
         if signal == Signal::SIGKILL {
             slot.killed = true;
             let due = slot.stop.kill_due(&schedule).is_some_and(|due| due <= now);
-            hold(due || hangs, 6, || format!("KILL for {worker:?} before it is due"))?;
+            let first = patient && schedule.first_signal() == Signal::SIGKILL;
+            hold(due || hangs || first, 6, || format!("KILL for {worker:?} before it is due"))?;
         }
         Ok(())
     }
@@ -343,6 +427,10 @@ impl MonitorCheck {
                 let shown = self.slots.iter().any(|slot| slot.readiness.executed.is_some());
                 hold(first && shown, 0, || "tells of an exec twice, or of none".to_owned())
             }
+            Report::Gone { slot } => {
+                let so = self.gone.take() == Some(*slot);
+                hold(so, 0, || format!("{report:?} is not true"))
+            }
             other => hold(false, 0, || format!("{other:?} is nothing that the state tells")),
         }
     }
@@ -351,7 +439,12 @@ impl MonitorCheck {
     fn check_slot(&self, now: Time, index: usize, punctual: bool) -> Checked {
         let slot = &self.slots[index];
         let worker = Worker { slot: index as u32, life: slot.life };
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
+        hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
+        hold(!slot.anew || stopping || self.gave_up, 5, || format!("the slot of {worker:?} is not filled"))?;
+        if !slot.alive && slot.idle {
+            return Ok(());
+        }
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
             let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
@@ -378,13 +471,16 @@ impl MonitorCheck {
     }
 
     fn check_whole(&self) -> Checked {
-        let stopping = self.stop.has_begun();
+        let stopping = self.is_ending();
+        hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
+        let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
+        hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;
         hold(!stopping || self.closed, 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "a monitor stays though everything has ended".to_owned())
     }
 
     fn is_over(&self) -> bool {
-        self.stop.has_begun()
+        self.is_ending()
             && self.groups.is_empty()
             && self.probes.is_empty()
             && !self.slots.iter().any(|slot| slot.alive)
@@ -397,9 +493,12 @@ impl MonitorCheck {
 
     /// Whether there is nothing to do, nor to wait for.
     pub(crate) fn is_idle(&self) -> bool {
-        let ready = |slot: &Slot| slot.alive && slot.readiness.ready_told && !slot.signalled;
+        let ready = |slot: &Slot| match slot.idle {
+            true => !slot.alive,
+            false => slot.alive && slot.readiness.ready_told && !slot.signalled,
+        };
         let all_ready = self.slots.iter().all(ready);
-        let examined = self.bypass_told || !self.slots.iter().any(|slot| slot.bypass.is_pending());
-        all_ready && examined && self.groups.is_empty() && self.probes.is_empty() && !self.stop.has_begun()
+        let examined = self.bypass_told || !self.slots.iter().any(|slot| slot.alive && slot.bypass.is_pending());
+        all_ready && examined && self.groups.is_empty() && self.probes.is_empty() && !self.is_ending()
     }
 }

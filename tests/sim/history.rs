@@ -4,15 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use panzer::backoff::Pace;
-use panzer::config::{Ready, RespawnLimit};
+use panzer::config::{Ready, RespawnLimit, Surge};
 use panzer::control::messages::Urgency;
-use panzer::main_process::state::{Event, Settings, Standing};
+use panzer::main_process::state::{Change, Event, Settings, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
 use crate::check_main::Tally;
 use crate::choices::Choices;
-use crate::kernel::{Role, Time};
+use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
 use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
@@ -64,6 +64,7 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
     Spec {
         main: Settings {
             workers: 1 + choices.below(5) as u32,
+            surge: choices.among(&[Surge::All, Surge::All, Surge::Count(1), Surge::Count(2), Surge::Percent(50)]),
             ready,
             ready_timeout: choices.millis(&[2_000, 5_000, 20_000, 500]),
             bake: choices.millis(&[1_000, 0, 300]),
@@ -119,9 +120,11 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(36) {
+        match self.choices.below(42) {
             0 => {}
-            1..=5 => self.signal_main(Event::Reload),
+            1..=3 => self.signal_main(Event::Reload),
+            4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
+            5 => self.signal_main(Event::ReloadRetiring(Urgency::Quick)),
             6..=9 => self.ask_for_reload(),
             10 => self.signal_main(Event::Stop(Urgency::Graceful)),
             11 => self.signal_main(Event::Stop(Urgency::Quick)),
@@ -142,7 +145,8 @@ impl World {
             })?,
             28..=29 => self.give_main_a_stale_event()?,
             30..=31 => self.for_some_monitor(World::give_monitor_a_stale_event)?,
-            _ => self.signal_main(Event::Rebound),
+            32..=35 => self.signal_main(Event::Rebound),
+            _ => self.scale(),
         }
         Ok(())
     }
@@ -161,6 +165,18 @@ impl World {
     fn ask_for_reload(&mut self) {
         self.requests += 1;
         self.signal_main(Event::ReloadFor(self.requests));
+    }
+
+    fn scale(&mut self) {
+        self.requests += 1;
+        let request = Some(self.requests).filter(|_| self.choices.below(2) == 1);
+        let change = match self.choices.below(6) {
+            0..=1 => Change::To(self.choices.below(7) as u32),
+            2..=3 => Change::By(self.choices.among(&[1, -1, 2, -3])),
+            4 => Change::WithoutOldest,
+            _ => Change::ToNone,
+        };
+        self.signal_main(Event::Scale(request, change));
     }
 
     fn kill_some(&mut self, wanted: fn(Role) -> bool) -> Checked {
@@ -228,7 +244,9 @@ impl World {
     }
 
     fn check_rest(&self) -> Checked {
-        let standings = self.main.state.standings();
+        // One that ends in its own time may take for ever.
+        let mut standings = self.main.state.standings();
+        standings.retain(|(_, _, monitor)| !monitor.is_some_and(|monitor| self.main.check.is_patient(monitor)));
         let [(Standing::Serving, _, Some(monitor))] = standings[..] else {
             return hold(false, 13, || format!("at rest there are {standings:?}"));
         };
@@ -236,8 +254,17 @@ impl World {
         hold(!lacking, 13, || format!("at rest {monitor:?} lacks a listener"))?;
         hold(self.main.state.deadline().is_none(), 13, || "main has a deadline for ever".to_owned())?;
         let running = self.kernel.unreaped().map(|id| self.kernel.process(id));
-        let running: Vec<_> = running.filter(|process| !process.is_daemon()).map(|process| process.role).collect();
-        let expected = 2 + self.spec.main.workers as usize;
+        let is_patient = |role: Role| match role {
+            Role::Monitor(index) => self.main.check.is_patient(self.monitors[index].id),
+            _ => false,
+        };
+        let patient = |process: &Process| {
+            is_patient(process.role)
+                || process.parent.is_some_and(|parent| is_patient(self.kernel.process(parent).role))
+        };
+        let running = running.filter(|process| !process.is_daemon() && !patient(process));
+        let running: Vec<_> = running.map(|process| process.role).collect();
+        let expected = 2 + self.main.check.count() as usize;
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));
         };

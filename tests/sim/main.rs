@@ -8,11 +8,13 @@
 
 mod check;
 mod check_bypass;
+mod check_count;
 mod check_main;
 mod check_monitor;
 mod check_probes;
 mod check_readiness;
 mod check_renewal;
+mod check_rolling;
 mod choices;
 mod fuzz;
 mod history;

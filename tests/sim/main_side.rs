@@ -168,8 +168,13 @@ impl World {
 
     fn perform_as_main(&mut self, action: Action) -> Checked {
         match action {
-            Action::StartMonitor { monitor, trial, notify, accept } => {
-                self.start_monitor(monitor, trial, notify, accept);
+            Action::Plan(generation) => {
+                let settings = Planted::main_settings(self.planted, self.spec.main.clone());
+                self.main.events.push_back(Event::Planned(generation, settings));
+                Ok(())
+            }
+            Action::StartMonitor { monitor, workers, trial, notify, accept } => {
+                self.start_monitor(monitor, workers, (trial, notify, accept));
                 Ok(())
             }
             Action::Order(monitor, order) => self.send_order(monitor, order),
@@ -185,7 +190,10 @@ impl World {
                 self.main.exit = Some(code);
                 Ok(())
             }
-            Action::CloseListeners
+            Action::GiveUpPlan(_)
+            | Action::Tune(_)
+            | Action::Scaled { .. }
+            | Action::CloseListeners
             | Action::Release(_)
             | Action::Promise(..)
             | Action::Verdict(..)
@@ -193,7 +201,7 @@ impl World {
         }
     }
 
-    fn start_monitor(&mut self, id: Monitor, trial: bool, notify: bool, accept: bool) {
+    fn start_monitor(&mut self, id: Monitor, workers: u32, measure: (bool, bool, bool)) {
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 4);
         let trouble = if troubled { self.choices.below(4) } else { 3 };
         if trouble == 0 {
@@ -206,7 +214,7 @@ impl World {
             2 => Startup::Fails,
             _ => Startup::Begins,
         };
-        let wanted = self.monitor_settings(trial, notify, accept);
+        let wanted = self.monitor_settings(workers, measure);
         let given = Planted::monitor_settings(self.planted, wanted.clone());
         let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
         self.main.monitors.insert(id, self.monitors.len());
@@ -215,10 +223,10 @@ impl World {
         self.wake(Node::Monitor(self.monitors.len() - 1), at);
     }
 
-    fn monitor_settings(&self, trial: bool, notify: bool, accept: bool) -> monitor_state::Settings {
+    fn monitor_settings(&self, workers: u32, (trial, notify, accept): (bool, bool, bool)) -> monitor_state::Settings {
         let main = &self.spec.main;
         monitor_state::Settings {
-            workers: main.workers,
+            workers,
             notify,
             watch: self.spec.watch(accept),
             has_listener: self.spec.has_listener,

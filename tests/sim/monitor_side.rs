@@ -172,7 +172,7 @@ impl World {
         self.take_orders(index);
         self.take_notifications(index);
         self.take_calls(index);
-        for slot in 0..self.spec.main.workers {
+        for slot in self.monitors[index].roster.keys().copied().collect::<Vec<_>>() {
             self.look_at_exec(index, slot);
         }
         if !reaps_first {

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use panzer::config::Surge;
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Monitor, Note};
+use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
 use panzer::readiness::watch::Sight;
 
@@ -90,12 +91,26 @@ planted! {
     NeverExamines
     HidesBypass
     TellsBypassAgain
+    ForgetsToScale
+    ScalesServingOnly
+    ForgetsToTellCount
+    TakesQuietForOne
+    ForgetsRetired
+    RetiresTheFirst
+    CountsBackOnReload
+    RollsBeforeThereIsRoom
+    GivesUpTooMany
+    StaysOnItsWay
+    SurgesAtOnce
+    ForgetsPatience
+    LeavesThePatient
 }
 
 impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
             Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
             Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
             _ => {}
@@ -128,13 +143,24 @@ impl Planted {
         use main_state::Event;
         match (planted, event) {
             (Some(Planted::LosesQueuedReload), Event::Reload) if check.starting().is_some() => None,
-            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_)) if check.starting().is_some() => None,
+            (Some(Planted::LosesQueuedReload), Event::ReloadFor(_) | Event::ReloadRetiring(_))
+                if check.starting().is_some() =>
+            {
+                None
+            }
             (Some(Planted::ForgetsRebound), Event::Rebound) => None,
             (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
             (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
                 Some(Event::Told(check.serving().unwrap_or(monitor), report))
             }
+            (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
+                Some(Event::Scale(request, Change::To(1)))
+            }
+            (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
+                Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
+            }
+            (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
             (_, event) => Some(event),
         }
@@ -153,6 +179,7 @@ impl Planted {
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
         planted.spoil_measure(event, actions);
+        planted.spoil_count(actions, check);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -162,19 +189,16 @@ impl Planted {
             actions.iter().any(is)
         };
         let commits = notes(|note| matches!(note, Note::Committed(..)));
-        let rejects = notes(|note| matches!(note, Note::Rejected { .. }));
+        let rejects = notes(|note| matches!(note, Note::Rejected(..)));
         let queues = notes(|note| matches!(note, Note::ReloadQueued(_)));
         let stop_serving = check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Graceful)));
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
-        let one_more = Action::StartMonitor {
-            monitor: Monitor { generation, life: 1 },
-            trial: true,
-            notify: false,
-            accept: false,
-        };
+        let one_more = Action::Plan(generation);
         match self {
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
-            Planted::RetiresOnReloadRequest if matches!(event, Event::Reload | Event::ReloadFor(_)) => {
+            Planted::RetiresOnReloadRequest
+                if matches!(event, Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_)) =>
+            {
                 actions.extend(stop_serving)
             }
             Planted::DropsRetirement if commits => {
@@ -183,7 +207,7 @@ impl Planted {
             Planted::RunsQueuedReloadAtOnce if queues => actions.push(one_more),
             Planted::ReloadsOnceMore if commits => actions.push(one_more),
             Planted::RejectsSilently => {
-                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected { .. })));
+                actions.retain(|action| !matches!(action, Action::Note(Note::Rejected(..))));
             }
             Planted::RejectionStopsServing if rejects => actions.extend(stop_serving),
             Planted::StopsWrongMonitor if rejects => {
@@ -192,6 +216,18 @@ impl Planted {
                         *monitor = serving;
                     }
                 }
+            }
+            Planted::ForgetsPatience => {
+                for action in actions {
+                    if let Action::Order(_, Order::Stop(urgency @ Urgency::Patient)) = action {
+                        *urgency = Urgency::Graceful;
+                    }
+                }
+            }
+            Planted::LeavesThePatient if check.is_stopping() => {
+                actions.retain(
+                    |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
+                );
             }
             Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
             _ => {}
@@ -215,7 +251,7 @@ impl Planted {
             }
             Planted::AcquitsTheRejected => {
                 for action in actions {
-                    if let Action::Verdict(_, verdict @ Verdict::Rejected { .. }) = action {
+                    if let Action::Verdict(_, verdict @ Verdict::Rejected(_)) = action {
                         *verdict = Verdict::Serves(None, Duration::ZERO);
                     }
                 }
@@ -231,7 +267,7 @@ impl Planted {
                 if check.is_stopping() && *ended == serving =>
             {
                 let monitor = Monitor { life: serving.life + 1, ..serving };
-                actions.push(Action::StartMonitor { monitor, trial: false, notify: false, accept: false });
+                actions.push(Action::StartMonitor { monitor, workers: 1, trial: false, notify: false, accept: false });
             }
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
@@ -270,6 +306,36 @@ impl Planted {
             }
             (Planted::TellsBypassAgain, Event::Told(monitor, Report::Bypasses { slot, own })) if actions.is_empty() => {
                 actions.push(Action::Note(Note::Bypasses(monitor.generation, *slot, own.clone())));
+            }
+            _ => {}
+        }
+    }
+
+    fn spoil_count(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::Action;
+        let is_scale = |action: &Action| matches!(action, Action::Order(_, Order::Scale { .. }));
+        let starting = check.starting();
+        match self {
+            Planted::ForgetsToScale => actions.retain(|action| !is_scale(action)),
+            Planted::ScalesServingOnly => actions.retain(|action| {
+                !is_scale(action) || !matches!(action, Action::Order(monitor, _) if Some(*monitor) == starting)
+            }),
+            Planted::GivesUpTooMany => {
+                for action in actions {
+                    if let Action::Order(monitor, Order::Scale { workers, .. }) = action
+                        && check.serving() == Some(*monitor)
+                    {
+                        *workers = workers.saturating_sub(1);
+                    }
+                }
+            }
+            Planted::ForgetsToTellCount => actions.retain(|action| !matches!(action, Action::Scaled { .. })),
+            Planted::CountsBackOnReload => {
+                for action in actions {
+                    if let Action::StartMonitor { workers, trial: true, .. } = action {
+                        *workers = check.configured();
+                    }
+                }
             }
             _ => {}
         }
@@ -367,6 +433,16 @@ impl Planted {
                 }
             }
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
+            Some(Planted::ForgetsRetired) => {
+                actions.retain(|action| !matches!(action, Action::Report(Report::Retired { .. })));
+            }
+            Some(Planted::RetiresTheFirst) => {
+                for action in actions {
+                    if let Action::Report(Report::Retired { slot, .. }) = action {
+                        *slot = 0;
+                    }
+                }
+            }
             Some(Planted::DropsReady) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use panzer::backoff::Pace;
-use panzer::config::Ready;
+use panzer::config::{Ready, Surge};
 use panzer::control::messages::Urgency;
 use panzer::main_process::state as main_state;
 use panzer::monitor::state::{Event, Settings, Slots, Watch, Worker};
@@ -31,6 +31,7 @@ fn spec(workers: u32, stop: &str) -> Spec {
     Spec {
         main: main_state::Settings {
             workers,
+            surge: Surge::All,
             ready: Ready::Alive,
             ready_timeout: second * 5,
             bake: second,

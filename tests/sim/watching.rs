@@ -114,7 +114,11 @@ impl World {
             Ready::Exec => self.answers(process),
             Ready::Auto | Ready::Notify | Ready::Alive => true,
         };
-        let workers = self.monitors[index].workers().filter(|process| self.is_running(*process));
+        let node = &self.monitors[index];
+        let workers = node.workers().filter(|process| self.is_running(*process));
+        let wanted =
+            |process: &ProcessId| node.worker_of(*process).is_some_and(|worker| !node.check.is_idle_slot(worker.slot));
+        let workers = workers.filter(wanted);
         let unready = workers.filter(|process| !is_ready(*process)).count();
         hold(unready == 0, 1, || format!("committed while {unready} workers are not ready"))
     }

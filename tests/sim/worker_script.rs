@@ -112,7 +112,7 @@ impl Script {
     }
 
     fn add_trouble(&mut self, choices: &mut Choices) {
-        match choices.below(20) {
+        match choices.below(19) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
             4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
@@ -127,7 +127,7 @@ impl Script {
             10 => self.fork_fails = true,
             11 => self.other_user = true,
             12 => self.accepts = None,
-            13 => self.accepts = Some(choices.millis(&[900, 3_000, 8_000])),
+            13 => (self.accepts, self.elsewhere) = (Some(choices.millis(&[900, 3_000, 8_000])), true),
             14 => self.listens = None,
             15 => self.listens = self.listens.map(|_| choices.millis(&[900, 3_000, 8_000])),
             16 => self.hidden = Some(choices.millis(&[0, 300])),
@@ -135,7 +135,6 @@ impl Script {
                 self.answers = choices.among(&[None, Some(Time::from_secs(3))]);
                 self.probe_takes = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(12))]);
             }
-            18 => (self.accepts, self.elsewhere) = (choices.among(&[None, Some(Time::from_secs(5))]), true),
             _ => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
         }
     }

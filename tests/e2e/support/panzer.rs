@@ -290,9 +290,15 @@ impl Panzer {
     /// where the second one begins.
     #[track_caller]
     pub fn status(&self) -> Status {
+        self.status_by(Signal::SIGTTIN)
+    }
+
+    /// The same, where another signal asks for it.
+    #[track_caller]
+    pub fn status_by(&self, signal: Signal) -> Status {
         let head = format!("panzer: main {}", self.pid());
         let ask = |mark| {
-            self.signal(Signal::SIGTTIN);
+            self.signal(signal);
             self.wait_for_any(mark, &[&head], LIMIT).0
         };
         let first = ask(self.mark());

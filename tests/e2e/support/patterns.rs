@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 13] = [
+const USUAL: [&str; 15] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -21,6 +21,8 @@ const USUAL: [&str; 13] = [
     "panzer: reload: generation * is ready; it must live for ",
     "panzer: reload done: generation ",
     "panzer: generation * has ended after draining for ",
+    "panzer: keeping * from now on, instead of ",
+    "panzer: ending all workers; a reload or a scale brings workers back",
     "panzer: stopping gracefully",
     "panzer: stopping now",
     // Servers that listen once more, on what they were given, name a length of their own.

@@ -1,0 +1,97 @@
+//! More or fewer slots than before, and other delays and waits, without new workers for those that go on.
+
+use std::time::Instant;
+
+use super::state::{Action, Slot, Slots, State};
+use crate::backoff::{Backoff, Pace};
+use crate::config::{Escalation, MOST_WORKERS};
+use crate::control::messages::{Report, Tuning, Which};
+
+impl Slots {
+    /// So many workers are wanted from now on.
+    pub(super) fn scale(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.is_some() || self.gave_up {
+            return;
+        }
+        let workers = workers.min(MOST_WORKERS);
+        self.settings.workers = workers;
+        while self.wanted() < workers {
+            self.want_another(now, actions);
+        }
+        while self.wanted() > workers {
+            self.retire_one(which, now, actions);
+        }
+    }
+
+    fn wanted(&self) -> u32 {
+        self.slots.iter().filter(|slot| slot.wanted).count() as u32
+    }
+
+    /// The first slot that is free takes it.
+    fn want_another(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let index = self.slots.iter().position(|slot| !slot.wanted).unwrap_or_else(|| {
+            self.slots.push(Slot::new(now));
+            self.slots.len() - 1
+        });
+        let slot = &mut self.slots[index];
+        slot.wanted = true;
+        // It is asked for, and no respawn.
+        slot.backoff = Backoff::default();
+        slot.respawns = 0;
+        if matches!(slot.state, State::Empty) {
+            self.spawn(index as u32, now, actions);
+        }
+    }
+
+    fn retire_one(&mut self, which: Which, now: Instant, actions: &mut Vec<Action>) {
+        let mut wanted = self.slots.iter().enumerate().filter(|(_, slot)| slot.wanted);
+        let index = match which {
+            // One that has no worker is missed by nobody.
+            Which::Oldest => wanted.min_by_key(|(_, slot)| (slot.has_worker(), slot.since)),
+            Which::Last => wanted.next_back(),
+            Which::First => wanted.next(),
+        };
+        let Some(index) = index.map(|(index, _)| index) else { return };
+        let slot = &mut self.slots[index];
+        slot.wanted = false;
+        let empty = !slot.has_worker() || slot.retiring;
+        match slot.state {
+            State::Empty => {}
+            State::Waiting { .. } => slot.state = State::Empty,
+            State::Stopping(_) => slot.retiring = true,
+            State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
+                slot.retiring = true;
+                slot.state = State::Stopping(Escalation::begin(&self.settings.stop, now));
+            }
+        }
+        slot.ended_for = None;
+        actions.push(Action::Report(Report::Retired { slot: index as u32, empty }));
+    }
+
+    /// What has begun ends as it was to.
+    pub(super) fn tune(&mut self, tuning: Tuning) {
+        let settings = &mut self.settings;
+        settings.ready_timeout = tuning.ready_timeout;
+        settings.bake = tuning.bake;
+        settings.stop = tuning.stop;
+        settings.respawn_limit = tuning.respawn_limit;
+        let Tuning { delay, delay_max, healthy_after, .. } = tuning;
+        settings.pace = Pace { delay, delay_max, healthy_after };
+    }
+
+    /// Whether the slot's worker is being stopped because none is, or was, wanted: its end is no failure.
+    pub fn is_retiring(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.retiring)
+    }
+
+    /// Whether there is anything to be told of a slot: a worker, or that one is to come.
+    pub fn is_shown(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.wanted || slot.has_worker())
+    }
+}
+
+impl Slot {
+    fn has_worker(&self) -> bool {
+        !matches!(self.state, State::Empty | State::Waiting { .. })
+    }
+}

@@ -1,0 +1,126 @@
+//! Another count of workers where each has a queue of its own: nothing that waits in one of them is lost.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::control::{run, text};
+use crate::faults::SOON;
+use crate::support::{Builder, Panzer, eventually, free_port, get};
+use crate::zero_loss::START;
+use crate::zero_loss::clients::BothKinds;
+
+/// Takes one connection after the other, and its time for each, so that others wait in its queue. What it has taken it
+/// answers, also when it is told to stop.
+const SLOW: &str = "#!/usr/bin/env python3
+import os, signal, socket, time
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+listener = socket.socket(fileno=3)
+listener.settimeout(0.02)
+body = ('worker ' + os.environ['PANZER_WORKER_ID']).encode()
+while not stop:
+    try:
+        connection, _ = listener.accept()
+    except TimeoutError:
+        continue
+    connection.settimeout(5)
+    connection.recv(65536)
+    time.sleep(0.01)
+    connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s' % (len(body), body))
+    connection.close()
+";
+
+fn slow(port: u16, workers: u32) -> Builder {
+    let listen = format!("127.0.0.1:{port},per-worker");
+    let arguments = ["-w", &workers.to_string(), "--bake", "100ms", "-l", &listen, "./app"];
+    Panzer::builder().executable("app", SLOW).args(arguments)
+}
+
+#[track_caller]
+fn done(panzer: &Panzer, arguments: &[&str]) {
+    let output = run(panzer, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+}
+
+#[track_caller]
+fn wait_workers(panzer: &Panzer, count: usize) {
+    eventually(START, &format!("{count} workers are ready, and no other is there"), || {
+        let status = panzer.status();
+        let [only] = &status.generations[..] else { return false };
+        only.workers.len() == count && only.workers.iter().all(|worker| worker.phase == "ready")
+    });
+}
+
+/// Who answers, of many that ask.
+fn answering(port: u16, requests: usize) -> Vec<String> {
+    let mut all: Vec<String> = (0..requests).map(|_| get(port, "/").unwrap().text()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn named(workers: impl IntoIterator<Item = u32>) -> Vec<String> {
+    workers.into_iter().map(|worker| format!("worker {worker}")).collect()
+}
+
+#[test]
+fn up_and_down_under_load_nothing_is_lost() {
+    let port = free_port();
+    let panzer = slow(port, 4).start();
+    panzer.wait_serving();
+    let load = BothKinds::start(port);
+    for count in [2, 5, 1, 4] {
+        done(&panzer, &["scale", &count.to_string()]);
+        wait_workers(&panzer, count);
+    }
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    wait_workers(&panzer, 4);
+    done(&panzer, &["quiet"]);
+    wait_workers(&panzer, 0);
+    done(&panzer, &["scale", "3"]);
+    wait_workers(&panzer, 3);
+    let by_then = load.answered();
+    eventually(START, "the load is answered", || load.answered() > by_then + 10);
+    let seen = load.stop();
+    seen.print("a queue for each worker: scaled up and down");
+    assert_eq!(seen.dropped(), 0);
+    assert_eq!(answering(port, 60), named(0..3));
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Slot by slot, so that no queue is without a worker.
+#[test]
+fn a_reload_by_shares_leaves_no_queue_alone() {
+    let port = free_port();
+    let panzer = slow(port, 3).args(["--name", "app"]).env("PANZER_SURGE", "1").start();
+    panzer.wait_serving();
+    let load = BothKinds::start(port);
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    wait_workers(&panzer, 3);
+    let seen = load.stop();
+    seen.print("a queue for each worker: reloaded one by one");
+    assert_eq!(seen.dropped(), 0);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Its queue is never emptied. That is waited for, and said.
+#[test]
+fn a_worker_that_takes_nothing_holds_nobody_up_for_ever() {
+    let port = free_port();
+    let panzer = slow(port, 2).env("PANZER_STOP", "TERM/1s/KILL").start();
+    panzer.wait_serving();
+    let hung = panzer.workers()[1];
+    // SIGSTOP hits a worker of this panzer, by its pid.
+    kill(Pid::from_raw(hung), Signal::SIGSTOP).unwrap();
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    let waiting: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    done(&panzer, &["scale", "1"]);
+    panzer.allow_line("what waits in the queues of workers from 1 on is not taken; they are stopped all the same");
+    panzer.allow_line("worker 1 (pid *) has not stopped yet; sent it SIGKILL");
+    wait_workers(&panzer, 1);
+    drop(waiting);
+    eventually(SOON, "the first one answers whatever comes", || answering(port, 20) == named(0..1));
+    assert_eq!(panzer.stop().code(), Some(0));
+}
