@@ -251,7 +251,9 @@ const RSGI: &str =
 #[test]
 fn granian() {
     if there_is("granian") {
-        let program = &["granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", "PORT", "app:app"];
+        // A connection that is kept alive it waits for without an end when it is told to stop, with panzer or without.
+        let address = &["--host", "127.0.0.1", "--port", "PORT", "--no-http1-keep-alive"];
+        let program = &[&["granian", "--interface", "rsgi"][..], address, &["app:app"]].concat();
         let chatter = &["[INFO]", "[WARNING]"];
         no_more_is_lost_than_alone(
             "granian",
