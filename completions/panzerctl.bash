@@ -366,12 +366,16 @@ _panzerctl() {
             return 0
             ;;
         panzerctl__subcmd__status)
-            opts="-p -h --json --wait-ready --name --pid --control --timeout --help"
+            opts="-p -h --json --watch --interval --wait-ready --name --pid --control --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -46,13 +46,15 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s p -l pid -d
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l interval -d 'Between two looks of --watch, from 100ms on' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d 'As JSON'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show it again and again, in place on a terminal; q or Ctrl-C ends it'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l wait-ready -d 'Wait until it runs and is ready'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l control -d 'The panzer with this control socket' -r -F

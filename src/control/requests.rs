@@ -284,7 +284,7 @@ pub struct Worker {
     pub last: Option<Failed>,
 }
 
-/// The accept queue of a listener.
+/// The accept queue of a listener; the queues of all workers together where each has its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Queue {
@@ -294,6 +294,10 @@ pub struct Queue {
     pub queued: Option<u32>,
     /// So many may wait; TCP only.
     pub limit: Option<u32>,
+    /// So many queues these are.
+    pub queues: u32,
+    /// So many wait in the fullest of them; TCP only.
+    pub fullest: Option<u32>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! [`state`] decides and [`run`] performs. Main never runs the program's code and never waits for anything but its
 //! poller; what may hang (a path on a dead file system, an exec) is done by a monitor.
 
+mod accept_queues;
 mod ack_paths;
 mod binding;
 mod children;

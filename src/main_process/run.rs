@@ -10,6 +10,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::accept_queues;
 use super::ack_paths::AckPaths;
 use super::binding::{Failure, bind_all};
 use super::children::{Children, Running};
@@ -29,7 +30,7 @@ use crate::config::{MOST_LISTENERS, Plan, Ready, SharePorts, text};
 use crate::control::channel::{Channel, Received};
 use crate::control::messages::{Assignment, Order, Report, Tuning, Urgency, VERSION};
 use crate::control::places;
-use crate::control::requests::{Answer, Command as Wanted, Queue, Request, Status};
+use crate::control::requests::{Answer, Command as Wanted, Request, Status};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::control::server::{self, Server};
 use crate::signals::Action as Asked;
@@ -37,7 +38,7 @@ use crate::sockets::sharing::{self, Key};
 use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Received as Signalled, Signals, parse_signal_or_number};
-use crate::sys::{document, options, processes, signals, stderr};
+use crate::sys::{document, processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, Outcome, spawn};
 
@@ -735,13 +736,6 @@ impl Main {
     }
 
     fn status(&self, inquiry: &Inquiry) -> Status {
-        let queue = |address: String, socket: BorrowedFd<'_>| {
-            let queue = options::accept_queue(socket).ok().flatten();
-            Queue { address, queued: queue.map(|queue| queue.0), limit: queue.map(|queue| queue.1) }
-        };
-        let given = self.plan.listen.iter().zip(&self.listeners);
-        let given = given.map(|(listen, listener)| queue(listen.address.to_string(), listener.as_fd()));
-        let shared = self.shares.held().map(|(key, socket)| queue(key.address.to_string(), socket.as_fd()));
         Status {
             name: places::name_of(&self.pid_path),
             pid: Pid::this().as_raw(),
@@ -750,7 +744,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: given.chain(shared).collect(),
+            listeners: accept_queues::all(&self.plan.listen, &self.listeners, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

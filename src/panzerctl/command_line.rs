@@ -15,6 +15,9 @@ const AFTER: &str = "With one panzer running, none of --name, --pid and --contro
     The control socket takes one JSON object a line, as {\"version\":1,\"command\":\"reload\"}, and answers by lines: \
     those with \"event\" tell what goes on, the one with \"ok\" is the last.";
 
+/// To look more often tells nobody more, and keeps main from its sleep.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Asks a running panzer for its state, and tells it what to do.
 #[derive(Debug, Parser)]
 #[command(name = "panzerctl", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER)]
@@ -44,10 +47,20 @@ pub(super) enum Command {
     /// Name the panzers that run
     List,
     /// Show generations, workers and accept queues
+    ///
+    /// CPU% is a worker's share of one CPU since its start, with --watch since the look before; PSS is its proportional
+    /// share of memory, with --watch summed up anew at most a twentieth of the time. Both are of its own process, "-"
+    /// where we may not look; in JSON they are cpu_percent and pss_bytes, and then missing.
     Status {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Show it again and again, in place on a terminal; q or Ctrl-C ends it
+        #[arg(long, conflicts_with = "wait_ready")]
+        watch: bool,
+        /// Between two looks of --watch, from 100ms on
+        #[arg(long, value_name = "D", default_value = "1s", requires = "watch", value_parser = interval)]
+        interval: Duration,
         /// Wait until it runs and is ready
         #[arg(long)]
         wait_ready: bool,
@@ -95,4 +108,9 @@ pub(super) enum Command {
     },
     /// Open anew what panzer itself writes to
     Reopen,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if interval < SHORTEST_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
 }

@@ -33,6 +33,8 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_accept_queue_depth", help, queues(&status.listeners, |queue| queue.queued));
     let help = "Connections that may wait in the accept queue of a TCP listener.";
     gauge("panzer_accept_queue_limit", help, queues(&status.listeners, |queue| queue.limit));
+    let help = "Connections that wait in the fullest of the accept queues of a TCP listener that has several.";
+    gauge("panzer_accept_queue_fullest", help, fullest(&status.listeners));
     let help = "Workers that ended unasked outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
     metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by verdict.", reloads(status));
@@ -67,6 +69,12 @@ fn queues(listeners: &[Queue], number: impl Fn(&Queue) -> Option<u32>) -> Sample
         *sums.entry(&queue.address).or_default() += f64::from(number);
     }
     sums.into_iter().map(|(address, sum)| (vec![("listener", address.to_owned())], sum)).collect()
+}
+
+/// Where each worker has a queue, their sum says nothing of a worker that has stopped accepting.
+fn fullest(listeners: &[Queue]) -> Samples {
+    let several: Vec<Queue> = listeners.iter().filter(|queue| queue.queues > 1).cloned().collect();
+    queues(&several, |queue| queue.fullest)
 }
 
 fn respawns(status: &Status) -> Samples {
@@ -111,7 +119,7 @@ mod tests {
 
     #[test]
     fn labels_are_escaped_and_no_series_comes_twice() {
-        let queue = |queued| Queue { address: "127.0.0.1:80".to_owned(), queued, limit: Some(10) };
+        let queue = |queued| Queue { address: "127.0.0.1:80".to_owned(), queued, limit: Some(10), ..Queue::default() };
         let listeners = vec![queue(Some(1)), queue(Some(2)), queue(None)];
         let status = Status { name: "a\"b\\c\nd".to_owned(), listeners, ..Status::default() };
         let page = render(&status);

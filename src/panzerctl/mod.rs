@@ -4,8 +4,11 @@ mod client;
 mod command_line;
 mod instances;
 mod metrics;
+mod status;
 mod table;
+mod text;
 mod usage;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -56,15 +59,15 @@ fn perform(options: &Options) -> Result<(), Trouble> {
     let plain = Request::new;
     match options.command {
         Command::List => {
-            list(options);
+            status::list(options);
             Ok(())
         }
-        Command::Status { json, wait_ready: false } => show(&status(&instances::choose(options)?, options)?, json),
-        Command::Status { json, wait_ready: true } => show(&wait_ready(options)?, json),
-        Command::Metrics => {
-            tell(&metrics::render(&status(&instances::choose(options)?, options)?));
-            Ok(())
+        Command::Status { json, watch: true, interval, .. } => watch::watch(options, json, interval),
+        Command::Status { json, wait_ready, .. } => {
+            let found = if wait_ready { status::wait_ready(options) } else { of(options) };
+            found.map(|found| status::show(&found, json))
         }
+        Command::Metrics => of(options).map(|found| tell(&metrics::render(&found))),
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
@@ -78,22 +81,14 @@ fn perform(options: &Options) -> Result<(), Trouble> {
     }
 }
 
+fn of(options: &Options) -> Result<Status, Trouble> {
+    status::of(&instances::choose(options)?, options)
+}
+
 fn tell(text: &str) {
     let mut out = io::stdout();
     // A reader that has gone has read enough.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-fn list(options: &Options) {
-    let mut text = String::new();
-    for instance in instances::running() {
-        let line = match status(&instance, options) {
-            Ok(status) => format!("{:<24} {:>8}  {}\n", status.name, status.pid, instance.socket.display()),
-            Err(_) => format!("{:<24} {:>8}  {}\n", instance.shown(), "no answer", instance.socket.display()),
-        };
-        text.push_str(&line);
-    }
-    tell(&text);
 }
 
 /// One that runs and has no socket yet, or no longer, is waited for a little: it is about to have one, or to end.
@@ -115,42 +110,6 @@ fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
     // Where it cannot be written, the answer says why: it was refused.
     let _ = client.ask(request);
     Ok(client)
-}
-
-fn status(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
-    let mut client = connect(instance, &Request::new(Wanted::Status))?;
-    let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
-    let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
-    answer.status.ok_or(Trouble::Unknown(why))
-}
-
-fn show(status: &Status, json: bool) -> Result<(), Trouble> {
-    if json {
-        let text = serde_json::to_string(status).map_err(|error| Trouble::Unknown(error.to_string()))?;
-        tell(&format!("{text}\n"));
-    } else {
-        tell(&table::render(status, usage::of));
-    }
-    Ok(())
-}
-
-/// Also for one that does not run yet.
-#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
-fn wait_ready(options: &Options) -> Result<Status, Trouble> {
-    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
-    loop {
-        let found = instances::choose(options).and_then(|instance| status(&instance, options));
-        let why = match found {
-            Ok(status) if status.ready && !status.stopping => return Ok(status),
-            Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
-            Ok(status) => format!("{} is not ready", status.name),
-            Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
-        };
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Trouble::Failed(format!("not ready in time: {why}")));
-        }
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// Asks, shows what goes on, and waits for the last line.

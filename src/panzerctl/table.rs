@@ -1,128 +1,282 @@
-//! The state of a panzer as a table of at most 80 columns.
+//! The state of a panzer as a table that fits a terminal.
 
-use std::fmt::Write;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::control::requests::{Failed, Generation, Status, Worker};
+use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
+use super::usage::{Usage, Usages};
+use crate::control::requests::{Failed, Generation, Queue, Status, Worker};
 
-/// What is left in a line for why the last worker of a slot ended.
-const LAST: usize = 21;
+const HEADS: [&str; 9] = ["GEN", "WORKER", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "LAST EXIT"];
+const STATE: usize = 3;
+const LAST: usize = 8;
 
-/// Of an address.
-const ADDRESS: usize = 56;
+/// The states of a worker, in the order in which they are counted.
+const STATES: [&str; 5] = ["ready", "starting", "stopping", "waiting", "empty"];
 
-/// What a worker uses: its share of a CPU since it began, in percent, and its memory in bytes.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Usage {
-    pub(super) cpu: Option<f64>,
-    pub(super) memory: Option<u64>,
+/// What a table may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) columns: usize,
+    /// None where it may be as long as it gets.
+    pub(super) rows: Option<usize>,
 }
 
-/// `usage` gives what a live worker uses.
-pub(super) fn render(status: &Status, usage: impl Fn(i32, u64) -> Usage) -> String {
-    let state = match (status.stopping, status.ready) {
-        (true, _) => "stopping",
-        (_, true) => "ready",
-        _ => "not ready",
-    };
-    let name = cut(&status.name, 24);
-    let (pid, up, workers) = (status.pid, time(status.uptime_ms), status.workers);
-    // Writing to a string does not fail.
-    let mut out = format!("{name}: {state}, main {pid}, up {up}, workers wanted: {workers}\n\n");
-    let _ = writeln!(out, "GEN WORKER     PID STATE      UPTIME RESPAWNS  CPU%    PSS LAST EXIT");
+/// The lines of the table, the first of which says how it is on the whole.
+pub(super) fn lines(status: &Status, usages: &Usages, room: Room) -> Vec<Line> {
+    let queues = queues(&status.listeners, room);
+    let others = 3 + 2 * status.generations.len() + queues.len();
+    let shown = chosen(&status.generations, room.rows.map(|rows| rows.saturating_sub(others)));
+    let table = Table::new(status, usages, &shown, room.columns);
+    let mut lines = vec![headline(status), Line::default(), table.heads()];
     for generation in &status.generations {
-        group(&mut out, generation, &usage);
+        lines.push(table.group(generation));
+        lines.extend(table.rows.iter().filter(|row| row.generation == generation.number).map(|row| table.row(row)));
+        let workers = generation.workers.iter();
+        let hidden = workers.filter(|worker| !shown.contains(&(generation.number, worker.slot))).count();
+        if hidden > 0 {
+            lines.push(Line::new(Tone::Faint, format!("{:>w$} … {hidden} more", "", w = table.widths[0])));
+        }
     }
-    if !status.listeners.is_empty() {
-        let _ = writeln!(out, "\n{:<ADDRESS$} {:>9} {:>9}", "LISTENER", "QUEUED", "LIMIT");
+    lines.extend(queues);
+    let notes = table.notes(room.columns);
+    if room.rows.is_none_or(|rows| lines.len() + notes.len() <= rows) {
+        lines.extend(notes);
     }
-    for queue in &status.listeners {
-        let (address, number) =
-            (cut(&queue.address, ADDRESS), |n: Option<u32>| n.map_or("-".to_owned(), |n| n.to_string()));
-        let _ = writeln!(out, "{address:<ADDRESS$} {:>9} {:>9}", number(queue.queued), number(queue.limit));
-    }
-    out
+    within(lines, room.rows)
 }
 
-fn group(out: &mut String, generation: &Generation, usage: &impl Fn(i32, u64) -> Usage) {
-    let monitor = generation.monitor.map_or_else(|| "none".to_owned(), |pid| pid.to_string());
-    let silent = if generation.answered { "" } else { ", which does not answer: is it stopped?" };
-    let _ = writeln!(out, "{:>3} {}, monitor {monitor}{silent}", generation.number, generation.standing);
-    for worker in &generation.workers {
-        let line =
-            row(generation.number, worker, worker.pid.map(|pid| usage(pid, worker.since_ms)).unwrap_or_default());
-        let _ = writeln!(out, "{}", line.trim_end());
+/// Cut to so many rows, of which the last one says how many are missing.
+pub(super) fn within(mut lines: Vec<Line>, rows: Option<usize>) -> Vec<Line> {
+    if let Some(rows) = rows.filter(|rows| *rows < lines.len()) {
+        let missing = lines.len() - rows.saturating_sub(1);
+        lines.truncate(rows.saturating_sub(1));
+        lines.push(Line::new(Tone::Faint, format!("… {missing} more")));
+    }
+    lines
+}
+
+fn headline(status: &Status) -> Line {
+    let (tone, state) = condition(status);
+    let (ready, wanted) = ready_of_wanted(status);
+    let rest = format!(", main {}, up {}, {ready} of {wanted} workers ready", status.pid, time(status.uptime_ms));
+    Line::new(Tone::Heading, cut(&status.name, 24)).with(Tone::Plain, ": ").with(tone, state).with(Tone::Plain, rest)
+}
+
+/// How a panzer is, in a word.
+pub(super) fn condition(status: &Status) -> (Tone, &'static str) {
+    match (status.stopping, status.ready) {
+        (true, _) => (Tone::Passing, "stopping"),
+        (_, true) => (Tone::Good, "ready"),
+        _ => (Tone::Bad, "not ready"),
     }
 }
 
-fn row(generation: u32, worker: &Worker, usage: Usage) -> String {
-    let pid = worker.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-    let cpu = usage.cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
-    let memory = usage.memory.map_or_else(|| "-".to_owned(), size);
-    let last = worker.last.as_ref().map(short).unwrap_or_default();
-    format!(
-        "{generation:>3} {:>6} {pid:>7} {:<9} {:>7} {:>8} {cpu:>5} {memory:>6} {}",
-        worker.slot,
-        worker.state,
+/// So many workers are ready, of so many that are to run. Those of a generation that is starting serve as well, and
+/// with a rolling reload in the place of others; what there are too many is not told.
+pub(super) fn ready_of_wanted(status: &Status) -> (usize, u32) {
+    let counted = status.generations.iter().filter(|generation| generation.standing != "draining");
+    let ready: usize = counted.map(|generation| in_state(generation, "ready")).sum();
+    (ready.min(status.workers as usize), status.workers)
+}
+
+fn in_state(generation: &Generation, state: &str) -> usize {
+    generation.workers.iter().filter(|worker| worker.state == state).count()
+}
+
+/// The workers for which there is room, by generation and slot: those first with which something is amiss.
+fn chosen(generations: &[Generation], most: Option<usize>) -> BTreeSet<(u32, u32)> {
+    let rank = |generation: &Generation, worker: &Worker| match (generation.standing.as_str(), worker.state.as_str()) {
+        ("draining", _) => 2,
+        (_, "ready") => 1,
+        _ => 0,
+    };
+    let of = |generation: &Generation| {
+        let number = generation.number;
+        let place = |worker: &Worker| (rank(generation, worker), Reverse(number), worker.slot);
+        generation.workers.iter().map(place).collect::<Vec<_>>()
+    };
+    let mut all: Vec<_> = generations.iter().flat_map(of).collect();
+    all.sort_unstable();
+    all.into_iter().take(most.unwrap_or(usize::MAX)).map(|(_, Reverse(number), slot)| (number, slot)).collect()
+}
+
+/// The rows of the workers, and how wide their columns are.
+#[derive(Debug)]
+struct Table {
+    widths: [usize; 9],
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    generation: u32,
+    slot: u32,
+    cells: [String; 9],
+    tone: Tone,
+    /// The cause in full, where the cell does not say all of it.
+    cause: Option<String>,
+}
+
+impl Table {
+    fn new(status: &Status, usages: &Usages, shown: &BTreeSet<(u32, u32)>, columns: usize) -> Table {
+        let mut rows = Vec::new();
+        for generation in &status.generations {
+            let workers = generation.workers.iter().filter(|worker| shown.contains(&(generation.number, worker.slot)));
+            let usage = |worker: &Worker| worker.pid.and_then(|pid| usages.get(&pid)).copied().unwrap_or_default();
+            rows.extend(workers.map(|worker| row(generation.number, worker, usage(worker))));
+        }
+        let mut widths = HEADS.map(width);
+        for (at, widest) in widths.iter_mut().enumerate() {
+            *widest = rows.iter().map(|row| width(&row.cells[at])).max().unwrap_or(0).max(*widest);
+        }
+        // What the others leave, each followed by a space; a window may be narrower than all of them.
+        widths[LAST] =
+            columns.saturating_sub(widths[..LAST].iter().map(|width| width + 1).sum()).max(HEADS[LAST].len());
+        let mut table = Table { widths, rows };
+        for row in &mut table.rows {
+            let Some(cause) = &row.cause else { continue };
+            if width(cause) <= widths[LAST] {
+                row.cells[LAST] = row.cause.take().unwrap_or_default();
+            } else {
+                row.cells[LAST] = cut(&row.cells[LAST], widths[LAST]);
+            }
+        }
+        table
+    }
+
+    fn heads(&self) -> Line {
+        Line::new(Tone::Heading, self.aligned(&HEADS.map(str::to_owned)).concat())
+    }
+
+    fn group(&self, generation: &Generation) -> Line {
+        let monitor = generation.monitor.map_or_else(|| "none".to_owned(), |pid| pid.to_string());
+        let number = format!("{:>w$} ", generation.number, w = self.widths[0]);
+        let line = Line::new(Tone::Heading, format!("{number}{}", generation.standing));
+        if !generation.answered {
+            let line = line.with(Tone::Plain, format!(", monitor {monitor}, "));
+            return line.with(Tone::Bad, "which does not answer: is it stopped?");
+        }
+        let counts = STATES.map(|state| (in_state(generation, state), state));
+        let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, state)| format!(", {count} {state}"));
+        line.with(Tone::Plain, format!(", monitor {monitor}{}", counts.collect::<String>()))
+    }
+
+    fn row(&self, row: &Row) -> Line {
+        let cells = self.aligned(&row.cells);
+        let line = Line::new(Tone::Plain, cells[..STATE].concat()).with(row.tone, &cells[STATE]);
+        line.with(Tone::Plain, cells[STATE + 1..].concat())
+    }
+
+    fn aligned(&self, cells: &[String; 9]) -> [String; 9] {
+        std::array::from_fn(|at| match (&cells[at], self.widths[at]) {
+            (cell, _) if at == LAST => cell.clone(),
+            (cell, width) if at == STATE => format!("{cell:<width$} "),
+            (cell, width) => format!("{cell:>width$} "),
+        })
+    }
+
+    /// The causes for which the column was too narrow, each once with the workers that it took.
+    fn notes(&self, columns: usize) -> Vec<Line> {
+        /// More are not told apart, and none is longer.
+        const MOST: usize = 3;
+        let mut workers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for row in &self.rows {
+            let cause = row.cause.as_deref().into_iter();
+            cause.for_each(|cause| workers.entry(cause).or_default().push(row.slot.to_string()));
+        }
+        let mut lines = Vec::new();
+        for (cause, workers) in workers.iter().take(MOST) {
+            let named = if workers.len() > MOST { format!("{} workers", workers.len()) } else { workers.join(", ") };
+            let named = if workers.len() > MOST { named } else { format!("worker {named}") };
+            lines.push(Line::default());
+            lines.extend(
+                wrap(&format!("{named}: {cause}"), columns, MOST).iter().map(|line| Line::new(Tone::Plain, line)),
+            );
+        }
+        if workers.len() > MOST {
+            lines.push(Line::new(Tone::Faint, format!("… {} more", workers.len() - MOST)));
+        }
+        lines
+    }
+}
+
+fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
+    let (last, cause) = worker.last.as_ref().map(short).unwrap_or_default();
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let cells = [
+        generation.to_string(),
+        worker.slot.to_string(),
+        or_none(worker.pid.map(|pid| pid.to_string())),
+        cut(&worker.state, 9),
         time(worker.since_ms),
-        worker.respawns,
-        cut(&last, LAST)
-    )
+        count(worker.respawns),
+        or_none(usage.cpu.map(percent)),
+        or_none(usage.memory.map(size)),
+        last,
+    ];
+    let tone = match worker.state.as_str() {
+        "ready" => Tone::Good,
+        "waiting" => Tone::Bad,
+        "empty" => Tone::Faint,
+        _ => Tone::Passing,
+    };
+    Row { generation, slot: worker.slot, cells, tone, cause }
 }
 
-fn short(last: &Failed) -> String {
+/// In a few words; and the whole cause, where these do not say it.
+fn short(last: &Failed) -> (String, Option<String>) {
     match (last.code, &last.signal) {
-        (Some(code), _) => format!("exit code {code}"),
-        (_, Some(signal)) => signal.clone(),
-        _ => last.cause.replace('_', " "),
+        (Some(code), _) => (format!("exit code {code}"), None),
+        (_, Some(signal)) if last.message.contains("core dumped") => (format!("{signal}, core"), None),
+        (_, Some(signal)) => (signal.clone(), None),
+        _ => (last.cause.replace('_', " "), Some(last.message.clone())),
     }
 }
 
-fn time(millis: u64) -> String {
-    let seconds = millis / 1000;
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
-        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+/// The accept queues, of which at most a third of the rows is made.
+fn queues(listeners: &[Queue], room: Room) -> Vec<Line> {
+    if listeners.is_empty() {
+        return Vec::new();
     }
+    let has_several = listeners.iter().any(|queue| queue.queues > 1);
+    let heads = if has_several { vec!["QUEUED", "LIMIT", "QUEUES", "FULLEST"] } else { vec!["QUEUED", "LIMIT"] };
+    let columns: String = heads.iter().map(|head| format!(" {head:>9}")).collect();
+    let left = room.columns.saturating_sub(columns.len()).clamp(8, 80 - columns.len());
+    let mut lines = vec![Line::default(), Line::new(Tone::Heading, format!("{:<left$}{columns}", "LISTENER"))];
+    let of = |queue: &Queue| {
+        let number = |n: Option<u32>| format!(" {:>9}", n.map_or("-".to_owned(), |n| n.to_string()));
+        let several = format!(" {:>9}{}", queue.queues, number(queue.fullest));
+        let address = cut(&queue.address, left);
+        let padding = " ".repeat(left - width(&address));
+        let line = Line::new(Tone::Plain, address + &padding).with(fullness(queue), number(queue.queued));
+        line.with(Tone::Plain, number(queue.limit) + if has_several { &several } else { "" })
+    };
+    lines.extend(within(listeners.iter().map(of).collect(), room.rows.map(|rows| (rows / 3).max(1))));
+    lines
 }
 
-fn size(bytes: u64) -> String {
-    match bytes >> 10 {
-        kilo @ 0..1_000 => format!("{kilo}K"),
-        kilo @ 1_000..1_000_000 => format!("{:.1}M", kilo as f64 / 1024.0),
-        kilo => format!("{:.1}G", kilo as f64 / 1024.0 / 1024.0),
+fn fullness(queue: &Queue) -> Tone {
+    let each = queue.limit.unwrap_or(u32::MAX) / queue.queues.max(1);
+    match queue.fullest.or(queue.queued).unwrap_or_default() {
+        // The kernel takes one more than the limit, and no other.
+        waiting if waiting >= each => Tone::Bad,
+        waiting if waiting >= each.div_ceil(2) => Tone::Passing,
+        _ => Tone::Plain,
     }
-}
-
-fn cut(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    text.chars().take(most - 3).chain("...".chars()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::requests::Queue;
     use crate::worker::cause::Cause;
 
-    #[test]
-    fn a_table_fits_a_terminal_and_reads_well() {
-        let worker = |slot, pid, state: &str, since_ms, respawns, last: Option<Cause>| Worker {
-            slot,
-            pid,
-            state: state.to_owned(),
-            since_ms,
-            respawns,
-            last: last.map(|cause| Failed::new(slot, &cause)),
-        };
-        let workers = vec![
-            worker(0, Some(4194304), "ready", 11_000_000, 0, None),
-            worker(4095, Some(71), "ready", 5_000, 99_999, Some(Cause::Killed(11, true))),
-            worker(2, None, "waiting", 90_000, 2, Some(Cause::NotFound("a long path".repeat(20)))),
-        ];
+    fn worker(slot: u32, pid: Option<i32>, state: &str, respawns: u32, last: Option<Cause>) -> Worker {
+        let last = last.map(|cause| Failed::new(slot, &cause));
+        Worker { slot, pid, state: state.to_owned(), since_ms: 11_000_000, respawns, last }
+    }
+
+    fn status(workers: Vec<Worker>) -> Status {
         let generation = |number, standing: &str, workers| Generation {
             number,
             standing: standing.to_owned(),
@@ -130,30 +284,75 @@ mod tests {
             answered: number != 6,
             workers,
         };
-        let queue = Queue { address: "unix:/a/".repeat(20), queued: Some(4096), limit: Some(65535) };
-        let status = Status {
+        let queue = |address: &str, queues| Queue {
+            address: address.to_owned(),
+            queued: Some(4096),
+            limit: Some(65535),
+            queues,
+            fullest: Some(4000),
+        };
+        Status {
             name: "my_app".to_owned(),
             pid: 41,
             workers: 3,
             ready: true,
-            stopping: false,
             uptime_ms: 300_000_000,
             generations: vec![generation(6, "draining", Vec::new()), generation(7, "serving", workers)],
-            listeners: vec![queue],
+            listeners: vec![queue(&"unix:/a/".repeat(20), 1), queue("127.0.0.1:80", 16)],
             ..Status::default()
-        };
-        let table = render(&status, |_, _| Usage { cpu: Some(100.0), memory: Some(700 << 20) });
-        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
-        let expected = "\
-my_app: ready, main 41, up 3d11h, workers wanted: 3
+        }
+    }
 
-GEN WORKER     PID STATE      UPTIME RESPAWNS  CPU%    PSS LAST EXIT
+    fn render(status: &Status, columns: usize, rows: Option<usize>) -> String {
+        let usage = Usage { cpu: Some(100.0), memory: Some(700 << 20) };
+        let usages = [(4_194_304, usage), (71, usage)].into();
+        let lines = lines(status, &usages, Room { columns, rows });
+        assert!(rows.is_none_or(|rows| lines.len() <= rows), "{lines:#?}");
+        let text: String = lines.iter().map(|line| line.render(columns, false) + "\n").collect();
+        assert!(text.lines().all(|line| width(line) <= columns), "{text}");
+        text
+    }
+
+    #[test]
+    fn a_table_fits_a_terminal_and_reads_well() {
+        let status = status(vec![
+            worker(0, Some(4_194_304), "ready", 0, None),
+            worker(4095, Some(71), "ready", 4_294_967_295, Some(Cause::Killed(11, true))),
+            worker(2, None, "waiting", 2, Some(Cause::NotFound("there is no ./my_app in /srv; build it".repeat(3)))),
+        ]);
+        let expected = "\
+my_app: ready, main 41, up 3d11h, 2 of 3 workers ready
+
+GEN WORKER     PID STATE   UPTIME RESPAWNS  CPU%    PSS LAST EXIT
   6 draining, monitor 42, which does not answer: is it stopped?
-  7 serving, monitor 42
-  7      0 4194304 ready       3h03m        0 100.0 700.0M
-  7   4095      71 ready          5s    99999 100.0 700.0M SIGSEGV
-  7      2       - waiting     1m30s        2     -      - not found
+  7 serving, monitor 42, 2 ready, 1 waiting
+  7      0 4194304 ready    3h03m        0 100.0 700.0M
+  7   4095      71 ready    3h03m     4.2G 100.0 700.0M SIGSEGV, core
+  7      2       - waiting  3h03m        2     -      - not found
+
+LISTENER                                    QUEUED     LIMIT    QUEUES   FULLEST
+unix:/a/unix:/a/unix:/a/unix:/a/unix:/a…      4096     65535         1      4000
+127.0.0.1:80                                  4096     65535        16      4000
+
+worker 2: there is no ./my_app in /srv; build itthere is no ./my_app in /srv;
+build itthere is no ./my_app in /srv; build it
 ";
-        assert!(table.starts_with(expected), "{table}");
+        let table = render(&status, 80, None);
+        assert_eq!(table, expected, "{table}");
+        assert!(render(&status, 200, None).contains("build itthere is no ./my_app in /srv; build itthere"));
+        render(&status, 30, None);
+    }
+
+    #[test]
+    fn with_many_workers_those_are_shown_with_which_something_is_amiss() {
+        let state = |slot| if slot == 150 { "waiting" } else { "ready" };
+        let status = status((0..200).map(|slot| worker(slot, None, state(slot), 0, None)).collect());
+        let table = render(&status, 80, Some(24));
+        assert!(table.contains(" 150   - waiting") && table.contains("… 187 more"), "{table}");
+        assert!(table.contains("199 ready, 1 waiting") && table.contains("127.0.0.1:80"), "{table}");
+        for rows in 1..24 {
+            render(&status, 80, Some(rows));
+        }
+        assert_eq!(render(&status, 80, None).lines().count(), 209);
     }
 }

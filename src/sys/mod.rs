@@ -16,3 +16,4 @@ pub mod rights;
 pub mod seccomp;
 pub mod signals;
 pub mod stderr;
+pub mod terminal;

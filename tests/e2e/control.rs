@@ -153,7 +153,7 @@ fn with_several_running_one_must_be_named() {
     let refused = run(&first, &["status"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("several run: sleep, sleep-2; say which by --name"));
-    assert_eq!(text(&run(&first, &["list"]).stdout).lines().count(), 2);
+    assert_eq!(text(&run(&first, &["list"]).stdout).lines().count(), 3, "a heading, and two");
     assert_eq!(run(&first, &["--name", "sleep-2", "stop"]).status.code(), Some(0));
     second.wait_exit();
     assert_eq!(run(&first, &["status"]).status.code(), Some(0));

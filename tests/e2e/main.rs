@@ -16,6 +16,7 @@ mod config;
 mod control;
 mod control_metrics;
 mod control_signal;
+mod control_status;
 mod dialects;
 mod faults;
 mod guard;
