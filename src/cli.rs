@@ -508,12 +508,15 @@ fn refusal(error: &clap::Error) -> Ending {
     let flag = argument.split(' ').next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let line = match error.kind() {
-        ErrorKind::UnknownArgument if argument.starts_with('-') => match context(ContextKind::SuggestedArg) {
-            Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
-            None => {
-                format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
+        // A short option is like every long one that has its letters.
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            match context(ContextKind::SuggestedArg).filter(|similar| similar.len() * 2 > argument.len()) {
+                Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
+                None => {
+                    format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
+                }
             }
-        },
+        }
         ErrorKind::UnknownArgument => {
             format!("unexpected argument '{argument}': put the program's arguments after '--'")
         }

@@ -130,6 +130,13 @@ pub enum Report {
         /// The reason, completing "whether it accepts cannot be seen: …".
         why: String,
     },
+    /// A worker is not seen accepting on the listener that it was given; told at most once by each monitor.
+    Bypasses {
+        /// Its slot.
+        slot: u32,
+        /// The TCP addresses that it listens on instead.
+        own: Vec<String>,
+    },
     /// A worker ended that was not to.
     Died {
         /// Its slot.

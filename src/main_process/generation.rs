@@ -41,6 +41,8 @@ pub(super) struct Generation {
     pub(super) accept: bool,
     /// The slots whose workers could not be seen, and why.
     pub(super) unseeable: BTreeMap<u32, String>,
+    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
+    pub(super) bypass: Option<(u32, Vec<String>)>,
     pub(super) phase: Phase,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
@@ -100,6 +102,7 @@ impl Generation {
             ended: BTreeMap::new(),
             accept: false,
             unseeable: BTreeMap::new(),
+            bypass: None,
             phase: Phase::Planning,
             begun: now,
             backoff: Backoff::default(),
@@ -266,7 +269,7 @@ impl Generation {
             None => Cause::NotReady(time),
         };
         match (cause, slot) {
-            (Cause::NotReady(_) | Cause::NotSeen(..), _) => {
+            (Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..), _) => {
                 self.missing().iter().map(|slot| (*slot, own(slot))).collect()
             }
             (_, Some(slot)) => vec![(slot, cause.clone())],
@@ -274,13 +277,16 @@ impl Generation {
         }
     }
 
-    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and cannot be, why.
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
     pub(super) fn why_not_ready(&self) -> (Option<u32>, Cause) {
         let must_be_seen = self.settings.ready == Ready::Accept;
         let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
-        match unseen {
-            Some((slot, why)) => (Some(*slot), Cause::NotSeen(self.settings.ready_timeout, why.clone())),
-            None => (None, Cause::NotReady(self.settings.ready_timeout)),
+        let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
+        let time = self.settings.ready_timeout;
+        match (unseen, bypass) {
+            (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
+            (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),
+            (None, None) => (None, Cause::NotReady(time)),
         }
     }
 }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::state::{Note, Rejected};
 use crate::config::duration::show;
-use crate::config::{Listen, Plan, Ready};
+use crate::config::{Listen, ListenAs, Plan, Ready};
 use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
@@ -29,7 +29,7 @@ fn named_listener(listen: &Listen) -> String {
 pub(super) fn write(note: &Note) {
     match note {
         // Told by those that know the plan.
-        Note::Began | Note::Rejected(..) => {}
+        Note::Began | Note::Rejected(..) | Note::Bypasses(..) => {}
         Note::Serving(generation, workers, time) => {
             info!("generation {generation} serves: {} ready in {}", count(*workers), show(*time));
         }
@@ -82,6 +82,27 @@ pub(super) fn write(note: &Note) {
         Note::Fatal(cause) => error!("{cause}"),
         Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
     }
+}
+
+/// What a worker does that leaves its listeners alone, and what helps: completes "worker 3 of generation 1 …".
+pub(super) fn bypasses(own: &[String], plan: &Plan) -> String {
+    let given: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let given = given.join(", ");
+    let remedy = match plan.handover.listen_as {
+        ListenAs::Fds => "have it take its listener from LISTEN_FDS, or by {fd} among its arguments",
+        ListenAs::Stdin => "have it take its listener from descriptor 0",
+    };
+    if own.is_empty() {
+        return format!(
+            "is not seen accepting on what it was given ({given}), and listens on no port of its own: unless it is still \
+             starting, {remedy}"
+        );
+    }
+    let own = own.join(", ");
+    format!(
+        "listens on {own}, which panzer does not hold, and is not seen accepting on what it was given ({given}): \
+         {remedy}, or drop --listen, so that panzer shares what it binds itself"
+    )
 }
 
 /// Why a release was rejected.

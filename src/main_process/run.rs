@@ -660,6 +660,10 @@ impl Main {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
                 ::log::error!("{}", log::rejected(generation, &why, plan));
             }
+            Action::Note(Note::Bypasses(generation, slot, own)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::warn!("worker {slot} of generation {generation} {}", log::bypasses(&own, plan));
+            }
             Action::Note(note) => log::write(&note),
             Action::Exit(code) => {
                 self.operators.ended(code);

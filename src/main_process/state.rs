@@ -61,6 +61,8 @@ pub struct Generations {
     pub(super) renewal: Renewal,
     pub(super) has_run: bool,
     pub(super) unseeable_told: bool,
+    /// That workers bypass their listener has been told: true where they listen on others.
+    pub(super) bypass_told: Option<bool>,
     pub(super) stopping: Option<Stopping>,
     pub(super) exited: bool,
     pub(super) random: Random,
@@ -80,6 +82,7 @@ impl Generations {
             renewal: Renewal::default(),
             has_run: false,
             unseeable_told: false,
+            bypass_told: None,
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
@@ -336,6 +339,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 starting.note_ready(slot, notified, seen);
+                self.bypass_told = self.bypass_told.filter(|_| !seen);
                 self.settle_starting(now, actions);
             }
             Report::Retired { slot, empty } => {
@@ -351,6 +355,11 @@ impl Generations {
                 starting.unseeable.insert(slot, why.clone());
                 let number = starting.number;
                 self.tell_unseeable(number, why, actions);
+            }
+            Report::Bypasses { slot, own } => {
+                starting.bypass = Some((slot, own.clone()));
+                let number = starting.number;
+                self.tell_bypass(number, slot, own, actions);
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
@@ -387,6 +396,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen);
+                self.bypass_told = self.bypass_told.filter(|_| !seen);
                 self.settle_serving(now);
                 self.fall_back(now, actions);
             }
@@ -405,6 +415,10 @@ impl Generations {
             Report::Unseeable { why, .. } => {
                 let number = serving.number;
                 self.tell_unseeable(number, why, actions);
+            }
+            Report::Bypasses { slot, own } => {
+                let number = serving.number;
+                self.tell_bypass(number, slot, own, actions);
             }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);
@@ -430,6 +444,13 @@ impl Generations {
     fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
         if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
+        }
+    }
+
+    /// Said again only where it is another mistake, or where a worker was seen accepting meanwhile.
+    fn tell_bypass(&mut self, generation: u32, slot: u32, own: Vec<String>, actions: &mut Vec<Action>) {
+        if self.bypass_told.replace(!own.is_empty()) != Some(!own.is_empty()) {
+            actions.push(Action::Note(Note::Bypasses(generation, slot, own)));
         }
     }
 

@@ -230,6 +230,9 @@ pub enum Note {
     MonitorDied(u32, Cause, Duration),
     /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
     Unseeable(u32, String),
+    /// A worker of this generation, in this slot, is not seen accepting on what it was given. It listens on these addresses
+    /// instead, if on any.
+    Bypasses(u32, u32, Vec<String>),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
     /// This generation drains for longest, beside so many: it has to go on to the rest of its schedule.

@@ -3,6 +3,7 @@
 //! [`state`] decides and [`run`] performs. A monitor knows one generation, its own; what a generation means to the
 //! others is main's business.
 
+mod bypass;
 mod final_exits;
 mod log;
 mod pacing;

@@ -376,6 +376,11 @@ impl Monitor {
                     self.events.push_back(Event::Seen(worker, watch::look(pid, &self.accepted_on)));
                 }
             }
+            Action::Examine(worker) => {
+                if let Some(pid) = self.roster.pid_of(worker) {
+                    self.events.push_back(Event::Examined(worker, watch::bypass(pid, &self.accepted_on)));
+                }
+            }
             Action::Probe(worker) => self.probe(worker),
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
             Action::Signal(worker, signal) => {
@@ -565,6 +570,7 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
             Ready::Auto if assignment.shares_ports => Watch::IfItListens,
             Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
         },
+        has_listener,
         bake: plan.bake,
         ready_timeout: plan.ready_timeout,
         stop: plan.stop.clone(),

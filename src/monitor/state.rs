@@ -9,6 +9,7 @@ use crate::control::messages::{Order, Report, Urgency};
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
+use super::bypass::Suspects;
 use super::pacing::Starts;
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
@@ -142,6 +143,7 @@ pub struct Slots {
     groups: BTreeMap<Worker, Escalation>,
     probes: BTreeMap<Worker, Probe>,
     pub(super) starts: Starts,
+    suspects: Suspects,
     recent_respawns: VecDeque<Instant>,
     pub(super) stopping: Option<Stopping>,
     executed: bool,
@@ -158,6 +160,7 @@ impl Slots {
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
             starts: Starts::default(),
+            suspects: Suspects::default(),
             recent_respawns: VecDeque::new(),
             stopping: None,
             executed: false,
@@ -175,9 +178,10 @@ impl Slots {
         match event {
             Event::Start => self.start(now),
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
-            Event::Notified(worker) => self.notified(worker, &mut actions),
+            Event::Notified(worker) => self.notified(worker, now, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
-            Event::Seen(worker, sight) => self.seen(worker, sight, &mut actions),
+            Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
+            Event::Examined(worker, own) => self.examined(worker, own, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
@@ -217,7 +221,8 @@ impl Slots {
             State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
-        slots.chain(self.groups.values().filter_map(Escalation::deadline)).chain(probes).min()
+        let groups = self.groups.values().filter_map(Escalation::deadline);
+        slots.chain(groups).chain(probes).chain(self.suspects.deadline()).min()
     }
 
     /// What a slot looks like.
@@ -283,14 +288,17 @@ impl Slots {
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
-        self.become_ready_unseen(worker, actions);
+        if self.settings.has_listener && matches!(watch, Watch::IfSeeable | Watch::Always) {
+            self.suspects.add(worker, Some(self.settings.ready_timeout), now);
+        }
+        self.become_ready_unseen(worker, now, actions);
     }
 
-    fn notified(&mut self, worker: Worker, actions: &mut Vec<Action>) {
+    fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
-            State::Starting { .. } => self.become_ready_unseen(worker, actions),
+            State::Starting { .. } => self.become_ready_unseen(worker, now, actions),
             // It was ready by another measure; that it can tell is worth knowing for the next release.
             State::Ready { .. } if first_time => {
                 actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
@@ -326,12 +334,12 @@ impl Slots {
         }
     }
 
-    fn seen(&mut self, worker: Worker, sight: Sight, actions: &mut Vec<Action>) {
+    fn seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
         let watch = self.settings.watch;
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
         match sight {
-            Sight::Accepting => self.become_ready(worker, true, actions),
+            Sight::Accepting => self.become_ready(worker, true, now, actions),
             Sight::NotYet => {}
             Sight::Unseeable(why) => {
                 if matches!(watch, Watch::IfSeeable | Watch::IfItListens) {
@@ -341,7 +349,7 @@ impl Slots {
                     let why = why.to_string();
                     actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why }));
                 }
-                self.become_ready_unseen(worker, actions);
+                self.become_ready_unseen(worker, now, actions);
             }
         }
     }
@@ -351,7 +359,7 @@ impl Slots {
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
         if succeeded {
-            self.become_ready(worker, false, actions);
+            self.become_ready(worker, false, now, actions);
         } else {
             watched.next = Some(now + watched.pause);
             watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
@@ -359,21 +367,36 @@ impl Slots {
     }
 
     /// Where nobody watches the worker, its own word counts, or that it lives.
-    fn become_ready_unseen(&mut self, worker: Worker, actions: &mut Vec<Action>) {
+    fn become_ready_unseen(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let notify = self.settings.notify;
         let Some(slot) = self.slot_of(worker) else { return };
         let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
         if unwatched && (slot.notified || !notify) {
-            self.become_ready(worker, false, actions);
+            self.become_ready(worker, false, now, actions);
         }
     }
 
-    fn become_ready(&mut self, worker: Worker, seen: bool, actions: &mut Vec<Action>) {
-        let (watch, bake) = (self.settings.watch, self.settings.bake);
+    fn become_ready(&mut self, worker: Worker, seen: bool, now: Instant, actions: &mut Vec<Action>) {
+        let (watch, bake, has_listener) = (self.settings.watch, self.settings.bake, self.settings.has_listener);
         let Some(slot) = self.slot_of(worker) else { return };
+        let visible = slot.hidden.is_none();
         let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
+        match seen || !visible || !has_listener {
+            true => self.suspects.remove(worker),
+            false => self.suspects.add(worker, None, now),
+        }
+    }
+
+    fn examined(&mut self, worker: Worker, own: Option<Vec<String>>, actions: &mut Vec<Action>) {
+        match own {
+            None => self.suspects.remove(worker),
+            Some(own) if self.suspects.is_convicted(worker, !own.is_empty()) => {
+                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own }));
+            }
+            Some(_) => {}
+        }
     }
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -501,6 +524,7 @@ impl Slots {
         }
         self.fill_those_due(now, actions);
         self.look_if_due(now, actions);
+        self.examine_if_due(now, actions);
         self.end_probes(now, actions);
         for (worker, escalation) in &mut self.groups {
             if let Some(signal) = escalation.signal_due(now) {
@@ -566,6 +590,15 @@ impl Slots {
                 actions.push(Action::Look(worker));
             }
         }
+    }
+
+    fn examine_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let slots = &self.slots;
+        self.suspects.keep(|worker| {
+            let runs = |slot: &Slot| matches!(slot.state, State::Starting { .. } | State::Ready { .. });
+            slots.get(worker.slot as usize).is_some_and(|slot| slot.life == worker.life && runs(slot))
+        });
+        actions.extend(self.suspects.due(now).map(Action::Examine));
     }
 
     /// Ends the probes that hang, and those of whose result nobody waits any more.

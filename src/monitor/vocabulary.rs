@@ -29,6 +29,8 @@ pub struct Settings {
     pub notify: bool,
     /// Whether a worker is watched until it is ready.
     pub watch: Watch,
+    /// Whether workers are given a listener to accept on.
+    pub has_listener: bool,
     /// What a worker lives at least, from its exec on, before no more is asked of it than that.
     pub bake: Duration,
     /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
@@ -80,6 +82,9 @@ pub enum Event {
     Listens(Worker),
     /// What a look at the worker gave.
     Seen(Worker, Sight),
+    /// What a look at the worker gave that asks whether it bypasses its listener: none where it does not, as far as can
+    /// be seen; otherwise where it listens instead, if anywhere.
+    Examined(Worker, Option<Vec<String>>),
     /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
@@ -103,6 +108,8 @@ pub enum Action {
     Spawn(Worker),
     /// Look whether this worker accepts; the answer is [`Event::Seen`].
     Look(Worker),
+    /// Look whether this worker bypasses its listener; the answer is [`Event::Examined`].
+    Examine(Worker),
     /// Start a probe of this worker; its end is [`Event::Probed`].
     Probe(Worker),
     /// End the probe of this worker.

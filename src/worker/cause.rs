@@ -32,6 +32,8 @@ pub enum Cause {
     NotReady(Duration),
     /// It was not ready in this time, as it cannot be seen whether it accepts. The text says why.
     NotSeen(Duration, String),
+    /// It was not ready in this time, as it listened on these addresses and not on what it was given.
+    Bypassed(Duration, Vec<String>),
     /// Its exec hung for this time, and it was ended for it.
     HungInExec(Duration),
     /// The configuration is wrong. The text says where, and why.
@@ -90,6 +92,13 @@ impl fmt::Display for Cause {
                 f,
                 "was not ready within {}: whether it accepts cannot be seen: {why}; try --ready notify, exec or alive",
                 duration::show(*time)
+            ),
+            Cause::Bypassed(time, own) => write!(
+                f,
+                "was not ready within {}: it listens on {}, which panzer does not hold, and was not seen accepting on the \
+                 listener that it was given",
+                duration::show(*time),
+                own.join(", ")
             ),
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
             Cause::HungInPlan(time) => {

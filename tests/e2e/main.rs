@@ -11,6 +11,7 @@
 mod load;
 mod support;
 
+mod bypass;
 mod config;
 mod config_reread;
 mod control;

@@ -113,6 +113,7 @@ pub(crate) struct Tally {
     pub(crate) late_listens: u64,
     pub(crate) must_accept: u64,
     pub(crate) unseeable: u64,
+    pub(crate) bypasses: u64,
     pub(crate) scaled: u64,
     pub(crate) quiet: u64,
     pub(crate) finished: u64,
@@ -133,7 +134,7 @@ impl Tally {
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
-        let rolling = [self.shares, self.fall_backs, self.patient, self.restarts];
+        let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
         let further = limits.iter().chain(&rolling);
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
     }
@@ -154,6 +155,7 @@ impl Tally {
         self.late_listens += other.late_listens;
         self.must_accept += other.must_accept;
         self.unseeable += other.unseeable;
+        self.bypasses += other.bypasses;
         self.scaled += other.scaled;
         self.quiet += other.quiet;
         self.finished += other.finished;
@@ -207,6 +209,9 @@ pub(crate) struct MainCheck {
     /// Some worker cannot be seen, and people have been told so.
     pub(crate) unseeable: bool,
     pub(crate) unseeable_told: bool,
+    /// How a worker bypasses its listener, true where it listens elsewhere: what was told last, and is to be told now.
+    pub(crate) bypass_told: Option<bool>,
+    pub(crate) bypass_due: bool,
     pub(crate) restarts: PaceWatch,
     pub(crate) stop: StopTimes,
     pub(crate) stopped_with: u8,
@@ -244,6 +249,8 @@ impl MainCheck {
             listening: BTreeMap::new(),
             unseeable: false,
             unseeable_told: false,
+            bypass_told: None,
+            bypass_due: false,
             restarts: PaceWatch::default(),
             stop: StopTimes::default(),
             stopped_with: 0,
@@ -377,6 +384,7 @@ impl MainCheck {
                 watched.ready.insert(*slot);
                 if *seen {
                     self.tally.seen += 1;
+                    self.bypass_told = None;
                     watched.seen.insert(*slot);
                 }
                 watched.settle(now);
@@ -405,6 +413,11 @@ impl MainCheck {
                 }
             }
             Report::Unseeable { .. } => self.unseeable = true,
+            Report::Bypasses { own, .. } => {
+                self.tally.bypasses += 1;
+                let before = self.bypass_told.replace(!own.is_empty());
+                self.bypass_due = before != Some(!own.is_empty());
+            }
             Report::Died { .. } | Report::CannotBegin(_) if is_starting => {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
@@ -742,6 +755,10 @@ impl MainCheck {
                 });
                 hold(whole, 1, || format!("generation {generation} is said to serve, and does not"))
             }
+            Note::Bypasses(..) => {
+                let due = std::mem::take(&mut self.bypass_due);
+                hold(due, 0, || "that a listener is bypassed is told once more, or is not so".to_owned())
+            }
             Note::Unseeable(..) => {
                 self.tally.unseeable += 1;
                 let first = !std::mem::replace(&mut self.unseeable_told, true);
@@ -907,6 +924,7 @@ impl MainCheck {
         self.check_starting(now)?;
         let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
         hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
+        hold(!self.bypass_due, 0, || "that a listener is bypassed is not told".to_owned())?;
         if self.count.now() == 0 {
             self.renewal.excuse(now);
         }

@@ -8,6 +8,7 @@ use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
+use crate::check_bypass::Bypass;
 use crate::check_probes::Probes;
 use crate::check_readiness::Readiness;
 use crate::check_starts::StartsWatch;
@@ -27,6 +28,7 @@ struct Slot {
     life: u32,
     alive: bool,
     readiness: Readiness,
+    bypass: Bypass,
     begun: Time,
     stop: StopTimes,
     signalled: bool,
@@ -55,6 +57,7 @@ pub(crate) struct MonitorCheck {
     respawns: VecDeque<Time>,
     starts: StartsWatch,
     executed_told: bool,
+    bypass_told: bool,
     gave_up: bool,
     closed: bool,
     exited: bool,
@@ -75,6 +78,7 @@ impl MonitorCheck {
             respawns: VecDeque::new(),
             starts: StartsWatch::default(),
             executed_told: false,
+            bypass_told: false,
             gave_up: false,
             closed: false,
             exited: false,
@@ -139,13 +143,23 @@ impl MonitorCheck {
     fn take_in(&mut self, now: Time, event: &Event) -> Option<Worker> {
         let on_trial = self.on_trial;
         match event {
-            Event::Executed(worker) => self.shows(*worker, |slot, wanted| slot.executed(now, wanted)),
-            Event::Notified(worker) => self.shows(*worker, Readiness::notified),
-            Event::Listens(worker) => self.shows(*worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
-            Event::Seen(worker, sight) => self.shows(*worker, |slot, wanted| slot.seen(*sight, wanted)),
+            Event::Executed(worker) => {
+                if let Some((slot, wanted)) = self.alive_of(*worker) {
+                    slot.bypass.executed(now, wanted);
+                }
+                self.shows(now, *worker, |slot, wanted| slot.executed(now, wanted));
+            }
+            Event::Notified(worker) => self.shows(now, *worker, Readiness::notified),
+            Event::Listens(worker) => self.shows(now, *worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
+            Event::Seen(worker, sight) => self.shows(now, *worker, |slot, wanted| slot.seen(*sight, wanted)),
+            Event::Examined(worker, own) => {
+                if let Some((slot, _)) = self.alive_of(*worker) {
+                    slot.bypass.examined(own.as_ref());
+                }
+            }
             Event::Probed(worker, succeeded) => {
                 self.probes.over(*worker);
-                self.shows(*worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
+                self.shows(now, *worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
             }
             Event::Ended(worker, cause) => return self.ended(now, *worker, cause),
             Event::LeftBehind(worker) => {
@@ -267,10 +281,17 @@ impl MonitorCheck {
         self.slots.get_mut(worker.slot as usize).filter(|slot| slot.alive && slot.life == worker.life)
     }
 
-    fn shows(&mut self, worker: Worker, show: impl FnOnce(&mut Readiness, &Settings)) {
+    fn alive_of(&mut self, worker: Worker) -> Option<(&mut Slot, &Settings)> {
         let slot = self.slots.get_mut(worker.slot as usize).filter(|slot| slot.alive && slot.life == worker.life);
-        if let Some(slot) = slot {
-            show(&mut slot.readiness, &self.wanted);
+        slot.map(|slot| (slot, &self.wanted))
+    }
+
+    fn shows(&mut self, now: Time, worker: Worker, show: impl FnOnce(&mut Readiness, &Settings)) {
+        if let Some((slot, wanted)) = self.alive_of(worker) {
+            show(&mut slot.readiness, wanted);
+            if slot.readiness.ready {
+                slot.bypass.ready(now, slot.readiness.seen || slot.readiness.hidden, wanted);
+            }
         }
     }
 
@@ -287,6 +308,12 @@ impl MonitorCheck {
         hold(wanted, 13, || format!("{worker:?} is looked at, and it need not be"))?;
         self.slots[worker.slot as usize].readiness.looked_at(now);
         if probes { self.probes.begun(now, worker) } else { Ok(()) }
+    }
+
+    fn check_examination(&mut self, now: Time, worker: Worker) -> Checked {
+        let meant = !self.bypass_told && self.alive(worker).is_some_and(|slot| !slot.signalled);
+        hold(meant, 13, || format!("{worker:?} is examined, and it need not be"))?;
+        self.slots[worker.slot as usize].bypass.looked_at(now)
     }
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, ended: Option<Worker>) -> Checked {
@@ -306,6 +333,7 @@ impl MonitorCheck {
             }
             Action::Note(_) => Ok(()),
             Action::Look(worker) => self.check_look(now, *worker, false),
+            Action::Examine(worker) => self.check_examination(now, *worker),
             Action::Probe(worker) => self.check_look(now, *worker, true),
             Action::EndProbe(worker) => {
                 let awaited = self.is_watched(*worker);
@@ -404,6 +432,12 @@ impl MonitorCheck {
             }
             Report::Listens { slot, .. } => self.slots[*slot as usize].readiness.listens_is_told(),
             Report::Unseeable { slot, .. } => self.slots[*slot as usize].readiness.hidden_is_told(),
+            Report::Bypasses { slot, .. } => {
+                let first = !std::mem::replace(&mut self.bypass_told, true);
+                let slot = &self.slots[*slot as usize];
+                let so = slot.alive && !slot.signalled && slot.bypass.is_convicted();
+                hold(first && so, 0, || format!("{report:?} is told twice, or is not so"))
+            }
             Report::Died { slot, cause } => {
                 hold(ended.is_some_and(|worker| worker.slot == *slot), 0, || format!("{report:?} is not true"))?;
                 let overdue =
@@ -475,6 +509,10 @@ impl MonitorCheck {
         }
         let neglected = punctual && !self.probes.has(worker) && slot.readiness.is_neglected(now, &self.wanted);
         hold(!neglected, 13, || format!("{worker:?} is not looked at"))?;
+        let unexamined = punctual && !self.bypass_told && slot.bypass.is_late(now);
+        hold(!unexamined, 13, || format!("{worker:?} is not examined"))?;
+        let told = self.bypass_told || !slot.bypass.is_convicted();
+        hold(told, 0, || format!("that {worker:?} bypasses its listener is not told"))?;
         slot.readiness.check_told(&self.wanted)
     }
 
@@ -506,6 +544,7 @@ impl MonitorCheck {
             false => slot.alive && slot.readiness.ready_told && !slot.signalled,
         };
         let all_ready = self.slots.iter().all(ready);
-        all_ready && self.groups.is_empty() && self.probes.is_empty() && !self.is_ending()
+        let examined = self.bypass_told || !self.slots.iter().any(|slot| slot.alive && slot.bypass.is_pending());
+        all_ready && examined && self.groups.is_empty() && self.probes.is_empty() && !self.is_ending()
     }
 }

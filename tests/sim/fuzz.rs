@@ -71,6 +71,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         workers: spec.main.workers,
         notify: choices.below(2) == 1,
         watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always, Watch::Probe]),
+        has_listener: choices.below(2) == 1,
         bake: spec.main.bake,
         ready_timeout: spec.main.ready_timeout,
         stop: spec.main.stop.clone(),
@@ -127,7 +128,8 @@ fn draw_main_event(choices: &mut Choices) -> main_state::Event {
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(17) {
+    match choices.below(18) {
+        17 => Report::Bypasses { slot, own: choices.among(&[Vec::new(), vec![String::new()]]) },
         14 => Report::Retired { slot, empty: choices.below(2) == 1 },
         15 => Report::Gone { slot },
         16 => Report::EndedForGood { slot, code: choices.among(&[0, 1, 255]) },
@@ -168,6 +170,7 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),
+        30 => Event::Examined(worker, choices.among(&[None, Some(Vec::new()), Some(vec![String::new()])])),
         29 => Event::Probed(worker, choices.below(2) == 1),
         _ => Event::Wake,
     }

@@ -22,6 +22,9 @@ use crate::world::{Node, Spec, World};
 const LONGEST_EXEC: Time = Duration::from_secs(10);
 const GRACE: Time = Duration::from_secs(5);
 
+/// Who bypasses its listener is known so long after it is ready.
+const LONGEST_EXAMINATION: Time = Duration::from_secs(15);
+
 /// A history that broke an invariant.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -251,7 +254,12 @@ impl World {
         let starts = settings.start_delay.longest(self.main.check.count() + 8);
         let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total() + starts * 2;
         let stop = settings.stop.total() + GRACE;
-        LONGEST_EXEC + reload * 2 + stop * 4 + settings.pace.delay_max * 4 + Duration::from_secs(5)
+        LONGEST_EXEC
+            + LONGEST_EXAMINATION
+            + reload * 2
+            + stop * 4
+            + settings.pace.delay_max * 4
+            + Duration::from_secs(5)
     }
 
     fn check_rest(&self) -> Checked {

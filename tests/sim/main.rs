@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 
 mod check;
+mod check_bypass;
 mod check_count;
 mod check_limits;
 mod check_main;

@@ -274,6 +274,7 @@ impl World {
             workers,
             notify,
             watch: self.spec.watch(accept),
+            has_listener: self.spec.has_listener,
             bake: main.bake,
             ready_timeout: main.ready_timeout,
             stop: main.stop.clone(),

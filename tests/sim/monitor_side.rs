@@ -309,6 +309,10 @@ impl World {
                 self.look_at_worker(index, worker);
                 Ok(())
             }
+            Action::Examine(worker) => {
+                self.examine_worker(index, worker);
+                Ok(())
+            }
             Action::Probe(worker) => {
                 self.probe_worker(index, worker);
                 Ok(())

@@ -99,6 +99,11 @@ planted! {
     ForgetsStartDelay
     NeverHastens
     HastensTheYoungest
+    ExaminesForEver
+    ConvictsWhoAccepts
+    NeverExamines
+    HidesBypass
+    TellsBypassAgain
     ForgetsToScale
     ScalesServingOnly
     ForgetsToTellCount
@@ -192,7 +197,7 @@ impl Planted {
         planted.spoil_verdicts(actions, check);
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
-        planted.spoil_measure(actions);
+        planted.spoil_measure(event, actions);
         planted.spoil_count(actions, check);
     }
 
@@ -334,8 +339,8 @@ impl Planted {
         }
     }
 
-    fn spoil_measure(self, actions: &mut Vec<main_state::Action>) {
-        use main_state::Action;
+    fn spoil_measure(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>) {
+        use main_state::{Action, Event};
         for action in &mut *actions {
             if let Action::StartMonitor { accept, .. } = action {
                 *accept = (*accept || self == Planted::AlwaysRequiresAccept) && self != Planted::ForgetsToRequireAccept;
@@ -343,6 +348,15 @@ impl Planted {
         }
         if self == Planted::HidesUnseeable {
             actions.retain(|action| !matches!(action, Action::Note(Note::Unseeable(..))));
+        }
+        match (self, event) {
+            (Planted::HidesBypass, _) => {
+                actions.retain(|action| !matches!(action, Action::Note(Note::Bypasses(..))));
+            }
+            (Planted::TellsBypassAgain, Event::Told(monitor, Report::Bypasses { slot, own })) if actions.is_empty() => {
+                actions.push(Action::Note(Note::Bypasses(monitor.generation, *slot, own.clone())));
+            }
+            _ => {}
         }
     }
 
@@ -416,6 +430,9 @@ impl Planted {
             (Some(Planted::ForgetsGroup), Event::LeftBehind(_)) => None,
             (Some(Planted::ForgetsListening), Event::Listens(_)) => None,
             (Some(Planted::TakesAnyLook), Event::Seen(worker, _)) => Some(Event::Seen(worker, Sight::Accepting)),
+            (Some(Planted::ConvictsWhoAccepts), Event::Examined(worker, _)) => {
+                Some(Event::Examined(worker, Some(Vec::new())))
+            }
             (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
             (_, event) => Some(event),
         }
@@ -465,6 +482,12 @@ impl Planted {
                 }
             }
             Some(Planted::NeverLooks) => actions.retain(|action| !matches!(action, Action::Look(_))),
+            Some(Planted::NeverExamines) => actions.retain(|action| !matches!(action, Action::Examine(_))),
+            Some(Planted::ExaminesForEver) => {
+                if let Event::Examined(worker, Some(_)) = event {
+                    actions.push(Action::Examine(*worker));
+                }
+            }
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),
             Some(Planted::ForgetsRetired) => {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Retired { .. })));

@@ -123,6 +123,7 @@ fn events_of_the_dead() -> Checked {
         workers: 1,
         notify: false,
         watch: Watch::No,
+        has_listener: false,
         bake: main.bake,
         ready_timeout: main.ready_timeout,
         stop: main.stop,

@@ -32,7 +32,7 @@ impl World {
     fn draw_stale_main_event(&mut self, monitor: Monitor) -> MainEvent {
         let slot = 0;
         let cause = Cause::Exited(3);
-        match self.choices.below(9) {
+        match self.choices.below(10) {
             8 => MainEvent::Told(monitor, Report::EndedForGood { slot, code: 1 }),
             0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true, seen: true }),
             1 => MainEvent::Told(monitor, Report::Died { slot, cause }),
@@ -40,7 +40,8 @@ impl World {
             3 => MainEvent::Told(monitor, Report::GaveUp),
             4 => MainEvent::NotStarted(monitor, cause),
             5 => MainEvent::Told(monitor, Report::Listens { slot, withdrawn: true }),
-            6 => MainEvent::Ended(monitor, cause, self.choices.below(2) == 1),
+            6 => MainEvent::Told(monitor, Report::Bypasses { slot, own: Vec::new() }),
+            7 => MainEvent::Ended(monitor, cause, self.choices.below(2) == 1),
             _ => MainEvent::OrphansGone(monitor),
         }
     }
@@ -58,7 +59,7 @@ impl World {
             return Ok(());
         }
         let worker = Worker { slot, life };
-        let event = match self.choices.below(8) {
+        let event = match self.choices.below(9) {
             0 => Event::Ended(worker, Cause::Exited(3)),
             1 => Event::Executed(worker),
             2 => Event::Notified(worker),
@@ -66,6 +67,7 @@ impl World {
             4 => Event::Seen(worker, Sight::Accepting),
             5 => Event::Probed(worker, true),
             6 => Event::Listens(worker),
+            7 => Event::Examined(worker, Some(Vec::new())),
             _ => Event::GroupGone(worker),
         };
         if node.check.has_group(worker) || node.check.has_probe(worker) {

@@ -52,6 +52,15 @@ impl World {
         }
     }
 
+    pub(crate) fn examine_worker(&mut self, index: usize, worker: Worker) {
+        if let Some(process) = self.monitors[index].process_of(worker) {
+            let elsewhere = self.kernel.process(process).program.as_ref().is_some_and(|one| one.script.elsewhere);
+            let own = if elsewhere { vec!["0.0.0.0:9000".to_owned()] } else { Vec::new() };
+            let own = (self.sight(process) == Sight::NotYet).then_some(own);
+            self.monitors[index].push(Event::Examined(worker, own));
+        }
+    }
+
     fn sight(&self, process: ProcessId) -> Sight {
         let program = self.kernel.process(process).program.as_ref();
         let hidden = program.and_then(|program| Some(program.began + program.script.hidden?));

@@ -43,6 +43,8 @@ pub(crate) struct Script {
     /// When it listens on a port of its own, and when it accepts on whatever it has, after its exec.
     pub(crate) listens: Option<Time>,
     pub(crate) accepts: Option<Time>,
+    /// It listens on something that panzer knows nothing of.
+    pub(crate) elsewhere: bool,
     /// From when on it cannot be seen.
     pub(crate) hidden: Option<Time>,
     /// When probes of it begin to succeed, after its exec.
@@ -72,6 +74,7 @@ impl Script {
             notifies: Some(Duration::ZERO),
             listens: None,
             accepts: Some(Duration::ZERO),
+            elsewhere: false,
             hidden: None,
             answers: Some(Duration::ZERO),
             probe_takes: Some(Duration::ZERO),
@@ -124,7 +127,7 @@ impl Script {
             10 => self.fork_fails = true,
             11 => self.other_user = true,
             12 => self.accepts = None,
-            13 => self.accepts = Some(choices.millis(&[900, 3_000, 8_000])),
+            13 => (self.accepts, self.elsewhere) = (Some(choices.millis(&[900, 3_000, 8_000])), true),
             14 => self.listens = None,
             15 => self.listens = self.listens.map(|_| choices.millis(&[900, 3_000, 8_000])),
             16 => self.hidden = Some(choices.millis(&[0, 300])),

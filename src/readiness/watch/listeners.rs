@@ -12,8 +12,9 @@ use nix::sys::stat::fstat;
 #[derive(Debug, Default)]
 pub struct Listeners(Vec<(u64, Address)>);
 
+/// Where a socket is bound.
 #[derive(Debug, PartialEq, Eq)]
-enum Address {
+pub(super) enum Address {
     Tcp(SocketAddr),
     Unix(UnixAddr),
     Unknown,
@@ -60,7 +61,7 @@ fn inode_of(socket: BorrowedFd<'_>) -> Option<u64> {
     fstat(socket).ok().map(|stat| stat.st_ino)
 }
 
-fn address_of(socket: BorrowedFd<'_>) -> Address {
+pub(super) fn address_of(socket: BorrowedFd<'_>) -> Address {
     let Ok(name) = getsockname::<SockaddrStorage>(socket.as_raw_fd()) else { return Address::Unknown };
     if let Some(v4) = name.as_sockaddr_in() {
         return Address::Tcp(SocketAddr::from((v4.ip(), v4.port())));

@@ -10,10 +10,12 @@ use std::os::fd::{AsFd, RawFd};
 
 use nix::unistd::Pid;
 
+mod bypass;
 mod listeners;
 mod proc;
 mod wait;
 
+pub use bypass::bypass;
 pub use listeners::Listeners;
 use proc::{Link, Member, Thread};
 use wait::Wait;
@@ -65,7 +67,7 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
     if !proc::shows_calls() {
         return Sight::Unseeable(Hidden::ByKernel);
     }
-    let mut look = Look { listeners, steps: MOST_STEPS, connections: MOST_CONNECTIONS, hidden: None };
+    let mut look = Look::new(listeners);
     let mut family = vec![worker];
     let mut next = 0;
     while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
@@ -86,6 +88,10 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
+    fn new(listeners: &Listeners) -> Look<'_> {
+        Look { listeners, steps: MOST_STEPS, connections: MOST_CONNECTIONS, hidden: None }
+    }
+
     /// Whether this process is seen accepting. Adds its children to `family`.
     fn accepts(&mut self, pid: Pid, family: &mut Vec<Pid>) -> bool {
         for thread in proc::threads(pid) {

@@ -244,6 +244,24 @@ fn php_built_in_server() {
     }
 }
 
+/// An application of its own protocol, which needs nothing but granian.
+const RSGI: &str =
+    "async def app(scope, protocol):\n    protocol.response_str(200, [('content-type', 'text/plain')], 'hello')\n";
+
+#[test]
+fn granian() {
+    if there_is("granian") {
+        // A connection that is kept alive it waits for without an end when it is told to stop, with panzer or without.
+        let address = &["--host", "127.0.0.1", "--port", "PORT", "--no-http1-keep-alive"];
+        let program = &[&["granian", "--interface", "rsgi"][..], address, &["app:app"]].concat();
+        let chatter = &["[INFO]", "[WARNING]"];
+        no_more_is_lost_than_alone(
+            "granian",
+            &Server { program, files: &[("app.py", RSGI)], stop: Signal::SIGTERM, chatter },
+        );
+    }
+}
+
 const LIGHTTPD: &str = r#"
 server.port = PORT
 server.document-root = var.CWD

@@ -1,0 +1,54 @@
+//! Whether a worker bypasses the listeners that it was given, and where it listens instead.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, RawFd};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
+
+use super::listeners::{Address, Listeners, address_of};
+use super::proc::{self, Link};
+use super::{Look, Sight, look};
+use crate::sys::pidfd::PidFd;
+
+/// So many addresses are told.
+const MOST_TOLD: usize = 3;
+
+/// Looks at `worker`, an unreaped child of ours, and at its descendants. None where it accepts on one of `listeners`,
+/// and where that cannot be seen; otherwise the other TCP addresses that it listens on, as far as they can be seen, and
+/// at most a few. Never waits.
+pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Vec<String>> {
+    (look(worker, listeners) == Sight::NotYet).then(|| {
+        let mut look = Look::new(listeners);
+        let mut family = vec![worker];
+        let mut found = BTreeSet::new();
+        let mut next = 0;
+        while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
+            next += 1;
+            family.extend(proc::threads(pid).take_while(|_| look.may_go_on()).flat_map(|thread| thread.children()));
+            found.extend(look.own_listeners(pid));
+        }
+        found.iter().take(MOST_TOLD).map(SocketAddr::to_string).collect()
+    })
+}
+
+impl Look<'_> {
+    fn own_listeners(&mut self, pid: Pid) -> Vec<SocketAddr> {
+        let Some(main_thread) = proc::threads(pid).next() else { return Vec::new() };
+        let descriptors = self.shown(main_thread.descriptors());
+        let is_own = |link: Link| matches!(link, Link::Socket(inode) if !self.listeners.contains(inode));
+        let sockets = descriptors.into_iter().take(self.steps as usize);
+        let sockets: Vec<RawFd> = sockets.filter(|&fd| main_thread.link(fd).is_ok_and(is_own)).collect();
+        let Ok(process) = PidFd::open(pid) else { return Vec::new() };
+        let listening = |fd| {
+            let socket = process.copy_of(fd).ok()?;
+            let listens = getsockopt(&socket, sockopt::AcceptConn).ok()?;
+            match address_of(socket.as_fd()) {
+                Address::Tcp(address) if listens => Some(address),
+                _ => None,
+            }
+        };
+        sockets.into_iter().filter_map(listening).collect()
+    }
+}
