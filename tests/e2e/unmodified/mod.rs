@@ -248,17 +248,18 @@ fn php_built_in_server() {
 const RSGI: &str =
     "async def app(scope, protocol):\n    protocol.response_str(200, [('content-type', 'text/plain')], 'hello')\n";
 
+/// What it loses is told and not judged: now and then one of its processes hangs when it is told to stop and keeps what
+/// it has accepted, with panzer or without, and a few of them are no measure.
 #[test]
 fn granian() {
     if there_is("granian") {
         // A connection that is kept alive it waits for without an end when it is told to stop, with panzer or without.
-        let address = &["--host", "127.0.0.1", "--port", "PORT", "--no-http1-keep-alive"];
+        let address =
+            &["--host", "127.0.0.1", "--port", "PORT", "--no-http1-keep-alive", "--workers-kill-timeout", "2"];
         let program = &[&["granian", "--interface", "rsgi"][..], address, &["app:app"]].concat();
         let chatter = &["[INFO]", "[WARNING]"];
-        no_more_is_lost_than_alone(
-            "granian",
-            &Server { program, files: &[("app.py", RSGI)], stop: Signal::SIGTERM, chatter },
-        );
+        let files = &[("app.py", RSGI)];
+        alone_and_under_panzer("granian", &Server { program, files, stop: Signal::SIGTERM, chatter });
     }
 }
 
