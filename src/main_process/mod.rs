@@ -1,10 +1,12 @@
 //! Main: owns the listeners, starts a monitor for each generation, and retires the old one when the new one is ready.
 //!
-//! [`state`] decides and [`run`] performs. Main never runs the program's code and never waits for anything but its
-//! poller; what may hang (a path on a dead file system, an exec) is done by a monitor, or by a [`planner`].
+//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, and `asked` is what people want of it. Main
+//! never runs the program's code and never waits for anything but its poller; what may hang (a path on a dead file
+//! system, an exec) is done by a monitor, or by a [`planner`].
 
 mod accept_queues;
 mod ack_paths;
+mod asked;
 mod binding;
 mod carried;
 mod children;
@@ -20,6 +22,7 @@ mod inquiry;
 mod log;
 mod operators;
 mod own_queues;
+mod perform;
 mod pidfile;
 pub mod planner;
 pub mod preflight;
@@ -30,6 +33,7 @@ mod rolling;
 pub mod run;
 mod scaling;
 mod shares;
+mod start;
 mod starter;
 pub mod state;
 mod successor;

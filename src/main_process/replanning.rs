@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::emptying::Then;
 use super::planner::{Planner, Purpose};
-use super::run::{Main, settings};
+use super::run::Main;
+use super::start::settings;
 use super::state::Event;
 use crate::config::Plan;
 use crate::control::messages::Tuning;

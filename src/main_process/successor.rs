@@ -19,7 +19,8 @@ use super::guard::Guard;
 use super::operators::Operators;
 use super::preflight::{NextBuild, Preflight};
 use super::restart::{Action, Event, Restart};
-use super::run::{self, FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Found, Main, SIGNALS};
+use super::run::{FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Found, Main, SIGNALS};
+use super::start;
 use super::starter::Starter;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
@@ -195,7 +196,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     signals::reset_dispositions();
-    let signals = run::read_signals(&carried.plan, carried.ignores_hang_up)?;
+    let signals = start::read_signals(&carried.plan, carried.ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let mut children = Children::take_over(carried.children, FIRST_MONITOR)?;

@@ -1,0 +1,175 @@
+//! What people ask of main, by signals and over the control socket, and how things stand.
+
+use std::fs::File;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::accept_queues;
+use super::dump;
+use super::inquiry::Inquiry;
+use super::run::Main;
+use super::state::{Change, Event, Standing};
+use crate::control::messages::{Order, Urgency};
+use crate::control::places;
+use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+use crate::signals::Action as Asked;
+use crate::sys::signals::{Received as Signalled, parse_signal_or_number};
+use crate::sys::stderr;
+
+impl Main {
+    pub(super) fn signalled(&mut self, received: Signalled) {
+        ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
+        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+            return self.events.push_back(Event::Stop(Urgency::Graceful));
+        }
+        match self.plan.signals.action(received.signal) {
+            Asked::Reload => self.events.push_back(Event::Reload),
+            Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
+            Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
+            Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
+            Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
+            Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
+            Asked::ScaleUp => self.scale(None, Change::By(1)),
+            Asked::ScaleDown => self.scale(None, Change::By(-1)),
+            Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
+            Asked::Quiet => self.scale(None, Change::ToNone),
+            Asked::Restart => self.restart_asked(None),
+            Asked::Status => {
+                self.told_on_stderr = true;
+                self.inquire();
+            }
+            Asked::Dump => {
+                self.dumps = true;
+                self.inquire();
+            }
+            Asked::Reread => self.reread(),
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Asked::Reopen => {
+                ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
+        }
+    }
+
+    /// An operator asks for something; what a signal asks for as well is the same event.
+    pub(super) fn asked(&mut self, client: u64, request: Request) {
+        match request.command {
+            Wanted::Status => {
+                self.operators.wants_status(client);
+                self.inquire();
+            }
+            Wanted::Reload => {
+                self.operators.wants_reload(client, request);
+                self.events.push_back(Event::ReloadFor(client));
+            }
+            Wanted::Stop | Wanted::Exit => {
+                let quick = request.command == Wanted::Exit;
+                let urgency = if quick { Urgency::Quick } else { Urgency::Graceful };
+                self.events.push_back(Event::Stop(urgency));
+                self.operators.wants_end(client, request.no_wait);
+            }
+            Wanted::Scale => match change(request.count.as_deref()) {
+                Ok(change) => self.scale(Some(client), change),
+                Err(why) => self.operators.answer(client, &Answer::refused(why)),
+            },
+            Wanted::Restart => self.restart_asked(Some(client)),
+            Wanted::Quiet => self.scale(Some(client), Change::ToNone),
+            Wanted::Signal => {
+                if let Err(why) = self.order_signal(client, &request) {
+                    self.operators.answer(client, &Answer::refused(why));
+                }
+            }
+            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            Wanted::Reopen => self.operators.answer(client, &Answer::done()),
+        }
+    }
+
+    /// The monitor knows the pids, and that they are still its own: it sends the signal.
+    pub(super) fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
+        let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
+        let number = parse_signal_or_number(text)? as i32;
+        let slot = request.worker;
+        let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
+        let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let slots = self.state.slots();
+        if let Some(slot) = slot.filter(|&slot| slot >= slots) {
+            return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", slots.saturating_sub(1)));
+        }
+        let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
+        let (monitor, running) =
+            running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;
+        let ticket = self.operators.wants_signalled(client, monitor, Instant::now());
+        running.channel.send(&Order::Signal { ticket, number, slot });
+        Ok(())
+    }
+
+    pub(super) fn inquire(&mut self) {
+        // One that a restart would interrupt is left to the next main.
+        if self.inquiry.is_some() || self.restart.is_proven() {
+            return;
+        }
+        self.askers = self.operators.take_status_askers();
+        let standings = self.state.standings();
+        for (_, _, monitor) in &standings {
+            if let Some(running) = monitor.and_then(|monitor| self.children.running(monitor)) {
+                running.channel.send(&Order::Status);
+            }
+        }
+        let inquiry = Inquiry::new(standings, |monitor| self.children.pid_of(monitor), Instant::now());
+        self.inquiry = Some(inquiry);
+    }
+
+    pub(super) fn answer_inquiry(&mut self) {
+        let now = Instant::now();
+        let is_over = |inquiry: &mut Inquiry| inquiry.is_complete() || inquiry.deadline() <= now;
+        let Some(inquiry) = self.inquiry.take_if(is_over) else { return };
+        if std::mem::take(&mut self.told_on_stderr) {
+            stderr::tell(&inquiry.render(Pid::this().as_raw()));
+        }
+        if std::mem::take(&mut self.dumps) {
+            dump::write(self.pid_file.path(), &inquiry.render(Pid::this().as_raw()));
+        }
+        let askers = std::mem::take(&mut self.askers);
+        if !askers.is_empty() {
+            let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
+            askers.into_iter().for_each(|client| self.operators.answer(client, &answer));
+        }
+        if self.operators.want_status() {
+            self.inquire();
+        }
+    }
+
+    pub(super) fn status(&self, inquiry: &Inquiry) -> Status {
+        Status {
+            name: places::name_of(self.pid_file.path()),
+            pid: Pid::this().as_raw(),
+            workers: self.state.workers(),
+            ready: self.state.is_ready(),
+            stopping: self.state.is_stopping(),
+            uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
+            generations: inquiry.generations(),
+            listeners: accept_queues::all(&self.held, &self.listeners, &self.shares),
+            respawns: self.counters.respawns(),
+            reloads: self.counters.reloads(),
+        }
+    }
+}
+
+/// Reads what a scale is by: `4`, `+1` or `-1`.
+fn change(count: Option<&str>) -> Result<Change, String> {
+    let text = count.ok_or("a scale command needs a \"count\"")?;
+    let wrong = || format!("'{text}' is no count of workers: take 4, +1 or -1");
+    match text.strip_prefix(['+', '-']) {
+        Some(digits) if digits.starts_with(|first: char| first.is_ascii_digit()) => {
+            text.parse().map(Change::By).map_err(|_| wrong())
+        }
+        Some(_) => Err(wrong()),
+        None => text.parse().map(Change::To).map_err(|_| wrong()),
+    }
+}
+
+pub(super) fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}

@@ -1,0 +1,165 @@
+//! Performs what the state decides.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::children::Running;
+use super::log;
+use super::restart;
+use super::run::Main;
+use super::state::{Action, Event, Monitor, Note, Verdict};
+use crate::config::{Plan, text};
+use crate::control::channel::Channel;
+use crate::control::messages::{Assignment, Order, Tuning, VERSION};
+use crate::control::role::OWN_IMAGE;
+use crate::sockets::Listener;
+use crate::sys::{document, processes};
+use crate::worker::cause::Cause;
+use crate::worker::spawn::{Command, Image, spawn};
+
+impl Main {
+    pub(super) fn perform(&mut self, action: Action) {
+        match action {
+            Action::Plan(generation) => self.plan_generation(generation),
+            Action::GiveUpPlan(generation) => self.give_up_plan(generation),
+            Action::Tune(monitor) => {
+                let tuning = Tuning::of(&self.plan);
+                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
+                    tuning.clone().apply(plan);
+                }
+                if let Some(running) = self.children.running(monitor) {
+                    running.channel.send(&Order::Tune(Box::new(tuning)));
+                }
+            }
+            Action::Scaled { request, from, to } => {
+                if let Some(client) = request {
+                    self.operators.scaled(client, from, to);
+                } else if let Err(why) = to {
+                    ::log::warn!("{why}");
+                }
+            }
+            Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
+                    let cause = Cause::CannotStart(format!("could not be started: {error}"));
+                    self.events.push_back(Event::NotStarted(monitor, cause));
+                }
+            }
+            Action::Order(monitor, order) => self.order(monitor, order),
+            Action::KillMonitor(monitor) => {
+                if let Some(pid) = self.children.pid_of(monitor) {
+                    // A child of ours that is not reaped yet: there is no way to refuse it.
+                    let _ = processes::signal_child(pid, Signal::SIGKILL);
+                }
+            }
+            Action::SignalUnreached(monitor, signal) => {
+                let given = self.found.get(&monitor.generation).and_then(|found| found.other_user);
+                self.children.signal_orphans(monitor, signal, |pid| processes::has_changed_user(pid, given));
+            }
+            Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
+            Action::CloseListeners => {
+                self.guard.clear(&self.poller);
+                self.unix_guard.clear(&self.listeners, &self.poller);
+                self.give_up_emptying();
+                self.give_up_planning();
+                self.listeners.drain(..).for_each(Listener::close);
+                self.held.clear();
+                self.queues = 0;
+                self.shares.close();
+                self.go_on_with_restart(restart::Event::Stopping);
+            }
+            Action::Release(generation) => {
+                self.found.remove(&generation);
+                self.plans.remove(&generation);
+                self.operators.gone(generation);
+                self.ack_paths.remove(generation);
+                self.shares.release(generation, Instant::now());
+                self.close_dropped();
+            }
+            Action::Promise(client, generation) => {
+                let starting = self.state.progress().map(|progress| progress.generation);
+                self.operators.promised(client, generation, starting);
+            }
+            Action::Verdict(generation, verdict) => {
+                self.counters.judged(&verdict);
+                self.operators.judged(generation, &verdict, || match &verdict {
+                    Verdict::Rejected(why) => {
+                        let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                        log::rejected(generation, why, plan) + log::place(why)
+                    }
+                    Verdict::Serves(..) | Verdict::Stopped => String::new(),
+                });
+            }
+            Action::Note(Note::Began) => log::began(&self.plan, self.pid_file.path()),
+            Action::Note(Note::Rejected(generation, why)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::error!("{}", log::rejected(generation, &why, plan));
+            }
+            Action::Note(Note::Bypasses(generation, slot, own)) => {
+                let plan = self.plans.get(&generation).unwrap_or(&self.plan);
+                ::log::warn!("worker {slot} of generation {generation} {}", log::bypasses(&own, plan));
+            }
+            Action::Note(note) => log::write(&note),
+            Action::Exit(code) => {
+                self.operators.ended(code);
+                self.exit = Some(code);
+            }
+        }
+    }
+
+    pub(super) fn start_monitor(
+        &mut self,
+        monitor: Monitor,
+        (workers, ended): (u32, BTreeMap<u32, u8>),
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
+        let plan = self.plans.get(&monitor.generation).unwrap_or(&self.plan);
+        let found = self.found.get(&monitor.generation);
+        let assignment = Assignment {
+            version: VERSION,
+            plan: Plan { workers, ..plan.clone() },
+            generation: monitor.generation,
+            ended,
+            trial,
+            notify,
+            accept,
+            shares_ports: self.shares_ports,
+            main_pid: Pid::this().as_raw(),
+            ack_socket: self.ack_paths.of(monitor.generation),
+            release_path: found.map(|found| found.path.clone()),
+        };
+        let document = document::write(&serde_json::to_vec(&assignment)?)?;
+        let (channel, theirs) = Channel::pair()?;
+        let mut descriptors = self.sockets_of(plan)?;
+        let sockets = descriptors.len();
+        descriptors.extend([theirs.as_fd(), document.as_fd()]);
+        if let Some(found) = found {
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
+        }
+        let title = format!("panzer: monitor [gen {}]", monitor.generation);
+        let child = spawn(&Command {
+            image: Image::Path(text::c_string(OWN_IMAGE.as_ref())),
+            arguments: vec![text::c_string(title.as_ref())],
+            environment: self.environment.for_monitor(monitor.generation, sockets, found.is_some()),
+            listen_pid: false,
+            stdin: None,
+            output: None,
+            descriptors,
+            inherits_descriptors: true,
+            leads_group: false,
+            keeps_mask: true,
+            death_signal: None,
+            identity: None,
+        })?;
+        let token = self.next_token;
+        self.next_token += 1;
+        self.poller.watch(&channel, token)?;
+        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers });
+        Ok(())
+    }
+}

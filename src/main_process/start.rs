@@ -1,0 +1,167 @@
+//! How main begins: what it needs before anything is started, or why it does not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::ack_paths::AckPaths;
+use super::asked::has_terminal;
+use super::binding::{Failure, bind_all};
+use super::children::Children;
+use super::counters::Counters;
+use super::emptying::Emptyings;
+use super::guard::Guard;
+use super::operators::Operators;
+use super::pidfile;
+use super::restart::Restart;
+use super::run::{FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Main, SIGNALS};
+use super::shares::Shares;
+use super::starter::Starter;
+use super::state::{Event, Generations, Settings};
+use super::unix_guard::UnixGuard;
+use super::upward::Upward;
+use crate::config::{Plan, Ready, SharePorts};
+use crate::control::places;
+use crate::control::role::Environment;
+use crate::control::server::Server;
+use crate::sockets::sharing;
+use crate::sockets::{Listener, queues};
+use crate::sys::poller::Poller;
+use crate::sys::signals::Signals;
+use crate::sys::{processes, signals};
+
+pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
+    processes::become_subreaper()?;
+    signals::unblock(&[Signal::SIGTSTP])?;
+    let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
+    // An ignored CHLD, above all, would have the kernel reap our children.
+    signals::reset_dispositions();
+    let shares_ports = can_share_ports(&plan)?;
+    if plan.ready == Ready::Accept && !plan.has_listener() && !shares_ports {
+        let why = "--ready accept needs a listener, and ports cannot be shared here";
+        return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
+    }
+    let signals = read_signals(&plan, ignores_hang_up)?;
+    let poller = Poller::new()?;
+    poller.watch(&signals, SIGNALS)?;
+    let children = Children::new();
+    let pid_file = pidfile::claim(&plan).map_err(Failure::Refused)?;
+    let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
+    let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals)?)));
+    let (ack_paths, listeners) = match begun {
+        Ok(begun) => begun,
+        Err(failure) => {
+            pid_file.remove();
+            return Err(failure);
+        }
+    };
+    let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
+    let control = control.unwrap_or_else(|| places::socket_beside(pid_file.path()));
+    let server = match Server::bind(&control, &poller) {
+        Ok(server) => server,
+        Err(why) => {
+            listeners.into_iter().for_each(Listener::close);
+            pid_file.remove();
+            return Err(Failure::Refused(why));
+        }
+    };
+    let state = Generations::new(settings(&plan));
+    let shares = Shares::new(plan.longest_start());
+    let mut guard = Guard::new(FIRST_GUARDED);
+    for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
+        let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
+        guard.add(format!("{}{whose}", listen.address), listener.as_fd());
+    }
+    let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
+    unix_guard.watch_all(&plan.listen, &listeners, &poller);
+    guard.look(&poller);
+    let main = Main {
+        upward: Upward::new(&environment, Instant::now()),
+        starter,
+        queues: plan.workers,
+        active: plan.workers,
+        emptyings: Emptyings::default(),
+        plans: BTreeMap::from([(1, plan.clone())]),
+        held: plan.listen.clone(),
+        plan,
+        environment,
+        had_terminal: has_terminal(),
+        ignores_hang_up,
+        signals,
+        poller,
+        listeners,
+        shares_ports,
+        shares,
+        guard,
+        unix_guard,
+        too_many_told: false,
+        pid_file,
+        ack_paths,
+        children,
+        found: BTreeMap::new(),
+        inquiry: None,
+        told_on_stderr: false,
+        dumps: false,
+        askers: Vec::new(),
+        operators: Operators::new(server, Instant::now()),
+        counters: Counters::default(),
+        restart: Restart::default(),
+        next_build: None,
+        next_token: FIRST_MONITOR,
+        state,
+        events: VecDeque::from([Event::Start]),
+        exit: None,
+    };
+    Ok(main)
+}
+
+/// Reads from now on what is meant for main, and HUP only where that was not ignored.
+pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
+    let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
+    Signals::new(read.chain([Signal::SIGCHLD]))
+}
+
+/// Whether workers share the ports that they bind themselves: asked for, and possible here.
+fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
+    let wanted = plan.share_ports;
+    if wanted == SharePorts::Off || (wanted == SharePorts::Auto && !plan.listen.is_empty()) {
+        return Ok(false);
+    }
+    match sharing::try_out() {
+        Ok(false) => Ok(true),
+        Ok(true) => {
+            ::log::info!(
+                "workers run with no_new_privs, so that they can share ports: in them sudo and other setuid programs \
+                 have no power (--share-ports off gives it back)"
+            );
+            Ok(true)
+        }
+        Err(why) if wanted == SharePorts::Auto => {
+            ::log::warn!(
+                "ports that the program binds itself cannot be shared: {why}; use --listen where it binds one"
+            );
+            Ok(false)
+        }
+        Err(why) => Err(Failure::Refused(format!("--share-ports on: {why}; use --listen instead"))),
+    }
+}
+
+pub(super) fn settings(plan: &Plan) -> Settings {
+    Settings {
+        workers: plan.workers,
+        surge: plan.surge,
+        ready: plan.ready,
+        ready_timeout: plan.ready_timeout,
+        bake: plan.bake,
+        stop: plan.stop.clone(),
+        pace: plan.pace(),
+        start_delay: plan.start_delay,
+        final_exit_stop: plan.final_exits.stop,
+        max_draining: plan.max_draining,
+        seed: Pid::this().as_raw().unsigned_abs().into(),
+    }
+}
