@@ -23,6 +23,10 @@
 //! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
 //! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
 //!
+//! What a generation is to be is found out anew for each by a planner, a child of main with the parser in it
+//! ([`main_process::planner`]): command line, environment and file become a [`config::Plan`]. A generation runs by its own
+//! to its end, and only the count of its workers, delays and waits can change meanwhile.
+//!
 //! Main can become another build of itself, by an exec in place: that first shows in a child (`main_process::preflight`)
 //! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
 //! named by anything but numbers that stay: children by their pids, descriptors by theirs.
@@ -48,8 +52,10 @@
 //! # Invariants
 //!
 //! 1. At most one generation is starting, and the serving one is untouched until the new one is wholly ready and has
-//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more. Of those
-//!    that drain, no more than `--max-draining` take their time.
+//!    lived through its bake. Whatever happens to the new one until then is a failed reload, and nothing more. By
+//!    shares (`--surge`) it gives up as many workers as the new one has shown ready, and no more: never fewer are ready
+//!    than are wanted, and never more alive than those and one share. Of those that drain, no more than
+//!    `--max-draining` take their time.
 //! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
 //!    and nothing else is ever signalled.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
