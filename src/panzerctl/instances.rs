@@ -103,8 +103,11 @@ pub(super) fn running() -> Vec<Instance> {
     found
 }
 
-/// Where instances of ours may be.
+/// Where instances of ours may be: where the environment names a folder, there and nowhere else.
 fn folders() -> Vec<PathBuf> {
+    if std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|folder| !folder.is_empty()) {
+        return vec![runtime_directory()];
+    }
     let mut folders = vec![runtime_directory(), PathBuf::from("/run/panzer")];
     folders.extend(std::env::var_os("XDG_RUNTIME_DIR").map(|folder| PathBuf::from(folder).join("panzer")));
     folders.push(std::env::temp_dir().join(format!("panzer-{}", geteuid())));
