@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --surge --timeout --stop --delay --delay-max --healthy-after --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --config --check --user --group --umask --nice --signals --on --daemonize --pid --control --name --quiet --verbose --help --version"
+            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --ready --ready-timeout --bake --surge --timeout --stop --delay --delay-max --healthy-after --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --user --group --umask --nice --config --check --signals --on --daemonize --name --pid --control --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -125,10 +125,6 @@ _panzer() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --config)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --user)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -145,11 +141,19 @@ _panzer() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --signals)
                     COMPREPLY=($(compgen -W "panzer serverengine preforker kamisama unicorn" -- "${cur}"))
                     return 0
                     ;;
                 --on)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -162,10 +166,6 @@ _panzer() {
                     return 0
                     ;;
                 --control)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -9,7 +9,7 @@ complete -c panzer -l listen-pid -d 'none: LISTEN_PID is not set, for a worker t
 none\t''"
 complete -c panzer -l listen-as -d 'stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd\'s wait and Java\'s inheritedChannel have it [fds]' -r -f -a "fds\t''
 stdin\t''"
-complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if there is no listener. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]' -r -f -a "auto\t''
+complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it; auto: where there is no --listen. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
 complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive [auto]' -r -f -a "auto\t''
@@ -31,23 +31,23 @@ complete -c panzer -l start-delay -d 'The pause between two starts of workers, m
 complete -c panzer -l max-draining -d 'Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says after its first wait [4]' -r
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F
 complete -c panzer -l env -d 'Set this in the workers\' environment, with the placeholders of ARGS. May be given several times' -r
-complete -c panzer -l env-file -d 'Set what that file says, too, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; after a \'-\' it need not be there. --env wins over it. May be given several times' -r
-complete -c panzer -l config -d 'Read options from there: a YAML file with the options\' names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
+complete -c panzer -l env-file -d 'Set the variables of this file as well, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; with a \'-\' before its name it may be missing. --env wins over it. May be given several times' -r
 complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. Needs root' -r
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
+complete -c panzer -l config -d 'Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
 complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
 serverengine\t''
 preforker\t''
 kamisama\t''
 unicorn\t''"
 complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times' -r
+complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
-complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
 complete -c panzer -l final-exit-stop -d 'The first worker that exits with a final exit code ends all: the others are stopped gracefully'
-complete -c panzer -l check -d 'Print what was asked for and where, and start nothing; exits with 2 where it is wrong'
+complete -c panzer -l check -d 'Print every option\'s value and where it came from, and start nothing; exits with 2 where one is wrong'
 complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal: return once all workers are ready, with the exit code if they never are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start'
 complete -c panzer -s q -l quiet -d 'Say only what is wrong'
 complete -c panzer -s v -l verbose -d 'Say each step'

@@ -403,7 +403,7 @@ _panzerctl() {
             return 0
             ;;
         panzerctl__subcmd__status)
-            opts="-p -h --json --watch --interval --wait-ready --name --pid --control --timeout --help"
+            opts="-p -h --json --wait-ready --watch --interval --name --pid --control --timeout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -30,15 +30,15 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -l control -d 'The pan
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s h -l help -d 'Print help'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Print version'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'Name the panzers that run'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'Show the panzers that run, and how each one is'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counts and gauges in Prometheus\' text format'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait for its verdict'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "restart" -d 'Upgrade panzer itself: main becomes the build that its path leads to now, workers go on untouched'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "restart" -d 'Upgrade panzer itself in place; workers go on untouched'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "stop" -d 'Stop gracefully, and wait for the end'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "shutdown" -d 'Stop gracefully, and wait for the end'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop now: the stop schedule without its first step'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Keep N workers from now on, or N more or less; holds until another count is configured'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Keep N workers from now on, or N more or less'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "quiet" -d 'End all workers and keep main; a reload or a scale brings workers back'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "signal" -d 'Send a signal to the workers of the serving generation'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Open anew what panzer itself writes to'
@@ -53,8 +53,8 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s p -l pid 
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d 'As JSON'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show it again and again, in place on a terminal; q or Ctrl-C ends it'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l wait-ready -d 'Wait until it runs and is ready'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show it again and again, in place on a terminal; q or Ctrl-C ends it'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
@@ -72,7 +72,7 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l name -d 
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l control -d 'The panzer with this control socket' -r -F
@@ -95,7 +95,7 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l name -d 'T
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s h -l help -d 'Print help'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l control -d 'The panzer with this control socket' -r -F

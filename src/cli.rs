@@ -76,16 +76,16 @@ struct Options {
     #[command(flatten)]
     handover: handover::HandoverOptions,
 
-    /// Whether copies of a program that binds its own TCP ports share them, without knowing of it: on, off; auto, on if
-    /// there is no listener. Without CAP_SYS_ADMIN it takes away the power of setuid programs in the workers [auto]
-    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off")]
+    /// Whether copies of a program that binds its own TCP ports share them, without knowing of it; auto: where there is
+    /// no --listen. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]
+    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off", hide_possible_values = true)]
     share_ports: Option<Sharing>,
 
     /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
     /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
     /// has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else
     /// alive [auto]
-    #[arg(long, env = "PANZER_READY", value_name = "WHEN", value_parser = WhenParser)]
+    #[arg(long, env = "PANZER_READY", value_name = "WHEN", value_parser = WhenParser, hide_possible_values = true)]
     ready: Option<When>,
 
     /// A generation that is not ready by then has failed [60s]
@@ -133,20 +133,10 @@ struct Options {
     #[arg(long, env = "PANZER_ENV", value_name = "K=V", action = ArgAction::Append)]
     env: Vec<OsString>,
 
-    /// Set what that file says, too, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; after
-    /// a '-' it need not be there. --env wins over it. May be given several times
+    /// Set the variables of this file as well, read anew by each generation: NAME=VALUE lines, quotes and # comments
+    /// allowed; with a '-' before its name it may be missing. --env wins over it. May be given several times
     #[arg(long, env = "PANZER_ENV_FILE", value_name = "FILE", action = ArgAction::Append, allow_hyphen_values = true)]
     env_file: Vec<EnvFile>,
-
-    /// Read options from there: a YAML file with the options' names as keys, a list or a map where one may be given
-    /// several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
-    #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
-    #[allow(dead_code, reason = "it is looked at before the options are put together")]
-    config: Option<PathBuf>,
-
-    /// Print what was asked for and where, and start nothing; exits with 2 where it is wrong
-    #[arg(long)]
-    check: bool,
 
     /// The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each
     /// generation. Their HOME, USER, LOGNAME and SHELL are that user's. Needs root
@@ -165,6 +155,16 @@ struct Options {
     #[arg(long, env = "PANZER_NICE", value_name = "N", allow_hyphen_values = true, value_parser = nice)]
     nice: Option<i32>,
 
+    /// Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and
+    /// program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
+    #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
+    #[allow(dead_code, reason = "it is looked at before the options are put together")]
+    config: Option<PathBuf>,
+
+    /// Print every option's value and where it came from, and start nothing; exits with 2 where one is wrong
+    #[arg(long)]
+    check: bool,
+
     /// Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the
     /// table [panzer]
     #[arg(long, env = "PANZER_SIGNALS", value_name = "PRESET", hide_possible_values = true)]
@@ -180,6 +180,10 @@ struct Options {
     #[arg(short, long, env = "PANZER_DAEMONIZE", value_parser = FalseyValueParser::new())]
     daemonize: bool,
 
+    /// What this instance is called [the program's file name]
+    #[arg(long, env = "PANZER_NAME", value_name = "NAME", value_parser = name)]
+    name: Option<String>,
+
     /// Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]
     #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
     pid: Option<PathBuf>,
@@ -187,10 +191,6 @@ struct Options {
     /// Take commands of panzerctl there [NAME.sock beside NAME.pid]
     #[arg(long, env = "PANZER_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
-
-    /// What this instance is called [the program's file name]
-    #[arg(long, env = "PANZER_NAME", value_name = "NAME", value_parser = name)]
-    name: Option<String>,
 
     /// Say only what is wrong
     #[arg(short, long, env = "PANZER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]

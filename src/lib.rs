@@ -32,7 +32,8 @@
 //! named by anything but numbers that stay: children by their pids, descriptors by theirs.
 //!
 //! Operators talk to main over its control socket ([`control::server`], [`control::requests`]), a JSON object a line;
-//! [`panzerctl`] is the other end.
+//! [`panzerctl`] is the other end. What a signal asks of main is in one table, [`signals`], by whose habits it is sent.
+//! Both ask for the same things, and main does them in the same way.
 //!
 //! # How each process works
 //!
@@ -43,6 +44,10 @@
 //!                                            ▲                                                          │
 //!                                            └────── an action that failed is an event, queued ◀────────┘
 //! ```
+//!
+//! Main's state speaks of generations (`main_process::generation`); how one is replaced share by share
+//! (`main_process::rolling`), how many workers are wanted (`main_process::scaling`), and which queues of single slots must
+//! first run empty (`main_process::emptying`) have a file each. A monitor's speaks of slots.
 //!
 //! A state has no clock, no IO and no pids; `tests/sim` drives both through random histories. There is one loop per
 //! process, it sleeps in one place ([`sys::poller`]) until the earliest deadline, and where there is none it sleeps for

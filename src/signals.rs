@@ -63,7 +63,7 @@ const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Quiet, "quiet", "end all workers, keep main"),
     (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, workers go on untouched"),
     (Action::Status, "status", "print the state of main, monitors and workers"),
-    (Action::Dump, "dump", "write that to NAME.dump beside the pid file"),
+    (Action::Dump, "dump", "write the state of main, monitors and workers to NAME.dump beside the pid file"),
     (Action::Ignore, "ignore", "nothing"),
 ];
 

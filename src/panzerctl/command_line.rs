@@ -9,9 +9,11 @@ use nix::sys::signal::Signal;
 use crate::config::duration;
 use crate::sys::signals::parse_signal_or_number;
 
-const AFTER: &str = "With one panzer running, none of --name, --pid and --control is needed.\n\n\
-    Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or failed; of status: dead, and \
-    its pid file left\n  2  usage, or several run and none is named\n  3  not running\n  4  no answer, or not known\n\n\
+/// Over the options that name an instance, so that those of a command stand by themselves.
+const WHICH: &str = "Which panzer, where several run";
+
+const AFTER: &str = "Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or \
+    failed; of status: dead, and its pid file left\n  2  usage, or several run and none is named\n  3  not running\n  4  no answer, or not known\n\n\
     The control socket takes one JSON object a line, as {\"version\":1,\"command\":\"reload\"}, and answers by lines: \
     those with \"event\" tell what goes on, the one with \"ok\" is the last.";
 
@@ -23,19 +25,20 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 #[command(name = "panzerctl", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER)]
 pub(super) struct Options {
     /// The panzer of this name
-    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["pid", "control"])]
+    #[arg(long, value_name = "NAME", global = true, help_heading = WHICH, conflicts_with_all = ["pid", "control"])]
     pub(super) name: Option<String>,
 
     /// The panzer with this pid file
-    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "control")]
+    #[arg(short, long, value_name = "FILE", global = true, help_heading = WHICH, conflicts_with = "control")]
     pub(super) pid: Option<PathBuf>,
 
     /// The panzer with this control socket
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH", global = true, help_heading = WHICH)]
     pub(super) control: Option<PathBuf>,
 
     /// Give up after this long [5s; as long as it may take for what waits]
-    #[arg(long, value_name = "D", global = true, allow_hyphen_values = true, value_parser = duration::parse)]
+    #[arg(long, value_name = "D", global = true, display_order = 100, allow_hyphen_values = true)]
+    #[arg(value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
 
     #[command(subcommand)]
@@ -44,7 +47,7 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Name the panzers that run
+    /// Show the panzers that run, and how each one is
     List,
     /// Show generations, workers and accept queues
     ///
@@ -55,15 +58,15 @@ pub(super) enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Wait until it runs and is ready
+        #[arg(long)]
+        wait_ready: bool,
         /// Show it again and again, in place on a terminal; q or Ctrl-C ends it
         #[arg(long, conflicts_with = "wait_ready")]
         watch: bool,
         /// Between two looks of --watch, from 100ms on
         #[arg(long, value_name = "D", default_value = "1s", requires = "watch", value_parser = interval)]
         interval: Duration,
-        /// Wait until it runs and is ready
-        #[arg(long)]
-        wait_ready: bool,
     },
     /// Print counts and gauges in Prometheus' text format
     Metrics,
@@ -76,7 +79,9 @@ pub(super) enum Command {
         #[arg(long)]
         drained: bool,
     },
-    /// Upgrade panzer itself: main becomes the build that its path leads to now, workers go on untouched
+    /// Upgrade panzer itself in place; workers go on untouched
+    ///
+    /// Main becomes the build that the path it was started by leads to now, under the same pid.
     Restart,
     /// Stop gracefully, and wait for the end
     #[command(visible_alias = "shutdown")]
@@ -91,7 +96,9 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Keep N workers from now on, or N more or less; holds until another count is configured
+    /// Keep N workers from now on, or N more or less
+    ///
+    /// Without a reload, and over reloads, until another count is configured.
     Scale {
         /// As 8, +1 or -1
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]

@@ -1,3 +1,5 @@
+//! What is seen of processes that accept, and of those that do not.
+
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 
