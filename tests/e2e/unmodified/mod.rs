@@ -14,6 +14,7 @@ use std::thread;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::servers::NGINX;
 use crate::support::{Panzer, eventually, free_port, get, require, there_is};
 use crate::zero_loss::START;
 use crate::zero_loss::clients::{BothKinds, Seen};
@@ -172,31 +173,14 @@ fn go_net_http() {
     }
 }
 
-const NGINX: &str = r#"
-daemon off;
-error_log stderr warn;
-events { worker_connections 64; }
-http {
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    server {
-        listen PORT;
-        return 200 "nginx";
-    }
-}
-"#;
-
 #[test]
 fn nginx() {
     if require("nginx") {
         // A pid file is the one thing that copies of it cannot share.
         let pid_file = "pid FOLDER/nginx-{generation}-{worker}.pid;";
         let program = &["nginx", "-e", "stderr", "-p", "FOLDER", "-c", "nginx.conf", "-g", pid_file];
-        let files = &[("nginx.conf", NGINX)];
+        let configuration = NGINX.replace("127.0.0.1:PORT", "PORT");
+        let files = &[("nginx.conf", configuration.as_str())];
         no_more_is_lost_than_alone("nginx", &Server { program, files, stop: Signal::SIGQUIT, chatter: &[] });
     }
 }
