@@ -137,9 +137,12 @@ pub(crate) fn measure(_: &Program, table: &mut Table) -> Measured<()> {
         table.note(&format!("not installed here: {}", missing.join(", ")));
     }
     pairs(&Kind::worst()?, table)?;
-    table.note("(the worst case computes nothing and makes 14 calls a request, in some 24 µs)");
-    table.note(&format!("requests/s of one worker with shared ports and without; medians of {ROUNDS} pairs"));
-    table.note(&format!("of {} ms, in turns; in brackets where they are 19 times of 20", PERIOD.as_millis()));
+    table.note("the worst case computes nothing and makes 14 calls a request; above: requests/s of");
+    table.note(&format!(
+        "one worker with shared ports and without, medians of {ROUNDS} pairs of {} ms,",
+        PERIOD.as_millis()
+    ));
+    table.note("in turns; below each: between what its median is, 19 times of 20");
     Ok(())
 }
 

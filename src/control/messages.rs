@@ -93,7 +93,7 @@ pub enum Order {
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
-    /// document with the variables of its files.
+    /// document with what else was looked up.
     Resolved {
         /// Where the program is.
         path: PathBuf,

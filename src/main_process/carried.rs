@@ -2,8 +2,11 @@
 //! lie where they lay.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +17,7 @@ use super::shares::Shares;
 use super::state::Generations;
 use super::{children, guard, operators, pidfile, unix_guard, upward};
 use crate::config::{Listen, Plan};
+use crate::control::role::OWN_IMAGE;
 use crate::sockets::listener;
 use crate::sys::descriptors::FIRST;
 
@@ -28,6 +32,35 @@ pub(super) fn build() -> &'static str {
     std::hint::black_box(env!("CARGO_PKG_VERSION"))
 }
 
+/// The file that a build was executed from, to tell two builds of one version apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BuildFile {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// When it was last written to, in seconds since 1970.
+    written: i64,
+}
+
+impl BuildFile {
+    /// That of this process, also where another one lies at its path by now.
+    pub(super) fn own() -> Option<BuildFile> {
+        let file = fs::metadata(OWN_IMAGE).ok()?;
+        Some(BuildFile { device: file.dev(), inode: file.ino(), size: file.size(), written: file.mtime() })
+    }
+
+    /// What it is, to those who knew `before`.
+    pub(super) fn against(self, before: BuildFile) -> String {
+        let written = u64::try_from(self.written).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        match written {
+            _ if self == before => "the same file".to_owned(),
+            Some(time) => format!("another file, of {}", humantime::format_rfc3339_seconds(time)),
+            None => "another file".to_owned(),
+        }
+    }
+}
+
 /// Everything that is not made anew.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +68,9 @@ pub(super) struct Carried {
     pub(super) version: u32,
     /// The build that wrote it.
     pub(super) build: String,
+    /// Its file.
+    #[serde(default)]
+    pub(super) file: Option<BuildFile>,
     pub(super) plan: Plan,
     /// What each generation runs by.
     pub(super) plans: BTreeMap<u32, Plan>,
@@ -71,7 +107,7 @@ pub(super) struct Carried {
 pub(super) struct Found {
     pub(super) directory: RawFd,
     pub(super) program: RawFd,
-    pub(super) variables: RawFd,
+    pub(super) findings: RawFd,
     pub(super) path: PathBuf,
     pub(super) other_user: Option<u32>,
 }
@@ -121,7 +157,7 @@ impl Carried {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut all: Vec<RawFd> = self.listeners.iter().map(|listener| listener.fd).collect();
         all.extend(self.shares.held().map(|(_, &fd)| fd));
-        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.variables]));
+        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.findings]));
         all.extend(self.children.descriptors());
         all.extend(self.operators.server.descriptors());
         all.extend(self.guard.iter().map(|guarded| guarded.fd));

@@ -139,7 +139,7 @@ impl Main {
         let sockets = descriptors.len();
         descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.findings.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
         let child = spawn(&Command {

@@ -54,7 +54,7 @@ const CANNOT_START: u8 = 125;
 pub(super) struct Found {
     pub(super) directory: OwnedFd,
     pub(super) program: OwnedFd,
-    pub(super) variables: OwnedFd,
+    pub(super) findings: OwnedFd,
     pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     pub(super) other_user: Option<u32>,
@@ -248,9 +248,9 @@ impl Main {
 
     pub(super) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
+            (Report::Resolved { path, other_user }, Ok([directory, program, findings])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                let found = Found { directory, program, variables, path, other_user };
+                let found = Found { directory, program, findings, path, other_user };
                 self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {

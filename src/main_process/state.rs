@@ -46,6 +46,10 @@ pub struct Generations {
     pub(super) settings: Settings,
     /// The count of workers that was configured last. Another one is by [`Event::Scale`], and holds until this changes.
     pub(super) configured: u32,
+    /// There are to be more workers than there were, and they have not all been ready together yet. (A build that does
+    /// not know of it takes over nothing that is under way.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) filling_up: bool,
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
     #[serde(with = "crate::carry::moment::optional_pair")]
@@ -72,6 +76,7 @@ impl Generations {
     /// None yet; [`Event::Start`] begins the first.
     pub fn new(settings: Settings) -> Generations {
         Generations {
+            filling_up: false,
             last_number: 0,
             serving: None,
             starting: None,
@@ -115,6 +120,7 @@ impl Generations {
             Event::Wake => {}
         }
         self.do_what_is_due(now, &mut actions);
+        self.note_full();
         self.exit_if_done(&mut actions);
         actions
     }
@@ -164,12 +170,6 @@ impl Generations {
     /// Whether everything is being stopped.
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_some()
-    }
-
-    /// Whether a generation has once been whole, serves, and has a worker that is ready now.
-    pub fn is_ready(&self) -> bool {
-        let serves = |serving: &Generation| matches!(serving.phase, Phase::Proven) && !serving.ready.is_empty();
-        self.serving.as_ref().is_some_and(serves)
     }
 
     /// How far the generation has come that is starting.

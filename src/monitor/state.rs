@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
-use crate::readiness::watch::{Hidden, Sight};
+use crate::readiness::watch::{Bypass, Hidden, Sight};
 use crate::worker::cause::Cause;
 
 use super::bypass::Suspects;
@@ -181,7 +181,7 @@ impl Slots {
             Event::Notified(worker) => self.notified(worker, now, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
-            Event::Examined(worker, own) => self.examined(worker, own, &mut actions),
+            Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
@@ -389,11 +389,11 @@ impl Slots {
         }
     }
 
-    fn examined(&mut self, worker: Worker, own: Option<Vec<String>>, actions: &mut Vec<Action>) {
-        match own {
+    fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {
+        match shown {
             None => self.suspects.remove(worker),
-            Some(own) if self.suspects.is_convicted(worker, !own.is_empty()) => {
-                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own }));
+            Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
+                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own: shown.own }));
             }
             Some(_) => {}
         }

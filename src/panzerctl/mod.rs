@@ -172,7 +172,8 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
         (Wanted::Restart, _) => {
             let (before, now) = answer.builds.unwrap_or_default();
-            tell(&format!("restarted in place: panzer {before} -> {now}\n"));
+            let file = answer.build_file.map(|file| format!(" ({file})")).unwrap_or_default();
+            tell(&format!("restarted in place: panzer {before} -> {now}{file}\n"));
         }
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
         (Wanted::Scale | Wanted::Quiet, _) => {

@@ -75,7 +75,11 @@ pub(super) fn wait_ready(options: &Options) -> Result<Status, Trouble> {
         let why = match found {
             Ok(status) if status.ready && !status.stopping => return Ok(status),
             Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
-            Ok(status) => format!("{} is not ready", status.name),
+            Ok(status) if status.stopping => format!("{} is being stopped", status.name),
+            Ok(status) => {
+                let (ready, wanted) = table::ready_of_wanted(&status);
+                format!("{} is not ready: {ready} of {wanted} workers are", status.name)
+            }
             Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
         };
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {

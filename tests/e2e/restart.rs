@@ -65,7 +65,8 @@ fn serving(workers: u32) -> (Panzer, u16) {
 #[track_caller]
 fn restart(panzer: &Panzer, before: &str, now: &str) {
     let done = run(panzer, &["restart"]);
-    let expected = format!("trying the new build\nrestarted in place: panzer {before} -> {now}\n");
+    let same = if before == now { " (the same file)" } else { "" };
+    let expected = format!("trying the new build\nrestarted in place: panzer {before} -> {now}{same}\n");
     assert_eq!((text(&done.stdout), text(&done.stderr)), (expected, String::new()));
 }
 
@@ -114,6 +115,20 @@ fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
     seen.print(&format!("{RESTARTS} restarts in place"));
     assert_eq!(seen.dropped(), 0);
     assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
+fn two_builds_of_one_version_are_told_apart() {
+    let (panzer, _) = serving(1);
+    restart(&panzer, VERSION, VERSION);
+    build(panzer.folder(), "two", VERSION);
+    switch(panzer.folder(), "two");
+    let done = text(&run(&panzer, &["restart"]).stdout);
+    let told = format!("restarted in place: panzer {VERSION} -> {VERSION} (another file, of 2");
+    assert!(done.contains(&told) && done.ends_with("Z)\n"), "{done}");
+    panzer.wait_for_line(&format!("{told}*Z)"), SOON);
+    restart(&panzer, VERSION, VERSION);
+    panzer.stop();
 }
 
 /// Says that it knows the state of a panzer that is not there yet: the next version of it.

@@ -173,6 +173,8 @@ pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
     pub(crate) wanted: Settings,
     pub(crate) count: Count,
+    /// There are to be more than there were, and they have not all been ready together.
+    pub(crate) owed: bool,
     /// The generation that was promised and will never begin.
     pub(crate) unbegun: Option<u32>,
     /// When the serving generation was last to have more again.
@@ -225,6 +227,7 @@ impl MainCheck {
     pub(crate) fn new(wanted: Settings) -> MainCheck {
         MainCheck {
             count: Count::new(wanted.workers),
+            owed: false,
             unbegun: None,
             last_raise: Time::ZERO,
             restores: false,
@@ -422,7 +425,9 @@ impl MainCheck {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
             Report::Died { slot, cause } => {
+                watched.ready.remove(slot);
                 watched.seen.remove(slot);
+                watched.settle(now);
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
@@ -783,7 +788,9 @@ impl MainCheck {
         if self.is_stopping() {
             return self.count.refuse();
         }
+        let before = self.count.now();
         self.count.change(change, self.serving.is_some());
+        self.note_raise(self.count.now() > before);
         if change == Change::ToNone {
             self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
             self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);

@@ -1,0 +1,35 @@
+//! Whether main says that it serves with all that are wanted, with a reckoning of its own.
+
+use crate::check::{Checked, hold};
+use crate::check_main::{MainCheck, Watched};
+
+impl MainCheck {
+    /// There are to be more workers than there were, or fewer; `raised` where more.
+    pub(crate) fn note_raise(&mut self, raised: bool) {
+        self.owed = self.count.now() > 0 && (self.owed || raised);
+    }
+
+    /// Those that serve: one generation, or two between which workers go over.
+    fn at_work(&self) -> impl Iterator<Item = &Watched> {
+        let rolling = self.starting.filter(|starting| starting.rolls).map(|starting| starting.monitor);
+        let all = self.serving.into_iter().chain(rolling).chain(self.falling_back);
+        all.filter_map(|monitor| self.monitors.get(&monitor)).filter(|watched| !watched.ended)
+    }
+
+    pub(crate) fn check_ready(&mut self, is_ready: bool) -> Checked {
+        let there: usize = self.at_work().map(|one| one.ready.len() + one.ended_for_good.len()).sum();
+        let known = self.at_work().all(|one| one.retiring == 0);
+        self.owed &= !known || there < self.count.now() as usize;
+        let serving = self.serving.and_then(|serving| self.monitors.get(&serving)).filter(|watched| !watched.ended);
+        let serves = serving.is_some_and(|watched| watched.committed || watched.proven);
+        let any = self.at_work().any(|one| !one.ready.is_empty());
+        let expected = serves && any && self.count.now() > 0 && !self.owed && !self.is_stopping();
+        hold(is_ready == expected, 13, || {
+            format!(
+                "main says that it is {}ready, of {:?}, {there} there",
+                if is_ready { "" } else { "not " },
+                self.count
+            )
+        })
+    }
+}
