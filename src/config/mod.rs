@@ -37,6 +37,7 @@ pub const MOST_LISTENERS: usize = 256;
 
 /// Everything that was asked for, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The program as it was named.
     pub program: Text,
@@ -146,6 +147,7 @@ fn usual_draining() -> u32 {
 
 /// A file of variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EnvFile {
     /// Where, relative to [`Plan::start_directory`].
     pub path: PathBuf,

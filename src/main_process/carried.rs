@@ -17,13 +17,16 @@ use super::shares::Shares;
 use super::state::Generations;
 use super::{children, guard, operators, pidfile, unix_guard, upward};
 use crate::config::{Listen, Plan};
+use crate::control::messages;
 use crate::control::role::OWN_IMAGE;
 use crate::sockets::listener;
 use crate::sys::descriptors::FIRST;
 
-/// The version of this document. It goes up with whatever an older build could not read or would not know of; a build
-/// reads its own version and those before that it still knows.
+/// The version of this document; [`crate::carry`] says when it goes up.
 const VERSION: u32 = 1;
+
+/// The oldest version that this build still reads.
+const OLDEST: u32 = 1;
 
 /// The build that this is.
 pub(super) fn build() -> &'static str {
@@ -117,6 +120,13 @@ pub(super) fn head() -> (u32, String) {
     (VERSION, build().to_owned())
 }
 
+/// What helps where two builds do not understand each other.
+const ANEW: &str = "restart into a build that does, or stop panzer and start this one";
+
+fn versions(oldest: u32, newest: u32) -> String {
+    if oldest == newest { format!("version {newest}") } else { format!("versions {oldest} to {newest}") }
+}
+
 /// Reads a document and checks it. The error is a line.
 pub(super) fn read(bytes: &[u8]) -> Result<Carried, String> {
     #[derive(Deserialize)]
@@ -126,17 +136,28 @@ pub(super) fn read(bytes: &[u8]) -> Result<Carried, String> {
     }
     let versioned: Versioned =
         serde_json::from_slice(bytes).map_err(|error| format!("the state is broken: {error}"))?;
-    if versioned.version != VERSION {
+    if !(OLDEST..=VERSION).contains(&versioned.version) {
         return Err(format!(
-            "the state that panzer {} hands on has version {}, and panzer {} reads version {VERSION}; stop panzer and \
-             start it anew",
+            "the state that panzer {} hands on has version {}, and panzer {} reads {}; {ANEW}",
             versioned.build,
             versioned.version,
-            build()
+            build(),
+            versions(OLDEST, VERSION)
         ));
     }
-    let carried: Carried = serde_json::from_slice(bytes)
-        .map_err(|error| format!("the state that panzer {} hands on is not known here: {error}", versioned.build))?;
+    let carried: Carried = serde_json::from_slice(bytes).map_err(|error| {
+        // What is expected instead is a list of all that there is.
+        let error = error.to_string();
+        let why = error.split(", expected").next().unwrap_or_default();
+        format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build)
+    })?;
+    if let Some((generation, version)) = carried.children.not_understood() {
+        return Err(format!(
+            "the monitor of generation {generation} speaks version {version} of the protocol, and panzer {} speaks {}; {ANEW}",
+            build(),
+            versions(messages::OLDEST, messages::VERSION)
+        ));
+    }
     carried.check_descriptors()?;
     Ok(carried)
 }

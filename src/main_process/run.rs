@@ -235,7 +235,12 @@ impl Main {
                     self.claimed(monitor, ticket, &key, descriptors);
                 }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
-                Received::Garbage(why) => ::log::warn!("the monitor of generation {} sent {why}", monitor.generation),
+                Received::Garbage(why) => ::log::warn!(
+                    "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
+                     reload gives it one that is understood",
+                    monitor.generation
+                ),
+                Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
                     // Its end is told when it has been reaped.

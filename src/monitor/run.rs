@@ -249,7 +249,12 @@ impl Monitor {
                     self.take_over(&order);
                     self.events.push_back(Event::Ordered(order));
                 }
-                Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
+                Received::Garbage(why) => ::log::warn!(
+                    "main orders what the build of this monitor does not know, and that is left out: {why}; a reload gives \
+                     generation {} a monitor that understands",
+                    self.assignment.generation
+                ),
+                Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
                     self.poller.forget(&self.channel);

@@ -16,11 +16,15 @@ const BATCH: usize = 64;
 /// Epoll takes milliseconds in an i32; a later deadline is slept to in pieces of this length.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
 
+/// After so long without anything to do, what only the work needed is let go of. Where there is more to do sooner, it is
+/// kept.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// A set of watched descriptors, each with a token that says what it is.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
-    /// Whether it has slept without a deadline before: then the start is over.
+    /// Whether nothing has been done since what is not needed for sleeping was let go of.
     settled: Cell<bool>,
 }
 
@@ -64,9 +68,19 @@ impl Poller {
 
     /// Sleeps until something watched is ready or `deadline` has come; without one, for ever. Returns the tokens.
     pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
-        if deadline.is_none() && !self.settled.replace(true) {
-            memory::release_start();
+        if deadline.is_none() && !self.settled.get() {
+            let ready = self.sleep(Some(Instant::now() + QUIET))?;
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            memory::release_unused();
         }
+        let ready = self.sleep(deadline);
+        self.settled.set(false);
+        ready
+    }
+
+    fn sleep(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
         let mut ready = [EpollEvent::empty(); BATCH];
         match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {
             Ok(count) => Ok(ready[..count].iter().map(EpollEvent::data).collect()),

@@ -7,20 +7,19 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::Server;
-use crate::support::{descendants, eventually, free_port, get, with_real_interpreter};
+use crate::support::{descendants, descriptor_of, eventually, free_port, get, with_real_interpreter};
 use crate::zero_loss::START;
 use crate::zero_loss::clients::{BothKinds, Seen};
 
@@ -115,19 +114,6 @@ fn listening_inode(port: u16) -> Option<String> {
         let found = words.get(1)?.ends_with(&local) && *words.get(3)? == listens;
         found.then(|| words.get(9).map(|inode| (*inode).to_owned())).flatten()
     })
-}
-
-/// A copy of another process's descriptor.
-fn descriptor_of(pid: i32, number: i32) -> io::Result<OwnedFd> {
-    let owned = |result: libc::c_long| match result {
-        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(result as i32) }),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: both take numbers only, and give a descriptor or an error.
-    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: as above.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
 
 /// Answers each connection's first request, in a thread.
