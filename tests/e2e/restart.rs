@@ -165,6 +165,7 @@ fn the_state_of_an_older_build_is_taken_over() {
     assert!(run(&panzer, &["restart"]).status.success());
     assert_eq!(panzer.workers(), workers);
     assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
     assert_answers(port, "good");
     panzer.stop();
 }
