@@ -757,6 +757,9 @@ impl Generations {
         let Some(stopping) = &self.stopping else { return };
         if self.draining.is_empty() && self.orphans.is_empty() && !self.exited {
             self.exited = true;
+            if self.has_run {
+                actions.push(Action::Note(Note::Stopped));
+            }
             actions.push(Action::Exit(stopping.code));
         }
     }

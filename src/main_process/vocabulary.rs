@@ -248,6 +248,8 @@ pub enum Note {
     },
     /// Stopping.
     Stopping(Urgency),
+    /// Everything has ended, after the program had run.
+    Stopped,
     /// The program cannot be executed at all.
     Fatal(Cause),
     /// More respawns than allowed.
