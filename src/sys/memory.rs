@@ -1,14 +1,14 @@
-//! Memory that only the start needed.
+//! Memory that is not needed while a process sleeps.
 
 use std::ptr;
 
 use nix::libc;
 
-/// Lets go of the program text that is mapped now: most of it was for the start, and what is needed again is mapped
-/// again, from the page cache, when it is. To be called once, when there is nothing to do.
+/// Lets go of the program text that is mapped now: most of it was for what is over, as the start, and what is needed
+/// again is mapped again, from the page cache, when it is. To be called when there is nothing to do.
 ///
 /// A process that waits for years would otherwise keep nearly all of the binary and much of libc resident.
-pub(super) fn release_start() {
+pub(super) fn release_text() {
     // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(release_text_of), ptr::null_mut()) };
 }
