@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{FinalExits, Plan, RespawnLimit, Schedule, StartDelay, Verbosity};
+use crate::config::{Plan, Tuning};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
@@ -189,65 +189,6 @@ pub enum Report {
         /// Where.
         key: Key,
     },
-}
-
-/// What of a plan needs no new workers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tuning {
-    /// As [`Plan::ready_timeout`].
-    pub ready_timeout: Duration,
-    /// As [`Plan::bake`].
-    pub bake: Duration,
-    /// As [`Plan::stop`].
-    pub stop: Schedule,
-    /// As [`Plan::delay`].
-    pub delay: Duration,
-    /// As [`Plan::delay_max`].
-    pub delay_max: Duration,
-    /// As [`Plan::healthy_after`].
-    pub healthy_after: Duration,
-    /// As [`Plan::respawn_limit`].
-    pub respawn_limit: Option<RespawnLimit>,
-    /// As [`Plan::final_exits`].
-    #[serde(default)]
-    pub final_exits: FinalExits,
-    /// As [`Plan::start_delay`].
-    #[serde(default)]
-    pub start_delay: StartDelay,
-    /// As [`Plan::verbosity`].
-    pub verbosity: Verbosity,
-}
-
-impl Tuning {
-    /// That of this plan.
-    pub fn of(plan: &Plan) -> Tuning {
-        Tuning {
-            ready_timeout: plan.ready_timeout,
-            bake: plan.bake,
-            stop: plan.stop.clone(),
-            delay: plan.delay,
-            delay_max: plan.delay_max,
-            healthy_after: plan.healthy_after,
-            respawn_limit: plan.respawn_limit,
-            final_exits: plan.final_exits.clone(),
-            start_delay: plan.start_delay,
-            verbosity: plan.verbosity,
-        }
-    }
-
-    /// Makes it that of `plan`.
-    pub fn apply(self, plan: &mut Plan) {
-        plan.ready_timeout = self.ready_timeout;
-        plan.bake = self.bake;
-        plan.stop = self.stop;
-        plan.delay = self.delay;
-        plan.delay_max = self.delay_max;
-        plan.healthy_after = self.healthy_after;
-        plan.respawn_limit = self.respawn_limit;
-        plan.final_exits = self.final_exits;
-        plan.start_delay = self.start_delay;
-        plan.verbosity = self.verbosity;
-    }
 }
 
 /// One worker, as people are shown it.

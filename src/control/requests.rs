@@ -298,14 +298,17 @@ pub struct Worker {
 pub struct Queue {
     /// Where it listens.
     pub address: String,
-    /// So many connections wait; TCP only.
+    /// So many connections wait; not of datagrams.
     pub queued: Option<u32>,
-    /// So many may wait; TCP only.
+    /// So many may wait; not of datagrams.
     pub limit: Option<u32>,
     /// So many queues these are.
     pub queues: u32,
-    /// So many wait in the fullest of them; TCP only.
+    /// So many wait in the fullest of them; not of datagrams.
     pub fullest: Option<u32>,
+    /// Of a unix socket: by this panzerctl asks the kernel for the queue, which may take longer than main has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::ack_paths::AckPaths;
 use super::counters::Counters;
@@ -145,12 +146,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<Carried, String> {
             versions(OLDEST, VERSION)
         ));
     }
+    let unknown =
+        |why: &str| format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build);
     let carried: Carried = serde_json::from_slice(bytes).map_err(|error| {
         // What is expected instead is a list of all that there is.
         let error = error.to_string();
-        let why = error.split(", expected").next().unwrap_or_default();
-        format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build)
+        unknown(error.split(", expected").next().unwrap_or_default())
     })?;
+    if let Some(field) = unknown_in_plans(bytes, &carried) {
+        return Err(unknown(&format!("unknown field `{field}` in a plan")));
+    }
     if let Some((generation, version)) = carried.children.not_understood() {
         return Err(format!(
             "the monitor of generation {generation} speaks version {version} of the protocol, and panzer {} speaks {}; {ANEW}",
@@ -160,6 +165,22 @@ pub(super) fn read(bytes: &[u8]) -> Result<Carried, String> {
     }
     carried.check_descriptors()?;
     Ok(carried)
+}
+
+/// A field of a plan that is not known here: as what is tuned is flattened into plans, serde cannot refuse it.
+fn unknown_in_plans(bytes: &[u8], carried: &Carried) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Plans {
+        plan: Map<String, Value>,
+        plans: BTreeMap<u32, Map<String, Value>>,
+    }
+    let Plans { plan, plans } = serde_json::from_slice(bytes).ok()?;
+    let written = std::iter::once(plan).chain(plans.into_values());
+    let read = std::iter::once(&carried.plan).chain(carried.plans.values());
+    written.zip(read).find_map(|(written, read)| {
+        let known = serde_json::to_value(read).ok()?;
+        written.into_iter().map(|(field, _)| field).find(|field| known.get(field).is_none())
+    })
 }
 
 impl Carried {

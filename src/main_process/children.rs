@@ -184,6 +184,11 @@ impl Children {
         self.monitors.get_mut(&monitor)
     }
 
+    /// The monitor of a generation that goes on: it has one at a time.
+    pub(super) fn of_generation(&mut self, generation: u32) -> Option<&mut Running> {
+        self.monitors.iter_mut().find(|(monitor, _)| monitor.generation == generation).map(|(_, running)| running)
+    }
+
     pub(super) fn pid_of(&self, monitor: Monitor) -> Option<Pid> {
         self.monitors.get(&monitor).map(|running| running.child.pid)
     }

@@ -15,7 +15,7 @@ use super::run::Main;
 use super::state::{Action, Event, Monitor, Note, Verdict};
 use crate::config::{Plan, text};
 use crate::control::channel::Channel;
-use crate::control::messages::{Assignment, Order, Tuning, VERSION};
+use crate::control::messages::{Assignment, Order, VERSION};
 use crate::control::role::OWN_IMAGE;
 use crate::sockets::Listener;
 use crate::sys::{document, processes};
@@ -27,12 +27,11 @@ impl Main {
         match action {
             Action::Plan(generation) => self.plan_generation(generation),
             Action::GiveUpPlan(generation) => self.give_up_plan(generation),
-            Action::Tune(monitor) => {
-                let tuning = Tuning::of(&self.plan);
-                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
-                    tuning.clone().apply(plan);
+            Action::Tune(generation, tuning) => {
+                if let Some(plan) = self.plans.get_mut(&generation) {
+                    plan.tuning.clone_from(&tuning);
                 }
-                if let Some(running) = self.children.running(monitor) {
+                if let Some(running) = self.children.of_generation(generation) {
                     running.channel.send(&Order::Tune(Box::new(tuning)));
                 }
             }
@@ -86,6 +85,9 @@ impl Main {
             }
             Action::Verdict(generation, verdict) => {
                 self.counters.judged(&verdict);
+                if matches!(verdict, Verdict::Serves(..)) {
+                    self.runs_by_plan_of(generation);
+                }
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
                         let plan = self.plans.get(&generation).unwrap_or(&self.plan);

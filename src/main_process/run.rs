@@ -115,7 +115,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
         Begin::Anew(plan) => {
             let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
-            stderr::start(plan.verbosity.level());
+            stderr::start(plan.tuning.verbosity.level());
             let starter = Starter::new(environment.take_started()?);
             start(plan, environment, starter)
         }

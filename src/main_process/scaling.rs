@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::generation::{Generation, Phase};
-use super::state::{Action, Change, Generations, Note, Settings};
-use crate::config::MOST_WORKERS;
+use super::state::{Action, Change, Generations, Note};
+use crate::config::{MOST_WORKERS, Tuning};
 use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
@@ -30,11 +30,10 @@ impl Generations {
         self.filling_up &= !known || there < self.workers() as usize;
     }
 
-    /// A configuration that asks for the same count as before leaves it as it was changed meanwhile.
-    pub(super) fn keeping_count(&mut self, settings: Settings) -> Settings {
-        let configured = std::mem::replace(&mut self.configured, settings.workers);
-        let workers = if settings.workers == configured { self.settings.workers } else { settings.workers };
-        Settings { workers, ..settings }
+    /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
+    /// meanwhile.
+    pub(super) fn count_for(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.settings.workers } else { configured }
     }
 
     pub(super) fn scale(&mut self, request: Option<u64>, change: Change, now: Instant, actions: &mut Vec<Action>) {
@@ -67,13 +66,13 @@ impl Generations {
             actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         if let Some((starting, deadline)) = &mut self.starting
-            && !matches!(starting.phase, Phase::Planning)
+            && starting.is_planned()
         {
             let baked = matches!(starting.phase, Phase::Baking { .. });
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
             if baked && !starting.is_whole() {
-                *deadline = (*deadline).max(now + self.settings.longest_start());
+                *deadline = (*deadline).max(now + starting.longest_start());
             }
             let order = Order::Scale { workers, which: Which::Last };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
@@ -101,23 +100,28 @@ impl Generations {
     }
 
     /// Delays and waits, and where another is configured the count, without new workers.
-    pub(super) fn tuned(&mut self, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn tuned(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }
-        let from = self.workers();
-        let configured = self.configured;
-        self.settings = self.keeping_count(settings);
-        let next = self.settings.clone();
-        let starting = self.starting.as_mut().map(|(starting, _)| starting);
-        for generation in self.serving.iter_mut().chain(starting) {
-            let Settings { workers, ready, seed, .. } = generation.settings;
-            generation.settings = Settings { workers, ready, seed, ..next.clone() };
-            actions.extend(generation.monitor().map(Action::Tune));
+        let (from, mut to) = (self.workers(), self.count_for(configured));
+        let mut changes = configured != std::mem::replace(&mut self.configured, configured);
+        self.settings.tuning = tuning.clone();
+        let starting = self.starting.as_mut().map(|(starting, _)| starting).filter(|starting| starting.is_planned());
+        if let Some(starting) = &starting {
+            changes |= configured != starting.configured;
+            // It is the later one, and may have been changed since.
+            to = if configured == starting.configured { starting.goal() } else { to };
         }
-        if self.configured != configured {
-            let to = self.settings.workers;
+        for generation in self.serving.iter_mut().chain(starting) {
+            generation.configured = configured;
+            generation.settings.tuning = tuning.clone();
+            actions.push(Action::Tune(generation.number, tuning.clone()));
+        }
+        if changes && from != to {
             actions.push(Action::Note(Note::Scaled(from, to)));
+        }
+        if changes {
             self.keep(to, false, now, actions);
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         }
     };
     let state = Generations::new(settings(&plan));
-    let shares = Shares::new(plan.longest_start());
+    let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
     for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
@@ -155,12 +155,7 @@ pub(super) fn settings(plan: &Plan) -> Settings {
         workers: plan.workers,
         surge: plan.surge,
         ready: plan.ready,
-        ready_timeout: plan.ready_timeout,
-        bake: plan.bake,
-        stop: plan.stop.clone(),
-        pace: plan.pace(),
-        start_delay: plan.start_delay,
-        final_exit_stop: plan.final_exits.stop,
+        tuning: plan.tuning.clone(),
         max_draining: plan.max_draining,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

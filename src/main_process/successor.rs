@@ -180,7 +180,7 @@ impl Main {
 pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
     let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
     let carried = carried::read(&bytes)?;
-    stderr::start(carried.plan.verbosity.level());
+    stderr::start(carried.plan.tuning.verbosity.level());
     let (before, file) = (carried.build.clone(), carried.file);
     let mut main = resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {error}"))?;
     // Two builds of one version are told apart by their files.

@@ -15,7 +15,7 @@ use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
 use crate::config::{ListenAs, ListenPid, Ready, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
+use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -72,7 +72,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     processes::set_name();
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
-    stderr::start(assignment.plan.verbosity.level());
+    stderr::start(assignment.plan.tuning.verbosity.level());
     if assignment.plan.daemonize {
         // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
         stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {error}"))?;
@@ -273,8 +273,8 @@ impl Monitor {
         match order {
             Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
             Order::Tune(tuning) => {
-                Tuning::clone(tuning).apply(&mut self.assignment.plan);
-                stderr::set_level(self.assignment.plan.verbosity.level());
+                self.assignment.plan.tuning.clone_from(tuning);
+                stderr::set_level(tuning.verbosity.level());
             }
             _ => {}
         }
@@ -426,7 +426,7 @@ impl Monitor {
             inherits_descriptors: !as_stdin,
             leads_group: true,
             keeps_mask: false,
-            death_signal: Some(plan.stop.first_signal()),
+            death_signal: Some(plan.tuning.stop.first_signal()),
             identity: Some(&self.identity),
         };
         let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
@@ -574,14 +574,8 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
             Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
         },
         has_listener,
-        bake: plan.bake,
-        ready_timeout: plan.ready_timeout,
-        stop: plan.stop.clone(),
-        pace: plan.pace(),
-        respawn_limit: plan.respawn_limit,
-        final_exits: plan.final_exits.clone(),
+        tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),
-        start_delay: plan.start_delay,
         trial: assignment.trial,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

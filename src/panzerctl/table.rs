@@ -290,6 +290,7 @@ mod tests {
             limit: Some(65535),
             queues,
             fullest: Some(4000),
+            inode: None,
         };
         Status {
             name: "my_app".to_owned(),

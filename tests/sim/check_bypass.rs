@@ -34,8 +34,8 @@ pub(crate) struct Bypass {
 impl Bypass {
     pub(crate) fn executed(&mut self, now: Time, wanted: &Settings) {
         if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.since.is_none() {
-            self.begin(now, FIRST_PAUSE.min(wanted.ready_timeout / 32), wanted);
-            self.last = Some(now + wanted.ready_timeout / 16 * 15);
+            self.begin(now, FIRST_PAUSE.min(wanted.tuning.ready_timeout / 32), wanted);
+            self.last = Some(now + wanted.tuning.ready_timeout / 16 * 15);
         }
     }
 

@@ -11,8 +11,8 @@ use crate::world::{Spec, World};
 
 impl Spec {
     /// As src/monitor/run.rs has it.
-    pub(crate) fn watch(&self, accept: bool) -> Watch {
-        match self.main.ready {
+    pub(crate) fn watch(&self, ready: Ready, accept: bool) -> Watch {
+        match ready {
             Ready::Accept => Watch::Always,
             Ready::Exec => Watch::Probe,
             Ready::Auto if self.has_listener || accept => Watch::IfSeeable,
@@ -112,7 +112,7 @@ impl World {
 
     /// A generation is committed: what its reports have claimed is so.
     pub(crate) fn check_committed(&self, index: usize) -> Checked {
-        let is_ready = |process: ProcessId| match self.spec.main.ready {
+        let is_ready = |process: ProcessId| match self.main.check.wanted.of(self.monitors[index].id.generation).ready {
             Ready::Accept => self.accepts(process),
             Ready::Exec => self.answers(process),
             Ready::Auto | Ready::Notify | Ready::Alive => true,
