@@ -106,7 +106,7 @@ impl MainCheck {
         let longest = self.longest_start();
         let watched = self.live(monitor)?;
         let was_whole = watched.whole_since.is_some();
-        let fewer = watched.workers.saturating_sub(workers);
+        let (fewer, more) = (watched.workers.saturating_sub(workers), workers > watched.workers);
         watched.retiring += fewer;
         watched.leaving += fewer;
         watched.workers = workers;
@@ -120,6 +120,9 @@ impl MainCheck {
                 starting.due = last.max(now + longest);
             }
             starting.room_due = None;
+        }
+        if more {
+            self.grown.insert(monitor.generation, now);
         }
         Ok(())
     }
