@@ -279,7 +279,7 @@ impl Planted {
                     }
                 }
             }
-            Planted::LeavesThePatient if check.is_stopping() => {
+            Planted::LeavesThePatient if matches!(event, Event::Stop(_) | Event::StopThenNow) => {
                 actions.retain(
                     |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
                 );
