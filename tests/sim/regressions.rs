@@ -30,6 +30,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("on the way back the count before holds, in the time that it has", back_to_another_count),
     ("a generation whose monitor is being replaced is tuned", tuned_without_a_monitor),
     ("a stop that became shorter also ends what is being stopped", a_stop_that_became_shorter),
+    ("who is wanted and retired once more ends by the schedule of that time", retired_twice),
     ("who gave up starts nothing, whatever is tuned", tuned_after_giving_up),
 ];
 
@@ -269,6 +270,25 @@ fn a_stop_that_became_shorter() -> Checked {
     world.signal_main(main_state::Event::Stop(Urgency::Graceful));
     world.pass(1_200)?;
     hold(!world.main_runs(), 6, || "the end does not come within the schedule".to_owned())
+}
+
+/// It went on by the schedule of the first time, which was longer.
+fn retired_twice() -> Checked {
+    let stubborn = Script { gentle: Reaction::Ignores, quick: Reaction::Ignores, ..Script::tame() };
+    let mut world = world(2, "TERM/60s/KILL", &[Script::tame(), stubborn]);
+    world.pass(4_000)?;
+    for workers in [1, 2] {
+        world.signal_main(main_state::Event::Scale(None, Change::To(workers)));
+        world.pass(500)?;
+    }
+    world.configure(|settings| settings.tuning.stop = "TERM/1s/KILL".parse().unwrap());
+    world.reread();
+    world.pass(500)?;
+    world.signal_main(main_state::Event::Scale(None, Change::To(1)));
+    world.pass(1_200)?;
+    let alive = world.kernel.running().count();
+    hold(alive == 3, 6, || "the second one lives on".to_owned())?;
+    world.calm_down()
 }
 
 fn tuned_after_giving_up() -> Checked {
