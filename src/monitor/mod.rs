@@ -3,6 +3,7 @@
 //! [`state`] decides and [`run`] performs. A monitor knows one generation, its own; what a generation means to the
 //! others is main's business.
 
+mod becoming_ready;
 mod bypass;
 mod final_exits;
 mod log;
@@ -11,4 +12,5 @@ mod roster;
 pub mod run;
 mod scaling;
 pub mod state;
+mod stopping;
 mod vocabulary;
