@@ -158,7 +158,8 @@ struct Options {
     nice: Option<i32>,
 
     /// Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and
-    /// program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
+    /// program and args. Flags win over environment, where such a variable has its values with blanks between them and a
+    /// backslash before a blank of their own, over file [config/panzer.yml, if it exists]
     #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
     #[allow(dead_code, reason = "it is looked at before the options are put together")]
     config: Option<PathBuf>,

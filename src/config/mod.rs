@@ -117,6 +117,7 @@ fn usual_draining() -> u32 {
 
 /// A file of variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EnvFile {
     /// Where, relative to [`Plan::start_directory`].
     pub path: PathBuf,

@@ -1,7 +1,9 @@
 //! The messages between main and a monitor, and what a monitor is assigned: JSON, one message a packet.
 //!
-//! Main may be a newer build than a running monitor, so fields are only ever added, with a default, and
-//! [`VERSION`] goes up where that does not do.
+//! Main may be another build than a running monitor, after a restart in place, and a newer or an older one. So fields are
+//! only ever added, with a default, and what the other side need not understand may be added as well: it leaves out what
+//! it does not know, and says so once. Where that does not do, [`VERSION`] goes up, and a main that does not speak the
+//! version of a running monitor does not take over (`main_process::carried`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +17,9 @@ use crate::worker::cause::Cause;
 
 /// The version of this protocol and of [`Assignment`].
 pub const VERSION: u32 = 1;
+
+/// The oldest version of this protocol that main still speaks with a monitor.
+pub const OLDEST: u32 = 1;
 
 /// How a stop is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,7 +98,7 @@ pub enum Order {
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
-    /// document with the variables of its files.
+    /// document with what else was looked up.
     Resolved {
         /// Where the program is.
         path: PathBuf,

@@ -141,27 +141,20 @@ impl Main {
         let sockets = descriptors.len();
         descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.findings.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
-        let child = spawn(&Command {
-            image: Image::Path(text::c_string(OWN_IMAGE.as_ref())),
-            arguments: vec![text::c_string(title.as_ref())],
-            environment: self.environment.for_monitor(monitor.generation, sockets, found.is_some()),
-            listen_pid: false,
-            stdin: None,
-            output: None,
-            descriptors,
-            inherits_descriptors: true,
-            leads_group: false,
-            keeps_mask: true,
-            death_signal: None,
-            identity: None,
-        })?;
+        let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
+        let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
+        let role = Command::role(image, &title, variables, descriptors);
+        // It notices by itself that main is gone, and needs its time then.
+        let (leads_group, death_signal) = (false, None);
+        let child =
+            spawn(&Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role })?;
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers });
+        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers, protocol: VERSION });
         Ok(())
     }
 }

@@ -54,14 +54,14 @@ const CANNOT_START: u8 = 125;
 pub(super) struct Found {
     pub(super) directory: OwnedFd,
     pub(super) program: OwnedFd,
-    pub(super) variables: OwnedFd,
+    pub(super) findings: OwnedFd,
     pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     pub(super) other_user: Option<u32>,
 }
 
 pub(super) struct Main {
-    /// What was asked for last.
+    /// What was asked for, as it was read last for all that run: not for a generation that failed.
     pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
     pub(super) plans: BTreeMap<u32, Plan>,
@@ -235,7 +235,12 @@ impl Main {
                     self.claimed(monitor, ticket, &key, descriptors);
                 }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
-                Received::Garbage(why) => ::log::warn!("the monitor of generation {} sent {why}", monitor.generation),
+                Received::Garbage(why) => ::log::warn!(
+                    "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
+                     reload gives it one that is understood",
+                    monitor.generation
+                ),
+                Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
                     // Its end is told when it has been reaped.
@@ -248,9 +253,9 @@ impl Main {
 
     pub(super) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
+            (Report::Resolved { path, other_user }, Ok([directory, program, findings])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                let found = Found { directory, program, variables, path, other_user };
+                let found = Found { directory, program, findings, path, other_user };
                 self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {

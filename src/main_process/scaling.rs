@@ -2,13 +2,34 @@
 
 use std::time::Instant;
 
-use super::generation::Phase;
+use super::generation::{Generation, Phase};
 use super::state::{Action, Change, Generations, Note};
 use crate::config::{MOST_WORKERS, Tuning};
 use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {
+    /// Whether it serves with all that are wanted: they have been ready together once, since there are to be more and
+    /// since the generation or its monitor began, and one of them is ready now. A worker that is respawned changes
+    /// nothing, nor does a reload.
+    pub fn is_ready(&self) -> bool {
+        let proven = self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven));
+        proven && !self.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.ready.is_empty())
+    }
+
+    /// The serving generation, and the one that serves in the place of some of its workers.
+    fn at_work(&self) -> impl Iterator<Item = &Generation> {
+        let rolling = self.starting.iter().map(|(starting, _)| starting).filter(|starting| starting.roll.is_some());
+        self.serving.iter().chain(rolling).chain(self.falling_back.iter().map(|back| &back.failed))
+    }
+
+    /// All that are wanted may be there by now.
+    pub(super) fn note_full(&mut self) {
+        let there: usize = self.at_work().map(|one| one.ready.len() + one.ended.len()).sum();
+        let known = self.at_work().all(|one| one.retiring == 0);
+        self.filling_up &= !known || there < self.workers() as usize;
+    }
+
     /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
     /// meanwhile.
     pub(super) fn count_for(&self, configured: u32) -> u32 {
@@ -31,6 +52,7 @@ impl Generations {
 
     /// So many are kept from now on. A generation that has none comes back to the count before by a reload.
     fn keep(&mut self, workers: u32, without_oldest: bool, now: Instant, actions: &mut Vec<Action>) {
+        self.filling_up = workers > 0 && (self.filling_up || workers > self.workers());
         if workers > 0 {
             self.settings.workers = workers;
         }

@@ -37,6 +37,10 @@ pub struct Generations {
     pub(super) settings: Settings,
     /// The count of workers that was configured for it. Another one is by [`Event::Scale`], and holds until this changes.
     pub(super) configured: u32,
+    /// There are to be more workers than there were, and they have not all been ready together yet. (A build that does
+    /// not know of it takes over nothing that is under way.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) filling_up: bool,
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
     #[serde(with = "crate::carry::moment::optional_pair")]
@@ -63,6 +67,7 @@ impl Generations {
     /// None yet; [`Event::Start`] begins the first.
     pub fn new(settings: Settings) -> Generations {
         Generations {
+            filling_up: false,
             last_number: 0,
             serving: None,
             starting: None,
@@ -106,6 +111,7 @@ impl Generations {
             Event::Wake => {}
         }
         self.do_what_is_due(now, &mut actions);
+        self.note_full();
         self.exit_if_done(&mut actions);
         actions
     }
@@ -155,12 +161,6 @@ impl Generations {
     /// Whether everything is being stopped.
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_some()
-    }
-
-    /// Whether a generation has once been whole, serves, and has a worker that is ready now.
-    pub fn is_ready(&self) -> bool {
-        let serves = |serving: &Generation| matches!(serving.phase, Phase::Proven) && !serving.ready.is_empty();
-        self.serving.as_ref().is_some_and(serves)
     }
 
     /// How far the generation has come that is starting.
@@ -386,6 +386,9 @@ impl Generations {
         let Some(stopping) = &self.stopping else { return };
         if self.draining.is_empty() && self.orphans.is_empty() && !self.exited {
             self.exited = true;
+            if self.has_run {
+                actions.push(Action::Note(Note::Stopped));
+            }
             actions.push(Action::Exit(stopping.code));
         }
     }

@@ -231,6 +231,8 @@ pub enum Note {
     },
     /// Stopping.
     Stopping(Urgency),
+    /// Everything has ended, after the program had run.
+    Stopped,
     /// The program cannot be executed at all.
     Fatal(Cause),
     /// More respawns than allowed.

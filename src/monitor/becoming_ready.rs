@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::state::{Action, Slot, Slots, State, Watch, Worker};
 use crate::control::messages::Report;
-use crate::readiness::watch::Sight;
+use crate::readiness::watch::{Bypass, Sight};
 
 /// The pause after the first look at a worker; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -165,11 +165,11 @@ impl Slots {
         }
     }
 
-    pub(super) fn examined(&mut self, worker: Worker, own: Option<Vec<String>>, actions: &mut Vec<Action>) {
-        match own {
+    pub(super) fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {
+        match shown {
             None => self.suspects.remove(worker),
-            Some(own) if self.suspects.is_convicted(worker, !own.is_empty()) => {
-                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own }));
+            Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
+                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own: shown.own }));
             }
             Some(_) => {}
         }

@@ -135,7 +135,7 @@ impl Slots {
             Event::Notified(worker) => self.notified(worker, now, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
-            Event::Examined(worker, own) => self.examined(worker, own, &mut actions),
+            Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::{RespawnLimit, Tuning};
 use crate::control::messages::{Order, Report};
-use crate::readiness::watch::Sight;
+use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
 
 /// One life of a slot. What is still under way about an earlier life never touches a later one.
@@ -71,8 +71,8 @@ pub enum Event {
     /// What a look at the worker gave.
     Seen(Worker, Sight),
     /// What a look at the worker gave that asks whether it bypasses its listener: none where it does not, as far as can
-    /// be seen; otherwise where it listens instead, if anywhere.
-    Examined(Worker, Option<Vec<String>>),
+    /// be seen.
+    Examined(Worker, Option<Bypass>),
     /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.

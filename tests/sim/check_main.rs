@@ -188,6 +188,8 @@ pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
     pub(crate) wanted: Wanted,
     pub(crate) count: Count,
+    /// There are to be more than there were, and they have not all been ready together.
+    pub(crate) owed: bool,
     /// In this step another count is asked for, or configured.
     pub(crate) recounts: bool,
     /// The generation that was promised and will never begin.
@@ -242,6 +244,7 @@ impl MainCheck {
     pub(crate) fn new(wanted: Settings) -> MainCheck {
         MainCheck {
             count: Count::new(wanted.workers),
+            owed: false,
             unbegun: None,
             last_raise: Time::ZERO,
             restores: false,
@@ -448,7 +451,9 @@ impl MainCheck {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
             Report::Died { slot, cause } => {
+                watched.ready.remove(slot);
                 watched.seen.remove(slot);
+                watched.settle(now, wanted);
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
@@ -810,7 +815,9 @@ impl MainCheck {
             return self.count.refuse();
         }
         let rolls = self.starting.is_some_and(|starting| starting.rolls);
+        let before = self.total();
         self.count.change(change, rolls);
+        self.note_raise(before);
         if change == Change::ToNone {
             self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
             self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
@@ -838,11 +845,13 @@ impl MainCheck {
         let starting = self.starting.filter(|starting| starting.begun).map(|starting| starting.monitor);
         let going_on = self.serving.into_iter().chain(starting);
         self.wanted.tuned(tuning, going_on.map(|monitor| monitor.generation));
+        let before = self.total();
         self.recounts = self.count.tuned(workers);
         self.tally.tuned += 1;
         self.tally.tuned_while_starting += u64::from(starting.is_some());
         self.tally.recounted += u64::from(self.recounts);
         if self.recounts {
+            self.note_raise(before);
             self.note_count(now);
         }
     }

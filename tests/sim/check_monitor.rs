@@ -160,9 +160,9 @@ impl MonitorCheck {
             Event::Notified(worker) => self.shows(now, *worker, Readiness::notified),
             Event::Listens(worker) => self.shows(now, *worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
             Event::Seen(worker, sight) => self.shows(now, *worker, |slot, wanted| slot.seen(*sight, wanted)),
-            Event::Examined(worker, own) => {
+            Event::Examined(worker, shown) => {
                 if let Some((slot, _)) = self.alive_of(*worker) {
-                    slot.bypass.examined(own.as_ref());
+                    slot.bypass.examined(now, shown.as_ref());
                 }
             }
             Event::Probed(worker, succeeded) => {

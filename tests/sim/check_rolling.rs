@@ -77,7 +77,8 @@ impl MainCheck {
     pub(crate) fn left(&mut self, monitor: Monitor, report: &Report) {
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         match report {
-            Report::Retired { empty, .. } => {
+            Report::Retired { slot, empty } => {
+                watched.ready.remove(slot);
                 watched.retiring = watched.retiring.saturating_sub(1);
                 watched.leaving = watched.leaving.saturating_sub(u32::from(*empty));
             }

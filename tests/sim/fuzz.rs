@@ -7,7 +7,7 @@ use panzer::config::Tuning;
 use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
-use panzer::readiness::watch::{Hidden, Sight};
+use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;
 
 use crate::choices::Choices;
@@ -171,7 +171,14 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),
-        30 => Event::Examined(worker, choices.among(&[None, Some(Vec::new()), Some(vec![String::new()])])),
+        30 => Event::Examined(
+            worker,
+            choices.among(&[
+                None,
+                Some(Bypass::default()),
+                Some(Bypass { own: vec![String::new()], ran: Duration::MAX }),
+            ]),
+        ),
         29 => Event::Probed(worker, choices.below(2) == 1),
         _ => Event::Wake,
     }

@@ -14,6 +14,7 @@ mod check_main;
 mod check_monitor;
 mod check_probes;
 mod check_readiness;
+mod check_ready;
 mod check_renewal;
 mod check_rolling;
 mod check_settings;

@@ -210,7 +210,9 @@ impl World {
         if *event != Event::Wake || !actions.is_empty() {
             self.log(|_| format!("main {event:?} -> {actions:?}"));
         }
-        self.main.check.observe(self.now, event, &actions, self.main.looping.punctual)?;
+        let main = &mut self.main;
+        main.check.observe(self.now, event, &actions, main.looping.punctual)?;
+        main.check.check_ready(Planted::is_ready(self.planted, &main.state))?;
         Ok(actions)
     }
 

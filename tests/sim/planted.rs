@@ -8,7 +8,7 @@ use panzer::config::{FinalExits, StartDelay, Surge};
 use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Monitor, Note, Settings};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
-use panzer::readiness::watch::Sight;
+use panzer::readiness::watch::{Bypass, Sight};
 
 use crate::check_main::MainCheck;
 use crate::check_monitor::MonitorCheck;
@@ -102,6 +102,7 @@ planted! {
     ExaminesForEver
     ConvictsWhoAccepts
     NeverExamines
+    ConvictsTheBusy
     HidesBypass
     TellsBypassAgain
     ForgetsToScale
@@ -117,6 +118,8 @@ planted! {
     SurgesAtOnce
     ForgetsPatience
     LeavesThePatient
+    IsReadyWithOne
+    IsUnreadyForOne
     TunesByThePlanned
     ForgetsToTune
     TunesOnlyServing
@@ -476,7 +479,10 @@ impl Planted {
             (Some(Planted::ForgetsListening), Event::Listens(_)) => None,
             (Some(Planted::TakesAnyLook), Event::Seen(worker, _)) => Some(Event::Seen(worker, Sight::Accepting)),
             (Some(Planted::ConvictsWhoAccepts), Event::Examined(worker, _)) => {
-                Some(Event::Examined(worker, Some(Vec::new())))
+                Some(Event::Examined(worker, Some(Bypass::default())))
+            }
+            (Some(Planted::ConvictsTheBusy), Event::Examined(worker, Some(shown))) => {
+                Some(Event::Examined(worker, Some(Bypass { ran: Duration::ZERO, ..shown })))
             }
             (Some(Planted::IgnoresTuning), Event::Ordered(Order::Tune(_))) => None,
             (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
@@ -569,6 +575,15 @@ impl Planted {
             }
             Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
             _ => written,
+        }
+    }
+
+    /// What main says of itself.
+    pub(crate) fn is_ready(planted: Option<Planted>, state: &main_state::Generations) -> bool {
+        match planted {
+            Some(Planted::IsReadyWithOne) => state.overview().serves && state.ready() > 0 && state.workers() > 0,
+            Some(Planted::IsUnreadyForOne) => state.is_ready() && state.ready() >= state.workers(),
+            _ => state.is_ready(),
         }
     }
 
