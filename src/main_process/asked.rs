@@ -24,6 +24,10 @@ impl Main {
         if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
+        // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
+        if received.signal == Signal::SIGCONT && received.sender == 0 {
+            return;
+        }
         match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
             Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),

@@ -137,8 +137,12 @@ impl Main {
     fn tune(&mut self, plan: &Plan) -> Result<(), Cause> {
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(plan);
-        self.plan.tuning.clone_from(&plan.tuning);
-        let before = std::mem::replace(&mut self.plan.workers, plan.workers);
+        let before = self.plan.workers;
+        let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));
+        for planned in starting.into_iter().chain([&mut self.plan]) {
+            planned.workers = plan.workers;
+            planned.tuning.clone_from(&plan.tuning);
+        }
         stderr::set_level(plan.tuning.verbosity.level());
         match others.len() {
             0 => log::info!("configuration read again"),

@@ -61,7 +61,7 @@ pub(super) struct Found {
 }
 
 pub(super) struct Main {
-    /// What was asked for last.
+    /// What was asked for, as it was read last for all that run: not for a generation that failed.
     pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
     pub(super) plans: BTreeMap<u32, Plan>,

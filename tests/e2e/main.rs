@@ -40,6 +40,7 @@ mod servers;
 mod sharing;
 mod signals;
 mod surge;
+mod tuning;
 mod unix_guard;
 mod unmodified;
 mod upward;
