@@ -150,7 +150,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: accept_queues::all(&self.held, &self.listeners, &self.shares),
+            listeners: accept_queues::all(&self.held, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

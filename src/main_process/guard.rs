@@ -86,9 +86,20 @@ impl Guard {
 
     /// Takes a socket in. It is watched once it listens.
     pub(super) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
+        // What workers have bound themselves may be asked for later: it is the same.
+        if self.all.values().any(|guarded| guarded.name == name) {
+            return;
+        }
         let Ok(socket) = socket.try_clone_to_owned() else { return };
         self.all.insert(self.next_token, Guarded::new(socket, name));
         self.next_token += 1;
+    }
+
+    /// What has this name was given a queue of another length.
+    pub(super) fn note_queue(&mut self, name: &str) {
+        for guarded in self.all.values_mut().filter(|guarded| guarded.name == name) {
+            guarded.queue = options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
+        }
     }
 
     /// Lets go of what has this name.
@@ -122,12 +133,17 @@ impl Guard {
         }
     }
 
-    /// The kernel says that somebody shut one down. It is left alone until it is revived.
-    pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) {
-        if let Some(guarded) = self.all.get_mut(&token) {
-            poller.forget(&guarded.socket);
-            guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
-        }
+    /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
+    pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
+        let guarded = self.all.get_mut(&token)?;
+        poller.forget(&guarded.socket);
+        guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
+        Some(&guarded.name)
+    }
+
+    /// Whether one is to be revived now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.all.values().any(|guarded| guarded.due.is_some_and(|due| due <= now))
     }
 
     /// When something is to be done.
@@ -136,11 +152,14 @@ impl Guard {
         self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten().min()
     }
 
-    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it.
-    pub(super) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) {
+    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it. Returns the names of what
+    /// listens again, in the order in which it does.
+    pub(super) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) -> Vec<String> {
+        let mut revived = Vec::new();
         for (token, guarded) in &mut self.all {
             if guarded.due.is_some_and(|due| due <= now) {
                 guarded.revive(*token, now, poller);
+                revived.extend(guarded.due.is_none().then(|| guarded.name.clone()));
             }
             let may_tell = guarded.told.is_none_or(|told| told + TOLD_EVERY <= now);
             if guarded.untold > 0 && may_tell {
@@ -149,6 +168,7 @@ impl Guard {
                 (guarded.told, guarded.untold) = (Some(now), 0);
             }
         }
+        revived
     }
 }
 

@@ -14,6 +14,7 @@ use super::children::Children;
 use super::counters::Counters;
 use super::emptying::Emptyings;
 use super::guard::Guard;
+use super::held::AllHeld;
 use super::inquiry::Inquiry;
 use super::operators::Operators;
 use super::pidfile::PidFile;
@@ -23,15 +24,15 @@ use super::shares::{Denied, Shares};
 use super::start::start;
 use super::starter::Starter;
 use super::state::{Event, Generations, Monitor, Standing};
+use super::steering::Served;
 use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{Listen, MOST_LISTENERS, Plan};
+use crate::config::{MOST_LISTENERS, Plan};
 use crate::control::channel::Received;
 use crate::control::messages::{Order, Report};
 use crate::control::role::{Begin, Environment};
 use crate::control::server::{self};
-use crate::sockets::Listener;
 use crate::sockets::sharing::{self, Key};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -71,12 +72,10 @@ pub(super) struct Main {
     pub(super) ignores_hang_up: bool,
     pub(super) signals: Signals,
     pub(super) poller: Poller,
-    /// What each of these is.
-    pub(super) held: Vec<Listen>,
-    pub(super) listeners: Vec<Listener>,
-    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
-    pub(super) queues: u32,
+    pub(super) held: AllHeld,
+    /// The queues of so many slots get what is new, where slots have their own, and what the kernel was told of that last.
     pub(super) active: u32,
+    pub(super) steered: Option<Served>,
     pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<OwnedFd>,
@@ -179,9 +178,12 @@ impl Main {
                 match token {
                     SIGNALS => self.take_signals(),
                     FIRST_GUARDED_UNIX.. => {
-                        self.unix_guard.hung_up(token, Instant::now(), &self.listeners, &self.poller);
+                        self.unix_guard.hung_up(token, Instant::now(), &self.held, &self.poller);
                     }
-                    FIRST_GUARDED.. => self.guard.hung_up(token, Instant::now(), &self.poller),
+                    FIRST_GUARDED.. => {
+                        let name = self.guard.hung_up(token, Instant::now(), &self.poller);
+                        name.into_iter().for_each(|name| self.held.fell_silent(name));
+                    }
                     server::LISTENER.. => self.operators.server.look_at(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
@@ -267,7 +269,7 @@ impl Main {
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
                     self.guard.look(&self.poller);
-                    self.unix_guard.lengthen(&self.held, &self.listeners);
+                    self.unix_guard.lengthen(&self.held);
                 }
                 self.events.push_back(Event::Told(monitor, report));
             }
@@ -344,8 +346,11 @@ impl Main {
 
     pub(super) fn close_abandoned(&mut self) {
         for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
-            self.guard.remove(&key.address.to_string(), &self.poller);
-            ::log::info!("closed {}: no worker that lives has bound it", key.address);
+            // What is asked for as well goes on.
+            if !self.held.has_name(&key.address.to_string()) {
+                self.guard.remove(&key.address.to_string(), &self.poller);
+                ::log::info!("closed {}: no worker that lives has bound it", key.address);
+            }
         }
     }
 
@@ -360,10 +365,17 @@ impl Main {
                 _ => format!("a worker of generation {}", numbers.join(" or ")),
             }
         };
-        let (now, wanted) = (Instant::now(), &self.held);
-        self.guard.act(now, &self.poller, suspects);
-        if self.unix_guard.act(now, wanted, &mut self.listeners, &self.poller, suspects) {
+        let now = Instant::now();
+        if self.guard.is_due(now) {
+            self.held.look_who_is_silent();
+        }
+        let revived = self.guard.act(now, &self.poller, suspects);
+        revived.iter().for_each(|name| self.held.listens_again(name));
+        if self.unix_guard.act(now, &mut self.held, &self.poller, suspects) {
             self.events.push_back(Event::Rebound);
+        }
+        if !revived.is_empty() {
+            self.steer_anew();
         }
     }
 

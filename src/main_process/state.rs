@@ -187,6 +187,16 @@ impl Generations {
         self.serving.as_ref().map_or(0, |serving| serving.slots)
     }
 
+    /// The slots of the serving generation whose worker has ended for good.
+    pub fn slots_at_end(&self) -> impl Iterator<Item = u32> {
+        self.serving.iter().flat_map(|serving| serving.ended.keys().copied())
+    }
+
+    /// So many workers the next generation has, where so many are configured.
+    pub fn workers_of_next(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.settings.workers } else { configured }
+    }
+
     /// So many workers are wanted at this moment.
     pub fn workers(&self) -> u32 {
         let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
@@ -265,7 +275,10 @@ impl Generations {
         let planning = |(starting, _): &(Generation, Instant)| {
             starting.number == generation && matches!(starting.phase, Phase::Planning)
         };
-        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else { return };
+        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else {
+            // Nobody waits for it any more, and what is held for it nobody needs.
+            return self.release_if_gone(generation, actions);
+        };
         let retires = planned.retires;
         self.settings = self.keeping_count(settings);
         // What was bound anew while it was planned it gets as well.

@@ -19,6 +19,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Address;
 use crate::sys::epoll_sets;
 use crate::sys::foreign;
 use crate::sys::options;
@@ -105,6 +106,20 @@ pub fn try_out() -> Result<bool, String> {
         Some(Errno::ENOSYS | Errno::EINVAL) => "it takes Linux 5.9 or later, with seccomp".to_owned(),
         _ => error.to_string(),
     })
+}
+
+/// Whether what is held by this key, in our own network, is what `--listen` asks for by this address.
+pub fn is_at(key: &Key, address: &Address) -> bool {
+    let is_same = match address {
+        Address::Any(port) => key.address == (Ipv6Addr::UNSPECIFIED, *port).into() && !key.v6_only,
+        // One for both families is more than was asked for.
+        Address::Tcp(address) => {
+            key.address == *address && (key.v6_only || !address.ip().is_unspecified() || address.is_ipv4())
+        }
+        _ => false,
+    };
+    let here = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok();
+    is_same && key.device.is_empty() && here().is_some_and(|here| options::network_namespace(here) == key.network)
 }
 
 /// Binds a program's socket to what it claims, with whatever options it has.
