@@ -19,7 +19,7 @@ pub(super) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
         }
         given.last_mut().into_iter().for_each(|sum| add(sum, held.listener.as_fd()));
     }
-    let only_shared = shares.held().filter(|(key, _)| !held.has_name(&key.address.to_string()));
+    let only_shared = shares.held().filter(|(key, _)| held.is_claimed(key).is_none());
     let shared = only_shared.map(|(key, socket)| {
         let mut queue = Queue { address: key.address.to_string(), ..Queue::default() };
         add(&mut queue, socket.as_fd());

@@ -3,11 +3,12 @@
 //! closed. A reload that fails so leaves nothing behind.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use super::held::Held;
-use super::run::Main;
+use super::run::{Main, shared_name};
 use crate::config::{Listen, Plan};
-use crate::sockets::sharing::is_at;
+use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, bind, queues};
 use crate::sys::options;
 
@@ -61,10 +62,10 @@ impl Main {
             self.set_joinable(listen, true)?;
         }
         let number = match self.shared_at(listen).filter(|_| slot == 0) {
-            Some((name, listener)) => {
+            Some(listener) => {
                 let backlog = options::backlog(&listener).unwrap_or_default();
                 let before = Listen { backlog, nonblock: false, per_worker: false, ..listen.clone() };
-                self.held.add_named(name, before, slot, listener)
+                self.held.add(before, slot, listener)
             }
             None => {
                 let bound = bind(listen, slot);
@@ -91,13 +92,24 @@ impl Main {
 
     /// What workers have bound there themselves, and main holds for them: it is the listener that is asked for, and what
     /// waits in it is not lost.
-    fn shared_at(&self, listen: &Listen) -> Option<(String, Listener)> {
-        let (key, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
+    fn shared_at(&self, listen: &Listen) -> Option<Listener> {
+        let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
         let listener = Listener::without_path(socket.try_clone().ok()?);
         if matches!(options::backlog(&listener), Ok(None)) {
             listener.set_backlog(listen.backlog).ok()?;
         }
-        Some((key.address.to_string(), listener))
+        Some(listener)
+    }
+
+    /// What is asked for no more, while workers share what they bind, goes on for as long as they may take to bind it.
+    fn leave_to_workers(&mut self, held: &Held) {
+        let is_port = held.slot == 0 && held.listen.address.tcp_port().is_some();
+        let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
+        let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
+        let name = shared_name(&key);
+        if self.shares.offer(key, copy, Instant::now()) {
+            self.guard.add(name, held.listener.as_fd());
+        }
     }
 
     /// Says so where workers are in the way.
@@ -135,8 +147,11 @@ impl Main {
         if dropped.is_empty() {
             return;
         }
+        let left_to_workers = |held: &Held| self.shares_ports && held.listen.address.tcp_port().is_some();
         for held in self.held.iter().filter(|held| held.slot == 0 && dropped.contains(&held.number)) {
-            log::info!("closed {}: no generation has it any more", held.listen.address);
+            if !left_to_workers(held) {
+                log::info!("closed {}: no generation has it any more", held.listen.address);
+            }
         }
         self.let_go(dropped);
         self.steer_anew();
@@ -146,9 +161,11 @@ impl Main {
         for number in numbers {
             let Some(held) = self.held.remove(number) else { continue };
             self.unix_guard.forget(&held, &self.poller);
-            if !self.shares.held().any(|(key, _)| key.address.to_string() == held.name) {
-                self.guard.remove(&held.name, &self.poller);
+            if self.shares_ports && !self.state.is_stopping() {
+                // Workers may bind it themselves from now on.
+                self.leave_to_workers(&held);
             }
+            self.guard.remove(&held.name, &self.poller);
             held.listener.close();
         }
         let is_group = |first: &Held| self.held.iter().any(|other| other.slot > 0 && other.is_of(&first.listen));

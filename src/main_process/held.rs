@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Address, Listen};
+use crate::sockets::sharing::{Key, is_at};
 use crate::sockets::{Listener, listener, queues};
 use crate::sys::descriptors::Kept;
 use crate::sys::options;
@@ -89,10 +90,6 @@ impl AllHeld {
     pub(super) fn add(&mut self, listen: Listen, slot: u32, listener: Listener) -> u64 {
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
         let name = format!("{}{whose}", listen.address);
-        self.add_named(name, listen, slot, listener)
-    }
-
-    pub(super) fn add_named(&mut self, name: String, listen: Listen, slot: u32, listener: Listener) -> u64 {
         let number = self.0.iter().map(|held| held.number + 1).max().unwrap_or_default();
         let place = self.end_of_group(&listen.address);
         self.0.insert(place, Held { number, name, listen, slot, silent: false, listener });
@@ -111,8 +108,9 @@ impl AllHeld {
         self.iter().find(|held| held.number == number)
     }
 
-    pub(super) fn has_name(&self, name: &str) -> bool {
-        self.iter().any(|held| held.name == name)
+    /// The one, for all slots together, that a worker means who binds this.
+    pub(super) fn is_claimed(&self, key: &Key) -> Option<&Held> {
+        self.iter().find(|held| !held.listen.per_worker && is_at(key, &held.listen.address))
     }
 
     /// The one that is what `listen` asks for, or of it the queue of the first slot.

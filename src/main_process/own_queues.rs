@@ -121,7 +121,7 @@ impl Main {
         held.slot >= keep.min(self.most_queues(held)) && self.serves(held)
     }
 
-    /// Has new connections go where there are workers for them, and does what had to wait for empty queues.
+    /// Does what had to wait for empty queues.
     pub(super) fn tend_queues(&mut self, now: Instant) {
         if !self.held.has_groups() {
             // Nothing waits where there is no queue but the first.
@@ -136,7 +136,6 @@ impl Main {
             }
             self.do_at_last(then);
         }
-        self.steer();
     }
 
     fn look_at_queues(&mut self, now: Instant) -> Vec<(Then, Option<u32>)> {

@@ -105,6 +105,11 @@ pub(super) struct Main {
     pub(super) exit: Option<u8>,
 }
 
+/// What the guard knows by that a worker has bound itself.
+pub(super) fn shared_name(key: &Key) -> String {
+    format!("{} (shared)", key.address)
+}
+
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
     signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
@@ -144,6 +149,8 @@ impl Main {
                     self.perform(action);
                 }
             }
+            // Before the sleep: who is ready by now gets its share at once.
+            self.steer();
             // The manager first: by the end of the starter it must know who main is.
             self.upward.tell(self.state.overview(), Instant::now());
             self.give_way_if_proven();
@@ -278,16 +285,19 @@ impl Main {
 
     /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
     pub(super) fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
-        let bind = || match descriptors.into_iter().next() {
-            Some(socket) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
-            None => sharing::bind_own(key),
+        let asked_for = self.held.is_claimed(key).map(|held| held.listener.as_fd().try_clone_to_owned());
+        let bind = || match (asked_for, descriptors.into_iter().next()) {
+            // What main holds because it was asked to as well.
+            (Some(Ok(socket)), _) => Ok(socket),
+            (_, Some(socket)) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
+            (_, None) => sharing::bind_own(key),
         };
         let held = if self.state.is_stopping() {
             // Nothing is held any more; what the kernel says goes.
             Err(None)
         } else {
             let (shares, guard) = (&mut self.shares, &mut self.guard);
-            let bind = || bind().inspect(|socket| guard.add(key.address.to_string(), socket.as_fd()));
+            let bind = || bind().inspect(|socket| guard.add(shared_name(key), socket.as_fd()));
             match shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
                 Ok(copy) => copy.map_err(|error| error.raw_os_error()),
                 Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
@@ -346,9 +356,9 @@ impl Main {
 
     pub(super) fn close_abandoned(&mut self) {
         for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
+            self.guard.remove(&shared_name(&key), &self.poller);
             // What is asked for as well goes on.
-            if !self.held.has_name(&key.address.to_string()) {
-                self.guard.remove(&key.address.to_string(), &self.poller);
+            if self.held.is_claimed(&key).is_none() {
                 ::log::info!("closed {}: no worker that lives has bound it", key.address);
             }
         }

@@ -275,10 +275,7 @@ impl Generations {
         let planning = |(starting, _): &(Generation, Instant)| {
             starting.number == generation && matches!(starting.phase, Phase::Planning)
         };
-        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else {
-            // Nobody waits for it any more, and what is held for it nobody needs.
-            return self.release_if_gone(generation, actions);
-        };
+        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else { return };
         let retires = planned.retires;
         self.settings = self.keeping_count(settings);
         // What was bound anew while it was planned it gets as well.

@@ -20,6 +20,9 @@ pub(super) struct Served {
 impl Main {
     /// Has new connections go where there are workers for them.
     pub(super) fn steer(&mut self) {
+        if !self.held.has_groups() {
+            return;
+        }
         let (wanted, ready) =
             (self.state.workers().max(1), self.state.ready() + self.state.slots_at_end().count() as u32);
         let served = if ready >= wanted { wanted } else { wanted.min(self.active) };

@@ -28,6 +28,7 @@ mod harness;
 mod identity;
 mod inherited;
 mod limits;
+mod listeners;
 mod managed;
 mod my_app;
 mod operators;
