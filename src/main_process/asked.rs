@@ -106,8 +106,9 @@ impl Main {
     }
 
     pub(super) fn inquire(&mut self) {
-        // One that a restart would interrupt is left to the next main.
-        if self.inquiry.is_some() || self.restart.is_proven() {
+        // One that a restart would interrupt is left to the next main; but that may wait for a planner that hangs.
+        let gives_way = self.restart.is_proven() && !self.children.is_planning();
+        if self.inquiry.is_some() || gives_way {
             return;
         }
         self.askers = self.operators.take_status_askers();

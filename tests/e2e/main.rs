@@ -34,6 +34,7 @@ mod my_app;
 mod operators;
 mod per_worker;
 mod per_worker_scaling;
+mod planning;
 mod restart;
 mod scaling;
 mod seeds;
