@@ -72,7 +72,7 @@ pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
     if access.owner.is_none() && access.group.is_none() {
         return Ok(());
     }
-    let tried = File::options().write(true).mode(0).custom_flags(OFlag::O_TMPFILE.bits()).open(folder_of(path));
+    let tried = File::options().write(true).mode(0o0).custom_flags(OFlag::O_TMPFILE.bits()).open(folder_of(path));
     match tried {
         Ok(file) => own(&file.into(), access),
         // Not every file system has such files: then it is not known before.

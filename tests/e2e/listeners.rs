@@ -34,7 +34,8 @@ while not stop:
         except OSError:
             continue
         connection.settimeout(5)
-        connection.recv(65536)
+        if b'GET /spoil' in connection.recv(65536):
+            listener.shutdown(socket.SHUT_RDWR)
         time.sleep(0.004)
         connection.sendall(head + body)
         connection.close()
@@ -125,6 +126,7 @@ fn assert_all_answer(port: u16, workers: u32) {
 }
 
 fn load(port: u16) -> Running {
+    eventually(START, "somebody answers", || get(port, "/").is_ok());
     let load = Load::new(port, Mode::NewConnection, 4).pause(std::time::Duration::from_millis(3)).start();
     eventually(START, "the load is answered", || load.answered() >= 10);
     load
@@ -190,13 +192,18 @@ fn by_shares_a_listener_that_changes_its_kind_changes_it_at_once() {
         return;
     }
     let port = free_port();
-    let panzer = start(&format!("workers: 3\nsurge: 1\nlisten: '127.0.0.1:{port}'\n"));
+    let config = |kind: &str| {
+        let (address, datagrams) = (format!("127.0.0.1:{port}{kind}"), format!("udp:127.0.0.1:{port}{kind}"));
+        format!("workers: 3\nsurge: 1\nlisten: ['{address}', '{datagrams}']\n")
+    };
+    let panzer = start(&config(""));
     panzer.allow_line("panzer: a listener becomes per-worker, or is no longer: this reload goes all at once");
     let load = load(port);
-    for kind in [",per-worker", ",per-worker", "", ""] {
-        becomes(&panzer, &format!("workers: 3\nsurge: 1\nlisten: '127.0.0.1:{port}{kind}'\n"));
+    for kind in [",per-worker", ",per-worker", "", "", ",per-worker"] {
+        becomes(&panzer, &config(kind));
+        assert_eq!(counts(&panzer), if kind.is_empty() { [1, 1] } else { [3, 3] });
     }
-    assert_eq!(panzer.lines().iter().filter(|line| line.contains("all at once")).count(), 2);
+    assert_eq!(panzer.lines().iter().filter(|line| line.contains("all at once")).count(), 3);
     assert_nothing_lost(load, "by shares");
     panzer.stop();
 }
@@ -288,12 +295,22 @@ fn what_workers_bind_themselves_may_be_asked_for_and_back() {
         assert_eq!(counts(&panzer), [1], "it is one and the same");
     }
     assert_nothing_lost(load, "bound by workers, then by main, and back");
+    // It is one to its guard as well.
+    becomes(&panzer, &asked);
+    let told = || panzer.lines().iter().filter(|line| line.contains("; it listens again")).count();
+    panzer.expect_line(&format!("warning: a worker of generation 8 shut down 127.0.0.1:{port}*; it listens again"));
+    let _ = get(port, "/spoil");
+    eventually(SOON, "it is told", || told() > 0);
+    assert_all_answer(port, 2);
+    assert_eq!(told(), 1);
+    becomes(&panzer, &shared);
+    assert_all_answer(port, 2);
     // Another address at that port is in their way.
     write(panzer.folder(), &format!("{shared}listen: '{port}'\n"));
     let why = format!(
         "cannot listen on port {port}: workers have bound 127.0.0.1:{port} themselves and share it; ask for that"
     );
-    panzer.expect_line(&format!("error: reload failed: generation 8: {why}; generation 7 serves on"));
+    panzer.expect_line(&format!("error: reload failed: generation 10: {why}; generation 9 serves on"));
     let refused = run(&panzer, &["reload"]);
     assert!(text(&refused.stderr).contains(&why), "{}", text(&refused.stderr));
     assert!(get(port, "/").is_ok());
@@ -309,6 +326,8 @@ fn whether_ports_are_shared_stays_and_that_is_said() {
     let port = free_port();
     let panzer = start(&format!("workers: 2\nshare-ports: 'on'\nprogram: ./app\nargs: ['{port}']\n"));
     panzer.allow_line("workers run with no_new_privs");
+    // Until then it may be alive only, and nobody expects more of the next one.
+    eventually(START, "somebody answers", || get(port, "/").is_ok());
     panzer.expect_line("warning: share-ports: takes effect when panzer is started anew");
     becomes(&panzer, &format!("workers: 2\nshare-ports: 'off'\nprogram: ./app\nargs: ['{port}']\n"));
     // Two of them could not bind it otherwise.
