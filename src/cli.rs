@@ -14,10 +14,12 @@ use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, Type
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{
-    self, EnvFile, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Verbosity, duration,
+    self, EnvFile, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Tuning, Verbosity,
+    duration,
 };
 use crate::signals::{Action, Habits, On, Preset, described};
 use crate::sockets::inherited::join;
@@ -156,7 +158,8 @@ struct Options {
     nice: Option<i32>,
 
     /// Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and
-    /// program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
+    /// program and args. Flags win over environment, where such a variable has its values with blanks between them and a
+    /// backslash before a blank of their own, over file [config/panzer.yml, if it exists]
     #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
     #[allow(dead_code, reason = "it is looked at before the options are put together")]
     config: Option<PathBuf>,
@@ -329,6 +332,7 @@ fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
 
 impl Options {
     fn resolve(self, pwd: Option<&OsStr>, inherited: Vec<Listen>) -> Result<Plan, Ending> {
+        let tuning = self.tuning()?;
         let mut args = self.args.into_iter();
         let program = self.program.or_else(|| args.next()).filter(|program| !program.is_empty()).ok_or_else(|| {
             usage(
@@ -355,9 +359,6 @@ impl Options {
         if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
             return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
         }
-        let stop = self.stop.unwrap_or_default();
-        let delay = self.delay.unwrap_or(Duration::from_millis(100));
-        let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
         Ok(Plan {
             program: program.into(),
             args: args.map(Text).collect(),
@@ -377,26 +378,37 @@ impl Options {
             },
             ready,
             probe,
+            surge: self.surge.unwrap_or_default(),
+            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
+            max_draining: self.limits.max_draining(),
+            name: self.name,
+            pid_file: self.pid,
+            control: self.control,
+            daemonize: self.daemonize,
+            tuning,
+        })
+    }
+
+    fn tuning(&self) -> Result<Tuning, Ending> {
+        let stop = self.stop.clone().unwrap_or_default();
+        let delay = self.delay.unwrap_or(Duration::from_millis(100));
+        let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
+        Ok(Tuning {
             ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
             bake: self.bake.unwrap_or(Duration::from_secs(1)),
             stop: match self.timeout {
                 Some(wait) => stop.with_first_wait(wait),
                 None => stop,
             },
-            surge: self.surge.unwrap_or_default(),
-            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
-            delay,
-            // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
-            delay_max: delay_max.max(delay),
-            healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
+            pace: Pace {
+                delay,
+                // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
+                delay_max: delay_max.max(delay),
+                healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
+            },
             respawn_limit: self.limits.respawn_limit,
             final_exits: self.limits.final_exits()?,
             start_delay: self.limits.start_delay(),
-            max_draining: self.limits.max_draining(),
-            name: self.name,
-            pid_file: self.pid,
-            control: self.control,
-            daemonize: self.daemonize,
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,

@@ -10,6 +10,7 @@ pub(crate) mod memory;
 pub(crate) mod page_server;
 pub(crate) mod panzer;
 pub(crate) mod program;
+pub(crate) mod real_servers;
 pub(crate) mod respawn;
 pub(crate) mod server;
 pub(crate) mod smaps;

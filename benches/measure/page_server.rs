@@ -13,6 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::Measured;
+use super::crowd::Question;
 
 /// The first inherited descriptor.
 const INHERITED: i32 = 3;
@@ -23,10 +24,10 @@ const FILES: usize = 3;
 const FILE: usize = 512;
 
 /// An answer's length in bytes: every one is as long as any other.
-pub(crate) const ANSWER: usize = PAGE_AT + FILES * FILE;
+const ANSWER: usize = PAGE_AT + FILES * FILE;
 
 /// All requests are alike, so that one can be told from the next by its length.
-pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 1536\r\nX-Worker: ";
 /// The digits of a pid and the spaces before it.
@@ -42,8 +43,13 @@ pub(crate) fn write_page(path: &Path) -> Measured<()> {
     Ok(std::fs::write(path, [b'.'; FILE])?)
 }
 
+/// So many requests at once, on each connection to this port.
+pub(crate) fn question(port: u16, at_once: usize) -> Question {
+    Question { port, request: REQUEST.to_vec(), answer: ANSWER, at_once, times: 1, says_end: true, worker }
+}
+
 /// The pid of the worker that gave this answer.
-pub(crate) fn worker(answer: &[u8]) -> Option<u32> {
+fn worker(answer: &[u8]) -> Option<u32> {
     let rest = answer.strip_prefix(HEAD.as_bytes())?;
     std::str::from_utf8(rest.get(..PID)?).ok()?.trim_start().parse().ok()
 }

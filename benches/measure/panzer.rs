@@ -82,14 +82,30 @@ impl Panzer {
     /// Main and its monitors.
     pub(crate) fn processes(&self) -> Measured<Vec<Pid>> {
         let main = self.main();
-        let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"))?;
-        let monitors = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
-        Ok(std::iter::once(main).chain(monitors).collect())
+        Ok(std::iter::once(main).chain(children(main)?).collect())
+    }
+
+    /// The workers, and what they have started.
+    pub(crate) fn workers(&self) -> Measured<Vec<Pid>> {
+        let mut found = Vec::new();
+        let mut parents = children(self.main())?;
+        while let Some(parent) = parents.pop() {
+            let children = children(parent)?;
+            found.extend(&children);
+            parents.extend(children);
+        }
+        Ok(found)
     }
 
     fn main(&self) -> Pid {
         Pid::from_raw(self.main.id().cast_signed())
     }
+}
+
+/// Of its first thread, which is where a process forks unless it is odd.
+fn children(parent: Pid) -> Measured<Vec<Pid>> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    Ok(children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect())
 }
 
 /// The build that is measured: this one, or another to compare it with.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Measured;
 use super::crowd::{Answers, ask};
-use super::page_server::write_page;
+use super::page_server::{question, write_page};
 use super::panzer::Panzer;
 use super::program::{PAGE_SERVER, Program, own_executable};
 use super::stamps::Stamps;
@@ -56,7 +56,7 @@ impl Shared {
     }
 
     fn ask(&mut self) -> Measured<()> {
-        let Answers { by_worker, mut latencies, .. } = ask(self.port, CONNECTIONS, 1, PERIOD)?;
+        let Answers { by_worker, mut latencies, .. } = ask(&question(self.port, 1), CONNECTIONS, PERIOD)?;
         self.variations.push(variation(&by_worker));
         self.p99.push(percentile(&mut latencies, 99));
         for (worker, count) in by_worker {

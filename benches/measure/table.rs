@@ -41,8 +41,7 @@ impl Table {
     /// Pairs that were measured in turns, as the medians of each and of how many per cent the first is above the second.
     /// A goal is a difference in per cent that it must stay below, either way.
     pub(crate) fn difference(&mut self, figure: &str, measured: &[f64], against: &[f64], goal: Option<f64>) {
-        let pairs = measured.iter().zip(against);
-        let above = median(&pairs.map(|(measured, against)| (measured / against - 1.0) * 100.0).collect::<Vec<_>>());
+        let above = median(&above(measured, against));
         let goal_text = goal.map_or(String::new(), |goal| format!("<{goal:.0} %"));
         let verdict = goal.map_or("", |goal| verdict(above.abs() < goal));
         let (measured, against) = (format!("{:.1}", median(measured)), format!("{:.1}", median(against)));
@@ -84,6 +83,22 @@ fn millis(nanoseconds: u64) -> String {
 /// Decimal megabytes: where kB of 1024 bytes could be meant as well, this is the stricter.
 fn megabytes(bytes: u64) -> String {
     format!("{:.2} MB", bytes as f64 / 1e6)
+}
+
+/// By how many per cent the first of each pair is above the second.
+fn above(measured: &[f64], against: &[f64]) -> Vec<f64> {
+    measured.iter().zip(against).map(|(measured, against)| (measured / against - 1.0) * 100.0).collect()
+}
+
+/// Between which per cent the median of such pairs is, 19 times of 20, whatever their distribution.
+pub(crate) fn spread_of_median(measured: &[f64], against: &[f64]) -> String {
+    let mut above = above(measured, against);
+    above.sort_unstable_by(f64::total_cmp);
+    let count = above.len() as f64;
+    // Of so many the number below the median is binomial.
+    let rank = ((count - 1.96 * count.sqrt()) / 2.0).max(0.0) as usize;
+    let (Some(low), Some(high)) = (above.get(rank), above.iter().nth_back(rank)) else { return "no pairs".to_owned() };
+    format!("{low:+.1} to {high:+.1} %")
 }
 
 /// The middle of `values`, of two the upper.

@@ -183,10 +183,8 @@ impl Checker<'_> {
                     let on = FalseyValueParser::new().parse_ref(self.bare, None, &value).unwrap_or(false);
                     vec![OsString::from(if on { "true" } else { "false" })]
                 }
-                // An address holds no blank; the value of a variable may.
-                (ArgAction::Append, Some(text)) if !takes_pairs(arg) => {
-                    text.split_whitespace().map(OsString::from).collect()
-                }
+                // The value of a variable is what it is, blanks and all.
+                (ArgAction::Append, Some(text)) if !takes_pairs(arg) => words(text),
                 _ => vec![value],
             };
             let arguments = arguments(arg, &values);
@@ -309,6 +307,23 @@ fn takes_pairs(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::Append) && names.into_iter().any(|name| name.ends_with("=V"))
 }
 
+/// Several values in one variable, with blanks between them. After a backslash a blank is one of the value's own, as in a
+/// path, and so is a backslash; before anything else a backslash stands for itself.
+fn words(text: &str) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => word.push(letters.next_if(|next| next.is_whitespace() || *next == '\\').unwrap_or('\\')),
+            _ if letter.is_whitespace() => words.push(std::mem::take(&mut word)),
+            _ => word.push(letter),
+        }
+    }
+    words.push(word);
+    words.into_iter().filter(|word| !word.is_empty()).map(OsString::from).collect()
+}
+
 /// A command line that says the same.
 fn arguments(arg: &Arg, values: &[OsString]) -> Vec<OsString> {
     let long = format!("--{}", arg.get_long().unwrap_or_default());
@@ -342,6 +357,15 @@ fn distance(one: &str, other: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_holds_several_values_and_these_hold_blanks() {
+        let all = |text: &str| words(text).into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>();
+        assert_eq!(all(" 8080  unix:/run/a.sock\n127.0.0.1:1\t"), ["8080", "unix:/run/a.sock", "127.0.0.1:1"]);
+        assert_eq!(all(r"/my\ files/a.env -b.env"), ["/my files/a.env", "-b.env"]);
+        assert_eq!(all(r"C:\x \\\  \"), [r"C:\x", r"\ ", r"\"]);
+        assert!(all(" \n").is_empty() && all("").is_empty());
+    }
 
     #[test]
     fn words_are_near_or_far() {

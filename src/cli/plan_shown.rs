@@ -40,7 +40,7 @@ pub(super) fn table(definition: &Command, layers: &Layers, plan: &Plan, by_file:
 fn resolved(key: &str, plan: &Plan) -> Option<String> {
     match key {
         "workers" => Some(plan.workers.to_string()),
-        "stop" => Some(plan.stop.to_string()),
+        "stop" => Some(plan.tuning.stop.to_string()),
         _ => None,
     }
 }

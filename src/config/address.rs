@@ -20,6 +20,7 @@ const LONGEST_PATH: usize = 107;
 
 /// One listener as asked for: `[NAME=]ADDR[,OPT…]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Listen {
     /// Its name in `LISTEN_FDNAMES` and `{fd:NAME}`.
     pub name: Option<String>,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a worker is handed its listeners.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Handover {
     /// The variables of other supervisors that tell of the listeners too.
     pub also_speak: Vec<Dialect>,

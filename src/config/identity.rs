@@ -26,6 +26,7 @@ pub struct UserAndGroup {
 
 /// As whom, and how, workers are to run. What is not given is as it is for panzer itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Identity {
     /// The user.
     pub user: Option<Named>,

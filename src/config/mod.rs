@@ -3,7 +3,6 @@
 //! Every role of a generation runs on exactly the plan that main validated; it travels as JSON in a memfd.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +16,7 @@ pub mod limits;
 pub mod placeholders;
 pub mod schedule;
 pub mod text;
+pub mod tuning;
 
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
@@ -24,8 +24,8 @@ pub use identity::Identity;
 pub use limits::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
 pub use schedule::{Escalation, Schedule};
 pub use text::Text;
+pub use tuning::Tuning;
 
-use crate::backoff::Pace;
 use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
@@ -72,32 +72,12 @@ pub struct Plan {
     /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
     #[serde(default)]
     pub probe: Option<String>,
-    /// How long a generation, or a respawned worker, may take to be ready.
-    pub ready_timeout: Duration,
-    /// How long a new generation must live, wholly ready, beside the old one.
-    pub bake: Duration,
     /// What signals to main do.
     #[serde(default)]
     pub signals: Habits,
-    /// How workers are stopped.
-    pub stop: Schedule,
     /// How many workers beyond `workers` a reload may have at once.
     #[serde(default)]
     pub surge: Surge,
-    /// The first delay of the respawn backoff.
-    pub delay: Duration,
-    /// Its longest.
-    pub delay_max: Duration,
-    /// A life this long resets it.
-    pub healthy_after: Duration,
-    /// When to give up.
-    pub respawn_limit: Option<RespawnLimit>,
-    /// Which exits are final.
-    #[serde(default)]
-    pub final_exits: FinalExits,
-    /// The pause between two starts of workers.
-    #[serde(default)]
-    pub start_delay: StartDelay,
     /// How many old generations may drain at once before the one is hastened that has drained for longest.
     #[serde(default = "usual_draining")]
     pub max_draining: u32,
@@ -111,21 +91,12 @@ pub struct Plan {
     /// Whether main runs in a session of its own, without a terminal.
     #[serde(default)]
     pub daemonize: bool,
-    /// How much panzer says of itself.
-    pub verbosity: Verbosity,
+    /// What needs no new workers.
+    #[serde(flatten)]
+    pub tuning: Tuning,
 }
 
 impl Plan {
-    /// The limits of the respawn backoff.
-    pub fn pace(&self) -> Pace {
-        Pace { delay: self.delay, delay_max: self.delay_max, healthy_after: self.healthy_after }
-    }
-
-    /// How long a generation may take to be ready: its last worker has as long as any other.
-    pub fn longest_start(&self) -> Duration {
-        self.ready_timeout + self.start_delay.longest(self.workers)
-    }
-
     /// Whether a worker is given anything to accept connections on.
     pub fn has_listener(&self) -> bool {
         self.listen.iter().any(|listen| listen.address.accepts())
@@ -146,6 +117,7 @@ fn usual_draining() -> u32 {
 
 /// A file of variables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EnvFile {
     /// Where, relative to [`Plan::start_directory`].
     pub path: PathBuf,

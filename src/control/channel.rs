@@ -30,6 +30,8 @@ pub struct Channel {
     fd: OwnedFd,
     waiting: VecDeque<Packet>,
     wakes_for_writing: bool,
+    /// Something that is no message has come, and was given as such.
+    had_garbage: bool,
 }
 
 /// A message under way.
@@ -67,8 +69,11 @@ impl Carried {
 pub enum Received<M> {
     /// A message with its descriptors.
     Message(M, Vec<OwnedFd>),
-    /// A message that is none, and why.
+    /// The first message of this channel that is none we know, and why. The peer may be another build, and main and its
+    /// monitors say what has to be understood by a version: what is not is left out, with its descriptors.
     Garbage(String),
+    /// A further one.
+    MoreGarbage,
     /// Nothing for now.
     Nothing,
     /// The peer is gone.
@@ -85,7 +90,7 @@ impl Channel {
 
     /// The end that was handed to us.
     pub fn new(fd: OwnedFd) -> Channel {
-        Channel { fd, waiting: VecDeque::new(), wakes_for_writing: false }
+        Channel { fd, waiting: VecDeque::new(), wakes_for_writing: false, had_garbage: false }
     }
 
     /// For the next main, with what still waits to be sent.
@@ -158,7 +163,7 @@ impl Channel {
     }
 
     /// The next message, without waiting.
-    pub fn receive<M: DeserializeOwned>(&self) -> Received<M> {
+    pub fn receive<M: DeserializeOwned>(&mut self) -> Received<M> {
         let mut bytes = [0; LONGEST];
         let mut space = nix::cmsg_space!([i32; MOST_DESCRIPTORS]);
         let mut buffer = [IoSliceMut::new(&mut bytes)];
@@ -177,10 +182,14 @@ impl Channel {
         let (length, cut) = (got.bytes, got.flags.contains(MsgFlags::MSG_TRUNC));
         match serde_json::from_slice(&bytes[..length]) {
             _ if length == 0 => Received::Gone,
-            _ if cut => Received::Garbage(format!("a message of more than {LONGEST} bytes")),
+            _ if cut => self.garbage(format!("a message of more than {LONGEST} bytes")),
             Ok(message) => Received::Message(message, descriptors),
-            Err(error) => Received::Garbage(error.to_string()),
+            Err(error) => self.garbage(error.to_string()),
         }
+    }
+
+    fn garbage<M>(&mut self, why: String) -> Received<M> {
+        if std::mem::replace(&mut self.had_garbage, true) { Received::MoreGarbage } else { Received::Garbage(why) }
     }
 }
 
@@ -203,7 +212,7 @@ mod tests {
         }
         ours.send(&Order::Stop(Urgency::Quick));
         assert!(!ours.waiting.is_empty());
-        let theirs = Channel::new(theirs);
+        let mut theirs = Channel::new(theirs);
         let mut received = Vec::new();
         while !ours.waiting.is_empty() || received.len() < 2001 {
             match theirs.receive::<Order>() {
@@ -216,11 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_told_and_the_end_is_noticed() {
+    fn garbage_is_told_once_and_the_end_is_noticed() {
         let (mut ours, theirs) = Channel::pair().unwrap();
-        let theirs = Channel::new(theirs);
+        let mut theirs = Channel::new(theirs);
         ours.send(&"no order");
         assert!(matches!(theirs.receive::<Order>(), Received::Garbage(_)));
+        ours.send(&[1, 2, 3]);
+        assert!(matches!(theirs.receive::<Order>(), Received::MoreGarbage));
+        ours.send(&Order::Status);
+        assert!(matches!(theirs.receive::<Order>(), Received::Message(Order::Status, _)));
         assert!(matches!(theirs.receive::<Order>(), Received::Nothing));
         drop(ours);
         assert!(matches!(theirs.receive::<Order>(), Received::Gone));

@@ -1,7 +1,9 @@
 //! The messages between main and a monitor, and what a monitor is assigned: JSON, one message a packet.
 //!
-//! Main may be a newer build than a running monitor, so fields are only ever added, with a default, and
-//! [`VERSION`] goes up where that does not do.
+//! Main may be another build than a running monitor, after a restart in place, and a newer or an older one. So fields are
+//! only ever added, with a default, and what the other side need not understand may be added as well: it leaves out what
+//! it does not know, and says so once. Where that does not do, [`VERSION`] goes up, and a main that does not speak the
+//! version of a running monitor does not take over (`main_process::carried`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,12 +11,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{FinalExits, Plan, RespawnLimit, Schedule, StartDelay, Verbosity};
+use crate::config::{Plan, Tuning};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 
 /// The version of this protocol and of [`Assignment`].
 pub const VERSION: u32 = 1;
+
+/// The oldest version of this protocol that main still speaks with a monitor.
+pub const OLDEST: u32 = 1;
 
 /// How a stop is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,7 +98,7 @@ pub enum Order {
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
-    /// document with the variables of its files.
+    /// document with what else was looked up.
     Resolved {
         /// Where the program is.
         path: PathBuf,
@@ -184,65 +189,6 @@ pub enum Report {
         /// Where.
         key: Key,
     },
-}
-
-/// What of a plan needs no new workers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tuning {
-    /// As [`Plan::ready_timeout`].
-    pub ready_timeout: Duration,
-    /// As [`Plan::bake`].
-    pub bake: Duration,
-    /// As [`Plan::stop`].
-    pub stop: Schedule,
-    /// As [`Plan::delay`].
-    pub delay: Duration,
-    /// As [`Plan::delay_max`].
-    pub delay_max: Duration,
-    /// As [`Plan::healthy_after`].
-    pub healthy_after: Duration,
-    /// As [`Plan::respawn_limit`].
-    pub respawn_limit: Option<RespawnLimit>,
-    /// As [`Plan::final_exits`].
-    #[serde(default)]
-    pub final_exits: FinalExits,
-    /// As [`Plan::start_delay`].
-    #[serde(default)]
-    pub start_delay: StartDelay,
-    /// As [`Plan::verbosity`].
-    pub verbosity: Verbosity,
-}
-
-impl Tuning {
-    /// That of this plan.
-    pub fn of(plan: &Plan) -> Tuning {
-        Tuning {
-            ready_timeout: plan.ready_timeout,
-            bake: plan.bake,
-            stop: plan.stop.clone(),
-            delay: plan.delay,
-            delay_max: plan.delay_max,
-            healthy_after: plan.healthy_after,
-            respawn_limit: plan.respawn_limit,
-            final_exits: plan.final_exits.clone(),
-            start_delay: plan.start_delay,
-            verbosity: plan.verbosity,
-        }
-    }
-
-    /// Makes it that of `plan`.
-    pub fn apply(self, plan: &mut Plan) {
-        plan.ready_timeout = self.ready_timeout;
-        plan.bake = self.bake;
-        plan.stop = self.stop;
-        plan.delay = self.delay;
-        plan.delay_max = self.delay_max;
-        plan.healthy_after = self.healthy_after;
-        plan.respawn_limit = self.respawn_limit;
-        plan.final_exits = self.final_exits;
-        plan.start_delay = self.start_delay;
-        plan.verbosity = self.verbosity;
-    }
 }
 
 /// One worker, as people are shown it.

@@ -119,6 +119,9 @@ pub struct Answer {
     /// Of a restart: the build that main was, and the one that it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub builds: Option<(String, String)>,
+    /// Of a restart to the same version: whether it is the same file, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_file: Option<String>,
     /// The workers that brought a release down; at most 64 are named.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<Failed>,
@@ -207,7 +210,7 @@ pub struct Status {
     pub pid: i32,
     /// So many workers are to run.
     pub workers: u32,
-    /// Whether the serving generation has been whole once and has a worker that is ready.
+    /// Whether all workers that are wanted have been ready together once, since there are to be so many, and one is now.
     pub ready: bool,
     /// Whether everything is being stopped.
     pub stopping: bool,
@@ -295,14 +298,17 @@ pub struct Worker {
 pub struct Queue {
     /// Where it listens.
     pub address: String,
-    /// So many connections wait; TCP only.
+    /// So many connections wait; not of datagrams.
     pub queued: Option<u32>,
-    /// So many may wait; TCP only.
+    /// So many may wait; not of datagrams.
     pub limit: Option<u32>,
     /// So many queues these are.
     pub queues: u32,
-    /// So many wait in the fullest of them; TCP only.
+    /// So many wait in the fullest of them; not of datagrams.
     pub fullest: Option<u32>,
+    /// Of a unix socket: by this panzerctl asks the kernel for the queue, which may take longer than main has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub struct MonitorInheritance {
     pub plan: OwnedFd,
     /// Where each listener lies, from 3 on.
     pub listeners: Vec<OwnedFd>,
-    /// Directory and program of the release and the variables of its files, where another monitor has found them.
+    /// Directory and program of the release and what else was looked up, where another monitor has found them.
     pub release: Option<[OwnedFd; 3]>,
 }
 

@@ -3,25 +3,26 @@
 //! Nobody is waited for: a client that sends no line, or reads no answer, is given up at its deadline, and one that
 //! floods is read a little at a time, so that the others are served in between.
 
+mod client;
+mod socket;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::requests::{Answer, LONGEST_REQUEST, Request, VERSION};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::poller::Poller;
+use client::Client;
+use socket::Socket;
 
 /// The listener is watched under this.
 pub const LISTENER: u64 = 1 << 32;
@@ -54,28 +55,11 @@ const ACCEPTED_AT_ONCE: usize = 32;
 /// The control socket and all who are connected to it.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    identity: (u64, u64),
+    socket: Socket,
     most: usize,
     clients: BTreeMap<u64, Client>,
     next: u64,
     paused_until: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Client {
-    stream: UnixStream,
-    input: Vec<u8>,
-    output: Vec<u8>,
-    /// It asked for something and has no last line yet.
-    busy: bool,
-    /// It will send no more.
-    ended: bool,
-    /// It is closed once it has read its answer.
-    closing: bool,
-    since: Instant,
-    watched: (bool, bool),
 }
 
 /// The control socket as one main hands it on to the next, with all who are connected.
@@ -85,23 +69,8 @@ pub struct Carried {
     listener: RawFd,
     path: PathBuf,
     identity: (u64, u64),
-    clients: BTreeMap<u64, CarriedClient>,
+    clients: BTreeMap<u64, client::Carried>,
     next: u64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CarriedClient {
-    stream: RawFd,
-    #[serde(with = "crate::carry::bytes")]
-    input: Vec<u8>,
-    #[serde(with = "crate::carry::bytes")]
-    output: Vec<u8>,
-    busy: bool,
-    ended: bool,
-    closing: bool,
-    #[serde(with = "crate::carry::moment")]
-    since: Instant,
 }
 
 impl Carried {
@@ -114,26 +83,25 @@ impl Carried {
 impl Server {
     /// For the next main.
     pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let listener = kept.keep(&self.listener);
+        let Socket { listener, path, identity } = &self.socket;
+        let listener = kept.keep(listener);
         let client = |(id, client): (&u64, &'a Client)| (*id, client.carry(kept));
         let clients = self.clients.iter().map(client).collect();
-        Carried { listener, path: self.path.clone(), identity: self.identity, clients, next: self.next }
+        Carried { listener, path: path.clone(), identity: *identity, clients, next: self.next }
     }
 
     /// What the main before has handed on.
     pub fn take_over(carried: Carried, poller: &Poller) -> io::Result<Server> {
         let listener = UnixListener::from(take_over(carried.listener)?);
         poller.watch(&listener, LISTENER)?;
-        let client = |(id, client): (u64, CarriedClient)| {
+        let client = |(id, client): (u64, client::Carried)| {
             let client = Client::take_over(client)?;
             // Whatever it is watched for, `tend` puts right.
             poller.watch(&client.stream, id)?;
             Ok((id, client))
         };
         Ok(Server {
-            listener,
-            path: carried.path,
-            identity: carried.identity,
+            socket: Socket { listener, path: carried.path, identity: carried.identity },
             most: most_clients(),
             clients: carried.clients.into_iter().map(client).collect::<io::Result<_>>()?,
             next: carried.next,
@@ -144,35 +112,16 @@ impl Server {
     /// Binds, with mode 0600 from the first moment. A socket that nobody listens on any more is replaced; what is no
     /// socket, or a link, is refused. Not to be called with more than one thread: it changes the umask for a moment.
     pub fn bind(path: &Path, poller: &Poller) -> Result<Server, String> {
-        let why =
-            |error: &io::Error| format!("cannot listen on the control socket {}: {}", path.display(), reason(error));
-        remove_stale(path)?;
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let listener = bound.map_err(|error| why(&error))?;
-        let made = || {
-            listener.set_nonblocking(true)?;
-            poller.watch(&listener, LISTENER)?;
-            fs::symlink_metadata(path)
-        };
-        let meta = made().map_err(|error| why(&error))?;
-        Ok(Server {
-            listener,
-            path: path.to_owned(),
-            identity: (meta.dev(), meta.ino()),
-            most: most_clients(),
-            clients: BTreeMap::new(),
-            next: LISTENER + 1,
-            paused_until: None,
-        })
+        let socket = Socket::bind(path)?;
+        poller.watch(&socket.listener, LISTENER).map_err(|error| socket::why(path, &error))?;
+        Ok(Server { socket, most: most_clients(), clients: BTreeMap::new(), next: LISTENER + 1, paused_until: None })
     }
 
     /// Removes the socket, and tells whoever has come by then that nobody is there any more to do what he wants.
     pub fn end(&mut self) {
-        self.remove();
+        self.socket.remove();
         let now = Instant::now();
-        let late = std::iter::from_fn(|| self.listener.accept().ok()).take(LONGEST_FAREWELL);
+        let late = std::iter::from_fn(|| self.socket.listener.accept().ok()).take(LONGEST_FAREWELL);
         let late = late.map(|(stream, _)| Client::new(stream, now)).collect::<Vec<_>>();
         let waiting = std::mem::take(&mut self.clients).into_values().filter(|client| !client.busy);
         for mut client in late.into_iter().chain(waiting) {
@@ -180,14 +129,6 @@ impl Server {
             if client.stream.set_nonblocking(true).is_ok() {
                 client.put(&Answer::refused("panzer has ended"), now);
             }
-        }
-    }
-
-    /// Removes the socket, if it is still ours.
-    fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity) {
-            // Whoever removed it in between did what was wanted.
-            let _ = fs::remove_file(&self.path);
         }
     }
 
@@ -207,7 +148,7 @@ impl Server {
             return self.accept(poller, now);
         }
         let Some(client) = self.clients.get_mut(&token) else { return };
-        if !client.flush(now) || !client.read(now) || (client.busy && client.is_gone()) {
+        if !client.flush(now) || !client.read() || (client.busy && client.is_gone()) {
             self.clients.remove(&token);
         }
     }
@@ -215,7 +156,7 @@ impl Server {
     /// Gives up whom there is no patience with any more, and whom nothing is left to be told.
     pub fn tend(&mut self, poller: &Poller, now: Instant) {
         if self.paused_until.take_if(|until| *until <= now).is_some() {
-            let _ = poller.watch(&self.listener, LISTENER);
+            let _ = poller.watch(&self.socket.listener, LISTENER);
         }
         for client in self.clients.values_mut() {
             let waits = !client.busy || !client.output.is_empty();
@@ -284,13 +225,13 @@ impl Server {
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
         for _ in 0..ACCEPTED_AT_ONCE {
-            match self.listener.accept() {
+            match self.socket.listener.accept() {
                 Ok((stream, _)) => self.add(stream, poller, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 // No descriptor is left, and the listener stays ready: it is left alone for a while.
                 Err(_) => {
-                    poller.forget(&self.listener);
+                    poller.forget(&self.socket.listener);
                     self.paused_until = Some(now + PAUSE);
                     return;
                 }
@@ -334,98 +275,6 @@ impl Server {
     }
 }
 
-impl Client {
-    fn new(stream: UnixStream, now: Instant) -> Client {
-        Client {
-            stream,
-            input: Vec::new(),
-            output: Vec::new(),
-            busy: false,
-            ended: false,
-            closing: false,
-            since: now,
-            watched: (true, false),
-        }
-    }
-
-    fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> CarriedClient {
-        CarriedClient {
-            stream: kept.keep(&self.stream),
-            input: self.input.clone(),
-            output: self.output.clone(),
-            busy: self.busy,
-            ended: self.ended,
-            closing: self.closing,
-            since: self.since,
-        }
-    }
-
-    fn take_over(carried: CarriedClient) -> io::Result<Client> {
-        let CarriedClient { stream, input, output, busy, ended, closing, since } = carried;
-        let stream = UnixStream::from(take_over(stream)?);
-        Ok(Client { stream, input, output, busy, ended, closing, since, watched: (true, false) })
-    }
-
-    fn has_line(&self) -> bool {
-        self.input.contains(&b'\n')
-    }
-
-    fn next_line(&mut self) -> Option<Vec<u8>> {
-        let end = self.input.iter().position(|&byte| byte == b'\n')?;
-        Some(self.input.drain(..=end).collect())
-    }
-
-    fn put(&mut self, answer: &Answer, now: Instant) {
-        if self.output.is_empty() {
-            self.since = now;
-        }
-        // What is made of strings and numbers can be written.
-        let _ = serde_json::to_writer(&mut self.output, answer);
-        self.output.push(b'\n');
-        if !self.flush(now) {
-            self.closing = true;
-            self.output.clear();
-        }
-    }
-
-    /// Writes as much as the client takes. False where it is gone.
-    fn flush(&mut self, now: Instant) -> bool {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(written) => {
-                    self.output.drain(..written);
-                    self.since = now;
-                }
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
-            }
-        }
-        self.output = Vec::new();
-        true
-    }
-
-    /// Reads a little. False where it is gone.
-    fn read(&mut self, _now: Instant) -> bool {
-        if self.busy || self.ended || self.closing || self.input.len() >= LONGEST_REQUEST {
-            return true;
-        }
-        let mut bytes = [0; LONGEST_REQUEST];
-        match self.stream.read(&mut bytes[..LONGEST_REQUEST - self.input.len()]) {
-            Ok(0) => self.ended = true,
-            Ok(count) => self.input.extend_from_slice(&bytes[..count]),
-            Err(error) => return error.kind() == ErrorKind::WouldBlock,
-        }
-        true
-    }
-
-    /// Whether the other end is wholly closed; one that only sends no more still wants its answer.
-    fn is_gone(&self) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::os::fd::AsFd;
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-}
-
 fn read_request(line: &[u8]) -> Result<Request, String> {
     #[derive(serde::Deserialize)]
     struct Versioned {
@@ -441,45 +290,4 @@ fn read_request(line: &[u8]) -> Result<Request, String> {
 fn most_clients() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     (soft.saturating_sub(RESERVED) as usize / 2).clamp(2, MOST_CLIENTS)
-}
-
-fn remove_stale(path: &Path) -> Result<(), String> {
-    let shown = path.display();
-    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(()) };
-    if meta.file_type().is_symlink() {
-        return Err(format!(
-            "cannot listen on the control socket {shown}: it is a symlink, which is not followed; remove it"
-        ));
-    }
-    if !meta.file_type().is_socket() {
-        return Err(format!(
-            "cannot listen on the control socket {shown}: a file that is no socket is in its place; remove it"
-        ));
-    }
-    match is_listened_on(path) {
-        false => fs::remove_file(path).map_err(|error| format!("cannot replace {shown}: {}", reason(&error))),
-        true => {
-            Err(format!("the control socket {shown} belongs to a panzer that runs; stop it, or give another --control"))
-        }
-    }
-}
-
-/// Asked without waiting: whoever is stopped may have a full queue.
-fn is_listened_on(path: &Path) -> bool {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-    use std::os::fd::AsRawFd;
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let Ok(asking) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return true };
-    let connected = UnixAddr::new(path).and_then(|address| connect(asking.as_raw_fd(), &address));
-    connected != Err(Errno::ECONNREFUSED)
-}
-
-fn reason(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(errno) => Errno::from_raw(errno).desc().to_lowercase(),
-        None if error.kind() == ErrorKind::InvalidInput => {
-            "its path is longer than 107 bytes; give --control".to_owned()
-        }
-        None => error.to_string(),
-    }
 }

@@ -2,6 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::sys::socket::AddressFamily;
+use nix::sys::stat::fstat;
+
 use super::held::AllHeld;
 use super::shares::Shares;
 use crate::control::requests::Queue;
@@ -30,7 +33,10 @@ pub(super) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
 
 fn add(sum: &mut Queue, socket: BorrowedFd<'_>) {
     sum.queues += 1;
-    // Datagrams and unix sockets have none that can be seen.
+    if options::kind(socket).is_ok_and(|(family, ..)| family == AddressFamily::Unix as i32) {
+        sum.inode = fstat(socket).map(|stat| stat.st_ino).ok();
+    }
+    // Datagrams have none.
     let Some((queued, limit)) = options::accept_queue(socket).ok().flatten() else { return };
     sum.queued = Some(sum.queued.unwrap_or_default().saturating_add(queued));
     sum.limit = Some(sum.limit.unwrap_or_default().saturating_add(limit));

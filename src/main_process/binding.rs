@@ -71,7 +71,7 @@ struct Patience {
 impl Patience {
     fn begin(plan: &Plan) -> Patience {
         let now = Instant::now();
-        Patience { until: now + plan.stop.total(), unseen_until: now + UNSEEN, told: false }
+        Patience { until: now + plan.tuning.stop.total(), unseen_until: now + UNSEEN, told: false }
     }
 
     /// Whether it may be otherwise in a moment.

@@ -2,10 +2,14 @@
 //! lie where they lay.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::ack_paths::AckPaths;
 use super::counters::Counters;
@@ -14,17 +18,50 @@ use super::shares::Shares;
 use super::state::Generations;
 use super::{children, guard, held, operators, pidfile, unix_guard, upward};
 use crate::config::Plan;
+use crate::control::messages;
+use crate::control::role::OWN_IMAGE;
 use crate::sys::descriptors::FIRST;
 
-/// The version of this document. It goes up with whatever an older build could not read or would not know of; a build
-/// reads its own version and those before that it still knows.
+/// The version of this document; [`crate::carry`] says when it goes up.
 const VERSION: u32 = 1;
+
+/// The oldest version that this build still reads.
+const OLDEST: u32 = 1;
 
 /// The build that this is.
 pub(super) fn build() -> &'static str {
     // As text in the binary, where strings(1) finds it and a test makes another build of this one: so short a one may
     // otherwise become a part of some instruction.
     std::hint::black_box(env!("CARGO_PKG_VERSION"))
+}
+
+/// The file that a build was executed from, to tell two builds of one version apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BuildFile {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// When it was last written to, in seconds since 1970.
+    written: i64,
+}
+
+impl BuildFile {
+    /// That of this process, also where another one lies at its path by now.
+    pub(super) fn own() -> Option<BuildFile> {
+        let file = fs::metadata(OWN_IMAGE).ok()?;
+        Some(BuildFile { device: file.dev(), inode: file.ino(), size: file.size(), written: file.mtime() })
+    }
+
+    /// What it is, to those who knew `before`.
+    pub(super) fn against(self, before: BuildFile) -> String {
+        let written = u64::try_from(self.written).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        match written {
+            _ if self == before => "the same file".to_owned(),
+            Some(time) => format!("another file, of {}", humantime::format_rfc3339_seconds(time)),
+            None => "another file".to_owned(),
+        }
+    }
 }
 
 /// Everything that is not made anew.
@@ -34,6 +71,9 @@ pub(super) struct Carried {
     pub(super) version: u32,
     /// The build that wrote it.
     pub(super) build: String,
+    /// Its file.
+    #[serde(default)]
+    pub(super) file: Option<BuildFile>,
     pub(super) plan: Plan,
     /// What each generation runs by.
     pub(super) plans: BTreeMap<u32, Plan>,
@@ -67,7 +107,7 @@ pub(super) struct Carried {
 pub(super) struct Found {
     pub(super) directory: RawFd,
     pub(super) program: RawFd,
-    pub(super) variables: RawFd,
+    pub(super) findings: RawFd,
     pub(super) path: PathBuf,
     pub(super) other_user: Option<u32>,
 }
@@ -75,6 +115,13 @@ pub(super) struct Found {
 /// Writes the version and the build that every document begins with.
 pub(super) fn head() -> (u32, String) {
     (VERSION, build().to_owned())
+}
+
+/// What helps where two builds do not understand each other.
+const ANEW: &str = "restart into a build that does, or stop panzer and start this one";
+
+fn versions(oldest: u32, newest: u32) -> String {
+    if oldest == newest { format!("version {newest}") } else { format!("versions {oldest} to {newest}") }
 }
 
 /// Reads a document and checks it. The error is a line.
@@ -86,19 +133,50 @@ pub(super) fn read(bytes: &[u8]) -> Result<Carried, String> {
     }
     let versioned: Versioned =
         serde_json::from_slice(bytes).map_err(|error| format!("the state is broken: {error}"))?;
-    if versioned.version != VERSION {
+    if !(OLDEST..=VERSION).contains(&versioned.version) {
         return Err(format!(
-            "the state that panzer {} hands on has version {}, and panzer {} reads version {VERSION}; stop panzer and \
-             start it anew",
+            "the state that panzer {} hands on has version {}, and panzer {} reads {}; {ANEW}",
             versioned.build,
             versioned.version,
-            build()
+            build(),
+            versions(OLDEST, VERSION)
         ));
     }
-    let carried: Carried = serde_json::from_slice(bytes)
-        .map_err(|error| format!("the state that panzer {} hands on is not known here: {error}", versioned.build))?;
+    let unknown =
+        |why: &str| format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build);
+    let carried: Carried = serde_json::from_slice(bytes).map_err(|error| {
+        // What is expected instead is a list of all that there is.
+        let error = error.to_string();
+        unknown(error.split(", expected").next().unwrap_or_default())
+    })?;
+    if let Some(field) = unknown_in_plans(bytes, &carried) {
+        return Err(unknown(&format!("unknown field `{field}` in a plan")));
+    }
+    if let Some((generation, version)) = carried.children.not_understood() {
+        return Err(format!(
+            "the monitor of generation {generation} speaks version {version} of the protocol, and panzer {} speaks {}; {ANEW}",
+            build(),
+            versions(messages::OLDEST, messages::VERSION)
+        ));
+    }
     carried.check_descriptors()?;
     Ok(carried)
+}
+
+/// A field of a plan that is not known here: as what is tuned is flattened into plans, serde cannot refuse it.
+fn unknown_in_plans(bytes: &[u8], carried: &Carried) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Plans {
+        plan: Map<String, Value>,
+        plans: BTreeMap<u32, Map<String, Value>>,
+    }
+    let Plans { plan, plans } = serde_json::from_slice(bytes).ok()?;
+    let written = std::iter::once(plan).chain(plans.into_values());
+    let read = std::iter::once(&carried.plan).chain(carried.plans.values());
+    written.zip(read).find_map(|(written, read)| {
+        let known = serde_json::to_value(read).ok()?;
+        written.into_iter().map(|(field, _)| field).find(|field| known.get(field).is_none())
+    })
 }
 
 impl Carried {
@@ -117,7 +195,7 @@ impl Carried {
     fn descriptors(&self) -> Vec<RawFd> {
         let mut all: Vec<RawFd> = self.held.iter().map(|held| held.listener.fd).collect();
         all.extend(self.shares.held().map(|(_, &fd)| fd));
-        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.variables]));
+        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.findings]));
         all.extend(self.children.descriptors());
         all.extend(self.operators.server.descriptors());
         all.extend(self.guard.iter().map(|guarded| guarded.fd));

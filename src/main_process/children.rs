@@ -16,6 +16,7 @@ use super::planner::{Planner, Purpose};
 use super::preflight::Preflight;
 use super::state::Monitor;
 use crate::control::channel::{self, Channel};
+use crate::control::messages::{OLDEST, VERSION};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::processes;
 use crate::worker::spawn::Child;
@@ -31,6 +32,8 @@ pub(super) struct Running {
     pub(super) queues: usize,
     /// So many workers it keeps.
     pub(super) workers: u32,
+    /// The version of the protocol that it speaks.
+    pub(super) protocol: u32,
 }
 
 /// All children of main.
@@ -66,9 +69,16 @@ struct CarriedMonitor {
     channel: channel::Carried,
     queues: usize,
     workers: u32,
+    protocol: u32,
 }
 
 impl Carried {
+    /// A monitor whose language is not spoken here: its generation, and the version of the protocol.
+    pub(super) fn not_understood(&self) -> Option<(u32, u32)> {
+        let unknown = |(_, one): &(&Monitor, &CarriedMonitor)| !(OLDEST..=VERSION).contains(&one.protocol);
+        self.monitors.iter().find(unknown).map(|(monitor, one)| (monitor.generation, one.protocol))
+    }
+
     /// All descriptors that go with them.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         self.monitors.values().flat_map(|monitor| monitor.channel.descriptors().chain([monitor.outcome]))
@@ -92,7 +102,8 @@ impl Children {
         let monitor = |(monitor, running): (&Monitor, &'a Running)| {
             let pid = running.child.pid.as_raw();
             let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
-            (*monitor, CarriedMonitor { pid, outcome, channel, queues: running.queues, workers: running.workers })
+            let Running { queues, workers, protocol, .. } = *running;
+            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol })
         };
         let monitors = self.monitors.iter().map(monitor).collect();
         let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
@@ -106,9 +117,9 @@ impl Children {
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
     pub(super) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
         let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
-            let CarriedMonitor { pid, outcome, channel, queues, workers } = carried;
+            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol } = carried;
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
-            Ok((monitor, Running { child, channel: Channel::take_over(channel)?, token, queues, workers }))
+            Ok((monitor, Running { child, channel: Channel::take_over(channel)?, token, queues, workers, protocol }))
         };
         let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
         let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();
@@ -171,6 +182,11 @@ impl Children {
 
     pub(super) fn running(&mut self, monitor: Monitor) -> Option<&mut Running> {
         self.monitors.get_mut(&monitor)
+    }
+
+    /// The monitor of a generation that goes on: it has one at a time.
+    pub(super) fn of_generation(&mut self, generation: u32) -> Option<&mut Running> {
+        self.monitors.iter_mut().find(|(monitor, _)| monitor.generation == generation).map(|(_, running)| running)
     }
 
     pub(super) fn pid_of(&self, monitor: Monitor) -> Option<Pid> {

@@ -20,6 +20,8 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(super) enum Then {
     /// A change of the count of workers.
     Happens(Event),
+    /// The same, by the configuration that was read again.
+    Tuned,
     /// The stop of a generation that had more of them.
     Ordered(Monitor, Order),
 }
@@ -37,6 +39,10 @@ struct Emptying {
 }
 
 impl Emptying {
+    fn is_change(&self) -> bool {
+        matches!(self.then, Then::Happens(_) | Then::Tuned)
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         self.until <= now || self.empty_since.is_some_and(|since| since + QUIET <= now)
     }
@@ -60,7 +66,7 @@ impl Emptyings {
 
     /// What is wanted last of the count of workers, where a change of it is under way.
     pub(super) fn count(&self) -> Option<u32> {
-        let changes = self.all.iter().rev().filter(|one| matches!(one.then, Then::Happens(_)));
+        let changes = self.all.iter().rev().filter(|one| one.is_change());
         changes.map(|one| one.keep).next()
     }
 
@@ -88,7 +94,7 @@ impl Emptyings {
         let mut in_order = true;
         self.all.retain(|one| {
             let over = one.is_over(now);
-            let change = matches!(one.then, Then::Happens(_));
+            let change = one.is_change();
             in_order &= over || !change;
             let goes = over && (in_order || !change);
             if goes {

@@ -37,7 +37,7 @@ impl Generations {
     pub(super) fn ended_for_good(&mut self, slot: u32, code: u8, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         serving.note_ended_for_good(slot, code);
-        if serving.settings.final_exit_stop {
+        if serving.settings.tuning.final_exits.stop {
             let (generation, slot) = (serving.number, Some(slot));
             actions.push(Action::Note(Note::Finished { generation, slot, code }));
             return self.stop(Urgency::Graceful, code, now, actions);

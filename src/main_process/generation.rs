@@ -19,6 +19,8 @@ pub(super) struct Generation {
     pub(super) number: u32,
     /// By what it runs. Its count of workers is what is wanted of it now.
     pub(super) settings: Settings,
+    /// The count that is configured for it.
+    pub(super) configured: u32,
     /// No slot from here on was ever wanted.
     pub(super) slots: u32,
     /// So many slots are wanted no more of which its monitor has not said yet which they are.
@@ -86,9 +88,10 @@ pub(super) enum Life {
 
 impl Generation {
     /// One that has no process yet.
-    pub(super) fn new(number: u32, settings: Settings, now: Instant) -> Generation {
+    pub(super) fn new(number: u32, configured: u32, settings: Settings, now: Instant) -> Generation {
         Generation {
             number,
+            configured,
             slots: settings.workers,
             retiring: 0,
             leaving: 0,
@@ -110,11 +113,26 @@ impl Generation {
         }
     }
 
+    /// So many workers it has in the end.
+    pub(super) fn goal(&self) -> u32 {
+        self.roll.map_or(self.settings.workers, |roll| roll.goal)
+    }
+
+    /// How long it, or a share of it, may take until all its workers are ready, the last to be started as well.
+    pub(super) fn longest_start(&self) -> Duration {
+        self.settings.tuning.longest_start(self.goal())
+    }
+
+    /// Whether it is known what it is to be.
+    pub(super) fn is_planned(&self) -> bool {
+        !matches!(self.phase, Phase::Planning)
+    }
+
     pub(super) fn progress(&self) -> Progress {
         Progress {
             generation: self.number,
             ready: self.ready.len() as u32,
-            workers: self.roll.map_or(self.settings.workers, |roll| roll.goal),
+            workers: self.goal(),
             baking: matches!(self.phase, Phase::Baking { .. }),
         }
     }
@@ -263,7 +281,7 @@ impl Generation {
 
     /// The workers that failed: the one that died, or all that were not ready in time.
     pub(super) fn why_each_failed(&self, slot: Option<u32>, cause: &Cause) -> Vec<(u32, Cause)> {
-        let time = self.settings.ready_timeout;
+        let time = self.settings.tuning.ready_timeout;
         let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| self.settings.ready == Ready::Accept) {
             Some(why) => Cause::NotSeen(time, why.clone()),
             None => Cause::NotReady(time),
@@ -282,7 +300,7 @@ impl Generation {
         let must_be_seen = self.settings.ready == Ready::Accept;
         let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
         let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
-        let time = self.settings.ready_timeout;
+        let time = self.settings.tuning.ready_timeout;
         match (unseen, bypass) {
             (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
             (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),

@@ -79,6 +79,7 @@ pub(super) fn write(note: &Note) {
         }
         Note::Stopping(Urgency::Patient | Urgency::Graceful) => info!("stopping gracefully"),
         Note::Stopping(Urgency::Quick) => info!("stopping now"),
+        Note::Stopped => info!("stopped"),
         Note::Fatal(cause) => error!("{cause}"),
         Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
     }

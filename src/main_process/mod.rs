@@ -19,6 +19,7 @@ mod final_exits;
 mod generation;
 mod guard;
 mod held;
+mod helper;
 mod inquiry;
 mod log;
 mod operators;

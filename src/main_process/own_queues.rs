@@ -47,7 +47,7 @@ impl Main {
         }
         let now = Instant::now();
         // With nobody left, the first queue takes what comes.
-        self.emptyings.begin(to.max(1), Then::Happens(event), now + self.plan.stop.total(), now);
+        self.emptyings.begin(to.max(1), Then::Happens(event), now + self.plan.tuning.stop.total(), now);
     }
 
     /// What the generations run by that serve or are to: those whose count of workers is wanted.
@@ -150,6 +150,7 @@ impl Main {
     fn do_at_last(&mut self, then: Then) {
         match then {
             Then::Happens(event) => self.events.push_back(event),
+            Then::Tuned => self.go_by_newest(),
             Then::Ordered(monitor, order) => {
                 if let Some(running) = self.children.running(monitor) {
                     running.channel.send(&order);

@@ -15,7 +15,7 @@ use super::run::Main;
 use super::state::{Action, Event, Monitor, Note, Verdict};
 use crate::config::{Plan, text};
 use crate::control::channel::Channel;
-use crate::control::messages::{Assignment, Order, Tuning, VERSION};
+use crate::control::messages::{Assignment, Order, VERSION};
 use crate::control::role::OWN_IMAGE;
 use crate::sys::{document, processes};
 use crate::worker::cause::Cause;
@@ -26,12 +26,11 @@ impl Main {
         match action {
             Action::Plan(generation) => self.plan_generation(generation),
             Action::GiveUpPlan(generation) => self.give_up_plan(generation),
-            Action::Tune(monitor) => {
-                let tuning = Tuning::of(&self.plan);
-                if let Some(plan) = self.plans.get_mut(&monitor.generation) {
-                    tuning.clone().apply(plan);
+            Action::Tune(generation, tuning) => {
+                if let Some(plan) = self.plans.get_mut(&generation) {
+                    plan.tuning.clone_from(&tuning);
                 }
-                if let Some(running) = self.children.running(monitor) {
+                if let Some(running) = self.children.of_generation(generation) {
                     running.channel.send(&Order::Tune(Box::new(tuning)));
                 }
             }
@@ -83,7 +82,8 @@ impl Main {
             }
             Action::Verdict(generation, verdict) => {
                 self.counters.judged(&verdict);
-                if let Verdict::Serves(..) = verdict {
+                if matches!(verdict, Verdict::Serves(..)) {
+                    self.runs_by_plan_of(generation);
                     self.adopt_listeners_of(generation);
                 }
                 self.operators.judged(generation, &verdict, || match &verdict {
@@ -139,27 +139,20 @@ impl Main {
         let sockets = descriptors.len();
         descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {
-            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.variables.as_fd()]);
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.findings.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
-        let child = spawn(&Command {
-            image: Image::Path(text::c_string(OWN_IMAGE.as_ref())),
-            arguments: vec![text::c_string(title.as_ref())],
-            environment: self.environment.for_monitor(monitor.generation, sockets, found.is_some()),
-            listen_pid: false,
-            stdin: None,
-            output: None,
-            descriptors,
-            inherits_descriptors: true,
-            leads_group: false,
-            keeps_mask: true,
-            death_signal: None,
-            identity: None,
-        })?;
+        let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
+        let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
+        let role = Command::role(image, &title, variables, descriptors);
+        // It notices by itself that main is gone, and needs its time then.
+        let (leads_group, death_signal) = (false, None);
+        let child =
+            spawn(&Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role })?;
         let token = self.next_token;
         self.next_token += 1;
         self.poller.watch(&channel, token)?;
-        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers });
+        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers, protocol: VERSION });
         Ok(())
     }
 }

@@ -6,18 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::helper::Helper;
 use crate::cli::{self, Ending};
-use crate::config::text::c_string;
 use crate::config::{Listen, Plan, Text};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sys::document;
 use crate::sys::processes::{self, Exit};
 use crate::worker::cause::Cause;
-use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
 
 /// What a planner is to read; the environment is its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,7 +64,7 @@ pub(super) enum Purpose {
 /// A planner under way.
 #[derive(Debug)]
 pub(super) struct Planner {
-    child: Child,
+    helper: Helper,
     answer: OwnedFd,
     pub(super) purpose: Purpose,
     /// Until it is given up; then it is only waited for.
@@ -92,40 +90,26 @@ impl Planner {
         };
         let question = document::write(&serde_json::to_vec(&question)?)?;
         let answer = document::write(&[])?;
-        let child = spawn(&Command {
-            image: Image::Path(c_string(OWN_IMAGE.as_ref())),
-            arguments: vec![c"panzer: plan".to_owned()],
-            environment: environment.for_planner(),
-            listen_pid: false,
-            stdin: None,
-            output: None,
-            descriptors: vec![question.as_fd(), answer.as_fd()],
-            inherits_descriptors: false,
-            leads_group: true,
-            keeps_mask: false,
-            death_signal: Some(Signal::SIGKILL),
-            identity: None,
-        })?;
-        Ok(Planner { child, answer, purpose, wanted: true, again: false, until })
+        let descriptors = vec![question.as_fd(), answer.as_fd()];
+        let helper = Helper::start("panzer: plan", OWN_IMAGE.as_ref(), environment.for_planner(), descriptors, None)?;
+        Ok(Planner { helper, answer, purpose, wanted: true, again: false, until })
     }
 
     pub(super) fn pid(&self) -> Pid {
-        self.child.pid
+        self.helper.pid()
     }
 
     /// Nobody waits for it any more.
     pub(super) fn give_up(&mut self) {
         self.wanted = false;
-        if let Err(error) = processes::signal_child(self.pid(), Signal::SIGKILL) {
-            log::warn!("cannot kill what reads the configuration (pid {}): {error}", self.pid());
-        }
+        self.helper.kill();
     }
 
     /// What it has found out, now that it has been reaped.
     pub(super) fn answered(self, exit: Exit) -> Result<Plan, Cause> {
         let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
-        if let Outcome::Failed(refused) = self.child.outcome() {
-            return Err(failed(format!("could not be executed: {}", refused.errno.desc().to_lowercase())));
+        if let Some(why) = self.helper.refused() {
+            return Err(failed(format!("could not be executed: {why}")));
         }
         if exit != Exit::Code(0) {
             return Err(failed(Cause::from(exit).to_string()));

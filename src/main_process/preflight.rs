@@ -8,18 +8,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read};
 use serde::{Deserialize, Serialize};
 
 use super::carried;
-use crate::config::text::c_string;
+use super::helper::Helper;
 use crate::control::channel::{Channel, Received};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sys::document;
-use crate::sys::processes::{self, Exit};
+use crate::sys::processes::Exit;
 use crate::worker::cause::signal_name;
-use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
 
 /// So much of what it printed is passed on, in bytes.
 const LONGEST_LINE: usize = 512;
@@ -49,7 +47,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
 /// A pre-flight under way.
 #[derive(Debug)]
 pub(super) struct Preflight {
-    child: Child,
+    helper: Helper,
     channel: Channel,
     /// What it prints. It is read once it has ended: one that prints more than a pipe holds is taken to hang.
     output: OwnedFd,
@@ -71,42 +69,25 @@ impl Preflight {
         let (output, printed) = pipe2(OFlag::O_CLOEXEC)?;
         // Its own end may wait, as any program's may.
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let child = spawn(&Command {
-            image: Image::Path(c_string(path.as_os_str())),
-            arguments: vec![c"panzer: preflight".to_owned()],
-            environment: environment.for_preflight(),
-            listen_pid: false,
-            stdin: None,
-            output: Some(printed.as_fd()),
-            descriptors: vec![state.as_fd(), theirs.as_fd()],
-            inherits_descriptors: false,
-            leads_group: true,
-            keeps_mask: false,
-            death_signal: Some(Signal::SIGKILL),
-            identity: None,
-        })?;
-        Ok(Preflight { child, channel, output })
+        let (variables, descriptors) = (environment.for_preflight(), vec![state.as_fd(), theirs.as_fd()]);
+        let printed = Some(printed.as_fd());
+        let helper = Helper::start("panzer: preflight", path, variables, descriptors, printed)?;
+        Ok(Preflight { helper, channel, output })
     }
 
     pub(super) fn pid(&self) -> Pid {
-        self.child.pid
+        self.helper.pid()
     }
 
     /// Ends it, and what it has started.
     pub(super) fn kill(&self) {
-        for sent in
-            [processes::signal_group(self.pid(), Signal::SIGKILL), processes::signal_child(self.pid(), Signal::SIGKILL)]
-        {
-            if let Err(error) = sent {
-                log::warn!("cannot kill the new build that was tried (pid {}): {error}", self.pid());
-            }
-        }
+        self.helper.kill();
     }
 
     /// What it has shown, now that it has been reaped.
-    pub(super) fn shown(self, exit: Exit) -> Result<NextBuild, String> {
-        if let Outcome::Failed(refused) = self.child.outcome() {
-            return Err(format!("it cannot be executed: {}", refused.errno.desc().to_lowercase()));
+    pub(super) fn shown(mut self, exit: Exit) -> Result<NextBuild, String> {
+        if let Some(why) = self.helper.refused() {
+            return Err(format!("it cannot be executed: {why}"));
         }
         let how = match exit {
             Exit::Code(code) => format!("exited with code {code}"),

@@ -12,7 +12,6 @@ use super::run::Main;
 use super::start::settings;
 use super::state::{Event, Settings};
 use crate::config::{Plan, Surge};
-use crate::control::messages::Tuning;
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -93,11 +92,9 @@ impl Main {
             Purpose::Generation(generation) => {
                 let planned = answered.and_then(|plan| self.accept(plan));
                 let settings = planned.map(|plan| {
-                    let surge = self.surge_for(&plan);
-                    self.plans.insert(generation, plan.clone());
-                    self.plan = plan;
-                    stderr::set_level(self.plan.verbosity.level());
-                    Settings { surge, ..settings(&self.plan) }
+                    let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
+                    self.plans.insert(generation, plan);
+                    settings
                 });
                 self.events.push_back(match settings {
                     Ok(settings) => Event::Planned(generation, settings),
@@ -153,9 +150,9 @@ impl Main {
     fn tune(&mut self, plan: &Plan) -> Result<(), Cause> {
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(plan);
-        Tuning::of(plan).apply(&mut self.plan);
+        self.plan.tuning.clone_from(&plan.tuning);
         let before = std::mem::replace(&mut self.plan.workers, plan.workers);
-        stderr::set_level(self.plan.verbosity.level());
+        stderr::set_level(plan.tuning.verbosity.level());
         match others.len() {
             0 => log::info!("configuration read again"),
             count => log::info!(
@@ -170,21 +167,35 @@ impl Main {
 
     /// Where slots have queues of their own, those that go are emptied first, as with any other change of the count.
     fn tuned(&mut self, before: u32) {
-        let (event, to) = (Event::Tuned(settings(&self.plan)), self.plan.workers);
+        let to = self.plan.workers;
         let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
         let fewer = to != before && (to < from || self.emptyings.count().is_some());
         if !fewer || !self.has_own_queues() {
-            return self.events.push_back(event);
+            return self.go_by_newest();
         }
         let now = Instant::now();
-        self.emptyings.begin(to, Then::Happens(event), now + self.plan.stop.total(), now);
+        self.emptyings.begin(to, Then::Tuned, now + self.plan.tuning.stop.total(), now);
+    }
+
+    /// Running generations go by what was read last, which may have been for the one that is starting.
+    pub(super) fn go_by_newest(&mut self) {
+        let starting = self.state.progress().and_then(|progress| self.plans.get(&progress.generation));
+        let newest = starting.unwrap_or(&self.plan);
+        self.events.push_back(Event::Tuned(newest.workers, newest.tuning.clone()));
+    }
+
+    /// This generation serves: what comes next is held against its plan.
+    pub(super) fn runs_by_plan_of(&mut self, generation: u32) {
+        if let Some(plan) = self.plans.get(&generation) {
+            self.plan.clone_from(plan);
+            stderr::set_level(plan.tuning.verbosity.level());
+        }
     }
 
     /// The options in which `plan` differs from that of the serving generation, and which need new workers.
     fn other_changes(&self, plan: &Plan) -> Vec<String> {
         let serving = self.serving().and_then(|serving| self.plans.get(&serving)).unwrap_or(&self.plan);
-        let mut serving = Plan { workers: plan.workers, ..serving.clone() };
-        Tuning::of(plan).apply(&mut serving);
+        let serving = Plan { workers: plan.workers, tuning: plan.tuning.clone(), ..serving.clone() };
         let name = |field: String| match field.as_str() {
             "pid_file" => "pid".to_owned(),
             "probe" => "ready".to_owned(),

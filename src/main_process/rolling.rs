@@ -79,8 +79,9 @@ impl Generations {
         let Some(roll) = &mut starting.roll else { return };
         roll.proven = proven;
         starting.phase = Phase::Rolling;
-        *deadline = now + serving.settings.stop.total() + GRACE;
-        serving.ordered(roll.goal.saturating_sub(proven), Which::First, actions);
+        *deadline = now + serving.settings.tuning.stop.total() + GRACE;
+        let needed = roll.goal.saturating_sub(proven);
+        serving.ordered(needed.min(serving.settings.workers), Which::First, actions);
         self.grow_if_gone(now, actions);
     }
 
@@ -98,7 +99,7 @@ impl Generations {
             return;
         }
         starting.phase = Phase::Filling;
-        *deadline = now + self.settings.longest_start();
+        *deadline = now + starting.longest_start();
         starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, actions);
         self.settle_starting(now, actions);
     }
@@ -132,7 +133,7 @@ impl Generations {
         // A first share that was all there was to have is no longer.
         let first = if proven == 0 { share.min(workers) } else { own };
         starting.ordered(first.min(workers), Which::Last, actions);
-        let again = now + self.settings.longest_start();
+        let again = now + starting.longest_start();
         if matches!(starting.phase, Phase::Rolling) && !starting.must_grow() {
             starting.phase = Phase::Filling;
             *deadline = again;
@@ -150,14 +151,16 @@ impl Generations {
         let Some(roll) = failed.roll.filter(|roll| roll.proven > 0 && self.stopping.is_none()) else {
             return self.drain(failed, false, Urgency::Graceful, now, actions);
         };
-        if failed.monitor().is_none() {
+        // What the failed one was to have says nothing of the one that serves on.
+        let goal = self.settings.workers;
+        let Some(serving) = self.serving.as_mut().filter(|_| failed.monitor().is_some()) else {
             if let Some(serving) = &mut self.serving {
-                serving.ordered(roll.goal, Which::Last, actions);
+                serving.ordered(goal, Which::Last, actions);
             }
             return self.drain(failed, false, Urgency::Graceful, now, actions);
-        }
+        };
         failed.ordered(roll.proven, Which::Last, actions);
-        let (Roll { goal, share, .. }, proven) = (roll, roll.goal.saturating_sub(roll.proven));
+        let (share, proven) = (failed.settings.surge.of(goal), serving.settings.workers);
         self.falling_back = Some(FallBack { failed, goal, share, proven, ready_by: None });
         self.fall_back(now, actions);
     }
@@ -187,7 +190,7 @@ impl Generations {
                 Some(_) => return,
                 None if serving.settings.workers >= back.goal => return self.end_fall_back(now, actions),
                 None => {
-                    back.ready_by = Some(now + self.settings.longest_start());
+                    back.ready_by = Some(now + serving.settings.tuning.longest_start(back.goal));
                     serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, actions);
                 }
             }

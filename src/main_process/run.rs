@@ -55,7 +55,7 @@ const CANNOT_START: u8 = 125;
 pub(super) struct Found {
     pub(super) directory: OwnedFd,
     pub(super) program: OwnedFd,
-    pub(super) variables: OwnedFd,
+    pub(super) findings: OwnedFd,
     pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     pub(super) other_user: Option<u32>,
@@ -119,7 +119,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
         Begin::Anew(plan) => {
             let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
-            stderr::start(plan.verbosity.level());
+            stderr::start(plan.tuning.verbosity.level());
             let starter = Starter::new(environment.take_started()?);
             start(plan, environment, starter)
         }
@@ -244,7 +244,12 @@ impl Main {
                     self.claimed(monitor, ticket, &key, descriptors);
                 }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
-                Received::Garbage(why) => ::log::warn!("the monitor of generation {} sent {why}", monitor.generation),
+                Received::Garbage(why) => ::log::warn!(
+                    "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
+                     reload gives it one that is understood",
+                    monitor.generation
+                ),
+                Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
                     // Its end is told when it has been reaped.
@@ -257,9 +262,9 @@ impl Main {
 
     pub(super) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program, variables])) => {
+            (Report::Resolved { path, other_user }, Ok([directory, program, findings])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                let found = Found { directory, program, variables, path, other_user };
+                let found = Found { directory, program, findings, path, other_user };
                 self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {

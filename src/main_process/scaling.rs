@@ -2,18 +2,38 @@
 
 use std::time::Instant;
 
-use super::generation::Phase;
-use super::state::{Action, Change, Generations, Note, Settings};
-use crate::config::MOST_WORKERS;
+use super::generation::{Generation, Phase};
+use super::state::{Action, Change, Generations, Note};
+use crate::config::{MOST_WORKERS, Tuning};
 use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {
-    /// A configuration that asks for the same count as before leaves it as it was changed meanwhile.
-    pub(super) fn keeping_count(&mut self, settings: Settings) -> Settings {
-        let configured = std::mem::replace(&mut self.configured, settings.workers);
-        let workers = if settings.workers == configured { self.settings.workers } else { settings.workers };
-        Settings { workers, ..settings }
+    /// Whether it serves with all that are wanted: they have been ready together once, since there are to be more and
+    /// since the generation or its monitor began, and one of them is ready now. A worker that is respawned changes
+    /// nothing, nor does a reload.
+    pub fn is_ready(&self) -> bool {
+        let proven = self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven));
+        proven && !self.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.ready.is_empty())
+    }
+
+    /// The serving generation, and the one that serves in the place of some of its workers.
+    fn at_work(&self) -> impl Iterator<Item = &Generation> {
+        let rolling = self.starting.iter().map(|(starting, _)| starting).filter(|starting| starting.roll.is_some());
+        self.serving.iter().chain(rolling).chain(self.falling_back.iter().map(|back| &back.failed))
+    }
+
+    /// All that are wanted may be there by now.
+    pub(super) fn note_full(&mut self) {
+        let there: usize = self.at_work().map(|one| one.ready.len() + one.ended.len()).sum();
+        let known = self.at_work().all(|one| one.retiring == 0);
+        self.filling_up &= !known || there < self.workers() as usize;
+    }
+
+    /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
+    /// meanwhile.
+    pub(super) fn count_for(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.settings.workers } else { configured }
     }
 
     pub(super) fn scale(&mut self, request: Option<u64>, change: Change, now: Instant, actions: &mut Vec<Action>) {
@@ -32,6 +52,7 @@ impl Generations {
 
     /// So many are kept from now on. A generation that has none comes back to the count before by a reload.
     fn keep(&mut self, workers: u32, without_oldest: bool, now: Instant, actions: &mut Vec<Action>) {
+        self.filling_up = workers > 0 && (self.filling_up || workers > self.workers());
         if workers > 0 {
             self.settings.workers = workers;
         }
@@ -45,13 +66,13 @@ impl Generations {
             actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
         }
         if let Some((starting, deadline)) = &mut self.starting
-            && !matches!(starting.phase, Phase::Planning)
+            && starting.is_planned()
         {
             let baked = matches!(starting.phase, Phase::Baking { .. });
             starting.scale(workers);
             // It had shown in time all that was asked of it, and now there is more.
             if baked && !starting.is_whole() {
-                *deadline = (*deadline).max(now + self.settings.longest_start());
+                *deadline = (*deadline).max(now + starting.longest_start());
             }
             let order = Order::Scale { workers, which: Which::Last };
             actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
@@ -79,23 +100,28 @@ impl Generations {
     }
 
     /// Delays and waits, and where another is configured the count, without new workers.
-    pub(super) fn tuned(&mut self, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn tuned(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }
-        let from = self.workers();
-        let configured = self.configured;
-        self.settings = self.keeping_count(settings);
-        let next = self.settings.clone();
-        let starting = self.starting.as_mut().map(|(starting, _)| starting);
-        for generation in self.serving.iter_mut().chain(starting) {
-            let Settings { workers, ready, seed, .. } = generation.settings;
-            generation.settings = Settings { workers, ready, seed, ..next.clone() };
-            actions.extend(generation.monitor().map(Action::Tune));
+        let (from, mut to) = (self.workers(), self.count_for(configured));
+        let mut changes = configured != std::mem::replace(&mut self.configured, configured);
+        self.settings.tuning = tuning.clone();
+        let starting = self.starting.as_mut().map(|(starting, _)| starting).filter(|starting| starting.is_planned());
+        if let Some(starting) = &starting {
+            changes |= configured != starting.configured;
+            // It is the later one, and may have been changed since.
+            to = if configured == starting.configured { starting.goal() } else { to };
         }
-        if self.configured != configured {
-            let to = self.settings.workers;
+        for generation in self.serving.iter_mut().chain(starting) {
+            generation.configured = configured;
+            generation.settings.tuning = tuning.clone();
+            actions.push(Action::Tune(generation.number, tuning.clone()));
+        }
+        if changes && from != to {
             actions.push(Action::Note(Note::Scaled(from, to)));
+        }
+        if changes {
             self.keep(to, false, now, actions);
         }
     }

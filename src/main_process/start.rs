@@ -69,7 +69,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         }
     };
     let state = Generations::new(settings(&plan));
-    let shares = Shares::new(plan.longest_start());
+    let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
     held.iter().for_each(|held| guard.add(held.name.clone(), held.listener.as_fd()));
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
@@ -150,12 +150,7 @@ pub(super) fn settings(plan: &Plan) -> Settings {
         workers: plan.workers,
         surge: plan.surge,
         ready: plan.ready,
-        ready_timeout: plan.ready_timeout,
-        bake: plan.bake,
-        stop: plan.stop.clone(),
-        pace: plan.pace(),
-        start_delay: plan.start_delay,
-        final_exit_stop: plan.final_exits.stop,
+        tuning: plan.tuning.clone(),
         max_draining: plan.max_draining,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

@@ -42,10 +42,15 @@ pub(super) struct Stopping {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generations {
-    /// What the next generation is started with, unless it is planned anew.
+    /// What the last generation began with that serves, or did, and what was changed since: what one that fails was to
+    /// be is not among it.
     pub(super) settings: Settings,
-    /// The count of workers that was configured last. Another one is by [`Event::Scale`], and holds until this changes.
+    /// The count of workers that was configured for it. Another one is by [`Event::Scale`], and holds until this changes.
     pub(super) configured: u32,
+    /// There are to be more workers than there were, and they have not all been ready together yet. (A build that does
+    /// not know of it takes over nothing that is under way.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) filling_up: bool,
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
     #[serde(with = "crate::carry::moment::optional_pair")]
@@ -72,6 +77,7 @@ impl Generations {
     /// None yet; [`Event::Start`] begins the first.
     pub fn new(settings: Settings) -> Generations {
         Generations {
+            filling_up: false,
             last_number: 0,
             serving: None,
             starting: None,
@@ -102,7 +108,7 @@ impl Generations {
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
             Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
             Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
-            Event::Tuned(settings) => self.tuned(settings, now, &mut actions),
+            Event::Tuned(workers, tuning) => self.tuned(workers, tuning, now, &mut actions),
             Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
             Event::Rebound => self.rebound(now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
@@ -115,6 +121,7 @@ impl Generations {
             Event::Wake => {}
         }
         self.do_what_is_due(now, &mut actions);
+        self.note_full();
         self.exit_if_done(&mut actions);
         actions
     }
@@ -166,12 +173,6 @@ impl Generations {
         self.stopping.is_some()
     }
 
-    /// Whether a generation has once been whole, serves, and has a worker that is ready now.
-    pub fn is_ready(&self) -> bool {
-        let serves = |serving: &Generation| matches!(serving.phase, Phase::Proven) && !serving.ready.is_empty();
-        self.serving.as_ref().is_some_and(serves)
-    }
-
     /// How far the generation has come that is starting.
     pub fn progress(&self) -> Option<Progress> {
         self.starting.as_ref().map(|(starting, _)| starting.progress())
@@ -208,7 +209,7 @@ impl Generations {
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.last_number == 0 {
             self.last_number = 1;
-            let mut first = Generation::new(self.last_number, self.settings.clone(), now);
+            let mut first = Generation::new(self.last_number, self.configured, self.settings.clone(), now);
             self.begin(&mut first, false, now, actions);
             self.serving = Some(first);
         }
@@ -265,29 +266,28 @@ impl Generations {
         self.renewal.begins(now);
         self.last_number += 1;
         actions.push(Action::Plan(self.last_number));
-        let mut next = Generation::new(self.last_number, self.settings.clone(), now);
+        let mut next = Generation::new(self.last_number, self.configured, self.settings.clone(), now);
         next.retires = retires;
         self.starting = Some((next, now + LONGEST_PLANNING));
     }
 
     /// What the generation that is starting is to be has been found out.
     fn planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
-        let planning = |(starting, _): &(Generation, Instant)| {
-            starting.number == generation && matches!(starting.phase, Phase::Planning)
-        };
-        let Some((planned, _)) = self.starting.as_ref().filter(|starting| planning(starting)) else { return };
-        let retires = planned.retires;
-        self.settings = self.keeping_count(settings);
+        let planning = |(starting, _): &&(Generation, Instant)| starting.number == generation && !starting.is_planned();
+        let Some((planned, _)) = self.starting.as_ref().filter(planning) else { return };
+        let (retires, configured) = (planned.retires, settings.workers);
+        let settings = Settings { workers: self.count_for(configured), ..settings };
         // What was bound anew while it was planned it gets as well.
         self.renewal.begins(now);
-        let mut next = Generation::new(generation, self.settings.clone(), now);
+        let mut next = Generation::new(generation, configured, settings, now);
         next.retires = retires;
         if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
             next.roll();
         }
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
-        self.starting = Some((next, now + self.settings.longest_start()));
+        let due = now + next.longest_start();
+        self.starting = Some((next, due));
     }
 
     fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -299,11 +299,10 @@ impl Generations {
     fn rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_none() && self.last_number > 0 {
             let random = self.random.draw();
-            let is_planned = |(starting, _): &(Generation, Instant)| matches!(starting.phase, Phase::Planning);
-            let planned = self.starting.as_ref().is_some_and(is_planned);
+            let planned = self.starting.as_ref().is_some_and(|(starting, _)| !starting.is_planned());
             // One that is only planned gets it.
             let newest = self.last_number - u32::from(planned);
-            let wait = self.renewal.needed(newest, now, self.settings.pace, random);
+            let wait = self.renewal.needed(newest, now, self.settings.tuning.pace, random);
             if self.starting.is_some() && !planned {
                 let why = "a listener was shut down meanwhile, and it lacks the one that was bound anew";
                 self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
@@ -335,7 +334,7 @@ impl Generations {
 
     fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &mut self.starting else { return };
-        let ready_timeout = starting.settings.ready_timeout;
+        let ready_timeout = starting.settings.tuning.ready_timeout;
         match report {
             Report::Listens { slot, withdrawn } => {
                 let rolled = matches!(starting.phase, Phase::Rolling);
@@ -363,8 +362,8 @@ impl Generations {
             }
             Report::Unseeable { slot, why } => {
                 starting.unseeable.insert(slot, why.clone());
-                let number = starting.number;
-                self.tell_unseeable(number, why, actions);
+                let (number, ready) = (starting.number, starting.settings.ready);
+                self.tell_unseeable(number, ready, why, actions);
             }
             Report::Bypasses { slot, own } => {
                 starting.bypass = Some((slot, own.clone()));
@@ -381,7 +380,7 @@ impl Generations {
     pub(super) fn settle_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, _)) = &mut self.starting else { return };
         // By then its first share has lived for as long.
-        let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.bake };
+        let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.tuning.bake };
         if starting.settle(bake, now) && !bake.is_zero() {
             actions.push(Action::Note(Note::Baking(starting.number, bake)));
         }
@@ -393,7 +392,7 @@ impl Generations {
         let shown = matches!(serving.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec)
             || serving.tells()
             || serving.is_seen();
-        let bake = if shown { Duration::ZERO } else { serving.settings.bake };
+        let bake = if shown { Duration::ZERO } else { serving.settings.tuning.bake };
         serving.settle(bake, now);
     }
 
@@ -423,8 +422,8 @@ impl Generations {
                 self.go_on_rolling(now, actions);
             }
             Report::Unseeable { why, .. } => {
-                let number = serving.number;
-                self.tell_unseeable(number, why, actions);
+                let (number, ready) = (serving.number, serving.settings.ready);
+                self.tell_unseeable(number, ready, why, actions);
             }
             Report::Bypasses { slot, own } => {
                 let number = serving.number;
@@ -451,8 +450,8 @@ impl Generations {
     }
 
     /// Said once: it is the program that is so, in every worker of every generation.
-    fn tell_unseeable(&mut self, generation: u32, why: String, actions: &mut Vec<Action>) {
-        if self.settings.ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
+    fn tell_unseeable(&mut self, generation: u32, ready: Ready, why: String, actions: &mut Vec<Action>) {
+        if ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
@@ -489,7 +488,7 @@ impl Generations {
         self.run_queued_reload(now, actions);
         if self.starting.is_none() {
             let random = self.random.draw();
-            let wait = self.renewal.failed(now, self.settings.pace, random);
+            let wait = self.renewal.failed(now, self.settings.tuning.pace, random);
             self.tell_renewal(wait, actions);
         }
     }
@@ -520,6 +519,7 @@ impl Generations {
         let took = now.saturating_duration_since(proven.begun);
         let number = proven.number;
         self.renewal.serves(number);
+        (self.settings, self.configured) = (proven.settings.clone(), proven.configured);
         let old = self.serving.replace(proven);
         let retired = old.as_ref().map(|old| old.number);
         actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
@@ -545,14 +545,14 @@ impl Generations {
         actions: &mut Vec<Action>,
     ) {
         let Some(monitor) = old.monitor() else {
-            if matches!(old.phase, Phase::Planning) {
+            if !old.is_planned() {
                 actions.push(Action::GiveUpPlan(old.number));
             }
             self.release_if_gone(old.number, actions);
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        self.draining.insert(monitor, Draining::begin(old.settings.stop, served, urgency, now));
+        self.draining.insert(monitor, Draining::begin(old.settings.tuning.stop, served, urgency, now));
         self.hasten_those_beyond_limit(now, actions);
     }
 
@@ -615,8 +615,9 @@ impl Generations {
             let starting = self.starting.iter().map(|(starting, _)| starting);
             let back = self.falling_back.iter().map(|back| &back.failed);
             let living = self.serving.iter().chain(starting).chain(back).find(|one| is(one));
-            let stop = draining.as_ref().map(|draining| &draining.stop).or(living.map(|living| &living.settings.stop));
-            let stop = stop.unwrap_or(&self.settings.stop).clone();
+            let stop =
+                draining.as_ref().map(|draining| &draining.stop).or(living.map(|living| &living.settings.tuning.stop));
+            let stop = stop.unwrap_or(&self.settings.tuning.stop).clone();
             let obeyed = draining.as_ref().filter(|draining| draining.kill_at.is_some());
             let (schedule, begun) = match obeyed {
                 Some(draining) => (draining.schedule.clone(), draining.begun),
@@ -651,7 +652,7 @@ impl Generations {
     fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
         let Some(serving) = &mut self.serving else { return };
-        let pace = serving.settings.pace;
+        let pace = serving.settings.tuning.pace;
         let Life::Running { since, .. } = serving.monitor else { return };
         let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
@@ -767,6 +768,9 @@ impl Generations {
         let Some(stopping) = &self.stopping else { return };
         if self.draining.is_empty() && self.orphans.is_empty() && !self.exited {
             self.exited = true;
+            if self.has_run {
+                actions.push(Action::Note(Note::Stopped));
+            }
             actions.push(Action::Exit(stopping.code));
         }
     }

@@ -13,7 +13,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::execveat;
 
-use super::carried::{self, Carried, build};
+use super::carried::{self, BuildFile, Carried, build};
 use super::children::Children;
 use super::guard::Guard;
 use super::held::AllHeld;
@@ -140,13 +140,14 @@ impl Main {
         let (version, build) = carried::head();
         let mut found = |(generation, found): (&u32, &'a Found)| {
             let (directory, program) = (kept.keep(&found.directory), kept.keep(&found.program));
-            let variables = kept.keep(&found.variables);
+            let findings = kept.keep(&found.findings);
             let (path, other_user) = (found.path.clone(), found.other_user);
-            (*generation, carried::Found { directory, program, variables, path, other_user })
+            (*generation, carried::Found { directory, program, findings, path, other_user })
         };
         Ok(Carried {
             version,
             build,
+            file: BuildFile::own(),
             plan: self.plan.clone(),
             plans: self.plans.clone(),
             had_terminal: self.had_terminal,
@@ -177,11 +178,15 @@ impl Main {
 pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
     let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
     let carried = carried::read(&bytes)?;
-    stderr::start(carried.plan.verbosity.level());
-    let before = carried.build.clone();
+    stderr::start(carried.plan.tuning.verbosity.level());
+    let (before, file) = (carried.build.clone(), carried.file);
     let mut main = resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {error}"))?;
-    log::info!("restarted in place: panzer {before} -> {}", build());
-    main.operators.restarted(&Answer { builds: Some((before, build().to_owned())), ..Answer::done() });
+    // Two builds of one version are told apart by their files.
+    let file = file.zip(BuildFile::own()).filter(|_| before == build()).map(|(before, own)| own.against(before));
+    let added = file.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();
+    log::info!("restarted in place: panzer {before} -> {}{added}", build());
+    let builds = Some((before, build().to_owned()));
+    main.operators.restarted(&Answer { builds, build_file: file, ..Answer::done() });
     // Whoever ended in between may have been told of already, and not reaped.
     main.reap();
     if main.told_on_stderr || main.dumps || main.operators.want_status() {
@@ -210,10 +215,10 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     unix_guard.watch_all(&held, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
-        let carried::Found { directory, program, variables, path, other_user } = found;
+        let carried::Found { directory, program, findings, path, other_user } = found;
         let (directory, program) = (take_descriptor(directory)?, take_descriptor(program)?);
-        let variables = take_descriptor(variables)?;
-        Ok((generation, Found { directory, program, variables, path, other_user }))
+        let findings = take_descriptor(findings)?;
+        Ok((generation, Found { directory, program, findings, path, other_user }))
     };
     Ok(Main {
         upward: Upward::new(&environment, Instant::now()).resume(carried.manager_told),

@@ -6,8 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::backoff::Pace;
-use crate::config::{Ready, Schedule, StartDelay, Surge};
+use crate::config::{Ready, Surge, Tuning};
 use crate::control::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -30,29 +29,13 @@ pub struct Settings {
     pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
-    /// How long a worker of a new generation may take until it is ready.
-    pub ready_timeout: Duration,
-    /// How long a new generation must then live beside the old one.
-    pub bake: Duration,
-    /// How workers are stopped; here for what outlives its monitor.
-    pub stop: Schedule,
-    /// The limits of the backoff between monitors of one generation.
-    pub pace: Pace,
-    /// The pause between two starts of workers of one generation.
-    pub start_delay: StartDelay,
-    /// Whether the first worker that ends for good ends all.
-    pub final_exit_stop: bool,
+    /// Delays, waits and limits: those of the backoff also go for monitors of one generation, and the stop for what
+    /// outlives its monitor.
+    pub tuning: Tuning,
     /// How many old generations may drain at once before the one is hastened that has drained for longest.
     pub max_draining: u32,
     /// Makes the jitter repeatable.
     pub seed: u64,
-}
-
-impl Settings {
-    /// How long a new generation may take until all its workers are ready, the last to be started as well.
-    pub(super) fn longest_start(&self) -> Duration {
-        self.ready_timeout + self.start_delay.longest(self.workers)
-    }
 }
 
 /// What can happen to main.
@@ -69,7 +52,7 @@ pub enum Event {
     /// That could not be found out.
     NotPlanned(u32, Cause),
     /// So is what needs no new workers to be from now on: the count, where another is configured, delays and waits.
-    Tuned(Settings),
+    Tuned(u32, Tuning),
     /// Another count of workers is wanted; by this request, where somebody waits for an answer.
     Scale(Option<u64>, Change),
     /// As a reload; the old generation is retired so urgently.
@@ -112,8 +95,8 @@ pub enum Action {
     Plan(u32),
     /// Nobody waits for that any more.
     GiveUpPlan(u32),
-    /// Tell this monitor of delays and waits as they are from now on.
-    Tune(Monitor),
+    /// So are delays and waits of this generation from now on.
+    Tune(u32, Tuning),
     /// The count of workers was changed, for whoever asked: from so many, to so many.
     Scaled {
         /// Who asked.
@@ -248,6 +231,8 @@ pub enum Note {
     },
     /// Stopping.
     Stopping(Urgency),
+    /// Everything has ended, after the program had run.
+    Stopped,
     /// The program cannot be executed at all.
     Fatal(Cause),
     /// More respawns than allowed.

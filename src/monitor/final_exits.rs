@@ -8,7 +8,7 @@ impl Slots {
     /// The code of an end after which nobody is started in the worker's place.
     pub(super) fn final_code(&self, cause: &Cause) -> Option<u8> {
         match cause {
-            Cause::Exited(code) if self.settings.final_exits.contains(*code) => u8::try_from(*code).ok(),
+            Cause::Exited(code) if self.settings.tuning.final_exits.contains(*code) => u8::try_from(*code).ok(),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! Performs what the state decides: one loop, one place to sleep.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,9 +13,9 @@ use nix::unistd::{Pid, fchdir};
 use super::log;
 use super::roster::Roster;
 use super::state::{Action, Event, Settings, Slots, Watch, Worker};
-use crate::config::{ListenAs, ListenPid, Ready, Text, text};
+use crate::config::{ListenAs, ListenPid, Ready, text};
 use crate::control::channel::{Channel, Received};
-use crate::control::messages::{Assignment, Order, Report, Tuning, VERSION, WorkerStatus};
+use crate::control::messages::{Assignment, Order, Report, VERSION, WorkerStatus};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -26,8 +26,8 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{descriptors, document, processes, signals, stderr};
 use crate::worker::cause::Cause;
-use crate::worker::env_file;
 use crate::worker::environment::{Common, Place, arguments, probe_variables, variables};
+use crate::worker::findings::Findings;
 use crate::worker::identity::Identity;
 use crate::worker::program::Release;
 use crate::worker::refusal;
@@ -72,14 +72,12 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     processes::set_name();
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
-    stderr::start(assignment.plan.verbosity.level());
+    stderr::start(assignment.plan.tuning.verbosity.level());
     if assignment.plan.daemonize {
         // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
         stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {error}"))?;
     }
-    let found = find_release(&assignment, inheritance.release, environment)
-        .and_then(|(release, from_files)| Ok((release, from_files, Identity::resolve(&assignment.plan.identity)?)));
-    let (release, from_files, identity) = match found {
+    let (release, findings) = match find_release(&assignment, inheritance.release, environment) {
         Ok(found) => found,
         Err(cause) => {
             // Main says what it means: the end of a reload, or of a first start.
@@ -87,8 +85,11 @@ pub fn run(environment: &Environment) -> Result<(), String> {
             return Ok(());
         }
     };
-    let common = Common { inherited: identity.rename_in(environment.passed_on()), from_files };
-    let mut monitor = match Monitor::new(assignment, (release, identity), channel, inheritance.listeners, common) {
+    let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {error}"))?;
+    let Findings { variables, identity } = findings;
+    let common = Common { inherited: identity.rename_in(environment.passed_on()), from_files: variables };
+    let found = (release, identity, written);
+    let mut monitor = match Monitor::new(assignment, found, channel, inheritance.listeners, common) {
         Ok(monitor) => monitor,
         // Main is gone before anything was started: there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -111,16 +112,14 @@ fn find_release(
     assignment: &Assignment,
     held: Option<[OwnedFd; 3]>,
     environment: &Environment,
-) -> Result<(Release, BTreeMap<Text, Text>), Cause> {
+) -> Result<(Release, Findings), Cause> {
     match (held, &assignment.release_path) {
-        (Some([directory, program, variables]), Some(path)) => {
-            let variables = env_file::from_document(variables)
-                .map_err(|error| Cause::CannotStart(format!("the variables of its files cannot be read: {error}")))?;
-            Ok((Release::held(directory, program, path.clone()), variables))
+        (Some([directory, program, findings]), Some(path)) => {
+            Ok((Release::held(directory, program, path.clone()), Findings::from_document(findings)?))
         }
         _ => {
             let release = Release::resolve(&assignment.plan, environment.inherited("PATH"))?;
-            Ok((release, env_file::read(&assignment.plan)?))
+            Ok((release, Findings::look_up(&assignment.plan)?))
         }
     }
 }
@@ -128,7 +127,7 @@ fn find_release(
 impl Monitor {
     fn new(
         assignment: Assignment,
-        (release, identity): (Release, Identity),
+        (release, identity, findings): (Release, Identity, OwnedFd),
         channel: Channel,
         listeners: Vec<OwnedFd>,
         common: Common,
@@ -137,8 +136,7 @@ impl Monitor {
         fchdir(&release.directory)?;
         let path = release.path.clone();
         let resolved = Report::Resolved { path, other_user: identity.other_user() };
-        let variables = env_file::to_document(&common.from_files)?;
-        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), variables.as_fd()])?;
+        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), findings.as_fd()])?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;
         let notify = NotifySocket::new()?;
@@ -251,7 +249,12 @@ impl Monitor {
                     self.take_over(&order);
                     self.events.push_back(Event::Ordered(order));
                 }
-                Received::Garbage(why) => ::log::warn!("main sent an order that is none: {why}"),
+                Received::Garbage(why) => ::log::warn!(
+                    "main orders what the build of this monitor does not know, and that is left out: {why}; a reload gives \
+                     generation {} a monitor that understands",
+                    self.assignment.generation
+                ),
+                Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
                     self.poller.forget(&self.channel);
@@ -270,8 +273,8 @@ impl Monitor {
         match order {
             Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
             Order::Tune(tuning) => {
-                Tuning::clone(tuning).apply(&mut self.assignment.plan);
-                stderr::set_level(self.assignment.plan.verbosity.level());
+                self.assignment.plan.tuning.clone_from(tuning);
+                stderr::set_level(tuning.verbosity.level());
             }
             _ => {}
         }
@@ -423,7 +426,7 @@ impl Monitor {
             inherits_descriptors: !as_stdin,
             leads_group: true,
             keeps_mask: false,
-            death_signal: Some(plan.stop.first_signal()),
+            death_signal: Some(plan.tuning.stop.first_signal()),
             identity: Some(&self.identity),
         };
         let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
@@ -571,14 +574,8 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
             Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
         },
         has_listener,
-        bake: plan.bake,
-        ready_timeout: plan.ready_timeout,
-        stop: plan.stop.clone(),
-        pace: plan.pace(),
-        respawn_limit: plan.respawn_limit,
-        final_exits: plan.final_exits.clone(),
+        tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),
-        start_delay: plan.start_delay,
         trial: assignment.trial,
         seed: Pid::this().as_raw().unsigned_abs().into(),
     }

@@ -1,11 +1,11 @@
-//! More or fewer slots than before, and other delays and waits, without new workers for those that go on.
+//! More or fewer slots than before, without new workers for those that go on.
 
 use std::time::Instant;
 
 use super::state::{Action, Slot, Slots, State};
-use crate::backoff::{Backoff, Pace};
+use crate::backoff::Backoff;
 use crate::config::{Escalation, MOST_WORKERS};
-use crate::control::messages::{Report, Tuning, Which};
+use crate::control::messages::{Report, Which};
 
 impl Slots {
     /// So many workers are wanted from now on.
@@ -62,24 +62,11 @@ impl Slots {
             State::Stopping(_) => slot.retiring = true,
             State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
                 slot.retiring = true;
-                slot.state = State::Stopping(Escalation::begin(&self.settings.stop, now));
+                slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
             }
         }
         slot.ended_for = None;
         actions.push(Action::Report(Report::Retired { slot: index as u32, empty }));
-    }
-
-    /// What has begun ends as it was to.
-    pub(super) fn tune(&mut self, tuning: Tuning) {
-        let settings = &mut self.settings;
-        settings.ready_timeout = tuning.ready_timeout;
-        settings.bake = tuning.bake;
-        settings.stop = tuning.stop;
-        settings.respawn_limit = tuning.respawn_limit;
-        settings.final_exits = tuning.final_exits;
-        settings.start_delay = tuning.start_delay;
-        let Tuning { delay, delay_max, healthy_after, .. } = tuning;
-        settings.pace = Pace { delay, delay_max, healthy_after };
     }
 
     /// Whether the slot's worker is being stopped because none is, or was, wanted: its end is no failure.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
-use crate::readiness::watch::{Hidden, Sight};
+use crate::readiness::watch::{Bypass, Hidden, Sight};
 use crate::worker::cause::Cause;
 
 use super::bypass::Suspects;
@@ -181,14 +181,15 @@ impl Slots {
             Event::Notified(worker) => self.notified(worker, now, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
-            Event::Examined(worker, own) => self.examined(worker, own, &mut actions),
+            Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
             Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
-            Event::Ordered(Order::Tune(tuning)) => self.tune(*tuning),
+            // What has begun ends as it was to.
+            Event::Ordered(Order::Tune(tuning)) => self.settings.tuning = *tuning,
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
             Event::Ordered(
@@ -258,7 +259,7 @@ impl Slots {
 
     pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
-        self.starts.made(self.settings.start_delay, random, now);
+        self.starts.made(self.settings.tuning.start_delay, random, now);
         let slot = &mut self.slots[index as usize];
         slot.life += 1;
         slot.retiring = false;
@@ -289,7 +290,7 @@ impl Slots {
             actions.push(Action::Report(Report::Executed));
         }
         if self.settings.has_listener && matches!(watch, Watch::IfSeeable | Watch::Always) {
-            self.suspects.add(worker, Some(self.settings.ready_timeout), now);
+            self.suspects.add(worker, Some(self.settings.tuning.ready_timeout), now);
         }
         self.become_ready_unseen(worker, now, actions);
     }
@@ -309,7 +310,7 @@ impl Slots {
 
     /// On trial main times a generation as a whole.
     fn ready_deadline(&self, now: Instant) -> Option<Instant> {
-        (!self.settings.trial).then(|| now + self.settings.ready_timeout)
+        (!self.settings.trial).then(|| now + self.settings.tuning.ready_timeout)
     }
 
     /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
@@ -377,7 +378,7 @@ impl Slots {
     }
 
     fn become_ready(&mut self, worker: Worker, seen: bool, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, bake, has_listener) = (self.settings.watch, self.settings.bake, self.settings.has_listener);
+        let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
         let Some(slot) = self.slot_of(worker) else { return };
         let visible = slot.hidden.is_none();
         let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
@@ -389,18 +390,18 @@ impl Slots {
         }
     }
 
-    fn examined(&mut self, worker: Worker, own: Option<Vec<String>>, actions: &mut Vec<Action>) {
-        match own {
+    fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {
+        match shown {
             None => self.suspects.remove(worker),
-            Some(own) if self.suspects.is_convicted(worker, !own.is_empty()) => {
-                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own }));
+            Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
+                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own: shown.own }));
             }
             Some(_) => {}
         }
     }
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
-        let (pace, trial, stopping) = (self.settings.pace, self.settings.trial, self.stopping.is_some());
+        let (pace, trial, stopping) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
         let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
@@ -447,7 +448,7 @@ impl Slots {
             Some(stopping) if stopping.urgency != Urgency::Patient => {
                 Escalation::resume(&stopping.schedule, stopping.begun, now)
             }
-            _ => Escalation::begin(&self.settings.stop, now),
+            _ => Escalation::begin(&self.settings.tuning.stop, now),
         };
         actions.push(Action::Note(Note::LeftBehind(worker)));
         if escalation.deadline().is_none() {
@@ -464,7 +465,7 @@ impl Slots {
         if !std::mem::replace(&mut self.settings.trial, false) || self.stopping.is_some() {
             return;
         }
-        let timeout = self.settings.ready_timeout;
+        let timeout = self.settings.tuning.ready_timeout;
         for slot in &mut self.slots {
             match &mut slot.state {
                 State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
@@ -484,9 +485,9 @@ impl Slots {
             actions.push(Action::CloseListeners);
         }
         let schedule = match urgency {
-            Urgency::Patient => self.settings.stop.patient(),
-            Urgency::Graceful => self.settings.stop.clone(),
-            Urgency::Quick => self.settings.stop.quick(),
+            Urgency::Patient => self.settings.tuning.stop.patient(),
+            Urgency::Graceful => self.settings.tuning.stop.clone(),
+            Urgency::Quick => self.settings.tuning.stop.quick(),
         };
         let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
         let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
@@ -503,17 +504,16 @@ impl Slots {
                     slot.ended_for = None;
                     if escalation.is_patient() {
                         *escalation = Escalation::begin(&schedule, now);
-                    } else if urgency == Urgency::Quick {
+                    } else if urgency != Urgency::Patient {
+                        // A graceful stop may be shorter than it was when this one was begun.
                         escalation.hasten(&schedule, now);
                     }
                 }
                 state => *state = State::Stopping(Escalation::begin(&schedule, now)),
             }
         }
-        if urgency == Urgency::Quick {
-            for escalation in self.groups.values_mut() {
-                escalation.hasten(&schedule, now);
-            }
+        if urgency != Urgency::Patient {
+            self.groups.values_mut().for_each(|escalation| escalation.hasten(&schedule, now));
         }
     }
 
@@ -557,13 +557,13 @@ impl Slots {
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
-                let timeout = self.settings.ready_timeout;
-                slot.state = State::Stopping(Escalation::begin(&self.settings.stop, now));
+                let timeout = self.settings.tuning.ready_timeout;
+                slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
                 slot.ended_for = Some(match slot.hidden.filter(|_| self.settings.watch == Watch::Always) {
                     Some(why) => Cause::NotSeen(timeout, why.to_string()),
                     None => Cause::NotReady(timeout),
                 });
-                actions.push(Action::Note(Note::NotReady(worker, self.settings.ready_timeout)));
+                actions.push(Action::Note(Note::NotReady(worker, self.settings.tuning.ready_timeout)));
             }
             _ => {}
         }
@@ -628,10 +628,10 @@ impl Slots {
 
     /// Counts the respawn that is about to be made.
     fn respawn_allowed(&mut self, now: Instant) -> bool {
-        let Some(limit) = self.settings.respawn_limit else { return true };
         if self.gave_up {
             return false;
         }
+        let Some(limit) = self.settings.tuning.respawn_limit else { return true };
         while self.recent_respawns.front().is_some_and(|&then| now.duration_since(then) > limit.window) {
             self.recent_respawns.pop_front();
         }
@@ -645,7 +645,7 @@ impl Slots {
     /// Leaves the slot empty, and tells main once, which stops everything.
     fn give_up(&mut self, index: u32, actions: &mut Vec<Action>) {
         self.slots[index as usize].state = State::Empty;
-        if let Some(limit) = self.settings.respawn_limit.filter(|_| !self.gave_up) {
+        if let Some(limit) = self.settings.tuning.respawn_limit.filter(|_| !self.gave_up) {
             self.gave_up = true;
             actions.push(Action::Note(Note::GaveUp(limit)));
             actions.push(Action::Report(Report::GaveUp));

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::backoff::Pace;
-use crate::config::{FinalExits, RespawnLimit, Schedule, StartDelay};
+use crate::config::{RespawnLimit, Tuning};
 use crate::control::messages::{Order, Report};
-use crate::readiness::watch::Sight;
+use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
 
 /// One life of a slot. What is still under way about an earlier life never touches a later one.
@@ -31,22 +30,11 @@ pub struct Settings {
     pub watch: Watch,
     /// Whether workers are given a listener to accept on.
     pub has_listener: bool,
-    /// What a worker lives at least, from its exec on, before no more is asked of it than that.
-    pub bake: Duration,
-    /// How long a worker may take to be ready. Not of use on trial: main times a generation as a whole.
-    pub ready_timeout: Duration,
-    /// How workers are stopped.
-    pub stop: Schedule,
-    /// The limits of the respawn backoff.
-    pub pace: Pace,
-    /// When to give up.
-    pub respawn_limit: Option<RespawnLimit>,
-    /// Which exits are final.
-    pub final_exits: FinalExits,
+    /// Delays, waits and limits. On trial main times a generation as a whole. Its bake is what a worker lives at least,
+    /// from its exec on, before no more is asked of it than that.
+    pub tuning: Tuning,
     /// The slots whose worker ended for good under another monitor.
     pub ended: BTreeSet<u32>,
-    /// The pause between two starts of workers.
-    pub start_delay: StartDelay,
     /// A new release beside a serving one: a death is its failure, and nothing is respawned until it is committed.
     pub trial: bool,
     /// Makes the jitter repeatable.
@@ -83,8 +71,8 @@ pub enum Event {
     /// What a look at the worker gave.
     Seen(Worker, Sight),
     /// What a look at the worker gave that asks whether it bypasses its listener: none where it does not, as far as can
-    /// be seen; otherwise where it listens instead, if anywhere.
-    Examined(Worker, Option<Vec<String>>),
+    /// be seen.
+    Examined(Worker, Option<Bypass>),
     /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.

@@ -59,6 +59,10 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
         /// Wait until it runs and is ready
+        ///
+        /// It is ready once as many workers as are wanted have been ready together: after a start, a scale to more, or the
+        /// loss of a monitor. From then on one that is ready is enough: neither a worker that is respawned nor a reload
+        /// makes a probe fail. Without workers (quiet) it is not ready.
         #[arg(long)]
         wait_ready: bool,
         /// Show it again and again, in place on a terminal; q or Ctrl-C ends it

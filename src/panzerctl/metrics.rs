@@ -29,11 +29,11 @@ pub(super) fn render(status: &Status) -> String {
     let last = status.reloads.last_ms.map(|millis| (Vec::new(), seconds(millis)));
     let help = "How long the last reload took that came to serve; none yet where it is missing.";
     gauge("panzer_reload_duration_seconds", help, last.into_iter().collect());
-    let help = "Connections that wait in the accept queue of a TCP listener.";
+    let help = "Connections that wait in the accept queue of a listener.";
     gauge("panzer_accept_queue_depth", help, queues(&status.listeners, |queue| queue.queued));
-    let help = "Connections that may wait in the accept queue of a TCP listener.";
+    let help = "Connections that may wait in the accept queue of a listener.";
     gauge("panzer_accept_queue_limit", help, queues(&status.listeners, |queue| queue.limit));
-    let help = "Connections that wait in the fullest of the accept queues of a TCP listener that has several.";
+    let help = "Connections that wait in the fullest of the accept queues of a listener that has several.";
     gauge("panzer_accept_queue_fullest", help, fullest(&status.listeners));
     let help = "Workers that ended unasked outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));

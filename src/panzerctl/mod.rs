@@ -11,9 +11,10 @@ mod usage;
 mod watch;
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
 use client::{Client, PATIENCE, Trouble};
@@ -38,8 +39,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match Options::try_parse_from(arguments) {
         Ok(options) => options,
         Err(error) => {
-            // A reader that has gone has read enough.
-            let _ = error.print();
+            match error.kind() {
+                // A reader that has gone has read enough.
+                ErrorKind::DisplayHelp
+                | ErrorKind::DisplayVersion
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
+                _ => eprintln!("panzerctl: {}", refusal(&error)),
+            }
             return if error.use_stderr() { 2 } else { 0 };
         }
     };
@@ -53,6 +59,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     };
     eprintln!("panzerctl: {why}");
     code
+}
+
+/// Clap's error and its tips, before it shows the usage, in one line.
+fn refusal(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let parts: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let line = parts.join("; ").replace(":; ", ": ");
+    format!("{} (see panzerctl --help)", line.trim_start_matches("error: "))
 }
 
 fn perform(options: &Options) -> Result<(), Trouble> {
@@ -100,7 +115,7 @@ fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
         match Client::connect(&instance.socket) {
             Ok(client) => break client,
             Err(error) => {
-                let passing = [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind());
+                let passing = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind());
                 if !passing || !instance.is_running() || Instant::now() >= deadline {
                     return Err(instance.absence(&error));
                 }
@@ -172,7 +187,8 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
         (Wanted::Restart, _) => {
             let (before, now) = answer.builds.unwrap_or_default();
-            tell(&format!("restarted in place: panzer {before} -> {now}\n"));
+            let file = answer.build_file.map(|file| format!(" ({file})")).unwrap_or_default();
+            tell(&format!("restarted in place: panzer {before} -> {now}{file}\n"));
         }
         (Wanted::Stop | Wanted::Exit, _) if answer.exit_code.is_some() => tell("stopped\n"),
         (Wanted::Scale | Wanted::Quiet, _) => {

@@ -13,7 +13,7 @@ use super::text::{Line, Tone, cut, time};
 use super::usage::{Meter, Usages};
 use super::{PAUSE, connect, tell};
 use crate::control::requests::{Command as Wanted, Request, Status};
-use crate::sys::terminal::window;
+use crate::sys::{terminal::window, unix_queue};
 
 /// Where it is not known how wide lines may be.
 pub(super) const USUAL_COLUMNS: usize = 80;
@@ -33,7 +33,19 @@ pub(super) fn of(instance: &Instance, options: &Options) -> Result<Status, Troub
     let mut client = connect(instance, &Request::new(Wanted::Status))?;
     let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
     let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
-    answer.status.ok_or(Trouble::Unknown(why))
+    let mut status = answer.status.ok_or(Trouble::Unknown(why))?;
+    complete(&mut status);
+    Ok(status)
+}
+
+/// Adds what main does not tell: the queues of unix sockets. Where we may not look, they stay unknown.
+pub(super) fn complete(status: &mut Status) {
+    for queue in &mut status.listeners {
+        let inode = queue.inode.and_then(|inode| u32::try_from(inode).ok());
+        if let Some((queued, limit)) = inode.and_then(|inode| unix_queue::accept_queue(inode).ok()?) {
+            (queue.queued, queue.limit, queue.fullest) = (Some(queued), Some(limit), Some(queued));
+        }
+    }
 }
 
 pub(super) fn show(status: &Status, json: bool) {
@@ -75,7 +87,11 @@ pub(super) fn wait_ready(options: &Options) -> Result<Status, Trouble> {
         let why = match found {
             Ok(status) if status.ready && !status.stopping => return Ok(status),
             Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
-            Ok(status) => format!("{} is not ready", status.name),
+            Ok(status) if status.stopping => format!("{} is being stopped", status.name),
+            Ok(status) => {
+                let (ready, wanted) = table::ready_of_wanted(&status);
+                format!("{} is not ready: {ready} of {wanted} workers are", status.name)
+            }
             Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
         };
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {

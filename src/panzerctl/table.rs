@@ -209,7 +209,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
         worker.slot.to_string(),
         or_none(worker.pid.map(|pid| pid.to_string())),
         cut(&worker.state, 9),
-        time(worker.since_ms),
+        or_none(worker.pid.map(|_| time(worker.since_ms))),
         count(worker.respawns),
         or_none(usage.cpu.map(percent)),
         or_none(usage.memory.map(size)),
@@ -290,6 +290,7 @@ mod tests {
             limit: Some(65535),
             queues,
             fullest: Some(4000),
+            inode: None,
         };
         Status {
             name: "my_app".to_owned(),
@@ -328,7 +329,7 @@ GEN WORKER     PID STATE   UPTIME RESPAWNS  CPU%    PSS LAST EXIT
   7 serving, monitor 42, 2 ready, 1 waiting
   7      0 4194304 ready    3h03m        0 100.0 700.0M
   7   4095      71 ready    3h03m     4.2G 100.0 700.0M SIGSEGV, core
-  7      2       - waiting  3h03m        2     -      - not found
+  7      2       - waiting      -        2     -      - not found
 
 LISTENER                                    QUEUED     LIMIT    QUEUES   FULLEST
 unix:/a/unix:/a/unix:/a/unix:/a/unix:/a…      4096     65535         1      4000

@@ -11,6 +11,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind as bind_socket, listen,
     setsockopt, socket, sockopt,
 };
+use nix::unistd::Pid;
 
 use serde::{Deserialize, Serialize};
 
@@ -266,6 +267,11 @@ fn why_not(address: &Address, error: &io::Error) -> Refusal {
 fn in_use(address: &Address) -> Refusal {
     let holders = holder::find(address);
     if let Some(holder) = holders.iter().find(|holder| holder.prospect == Prospect::Stays) {
+        if holder.pid == Pid::this().as_raw() {
+            return Refusal::Final(format!(
+                "cannot listen on {address}: panzer listens there already, for another --listen; give it once"
+            ));
+        }
         let (name, pid) = (&holder.name, holder.pid);
         let message = format!("cannot listen on {address}: in use by {name} (pid {pid}); stop it, or listen elsewhere");
         return Refusal::Final(message);

@@ -17,3 +17,4 @@ pub mod seccomp;
 pub mod signals;
 pub mod stderr;
 pub mod terminal;
+pub mod unix_queue;

@@ -16,18 +16,24 @@ const BATCH: usize = 64;
 /// Epoll takes milliseconds in an i32; a later deadline is slept to in pieces of this length.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
 
+/// What a process woke for is over when nothing has come for this long.
+const LULL: Duration = Duration::from_millis(100);
+
+/// After so many times of being woken it is worth the while to let go of what they needed; for fewer, it costs more.
+const MANY: u32 = 4;
+
 /// A set of watched descriptors, each with a token that says what it is.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
-    /// Whether it has slept without a deadline before: then the start is over.
-    settled: Cell<bool>,
+    /// How often it was woken since it last let go of what that needed.
+    woken: Cell<u32>,
 }
 
 impl Poller {
     /// An empty set. Fails where the process has no descriptor left.
     pub fn new() -> io::Result<Poller> {
-        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, settled: Cell::new(false) })
+        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, woken: Cell::new(MANY) })
     }
 
     /// Wakes with `token` when `fd` can be read or its other end is gone.
@@ -64,15 +70,25 @@ impl Poller {
 
     /// Sleeps until something watched is ready or `deadline` has come; without one, for ever. Returns the tokens.
     pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
-        if deadline.is_none() && !self.settled.replace(true) {
-            memory::release_start();
-        }
         let mut ready = [EpollEvent::empty(); BATCH];
-        match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {
+        let mut wait = |deadline| match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {
             Ok(count) => Ok(ready[..count].iter().map(EpollEvent::data).collect()),
             Err(Errno::EINTR) => Ok(Vec::new()),
-            Err(errno) => Err(errno.into()),
+            Err(errno) => Err(io::Error::from(errno)),
+        };
+        let mut tokens = Vec::new();
+        if deadline.is_none() && self.woken.get() >= MANY {
+            tokens = wait(Some(Instant::now() + LULL))?;
+            if tokens.is_empty() {
+                memory::release_unused();
+                self.woken.set(0);
+            }
         }
+        if tokens.is_empty() {
+            tokens = wait(deadline)?;
+        }
+        self.woken.set(self.woken.get().saturating_add(1));
+        Ok(tokens)
     }
 }
 

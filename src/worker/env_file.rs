@@ -1,12 +1,9 @@
 //! The variables of `--env-file`, read by a monitor at its start.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
 
 use super::cause::Cause;
 use crate::config::{EnvFile, Plan, Text, env_file, file};
-use crate::sys::document;
 
 /// So much all files together may set, in bytes: the kernel passes on little more.
 const MOST: usize = 1 << 20;
@@ -38,16 +35,4 @@ pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
         }
     }
     Ok(all)
-}
-
-/// Writes them down for the generation's later monitors, to whom the files may say something else by then.
-pub fn to_document(variables: &BTreeMap<Text, Text>) -> io::Result<OwnedFd> {
-    let pairs: Vec<_> = variables.iter().collect();
-    document::write(&serde_json::to_vec(&pairs)?)
-}
-
-/// Reads what [`to_document`] wrote.
-pub fn from_document(document: OwnedFd) -> io::Result<BTreeMap<Text, Text>> {
-    let pairs: Vec<(Text, Text)> = serde_json::from_slice(&document::read(document)?)?;
-    Ok(pairs.into_iter().collect())
 }

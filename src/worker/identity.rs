@@ -1,4 +1,4 @@
-//! As whom, and how, workers run: looked up by a monitor at its start, assumed by the child after its fork.
+//! As whom, and how, workers run: looked up by a generation's first monitor at its start, assumed by the child after its fork.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, Metadata};
@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, getresgid, getresuid};
 
+use serde::{Deserialize, Serialize};
+
 use super::cause::Cause;
-use crate::config;
 use crate::config::identity::Named;
+use crate::config::{self, Text};
 use crate::sys::rights;
 
 /// Variables that tell a program as whom it runs.
@@ -43,16 +45,16 @@ impl Step {
 }
 
 /// As whom, and how, the workers of a generation run.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Identity {
     whom: Option<Credentials>,
     umask: Option<u32>,
     nice: Option<i32>,
-    variables: Vec<(&'static str, OsString)>,
-    forgotten: Vec<&'static str>,
+    variables: Vec<(Text, Text)>,
+    forgotten: Vec<Text>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Credentials {
     /// As it is told to people: "user nobody".
     shown: String,
@@ -99,12 +101,12 @@ impl Identity {
             Some(User { name, dir, shell, .. }) => {
                 let name = OsString::from(name);
                 let values = [name.clone(), name, dir.into(), shell.into()];
-                self.variables = VARIABLES.into_iter().zip(values).collect();
+                self.variables = VARIABLES.into_iter().zip(values).map(|(name, value)| pair(name, value)).collect();
             }
             None => {
                 let name = OsString::from(named.to_string());
-                self.variables = vec![("USER", name.clone()), ("LOGNAME", name), ("HOME", "/".into())];
-                self.forgotten = vec!["SHELL"];
+                self.variables = vec![pair("USER", name.clone()), pair("LOGNAME", name), pair("HOME", "/".into())];
+                self.forgotten = vec![Text("SHELL".into())];
             }
         }
     }
@@ -112,10 +114,10 @@ impl Identity {
     /// What workers inherit: with the variables of whom they run as in place of panzer's own.
     pub fn rename_in(&self, inherited: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
         let replaced = |name: &OsStr| {
-            self.variables.iter().map(|(known, _)| known).chain(&self.forgotten).any(|known| name == *known)
+            self.variables.iter().map(|(known, _)| known).chain(&self.forgotten).any(|known| name == known.0)
         };
         let kept = inherited.iter().filter(|(name, _)| !replaced(name)).cloned();
-        let own = self.variables.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+        let own = self.variables.iter().map(|(name, value)| (name.0.clone(), value.0.clone()));
         kept.chain(own).collect()
     }
 
@@ -203,6 +205,10 @@ impl Credentials {
         };
         meta.mode() >> shift & 1 == 1
     }
+}
+
+fn pair(name: &str, value: OsString) -> (Text, Text) {
+    (Text(name.into()), Text(value))
 }
 
 fn are_ours(uid: u32, gid: u32, groups: &[u32]) -> bool {

@@ -6,6 +6,7 @@ pub mod cause;
 pub mod dialects;
 pub mod env_file;
 pub mod environment;
+pub mod findings;
 pub mod identity;
 pub mod program;
 pub mod refusal;

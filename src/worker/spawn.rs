@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read};
 
 use super::identity::{Identity, Step};
+use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
 
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
@@ -68,6 +69,31 @@ pub struct Command<'a> {
     pub death_signal: Option<Signal>,
     /// As whom, and how, it runs; none: as we do.
     pub identity: Option<&'a Identity>,
+}
+
+impl<'a> Command<'a> {
+    /// Panzer itself, as a process of its own that is killed when its parent dies. It gets `descriptors` and no other.
+    pub fn role(
+        image: Image<'a>,
+        title: &str,
+        environment: Vec<CString>,
+        descriptors: Vec<BorrowedFd<'a>>,
+    ) -> Command<'a> {
+        Command {
+            image,
+            arguments: vec![c_string(title.as_ref())],
+            environment,
+            listen_pid: false,
+            stdin: None,
+            output: None,
+            descriptors,
+            inherits_descriptors: false,
+            leads_group: true,
+            keeps_mask: false,
+            death_signal: Some(Signal::SIGKILL),
+            identity: None,
+        }
+    }
 }
 
 /// A process that has been forked, and may by now have executed its program.

@@ -46,6 +46,30 @@ fn one_that_listens_on_nothing_is_told_of() {
     panzer.stop();
 }
 
+/// Works for five seconds before it listens.
+const SLOW: &str = "#!/usr/bin/env python3
+import socket, time
+until = time.monotonic() + 5
+while time.monotonic() < until:
+    sum(range(100000))
+listener = socket.socket(fileno=3)
+while True:
+    listener.accept()
+";
+
+#[test]
+fn one_that_is_busy_starting_is_left_in_peace() {
+    if !require("python3") {
+        return;
+    }
+    // Else it would be told of after 3.75 s.
+    let arguments = ["-w", "1", "--ready-timeout", "8s", "-l", &free_port().to_string(), "./server"];
+    let panzer = Panzer::builder().executable("server", SLOW).args(arguments).start();
+    panzer.wait_serving();
+    assert_eq!(told(&panzer), 0);
+    panzer.stop();
+}
+
 #[test]
 fn a_release_that_binds_its_own_port_has_failed_for_that() {
     if !require("python3") {

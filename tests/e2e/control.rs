@@ -347,3 +347,18 @@ fn a_client_that_waits_for_nothing_wakes_nobody() {
     assert!(client.line().is_empty());
     assert!(cpu_ticks(panzer.pid()) - before < 5, "main spins");
 }
+
+#[test]
+fn a_wrong_command_line_is_told_in_one_line() {
+    for (arguments, why) in [
+        (&["relod"][..], "unrecognized subcommand 'relod'; tip: "),
+        (&["status", "--jsn"], "unexpected argument '--jsn' found; tip: a similar argument exists: '--json'"),
+        (&["scale"], "the following required arguments were not provided: <N|+N|-N> (see panzerctl --help)"),
+        (&["reload", "--timeout", "soon"], "invalid value 'soon' for '--timeout <D>': not a duration"),
+    ] {
+        let refused = Command::new(env!("CARGO_BIN_EXE_panzerctl")).args(arguments).output().unwrap();
+        let told = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{told}");
+        assert!(told.starts_with(&format!("panzerctl: {why}")) && told.lines().count() == 1, "{told}");
+    }
+}

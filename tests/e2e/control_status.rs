@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -245,6 +246,24 @@ fn the_queues_of_all_workers_are_told_together() {
         assert!(metrics.contains(&line), "{metrics}");
     }
     drop(clients);
+}
+
+#[test]
+fn the_queue_of_a_unix_socket_is_told() {
+    let builder = Panzer::builder().args(["-w", "1", "--bake", "100ms", "--ready", "alive"]);
+    let path = builder.folder().join("app.sock");
+    let (listen, datagrams) = (format!("unix:{},backlog=8", path.display()), format!("udp:127.0.0.1:{}", free_port()));
+    // It accepts nothing.
+    let panzer = builder.args(["-l", &listen, "-l", &datagrams, "--", "sleep", "1000"]).start();
+    panzer.wait_serving();
+    let _clients = [UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap()];
+    let status: serde_json::Value = serde_json::from_slice(&run(&panzer, &["status", "--json"]).stdout).unwrap();
+    let (queue, datagrams) = (&status["listeners"][0], &status["listeners"][1]);
+    assert_eq!((&queue["queued"], &queue["limit"]), (&2.into(), &8.into()), "{queue}");
+    assert!(datagrams["queued"].is_null(), "{datagrams}");
+    let depth = format!("panzer_accept_queue_depth{{listener=\"unix:{}\"}} 2\n", path.display());
+    let metrics = text(&run(&panzer, &["metrics"]).stdout);
+    assert!(metrics.contains(&depth), "{metrics}");
 }
 
 #[test]

@@ -56,6 +56,15 @@ fn each_generation_reads_it_anew() {
 }
 
 #[test]
+fn a_variable_names_several_and_a_path_with_a_blank() {
+    let builder = Panzer::builder().file("my app.env", "A=1\n").file("2.env", "B=2\n");
+    let panzer = builder.env("PANZER_ENV_FILE", r"my\ app.env 2.env").args(["-w", "1", "--", "sleep", "1000"]).start();
+    panzer.wait_serving();
+    has(&panzer, &["A=1", "B=2"]);
+    panzer.stop();
+}
+
+#[test]
 fn of_several_the_last_counts_and_one_may_be_missing() {
     let builder = Panzer::builder().file("1.env", "A=1\nB=1\n").file("2.env", "B=2\n");
     let files = ["--env-file", "1.env", "--env-file", "-none.env", "--env-file=2.env"];

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::control::run;
 use crate::load::http::Address;
 use crate::load::{Load, Mode};
 use crate::support::{Builder, Panzer, eventually, free_port, get, require};
@@ -106,6 +107,37 @@ fn a_shutdown_of_a_shared_port_is_undone() {
     }
 }
 
+/// So many ask at once that a queue of one overflows, which keeps some waiting and loses none.
+const CROWD: usize = 16;
+
+/// Answers everybody while a worker would have its queue, of `length`, cut to one: it is of `cut` then, until `restore`.
+fn survives_a_cut(panzer: &Panzer, port: u16, (length, cut): (u64, u64), restore: impl FnOnce(&Panzer)) {
+    panzer.wait_serving();
+    let now = || {
+        let status: serde_json::Value = serde_json::from_slice(&run(panzer, &["status", "--json"]).stdout).unwrap();
+        status["listeners"][0]["limit"].as_u64()
+    };
+    eventually(SOON, "it answers, and its queue is as long as it was asked for", || {
+        get(port, "/").is_ok() && now() == Some(length)
+    });
+    let load = Load::new(port, Mode::NewConnection, CROWD).pause(Duration::from_millis(2)).start();
+    let goes_on = || {
+        let answered = load.answered();
+        eventually(SOON, "the load goes on", || load.answered() > answered + 500);
+    };
+    goes_on();
+    is_spoilt(panzer, "listen");
+    assert_eq!(now(), Some(cut));
+    goes_on();
+    assert_eq!(now(), Some(cut));
+    restore(panzer);
+    assert_eq!(now(), Some(length));
+    goes_on();
+    let report = load.stop();
+    eprintln!("{report}");
+    assert_eq!(report.dropped(), 0, "{report}");
+}
+
 #[test]
 fn a_queue_that_a_worker_cut_gets_its_length_back() {
     if !require("python3") {
@@ -113,10 +145,22 @@ fn a_queue_that_a_worker_cut_gets_its_length_back() {
     }
     let port = free_port();
     let panzer = server(&["-l", &format!("{port},backlog=77")], "-").start();
-    panzer.wait_serving();
     panzer.allow_line("panzer: a worker cut the queue of ");
-    is_spoilt(&panzer, "listen");
-    assert!(panzer.reload_and_wait().is_ok());
-    panzer.wait_for_line(&format!("a worker cut the queue of port {port} to 1; it is 77 again"), SOON);
+    survives_a_cut(&panzer, port, (77, 1), |panzer| {
+        // Another worker becomes ready, and none is stopped, which would take with it what it has accepted.
+        assert!(run(panzer, &["scale", "3"]).status.success());
+        panzer.wait_for_line(&format!("a worker cut the queue of port {port} to 1; it is 77 again"), SOON);
+    });
+    panzer.stop();
+}
+
+#[test]
+fn a_queue_of_a_shared_port_is_cut_by_nobody() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = server(&[], &port.to_string()).start();
+    survives_a_cut(&panzer, port, (64, 64), |_| {});
     panzer.stop();
 }

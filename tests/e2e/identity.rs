@@ -160,6 +160,14 @@ fn who_has_gone_by_a_reload_fails_it() {
     fs::write(panzer.path("passwd"), format!("{passwd}visitor:x:4713:4712::/:/bin/sh\n")).unwrap();
     assert_eq!(panzer.reload_and_wait(), Ok(3));
     assert_eq!(field(panzer.workers()[0], "Uid:"), "4713 4713 4713 4713");
+    // A generation is pinned to what it has found: another monitor of it looks nobody up.
+    fs::write(panzer.path("passwd"), format!("{passwd}visitor:x:4714:4714::/:/bin/sh\n")).unwrap();
+    let before = panzer.workers();
+    panzer.expect_line("error: the monitor of generation 3 was killed by SIGKILL; starting another");
+    kill_9(panzer.status().serving().monitor.unwrap());
+    wait_workers(&panzer, 1, &before);
+    assert_eq!(field(panzer.workers()[0], "Uid:"), "4713 4713 4713 4713");
+    assert_eq!(field(panzer.workers()[0], "Gid:"), "4712 4712 4712 4712");
     assert_eq!(panzer.stop().code(), Some(0));
 }
 

@@ -1,16 +1,18 @@
 //! Restarts of main in place. 59, 78-81.
 
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Output;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, SockType, getsockopt, sockopt};
 use nix::unistd::Pid;
 
 use crate::control::{panzerctl, run, text};
 use crate::faults::{SOON, assert_answers, kill_9, serving_app, wait_gone, wait_started, wait_workers};
-use crate::support::{Builder, Panzer, Process, eventually, free_port, get, require};
+use crate::support::{Builder, Panzer, Process, descriptor_of, eventually, free_port, get, require};
 use crate::zero_loss::clients::BothKinds;
 
 const RESTARTS: usize = 100;
@@ -65,7 +67,8 @@ fn serving(workers: u32) -> (Panzer, u16) {
 #[track_caller]
 fn restart(panzer: &Panzer, before: &str, now: &str) {
     let done = run(panzer, &["restart"]);
-    let expected = format!("trying the new build\nrestarted in place: panzer {before} -> {now}\n");
+    let same = if before == now { " (the same file)" } else { "" };
+    let expected = format!("trying the new build\nrestarted in place: panzer {before} -> {now}{same}\n");
     assert_eq!((text(&done.stdout), text(&done.stderr)), (expected, String::new()));
 }
 
@@ -116,25 +119,72 @@ fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
     assert_eq!(panzer.stop().code(), Some(0));
 }
 
-/// Says that it knows the state of a panzer that is not there yet: the next version of it.
-const NEWER: &str = r#"#!/usr/bin/env python3
+#[test]
+fn two_builds_of_one_version_are_told_apart() {
+    let (panzer, _) = serving(1);
+    restart(&panzer, VERSION, VERSION);
+    build(panzer.folder(), "two", VERSION);
+    switch(panzer.folder(), "two");
+    let done = text(&run(&panzer, &["restart"]).stdout);
+    let told = format!("restarted in place: panzer {VERSION} -> {VERSION} (another file, of 2");
+    assert!(done.contains(&told) && done.ends_with("Z)\n"), "{done}");
+    panzer.wait_for_line(&format!("{told}*Z)"), SOON);
+    restart(&panzer, VERSION, VERSION);
+    panzer.stop();
+}
+
+/// Takes the state of another panzer for its own: of one that has `CHANGE`.
+const CHANGED: &str = r#"#!/usr/bin/env python3
 import json, os
 state = int(os.environ["PANZER_STATE_FD"])
 document = json.loads(os.pread(state, 1 << 24, 0))
-document["version"] += 1
+CHANGE
 written = os.memfd_create("state", 0)
 os.write(written, json.dumps(document).encode())
 os.dup2(written, state, inheritable=True)
 os.execv("BUILD", ["panzer"])
 "#;
 
+fn changed(change: &str) -> String {
+    CHANGED.replace("CHANGE", change).replace("BUILD", env!("CARGO_BIN_EXE_panzer"))
+}
+
+/// What was added to the state since an older build is not there when that hands it on.
+#[test]
+fn the_state_of_an_older_build_is_taken_over() {
+    if !require("python3") {
+        return;
+    }
+    let (panzer, port) = serving(2);
+    let workers = panzer.workers();
+    let fields = ["document['file']", "document['plan']['env_files']", "document['plan']['handover']"];
+    let older = changed(&format!("del {}", fields.join(", ")));
+    place(panzer.folder(), "older", older.as_bytes());
+    switch(panzer.folder(), "older");
+    // It was tried with the older state, and is executed with that of this build.
+    assert!(run(&panzer, &["restart"]).status.success());
+    assert_eq!(panzer.workers(), workers);
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert_answers(port, "good");
+    panzer.stop();
+}
+
 #[test]
 fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
     let (panzer, port) = serving(2);
     let workers = panzer.workers();
     let whole = fs::read(env!("CARGO_BIN_EXE_panzer")).unwrap();
-    let newer = NEWER.replace("BUILD", env!("CARGO_BIN_EXE_panzer"));
-    let builds: [(&str, &[u8], &str); 9] = [
+    let newer = changed("document['version'] += 1; document['build'] = '7.0.0'");
+    let richer = changed("document['plan']['later'] = True; document['build'] = '7.0.0'");
+    let stranger = changed("document['children']['monitors'][0][1]['protocol'] += 1");
+    let why_newer =
+        format!("the state that panzer 7.0.0 hands on has version 2, and panzer {VERSION} reads version 1; {HELP}");
+    let why_richer = format!("panzer {VERSION} cannot read what panzer 7.0.0 knows: unknown field `later`");
+    let why_stranger = format!(
+        "the monitor of generation 1 speaks version 2 of the protocol, and panzer {VERSION} speaks version 1; {HELP}"
+    );
+    let builds: [(&str, &[u8], &str); 11] = [
         ("truncated", &whole[..whole.len() / 8], "was killed by SIG"),
         ("cut", &whole[..40], "it cannot be executed: "),
         ("empty", b"", "it cannot be executed: "),
@@ -142,7 +192,9 @@ fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
         ("failing", b"#!/bin/sh\necho no libraries >&2\nexit 3\n", "exited with code 3, printing: no libraries"),
         ("other", b"#!/bin/sh\nexit 0\n", "exited with code 0 without a word"),
         ("chatty", b"#!/bin/sh\necho READY >&4\n", "without a word"),
-        ("newer", newer.as_bytes(), "has version 2, and panzer"),
+        ("newer", newer.as_bytes(), &why_newer),
+        ("richer", richer.as_bytes(), &why_richer),
+        ("stranger", stranger.as_bytes(), &why_stranger),
         ("hanging", b"#!/bin/sh\necho READY\nexec sleep 1000\n", "it hangs: not a word within 10s"),
     ];
     let before = descriptors(panzer.pid());
@@ -164,11 +216,50 @@ fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
     panzer.stop();
 }
 
+/// What is said to do about it.
+const HELP: &str = "restart into a build that does, or stop panzer and start this one";
+
 #[track_caller]
 fn assert_refused(refused: &Output, cause: &str) {
     let why = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{why}");
     assert!(why.starts_with("panzerctl: restart refused: ") && why.contains(cause), "{cause:?} is not in {why:?}");
+}
+
+/// As after a restart in place into another build, which may say what the other side does not know.
+#[test]
+fn what_another_build_says_is_left_out_and_told_once() {
+    let (panzer, port) = serving(2);
+    let monitor = panzer.status().serving().monitor.unwrap();
+    panzer.expect_line(
+        "main orders what the build of this monitor does not know, and that is left out: unknown variant `fly`*",
+    );
+    panzer.expect_line(
+        "the monitor of generation 1 says what this build does not know, and that is left out: unknown variant `fly`*",
+    );
+    let told = || panzer.lines().iter().filter(|line| line.contains("that is left out")).count();
+    // What is sent on an end arrives at the other one.
+    for sender in [panzer.pid(), monitor] {
+        let channel = channel_of(sender);
+        for _ in 0..50 {
+            nix::sys::socket::send(channel.as_raw_fd(), br#"{"fly":{"to":"the moon"}}"#, MsgFlags::empty()).unwrap();
+        }
+    }
+    eventually(SOON, "both have said it", || told() == 2);
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert_answers(port, "good");
+    assert_eq!(told(), 2);
+    panzer.stop();
+}
+
+/// A copy of the end that `owner` has of the only channel there is.
+fn channel_of(owner: i32) -> OwnedFd {
+    let entries = fs::read_dir(format!("/proc/{owner}/fd")).unwrap().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut sockets = numbers.filter_map(|number| descriptor_of(owner, number).ok());
+    let is_channel = |socket: &OwnedFd| getsockopt(socket, sockopt::SockType) == Ok(SockType::SeqPacket);
+    sockets.find(is_channel).expect("it has a channel")
 }
 
 #[test]

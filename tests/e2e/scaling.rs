@@ -1,5 +1,7 @@
 //! More and fewer workers while panzer runs, over whatever happens meanwhile.
 
+use std::fs;
+
 use nix::sys::signal::Signal;
 
 use crate::control::{run, text};
@@ -94,6 +96,37 @@ fn quiet_ends_all_and_a_reload_or_a_scale_brings_workers_back() {
     done(&panzer, &["quiet"]);
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     wait_slots(&panzer, &[0, 1]);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Slot 2 and those beyond answer their probe only once they are let.
+const PROBE: &str = "exec:[ $PANZER_WORKER_ID -lt 2 ] || [ -e let-$PANZER_WORKER_ID ]";
+
+#[test]
+fn who_waits_for_ready_waits_for_all_that_are_wanted_and_not_for_a_respawn() {
+    let builder = Panzer::builder().args(["-w", "2", "--ready", PROBE, "--delay", "10s", "--", "sleep", "1000"]);
+    let panzer = builder.start();
+    panzer.wait_serving();
+    let is_ready = || run(&panzer, &["--timeout", "1s", "status", "--wait-ready"]).status.success();
+    assert!(is_ready());
+    done(&panzer, &["scale", "4"]);
+    fs::write(panzer.path("let-2"), "").unwrap();
+    eventually(SOON, "all but one are ready", || ready_slots(&panzer) == [0, 1, 2]);
+    let why = refused(&panzer, &["--timeout", "1s", "status", "--wait-ready"]);
+    assert_eq!(why, "panzerctl: not ready in time: sleep is not ready: 3 of 4 workers are\n");
+    fs::write(panzer.path("let-3"), "").unwrap();
+    done(&panzer, &["--timeout", "20s", "status", "--wait-ready"]);
+    // From here on one will do.
+    panzer.allow_line("was killed by SIGKILL; respawning it");
+    fs::remove_file(panzer.path("let-3")).unwrap();
+    kill_9(panzer.workers()[3]);
+    eventually(SOON, "it is missed", || ready_slots(&panzer) == [0, 1, 2]);
+    assert!(is_ready());
+    done(&panzer, &["quiet"]);
+    assert!(!is_ready());
+    done(&panzer, &["scale", "3"]);
+    done(&panzer, &["--timeout", "20s", "status", "--wait-ready"]);
+    assert_eq!(ready_slots(&panzer), [0, 1, 2]);
     assert_eq!(panzer.stop().code(), Some(0));
 }
 

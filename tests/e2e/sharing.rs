@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -103,6 +104,37 @@ async def main():
     async with await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1])) as server:
         await server.serve_forever()
 asyncio.run(main())
+"#;
+
+#[test]
+fn a_server_that_gives_its_rights_up_between_bind_and_listen() {
+    if !require("python3") || !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: takes root, and python3");
+        return;
+    }
+    let Some(port) = (700..1024).rev().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) else {
+        panic!("every port that takes a right is in use");
+    };
+    shares(four_workers().args(["--", "python3", "-c", GIVES_RIGHTS_UP, &port.to_string()]), port);
+}
+
+const GIVES_RIGHTS_UP: &str = r#"
+import os, socket, sys
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+listener.listen(100)
+while True:
+    connection, _ = listener.accept()
+    try:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    except OSError:
+        pass
+    connection.close()
 "#;
 
 /// A C program, linked statically, which answers on each port that it is given.

@@ -1,7 +1,7 @@
 //! What signals do to main, by each preset and by `--on`: every cell of the table, with real processes.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::Signal::*;
@@ -175,8 +175,14 @@ fn a_dump_follows_no_link() {
     let panzer = start("serverengine");
     fs::write(panzer.path("other"), "whole").unwrap();
     symlink(panzer.path("other"), panzer.path("run/sleep.dump")).unwrap();
-    panzer.allow_line("the state cannot be written to");
-    after(&panzer, SIGCONT, "the state cannot be written to */run/sleep.dump");
+    panzer.allow_line("the state is in ");
+    after(&panzer, SIGCONT, "the state is in */run/sleep.dump");
     assert_eq!(fs::read_to_string(panzer.path("other")).unwrap(), "whole");
+    let dump = panzer.path("run/sleep.dump").symlink_metadata().unwrap();
+    assert_eq!((dump.is_file(), dump.mode() & 0o7777), (true, 0o600));
+    // Nor does it keep what somebody has made of it meanwhile.
+    fs::set_permissions(panzer.path("run/sleep.dump"), fs::Permissions::from_mode(0o666)).unwrap();
+    after(&panzer, SIGCONT, "the state is in */run/sleep.dump");
+    assert_eq!(panzer.path("run/sleep.dump").metadata().unwrap().mode() & 0o7777, 0o600);
     assert_eq!(panzer.stop().code(), Some(0));
 }

@@ -3,16 +3,19 @@
 //! Workers write into `first`, each a line, when they first could accept, by the clock that all processes share.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Builder, Panzer, free_port, get, require};
+use crate::support::{Builder, Panzer, eventually, free_port, get, require};
 
 mod shared;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// It takes less than a fifth of a second; more is given to a machine that is busy with other tests.
+/// By then it is seen. A machine that is busy with other tests gets more time, and tries until it was in time once.
+const IN_TIME: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
+const MOST_RELOADS: u32 = 4;
 
 /// Defined for every worker: the listener, and what it says when it first could accept.
 const PREAMBLE: &str = "#!/usr/bin/env python3
@@ -48,98 +51,114 @@ fn last_first(panzer: &Panzer, count: usize) -> Option<Duration> {
     (times.len() >= count).then(|| times.into_iter().max()).flatten()
 }
 
-/// Waits for `line`, which must not come before `count` notes are there, and must come soon after.
+/// Waits for `line`, which must not come before `count` notes are there, and must come soon after: how soon it came.
 #[track_caller]
-fn assert_seen(panzer: &Panzer, line: &str, count: usize, what: &str) {
+fn assert_seen(panzer: &Panzer, line: &str, count: usize, what: &str) -> Duration {
     panzer.wait_for_line(line, SOON);
     let seen = now();
     let first = last_first(panzer, count).unwrap_or_else(|| panic!("{what}: ready before it could accept"));
     let delay = seen.saturating_sub(first);
     eprintln!("{what}: seen {delay:?} after the first possible accept");
     assert!(delay < LONGEST_DELAY, "{what}: seen only {delay:?} after the first possible accept");
+    delay
 }
 
-#[track_caller]
-fn is_seen_in_time(what: &str, script: &str) {
-    if !require("python3") {
-        return;
-    }
-    let panzer = watched(2, script).start();
-    assert_seen(&panzer, "panzer: generation 1 serves: 2 workers ready in ", 2, what);
-    fs::remove_file(panzer.path("first")).unwrap();
-    assert_eq!(panzer.reload_and_wait(), Ok(2));
-    assert_seen(&panzer, "panzer: reload done: generation 2 serves", 2, what);
-    panzer.stop();
-}
-
-#[test]
-fn in_accept() {
-    is_seen_in_time("accept", "time.sleep(1.5)\nnote()\nlistener.accept()\ntime.sleep(1000)\n");
-}
-
-#[test]
-fn in_poll() {
-    let script =
-        "poller = select.poll()\npoller.register(listener, select.POLLIN)\ntime.sleep(1.5)\nnote()\npoller.poll()\n";
-    is_seen_in_time("poll", script);
-}
-
-#[test]
-fn in_select() {
-    is_seen_in_time("select", "time.sleep(1.5)\nnote()\nselect.select([os.pipe()[0], listener], [], [])\n");
-}
-
-/// In the set long before anybody waits on it.
-const EPOLL: &str = "pollers = select.epoll()
-pollers.register(listener, select.EPOLLIN)
-time.sleep(1.5)
-note()
-pollers.poll()
-";
-
-#[test]
-fn in_epoll_wait() {
-    is_seen_in_time("epoll", EPOLL);
-}
-
-#[test]
-fn in_a_set_within_a_polled_set() {
-    let script = "inner, outer = select.epoll(), select.epoll()
-inner.register(listener, select.EPOLLIN)
-outer.register(inner, select.EPOLLIN)
-poller = select.poll()
-poller.register(outer, select.POLLIN)
-time.sleep(1.5)
-note()
-poller.poll()
-";
-    is_seen_in_time("nested epoll", script);
-}
-
-#[test]
-fn in_a_thread() {
-    let script = "def serve():
-    time.sleep(1.5)
+/// Ways to wait for connections on `listener`.
+const WAYS: [(&str, &str); 5] = [
+    ("accept", "note()\nlistener.accept()\ntime.sleep(1000)\n"),
+    ("poll", "poller = select.poll()\npoller.register(listener, select.POLLIN)\nnote()\npoller.poll()\n"),
+    ("select", "note()\nselect.select([os.pipe()[0], listener], [], [])\n"),
+    ("epoll", "pollers = select.epoll()\npollers.register(listener, select.EPOLLIN)\nnote()\npollers.poll()\n"),
+    (
+        "a thread",
+        "def serve():
     note()
     listener.accept()
 threading.Thread(target=serve, daemon=True).start()
 time.sleep(1000)
-";
-    is_seen_in_time("thread", script);
+",
+    ),
+];
+
+/// In an epoll set for so many seconds before anybody waits on it.
+fn in_its_set_for(seconds: &str) -> String {
+    format!(
+        "pollers = select.epoll()
+pollers.register(listener, select.EPOLLIN)
+time.sleep({seconds})
+note()
+pollers.poll()
+"
+    )
 }
 
-#[test]
-fn in_a_forked_child() {
-    let script = "signal.signal(signal.SIGTERM, lambda *_: (os.kill(child, signal.SIGTERM), sys.exit()))
+/// In a set within a set, which is polled.
+const NESTED: &str = "inner, outer = select.epoll(), select.epoll()
+inner.register(listener, select.EPOLLIN)
+outer.register(inner, select.EPOLLIN)
+poller = select.poll()
+poller.register(outer, select.POLLIN)
+time.sleep(3)
+note()
+poller.poll()
+";
+
+const CHILD: &str = "signal.signal(signal.SIGTERM, lambda *_: (os.kill(child, signal.SIGTERM), sys.exit()))
 child = os.fork()
 if child == 0:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(1.5)
+    time.sleep(3)
     note()
     listener.accept()
 os.waitpid(child, 0)
 ";
-    is_seen_in_time("child", script);
+
+/// A worker that waits in some way, and what is asked of its panzer.
+struct Watched {
+    what: String,
+    builder: Builder,
+    /// Whether it must be seen at a first start as well, or in a reload only.
+    at_first_start: bool,
+}
+
+/// All at once: they do little but sleep.
+fn each_is_seen_in_time(all: impl IntoIterator<Item = Watched>) {
+    thread::scope(|threads| {
+        for one in all {
+            threads.spawn(|| is_seen_in_time(one));
+        }
+    });
+}
+
+fn is_seen_in_time(Watched { what, builder, at_first_start }: Watched) {
+    let panzer = builder.start();
+    if at_first_start {
+        assert_seen(&panzer, "panzer: generation 1 serves: 2 workers ready in ", 2, &what);
+    }
+    eventually(SOON, "both could accept", || last_first(&panzer, 2).is_some());
+    let in_time = (2..2 + MOST_RELOADS).any(|generation| {
+        fs::remove_file(panzer.path("first")).unwrap();
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        assert_seen(&panzer, &format!("panzer: reload done: generation {generation} serves"), 2, &what) < IN_TIME
+    });
+    assert!(in_time, "{what}: not once seen within {IN_TIME:?}");
+    panzer.stop();
+}
+
+#[test]
+fn in_each_way_long_after_its_start() {
+    if !require("python3") {
+        return;
+    }
+    let sleeps = |(way, script)| (format!("sleeps, then {way}"), format!("time.sleep(3)\n{script}"));
+    let others = [("epoll, in its set for long", in_its_set_for("3")), ("nested epoll", NESTED.to_owned())];
+    let others = others.into_iter().chain([("a child", CHILD.to_owned())]);
+    let all = WAYS.map(sleeps).into_iter().chain(others.map(|(way, script)| (way.to_owned(), script)));
+    each_is_seen_in_time(all.map(|(what, script)| Watched {
+        what,
+        builder: watched(2, &script),
+        at_first_start: true,
+    }));
 }
 
 #[test]
@@ -174,15 +193,15 @@ fn a_respawned_worker_is_watched_too() {
     if !require("python3") {
         return;
     }
-    let panzer = watched(1, EPOLL).start();
+    let panzer = watched(1, &in_its_set_for("1.5")).start();
     panzer.wait_serving();
     panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
     let first = panzer.workers()[0];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL).unwrap();
     let phase = || panzer.status().serving().workers[0].clone();
-    crate::support::eventually(SOON, "another worker starts", || phase().pid.is_some_and(|pid| pid != first));
+    eventually(SOON, "another worker starts", || phase().pid.is_some_and(|pid| pid != first));
     let mut seen_starting = false;
-    crate::support::eventually(SOON, "the other worker is ready", || {
+    eventually(SOON, "the other worker is ready", || {
         let ready = phase().phase == "ready";
         assert!(!ready || last_first(&panzer, 2).is_some(), "ready before it could accept");
         seen_starting |= !ready;
@@ -200,7 +219,7 @@ fn its_word_alone_does_not_do() {
     let says_ready = "telling = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 telling.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])
 ";
-    let panzer = watched(1, &format!("{says_ready}{EPOLL}")).args(["--ready-timeout", "2s"]).start();
+    let panzer = watched(1, &(says_ready.to_owned() + &in_its_set_for("1"))).args(["--ready-timeout", "2s"]).start();
     // With so little time to be ready, one that takes its own is soon suspected.
     panzer.allow_line("unless it is still starting");
     assert_seen(&panzer, "panzer: generation 1 serves: ", 1, "READY=1, then epoll");
@@ -246,7 +265,7 @@ fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
     if !require("python3") || !has_io_uring() {
         return;
     }
-    let panzer = watched(1, EPOLL).args(["--ready", "accept", "--ready-timeout", "3s"]).start();
+    let panzer = watched(1, &in_its_set_for("1.5")).args(["--ready", "accept", "--ready-timeout", "3s"]).start();
     // With so little time to be ready, one that takes its own is soon suspected.
     panzer.allow_line("unless it is still starting");
     panzer.wait_serving();
@@ -256,7 +275,7 @@ fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
     let why = "worker 0 was not ready within 3s: whether it accepts cannot be seen: it uses io_uring";
     assert!(line.contains(why), "{line}");
     // A ring for other things hinders nobody.
-    replace(&panzer, &format!("{RING}{EPOLL}"));
+    replace(&panzer, &(RING.to_owned() + &in_its_set_for("1")));
     assert_eq!(panzer.reload_and_wait(), Ok(3));
     panzer.stop();
 }
@@ -310,7 +329,7 @@ fn nobody_is_looked_at_once_all_are_ready() {
     };
     let before = switches();
     let until = now() + Duration::from_secs(2);
-    crate::support::eventually(SOON, "two seconds have passed", || now() >= until);
+    eventually(SOON, "two seconds have passed", || now() >= until);
     // The answer to the question above may have been under way; looks would have been thirty.
     assert!(switches() - before <= 2, "an idle monitor never wakes");
     panzer.stop();
@@ -329,7 +348,7 @@ fn a_probe_decides_by_its_exit_code() {
     let panzer = probed(&["-w", "2", "-l", &free_port().to_string()], probe).start();
     panzer.wait_for_line("started as pid", SOON);
     let tried = now() + Duration::from_secs(1);
-    crate::support::eventually(SOON, "it was tried", || now() >= tried);
+    eventually(SOON, "it was tried", || now() >= tried);
     assert!(panzer.status().serving().workers.iter().all(|worker| worker.phase == "starting"));
     fs::write(panzer.path("allowed"), "").unwrap();
     assert_seen_by_probe(&panzer);
@@ -363,7 +382,7 @@ fn a_probe_that_hangs_ends_with_its_worker() {
     panzer.expect_line("warning: worker 0 * is not ready after 1s; stopping it");
     panzer.expect_line("warning: worker 0 * was not ready within 1s; respawning it in");
     let probes = || fs::read_to_string(panzer.path("probed")).map_or(0, |notes| notes.lines().count());
-    crate::support::eventually(SOON, "the next worker is probed", || probes() == 2);
+    eventually(SOON, "the next worker is probed", || probes() == 2);
     // That no probe is left is checked at the end.
     panzer.stop();
 }

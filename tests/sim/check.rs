@@ -56,11 +56,12 @@ pub(crate) fn hold(holds: bool, invariant: u32, what: impl FnOnce() -> String) -
     if holds { Ok(()) } else { Err(Violation::new(invariant, what())) }
 }
 
-/// When something was told to stop.
+/// When something was told to stop, and by when that is to be over.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct StopTimes {
     pub(crate) graceful: Option<Time>,
     pub(crate) quick: Option<Time>,
+    kill_due: Option<Time>,
 }
 
 impl StopTimes {
@@ -68,16 +69,21 @@ impl StopTimes {
         self.graceful.is_some() || self.quick.is_some()
     }
 
-    pub(crate) fn begin(&mut self, quick: bool, now: Time) {
-        let begun = if quick { &mut self.quick } else { &mut self.graceful };
+    /// It goes by this schedule, whatever is configured later.
+    pub(crate) fn begin(&mut self, quick: bool, now: Time, schedule: &Schedule) {
+        let (begun, length) = match quick {
+            true => (&mut self.quick, schedule.quick().total()),
+            false => (&mut self.graceful, schedule.total()),
+        };
         begun.get_or_insert(now);
+        let due = now + length;
+        // A schedule that is shorter by now comes to its end sooner.
+        self.kill_due = Some(self.kill_due.map_or(due, |known| known.min(due)));
     }
 
     /// When KILL is due. There is no KILL before it.
-    pub(crate) fn kill_due(self, schedule: &Schedule) -> Option<Time> {
-        let graceful = self.graceful.map(|begun| begun + schedule.total());
-        let quick = self.quick.map(|begun| begun + schedule.quick().total());
-        graceful.into_iter().chain(quick).min()
+    pub(crate) fn kill_due(self) -> Option<Time> {
+        self.kill_due
     }
 }
 
@@ -89,6 +95,8 @@ pub(crate) struct PaceWatch {
     ended: Time,
     least: Time,
     last_told: Time,
+    /// When the next start is overdue.
+    latest: Time,
 }
 
 impl PaceWatch {
@@ -98,6 +106,7 @@ impl PaceWatch {
 
     pub(crate) fn ended(&mut self, now: Time, pace: Pace) {
         self.ended = now;
+        self.latest = now + pace.delay_max + SLACK;
         if now - self.begun >= pace.healthy_after {
             self.unhealthy = 0;
             self.least = Time::ZERO;
@@ -111,7 +120,7 @@ impl PaceWatch {
 
     /// People are told of this delay.
     pub(crate) fn told(&mut self, delay: Time, pace: Pace) -> Checked {
-        let last = std::mem::replace(&mut self.last_told, delay);
+        let last = std::mem::replace(&mut self.last_told, delay).min(pace.delay_max);
         let bounded = (last.max(self.least)..=pace.delay_max).contains(&delay);
         hold(bounded, 5, || format!("a delay of {delay:?} after one of {last:?}"))
     }
@@ -128,7 +137,7 @@ impl PaceWatch {
     }
 
     /// The next start is overdue.
-    pub(crate) fn is_late(&self, now: Time, pace: Pace) -> bool {
-        now > self.ended + pace.delay_max + SLACK
+    pub(crate) fn is_late(&self, now: Time) -> bool {
+        now > self.latest
     }
 }

@@ -4,25 +4,45 @@ use panzer::main_process::state::Change;
 
 #[derive(Debug)]
 pub(crate) struct Count {
-    /// Of the serving generation.
+    /// Of the serving generation; none after a quiet.
     now: u32,
-    /// Of the next.
+    /// The last that was wanted of it beside none.
+    kept: u32,
+    /// Of the generation that is starting, or was when it failed on its way.
     next: u32,
+    /// What was configured for the serving generation, and for the one that is starting.
+    configured: u32,
+    planned: Option<u32>,
     /// What was asked for, and is to be told: from so many, to so many, or that it is refused.
     asked: Option<(u32, Option<u32>)>,
 }
 
 impl Count {
     pub(crate) fn new(workers: u32) -> Count {
-        Count { now: workers, next: workers, asked: None }
+        Count { now: workers, kept: workers, next: workers, configured: workers, planned: None, asked: None }
     }
 
     pub(crate) fn now(&self) -> u32 {
         self.now
     }
 
+    /// Of the generation that is starting.
     pub(crate) fn next(&self) -> u32 {
         self.next
+    }
+
+    /// What workers go over to: to the next generation, or back.
+    pub(crate) fn goal(&self) -> u32 {
+        if self.planned.is_some() { self.next } else { self.kept }
+    }
+
+    /// The most that may be wanted of two generations together.
+    pub(crate) fn most(&self) -> u32 {
+        self.next.max(self.kept)
+    }
+
+    pub(crate) fn configured(&self) -> u32 {
+        self.configured
     }
 
     /// Of the serving generation, or of the one that is starting.
@@ -34,8 +54,9 @@ impl Count {
         self.asked = Some((self.now, None));
     }
 
-    pub(crate) fn change(&mut self, change: Change, serves: bool) {
-        let from = if serves { self.now } else { self.next };
+    /// Somebody asks for it. `rolls` where workers go over to another generation: it is those that there will be.
+    pub(crate) fn change(&mut self, change: Change, rolls: bool) {
+        let from = if rolls { self.next } else { self.now };
         let to = match change {
             Change::To(workers) => i64::from(workers),
             Change::By(more) => i64::from(from) + i64::from(more),
@@ -46,14 +67,48 @@ impl Count {
         let to = u32::try_from(to).ok().filter(|_| allowed);
         self.asked = Some((from, to));
         if let Some(to) = to {
-            self.now = to;
-            self.next = if to > 0 { to } else { self.next };
+            self.become_of_all(to);
         }
+    }
+
+    fn become_of_all(&mut self, to: u32) {
+        self.now = to;
+        if to > 0 {
+            (self.kept, self.next) = (to, to);
+        }
+    }
+
+    /// The next generation was planned with so many: where that is no news, what was asked for meanwhile holds.
+    pub(crate) fn planned(&mut self, configured: u32) {
+        self.planned = Some(configured);
+        self.next = self.counts(configured);
+    }
+
+    fn counts(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.kept } else { configured }
+    }
+
+    /// So many are configured now. Returns whether that is news to any generation.
+    pub(crate) fn tuned(&mut self, configured: u32) -> bool {
+        let to = if self.planned == Some(configured) { self.next } else { self.counts(configured) };
+        let news = self.configured != configured || self.planned.is_some_and(|planned| planned != configured);
+        self.configured = configured;
+        self.planned = self.planned.map(|_| configured);
+        if news {
+            self.become_of_all(to);
+        }
+        news
     }
 
     /// The next generation serves, with what was wanted of it.
     pub(crate) fn serves_anew(&mut self) {
-        self.now = self.next;
+        (self.now, self.kept) = (self.next, self.next);
+        self.configured = self.planned.take().unwrap_or(self.configured);
+    }
+
+    /// The next generation failed, and what was wanted of it with it.
+    pub(crate) fn failed(&mut self) {
+        self.planned = None;
     }
 
     pub(crate) fn is_told(&mut self, from: u32, to: Result<u32, &str>) -> bool {

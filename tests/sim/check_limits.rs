@@ -48,7 +48,7 @@ impl MainCheck {
 
     /// Whether more drain than may take their time, and this has done so for longest.
     pub(crate) fn is_beyond_limit(&self, monitor: Monitor) -> bool {
-        self.patient().len() > self.wanted.max_draining as usize && self.patient().next() == Some(monitor)
+        self.patient().len() > self.wanted.current().max_draining as usize && self.patient().next() == Some(monitor)
     }
 
     /// What ended for good under one monitor is not started by the next.
@@ -86,9 +86,9 @@ impl MainCheck {
         self.starting().is_none() && self.falling_back.is_none() && serving.is_some_and(|watched| watched.has(0))
     }
 
-    /// How long a new generation, or a share of it, may take to be ready.
-    pub(crate) fn longest_start(&self) -> Time {
-        self.wanted.ready_timeout + self.wanted.start_delay.longest(self.count.next())
+    /// How long a generation, or a share of it, may take to be ready, where it is to have so many workers.
+    pub(crate) fn longest_start(&self, generation: u32, workers: u32) -> Time {
+        self.wanted.of(generation).tuning.longest_start(workers)
     }
 
     /// What must have been done by now.
@@ -96,7 +96,7 @@ impl MainCheck {
         let finished = self.finishes_all || self.has_finished();
         hold(self.is_stopping() || !finished, 6, || "all has ended for good, and main goes on".to_owned())?;
         let patient = self.patient().len();
-        let bounded = self.is_stopping() || patient <= self.wanted.max_draining as usize;
+        let bounded = self.is_stopping() || patient <= self.wanted.current().max_draining as usize;
         hold(bounded, 2, || format!("{patient} generations take their time to drain"))
     }
 }

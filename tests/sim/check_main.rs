@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix::sys::signal::Signal;
-use panzer::config::Ready;
+use panzer::config::{Ready, Schedule, Tuning};
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings, Verdict};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
 use crate::check_count::Count;
 use crate::check_renewal::RenewalWatch;
+use crate::check_settings::Wanted;
 use crate::kernel::Time;
 
 /// What a monitor gets beyond its workers' schedule, as the state has it.
@@ -37,8 +38,9 @@ pub(crate) struct Watched {
     pub(crate) ready: BTreeSet<u32>,
     /// The slots whose workers were seen accepting.
     pub(crate) seen: BTreeSet<u32>,
-    /// Since when all its workers are ready.
+    /// Since when all its workers are ready, and for how long they must live on.
     pub(crate) whole_since: Option<Time>,
+    pub(crate) bake: Time,
     /// The slots whose worker ended for good, and its exit code.
     pub(crate) ended_for_good: BTreeMap<u32, u8>,
     pub(crate) committed: bool,
@@ -52,6 +54,7 @@ pub(crate) struct Watched {
     pub(crate) orphans: Orphans,
     /// The stop of what outlived it.
     pub(crate) orphans_stop: StopTimes,
+    pub(crate) orphans_schedule: Schedule,
     pub(crate) orphans_killed: bool,
 }
 
@@ -76,7 +79,10 @@ pub(crate) struct Starting {
 
 impl Watched {
     /// Notes since when it is whole.
-    fn settle(&mut self, now: Time) {
+    fn settle(&mut self, now: Time, wanted: &Settings) {
+        if self.whole_since.is_none() {
+            self.bake = wanted.tuning.bake;
+        }
         self.whole_since = self.has(self.ready.len()).then(|| self.whole_since.unwrap_or(now));
     }
 
@@ -116,6 +122,10 @@ pub(crate) struct Tally {
     pub(crate) bypasses: u64,
     pub(crate) scaled: u64,
     pub(crate) quiet: u64,
+    pub(crate) tuned: u64,
+    pub(crate) tuned_while_starting: u64,
+    pub(crate) recounted: u64,
+    pub(crate) replanned: u64,
     pub(crate) finished: u64,
     pub(crate) finished_by_one: u64,
     pub(crate) ended_before: u64,
@@ -135,7 +145,8 @@ impl Tally {
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
         let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
-        let further = limits.iter().chain(&rolling);
+        let configuration = [self.tuned, self.tuned_while_starting, self.recounted, self.replanned];
+        let further = limits.iter().chain(&rolling).chain(&configuration);
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
     }
 
@@ -158,6 +169,10 @@ impl Tally {
         self.bypasses += other.bypasses;
         self.scaled += other.scaled;
         self.quiet += other.quiet;
+        self.tuned += other.tuned;
+        self.tuned_while_starting += other.tuned_while_starting;
+        self.recounted += other.recounted;
+        self.replanned += other.replanned;
         self.finished += other.finished;
         self.finished_by_one += other.finished_by_one;
         self.ended_before += other.ended_before;
@@ -171,8 +186,12 @@ impl Tally {
 
 pub(crate) struct MainCheck {
     /// What main is to do, whatever the state was given.
-    pub(crate) wanted: Settings,
+    pub(crate) wanted: Wanted,
     pub(crate) count: Count,
+    /// There are to be more than there were, and they have not all been ready together.
+    pub(crate) owed: bool,
+    /// In this step another count is asked for, or configured.
+    pub(crate) recounts: bool,
     /// The generation that was promised and will never begin.
     pub(crate) unbegun: Option<u32>,
     /// When the serving generation was last to have more again.
@@ -225,10 +244,12 @@ impl MainCheck {
     pub(crate) fn new(wanted: Settings) -> MainCheck {
         MainCheck {
             count: Count::new(wanted.workers),
+            owed: false,
             unbegun: None,
             last_raise: Time::ZERO,
             restores: false,
-            wanted,
+            recounts: false,
+            wanted: Wanted::new(wanted),
             monitors: BTreeMap::new(),
             last_generation: 0,
             serving: None,
@@ -267,7 +288,9 @@ impl MainCheck {
 
     /// When a stop must have come to its end.
     pub(crate) fn stop_due(&self) -> Option<Time> {
-        self.stop.kill_due(&self.wanted.stop)
+        let begun = self.stop.graceful.into_iter().chain(self.stop.quick);
+        let due = self.monitors.values().filter_map(|watched| watched.ordered.kill_due());
+        begun.chain(due).max()
     }
 
     /// Whether the serving generation has not every listener. One without workers needs none.
@@ -277,7 +300,7 @@ impl MainCheck {
 
     /// So many workers are configured.
     pub(crate) fn configured(&self) -> u32 {
-        self.wanted.workers
+        self.count.configured()
     }
 
     /// So many workers are wanted.
@@ -304,6 +327,7 @@ impl MainCheck {
     }
 
     pub(crate) fn observe(&mut self, now: Time, event: &Event, actions: &[Action], punctual: bool) -> Checked {
+        self.recounts = matches!(event, Event::Scale(..));
         self.take_in(now, event);
         self.note_room(now);
         for action in actions {
@@ -324,7 +348,8 @@ impl MainCheck {
             Event::Rebound => {
                 // One that is only planned gets it.
                 let begun = self.starting.is_none_or(|starting| starting.begun);
-                self.renewal.needed(self.last_generation - u32::from(!begun), now);
+                let pace = self.wanted.current().tuning.pace;
+                self.renewal.needed(self.last_generation - u32::from(!begun), now, pace);
                 self.starting = self.starting.map(|starting| Starting { failed: starting.failed || begun, ..starting });
             }
             Event::NotPlanned(generation, _) => {
@@ -333,7 +358,8 @@ impl MainCheck {
                 }
             }
             Event::Scale(_, change) => self.scaled(now, *change),
-            Event::Planned(..) | Event::Tuned(_) => {}
+            Event::Planned(generation, settings) => self.planned(*generation, settings),
+            Event::Tuned(workers, tuning) => self.tuned(now, *workers, tuning),
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -357,15 +383,17 @@ impl MainCheck {
         if !self.is_stopping() {
             self.stopped_with = code;
         }
-        self.stop.begin(quick, now);
+        // Each generation has a schedule of its own.
+        self.stop.begin(quick, now, &Schedule::kill());
         self.renewal = RenewalWatch::default();
         self.reload_queued = false;
         self.falling_back = None;
+        self.count.failed();
         let starting = self.starting.take().filter(|starting| !starting.begun);
         self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
         if quick {
             for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
-                watched.orphans_stop.begin(true, now);
+                watched.orphans_stop.begin(true, now, &watched.orphans_schedule);
             }
         }
     }
@@ -378,6 +406,7 @@ impl MainCheck {
         if self.is_stopping() || !(is_serving || is_starting) {
             return;
         }
+        let wanted = self.wanted.of(monitor.generation);
         let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         match report {
             Report::Ready { slot, notified, seen } => {
@@ -387,7 +416,7 @@ impl MainCheck {
                     self.bypass_told = None;
                     watched.seen.insert(*slot);
                 }
-                watched.settle(now);
+                watched.settle(now, wanted);
                 if *notified {
                     self.told.entry(monitor.generation).or_default().insert(*slot);
                 }
@@ -396,7 +425,7 @@ impl MainCheck {
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
                 watched.ended_for_good.remove(slot);
-                watched.settle(now);
+                watched.settle(now, wanted);
                 for slots in [&mut self.told, &mut self.listening] {
                     slots.entry(monitor.generation).or_default().remove(slot);
                 }
@@ -407,12 +436,12 @@ impl MainCheck {
                 let was_whole = *withdrawn && watched.listens(*slot);
                 self.tally.late_listens += u64::from(was_whole);
                 if let Some(starting) = self.starting.as_mut().filter(|_| is_starting && was_whole) {
-                    let again = now + self.wanted.ready_timeout;
+                    let again = now + wanted.tuning.ready_timeout;
                     let rolled = starting.room_due.take().is_some();
                     starting.due = if rolled { again } else { starting.due.max(again) };
                 }
             }
-            Report::Unseeable { .. } => self.unseeable = true,
+            Report::Unseeable { .. } => self.unseeable |= wanted.ready == Ready::Auto,
             Report::Bypasses { own, .. } => {
                 self.tally.bypasses += 1;
                 let before = self.bypass_told.replace(!own.is_empty());
@@ -422,7 +451,9 @@ impl MainCheck {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
             Report::Died { slot, cause } => {
+                watched.ready.remove(slot);
                 watched.seen.remove(slot);
+                watched.settle(now, wanted);
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),
@@ -430,8 +461,8 @@ impl MainCheck {
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
                 watched.ended_for_good.insert(*slot, *code);
-                watched.settle(now);
-                self.finishes_all = self.wanted.final_exit_stop;
+                watched.settle(now, wanted);
+                self.finishes_all = wanted.tuning.final_exits.stop;
             }
             Report::GaveUp if is_serving => {
                 self.tally.gave_up += 1;
@@ -449,7 +480,7 @@ impl MainCheck {
 
     fn ended(&mut self, now: Time, monitor: Monitor, orphans: bool) {
         let stop = self.stop;
-        let pace = self.wanted.pace;
+        let tuning = self.wanted.of(monitor.generation).tuning.clone();
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         watched.ended = true;
         watched.renumber();
@@ -466,10 +497,11 @@ impl MainCheck {
             watched.orphans = Orphans::Present;
             // What a monitor did that had to be killed nobody knows: the stop begins anew.
             watched.orphans_stop = if watched.killed { StopTimes::default() } else { watched.ordered };
-            watched.orphans_stop.begin(stop.quick.is_some(), now);
+            watched.orphans_stop.begin(stop.quick.is_some(), now, &tuning.stop);
+            watched.orphans_schedule = tuning.stop.clone();
         }
         if self.serving == Some(monitor) && !self.stop.has_begun() {
-            self.restarts.ended(now, pace);
+            self.restarts.ended(now, tuning.pace);
         }
         if let Some(starting) = self.starting.as_mut().filter(|starting| starting.monitor == monitor) {
             starting.failed = true;
@@ -483,14 +515,14 @@ impl MainCheck {
                 let planned = self.planned_in_vain.take() == Some(*generation);
                 hold(planned, 7, || format!("the plan of generation {generation} is given up without a reason"))
             }
-            Action::Tune(_) => Ok(()),
+            Action::Tune(generation, tuning) => self.wanted.is_told(*generation, tuning),
             Action::Scaled { request, from, to } => {
                 let asked = matches!(event, Event::Scale(by, _) if by == request);
                 hold(asked && self.count.is_told(*from, *to), 7, || format!("{action:?} is not so"))
             }
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
                 self.check_ended(*workers, *trial, ended)?;
-                let right = self.begins_right(*trial, *workers);
+                let right = self.begins_right(monitor.generation, *trial, *workers);
                 hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
                 self.check_accept(*monitor, *accept)?;
                 self.tally.must_accept += u64::from(*accept);
@@ -538,7 +570,7 @@ impl MainCheck {
         let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
         hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
         let retires = self.starting.map_or(Urgency::Graceful, |starting| starting.retires);
-        let due = now + self.longest_start();
+        let due = now + self.longest_start(monitor.generation, self.count.next());
         let rolls = workers < self.count.next();
         self.starting = Some(Starting {
             monitor,
@@ -568,7 +600,7 @@ impl MainCheck {
         } else {
             hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
             self.tally.renewals += 1;
-            self.renewal.started(now, self.wanted.pace)?;
+            self.renewal.started(now, self.wanted.current().tuning.pace)?;
         }
         self.last_generation = generation;
         self.starting = Some(Starting {
@@ -621,6 +653,7 @@ impl MainCheck {
             ready: BTreeSet::new(),
             seen: BTreeSet::new(),
             whole_since: None,
+            bake: Time::ZERO,
             ended_for_good,
             committed: false,
             proven: false,
@@ -630,6 +663,7 @@ impl MainCheck {
             ended: false,
             orphans: Orphans::None,
             orphans_stop: StopTimes::default(),
+            orphans_schedule: Schedule::kill(),
             orphans_killed: false,
         };
         let known = self.monitors.insert(monitor, new).is_some();
@@ -639,7 +673,7 @@ impl MainCheck {
     fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
         let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
         let serving = self.is_all(told);
-        let must = match self.wanted.ready {
+        let must = match self.wanted.of(monitor.generation).ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
             Ready::Auto => serving,
@@ -651,7 +685,7 @@ impl MainCheck {
     fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
         let listening =
             self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let must = self.wanted.ready == Ready::Auto && self.is_all(listening);
+        let must = self.wanted.of(monitor.generation).ready == Ready::Auto && self.is_all(listening);
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 
@@ -690,26 +724,23 @@ impl MainCheck {
         }
         self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
         let retired = back || all.iter().any(retired);
+        let schedule = self.wanted.of(monitor.generation).tuning.stop.clone();
         let watched = self.live(monitor)?;
         let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
         if urgency == Urgency::Patient {
             watched.patient = true;
         } else {
-            watched.ordered.begin(urgency == Urgency::Quick, now);
+            watched.ordered.begin(urgency == Urgency::Quick, now, &schedule);
         }
         hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
         hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
     }
 
-    fn kill_due(&self, ordered: StopTimes) -> Option<Time> {
-        ordered.kill_due(&self.wanted.stop).map(|due| due + GRACE)
-    }
-
     fn check_kill(&mut self, now: Time, monitor: Monitor) -> Checked {
         self.tally.monitor_kills += 1;
-        let ordered = self.live(monitor)?.ordered;
-        let due = self.kill_due(ordered).is_some_and(|due| due <= now);
-        let first = !std::mem::replace(&mut self.live(monitor)?.killed, true);
+        let watched = self.live(monitor)?;
+        let due = watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now);
+        let first = !std::mem::replace(&mut watched.killed, true);
         hold(due && first, 6, || format!("{monitor:?} is killed before it is due, or twice"))
     }
 
@@ -721,7 +752,7 @@ impl MainCheck {
         watched.orphans_killed |= signal == Signal::SIGKILL;
         let stop = watched.orphans_stop;
         self.tally.orphan_kills += u64::from(signal == Signal::SIGKILL);
-        let due = stop.kill_due(&self.wanted.stop).is_some_and(|due| due <= now);
+        let due = stop.kill_due().is_some_and(|due| due <= now);
         hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the orphans of {monitor:?} before it is due"))
     }
 
@@ -734,12 +765,12 @@ impl MainCheck {
                 Ok(())
             }
             Note::Rejected(generation, _) => self.check_rejection(now, *generation),
-            Note::MonitorDied(_, _, delay) => {
-                let pace = self.wanted.pace;
+            Note::MonitorDied(generation, _, delay) => {
+                let pace = self.wanted.of(*generation).tuning.pace;
                 self.restarts.told(*delay, pace)
             }
             Note::Renewing(_, wait) => {
-                let bounded = *wait <= self.wanted.pace.delay_max;
+                let bounded = *wait <= self.wanted.current().tuning.pace.delay_max;
                 hold(bounded, 5, || format!("a generation with all listeners comes after {wait:?}"))
             }
             Note::Finished { generation, slot, code } => self.check_finish(now, (*generation, *slot, *code)),
@@ -762,7 +793,7 @@ impl MainCheck {
             Note::Unseeable(..) => {
                 self.tally.unseeable += 1;
                 let first = !std::mem::replace(&mut self.unseeable_told, true);
-                let so = first && self.unseeable && self.wanted.ready == Ready::Auto;
+                let so = first && self.unseeable;
                 hold(so, 0, || "another measure is said to be taken, without a reason".to_owned())
             }
             _ => Ok(()),
@@ -783,7 +814,10 @@ impl MainCheck {
         if self.is_stopping() {
             return self.count.refuse();
         }
-        self.count.change(change, self.serving.is_some());
+        let rolls = self.starting.is_some_and(|starting| starting.rolls);
+        let before = self.total();
+        self.count.change(change, rolls);
+        self.note_raise(before);
         if change == Change::ToNone {
             self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
             self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
@@ -791,6 +825,35 @@ impl MainCheck {
         self.note_count(now);
         self.tally.scaled += 1;
         self.tally.quiet += u64::from(change == Change::ToNone);
+    }
+
+    /// What the generation that is starting is to be.
+    fn planned(&mut self, generation: u32, settings: &Settings) {
+        let planned = |starting: &Starting| starting.monitor.generation == generation && !starting.begun;
+        if self.starting.as_ref().is_some_and(planned) {
+            self.tally.replanned += u64::from(*settings != *self.wanted.current());
+            self.count.planned(settings.workers);
+            self.wanted.planned(generation, settings.clone());
+        }
+    }
+
+    /// The configuration was read again.
+    fn tuned(&mut self, now: Time, workers: u32, tuning: &Tuning) {
+        if self.is_stopping() {
+            return;
+        }
+        let starting = self.starting.filter(|starting| starting.begun).map(|starting| starting.monitor);
+        let going_on = self.serving.into_iter().chain(starting);
+        self.wanted.tuned(tuning, going_on.map(|monitor| monitor.generation));
+        let before = self.total();
+        self.recounts = self.count.tuned(workers);
+        self.tally.tuned += 1;
+        self.tally.tuned_while_starting += u64::from(starting.is_some());
+        self.tally.recounted += u64::from(self.recounts);
+        if self.recounts {
+            self.note_raise(before);
+            self.note_count(now);
+        }
     }
 
     /// What decides a request has not begun when it comes.
@@ -861,7 +924,8 @@ impl MainCheck {
         self.tally.patient += u64::from(retires == Urgency::Patient);
         self.serving = Some(monitor);
         self.count.serves_anew();
-        self.renewal.serves(generation, now);
+        self.wanted.serves(generation);
+        self.renewal.serves(generation, now, self.wanted.current().tuning.pace);
         self.has_run = true;
         // A generation's first monitor begins its life when it is started, not when it is committed.
         self.restarts = PaceWatch::begun(since);
@@ -881,7 +945,8 @@ impl MainCheck {
         };
         hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
         self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
-        self.renewal.failed(now);
+        self.count.failed();
+        self.renewal.failed(now, self.wanted.current().tuning.pace);
         let lives = self.monitors.get(&starting.monitor).is_some_and(|watched| !watched.ended);
         if starting.proven > 0 && lives && self.count.now() > 0 {
             self.tally.fall_backs += 1;
@@ -900,9 +965,9 @@ impl MainCheck {
     }
 
     pub(crate) fn baked_at(&self, monitor: Monitor) -> Option<Time> {
-        let whole_since = self.monitors.get(&monitor)?.whole_since?;
+        let watched = self.monitors.get(&monitor)?;
         let proven = self.starting.is_some_and(|starting| starting.monitor == monitor && starting.proven > 0);
-        Some(if proven { whole_since } else { whole_since + self.wanted.bake })
+        Some(watched.whole_since? + if proven { Time::ZERO } else { watched.bake })
     }
 
     /// What must have been done by now.
@@ -922,14 +987,15 @@ impl MainCheck {
         hold(self.closed == self.is_stopping(), 9, || "a stop does not close the listeners".to_owned())?;
         hold(self.exited == self.is_over(), 6, || "main stays though everything has ended".to_owned())?;
         self.check_starting(now)?;
-        let told = self.unseeable_told || !self.unseeable || self.wanted.ready != Ready::Auto;
+        self.wanted.check_told()?;
+        let told = self.unseeable_told || !self.unseeable;
         hold(told, 0, || "that workers cannot be seen is not told".to_owned())?;
         hold(!self.bypass_due, 0, || "that a listener is bypassed is not told".to_owned())?;
         if self.count.now() == 0 {
-            self.renewal.excuse(now);
+            self.renewal.excuse(now, self.wanted.current().tuning.pace);
         }
         let idle = self.starting.is_none() && self.falling_back.is_none();
-        let waits = idle && punctual && self.renewal.is_late(now, self.wanted.pace);
+        let waits = idle && punctual && self.renewal.is_late(now);
         hold(!waits, 7, || "nobody follows a generation that lacks a listener".to_owned())?;
         for (monitor, watched) in &self.monitors {
             self.check_monitor(now, *monitor, watched, punctual)?;
@@ -939,7 +1005,7 @@ impl MainCheck {
             hold(!forgotten, 9, || format!("generation {generation} is gone and not released"))?;
         }
         let waits = self.serving.filter(|serving| self.monitors.get(serving).is_some_and(|watched| watched.ended));
-        let late = waits.is_some() && !self.is_stopping() && punctual && self.restarts.is_late(now, self.wanted.pace);
+        let late = waits.is_some() && !self.is_stopping() && punctual && self.restarts.is_late(now);
         hold(!late, 13, || format!("nobody follows {waits:?}"))
     }
 
@@ -952,7 +1018,7 @@ impl MainCheck {
 
     fn check_monitor(&self, now: Time, monitor: Monitor, watched: &Watched, punctual: bool) -> Checked {
         if watched.ended {
-            let due = watched.orphans_stop.kill_due(&self.wanted.stop).map(|due| due + SLACK + SLACK);
+            let due = watched.orphans_stop.kill_due().map(|due| due + SLACK + SLACK);
             let left = watched.orphans == Orphans::Present && !watched.orphans_killed;
             let late = left && due.is_some_and(|due| due < now) && punctual;
             return hold(!late, 6, || format!("the orphans of {monitor:?} live on"));
@@ -964,7 +1030,7 @@ impl MainCheck {
         hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
-        let overdue = self.kill_due(watched.ordered).is_some_and(|due| due <= now) && !watched.killed;
+        let overdue = watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now) && !watched.killed;
         hold(!overdue, 6, || format!("{monitor:?} is stuck, and not killed"))
     }
 

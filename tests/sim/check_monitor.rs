@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
+use panzer::config::Tuning;
 use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
 use panzer::worker::cause::Cause;
@@ -67,6 +68,8 @@ pub(crate) struct MonitorCheck {
 
 impl MonitorCheck {
     pub(crate) fn new(wanted: Settings) -> MonitorCheck {
+        let mut starts = StartsWatch::default();
+        starts.goes_by(wanted.tuning.start_delay);
         MonitorCheck {
             slots: (0..wanted.workers).map(|_| Slot::default()).collect(),
             groups: BTreeMap::new(),
@@ -76,7 +79,7 @@ impl MonitorCheck {
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
-            starts: StartsWatch::default(),
+            starts,
             executed_told: false,
             bypass_told: false,
             gave_up: false,
@@ -85,6 +88,11 @@ impl MonitorCheck {
             gone: None,
             wanted,
         }
+    }
+
+    /// What it is to go by now.
+    pub(crate) fn wanted(&self) -> &Tuning {
+        &self.wanted.tuning
     }
 
     /// The last life of a slot.
@@ -152,9 +160,9 @@ impl MonitorCheck {
             Event::Notified(worker) => self.shows(now, *worker, Readiness::notified),
             Event::Listens(worker) => self.shows(now, *worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
             Event::Seen(worker, sight) => self.shows(now, *worker, |slot, wanted| slot.seen(*sight, wanted)),
-            Event::Examined(worker, own) => {
+            Event::Examined(worker, shown) => {
                 if let Some((slot, _)) = self.alive_of(*worker) {
-                    slot.bypass.examined(own.as_ref());
+                    slot.bypass.examined(now, shown.as_ref());
                 }
             }
             Event::Probed(worker, succeeded) => {
@@ -166,7 +174,7 @@ impl MonitorCheck {
                 // During a stop it has as long as the stop still takes.
                 let mut times = self.stop;
                 if !times.has_begun() {
-                    times.begin(false, now);
+                    times.begin(false, now, &self.wanted.tuning.stop);
                 }
                 self.groups.insert(*worker, times);
             }
@@ -174,8 +182,15 @@ impl MonitorCheck {
                 self.groups.remove(worker);
             }
             Event::Ordered(Order::Commit) => {
-                self.on_trial = false;
+                if std::mem::replace(&mut self.on_trial, false) {
+                    let wanted = &self.wanted;
+                    self.slots.iter_mut().for_each(|slot| slot.readiness.committed(now, wanted));
+                }
                 self.committed = now;
+            }
+            Event::Ordered(Order::Tune(tuning)) => {
+                self.wanted.tuning.clone_from(tuning);
+                self.starts.goes_by(tuning.start_delay);
             }
             Event::Ordered(Order::Stop(urgency)) => self.stopped(now, *urgency),
             Event::MainGone => self.stopped(now, Urgency::Graceful),
@@ -192,9 +207,9 @@ impl MonitorCheck {
     }
 
     fn ended(&mut self, now: Time, worker: Worker, cause: &Cause) -> Option<Worker> {
-        let (pace, on_trial, stopping) = (self.wanted.pace, self.on_trial, self.is_ending());
+        let (pace, on_trial, stopping) = (self.wanted.tuning.pace, self.on_trial, self.is_ending());
         let code = match cause {
-            Cause::Exited(code) if self.wanted.final_exits.contains(*code) => u8::try_from(*code).ok(),
+            Cause::Exited(code) if self.wanted.tuning.final_exits.contains(*code) => u8::try_from(*code).ok(),
             _ => None,
         };
         let slot = self.alive(worker)?;
@@ -256,7 +271,7 @@ impl MonitorCheck {
         (slot.idle, slot.anew, slot.finished) = (true, false, false);
         if slot.alive {
             slot.retiring = true;
-            slot.stop.begin(false, now);
+            slot.stop.begin(false, now, &self.wanted.tuning.stop);
         }
         Ok(())
     }
@@ -270,10 +285,11 @@ impl MonitorCheck {
             return;
         }
         let quick = urgency == Urgency::Quick;
-        self.stop.begin(quick, now);
+        let schedule = &self.wanted.tuning.stop;
+        self.stop.begin(quick, now, schedule);
         let slots = self.slots.iter_mut().map(|slot| &mut slot.stop);
         for times in slots.chain(self.groups.values_mut()) {
-            times.begin(quick, now);
+            times.begin(quick, now, schedule);
         }
     }
 
@@ -328,7 +344,7 @@ impl MonitorCheck {
             Action::Report(Report::Retired { slot, empty }) => self.check_retired(now, event, *slot, *empty),
             Action::Report(report) => self.check_report(now, report, ended),
             Action::Note(Note::Respawning(worker, _, delay)) => {
-                let pace = self.wanted.pace;
+                let pace = self.wanted.tuning.pace;
                 self.slots[worker.slot as usize].pace.told(*delay, pace)
             }
             Action::Note(_) => Ok(()),
@@ -354,8 +370,8 @@ impl MonitorCheck {
         if worker.life > 1 && !anew {
             self.count_respawn(now)?;
         }
-        let delay = self.wanted.start_delay;
-        self.starts.made(now, delay)?;
+        self.starts.made(now, self.wanted.tuning.start_delay)?;
+        let at_once = !self.starts.may_wait();
         let slot = &mut self.slots[worker.slot as usize];
         hold(!slot.finished, 5, || format!("{worker:?} is spawned where one has ended for good"))?;
         hold(!slot.idle, 4, || format!("{worker:?} is spawned, and not wanted"))?;
@@ -363,7 +379,7 @@ impl MonitorCheck {
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
         let first = worker.life == 1 && !anew;
         let at_start = *event == Event::Start;
-        let in_time = if delay.0.is_zero() { first == at_start } else { first || !at_start };
+        let in_time = if at_once { first == at_start } else { first || !at_start };
         hold(in_time, 5, || format!("{worker:?} is spawned at {event:?}"))?;
         hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
         let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
@@ -374,7 +390,7 @@ impl MonitorCheck {
     }
 
     fn count_respawn(&mut self, now: Time) -> Checked {
-        let Some(limit) = self.wanted.respawn_limit else { return Ok(()) };
+        let Some(limit) = self.wanted.tuning.respawn_limit else { return Ok(()) };
         self.respawns.retain(|then| now - *then <= limit.window);
         self.respawns.push_back(now);
         hold(self.respawns.len() <= limit.count as usize, 5, || "more respawns than the limit allows".to_owned())
@@ -382,12 +398,12 @@ impl MonitorCheck {
 
     fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
-        let (schedule, patient) = (self.wanted.stop.clone(), self.patient);
+        let (schedule, patient) = (self.wanted.tuning.stop.clone(), self.patient);
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
         if overdue {
-            slot.stop.begin(false, now);
+            slot.stop.begin(false, now, &schedule);
         }
         let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
@@ -397,7 +413,7 @@ impl MonitorCheck {
         slot.signalled = true;
         if signal == Signal::SIGKILL {
             slot.killed = true;
-            let due = slot.stop.kill_due(&schedule).is_some_and(|due| due <= now);
+            let due = slot.stop.kill_due().is_some_and(|due| due <= now);
             let first = patient && schedule.first_signal() == Signal::SIGKILL;
             hold(due || hangs || first, 6, || format!("KILL for {worker:?} before it is due"))?;
         }
@@ -408,15 +424,14 @@ impl MonitorCheck {
     fn ready_due(&self, worker: Worker) -> Option<Time> {
         let slot = &self.slots[worker.slot as usize];
         let waits = !self.on_trial && slot.alive && slot.life == worker.life;
-        let since = slot.readiness.waits_since().filter(|_| waits)?.max(self.committed);
-        Some(since + self.wanted.ready_timeout)
+        slot.readiness.due().filter(|_| waits)
     }
 
     fn check_group_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let Some(times) = self.groups.get(&worker) else {
             return hold(false, 3, || format!("{signal} for the group of {worker:?}, which is gone"));
         };
-        let due = times.kill_due(&self.wanted.stop).is_some_and(|due| due <= now);
+        let due = times.kill_due().is_some_and(|due| due <= now);
         hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the group of {worker:?} before it is due"))
     }
 
@@ -452,7 +467,7 @@ impl MonitorCheck {
             }
             Report::GaveUp => {
                 let first = !std::mem::replace(&mut self.gave_up, true);
-                let limit = self.wanted.respawn_limit;
+                let limit = self.wanted.tuning.respawn_limit;
                 let within = |then: &&Time| limit.is_some_and(|limit| now - **then <= limit.window);
                 let recent = self.respawns.iter().filter(within).count();
                 let reached = limit.is_some_and(|limit| recent >= limit.count as usize);
@@ -477,7 +492,7 @@ impl MonitorCheck {
         let worker = Worker { slot: index as u32, life: slot.life };
         let stopping = self.is_ending();
         hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
-        let turn = StartsWatch::longest(self.wanted.start_delay, self.slots.len());
+        let turn = self.starts.turn(self.slots.len());
         let goes_on = !stopping && !self.gave_up;
         let waits_long = punctual && now >= slot.due + turn;
         hold(!slot.anew || !goes_on || !waits_long, 5, || format!("the slot of {worker:?} is not filled"))?;
@@ -493,7 +508,7 @@ impl MonitorCheck {
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;
             let now = now.saturating_sub(turn);
-            let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now, self.wanted.pace);
+            let late = wanted && now > self.committed + SLACK && slot.pace.is_late(now);
             return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
         }
         hold(!stopping || slot.signalled, 6, || format!("{worker:?} is not stopped"))?;
@@ -501,7 +516,7 @@ impl MonitorCheck {
         hold(!hangs, 6, || format!("{worker:?} hangs in exec for ever"))?;
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
         hold(!overdue || slot.signalled, 7, || format!("{worker:?} may take for ever to be ready"))?;
-        let kill_due = slot.stop.kill_due(&self.wanted.stop);
+        let kill_due = slot.stop.kill_due();
         let late = punctual && !slot.killed && kill_due.is_some_and(|due| due + SLACK < now);
         hold(!late, 6, || format!("{worker:?} is not killed"))?;
         if slot.signalled {

@@ -23,8 +23,9 @@ pub(crate) struct Readiness {
     listened_before: bool,
     /// It has shown all that is asked of it.
     pub(crate) ready: bool,
-    /// When it was found to listen, and had to become ready once more.
-    anew: Option<Time>,
+    /// By when it must be ready, and until when it is so for no more than being alive.
+    due: Time,
+    unproven: Time,
     /// Reports that have been sent: that it is ready, at all, and of having said so; that it listens; that it is hidden.
     pub(crate) ready_told: bool,
     pub(crate) notified_told: bool,
@@ -41,7 +42,9 @@ impl Readiness {
     }
 
     pub(crate) fn executed(&mut self, now: Time, wanted: &Settings) {
-        self.executed.get_or_insert(now);
+        if self.executed.is_none() {
+            (self.executed, self.due) = (Some(now), now + wanted.tuning.ready_timeout);
+        }
         self.looked = self.looked.max(now);
         self.settle(wanted);
     }
@@ -56,9 +59,8 @@ impl Readiness {
         if std::mem::replace(&mut self.listens, true) || wanted.watch != Watch::IfItListens {
             return;
         }
-        let soon = self.executed.is_some_and(|executed| now < executed + wanted.bake);
-        if self.ready && !self.seen && !self.hidden && (on_trial || soon) {
-            self.anew = Some(now);
+        if self.ready && !self.seen && !self.hidden && (on_trial || now < self.unproven) {
+            self.due = now + wanted.tuning.ready_timeout;
             (self.ready, self.ready_told, self.notified_told) = (false, false, false);
         }
         self.looked = now;
@@ -83,7 +85,14 @@ impl Readiness {
     }
 
     fn settle(&mut self, wanted: &Settings) {
-        self.ready |= self.executed.is_some() && self.has_shown(wanted);
+        if let Some(executed) = self.executed.filter(|_| !self.ready && self.has_shown(wanted)) {
+            (self.ready, self.unproven) = (true, executed + wanted.tuning.bake);
+        }
+    }
+
+    /// From its commit on a generation's workers are timed each by itself.
+    pub(crate) fn committed(&mut self, now: Time, wanted: &Settings) {
+        self.due = now + wanted.tuning.ready_timeout;
     }
 
     fn has_shown(&self, wanted: &Settings) -> bool {
@@ -112,9 +121,9 @@ impl Readiness {
         watched && self.executed.is_some() && !self.ready
     }
 
-    /// Since when it has taken its time.
-    pub(crate) fn waits_since(&self) -> Option<Time> {
-        self.anew.or(self.executed).filter(|_| !self.ready)
+    /// By when it must be ready.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.executed.filter(|_| !self.ready).map(|_| self.due)
     }
 
     pub(crate) fn looked_at(&mut self, now: Time) {

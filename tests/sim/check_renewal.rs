@@ -9,16 +9,20 @@ use crate::kernel::Time;
 pub(crate) struct RenewalWatch {
     /// The newest generation that lacks a listener.
     lacking: Option<u32>,
-    /// When something last happened by which another is needed, or the last one was no longer starting.
-    since: Time,
+    /// When the next one is overdue, since something happened by which it is needed, or the last one was no longer
+    /// starting.
+    latest: Time,
+    /// The gentlest pace since then.
+    pace: Option<Pace>,
     /// When the last one was started that nobody had asked for, and how many in a row came soon after the one before.
     last: Option<Time>,
     hasty: u32,
 }
 
 impl RenewalWatch {
-    pub(crate) fn needed(&mut self, newest: u32, now: Time) {
-        (self.lacking, self.since) = (Some(newest), now);
+    pub(crate) fn needed(&mut self, newest: u32, now: Time, pace: Pace) {
+        self.lacking = Some(newest);
+        self.excuse(now, pace);
     }
 
     pub(crate) fn is_needed(&self) -> bool {
@@ -28,6 +32,12 @@ impl RenewalWatch {
     /// One is started that nobody asked for.
     pub(crate) fn started(&mut self, now: Time, pace: Pace) -> Checked {
         let Some(gap) = self.last.replace(now).map(|last| now - last) else { return Ok(()) };
+        let known = self.pace.take().unwrap_or(pace);
+        let pace = Pace {
+            delay: pace.delay.min(known.delay),
+            delay_max: pace.delay_max.min(known.delay_max),
+            healthy_after: pace.healthy_after.min(known.healthy_after),
+        };
         if gap >= pace.healthy_after {
             self.hasty = 0;
             return Ok(());
@@ -38,21 +48,22 @@ impl RenewalWatch {
     }
 
     /// Nobody need follow for now.
-    pub(crate) fn excuse(&mut self, now: Time) {
-        self.since = now;
+    pub(crate) fn excuse(&mut self, now: Time, pace: Pace) {
+        self.latest = self.latest.max(now + pace.delay_max + SLACK);
+        self.pace.get_or_insert(pace);
     }
 
-    pub(crate) fn failed(&mut self, now: Time) {
-        self.since = now;
+    pub(crate) fn failed(&mut self, now: Time, pace: Pace) {
+        self.excuse(now, pace);
     }
 
-    pub(crate) fn serves(&mut self, generation: u32, now: Time) {
-        self.since = now;
+    pub(crate) fn serves(&mut self, generation: u32, now: Time, pace: Pace) {
+        self.excuse(now, pace);
         self.lacking = self.lacking.filter(|newest| *newest >= generation);
     }
 
     /// The next one is overdue.
-    pub(crate) fn is_late(&self, now: Time, pace: Pace) -> bool {
-        self.lacking.is_some() && now > self.since + pace.delay_max + SLACK
+    pub(crate) fn is_late(&self, now: Time) -> bool {
+        self.lacking.is_some() && now > self.latest
     }
 }

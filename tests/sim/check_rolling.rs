@@ -13,19 +13,19 @@ const GRACE: Time = Time::from_secs(5);
 
 impl MainCheck {
     /// What a new generation begins with.
-    pub(crate) fn first_share(&self) -> u32 {
+    fn first_share(&self, generation: u32) -> u32 {
         let all = self.count.next();
-        if self.kept_by_serving() == 0 { all } else { self.wanted.surge.of(all) }
+        if self.kept_by_serving() == 0 { all } else { self.wanted.of(generation).surge.of(all) }
     }
 
     /// Whether a monitor may be started so.
-    pub(crate) fn begins_right(&mut self, trial: bool, workers: u32) -> bool {
+    pub(crate) fn begins_right(&mut self, generation: u32, trial: bool, workers: u32) -> bool {
         if trial {
-            return workers == self.first_share();
+            return workers == self.first_share(generation);
         }
         // One that is on its way back has as many as it has got so far.
         let right = match self.falling_back {
-            Some(_) => workers <= self.count.next(),
+            Some(_) => workers <= self.count.goal(),
             None => workers == self.kept_by_serving(),
         };
         self.serving_keeps(workers);
@@ -44,9 +44,16 @@ impl MainCheck {
 
     /// The count was changed.
     pub(crate) fn note_count(&mut self, now: Time) {
-        let proven = self.starting.filter(|starting| starting.rolls).map_or(0, |starting| starting.proven);
-        self.serving_keeps(self.count.now().saturating_sub(proven));
-        let longest = self.longest_start();
+        let rolling = self.starting.filter(|starting| starting.rolls);
+        let goal = rolling.map_or(self.count.now(), |starting| self.count.next().saturating_sub(starting.proven));
+        self.serving_keeps(goal);
+        self.note_enough(now);
+    }
+
+    /// A new generation that is to have no more than it has waits for nobody to make room.
+    fn note_enough(&mut self, now: Time) {
+        let Some(generation) = self.starting().map(|starting| starting.generation) else { return };
+        let longest = self.longest_start(generation, self.count.next());
         if let Some(starting) = &mut self.starting
             && self.monitors.get(&starting.monitor).is_some_and(|watched| watched.workers >= self.count.next())
             && starting.room_due.take().is_some()
@@ -70,7 +77,8 @@ impl MainCheck {
     pub(crate) fn left(&mut self, monitor: Monitor, report: &Report) {
         let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended) else { return };
         match report {
-            Report::Retired { empty, .. } => {
+            Report::Retired { slot, empty } => {
+                watched.ready.remove(slot);
                 watched.retiring = watched.retiring.saturating_sub(1);
                 watched.leaving = watched.leaving.saturating_sub(u32::from(*empty));
             }
@@ -94,16 +102,17 @@ impl MainCheck {
         (workers, which): (u32, Which),
     ) -> Checked {
         let change = if let Event::Scale(_, change) = event { Some(*change) } else { None };
+        let recounts = self.recounts;
         let by_age = change == Some(Change::WithoutOldest) && self.serving == Some(monitor);
         match self.other(monitor) {
             None => {
-                let asked = (change.is_some() || self.restores) && workers == self.count.now();
+                let asked = (recounts || self.restores) && workers == self.count.now();
                 let asked = asked && which == if by_age { Which::Oldest } else { Which::Last };
                 hold(asked, 7, || format!("{monitor:?} is to keep {workers} workers, and nobody said so"))?;
             }
-            Some(other) => self.check_share(now, change.is_some(), monitor, other, workers)?,
+            Some(other) => self.check_share(now, recounts, monitor, other, workers)?,
         }
-        let longest = self.longest_start();
+        let longest = self.longest_start(monitor.generation, self.count.next());
         let watched = self.live(monitor)?;
         let was_whole = watched.whole_since.is_some();
         let fewer = watched.workers.saturating_sub(workers);
@@ -126,8 +135,12 @@ impl MainCheck {
 
     /// Workers go over from one generation to the other.
     fn check_share(&mut self, now: Time, asked: bool, monitor: Monitor, other: Monitor, workers: u32) -> Checked {
-        let goal = self.count.next();
-        let share = self.wanted.surge.of(goal);
+        let goal = self.count.goal();
+        let new = self.starting().or(self.falling_back).unwrap_or(monitor);
+        let share = self.wanted.of(new.generation).surge.of(goal);
+        let most = self.count.most();
+        let serving = self.serving.unwrap_or(monitor);
+        let longest = self.longest_start(serving.generation, goal);
         let there = self.monitors.get(&other).filter(|watched| !watched.ended);
         let (kept, leaving) = there.map_or((0, 0), |watched| (watched.workers, watched.leaving));
         let alone = there.is_none();
@@ -138,12 +151,12 @@ impl MainCheck {
         if workers > before && !asked {
             let alive = workers + own_leaving + kept + leaving;
             // One that is left alone has no other to make room for.
-            let bounded = alone || alive <= goal + share;
+            let bounded = alone || alive <= most + share;
             self.tally.shares += 1;
             self.last_raise = now;
             return hold(bounded, 1, || format!("{alive} workers are to live for {goal} and a share of {share}"));
         }
-        let late = !starting && now >= self.last_raise + self.longest_start();
+        let late = !starting && now >= self.last_raise + longest;
         let enough = workers + kept >= goal && (whole || late || kept == 0 || workers + kept > goal);
         hold(asked || enough || self.dropped_share(monitor, workers), 1, || {
             format!("{monitor:?} is to keep {workers} of {before} workers, where {kept} of {other:?} serve for {goal}")
@@ -165,9 +178,13 @@ impl MainCheck {
         let Some(watched) = self.monitors.get(&starting.monitor) else { return };
         let baked = self.baked_at(starting.monitor).is_some_and(|baked| baked <= now);
         if baked && watched.workers < self.count.next() {
-            let room_due = Some(now + self.wanted.stop.total() + GRACE);
-            self.starting = Some(Starting { proven: watched.workers, room_due, ..starting });
-            self.note_count(now);
+            let proven = watched.workers;
+            let stop =
+                self.serving.map_or(Time::ZERO, |serving| self.wanted.of(serving.generation).tuning.stop.total());
+            self.starting = Some(Starting { proven, room_due: Some(now + stop + GRACE), ..starting });
+            // One that has fewer as it is keeps these.
+            self.serving_keeps(self.kept_by_serving().min(self.count.next().saturating_sub(proven)));
+            self.note_enough(now);
         }
     }
 }

@@ -8,16 +8,31 @@ use crate::kernel::Time;
 #[derive(Debug, Default)]
 pub(crate) struct StartsWatch {
     last: Option<Time>,
+    /// The pause after it.
+    least: Time,
+    /// The longest pause that was ever configured.
+    longest: StartDelay,
 }
 
 impl StartsWatch {
+    /// What is configured.
+    pub(crate) fn goes_by(&mut self, delay: StartDelay) {
+        self.longest = StartDelay(self.longest.0.max(delay.0));
+    }
+
+    /// Whether starts may ever have had to wait.
+    pub(crate) fn may_wait(&self) -> bool {
+        !self.longest.0.is_zero()
+    }
+
     pub(crate) fn made(&mut self, now: Time, delay: StartDelay) -> Checked {
-        let paused = self.last.replace(now).is_none_or(|last| now - last >= delay.0 * 8 / 10);
+        let least = std::mem::replace(&mut self.least, delay.0 * 8 / 10);
+        let paused = self.last.replace(now).is_none_or(|last| now - last >= least);
         hold(paused, 5, || "two workers are started with too short a pause".to_owned())
     }
 
     /// What may pass until it is the turn of one among so many slots.
-    pub(crate) fn longest(delay: StartDelay, slots: usize) -> Time {
-        if delay.0.is_zero() { Time::ZERO } else { delay.longest(slots as u32 + 1) + SLACK }
+    pub(crate) fn turn(&self, slots: usize) -> Time {
+        if self.may_wait() { self.longest.longest(slots as u32 + 1) + SLACK } else { Time::ZERO }
     }
 }

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use panzer::config::Tuning;
 use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
-use panzer::readiness::watch::{Hidden, Sight};
+use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;
 
 use crate::choices::Choices;
+use crate::configuration;
 use crate::history::draw_spec;
 use crate::world::Spec;
 
@@ -32,10 +34,11 @@ fn no_pair_of_state_and_event_panics() {
 
 fn fuzz_main(choices: &mut Choices, spec: &Spec, seed: u64) {
     let mut state = Generations::new(spec.main.clone());
+    let other = configuration::draw(choices, spec.main.ready);
     let mut now = Instant::now();
     for _ in 0..LENGTH {
         now += draw_time(choices);
-        let event = draw_main_event(choices);
+        let event = draw_main_event(choices, &other);
         let told = format!("{event:?}");
         let _ = state.on(now, event);
         let mut wakes = 0;
@@ -51,9 +54,10 @@ fn fuzz_main(choices: &mut Choices, spec: &Spec, seed: u64) {
 fn fuzz_monitor(choices: &mut Choices, spec: &Spec, seed: u64) {
     let mut now = Instant::now();
     let mut state = Slots::new(draw_settings(choices, spec), now);
+    let other = configuration::draw(choices, spec.main.ready).tuning;
     for _ in 0..LENGTH {
         now += draw_time(choices);
-        let event = draw_monitor_event(choices);
+        let event = draw_monitor_event(choices, &other);
         let told = format!("{event:?}");
         let _ = state.on(now, event);
         let mut wakes = 0;
@@ -72,14 +76,8 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         notify: choices.below(2) == 1,
         watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always, Watch::Probe]),
         has_listener: choices.below(2) == 1,
-        bake: spec.main.bake,
-        ready_timeout: spec.main.ready_timeout,
-        stop: spec.main.stop.clone(),
-        pace: spec.main.pace,
-        respawn_limit: spec.respawn_limit,
-        final_exits: spec.final_exits(),
+        tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
-        start_delay: spec.main.start_delay,
         trial: choices.below(2) == 1,
         seed: choices.below(1_000),
     }
@@ -100,11 +98,13 @@ fn draw_cause(choices: &mut Choices) -> Cause {
     ])
 }
 
-fn draw_main_event(choices: &mut Choices) -> main_state::Event {
+fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_state::Event {
     use main_state::Event;
     let monitor = Monitor { generation: choices.below(5) as u32, life: choices.below(4) as u32 };
     let cause = draw_cause(choices);
-    match choices.below(18) {
+    match choices.below(20) {
+        18 => Event::Planned(choices.below(5) as u32, other.clone()),
+        19 => Event::Tuned(1 + choices.below(6) as u32, other.tuning.clone()),
         16 => {
             Event::Scale(None, choices.among(&[Change::To(3), Change::By(-1), Change::WithoutOldest, Change::ToNone]))
         }
@@ -147,7 +147,7 @@ fn draw_sight(choices: &mut Choices) -> Sight {
     choices.among(&[Sight::NotYet, Sight::Accepting, Sight::Unseeable(Hidden::ByIoUring)])
 }
 
-fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
+fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::Event {
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
@@ -167,10 +167,18 @@ fn draw_monitor_event(choices: &mut Choices) -> monitor_state::Event {
             workers: choices.below(6) as u32,
             which: choices.among(&[Which::Last, Which::First, Which::Oldest]),
         }),
+        22 if choices.below(2) == 1 => Event::Ordered(Order::Tune(Box::new(other.clone()))),
         22 => Event::Ordered(choices.among(&[Order::Status, Order::Signal { ticket: 1, number: 15, slot: None }])),
         23..=25 => Event::Listens(worker),
         26..=28 => Event::Seen(worker, draw_sight(choices)),
-        30 => Event::Examined(worker, choices.among(&[None, Some(Vec::new()), Some(vec![String::new()])])),
+        30 => Event::Examined(
+            worker,
+            choices.among(&[
+                None,
+                Some(Bypass::default()),
+                Some(Bypass { own: vec![String::new()], ran: Duration::MAX }),
+            ]),
+        ),
         29 => Event::Probed(worker, choices.below(2) == 1),
         _ => Event::Wake,
     }

@@ -3,15 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use panzer::backoff::Pace;
-use panzer::config::{ExitCodes, Ready, RespawnLimit, StartDelay, Surge};
+use panzer::config::Ready;
 use panzer::control::messages::Urgency;
-use panzer::main_process::state::{Change, Event, Settings, Standing};
+use panzer::main_process::state::{Change, Event, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
 use crate::check_main::Tally;
 use crate::choices::Choices;
+use crate::configuration;
 use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
 use crate::restart;
@@ -22,8 +22,8 @@ use crate::world::{Node, Spec, World};
 const LONGEST_EXEC: Time = Duration::from_secs(10);
 const GRACE: Time = Duration::from_secs(5);
 
-/// Who bypasses its listener is known so long after it is ready.
-const LONGEST_EXAMINATION: Time = Duration::from_secs(15);
+/// Who bypasses its listener is known so long after it is ready, also where it is never idle.
+const LONGEST_EXAMINATION: Time = Duration::from_secs(255);
 
 /// A history that broke an invariant.
 #[derive(Debug, Clone)]
@@ -58,49 +58,16 @@ pub(crate) fn play_with(
 
 pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
     let ready = choices.among(&[Ready::Alive, Ready::Auto, Ready::Notify, Ready::Auto, Ready::Accept, Ready::Exec]);
-    let stop = choices.among(&[
-        "TERM/2s/INT/1s/KILL",
-        "TERM/6s/KILL",
-        "QUIT/1s/TERM/1s/INT/1s/KILL",
-        "TERM/0s/INT/3s/KILL",
-        "TERM/60s/INT/5s/KILL",
-        "KILL",
-    ]);
-    let second = Duration::from_secs(1);
-    let limits = [None, None, None, Some((4, second * 5)), Some((1, second)), Some((0, second))];
     let traits = draw_traits(choices, ready);
     let (shares_ports, given) = (choices.below(3) > 0, choices.below(3) == 2);
     Spec {
-        main: Settings {
-            workers: 1 + choices.below(5) as u32,
-            surge: choices.among(&[Surge::All, Surge::All, Surge::Count(1), Surge::Count(2), Surge::Percent(50)]),
-            ready,
-            ready_timeout: choices.millis(&[2_000, 5_000, 20_000, 500]),
-            bake: choices.millis(&[1_000, 0, 300]),
-            stop: stop.parse().unwrap(),
-            pace: Pace {
-                delay: Duration::from_millis(100),
-                delay_max: choices.millis(&[2_000, 500, 100]),
-                healthy_after: choices.millis(&[3_000, 800]),
-            },
-            start_delay: StartDelay(choices.millis(&[0, 0, 0, 100, 1_000])),
-            final_exit_stop: choices.one_in(3),
-            max_draining: choices.among(&[4, 1, 2]),
-            seed: choices.below(1_000),
-        },
-        final_codes: draw_final_codes(choices),
-        respawn_limit: choices.among(&limits).map(|(count, window)| RespawnLimit { count, window }),
+        main: configuration::draw(choices, ready),
         trouble: choices.among(&[1, 20, 6, 3, 2]),
         traits,
         // What must accept and has nowhere to do so is refused at the start.
         has_listener: given || (ready == Ready::Accept && !(shares_ports && traits.listens)),
         shares_ports,
     }
-}
-
-fn draw_final_codes(choices: &mut Choices) -> Vec<ExitCodes> {
-    let lists: [&[&str]; 6] = [&[], &[], &[], &["0"], &["1"], &["0", "1-3"]];
-    choices.among(&lists).iter().map(|codes| codes.parse().unwrap()).collect()
 }
 
 fn draw_traits(choices: &mut Choices, ready: Ready) -> Traits {
@@ -138,7 +105,7 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(42) {
+        match self.choices.below(52) {
             0 => {}
             1..=3 => self.signal_main(Event::Reload),
             4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
@@ -164,6 +131,15 @@ impl World {
             28..=29 => self.give_main_a_stale_event()?,
             30..=31 => self.for_some_monitor(World::give_monitor_a_stale_event)?,
             32..=35 => self.signal_main(Event::Rebound),
+            42..=45 => {
+                self.reconfigure();
+                self.ask_for_reload();
+            }
+            46..=50 => {
+                self.reconfigure();
+                self.reread();
+            }
+            51 => self.reread(),
             _ => self.scale(),
         }
         Ok(())
@@ -250,16 +226,13 @@ impl World {
 
     /// What may be under way: an exec that hangs, two reloads, whose workers may be late to listen, a stop of theirs and of what they leave behind twice.
     fn longest_rest(&self) -> Time {
-        let settings = &self.spec.main;
-        let starts = settings.start_delay.longest(self.main.check.count() + 8);
-        let reload = settings.ready_timeout * 2 + settings.bake + settings.stop.total() + starts * 2;
-        let stop = settings.stop.total() + GRACE;
-        LONGEST_EXEC
-            + LONGEST_EXAMINATION
-            + reload * 2
-            + stop * 4
-            + settings.pace.delay_max * 4
-            + Duration::from_secs(5)
+        let starts = self.longest(|settings| settings.tuning.start_delay.longest(settings.workers + 8));
+        let ready = self.longest(|settings| settings.tuning.ready_timeout) * 2;
+        let bake = self.longest(|settings| settings.tuning.bake);
+        let stop = self.longest(|settings| settings.tuning.stop.total());
+        let reload = ready + bake + stop + starts * 2;
+        let delay = self.longest(|settings| settings.tuning.pace.delay_max);
+        LONGEST_EXEC + LONGEST_EXAMINATION + reload * 2 + (stop + GRACE) * 4 + delay * 4 + Duration::from_secs(5)
     }
 
     fn check_rest(&self) -> Checked {
@@ -295,7 +268,7 @@ impl World {
 
     /// After a stop, or main's death, everything ends within the schedule.
     pub(crate) fn come_to_an_end(&mut self) -> Checked {
-        let stop = self.spec.main.stop.total() + GRACE;
+        let stop = self.longest(|settings| settings.tuning.stop.total()) + GRACE;
         // What leaves a group behind as its last deed gives that a schedule of its own.
         let longest = stop * 3 + LONGEST_EXEC + Duration::from_secs(1);
         let rests = self.rest(self.now + longest)?;

@@ -41,11 +41,13 @@ pub(crate) struct Program {
     pub(crate) listens: bool,
     /// Got before the exec; they count from then on.
     pub(crate) held_back: Vec<Signal>,
+    /// What the kernel sends it when its monitor dies.
+    pub(crate) death_signal: Option<Signal>,
 }
 
 impl Program {
-    fn new(script: Script, executed: bool) -> Program {
-        Program { script, executed, began: Time::ZERO, listens: false, held_back: Vec::new() }
+    fn new(script: Script, executed: bool, death_signal: Option<Signal>) -> Program {
+        Program { script, executed, began: Time::ZERO, listens: false, held_back: Vec::new(), death_signal }
     }
 }
 
@@ -98,9 +100,9 @@ impl Kernel {
         self.add(Process { pid, group: NO_GROUP, parent, role, program: None, life: Life::Running, abandoned: false })
     }
 
-    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script) -> ProcessId {
+    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script, death_signal: Signal) -> ProcessId {
         let pid = self.next_pid();
-        let program = Some(Program::new(script, false));
+        let program = Some(Program::new(script, false, Some(death_signal)));
         let parent = Some(parent);
         self.add(Process {
             pid,
@@ -118,7 +120,7 @@ impl Kernel {
         let parent = self.processes[worker].parent;
         let pid = self.next_pid();
         let group = if script.daemonizes { pid } else { self.processes[worker].group };
-        let program = Some(Program::new(script, true));
+        let program = Some(Program::new(script, true, None));
         let abandoned = parent.is_none();
         self.add(Process { pid, group, parent, role: Role::LeftBehind, program, life: Life::Running, abandoned })
     }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
+use panzer::config::Tuning;
 use panzer::control::messages::Order;
-use panzer::main_process::state::{Action, Event, Generations, Monitor};
+use panzer::main_process::state::{Action, Event, Generations, Monitor, Settings};
 use panzer::monitor::state as monitor_state;
 use panzer::worker::cause::Cause;
 
@@ -26,7 +27,9 @@ pub(crate) struct MainNode {
     pub(crate) signals: Vec<Event>,
     events: VecDeque<Event>,
     /// What planners that are under way will have found out, and when.
-    planners: Vec<(Time, Event)>,
+    pub(crate) planners: Vec<(Time, Event)>,
+    /// What each generation runs by.
+    plans: BTreeMap<u32, Settings>,
     pub(crate) exit: Option<u8>,
 }
 
@@ -41,6 +44,7 @@ impl MainNode {
             signals: Vec::new(),
             events: VecDeque::from([Event::Start]),
             planners: Vec::new(),
+            plans: BTreeMap::from([(1, spec.main.clone())]),
             exit: None,
         }
     }
@@ -85,7 +89,7 @@ impl World {
     }
 
     fn plan(&mut self, generation: u32) {
-        let settings = Planted::main_settings(self.planted, self.spec.main.clone());
+        let settings = self.configured.clone();
         let at = self.now + self.choices.millis(&[0, 2, 40]);
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 2);
         let trouble = if troubled { self.choices.below(3) } else { 2 };
@@ -112,6 +116,11 @@ impl World {
         let (ended, others) = std::mem::take(&mut self.main.planners).into_iter().partition(|(at, _)| *at <= now);
         self.main.planners = others;
         let ended: Vec<(Time, Event)> = ended;
+        for (_, event) in &ended {
+            if let Event::Planned(generation, settings) = event {
+                self.main.plans.insert(*generation, settings.clone());
+            }
+        }
         self.main.events.extend(ended.into_iter().map(|(_, event)| event));
         if let Some(at) = self.main.planners.iter().map(|(at, _)| *at).min() {
             self.wake(Node::Main, at);
@@ -201,7 +210,9 @@ impl World {
         if *event != Event::Wake || !actions.is_empty() {
             self.log(|_| format!("main {event:?} -> {actions:?}"));
         }
-        self.main.check.observe(self.now, event, &actions, self.main.looping.punctual)?;
+        let main = &mut self.main;
+        main.check.observe(self.now, event, &actions, main.looping.punctual)?;
+        main.check.check_ready(Planted::is_ready(self.planted, &main.state))?;
         Ok(actions)
     }
 
@@ -232,8 +243,8 @@ impl World {
                 self.main.exit = Some(code);
                 Ok(())
             }
-            Action::Tune(_)
-            | Action::Scaled { .. }
+            Action::Tune(generation, tuning) => self.tune(generation, tuning),
+            Action::Scaled { .. }
             | Action::CloseListeners
             | Action::Release(_)
             | Action::Promise(..)
@@ -255,8 +266,10 @@ impl World {
             2 => Startup::Fails,
             _ => Startup::Begins,
         };
-        let wanted = self.monitor_settings(slots, measure);
-        let given = Planted::monitor_settings(self.planted, wanted.clone());
+        let generation = id.generation;
+        let wanted = self.monitor_settings(self.main.check.wanted.of(generation), slots.clone(), measure);
+        let given = self.monitor_settings(&self.main.plans[&generation], slots, measure);
+        let given = Planted::monitor_settings(self.planted, given);
         let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
         self.main.monitors.insert(id, self.monitors.len());
         self.monitors.push(MonitorNode::new(id, process, startup, wanted, given));
@@ -266,26 +279,28 @@ impl World {
 
     fn monitor_settings(
         &self,
+        by: &Settings,
         (workers, ended): (u32, BTreeSet<u32>),
         (trial, notify, accept): (bool, bool, bool),
     ) -> monitor_state::Settings {
-        let main = &self.spec.main;
         monitor_state::Settings {
             workers,
             notify,
-            watch: self.spec.watch(accept),
+            watch: self.spec.watch(by.ready, accept),
             has_listener: self.spec.has_listener,
-            bake: main.bake,
-            ready_timeout: main.ready_timeout,
-            stop: main.stop.clone(),
-            pace: main.pace,
-            respawn_limit: self.spec.respawn_limit,
-            final_exits: self.spec.final_exits(),
+            tuning: by.tuning.clone(),
             ended,
-            start_delay: main.start_delay,
             trial,
             seed: self.monitors.len() as u64,
         }
+    }
+
+    fn tune(&mut self, generation: u32, tuning: Tuning) -> Checked {
+        if let Some(plan) = self.main.plans.get_mut(&generation) {
+            plan.tuning.clone_from(&tuning);
+        }
+        let running = self.main.monitors.keys().copied().find(|monitor| monitor.generation == generation);
+        running.map_or(Ok(()), |monitor| self.send_order(monitor, Order::Tune(Box::new(tuning))))
     }
 
     fn send_order(&mut self, monitor: Monitor, order: Order) -> Checked {

@@ -332,7 +332,8 @@ impl World {
             self.monitors[index].events.push_back(Event::Ended(worker, cause));
             return Ok(());
         }
-        let process = self.fork_worker(self.monitors[index].looping.process, script);
+        let signal = self.monitors[index].check.wanted().stop.first_signal();
+        let process = self.fork_worker(self.monitors[index].looping.process, script, signal);
         let pid = self.kernel.process(process).pid;
         self.monitors[index].roster.insert(worker.slot, Live { worker, pid, process, executing: true });
         Ok(())

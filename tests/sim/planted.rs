@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use panzer::config::{FinalExits, StartDelay, Surge};
-use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{self as main_state, Change, Monitor, Note};
+use panzer::control::messages::{Order, Report, Urgency, Which};
+use panzer::main_process::state::{self as main_state, Change, Monitor, Note, Settings};
 use panzer::monitor::state::{self as monitor_state, Watch, Worker};
-use panzer::readiness::watch::Sight;
+use panzer::readiness::watch::{Bypass, Sight};
 
 use crate::check_main::MainCheck;
 use crate::check_monitor::MonitorCheck;
@@ -102,6 +102,7 @@ planted! {
     ExaminesForEver
     ConvictsWhoAccepts
     NeverExamines
+    ConvictsTheBusy
     HidesBypass
     TellsBypassAgain
     ForgetsToScale
@@ -117,18 +118,29 @@ planted! {
     SurgesAtOnce
     ForgetsPatience
     LeavesThePatient
+    IsReadyWithOne
+    IsUnreadyForOne
+    TunesByThePlanned
+    ForgetsToTune
+    TunesOnlyServing
+    ScalesTheDraining
+    ForgetsTheScaledOnTuning
+    PrefersTheScaled
+    PrefersTheScaledOnReload
+    LosesTuningOverRestart
+    IgnoresTuning
 }
 
 impl Planted {
     pub(crate) fn main_settings(planted: Option<Planted>, mut settings: main_state::Settings) -> main_state::Settings {
         match planted {
-            Some(Planted::RetiresBeforeBake) => settings.bake = Duration::ZERO,
+            Some(Planted::RetiresBeforeBake) => settings.tuning.bake = Duration::ZERO,
             Some(Planted::NeverHastens) => settings.max_draining = u32::MAX,
-            Some(Planted::ForgetsStartDelay) => settings.start_delay = StartDelay::default(),
-            Some(Planted::StopsAtAnyFinalExit) => settings.final_exit_stop = true,
+            Some(Planted::ForgetsStartDelay) => settings.tuning.start_delay = StartDelay::default(),
+            Some(Planted::StopsAtAnyFinalExit) => settings.tuning.final_exits.stop = true,
             Some(Planted::SurgesAtOnce) => settings.surge = Surge::All,
             Some(Planted::RetiresWithOneMissing) => settings.workers = settings.workers.max(2) - 1,
-            Some(Planted::NeverRejects) => settings.ready_timeout = Duration::from_secs(3600),
+            Some(Planted::NeverRejects) => settings.tuning.ready_timeout = Duration::from_secs(3600),
             _ => {}
         }
         settings
@@ -139,12 +151,12 @@ impl Planted {
         mut settings: monitor_state::Settings,
     ) -> monitor_state::Settings {
         match planted {
-            Some(Planted::RespawnsAtOnce) => settings.pace.delay = Duration::ZERO,
+            Some(Planted::RespawnsAtOnce) => settings.tuning.pace.delay = Duration::ZERO,
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
-            Some(Planted::RespawnsTheFinal) => settings.final_exits = FinalExits::default(),
-            Some(Planted::IgnoresStartDelay) => settings.start_delay = StartDelay::default(),
-            Some(Planted::IgnoresLimit) => settings.respawn_limit = None,
+            Some(Planted::RespawnsTheFinal) => settings.tuning.final_exits = FinalExits::default(),
+            Some(Planted::IgnoresStartDelay) => settings.tuning.start_delay = StartDelay::default(),
+            Some(Planted::IgnoresLimit) => settings.tuning.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
             _ => {}
@@ -181,6 +193,15 @@ impl Planted {
             }
             (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
+            (Some(Planted::PrefersTheScaled), Event::Tuned(_, tuning)) => {
+                Some(Event::Tuned(check.configured(), tuning))
+            }
+            (Some(Planted::PrefersTheScaledOnReload), Event::Planned(generation, settings)) => {
+                Some(Event::Planned(generation, Settings { workers: check.configured(), ..settings }))
+            }
+            (planted, Event::Planned(generation, settings)) => {
+                Some(Event::Planned(generation, Planted::main_settings(planted, settings)))
+            }
             (_, event) => Some(event),
         }
     }
@@ -199,6 +220,7 @@ impl Planted {
         planted.spoil_keeping(actions, check);
         planted.spoil_measure(event, actions);
         planted.spoil_count(actions, check);
+        planted.spoil_tuning(event, actions, check);
     }
 
     fn spoil_reloads(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
@@ -397,6 +419,30 @@ impl Planted {
         }
     }
 
+    fn spoil_tuning(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
+        use main_state::{Action, Event};
+        let scale = |monitor, workers| Action::Order(monitor, Order::Scale { workers, which: Which::Last });
+        match (self, event) {
+            (Planted::TunesByThePlanned, Event::Planned(_, settings)) => {
+                let serving = check.serving().map(|serving| serving.generation);
+                actions.extend(serving.map(|serving| Action::Tune(serving, settings.tuning.clone())));
+            }
+            (Planted::ForgetsToTune, _) => actions.retain(|action| !matches!(action, Action::Tune(..))),
+            (Planted::TunesOnlyServing, _) => {
+                let serving = check.serving().map(|serving| serving.generation);
+                actions.retain(|action| !matches!(action, Action::Tune(told, _) if Some(*told) != serving));
+            }
+            (Planted::ScalesTheDraining, Event::Tuned(workers, _)) => {
+                actions.extend(check.youngest_draining().map(|draining| scale(draining, *workers)));
+            }
+            (Planted::ForgetsTheScaledOnTuning, Event::Tuned(workers, _)) if !check.is_stopping() => {
+                let serving = check.serving().filter(|serving| !check.is_retired(*serving));
+                actions.extend(serving.filter(|_| check.count() != *workers).map(|serving| scale(serving, *workers)));
+            }
+            _ => {}
+        }
+    }
+
     fn spoil_keeping(self, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
         use main_state::Action;
         let is_release = |action: &Action| matches!(action, Action::Release(_));
@@ -431,8 +477,12 @@ impl Planted {
             (Some(Planted::ForgetsListening), Event::Listens(_)) => None,
             (Some(Planted::TakesAnyLook), Event::Seen(worker, _)) => Some(Event::Seen(worker, Sight::Accepting)),
             (Some(Planted::ConvictsWhoAccepts), Event::Examined(worker, _)) => {
-                Some(Event::Examined(worker, Some(Vec::new())))
+                Some(Event::Examined(worker, Some(Bypass::default())))
             }
+            (Some(Planted::ConvictsTheBusy), Event::Examined(worker, Some(shown))) => {
+                Some(Event::Examined(worker, Some(Bypass { ran: Duration::ZERO, ..shown })))
+            }
+            (Some(Planted::IgnoresTuning), Event::Ordered(Order::Tune(_))) => None,
             (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
             (_, event) => Some(event),
         }
@@ -507,8 +557,15 @@ impl Planted {
     }
 
     /// What becomes of what main writes down for the next.
-    pub(crate) fn written(planted: Option<Planted>, written: String) -> String {
+    pub(crate) fn written(planted: Option<Planted>, written: String, first: &Settings) -> String {
         match planted {
+            Some(Planted::LosesTuningOverRestart) => {
+                let mut document: serde_json::Value = serde_json::from_str(&written).unwrap();
+                if let Some(tuning) = document.pointer_mut("/serving/settings/tuning") {
+                    *tuning = serde_json::to_value(&first.tuning).unwrap();
+                }
+                document.to_string()
+            }
             Some(Planted::ForgetsQueuedReloadOverRestart) => {
                 let queued = |how: &str| format!(r#""reload_queued":"{how}""#);
                 let written = written.replace(&queued("graceful"), r#""reload_queued":null"#);
@@ -516,6 +573,15 @@ impl Planted {
             }
             Some(Planted::WritesWhatIsNotKnown) => written.replace(r#""kill_at":["#, r#""kill_at":null,"was":["#),
             _ => written,
+        }
+    }
+
+    /// What main says of itself.
+    pub(crate) fn is_ready(planted: Option<Planted>, state: &main_state::Generations) -> bool {
+        match planted {
+            Some(Planted::IsReadyWithOne) => state.overview().serves && state.ready() > 0 && state.workers() > 0,
+            Some(Planted::IsUnreadyForOne) => state.is_ready() && state.ready() >= state.workers(),
+            _ => state.is_ready(),
         }
     }
 

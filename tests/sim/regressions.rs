@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use panzer::backoff::Pace;
-use panzer::config::{FinalExits, Ready, StartDelay, Surge};
+use panzer::config::{FinalExits, Ready, StartDelay, Surge, Tuning, Verbosity};
 use panzer::control::messages::Urgency;
 use panzer::main_process::state as main_state;
 use panzer::monitor::state::{Event, Settings, Slots, Watch, Worker};
@@ -34,17 +34,19 @@ fn spec(workers: u32, stop: &str) -> Spec {
             workers,
             surge: Surge::All,
             ready: Ready::Alive,
-            ready_timeout: second * 5,
-            bake: second,
-            stop: stop.parse().unwrap(),
-            pace: Pace { delay: second / 10, delay_max: second * 2, healthy_after: second * 3 },
-            start_delay: StartDelay::default(),
-            final_exit_stop: false,
+            tuning: Tuning {
+                ready_timeout: second * 5,
+                bake: second,
+                stop: stop.parse().unwrap(),
+                pace: Pace { delay: second / 10, delay_max: second * 2, healthy_after: second * 3 },
+                respawn_limit: None,
+                final_exits: FinalExits::default(),
+                start_delay: StartDelay::default(),
+                verbosity: Verbosity::Normal,
+            },
             max_draining: 4,
             seed: 1,
         },
-        respawn_limit: None,
-        final_codes: Vec::new(),
         traits: Traits { notifies: false, listens: false, hidden: false },
         has_listener: false,
         shares_ports: false,
@@ -118,20 +120,14 @@ fn helper_left_during_a_stop() -> Checked {
 }
 
 fn events_of_the_dead() -> Checked {
-    let Spec { main, respawn_limit, .. } = spec(1, "TERM/9s/KILL");
+    let Spec { main, .. } = spec(1, "TERM/9s/KILL");
     let settings = Settings {
         workers: 1,
         notify: false,
         watch: Watch::No,
         has_listener: false,
-        bake: main.bake,
-        ready_timeout: main.ready_timeout,
-        stop: main.stop,
-        pace: main.pace,
-        respawn_limit,
-        final_exits: FinalExits::default(),
+        tuning: main.tuning,
         ended: BTreeSet::new(),
-        start_delay: StartDelay::default(),
         trial: false,
         seed: 1,
     };

@@ -23,7 +23,7 @@ impl World {
             return Ok(());
         }
         let written = serde_json::to_string(&self.main.state).unwrap();
-        let written = Planted::written(self.planted, written);
+        let written = Planted::written(self.planted, written, &self.spec.main);
         let read = serde_json::from_str::<Generations>(&written);
         let read = read.map_err(|error| crate::check::Violation::new(10, format!("cannot be read: {error}")))?;
         let (before, after) = (format!("{:?}", self.main.state), format!("{read:?}"));

@@ -3,7 +3,7 @@
 use panzer::control::messages::Report;
 use panzer::main_process::state::{Event as MainEvent, Monitor};
 use panzer::monitor::state::{Event, Worker};
-use panzer::readiness::watch::Sight;
+use panzer::readiness::watch::{Bypass, Sight};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};
@@ -67,7 +67,7 @@ impl World {
             4 => Event::Seen(worker, Sight::Accepting),
             5 => Event::Probed(worker, true),
             6 => Event::Listens(worker),
-            7 => Event::Examined(worker, Some(Vec::new())),
+            7 => Event::Examined(worker, Some(Bypass::default())),
             _ => Event::GroupGone(worker),
         };
         if node.check.has_group(worker) || node.check.has_probe(worker) {

@@ -2,7 +2,7 @@
 
 use panzer::config::Ready;
 use panzer::monitor::state::{Event, Watch, Worker};
-use panzer::readiness::watch::{Hidden, Sight};
+use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};
@@ -11,8 +11,8 @@ use crate::world::{Spec, World};
 
 impl Spec {
     /// As src/monitor/run.rs has it.
-    pub(crate) fn watch(&self, accept: bool) -> Watch {
-        match self.main.ready {
+    pub(crate) fn watch(&self, ready: Ready, accept: bool) -> Watch {
+        match ready {
             Ready::Accept => Watch::Always,
             Ready::Exec => Watch::Probe,
             Ready::Auto if self.has_listener || accept => Watch::IfSeeable,
@@ -54,10 +54,13 @@ impl World {
 
     pub(crate) fn examine_worker(&mut self, index: usize, worker: Worker) {
         if let Some(process) = self.monitors[index].process_of(worker) {
-            let elsewhere = self.kernel.process(process).program.as_ref().is_some_and(|one| one.script.elsewhere);
+            let script = self.kernel.process(process).program.as_ref().map(|one| (one.script.elsewhere, one.began));
+            let (elsewhere, began) = script.unwrap_or((false, self.now));
             let own = if elsewhere { vec!["0.0.0.0:9000".to_owned()] } else { Vec::new() };
-            let own = (self.sight(process) == Sight::NotYet).then_some(own);
-            self.monitors[index].push(Event::Examined(worker, own));
+            // Busy all its life so far, some of it, or hardly.
+            let ran = (self.now - began) / self.choices.among(&[1, 40, 1_000]);
+            let shown = (self.sight(process) == Sight::NotYet).then_some(Bypass { own, ran });
+            self.monitors[index].push(Event::Examined(worker, shown));
         }
     }
 
@@ -109,7 +112,7 @@ impl World {
 
     /// A generation is committed: what its reports have claimed is so.
     pub(crate) fn check_committed(&self, index: usize) -> Checked {
-        let is_ready = |process: ProcessId| match self.spec.main.ready {
+        let is_ready = |process: ProcessId| match self.main.check.wanted.of(self.monitors[index].id.generation).ready {
             Ready::Accept => self.accepts(process),
             Ready::Exec => self.answers(process),
             Ready::Auto | Ready::Notify | Ready::Alive => true,

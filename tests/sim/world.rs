@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use panzer::config::{ExitCodes, FinalExits, RespawnLimit};
 use panzer::main_process::state as main_state;
 use panzer::worker::cause::Cause;
 
@@ -25,9 +24,8 @@ const MOST_SPINS: u32 = 20;
 /// What a world is to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
+    /// What is configured at first.
     pub(crate) main: main_state::Settings,
-    pub(crate) respawn_limit: Option<RespawnLimit>,
-    pub(crate) final_codes: Vec<ExitCodes>,
     /// What its program does.
     pub(crate) traits: Traits,
     /// Whether its workers are given a listener, and whether they share the ports that they bind.
@@ -35,12 +33,6 @@ pub(crate) struct Spec {
     pub(crate) shares_ports: bool,
     /// One in so many processes is troubled; 1: none.
     pub(crate) trouble: u64,
-}
-
-impl Spec {
-    pub(crate) fn final_exits(&self) -> FinalExits {
-        FinalExits { codes: self.final_codes.clone(), stop: self.main.final_exit_stop }
-    }
 }
 
 /// A process with a loop.
@@ -100,6 +92,9 @@ pub(crate) struct World {
     base: Instant,
     pub(crate) choices: Choices,
     pub(crate) spec: Spec,
+    /// What is configured now, and what ever was.
+    pub(crate) configured: main_state::Settings,
+    pub(crate) ever_configured: Vec<main_state::Settings>,
     agenda: BTreeMap<(Time, u32), Happening>,
     scheduled: u32,
     pub(crate) steps: u32,
@@ -126,6 +121,8 @@ impl World {
             now: Time::ZERO,
             base: Instant::now(),
             choices,
+            configured: spec.main.clone(),
+            ever_configured: vec![spec.main.clone()],
             spec,
             agenda: BTreeMap::new(),
             scheduled: 0,
@@ -293,12 +290,12 @@ impl World {
     }
 
     /// Forks and lets the script run.
-    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script) -> ProcessId {
+    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script, death_signal: Signal) -> ProcessId {
         let exec = match &script.exec {
             Exec::Runs(after) | Exec::Refused(after, _) => Some(*after),
             Exec::Hangs => None,
         };
-        let process = self.kernel.fork_worker(parent, script);
+        let process = self.kernel.fork_worker(parent, script, death_signal);
         if let Some(after) = exec {
             self.schedule(self.now + after, Happening::Exec(process));
         }
@@ -442,13 +439,13 @@ impl World {
 
     /// The kernel tells the workers of their monitor's death by the first signal of their schedule, and probes by KILL.
     fn monitor_gone(&mut self, children: Vec<ProcessId>) -> Checked {
-        let signal = self.spec.main.stop.first_signal();
         for child in children {
+            let signal = self.kernel.program(child).and_then(|program| program.death_signal);
             let process = self.kernel.process(child);
             let other_user = self.has_other_user(child);
             if process.role == Role::Probe {
                 self.end(child, Cause::Killed(9, false))?;
-            } else if process.role == Role::Worker && !other_user {
+            } else if let Some(signal) = signal.filter(|_| !other_user) {
                 self.deliver(child, signal)?;
             }
         }

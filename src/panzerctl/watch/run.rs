@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, raise};
 use super::super::client::{PATIENCE, Trouble};
 use super::super::command_line::Options;
 use super::super::instances::{self, Instance};
-use super::super::status::{as_json, as_table, is_capable_terminal};
+use super::super::status::{as_json, as_table, complete, is_capable_terminal};
 use super::super::table;
 use super::super::text::{Line, Tone};
 use super::super::usage::{Meter, Usages};
@@ -175,7 +175,8 @@ impl Watch {
         let Some(answer) = self.question.as_mut().and_then(Question::answer) else { return Next::GoOn };
         self.question.take().into_iter().for_each(|question| self.poller.forget(question));
         match answer {
-            Ok(status) => {
+            Ok(mut status) => {
+                complete(&mut status);
                 let usages = self.meter.look(&status);
                 self.last = Some((status, usages));
                 self.why = None;

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, RawFd};
+use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use super::listeners::{Address, Listeners, address_of};
@@ -15,21 +17,31 @@ use crate::sys::pidfd::PidFd;
 /// So many addresses are told.
 const MOST_TOLD: usize = 3;
 
+/// What a worker does that is not seen accepting on what it was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bypass {
+    /// The other TCP addresses that it listens on, as far as they can be seen, and at most a few.
+    pub own: Vec<String>,
+    /// For so long it and its descendants have run so far, in processor time.
+    pub ran: Duration,
+}
+
 /// Looks at `worker`, an unreaped child of ours, and at its descendants. None where it accepts on one of `listeners`,
-/// and where that cannot be seen; otherwise the other TCP addresses that it listens on, as far as they can be seen, and
-/// at most a few. Never waits.
-pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Vec<String>> {
+/// and where that cannot be seen. Never waits.
+pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
     (look(worker, listeners) == Sight::NotYet).then(|| {
         let mut look = Look::new(listeners);
         let mut family = vec![worker];
-        let mut found = BTreeSet::new();
+        let (mut found, mut ran) = (BTreeSet::new(), Duration::ZERO);
         let mut next = 0;
         while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
             next += 1;
             family.extend(proc::threads(pid).take_while(|_| look.may_go_on()).flat_map(|thread| thread.children()));
             found.extend(look.own_listeners(pid));
+            // One that has ended meanwhile counts no more.
+            ran += clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
         }
-        found.iter().take(MOST_TOLD).map(SocketAddr::to_string).collect()
+        Bypass { own: found.iter().take(MOST_TOLD).map(SocketAddr::to_string).collect(), ran }
     })
 }
 

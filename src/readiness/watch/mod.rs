@@ -15,7 +15,7 @@ mod listeners;
 mod proc;
 mod wait;
 
-pub use bypass::bypass;
+pub use bypass::{Bypass, bypass};
 pub use listeners::Listeners;
 use proc::{Link, Member, Thread};
 use wait::Wait;

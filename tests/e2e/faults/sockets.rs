@@ -42,6 +42,16 @@ fn if_one_of_several_is_in_use_none_is_kept() {
 }
 
 #[test]
+fn one_address_twice_is_refused_as_that() {
+    let port = crate::support::free_port();
+    let again = Panzer::start(["-l", &format!("127.0.0.1:{port}"), "-l", &format!("{port}"), "--", "sleep", "1000"]);
+    again.expect_line(&format!(
+        "error: cannot listen on port {port}: panzer listens there already, for another --listen"
+    ));
+    assert_eq!(again.wait_exit().code(), Some(125));
+}
+
+#[test]
 fn a_unix_path_is_made_replaced_and_removed() {
     let builder = Panzer::builder().executable("app", &server("unix")).args(["-w", "1", "--bake", "100ms", "./app"]);
     let path = builder.folder().join("app.sock");

@@ -1,6 +1,7 @@
 //! What the tests are written with.
 #![allow(dead_code, unused_imports, reason = "a tool box: not every tool is in use at every time")]
 
+mod descriptors;
 mod output;
 mod panzer;
 mod patterns;
@@ -11,6 +12,7 @@ mod status;
 mod waiting;
 
 pub use crate::load::http::{Address, Response, get};
+pub use descriptors::descriptor_of;
 pub use output::Mark;
 pub use panzer::{Builder, Panzer};
 pub use ports::free_port;

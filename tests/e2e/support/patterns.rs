@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 19] = [
+const USUAL: [&str; 20] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -29,6 +29,7 @@ const USUAL: [&str; 19] = [
     "panzer: restarted in place: panzer ",
     "panzer: stopping gracefully",
     "panzer: stopping now",
+    "panzer: stopped",
     // Servers that listen once more, on what they were given, name a length of their own.
     "panzer: a worker cut the queue of * again (said once)",
     // The status table.

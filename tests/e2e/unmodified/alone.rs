@@ -7,20 +7,20 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, SockaddrStorage, getsockname, getsockopt, sockopt};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::Server;
-use crate::support::{descendants, eventually, free_port, get, with_real_interpreter};
+use crate::support::{descendants, descriptor_of, eventually, free_port, get, with_real_interpreter};
 use crate::zero_loss::START;
 use crate::zero_loss::clients::{BothKinds, Seen};
 
@@ -69,7 +69,7 @@ impl Process {
 
     fn stop_under_load(mut self, signal: Signal) -> Seen {
         eventually(START, "the server answers", || get(self.port, "/").is_ok());
-        let listener = self.copy_of_listener().unwrap();
+        let listener = self.copy_of_listener();
         let load = BothKinds::start(self.port);
         kill(Pid::from_raw(self.pid()), signal).unwrap();
         let stand_in = StandIn::start(listener);
@@ -81,19 +81,11 @@ impl Process {
         seen
     }
 
-    /// A copy of the socket that listens on its port, from whichever of its processes has it.
-    fn copy_of_listener(&self) -> io::Result<OwnedFd> {
-        let link = format!("socket:[{}]", listening_inode(self.port).expect("it listens"));
+    /// A copy of the socket that listens on its port, from whichever of its processes has it. (Where thousands of
+    /// connections have ended, the kernel's table of sockets takes longer to read than all that is measured here.)
+    fn copy_of_listener(&self) -> OwnedFd {
         let family = std::iter::once(self.pid()).chain(descendants(self.pid()).into_iter().map(|one| one.pid));
-        for pid in family {
-            for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-                if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == link.as_str()) {
-                    let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).unwrap_or(-1);
-                    return descriptor_of(pid, number);
-                }
-            }
-        }
-        Err(io::ErrorKind::NotFound.into())
+        family.flat_map(descriptors_of).find(|copy| listens_on(copy, self.port)).expect("it listens")
     }
 }
 
@@ -107,27 +99,19 @@ impl Drop for Process {
     }
 }
 
-fn listening_inode(port: u16) -> Option<String> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
-    let (local, listens) = (format!(":{port:04X}"), "0A");
-    tables.iter().flat_map(|table| table.lines()).find_map(|line| {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let found = words.get(1)?.ends_with(&local) && *words.get(3)? == listens;
-        found.then(|| words.get(9).map(|inode| (*inode).to_owned())).flatten()
-    })
+/// Copies of all descriptors that a process has.
+fn descriptors_of(pid: i32) -> impl Iterator<Item = OwnedFd> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(move |entry| descriptor_of(pid, entry.file_name().to_str()?.parse().ok()?).ok())
 }
 
-/// A copy of another process's descriptor.
-fn descriptor_of(pid: i32, number: i32) -> io::Result<OwnedFd> {
-    let owned = |result: libc::c_long| match result {
-        // SAFETY: the kernel has just made it for us, and nobody else knows of it.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(result as i32) }),
-        _ => Err(io::Error::last_os_error()),
-    };
-    // SAFETY: both take numbers only, and give a descriptor or an error.
-    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: as above.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+fn listens_on(descriptor: &OwnedFd, port: u16) -> bool {
+    let address = getsockname::<SockaddrStorage>(descriptor.as_raw_fd());
+    let found = address.ok().and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(SockaddrIn::port);
+        v4.or_else(|| address.as_sockaddr_in6().map(SockaddrIn6::port))
+    });
+    found == Some(port) && getsockopt(descriptor, sockopt::AcceptConn).unwrap_or(false)
 }
 
 /// Answers each connection's first request, in a thread.

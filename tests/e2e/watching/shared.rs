@@ -4,7 +4,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::*;
-use crate::support::eventually;
 
 /// Defined for every worker: how it binds, and what it says when it first could accept.
 const BINDS: &str = "#!/usr/bin/env python3
@@ -25,58 +24,56 @@ fn sharing(workers: u32, options: &[&str], script: &str) -> Builder {
 }
 
 /// At a first start it must be seen by order, in a reload because the serving ones were.
-#[track_caller]
-fn is_seen_in_time(what: &str, script: &str) {
-    if !require("python3") {
-        return;
+fn by_order_and_not(what: &str, script: &str) -> [Watched; 2] {
+    let watched = |how: &str, options: &[&str], at_first_start| Watched {
+        what: format!("{what}, --ready {how}"),
+        builder: sharing(2, options, script),
+        at_first_start,
+    };
+    [watched("accept", &["--bake", "0s", "--ready", "accept"], true), watched("auto", &["--bake", "0s"], false)]
+}
+
+/// In each way to wait, after `begin`.
+fn in_each_way_after(what: &str, begin: &str) {
+    if require("python3") {
+        let all =
+            WAYS.map(|(way, script)| by_order_and_not(&format!("{what}, then {way}"), &format!("{begin}{script}")));
+        each_is_seen_in_time(all.into_iter().flatten());
     }
-    for options in [&["--bake", "0s", "--ready", "accept"][..], &["--bake", "0s"]] {
-        let panzer = sharing(2, options, script).start();
-        if options.contains(&"accept") {
-            assert_seen(&panzer, "panzer: generation 1 serves: 2 workers ready in ", 2, what);
-        }
-        eventually(SOON, "both could accept", || last_first(&panzer, 2).is_some());
-        fs::remove_file(panzer.path("first")).unwrap();
-        assert_eq!(panzer.reload_and_wait(), Ok(2));
-        assert_seen(&panzer, "panzer: reload done: generation 2 serves", 2, what);
-        panzer.stop();
+}
+
+#[test]
+fn in_each_way_long_before_it_binds() {
+    in_each_way_after("sleeps, binds", "time.sleep(3)\nlistener = bind()\nlistener.listen()\n");
+}
+
+#[test]
+fn in_each_way_long_before_it_listens() {
+    in_each_way_after("binds, sleeps, listens", "listener = bind()\ntime.sleep(3)\nlistener.listen()\n");
+}
+
+#[test]
+fn in_each_way_long_before_it_accepts() {
+    in_each_way_after("listens, sleeps", "listener = bind()\nlistener.listen()\ntime.sleep(3)\n");
+}
+
+#[test]
+fn in_a_set_for_long_and_in_a_thread_of_a_child() {
+    if require("python3") {
+        let in_set = format!("listener = bind()\nlistener.listen()\n{}", in_its_set_for("3"));
+        let all =
+            [by_order_and_not("epoll, in its set for long", &in_set), by_order_and_not("a thread of a child", CHILD)];
+        each_is_seen_in_time(all.into_iter().flatten());
     }
 }
 
-#[test]
-fn long_before_it_binds() {
-    let script = "time.sleep(1.5)\nlistener = bind()\nlistener.listen()\nnote()\nlistener.accept()\ntime.sleep(1000)\n";
-    is_seen_in_time("sleeps, then binds", script);
-}
-
-#[test]
-fn long_before_it_listens() {
-    let script = "listener = bind()\ntime.sleep(1.5)\nlistener.listen()\nnote()\nselect.select([listener], [], [])\n";
-    is_seen_in_time("binds, sleeps, then listens", script);
-}
-
-#[test]
-fn long_before_it_accepts() {
-    let script = "listener = bind()
-listener.listen()
-pollers = select.epoll()
-pollers.register(listener, select.EPOLLIN)
-time.sleep(1.5)
-note()
-pollers.poll()
-";
-    is_seen_in_time("listens, sleeps, then waits in epoll", script);
-}
-
-#[test]
-fn in_poll_of_a_thread_of_a_child() {
-    let script = "signal.signal(signal.SIGTERM, lambda *_: (os.kill(child, signal.SIGKILL), sys.exit()))
+const CHILD: &str = "signal.signal(signal.SIGTERM, lambda *_: (os.kill(child, signal.SIGKILL), sys.exit()))
 child = os.fork()
 if child == 0:
     listener = bind()
     listener.listen()
     def serve():
-        time.sleep(1.5)
+        time.sleep(3)
         poller = select.poll()
         poller.register(listener, select.POLLIN)
         note()
@@ -85,8 +82,6 @@ if child == 0:
     time.sleep(1000)
 os.waitpid(child, 0)
 ";
-    is_seen_in_time("a thread of a child", script);
-}
 
 const SLOW: &str = "listener = bind()
 listener.listen()
