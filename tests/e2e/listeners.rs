@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::control::{run, text};
+use crate::control::{panzerctl, run, text};
 use crate::faults::SOON;
 use crate::load::{Load, Mode, Running};
 use crate::support::{Builder, Panzer, eventually, free_port, get, require};
@@ -27,6 +27,8 @@ for listener in listeners:
     listener.setblocking(False)
 body = f\"worker {os.environ['PANZER_WORKER_ID']} of {os.environ['PANZER_GENERATION']}\".encode()
 head = b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n' % len(body)
+while os.path.exists('hold') and os.environ['PANZER_GENERATION'] != '1':
+    time.sleep(0.01)
 while not stop:
     for listener in select.select(listeners, [], [], 0.02)[0]:
         try:
@@ -249,6 +251,31 @@ fn a_reload_that_fails_leaves_every_listener_as_it_was() {
     assert_eq!((mode(), named(a).unwrap().2), (0o600, Some(20)));
     assert_nothing_lost(first, "one that fails, and two that do not");
     assert_nothing_lost(second, "one that fails, and two that do not");
+    panzer.stop();
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_reload_hands_over_what_it_is_to_serve() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = start(&format!("workers: 2\nlisten: '127.0.0.1:{port}'\n"));
+    let load = load(port);
+    fs::write(panzer.path("hold"), "").unwrap();
+    write(panzer.folder(), &format!("workers: 2\nlisten: ['unix:s', '127.0.0.1:{port},per-worker,backlog=9']\n"));
+    let reload = panzerctl(&panzer, &["reload", "--drained"]).spawn().unwrap();
+    panzer.wait_for_line("panzer: reload: starting generation 2", SOON);
+    done(&panzer, &["restart"]);
+    // Its second queue is there, and nobody is sent to it.
+    assert_eq!(counts(&panzer), [2, 1]);
+    assert!((0..60).all(|_| get(port, "/").unwrap().text().ends_with(" of 1")));
+    fs::remove_file(panzer.path("hold")).unwrap();
+    let output = reload.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_all_answer(port, 2);
+    assert_eq!(queues(&panzer)[0], (format!("127.0.0.1:{port}"), 2, Some(18)));
+    assert_nothing_lost(load, "restarted in the middle of a reload");
     panzer.stop();
 }
 
