@@ -152,6 +152,11 @@ impl Main {
         let others = self.other_changes(plan);
         self.plan.tuning.clone_from(&plan.tuning);
         let before = std::mem::replace(&mut self.plan.workers, plan.workers);
+        // What the one that is starting was read by is older.
+        let starting = self.state.progress().map(|progress| progress.generation);
+        if let Some(starting) = starting.and_then(|starting| self.plans.get_mut(&starting)) {
+            (starting.workers, starting.tuning) = (plan.workers, plan.tuning.clone());
+        }
         stderr::set_level(plan.tuning.verbosity.level());
         match others.len() {
             0 => log::info!("configuration read again"),
