@@ -16,7 +16,7 @@ impl Main {
     /// Holds whatever `plan` has, for as many workers as it will have. Or nothing more than before, and without waiting for
     /// an address in use.
     pub(super) fn hold(&mut self, plan: &Plan) -> Result<(), String> {
-        let workers = self.state.workers_of_next(plan.workers);
+        let workers = self.state.count_for(plan.workers);
         for listen in &plan.listen {
             let Some(held) = self.held.first(listen).filter(|held| held.listen.access != listen.access) else {
                 continue;

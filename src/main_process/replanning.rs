@@ -151,6 +151,7 @@ impl Main {
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(plan);
         let before = self.plan.workers;
+        // What the one that is starting was read by is older.
         let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));
         for planned in starting.into_iter().chain([&mut self.plan]) {
             planned.workers = plan.workers;

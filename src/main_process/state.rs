@@ -183,11 +183,6 @@ impl Generations {
         self.serving.iter().flat_map(|serving| serving.ended.keys().copied())
     }
 
-    /// So many workers the next generation has, where so many are configured.
-    pub fn workers_of_next(&self, configured: u32) -> u32 {
-        if configured == self.configured { self.settings.workers } else { configured }
-    }
-
     /// So many workers are wanted at this moment.
     pub fn workers(&self) -> u32 {
         let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
