@@ -51,7 +51,7 @@ impl Generations {
         let mut next = Generation::new(generation, configured, settings, now);
         next.retires = retires;
         if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
-            next.roll();
+            next.roll(now);
         }
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
