@@ -178,6 +178,16 @@ impl Generations {
         self.serving.as_ref().map_or(0, |serving| serving.slots)
     }
 
+    /// The slots of the serving generation whose worker has ended for good.
+    pub fn slots_at_end(&self) -> impl Iterator<Item = u32> {
+        self.serving.iter().flat_map(|serving| serving.ended.keys().copied())
+    }
+
+    /// So many workers the next generation has, where so many are configured.
+    pub fn workers_of_next(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.settings.workers } else { configured }
+    }
+
     /// So many workers are wanted at this moment.
     pub fn workers(&self) -> u32 {
         let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
