@@ -25,7 +25,8 @@
 //!
 //! What a generation is to be is found out anew for each by a planner, a child of main with the parser in it
 //! ([`main_process::planner`]): command line, environment and file become a [`config::Plan`]. A generation runs by its own
-//! to its end, and only the count of its workers, delays and waits can change meanwhile.
+//! to its end, and only the count of its workers, delays, waits and limits ([`config::Tuning`]) can change meanwhile. What
+//! a generation that fails was to run by counts for no other.
 //!
 //! Main can become another build of itself, by an exec in place: that first shows in a child (`main_process::preflight`)
 //! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
@@ -45,9 +46,10 @@
 //!                                            └────── an action that failed is an event, queued ◀────────┘
 //! ```
 //!
-//! Main's state speaks of generations (`main_process::generation`); how one is replaced share by share
-//! (`main_process::rolling`), how many workers are wanted (`main_process::scaling`), and which queues of single slots must
-//! first run empty (`main_process::emptying`) have a file each. A monitor's speaks of slots.
+//! Main's state speaks of generations (`main_process::generation`); how one follows another (`main_process::reloading`),
+//! or replaces it share by share (`main_process::rolling`), what monitors tell (`main_process::reports`), how many workers
+//! are wanted (`main_process::scaling`), and which queues of single slots must first run empty (`main_process::emptying`)
+//! have a file each. A monitor's speaks of slots, and of how their workers become ready (`monitor::becoming_ready`).
 //!
 //! Of sockets no state knows anything. Which listeners main holds, and in which order the kernel has them, is in
 //! `main_process::held`; how they change with a reload in `main_process::comparing`; and which queues of single slots get

@@ -54,8 +54,9 @@ impl Count {
         self.asked = Some((self.now, None));
     }
 
-    /// Somebody asks for it. `rolls` where workers go over to another generation: it is those that there will be.
-    pub(crate) fn change(&mut self, change: Change, rolls: bool) {
+    /// Somebody asks for it. `rolls` where workers go over to another generation: it is those that there will be. Returns
+    /// whether it is allowed.
+    pub(crate) fn change(&mut self, change: Change, rolls: bool) -> bool {
         let from = if rolls { self.next } else { self.now };
         let to = match change {
             Change::To(workers) => i64::from(workers),
@@ -69,6 +70,7 @@ impl Count {
         if let Some(to) = to {
             self.become_of_all(to);
         }
+        to.is_some()
     }
 
     fn become_of_all(&mut self, to: u32) {

@@ -271,6 +271,7 @@ impl MonitorCheck {
         (slot.idle, slot.anew, slot.finished) = (true, false, false);
         if slot.alive {
             slot.retiring = true;
+            // Where it is being stopped already, and that would take longer, it ends by what is configured by now.
             slot.stop.begin(false, now, &self.wanted.tuning.stop);
         }
         Ok(())
