@@ -317,7 +317,8 @@ fn a_release_that_fails_after_its_bind_takes_nothing_with_it() {
         return;
     }
     let (port, another) = (free_port(), free_port());
-    let builder = compiled(four_workers(), &[]);
+    // The bake is longer than the bad release lives, also on a busy machine.
+    let builder = compiled(Panzer::builder().args(["-w", "4", "--bake", "3s"]), &[]);
     let good = format!("#!/bin/sh\nexec ./server {port}\n");
     let panzer = start(builder.executable("release", &good).arg("./release"), port);
     let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();

@@ -128,12 +128,12 @@ fn a_directory_that_is_gone_is_a_failed_reload_until_it_is_back() {
 
 #[test]
 fn reloads_that_are_asked_for_during_a_reload_become_one() {
-    let panzer = Panzer::start(["-w", "1", "--bake", "500ms", "--", "sleep", "1000"]);
+    let panzer = Panzer::start(["-w", "1", "--bake", "2s", "--", "sleep", "1000"]);
     panzer.wait_serving();
     panzer.signal(Signal::SIGUSR1);
     panzer.wait_for_line("reload: starting generation 2", SOON);
     for _ in 0..50 {
-        panzer.signal(Signal::SIGUSR1);
+        panzer.signal_quietly(Signal::SIGUSR1);
     }
     panzer.wait_for_line("generation 2 is still starting; the next reload follows it", SOON);
     panzer.wait_for_line("reload done: generation 3 serves", SOON);
