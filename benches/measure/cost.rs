@@ -160,13 +160,13 @@ fn pairs(kind: &Kind, table: &mut Table) -> Measured<()> {
     }
     table.difference(&format!("cost: {}", kind.name()), &with.rates, &without.rates, Some(GOAL));
     table.note(&format!(
-        "{}; two without: {}; processor time {}",
+        "{}; both without {}; CPU time {}",
         spread_of_median(&with.rates, &without.rates),
         spread_of_median(&again.rates, &without.rates),
         spread_of_median(&with.times, &without.times)
     ));
     table.note(&format!(
-        "{:.1} µs a request; the worker ran, or waited for a processor, {:.0} % of the time",
+        "{:.1} µs a request; at work, or waiting for a processor, {:.0} % of the time",
         median(&without.times),
         median(&with.at_work)
     ));
