@@ -48,6 +48,9 @@ pub(super) struct Generation {
     pub(super) phase: Phase,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
+    /// When workers were last added to it: the youngest may still be on their way to listen.
+    #[serde(with = "crate::carry::moment")]
+    pub(super) grown: Instant,
     pub(super) backoff: Backoff,
     /// How the one is stopped that it replaces.
     pub(super) retires: Urgency,
@@ -108,6 +111,7 @@ impl Generation {
             bypass: None,
             phase: Phase::Planning,
             begun: now,
+            grown: now,
             backoff: Backoff::default(),
             retires: Urgency::Graceful,
         }
@@ -174,14 +178,24 @@ impl Generation {
         self.all(&self.listening)
     }
 
+    /// Whether every worker listens on a shared port, or may be about to: some do, and it has workers so young that
+    /// they need not be ready yet.
+    pub(super) fn may_listen(&self, now: Instant) -> bool {
+        let young = now < self.grown + self.settings.tuning.ready_timeout;
+        self.listens() || (young && !self.is_quiet() && !self.listening.is_empty())
+    }
+
     /// Whether every worker was seen accepting.
     pub(super) fn is_seen(&self) -> bool {
         self.all_that_go_on(&self.seen)
     }
 
     /// So many workers are wanted of it from now on.
-    pub(super) fn scale(&mut self, workers: u32) {
+    pub(super) fn scale(&mut self, workers: u32, now: Instant) {
         if self.monitor().is_some() {
+            if workers > self.settings.workers {
+                self.grown = now;
+            }
             let fewer = self.settings.workers.saturating_sub(workers);
             self.retiring += fewer;
             self.leaving += fewer;

@@ -43,12 +43,12 @@ pub(super) struct FallBack {
 
 impl Generation {
     /// It replaces a serving generation by the share that its settings ask for.
-    pub(super) fn roll(&mut self) {
+    pub(super) fn roll(&mut self, now: Instant) {
         let goal = self.settings.workers;
         let share = self.settings.surge.of(goal);
         if share < goal {
             self.roll = Some(Roll { goal, share, proven: 0 });
-            self.scale(share);
+            self.scale(share, now);
         }
     }
 
@@ -62,9 +62,9 @@ impl Generation {
         self.roll.map_or(0, |roll| roll.proven)
     }
 
-    fn ordered(&mut self, workers: u32, which: Which, actions: &mut Vec<Action>) {
+    fn ordered(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
         if workers != self.settings.workers {
-            self.scale(workers);
+            self.scale(workers, now);
             let order = Order::Scale { workers, which };
             actions.extend(self.monitor().map(|monitor| Action::Order(monitor, order)));
         }
@@ -81,7 +81,7 @@ impl Generations {
         starting.phase = Phase::Rolling;
         *deadline = now + serving.settings.tuning.stop.total() + GRACE;
         let needed = roll.goal.saturating_sub(proven);
-        serving.ordered(needed.min(serving.settings.workers), Which::First, actions);
+        serving.ordered(needed.min(serving.settings.workers), Which::First, now, actions);
         self.grow_if_gone(now, actions);
     }
 
@@ -100,7 +100,7 @@ impl Generations {
         }
         starting.phase = Phase::Filling;
         *deadline = now + starting.longest_start();
-        starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, actions);
+        starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, now, actions);
         self.settle_starting(now, actions);
     }
 
@@ -115,9 +115,9 @@ impl Generations {
         if let Some(back) = &mut self.falling_back {
             (back.goal, back.share) = (workers, back.failed.settings.surge.of(workers));
             if let Some(serving) = &mut self.serving {
-                serving.ordered(serving.settings.workers.min(workers), Which::Last, actions);
+                serving.ordered(serving.settings.workers.min(workers), Which::Last, now, actions);
                 let needed = workers.saturating_sub(back.proven).min(back.failed.settings.workers);
-                back.failed.ordered(needed, Which::Last, actions);
+                back.failed.ordered(needed, Which::Last, now, actions);
             }
             self.fall_back(now, actions);
             return true;
@@ -127,12 +127,12 @@ impl Generations {
         (roll.goal, roll.share) = (workers, starting.settings.surge.of(workers));
         roll.proven = roll.proven.min(workers);
         let (proven, share) = (roll.proven, roll.share);
-        serving.ordered(workers - proven, Which::Last, actions);
+        serving.ordered(workers - proven, Which::Last, now, actions);
         let own = starting.settings.workers;
         let baked = matches!(starting.phase, Phase::Baking { .. });
         // A first share that was all there was to have is no longer.
         let first = if proven == 0 { share.min(workers) } else { own };
-        starting.ordered(first.min(workers), Which::Last, actions);
+        starting.ordered(first.min(workers), Which::Last, now, actions);
         let again = now + starting.longest_start();
         if matches!(starting.phase, Phase::Rolling) && !starting.must_grow() {
             starting.phase = Phase::Filling;
@@ -155,11 +155,11 @@ impl Generations {
         let goal = self.settings.workers;
         let Some(serving) = self.serving.as_mut().filter(|_| failed.monitor().is_some()) else {
             if let Some(serving) = &mut self.serving {
-                serving.ordered(goal, Which::Last, actions);
+                serving.ordered(goal, Which::Last, now, actions);
             }
             return self.drain(failed, false, Urgency::Graceful, now, actions);
         };
-        failed.ordered(roll.proven, Which::Last, actions);
+        failed.ordered(roll.proven, Which::Last, now, actions);
         let (share, proven) = (failed.settings.surge.of(goal), serving.settings.workers);
         self.falling_back = Some(FallBack { failed, goal, share, proven, ready_by: None });
         self.fall_back(now, actions);
@@ -184,14 +184,14 @@ impl Generations {
                     back.proven = serving.settings.workers;
                     if serving.settings.workers < back.goal {
                         let needed = back.goal - serving.settings.workers;
-                        back.failed.ordered(needed.min(back.failed.settings.workers), Which::First, actions);
+                        back.failed.ordered(needed.min(back.failed.settings.workers), Which::First, now, actions);
                     }
                 }
                 Some(_) => return,
                 None if serving.settings.workers >= back.goal => return self.end_fall_back(now, actions),
                 None => {
                     back.ready_by = Some(now + serving.settings.tuning.longest_start(back.goal));
-                    serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, actions);
+                    serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, now, actions);
                 }
             }
         }
@@ -201,7 +201,7 @@ impl Generations {
     pub(super) fn end_fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(back) = self.falling_back.take() else { return };
         if let Some(serving) = &mut self.serving {
-            serving.ordered(back.goal, Which::Last, actions);
+            serving.ordered(back.goal, Which::Last, now, actions);
         }
         self.drain(back.failed, false, Urgency::Graceful, now, actions);
         self.run_queued_reload(now, actions);

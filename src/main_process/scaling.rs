@@ -60,7 +60,7 @@ impl Generations {
             return;
         }
         if let Some(serving) = &mut self.serving {
-            serving.scale(workers);
+            serving.scale(workers, now);
             let which = if without_oldest { Which::Oldest } else { Which::Last };
             let order = Order::Scale { workers, which };
             actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
@@ -69,7 +69,7 @@ impl Generations {
             && starting.is_planned()
         {
             let baked = matches!(starting.phase, Phase::Baking { .. });
-            starting.scale(workers);
+            starting.scale(workers, now);
             // It had shown in time all that was asked of it, and now there is more.
             if baked && !starting.is_whole() {
                 *deadline = (*deadline).max(now + starting.longest_start());

@@ -215,18 +215,20 @@ impl Generations {
     }
 
     /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
-    /// do.
-    fn must_accept(&self, ready: Ready) -> bool {
-        ready == Ready::Auto && self.serving.as_ref().is_some_and(Generation::listens)
+    /// do. While some of those are on their way there it must as well: in their place one would serve that has nobody
+    /// who listens yet.
+    fn must_accept(&self, ready: Ready, now: Instant) -> bool {
+        ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.may_listen(now))
     }
 
     /// Starts its first monitor.
     fn begin(&self, next: &mut Generation, trial: bool, now: Instant, actions: &mut Vec<Action>) {
         let ready = next.settings.ready;
         let monitor = Monitor { generation: next.number, life: 1 };
-        next.accept = self.must_accept(ready);
+        next.accept = self.must_accept(ready, now);
         next.monitor = Life::Running { life: monitor.life, since: now };
         next.phase = Phase::Filling;
+        next.grown = now;
         let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
         let ended = BTreeMap::new();
         actions.push(Action::StartMonitor { monitor, workers, ended, trial, notify, accept });
@@ -272,7 +274,7 @@ impl Generations {
         let mut next = Generation::new(generation, configured, settings, now);
         next.retires = retires;
         if self.serving.as_ref().is_some_and(|serving| !serving.is_quiet()) {
-            next.roll();
+            next.roll(now);
         }
         self.begin(&mut next, true, now, actions);
         actions.push(Action::Note(Note::Starting(generation)));
@@ -741,9 +743,11 @@ impl Generations {
             let ready = serving.settings.ready;
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
+            serving.grown = now;
             let (workers, ended) = (serving.settings.workers, serving.ended.clone());
             // One that has told, or listened, goes on doing so when its monitor is replaced.
-            let (notify, accept) = (self.must_notify(ready), self.must_accept(ready));
+            let accept = ready == Ready::Auto && serving.listens();
+            let notify = self.must_notify(ready);
             actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
         }
     }

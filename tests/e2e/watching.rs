@@ -34,8 +34,12 @@ fn watched(workers: u32, script: &str) -> Builder {
 }
 
 fn replace(panzer: &Panzer, script: &str) {
+    replace_by(panzer, &format!("{PREAMBLE}{script}"));
+}
+
+fn replace_by(panzer: &Panzer, program: &str) {
     let (new, name) = (panzer.path("new"), panzer.path("app"));
-    fs::write(&new, format!("{PREAMBLE}{script}")).unwrap();
+    fs::write(&new, program).unwrap();
     fs::set_permissions(&new, fs::metadata(&name).unwrap().permissions()).unwrap();
     fs::rename(new, name).unwrap();
 }

@@ -118,6 +118,7 @@ pub(crate) struct Tally {
     pub(crate) seen: u64,
     pub(crate) late_listens: u64,
     pub(crate) must_accept: u64,
+    pub(crate) half_listening: u64,
     pub(crate) unseeable: u64,
     pub(crate) bypasses: u64,
     pub(crate) scaled: u64,
@@ -144,9 +145,10 @@ impl Tally {
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
+        let half = [self.half_listening];
         let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
         let configuration = [self.tuned, self.tuned_while_starting, self.recounted, self.replanned];
-        let further = limits.iter().chain(&rolling).chain(&configuration);
+        let further = limits.iter().chain(&rolling).chain(&configuration).chain(&half);
         !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
     }
 
@@ -165,6 +167,7 @@ impl Tally {
         self.seen += other.seen;
         self.late_listens += other.late_listens;
         self.must_accept += other.must_accept;
+        self.half_listening += other.half_listening;
         self.unseeable += other.unseeable;
         self.bypasses += other.bypasses;
         self.scaled += other.scaled;
@@ -225,6 +228,8 @@ pub(crate) struct MainCheck {
     pub(crate) told: BTreeMap<u32, BTreeSet<u32>>,
     /// By generation, the slots whose workers have listened on a shared port.
     pub(crate) listening: BTreeMap<u32, BTreeSet<u32>>,
+    /// By generation, when it last got workers more.
+    pub(crate) grown: BTreeMap<u32, Time>,
     /// Some worker cannot be seen, and people have been told so.
     pub(crate) unseeable: bool,
     pub(crate) unseeable_told: bool,
@@ -268,6 +273,7 @@ impl MainCheck {
             finishes_all: false,
             told: BTreeMap::new(),
             listening: BTreeMap::new(),
+            grown: BTreeMap::new(),
             unseeable: false,
             unseeable_told: false,
             bypass_told: None,
@@ -524,8 +530,9 @@ impl MainCheck {
                 self.check_ended(*workers, *trial, ended)?;
                 let right = self.begins_right(monitor.generation, *trial, *workers);
                 hold(right, 13, || format!("{monitor:?} is to keep {workers} workers, of {:?}", self.count))?;
-                self.check_accept(*monitor, *accept)?;
+                self.check_accept(now, *monitor, (*accept, *trial))?;
                 self.tally.must_accept += u64::from(*accept);
+                self.grown.insert(monitor.generation, now);
                 match trial {
                     true => self.check_trial(now, *monitor, *workers, *notify),
                     false => self.check_start(now, event, *monitor, (*workers, ended), *notify),
@@ -681,11 +688,27 @@ impl MainCheck {
         hold(notify == must, 1, || format!("{monitor:?} is ready by the wrong measure"))
     }
 
-    /// What the serving generation listens on, the next one must accept on.
-    fn check_accept(&self, monitor: Monitor, accept: bool) -> Checked {
-        let listening =
-            self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let must = self.wanted.of(monitor.generation).ready == Ready::Auto && self.is_all(listening);
+    /// Of so many slots of the serving generation a worker has listened on a shared port.
+    fn listening(&self) -> usize {
+        self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether those are all.
+    pub(crate) fn all_listen(&self) -> bool {
+        self.is_all(self.listening())
+    }
+
+    /// What the serving generation listens on, the next one must accept on, also where not all have come so far.
+    fn check_accept(&mut self, now: Time, monitor: Monitor, (accept, trial): (bool, bool)) -> Checked {
+        let listening = self.listening();
+        let is_young = |generation: u32| {
+            let ready_timeout = self.wanted.of(generation).tuning.ready_timeout;
+            self.grown.get(&generation).is_some_and(|grown| now < *grown + ready_timeout)
+        };
+        let young = self.serving.is_some_and(|serving| is_young(serving.generation));
+        let some = trial && young && listening > 0 && self.is_all(usize::MAX);
+        let must = self.wanted.of(monitor.generation).ready == Ready::Auto && (some || self.all_listen());
+        self.tally.half_listening += u64::from(must && !self.all_listen());
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }
 

@@ -115,7 +115,7 @@ impl MainCheck {
         let longest = self.longest_start(monitor.generation, self.count.next());
         let watched = self.live(monitor)?;
         let was_whole = watched.whole_since.is_some();
-        let fewer = watched.workers.saturating_sub(workers);
+        let (fewer, more) = (watched.workers.saturating_sub(workers), workers > watched.workers);
         watched.retiring += fewer;
         watched.leaving += fewer;
         watched.workers = workers;
@@ -129,6 +129,9 @@ impl MainCheck {
                 starting.due = last.max(now + longest);
             }
             starting.room_due = None;
+        }
+        if more {
+            self.grown.insert(monitor.generation, now);
         }
         Ok(())
     }

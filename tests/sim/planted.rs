@@ -86,6 +86,7 @@ planted! {
     WakesWhenIdle
     ForgetsToRequireAccept
     AlwaysRequiresAccept
+    OverlooksWhoIsOnTheWay
     IsWholeThoughItListens
     HidesUnseeable
     ForgetsQueuedReloadOverRestart
@@ -218,7 +219,7 @@ impl Planted {
         planted.spoil_verdicts(actions, check);
         planted.spoil_stops(event, actions, check);
         planted.spoil_keeping(actions, check);
-        planted.spoil_measure(event, actions);
+        planted.spoil_measure(event, actions, check);
         planted.spoil_count(actions, check);
         planted.spoil_tuning(event, actions, check);
     }
@@ -361,11 +362,12 @@ impl Planted {
         }
     }
 
-    fn spoil_measure(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>) {
+    fn spoil_measure(self, event: &main_state::Event, actions: &mut Vec<main_state::Action>, check: &MainCheck) {
         use main_state::{Action, Event};
         for action in &mut *actions {
             if let Action::StartMonitor { accept, .. } = action {
                 *accept = (*accept || self == Planted::AlwaysRequiresAccept) && self != Planted::ForgetsToRequireAccept;
+                *accept &= self != Planted::OverlooksWhoIsOnTheWay || check.all_listen();
             }
         }
         if self == Planted::HidesUnseeable {

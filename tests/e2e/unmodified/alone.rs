@@ -34,17 +34,24 @@ struct Process {
     _folder: TempDir,
 }
 
-/// Stops the server `stops` times, each time another process of it, and adds up what clients have seen.
-pub fn stop_under_load(server: &Server, stops: u32) -> Seen {
-    let mut seen = Seen::default();
+/// Stops the server `stops` times, each time another process of it, with so many clients of each kind, and adds up what
+/// they have seen.
+pub fn stop_under_load(server: &Server, stops: u32, clients: usize) -> Seen {
     let mut next = Process::start(server);
-    for _ in 0..stops {
-        // The next one starts meanwhile, as a new release does beside the old one.
-        let current = std::mem::replace(&mut next, Process::start(server));
-        seen.add(current.stop_under_load(server.stop));
-    }
+    let ending: Vec<Ending> = (0..stops)
+        .map(|_| {
+            // The next one starts meanwhile, as a new release does beside the old one.
+            let current = std::mem::replace(&mut next, Process::start(server));
+            current.stop_under_load(server.stop, clients)
+        })
+        .collect();
+    let mut seen = Seen::default();
+    ending.into_iter().for_each(|ending| seen.add(ending.join().unwrap()));
     seen
 }
+
+/// The clients of a server that has ended, each at its last request. Who found the queue full waits for a second.
+type Ending = JoinHandle<Seen>;
 
 impl Process {
     fn start(server: &Server) -> Process {
@@ -67,18 +74,20 @@ impl Process {
         self.child.id().cast_signed()
     }
 
-    fn stop_under_load(mut self, signal: Signal) -> Seen {
+    fn stop_under_load(mut self, signal: Signal, clients: usize) -> Ending {
         eventually(START, "the server answers", || get(self.port, "/").is_ok());
         let listener = self.copy_of_listener();
-        let load = BothKinds::start(self.port);
+        let load = BothKinds::of(clients, self.port);
         kill(Pid::from_raw(self.pid()), signal).unwrap();
         let stand_in = StandIn::start(listener);
         eventually(START, "the server ends", || self.child.try_wait().unwrap().is_some());
         let by_then = load.answered();
         eventually(START, "the stand-in answers", || load.answered() >= by_then + ANSWERS_AFTER);
-        let seen = load.stop();
-        stand_in.stop();
-        seen
+        thread::spawn(|| {
+            let seen = load.stop();
+            stand_in.stop();
+            seen
+        })
     }
 
     /// A copy of the socket that listens on its port, from whichever of its processes has it. (Where thousands of

@@ -113,17 +113,36 @@ fn what_does_not_listen_is_taken_as_alive() {
 }
 
 #[test]
+fn what_replaces_workers_that_are_still_on_their_way_must_accept_as_the_first_of_them_do() {
+    if !require("python3") {
+        return;
+    }
+    let first = "if os.environ['PANZER_WORKER_ID'] != '0': time.sleep(1000)
+listener = bind()
+listener.listen()
+note()
+listener.accept()
+";
+    let panzer = sharing(2, &["--bake", "0s"], first).start();
+    panzer.wait_serving();
+    eventually(SOON, "one of them could accept", || last_first(&panzer, 1).is_some());
+    eventually(SOON, "it is accepting", || panzer.status().serving().workers[0].phase == "ready");
+    replace_by(&panzer, &format!("{BINDS}{SLOW}"));
+    fs::remove_file(panzer.path("first")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    assert_seen(&panzer, "panzer: reload done: generation 2 serves", 2, "beside one that is on its way");
+    panzer.stop();
+}
+
+#[test]
 fn a_release_that_no_longer_accepts_has_failed() {
     if !require("python3") {
         return;
     }
     let panzer = sharing(1, &["--ready-timeout", "3s"], SLOW).start();
     panzer.wait_serving();
-    let replacement = format!("{BINDS}listener = bind()\nlistener.listen()\ntime.sleep(1000)\n");
-    fs::write(panzer.path("new"), replacement).unwrap();
-    fs::set_permissions(panzer.path("new"), fs::metadata(panzer.path("app")).unwrap().permissions()).unwrap();
-    fs::rename(panzer.path("app"), panzer.path("good")).unwrap();
-    fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
+    fs::copy(panzer.path("app"), panzer.path("good")).unwrap();
+    replace_by(&panzer, &format!("{BINDS}listener = bind()\nlistener.listen()\ntime.sleep(1000)\n"));
     panzer.expect_line("error: reload failed: generation 2: ");
     let line = panzer.reload_and_wait().unwrap_err();
     assert!(line.contains("1 of 1 worker was not ready within 3s (worker 0): not seen accepting"), "{line}");

@@ -7,7 +7,7 @@ use crate::load::{Load, Mode, Report, Running};
 use crate::support::eventually;
 
 /// So many of each kind.
-const CLIENTS: usize = 4;
+pub const CLIENTS: usize = 4;
 
 /// Between two requests of a client: leaves a part of the machine to the servers that are being started.
 const PAUSE: Duration = Duration::from_millis(3);
@@ -28,7 +28,12 @@ pub struct Seen {
 impl BothKinds {
     /// Both have got answers when this returns.
     pub fn start(port: u16) -> BothKinds {
-        let clients = |mode| Load::new(port, mode, CLIENTS).pause(PAUSE).start();
+        BothKinds::of(CLIENTS, port)
+    }
+
+    /// The same with so many clients of each kind.
+    pub fn of(clients: usize, port: u16) -> BothKinds {
+        let clients = |mode| Load::new(port, mode, clients).pause(PAUSE).start();
         let both = BothKinds { new_connection: clients(Mode::NewConnection), keep_alive: clients(Mode::KeepAlive) };
         eventually(START, "clients of both kinds are answered", || both.answered() >= 10);
         both
