@@ -23,7 +23,7 @@ use super::table::{Table, median, spread_of_median};
 use super::under_load::free_port;
 
 const PERIOD: Duration = Duration::from_millis(100);
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 50;
 
 /// In per cent, either way.
 const GOAL: f64 = 2.0;
