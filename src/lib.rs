@@ -49,6 +49,10 @@
 //! (`main_process::rolling`), how many workers are wanted (`main_process::scaling`), and which queues of single slots must
 //! first run empty (`main_process::emptying`) have a file each. A monitor's speaks of slots.
 //!
+//! Of sockets no state knows anything. Which listeners main holds, and in which order the kernel has them, is in
+//! `main_process::held`; how they change with a reload in `main_process::comparing`; and which queues of single slots get
+//! what is new in `main_process::steering`.
+//!
 //! A state has no clock, no IO and no pids; `tests/sim` drives both through random histories. There is one loop per
 //! process, it sleeps in one place ([`sys::poller`]) until the earliest deadline, and where there is none it sleeps for
 //! ever: an idle panzer never wakes. Workers that are starting are looked at, or probed, with rising pauses

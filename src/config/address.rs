@@ -42,7 +42,7 @@ pub struct Listen {
 }
 
 /// Where a listener listens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Address {
     /// A port on every address, of both families where the machine has both.
@@ -70,6 +70,15 @@ impl Address {
     /// Whether connections are accepted there; datagrams come without.
     pub fn accepts(&self) -> bool {
         !matches!(self, Address::AnyUdp(_) | Address::Udp(_) | Address::Other { accepts: false, .. })
+    }
+
+    /// The port, where connections are accepted at one.
+    pub fn tcp_port(&self) -> Option<u16> {
+        match self {
+            Address::Any(port) => Some(*port),
+            Address::Tcp(address) => Some(address.port()),
+            _ => None,
+        }
     }
 
     fn is_unix(&self) -> bool {

@@ -1,32 +1,34 @@
 //! How many connections wait to be accepted, and how many may, by address.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::AddressFamily;
 use nix::sys::stat::fstat;
 
+use super::held::AllHeld;
 use super::shares::Shares;
-use crate::config::{Listen, MOST_WORKERS};
 use crate::control::requests::Queue;
-use crate::sockets::{Listener, queues};
 use crate::sys::options;
 
 /// Of each address its queues together, in the order of the addresses; then those of the shared ports.
-pub(super) fn all(listen: &[Listen], listeners: &[Listener], shares: &Shares<impl AsFd>) -> Vec<Queue> {
-    // By where it stands among the addresses, which is their order.
-    let mut given: BTreeMap<*const Listen, Queue> = BTreeMap::new();
-    // The sockets say where to end: there may be more or fewer than workers are wanted just now.
-    for (listener, (listen, _)) in listeners.iter().zip(queues::all(listen, MOST_WORKERS)) {
-        let empty = || Queue { address: listen.address.to_string(), ..Queue::default() };
-        add(given.entry(listen).or_insert_with(empty), listener.as_fd());
+pub(super) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
+    let mut given: Vec<Queue> = Vec::new();
+    // Those of an address stand together.
+    let mut before = None;
+    for held in held.iter() {
+        let is_another = before.replace(held).is_none_or(|before| !before.is_of(&held.listen));
+        if is_another {
+            given.push(Queue { address: held.listen.address.to_string(), ..Queue::default() });
+        }
+        given.last_mut().into_iter().for_each(|sum| add(sum, held.listener.as_fd()));
     }
-    let shared = shares.held().map(|(key, socket)| {
+    let only_shared = shares.held().filter(|(key, _)| held.is_claimed(key).is_none());
+    let shared = only_shared.map(|(key, socket)| {
         let mut queue = Queue { address: key.address.to_string(), ..Queue::default() };
         add(&mut queue, socket.as_fd());
         queue
     });
-    given.into_values().chain(shared).collect()
+    given.into_iter().chain(shared).collect()
 }
 
 fn add(sum: &mut Queue, socket: BorrowedFd<'_>) {

@@ -24,6 +24,10 @@ impl Main {
         if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
+        // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
+        if received.signal == Signal::SIGCONT && received.sender == 0 {
+            return;
+        }
         match self.plan.signals.action(received.signal) {
             Asked::Reload => self.events.push_back(Event::Reload),
             Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
@@ -106,8 +110,9 @@ impl Main {
     }
 
     pub(super) fn inquire(&mut self) {
-        // One that a restart would interrupt is left to the next main.
-        if self.inquiry.is_some() || self.restart.is_proven() {
+        // One that a restart would interrupt is left to the next main; but that may wait for a planner that hangs.
+        let gives_way = self.restart.is_proven() && !self.children.is_planning();
+        if self.inquiry.is_some() || gives_way {
             return;
         }
         self.askers = self.operators.take_status_askers();
@@ -150,7 +155,7 @@ impl Main {
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
             generations: inquiry.generations(),
-            listeners: accept_queues::all(&self.held, &self.listeners, &self.shares),
+            listeners: accept_queues::all(&self.held, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),
         }

@@ -3,9 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::held::AllHeld;
 use crate::config::Plan;
 use crate::signals::{Action, Habits};
-use crate::sockets::{Listener, Refusal, bind, queues};
+use crate::sockets::{Refusal, bind, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 
@@ -32,31 +33,32 @@ impl From<io::Error> for Failure {
 
 /// All or none. What only processes hold that will soon be gone, such as the draining workers of a dead main, is waited
 /// for, at most one stop schedule.
-pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<Vec<Listener>, Failure> {
+pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<AllHeld, Failure> {
     if let Some(shortage) = queues::shortage(plan) {
         return Err(Failure::Refused(shortage));
     }
     let mut patience = Patience::begin(plan);
-    let mut listeners: Vec<Listener> = Vec::new();
+    let mut all = AllHeld::default();
     let mut wanted = queues::all(&plan.listen, plan.workers).peekable();
     while let Some(&(listen, slot)) = wanted.peek() {
         let failure = match bind(listen, slot) {
             Ok(listener) => {
-                listeners.push(listener);
+                all.add(listen.clone(), slot, listener);
                 wanted.next();
                 continue;
             }
             Err(refusal) if patience.bears(&refusal) => {
                 stop_asked(poller, signals, &plan.signals)?.then_some(Failure::Stopped)
             }
-            Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => Some(Failure::Refused(why)),
+            Err(refusal) => Some(Failure::Refused(refusal.why())),
         };
         if let Some(failure) = failure {
-            listeners.into_iter().for_each(Listener::close);
+            all.close();
             return Err(failure);
         }
     }
-    Ok(listeners)
+    all.iter().filter(|held| held.slot > 0).try_for_each(|held| held.listener.let_in())?;
+    Ok(all)
 }
 
 /// How long is still waited.

@@ -16,11 +16,10 @@ use super::counters::Counters;
 use super::emptying::Emptyings;
 use super::shares::Shares;
 use super::state::Generations;
-use super::{children, guard, operators, pidfile, unix_guard, upward};
-use crate::config::{Listen, Plan};
+use super::{children, guard, held, operators, pidfile, unix_guard, upward};
+use crate::config::Plan;
 use crate::control::messages;
 use crate::control::role::OWN_IMAGE;
-use crate::sockets::listener;
 use crate::sys::descriptors::FIRST;
 
 /// The version of this document; [`crate::carry`] says when it goes up.
@@ -82,18 +81,15 @@ pub(super) struct Carried {
     /// Whether HUP is left to whoever had it ignored.
     pub(super) ignores_hang_up: bool,
     pub(super) pid_file: pidfile::Carried,
-    /// What each of these is.
-    pub(super) held: Vec<Listen>,
-    pub(super) listeners: Vec<listener::Carried>,
-    /// So many slots have queues of their own, and so many of these get what is new.
-    pub(super) queues: u32,
+    pub(super) held: Vec<held::Carried>,
+    /// The queues of so many slots get what is new.
     pub(super) active: u32,
     pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<RawFd>,
     pub(super) too_many_told: bool,
     pub(super) guard: Vec<guard::Carried>,
-    pub(super) dead: BTreeMap<usize, unix_guard::Dead>,
+    pub(super) dead: BTreeMap<u64, unix_guard::Dead>,
     pub(super) ack_paths: AckPaths,
     pub(super) children: children::Carried,
     pub(super) found: BTreeMap<u32, Found>,
@@ -197,7 +193,7 @@ impl Carried {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut all: Vec<RawFd> = self.listeners.iter().map(|listener| listener.fd).collect();
+        let mut all: Vec<RawFd> = self.held.iter().map(|held| held.listener.fd).collect();
         all.extend(self.shares.held().map(|(_, &fd)| fd));
         all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.findings]));
         all.extend(self.children.descriptors());

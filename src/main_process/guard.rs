@@ -4,12 +4,13 @@
 //! The kernel tells of a shutdown by a hang-up, and a queue is looked at when a worker says something that comes after
 //! its `listen()`: as long as nothing happens, none of this wakes anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
+use nix::sys::stat::fstat;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,7 @@ pub(super) struct Guard {
 #[derive(Debug)]
 struct Guarded {
     socket: OwnedFd,
+    inode: u64,
     name: String,
     /// The longest queue it has had. None before it listened.
     queue: Option<u32>,
@@ -84,11 +86,19 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Takes a socket in. It is watched once it listens.
+    /// Takes a socket in. It is watched once it listens. One may be here twice, as what is asked for and what workers have
+    /// bound themselves.
     pub(super) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
         let Ok(socket) = socket.try_clone_to_owned() else { return };
         self.all.insert(self.next_token, Guarded::new(socket, name));
         self.next_token += 1;
+    }
+
+    /// What has this name was given a queue of another length.
+    pub(super) fn note_queue(&mut self, name: &str) {
+        for guarded in self.all.values_mut().filter(|guarded| guarded.name == name) {
+            guarded.queue = options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
+        }
     }
 
     /// Lets go of what has this name.
@@ -122,12 +132,17 @@ impl Guard {
         }
     }
 
-    /// The kernel says that somebody shut one down. It is left alone until it is revived.
-    pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) {
-        if let Some(guarded) = self.all.get_mut(&token) {
-            poller.forget(&guarded.socket);
-            guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
-        }
+    /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
+    pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
+        let guarded = self.all.get_mut(&token)?;
+        poller.forget(&guarded.socket);
+        guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
+        Some(&guarded.name)
+    }
+
+    /// Whether one is to be revived now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.all.values().any(|guarded| guarded.due.is_some_and(|due| due <= now))
     }
 
     /// When something is to be done.
@@ -136,11 +151,18 @@ impl Guard {
         self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten().min()
     }
 
-    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it.
-    pub(super) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) {
+    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it. Returns the names of what
+    /// listens again, in the order in which it does.
+    pub(super) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) -> Vec<String> {
+        let mut revived = Vec::new();
+        let mut done = BTreeSet::new();
         for (token, guarded) in &mut self.all {
             if guarded.due.is_some_and(|due| due <= now) {
-                guarded.revive(*token, now, poller);
+                match done.insert(guarded.inode) {
+                    true => guarded.revive(*token, now, poller),
+                    false => guarded.is_revived(*token, now, poller),
+                }
+                revived.extend(guarded.due.is_none().then(|| guarded.name.clone()));
             }
             let may_tell = guarded.told.is_none_or(|told| told + TOLD_EVERY <= now);
             if guarded.untold > 0 && may_tell {
@@ -149,12 +171,14 @@ impl Guard {
                 (guarded.told, guarded.untold) = (Some(now), 0);
             }
         }
+        revived
     }
 }
 
 impl Guarded {
     fn new(socket: OwnedFd, name: String) -> Guarded {
-        Guarded { socket, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false }
+        let inode = fstat(&socket).map_or(0, |stat| stat.st_ino);
+        Guarded { socket, inode, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false }
     }
 
     fn watch(&self, token: u64, poller: &Poller) {
@@ -172,9 +196,8 @@ impl Guarded {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         match listens.and_then(|()| listen(&self.socket, length(self.queue))) {
             Ok(()) => {
-                self.due = None;
                 self.untold += 1;
-                self.watch(token, poller);
+                self.is_revived(token, now, poller);
             }
             Err(errno) => {
                 // Somebody else has taken the address, and may give it back.
@@ -182,6 +205,11 @@ impl Guarded {
                 log::error!("a worker shut down {}, and it cannot listen again: {}", self.name, errno.desc());
             }
         }
+    }
+
+    fn is_revived(&mut self, token: u64, now: Instant, poller: &Poller) {
+        (self.revived, self.due) = (Some(now), None);
+        self.watch(token, poller);
     }
 
     fn lengthen(&mut self, current: u32, queue: u32) {

@@ -1,112 +1,272 @@
-//! The listeners that main holds, while the configuration changes which there are: new ones are bound before the
-//! generation that has them is started, and those that no generation has any more are closed.
+//! The listeners that main holds: what each is, and whose.
 //!
-//! Each lies at the same place in `held`, which says what it is, and in `listeners`.
+//! Those of one address with a queue for each slot are one group to the kernel, and stand here in its order, by which it is
+//! told where new connections go: a later one stands behind the earlier ones; of one that leaves, the last takes the
+//! place; and what a worker has shut down has left, until it listens again.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-use super::run::Main;
-use crate::config::{Address, Listen, Plan};
-use crate::sockets::{Listener, Refusal, bind};
+use serde::{Deserialize, Serialize};
 
-impl Main {
-    /// Binds what `plan` has and is not held yet: all or nothing, and without waiting for an address in use.
-    pub(super) fn hold(&mut self, plan: &Plan) -> Result<(), String> {
-        if plan.listen == self.held {
-            return Ok(());
-        }
-        if has_queues(&self.held) || has_queues(&plan.listen) {
-            return Err("listen: what is or becomes per-worker changes only when panzer is started anew".to_owned());
-        }
-        let mut new: Vec<(Listen, Listener)> = Vec::new();
-        for listen in &plan.listen {
-            let bound = match self.place(&listen.address) {
-                Some(at) if self.held[at].access == listen.access => continue,
-                Some(_) => {
-                    let address = &listen.address;
-                    Err(format!("listen: mode, owner and group of {address} change only when panzer is started anew"))
-                }
-                None => {
-                    bind(listen, 0).map_err(|(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why))| why)
-                }
-            };
-            match bound {
-                Ok(listener) => new.push((listen.clone(), listener)),
-                Err(why) => {
-                    new.into_iter().for_each(|(_, listener)| listener.close());
-                    return Err(why);
-                }
-            }
-        }
-        for (listen, listener) in new {
-            self.guard.add(listen.address.to_string(), listener.as_fd());
-            self.unix_guard.watch(self.held.len(), &listen, &listener, &self.poller);
-            self.held.push(listen);
-            self.listeners.push(listener);
-        }
-        plan.listen.iter().for_each(|listen| self.adjust(listen));
-        self.guard.look(&self.poller);
-        Ok(())
+use crate::config::{Address, Listen};
+use crate::sockets::sharing::{Key, is_at};
+use crate::sockets::{Listener, listener, queues};
+use crate::sys::descriptors::Kept;
+use crate::sys::options;
+
+/// A listener that main holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Nobody else's as long as it is held.
+    pub(super) number: u64,
+    /// What people and the guard know it by.
+    pub(super) name: String,
+    /// As what it serves. Of the first of an address, `per_worker` says whether others may join it.
+    pub(super) listen: Listen,
+    /// Whose queue it is where each slot has one of its own; 0 where there is one for all.
+    pub(super) slot: u32,
+    /// Whether a worker has shut it down, and it does not listen again yet.
+    silent: bool,
+    pub(super) listener: Listener,
+}
+
+/// A listener as one main hands it on to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Carried {
+    number: u64,
+    name: String,
+    listen: Listen,
+    slot: u32,
+    silent: bool,
+    pub(super) listener: listener::Carried,
+}
+
+/// By what one is found: of those that panzer was started with, several may be called the same.
+type Place<'a> = (&'a Address, Option<RawFd>, u32);
+
+fn place(listen: &Listen, slot: u32) -> Place<'_> {
+    (&listen.address, listen.inherited, slot)
+}
+
+impl Held {
+    /// Whether it is what `listen` asks for, or a queue of it.
+    pub(super) fn is_of(&self, listen: &Listen) -> bool {
+        place(&self.listen, 0) == place(listen, 0)
     }
 
-    /// What is held already becomes what it is to be.
-    fn adjust(&mut self, wanted: &Listen) {
-        let Some(at) = self.place(&wanted.address) else { return };
-        let (before, listener) = (&self.held[at], &self.listeners[at]);
-        let mut adjusted = Ok(());
-        if before.backlog != wanted.backlog {
-            adjusted = listener.set_backlog(wanted.backlog);
-            // The guard would give the queue its old length back.
-            let name = wanted.address.to_string();
-            self.guard.remove(&name, &self.poller);
-            self.guard.add(name, listener.as_fd());
-        }
-        if wanted.nonblock && !before.nonblock {
-            adjusted = adjusted.and_then(|()| listener.set_nonblock());
-        }
-        if let Err(error) = adjusted {
-            log::warn!("{} stays as it was: {error}", wanted.address);
-        }
-        self.held[at] = wanted.clone();
-    }
-
-    /// Closes what no generation has any more that there is.
-    pub(super) fn close_dropped(&mut self) {
-        let has = |plan: &Plan, listen: &Listen| plan.listen.iter().any(|other| other.address == listen.address);
-        let wanted = |listen: &Listen| listen.inherited.is_some() || self.plans.values().any(|plan| has(plan, listen));
-        let dropped: Vec<usize> = (0..self.held.len()).filter(|&at| !wanted(&self.held[at])).collect();
-        if dropped.is_empty() || has_queues(&self.held) {
-            return;
-        }
-        // It knows them by their places.
-        self.unix_guard.clear(&self.listeners, &self.poller);
-        for at in dropped.into_iter().rev() {
-            let address = self.held.remove(at).address;
-            self.guard.remove(&address.to_string(), &self.poller);
-            self.listeners.remove(at).close();
-            log::info!("closed {address}: no generation has it any more");
-        }
-        self.unix_guard.watch_all(&self.held, &self.listeners, &self.poller);
-    }
-
-    /// The sockets of a generation that runs by `plan`, in their order.
-    pub(super) fn sockets_of(&self, plan: &Plan) -> io::Result<Vec<BorrowedFd<'_>>> {
-        if has_queues(&plan.listen) {
-            return Ok(self.listeners.iter().map(AsFd::as_fd).collect());
-        }
-        let socket = |listen: &Listen| {
-            let at = self.place(&listen.address).ok_or_else(|| format!("{} is not held", listen.address))?;
-            Ok(self.listeners[at].as_fd())
-        };
-        plan.listen.iter().map(socket).collect::<Result<_, String>>().map_err(io::Error::other)
-    }
-
-    fn place(&self, address: &Address) -> Option<usize> {
-        self.held.iter().position(|held| held.address == *address)
+    /// Whether it listens, for all that is known.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
     }
 }
 
-pub(super) fn has_queues(listen: &[Listen]) -> bool {
-    listen.iter().any(|listen| listen.per_worker)
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct AllHeld(Vec<Held>);
+
+impl AllHeld {
+    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<Carried> {
+        let one = |held: &'a Held| {
+            let (listen, name) = (held.listen.clone(), held.name.clone());
+            let (number, slot, silent) = (held.number, held.slot, held.silent);
+            Carried { number, name, listen, slot, silent, listener: held.listener.carry(kept) }
+        };
+        self.0.iter().map(one).collect()
+    }
+
+    /// What the main before has handed on.
+    pub(super) fn take_over(carried: Vec<Carried>) -> io::Result<AllHeld> {
+        let one = |carried: Carried| {
+            let Carried { number, name, listen, slot, silent, listener } = carried;
+            Ok(Held { number, name, listen, slot, silent, listener: Listener::take_over(listener)? })
+        };
+        carried.into_iter().map(one).collect::<io::Result<_>>().map(AllHeld)
+    }
+
+    /// Takes one in that has just been bound, and so is the last of its group. Returns its number.
+    pub(super) fn add(&mut self, listen: Listen, slot: u32, listener: Listener) -> u64 {
+        let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
+        let name = format!("{}{whose}", listen.address);
+        let number = self.0.iter().map(|held| held.number + 1).max().unwrap_or_default();
+        let place = self.end_of_group(&listen.address);
+        self.0.insert(place, Held { number, name, listen, slot, silent: false, listener });
+        number
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.0.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.0.iter_mut()
+    }
+
+    pub(super) fn by_number(&self, number: u64) -> Option<&Held> {
+        self.iter().find(|held| held.number == number)
+    }
+
+    /// The one, for all slots together, that a worker means who binds this.
+    pub(super) fn is_claimed(&self, key: &Key) -> Option<&Held> {
+        self.iter().find(|held| !held.listen.per_worker && is_at(key, &held.listen.address))
+    }
+
+    /// The one that is what `listen` asks for, or of it the queue of the first slot.
+    pub(super) fn first(&self, listen: &Listen) -> Option<&Held> {
+        self.iter().find(|held| held.slot == 0 && held.is_of(listen))
+    }
+
+    /// Whether any slot but the first has a queue of its own.
+    pub(super) fn has_groups(&self) -> bool {
+        self.iter().any(|held| held.slot > 0)
+    }
+
+    /// Those that `listen` has for so many workers and that are not held.
+    pub(super) fn missing<'a>(&self, listen: &'a [Listen], workers: u32) -> Vec<(&'a Listen, u32)> {
+        let held = self.by_place();
+        queues::all(listen, workers).filter(|(listen, slot)| !held.contains_key(&place(listen, *slot))).collect()
+    }
+
+    /// The sockets that `listen` has for so many workers, in their order, from the one behind `before` on.
+    pub(super) fn sockets(&self, listen: &[Listen], workers: u32, before: usize) -> io::Result<Vec<BorrowedFd<'_>>> {
+        let held = self.by_place();
+        let socket = |(listen, slot): (&Listen, u32)| match held.get(&place(listen, slot)) {
+            Some(held) => Ok(held.listener.as_fd()),
+            None => Err(io::Error::other(format!("{} of worker {slot} is not held", listen.address))),
+        };
+        queues::all(listen, workers).skip(before).map(socket).collect()
+    }
+
+    fn by_place(&self) -> BTreeMap<Place<'_>, &Held> {
+        self.iter().map(|held| (place(&held.listen, held.slot), held)).collect()
+    }
+
+    /// Each group of which more than one is there, as the kernel has it.
+    pub(super) fn groups(&self) -> Vec<Vec<&Held>> {
+        let mut groups: BTreeMap<&Address, Vec<&Held>> = BTreeMap::new();
+        for held in self.iter().filter(|held| held.listen.per_worker && !held.silent) {
+            groups.entry(&held.listen.address).or_default().push(held);
+        }
+        groups.into_values().filter(|group| group.len() > 1).collect()
+    }
+
+    /// Takes one out, to be closed: its group loses it.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Held> {
+        let at = self.leave(|held| held.number == number)?;
+        Some(self.0.remove(at))
+    }
+
+    /// A worker has shut down what has this name: it has left its group.
+    pub(super) fn fell_silent(&mut self, name: &str) {
+        if let Some(at) = self.leave(|held| held.name == name && !held.silent) {
+            self.0[at].silent = true;
+        }
+    }
+
+    /// The same for whatever was shut down, told or not: what joins next stands behind those that are left.
+    pub(super) fn look_who_is_silent(&mut self) {
+        let grouped = self.has_groups();
+        let is_silent = |held: &Held| {
+            held.listen.address.accepts() && options::backlog(&held.listener).is_ok_and(|it| it.is_none())
+        };
+        while let Some(at) = self.leave(|held| grouped && held.listen.per_worker && !held.silent && is_silent(held)) {
+            self.0[at].silent = true;
+        }
+    }
+
+    /// What has this name listens again, as the last of its group.
+    pub(super) fn listens_again(&mut self, name: &str) {
+        let Some(from) = self.0.iter().position(|held| held.name == name && held.silent) else { return };
+        let mut held = self.0.remove(from);
+        held.silent = false;
+        let place = self.end_of_group(&held.listen.address);
+        self.0.insert(place, held);
+    }
+
+    /// As the kernel does it: the last takes the place of the one that leaves, which then stands behind it. Returns where.
+    fn leave(&mut self, leaves: impl Fn(&Held) -> bool) -> Option<usize> {
+        let at = self.0.iter().position(leaves)?;
+        if self.0[at].silent {
+            return Some(at);
+        }
+        let address = &self.0[at].listen.address;
+        let last = self.0.iter().rposition(|held| held.listen.address == *address && !held.silent)?;
+        self.0.swap(at, last);
+        Some(last)
+    }
+
+    /// Behind all that listen of an address, and before those that do not; behind everything where there is none.
+    fn end_of_group(&self, address: &Address) -> usize {
+        let last = self.0.iter().rposition(|held| held.listen.address == *address && !held.silent);
+        let silent = || self.0.iter().position(|held| held.listen.address == *address);
+        last.map(|last| last + 1).or_else(silent).unwrap_or(self.0.len())
+    }
+
+    /// Lets go of all.
+    pub(super) fn close(&mut self) {
+        self.0.drain(..).for_each(|held| held.listener.close());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn add(all: &mut AllHeld, listen: &str, slot: u32) -> u64 {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        all.add(listen.parse().unwrap(), slot, Listener::without_path(socket.into()))
+    }
+
+    fn order(all: &AllHeld) -> Vec<u32> {
+        all.groups().into_iter().flatten().map(|held| held.slot).collect()
+    }
+
+    const OWN: &str = "81,per-worker";
+
+    #[test]
+    fn they_stand_as_the_kernel_has_them() {
+        let mut all = AllHeld::default();
+        for listen in ["80", OWN, "82"] {
+            add(&mut all, listen, 0);
+        }
+        let numbers: Vec<u64> = (1..5).map(|slot| add(&mut all, OWN, slot)).collect();
+        let name = |slot: u32| format!("port 81 (the queue of worker {slot})");
+        assert_eq!(order(&all), [0, 1, 2, 3, 4]);
+        all.fell_silent(&name(1));
+        all.fell_silent(&name(1));
+        assert_eq!(order(&all), [0, 4, 2, 3]);
+        all.fell_silent(&name(2));
+        assert_eq!(order(&all), [0, 4, 3]);
+        all.listens_again(&name(1));
+        add(&mut all, OWN, 5);
+        assert_eq!(order(&all), [0, 4, 3, 1, 5]);
+        all.listens_again(&name(2));
+        assert_eq!(order(&all), [0, 4, 3, 1, 5, 2]);
+        all.remove(numbers[2]).unwrap();
+        assert_eq!(order(&all), [0, 4, 2, 1, 5]);
+        all.fell_silent(&name(0));
+        assert_eq!(order(&all), [5, 4, 2, 1]);
+        all.listens_again(&name(0));
+        assert_eq!(order(&all), [5, 4, 2, 1, 0]);
+    }
+
+    #[test]
+    fn a_generation_gets_its_own_in_its_own_order() {
+        let mut all = AllHeld::default();
+        for listen in ["80", OWN, "82"] {
+            add(&mut all, listen, 0);
+        }
+        add(&mut all, OWN, 1);
+        let wanted: Vec<Listen> = ["82", "83", OWN].iter().map(|text| text.parse().unwrap()).collect();
+        let missing: Vec<_> =
+            all.missing(&wanted, 3).into_iter().map(|(listen, slot)| (listen.clone(), slot)).collect();
+        assert_eq!(missing, [(wanted[1].clone(), 0), (wanted[2].clone(), 2)]);
+        assert!(all.sockets(&wanted, 2, 0).is_err());
+        add(&mut all, "83", 0);
+        assert_eq!(all.sockets(&wanted, 2, 0).unwrap().len(), 4);
+        assert_eq!(all.sockets(&wanted, 2, 3).unwrap().len(), 1);
+    }
 }

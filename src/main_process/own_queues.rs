@@ -1,21 +1,19 @@
 //! Queues of single workers while their count changes: more of them are bound and handed out, and before there are
 //! fewer, the kernel is told to leave those alone that will have no worker.
 
-use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::emptying::Then;
-use super::held::has_queues;
+use super::held::Held;
 use super::run::Main;
 use super::scaling::changed;
-use super::state::{Change, Event, Monitor};
+use super::state::{Change, Event, Monitor, Standing};
+use crate::config::{Listen, Plan};
 use crate::control::messages::{Order, Urgency};
 use crate::control::requests::Answer;
-use crate::sockets::{Refusal, bind, queues};
-use crate::sys::reuseport;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.
 const LONGEST_AT_END: Duration = Duration::from_secs(3);
@@ -23,7 +21,7 @@ const LONGEST_AT_END: Duration = Duration::from_secs(3);
 impl Main {
     /// Another count of workers is wanted.
     pub(super) fn scale(&mut self, request: Option<u64>, change: Change) {
-        if !self.plan.listen.iter().any(|listen| listen.per_worker) {
+        if !self.has_own_queues() {
             return self.events.push_back(Event::Scale(request, change));
         }
         let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
@@ -52,64 +50,82 @@ impl Main {
         self.emptyings.begin(to.max(1), Then::Happens(event), now + self.plan.tuning.stop.total(), now);
     }
 
+    /// What the generations run by that serve or are to: those whose count of workers is wanted.
+    fn plans_that_go_on(&self) -> impl Iterator<Item = &Plan> {
+        let standings = self.state.standings().into_iter();
+        let going_on = standings.filter(|(standing, ..)| *standing != Standing::Draining);
+        going_on.filter_map(|(_, generation, _)| self.plans.get(&generation))
+    }
+
+    /// Whether each slot of those has a queue of its own.
+    pub(super) fn has_own_queues(&self) -> bool {
+        self.plans_that_go_on().any(|plan| has_queues(&plan.listen))
+    }
+
     /// Binds the queues that so many workers need. On failure there are none more than before.
     pub(super) fn bind_queues(&mut self, workers: u32) -> Result<(), String> {
-        if workers <= self.queues || !self.plan.listen.iter().any(|listen| listen.per_worker) {
-            return Ok(());
-        }
-        let plan = crate::config::Plan { workers, ..self.plan.clone() };
-        if let Some(shortage) = queues::shortage(&plan) {
-            return Err(shortage);
-        }
-        // What is bound belongs to the group at once, and has no worker yet.
-        self.steer(self.active.min(self.queues));
-        let (before, mut new) = (self.listeners.len(), Vec::new());
-        for (listen, slot) in queues::all(&plan.listen, workers).skip(before) {
-            match bind(listen, slot) {
-                Ok(listener) => new.push((format!("{} (the queue of worker {slot})", listen.address), listener)),
-                Err(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) => return Err(why),
-            }
-        }
-        for (name, listener) in new {
-            self.guard.add(name, listener.as_fd());
-            self.listeners.push(listener);
-        }
-        self.guard.look(&self.poller);
-        self.queues = workers;
-        self.steer(self.active);
-        Ok(())
+        let plans: Vec<Plan> = self.plans_that_go_on().filter(|plan| has_queues(&plan.listen)).cloned().collect();
+        plans.iter().try_for_each(|plan| self.hold_for(plan, workers))
     }
 
     /// Sends an order; of what another count of workers needs, or leaves, first things first.
     pub(super) fn order(&mut self, monitor: Monitor, order: Order) {
         let kept = self.state.workers();
         let now = Instant::now();
-        let stopping = self.state.is_stopping();
-        let Some(running) = self.children.running(monitor) else { return };
         match &order {
-            Order::Scale { workers, .. } => {
-                running.workers = *workers;
-                let more = if has_queues(&self.held) { running.queues } else { self.listeners.len() };
-                for queue in self.listeners.iter().skip(more) {
-                    // One that cannot be copied is missed by a worker that says so.
-                    let copy = queue.as_fd().try_clone_to_owned().into_iter().collect();
-                    running.channel.send_along(&Order::Queue, copy);
-                }
-                running.queues = self.listeners.len().max(running.queues);
-            }
-            Order::Stop(Urgency::Graceful) if !stopping && self.queues > 1 && running.workers > kept => {
+            Order::Scale { workers, .. } => self.hand_out_queues(monitor, *workers),
+            Order::Stop(Urgency::Graceful) if !self.state.is_stopping() && self.leaves_queues(monitor, kept) => {
                 let then = Then::Ordered(monitor, order);
                 return self.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
             }
             Order::Stop(_) => self.emptyings.forget(monitor),
             _ => {}
         }
-        running.channel.send(&order);
+        if let Some(running) = self.children.running(monitor) {
+            running.channel.send(&order);
+        }
     }
 
-    /// Has new connections go where there are workers for them, and does what had to wait for empty queues.
+    /// Gives a monitor the queues that so many workers have and it has not yet.
+    fn hand_out_queues(&mut self, monitor: Monitor, workers: u32) {
+        if let Err(why) = self.bind_queues(workers) {
+            ::log::warn!("{why}");
+        }
+        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+            return;
+        };
+        running.workers = workers;
+        match self.held.sockets(&plan.listen, workers, running.queues) {
+            Ok(more) => {
+                running.queues += more.len();
+                for queue in more {
+                    // One that cannot be copied is missed by a worker that says so.
+                    let copy = queue.try_clone_to_owned().into_iter().collect();
+                    running.channel.send_along(&Order::Queue, copy);
+                }
+            }
+            Err(error) => ::log::warn!("{error}"),
+        }
+    }
+
+    /// Whether a generation that is to stop has workers with queues that nobody else will serve.
+    fn leaves_queues(&mut self, monitor: Monitor, kept: u32) -> bool {
+        let Some(workers) = self.children.running(monitor).map(|running| running.workers) else { return false };
+        let Some(plan) = self.plans.get(&monitor.generation) else { return false };
+        let has = |held: &Held| plan.listen.iter().any(|listen| listen.per_worker && held.is_of(listen));
+        self.held.iter().any(|held| held.slot < workers && has(held) && self.is_left(held, kept.max(1)))
+    }
+
+    /// Whether this is the queue of a slot that nobody serves where so many are kept.
+    fn is_left(&self, held: &Held, keep: u32) -> bool {
+        held.slot >= keep.min(self.most_queues(held)) && self.serves(held)
+    }
+
+    /// Does what had to wait for empty queues.
     pub(super) fn tend_queues(&mut self, now: Instant) {
-        if self.queues <= 1 {
+        if !self.held.has_groups() {
+            // Nothing waits where there is no queue but the first.
+            self.emptyings.give_up().into_iter().for_each(|then| self.do_at_last(then));
             return;
         }
         for (then, left) in self.look_at_queues(now) {
@@ -120,21 +136,15 @@ impl Main {
             }
             self.do_at_last(then);
         }
-        let (wanted, ready) = (self.state.workers().max(1), self.state.ready());
-        let served = if ready >= wanted { wanted } else { wanted.min(self.active) };
-        let active = served.min(self.emptyings.keep());
-        if active != self.active {
-            self.steer(active);
-        }
     }
 
     fn look_at_queues(&mut self, now: Instant) -> Vec<(Then, Option<u32>)> {
-        let (listen, listeners, all) = (&self.plan.listen, &self.listeners, self.queues);
-        let waits = |keep: u32| {
-            let own = (keep..all).flat_map(|slot| queues::of_slot(listen, slot)).filter(|at| *at >= listen.len());
-            own.filter_map(|at| listeners.get(at)).any(is_readable)
-        };
-        self.emptyings.look(now, waits)
+        let mut emptyings = std::mem::take(&mut self.emptyings);
+        let done = emptyings.look(now, |keep| {
+            self.held.iter().any(|held| held.slot > 0 && self.is_left(held, keep) && is_readable(&held.listener))
+        });
+        self.emptyings = emptyings;
+        done
     }
 
     fn do_at_last(&mut self, then: Then) {
@@ -155,28 +165,10 @@ impl Main {
             self.do_at_last(then);
         }
     }
-
-    /// New connections go to the queues of the first `active` slots.
-    fn steer(&mut self, active: u32) {
-        self.active = active;
-        for (listen, queue) in self.plan.listen.iter().zip(&self.listeners).filter(|(listen, _)| listen.per_worker) {
-            let steered = match active >= self.queues {
-                true => reuseport::steer_to_all(queue),
-                false => reuseport::steer(queue, active),
-            };
-            if let Err(error) = steered.or_else(|error| unless_alone(error, self.queues)) {
-                ::log::warn!(
-                    "{}: new connections cannot be kept from queues without a worker: {error}",
-                    listen.address
-                );
-            }
-        }
-    }
 }
 
-/// One socket is no group, and there is nothing to choose from.
-fn unless_alone(error: io::Error, queues: u32) -> io::Result<()> {
-    if queues > 1 { Err(error) } else { Ok(()) }
+fn has_queues(listen: &[Listen]) -> bool {
+    listen.iter().any(|listen| listen.per_worker)
 }
 
 fn is_readable(queue: &impl AsFd) -> bool {

@@ -17,7 +17,6 @@ use crate::config::{Plan, text};
 use crate::control::channel::Channel;
 use crate::control::messages::{Assignment, Order, VERSION};
 use crate::control::role::OWN_IMAGE;
-use crate::sockets::Listener;
 use crate::sys::{document, processes};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, spawn};
@@ -62,12 +61,10 @@ impl Main {
             Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
-                self.unix_guard.clear(&self.listeners, &self.poller);
+                self.unix_guard.clear(&self.held, &self.poller);
                 self.give_up_emptying();
                 self.give_up_planning();
-                self.listeners.drain(..).for_each(Listener::close);
-                self.held.clear();
-                self.queues = 0;
+                self.held.close();
                 self.shares.close();
                 self.go_on_with_restart(restart::Event::Stopping);
             }
@@ -87,6 +84,7 @@ impl Main {
                 self.counters.judged(&verdict);
                 if matches!(verdict, Verdict::Serves(..)) {
                     self.runs_by_plan_of(generation);
+                    self.adopt_listeners_of(generation);
                 }
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
@@ -137,7 +135,7 @@ impl Main {
         };
         let document = document::write(&serde_json::to_vec(&assignment)?)?;
         let (channel, theirs) = Channel::pair()?;
-        let mut descriptors = self.sockets_of(plan)?;
+        let mut descriptors = self.held.sockets(&plan.listen, workers, 0)?;
         let sockets = descriptors.len();
         descriptors.extend([theirs.as_fd(), document.as_fd()]);
         if let Some(found) = found {

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
+use super::comparing::changes_queues;
 use super::emptying::Then;
 use super::planner::{Planner, Purpose};
 use super::run::Main;
 use super::start::settings;
-use super::state::Event;
-use crate::config::Plan;
+use super::state::{Event, Settings};
+use crate::config::{Plan, Surge};
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -91,7 +92,7 @@ impl Main {
             Purpose::Generation(generation) => {
                 let planned = answered.and_then(|plan| self.accept(plan));
                 let settings = planned.map(|plan| {
-                    let settings = settings(&plan);
+                    let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
                     self.plans.insert(generation, plan);
                     settings
                 });
@@ -108,6 +109,18 @@ impl Main {
         if again {
             self.reread();
         }
+    }
+
+    /// By which shares it replaces the one that serves: as a whole, where the workers of both would not find the same
+    /// queues.
+    fn surge_for(&self, plan: &Plan) -> Surge {
+        let serving = self.serving().and_then(|serving| self.plans.get(&serving));
+        let changes = serving.is_some_and(|serving| changes_queues(&serving.listen, &plan.listen));
+        if !changes || plan.surge == Surge::All {
+            return plan.surge;
+        }
+        log::info!("a listener becomes per-worker, or is no longer: this reload goes all at once, without shares");
+        Surge::All
     }
 
     /// The plan of a new generation, with what stays as it is while panzer runs.
@@ -137,8 +150,12 @@ impl Main {
     fn tune(&mut self, plan: &Plan) -> Result<(), Cause> {
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(plan);
-        self.plan.tuning.clone_from(&plan.tuning);
-        let before = std::mem::replace(&mut self.plan.workers, plan.workers);
+        let before = self.plan.workers;
+        let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));
+        for planned in starting.into_iter().chain([&mut self.plan]) {
+            planned.workers = plan.workers;
+            planned.tuning.clone_from(&plan.tuning);
+        }
         stderr::set_level(plan.tuning.verbosity.level());
         match others.len() {
             0 => log::info!("configuration read again"),
@@ -157,7 +174,7 @@ impl Main {
         let to = self.plan.workers;
         let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
         let fewer = to != before && (to < from || self.emptyings.count().is_some());
-        if !fewer || !self.plan.listen.iter().any(|listen| listen.per_worker) {
+        if !fewer || !self.has_own_queues() {
             return self.go_by_newest();
         }
         let now = Instant::now();

@@ -14,6 +14,7 @@ use super::children::Children;
 use super::counters::Counters;
 use super::emptying::Emptyings;
 use super::guard::Guard;
+use super::held::AllHeld;
 use super::inquiry::Inquiry;
 use super::operators::Operators;
 use super::pidfile::PidFile;
@@ -23,15 +24,15 @@ use super::shares::{Denied, Shares};
 use super::start::start;
 use super::starter::Starter;
 use super::state::{Event, Generations, Monitor, Standing};
+use super::steering::Served;
 use super::successor;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
-use crate::config::{Listen, MOST_LISTENERS, Plan};
+use crate::config::{MOST_LISTENERS, Plan};
 use crate::control::channel::Received;
 use crate::control::messages::{Order, Report};
 use crate::control::role::{Begin, Environment};
 use crate::control::server::{self};
-use crate::sockets::Listener;
 use crate::sockets::sharing::{self, Key};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -61,7 +62,7 @@ pub(super) struct Found {
 }
 
 pub(super) struct Main {
-    /// What was asked for last.
+    /// What was asked for, as it was read last for all that run: not for a generation that failed.
     pub(super) plan: Plan,
     /// What each generation runs by that has a process or waits for one.
     pub(super) plans: BTreeMap<u32, Plan>,
@@ -71,12 +72,10 @@ pub(super) struct Main {
     pub(super) ignores_hang_up: bool,
     pub(super) signals: Signals,
     pub(super) poller: Poller,
-    /// What each of these is.
-    pub(super) held: Vec<Listen>,
-    pub(super) listeners: Vec<Listener>,
-    /// So many slots have queues of their own, where there are such, and so many of these get what is new.
-    pub(super) queues: u32,
+    pub(super) held: AllHeld,
+    /// The queues of so many slots get what is new, where slots have their own, and what the kernel was told of that last.
     pub(super) active: u32,
+    pub(super) steered: Option<Served>,
     pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<OwnedFd>,
@@ -104,6 +103,11 @@ pub(super) struct Main {
     pub(super) state: Generations,
     pub(super) events: VecDeque<Event>,
     pub(super) exit: Option<u8>,
+}
+
+/// What the guard knows by that a worker has bound itself.
+pub(super) fn shared_name(key: &Key) -> String {
+    format!("{} (shared)", key.address)
 }
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
@@ -145,6 +149,8 @@ impl Main {
                     self.perform(action);
                 }
             }
+            // Before the sleep: who is ready by now gets its share at once.
+            self.steer();
             // The manager first: by the end of the starter it must know who main is.
             self.upward.tell(self.state.overview(), Instant::now());
             self.give_way_if_proven();
@@ -179,9 +185,12 @@ impl Main {
                 match token {
                     SIGNALS => self.take_signals(),
                     FIRST_GUARDED_UNIX.. => {
-                        self.unix_guard.hung_up(token, Instant::now(), &self.listeners, &self.poller);
+                        self.unix_guard.hung_up(token, Instant::now(), &self.held, &self.poller);
                     }
-                    FIRST_GUARDED.. => self.guard.hung_up(token, Instant::now(), &self.poller),
+                    FIRST_GUARDED.. => {
+                        let name = self.guard.hung_up(token, Instant::now(), &self.poller);
+                        name.into_iter().for_each(|name| self.held.fell_silent(name));
+                    }
                     server::LISTENER.. => self.operators.server.look_at(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
@@ -272,7 +281,7 @@ impl Main {
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
                     self.guard.look(&self.poller);
-                    self.unix_guard.lengthen(&self.held, &self.listeners);
+                    self.unix_guard.lengthen(&self.held);
                 }
                 self.events.push_back(Event::Told(monitor, report));
             }
@@ -281,16 +290,19 @@ impl Main {
 
     /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
     pub(super) fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
-        let bind = || match descriptors.into_iter().next() {
-            Some(socket) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
-            None => sharing::bind_own(key),
+        let asked_for = self.held.is_claimed(key).map(|held| held.listener.as_fd().try_clone_to_owned());
+        let bind = || match (asked_for, descriptors.into_iter().next()) {
+            // What main holds because it was asked to as well.
+            (Some(Ok(socket)), _) => Ok(socket),
+            (_, Some(socket)) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
+            (_, None) => sharing::bind_own(key),
         };
         let held = if self.state.is_stopping() {
             // Nothing is held any more; what the kernel says goes.
             Err(None)
         } else {
             let (shares, guard) = (&mut self.shares, &mut self.guard);
-            let bind = || bind().inspect(|socket| guard.add(key.address.to_string(), socket.as_fd()));
+            let bind = || bind().inspect(|socket| guard.add(shared_name(key), socket.as_fd()));
             match shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
                 Ok(copy) => copy.map_err(|error| error.raw_os_error()),
                 Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
@@ -349,8 +361,11 @@ impl Main {
 
     pub(super) fn close_abandoned(&mut self) {
         for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
-            self.guard.remove(&key.address.to_string(), &self.poller);
-            ::log::info!("closed {}: no worker that lives has bound it", key.address);
+            self.guard.remove(&shared_name(&key), &self.poller);
+            // What is asked for as well goes on.
+            if self.held.is_claimed(&key).is_none() {
+                ::log::info!("closed {}: no worker that lives has bound it", key.address);
+            }
         }
     }
 
@@ -365,10 +380,17 @@ impl Main {
                 _ => format!("a worker of generation {}", numbers.join(" or ")),
             }
         };
-        let (now, wanted) = (Instant::now(), &self.held);
-        self.guard.act(now, &self.poller, suspects);
-        if self.unix_guard.act(now, wanted, &mut self.listeners, &self.poller, suspects) {
+        let now = Instant::now();
+        if self.guard.is_due(now) {
+            self.held.look_who_is_silent();
+        }
+        let revived = self.guard.act(now, &self.poller, suspects);
+        revived.iter().for_each(|name| self.held.listens_again(name));
+        if self.unix_guard.act(now, &mut self.held, &self.poller, suspects) {
             self.events.push_back(Event::Rebound);
+        }
+        if !revived.is_empty() {
+            self.steer_anew();
         }
     }
 

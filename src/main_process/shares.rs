@@ -76,6 +76,15 @@ impl<S> Shares<S> {
         Ok(&share.socket)
     }
 
+    /// Holds what was bound otherwise, until it is claimed or nobody may any more. False where there is such already.
+    pub(super) fn offer(&mut self, key: Key, socket: S, now: Instant) -> bool {
+        if self.held.contains_key(&key) || self.held.len() >= MOST_LISTENERS {
+            return false;
+        }
+        self.held.insert(key, Share { socket, claimed_by: BTreeSet::new(), abandoned: Some(now) });
+        true
+    }
+
     /// A generation is gone, with all its processes.
     pub(super) fn release(&mut self, generation: u32, now: Instant) {
         self.first_claims.remove(&generation);
@@ -204,6 +213,15 @@ mod tests {
         shares.claim(&key(80), 2, late, never).unwrap();
         assert_eq!(shares.close_abandoned(Some(2), late), [], "it may bind more than one");
         assert_eq!(shares.close_abandoned(Some(2), late + SETTLED), [key(81)]);
+    }
+
+    #[test]
+    fn what_is_offered_waits_to_be_claimed() {
+        let (mut shares, start) = (Shares::new(PATIENCE), Instant::now());
+        assert!(shares.offer(key(80), "offered".to_owned(), start) && shares.offer(key(81), "other".to_owned(), start));
+        assert!(!shares.offer(key(80), "twice".to_owned(), start));
+        assert_eq!(shares.claim(&key(80), 2, start, never), Ok(&"offered".to_owned()));
+        assert_eq!(shares.close_abandoned(Some(2), start + SETTLED), [key(81)]);
     }
 
     #[test]

@@ -29,7 +29,6 @@ use crate::control::places;
 use crate::control::role::Environment;
 use crate::control::server::Server;
 use crate::sockets::sharing;
-use crate::sockets::{Listener, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
@@ -52,7 +51,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
     let pid_file = pidfile::claim(&plan).map_err(Failure::Refused)?;
     let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
     let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals)?)));
-    let (ack_paths, listeners) = match begun {
+    let (ack_paths, mut held) = match begun {
         Ok(begun) => begun,
         Err(failure) => {
             pid_file.remove();
@@ -64,7 +63,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
     let server = match Server::bind(&control, &poller) {
         Ok(server) => server,
         Err(why) => {
-            listeners.into_iter().for_each(Listener::close);
+            held.close();
             pid_file.remove();
             return Err(Failure::Refused(why));
         }
@@ -72,28 +71,24 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
     let state = Generations::new(settings(&plan));
     let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
-    for ((listen, slot), listener) in queues::all(&plan.listen, plan.workers).zip(&listeners) {
-        let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
-        guard.add(format!("{}{whose}", listen.address), listener.as_fd());
-    }
+    held.iter().for_each(|held| guard.add(held.name.clone(), held.listener.as_fd()));
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    unix_guard.watch_all(&plan.listen, &listeners, &poller);
+    unix_guard.watch_all(&held, &poller);
     guard.look(&poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
         starter,
-        queues: plan.workers,
         active: plan.workers,
+        steered: None,
         emptyings: Emptyings::default(),
         plans: BTreeMap::from([(1, plan.clone())]),
-        held: plan.listen.clone(),
+        held,
         plan,
         environment,
         had_terminal: has_terminal(),
         ignores_hang_up,
         signals,
         poller,
-        listeners,
         shares_ports,
         shares,
         guard,

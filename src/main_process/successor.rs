@@ -16,6 +16,7 @@ use nix::unistd::execveat;
 use super::carried::{self, BuildFile, Carried, build};
 use super::children::Children;
 use super::guard::Guard;
+use super::held::AllHeld;
 use super::operators::Operators;
 use super::preflight::{NextBuild, Preflight};
 use super::restart::{Action, Event, Restart};
@@ -28,7 +29,6 @@ use super::{pidfile::PidFile, state};
 use crate::config::text::c_string;
 use crate::control::requests::Answer;
 use crate::control::role::Environment;
-use crate::sockets::Listener;
 use crate::sys::descriptors::{Kept, set_inherited, take_over as take_descriptor};
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit};
@@ -154,9 +154,7 @@ impl Main {
             ignores_hang_up: self.ignores_hang_up,
             found: self.found.iter().map(&mut found).collect(),
             pid_file: self.pid_file.carry(kept),
-            held: self.held.clone(),
-            listeners: self.listeners.iter().map(|listener| listener.carry(kept)).collect(),
-            queues: self.queues,
+            held: self.held.carry(kept),
             active: self.active,
             emptyings: self.emptyings.clone(),
             shares_ports: self.shares_ports,
@@ -210,11 +208,11 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         poller.watch(&running.channel, running.token)?;
         next_token = next_token.max(running.token + 1);
     }
-    let listeners: Vec<Listener> = carried.listeners.into_iter().map(Listener::take_over).collect::<io::Result<_>>()?;
+    let held = AllHeld::take_over(carried.held)?;
     let shares = carried.shares.with_sockets(|&fd| take_descriptor(fd))?;
     let guard = Guard::take_over(carried.guard, FIRST_GUARDED, &poller)?;
     let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
-    unix_guard.watch_all(&carried.held, &listeners, &poller);
+    unix_guard.watch_all(&held, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
         let carried::Found { directory, program, findings, path, other_user } = found;
@@ -232,10 +230,9 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         signals,
         operators: Operators::take_over(carried.operators, &poller)?,
         poller,
-        held: carried.held,
-        listeners,
-        queues: carried.queues,
+        held,
         active: carried.active,
+        steered: None,
         emptyings: carried.emptyings,
         shares_ports: carried.shares_ports,
         shares,

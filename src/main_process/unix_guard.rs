@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::held::{AllHeld, Held};
 use crate::config::{Address, Listen};
-use crate::sockets::{Listener, Refusal, bind};
+use crate::sockets::{Listener, bind};
 use crate::sys::poller::Poller;
 
 /// What could not be bound anew is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Watches over the unix listeners among those of the plan, each known by its place there.
+/// Watches over the unix listeners among those that are held, each known by its number.
 #[derive(Debug)]
 pub(super) struct UnixGuard {
     first_token: u64,
     /// Those that were shut down, and when each is to be bound anew.
-    dead: BTreeMap<usize, Dead>,
+    dead: BTreeMap<u64, Dead>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,47 +39,53 @@ impl UnixGuard {
     }
 
     /// Those that were shut down, for the next main.
-    pub(super) fn dead(&self) -> BTreeMap<usize, Dead> {
+    pub(super) fn dead(&self) -> BTreeMap<u64, Dead> {
         self.dead.clone()
     }
 
     /// Goes on where the main before was.
-    pub(super) fn resume(&mut self, dead: BTreeMap<usize, Dead>) {
+    pub(super) fn resume(&mut self, dead: BTreeMap<u64, Dead>) {
         self.dead = dead;
     }
 
     /// Watches a listener, if it is one of its kind.
-    pub(super) fn watch(&self, place: usize, wanted: &Listen, listener: &Listener, poller: &Poller) {
-        if !is_ours(wanted) {
+    pub(super) fn watch(&self, held: &Held, poller: &Poller) {
+        if !is_ours(&held.listen) {
             return;
         }
-        if let Err(error) = poller.watch_hang_up(listener, self.first_token + place as u64) {
-            let address = &wanted.address;
+        if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + held.number) {
+            let address = &held.name;
             log::warn!("cannot watch over {address}: {error}; should a worker shut it down, nobody will know");
         }
     }
 
     /// Watches all of its kind.
-    pub(super) fn watch_all(&self, wanted: &[Listen], listeners: &[Listener], poller: &Poller) {
-        for (place, (wanted, listener)) in wanted.iter().zip(listeners).enumerate() {
-            self.watch(place, wanted, listener, poller);
+    pub(super) fn watch_all(&self, held: &AllHeld, poller: &Poller) {
+        held.iter().for_each(|held| self.watch(held, poller));
+    }
+
+    /// Lets go of one.
+    pub(super) fn forget(&mut self, held: &Held, poller: &Poller) {
+        if is_ours(&held.listen) {
+            poller.forget(&held.listener);
+            self.dead.remove(&held.number);
         }
     }
 
     /// A worker may have called `listen()`: gives every queue its length back. Whether it was cut nobody can see.
-    pub(super) fn lengthen(&self, wanted: &[Listen], listeners: &[Listener]) {
-        for (wanted, listener) in wanted.iter().zip(listeners).filter(|(wanted, _)| is_ours(wanted)) {
+    pub(super) fn lengthen(&self, held: &AllHeld) {
+        for held in held.iter().filter(|held| is_ours(&held.listen)) {
             // Refused only where it is dead, and will be bound anew.
-            let _ = listener.set_backlog(wanted.backlog);
+            let _ = held.listener.set_backlog(held.listen.backlog);
         }
     }
 
     /// The kernel says that somebody shut one down.
-    pub(super) fn hung_up(&mut self, token: u64, now: Instant, listeners: &[Listener], poller: &Poller) {
-        let place = (token - self.first_token) as usize;
-        if let Some(listener) = listeners.get(place) {
-            poller.forget(listener);
-            self.dead.entry(place).or_insert(Dead { due: Some(now), told: false });
+    pub(super) fn hung_up(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
+        let number = token - self.first_token;
+        if let Some(held) = held.by_number(number) {
+            poller.forget(&held.listener);
+            self.dead.entry(number).or_insert(Dead { due: Some(now), told: false });
         }
     }
 
@@ -91,39 +98,38 @@ impl UnixGuard {
     pub(super) fn act(
         &mut self,
         now: Instant,
-        wanted: &[Listen],
-        listeners: &mut [Listener],
+        held: &mut AllHeld,
         poller: &Poller,
         suspects: impl Fn() -> String,
     ) -> bool {
         let is_due = |dead: &Dead| dead.due.is_some_and(|due| due <= now);
-        let due: Vec<usize> = self.dead.iter().filter(|(_, dead)| is_due(dead)).map(|(place, _)| *place).collect();
+        let due: Vec<u64> = self.dead.iter().filter(|(_, dead)| is_due(dead)).map(|(number, _)| *number).collect();
         let mut any = false;
-        for place in due {
-            let (Some(wanted), Some(listener)) = (wanted.get(place), listeners.get_mut(place)) else { continue };
-            match renew(wanted) {
+        for number in due {
+            let Some(held) = held.iter_mut().find(|held| held.number == number) else { continue };
+            match renew(&held.listen) {
                 Ok(new) => {
-                    *listener = new;
-                    self.dead.remove(&place);
-                    self.watch(place, wanted, listener, poller);
+                    held.listener = new;
+                    self.dead.remove(&number);
+                    self.watch(held, poller);
                     any = true;
-                    let (who, address) = (suspects(), &wanted.address);
+                    let (who, address) = (suspects(), &held.name);
                     log::warn!("{who} shut down {address}; it is bound anew, for a new generation");
                 }
-                Err(why) => self.put_off(place, now, &why, &suspects),
+                Err(why) => self.put_off(number, now, &why, &suspects),
             }
         }
         any
     }
 
     /// Lets go of everything.
-    pub(super) fn clear(&mut self, listeners: &[Listener], poller: &Poller) {
-        listeners.iter().for_each(|listener| poller.forget(listener));
+    pub(super) fn clear(&mut self, held: &AllHeld, poller: &Poller) {
+        held.iter().filter(|held| is_ours(&held.listen)).for_each(|held| poller.forget(&held.listener));
         self.dead.clear();
     }
 
-    fn put_off(&mut self, place: usize, now: Instant, why: &WhyNot, suspects: impl Fn() -> String) {
-        let Some(dead) = self.dead.get_mut(&place) else { return };
+    fn put_off(&mut self, number: u64, now: Instant, why: &WhyNot, suspects: impl Fn() -> String) {
+        let Some(dead) = self.dead.get_mut(&number) else { return };
         let first = !std::mem::replace(&mut dead.told, true);
         dead.due = match why {
             WhyNot::ForNow(_) => Some(now + AGAIN),
@@ -147,9 +153,7 @@ fn renew(wanted: &Listen) -> Result<Listener, WhyNot> {
         let why = format!("{} accepts no more until panzer is restarted", wanted.address);
         return Err(WhyNot::Ever(format!("{why}; one with a path, as unix:/run/app.sock, would be bound anew")));
     }
-    bind(wanted, 0).map_err(|(Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why))| {
-        WhyNot::ForNow(format!("{why}; trying again every second"))
-    })
+    bind(wanted, 0).map_err(|refusal| WhyNot::ForNow(format!("{}; trying again every second", refusal.why())))
 }
 
 /// What panzer was started with is its owner's to bind.

@@ -1,14 +1,19 @@
 //! The monitor: keeps the slots of one generation filled with workers.
 //!
-//! [`state`] decides and [`run`] performs. A monitor knows one generation, its own; what a generation means to the
-//! others is main's business.
+//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, and `orders` is what main wants of it. A
+//! monitor knows one generation, its own; what a generation means to the others is main's business.
 
+mod becoming_ready;
 mod bypass;
 mod final_exits;
 mod log;
+mod orders;
 mod pacing;
+mod perform;
 mod roster;
 pub mod run;
 mod scaling;
+mod start;
 pub mod state;
+mod stopping;
 mod vocabulary;

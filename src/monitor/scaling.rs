@@ -56,10 +56,14 @@ impl Slots {
         let slot = &mut self.slots[index];
         slot.wanted = false;
         let empty = !slot.has_worker() || slot.retiring;
-        match slot.state {
+        match &mut slot.state {
             State::Empty => {}
             State::Waiting { .. } | State::EndedForGood { .. } => slot.state = State::Empty,
-            State::Stopping(_) => slot.retiring = true,
+            State::Stopping(escalation) => {
+                // It may have been wanted again meanwhile, and its stop begun when that was to take longer.
+                escalation.hasten(&self.settings.tuning.stop, now);
+                slot.retiring = true;
+            }
             State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
                 slot.retiring = true;
                 slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));

@@ -6,33 +6,17 @@ use std::time::{Duration, Instant};
 use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
-use crate::readiness::watch::{Bypass, Hidden, Sight};
+use crate::readiness::watch::Hidden;
 use crate::worker::cause::Cause;
 
+use super::becoming_ready::{Probe, Watched};
 use super::bypass::Suspects;
 use super::pacing::Starts;
+use super::stopping::Stopping;
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
-
-/// The pause after the first look at a worker; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
-
-/// The longest, so that a worker is known to accept within that and a little.
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-
-/// The same for probes, which cost a process each.
-const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
-
-/// The longest pause between two probes of a worker.
-const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
-
-/// A probe that takes this long hangs: it is ended, and counts as failed.
-const LONGEST_PROBE: Duration = Duration::from_secs(10);
-
-/// So many workers are looked at before anything else has its turn.
-const LOOKS_AT_ONCE: usize = 16;
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -58,28 +42,6 @@ pub(super) enum State {
     },
 }
 
-/// When a worker is looked at or probed again; none while a probe of it is under way.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Watched {
-    next: Option<Instant>,
-    pause: Duration,
-}
-
-impl Watched {
-    fn from(now: Instant, watch: Watch) -> Watched {
-        Watched { next: Some(now), pause: if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE } }
-    }
-}
-
-/// A probe under way.
-#[derive(Debug)]
-struct Probe {
-    /// When it is ended, or ended again.
-    deadline: Instant,
-    /// Whether it was told to end.
-    ended: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) state: State,
@@ -93,14 +55,14 @@ pub(super) struct Slot {
     pub(super) retiring: bool,
     /// Whether its next worker is asked for, and is no respawn.
     pub(super) is_anew: bool,
-    notified: bool,
+    pub(super) notified: bool,
     /// When its program began.
-    executed: Option<Instant>,
+    pub(super) executed: Option<Instant>,
     /// Whether this worker listens on a shared port, and whether one before it did.
-    listens: bool,
-    listened: bool,
+    pub(super) listens: bool,
+    pub(super) listened: bool,
     /// Why it could not be seen whether the worker accepts.
-    hidden: Option<Hidden>,
+    pub(super) hidden: Option<Hidden>,
     pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     pub(super) ended_for: Option<Cause>,
@@ -127,29 +89,21 @@ impl Slot {
     }
 }
 
-/// The stop of everything: what the workers go through, and since when.
-#[derive(Debug)]
-pub(super) struct Stopping {
-    urgency: Urgency,
-    schedule: Schedule,
-    begun: Instant,
-}
-
 /// The slots of one generation.
 #[derive(Debug)]
 pub struct Slots {
     pub(super) settings: Settings,
     pub(super) slots: Vec<Slot>,
-    groups: BTreeMap<Worker, Escalation>,
-    probes: BTreeMap<Worker, Probe>,
+    pub(super) groups: BTreeMap<Worker, Escalation>,
+    pub(super) probes: BTreeMap<Worker, Probe>,
     pub(super) starts: Starts,
-    suspects: Suspects,
-    recent_respawns: VecDeque<Instant>,
+    pub(super) suspects: Suspects,
+    pub(super) recent_respawns: VecDeque<Instant>,
     pub(super) stopping: Option<Stopping>,
-    executed: bool,
+    pub(super) executed: bool,
     pub(super) gave_up: bool,
-    exited: bool,
-    random: Random,
+    pub(super) exited: bool,
+    pub(super) random: Random,
 }
 
 impl Slots {
@@ -252,7 +206,7 @@ impl Slots {
     }
 
     /// The slot that holds this worker; none where the worker is no more.
-    fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
+    pub(super) fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
         let holds = |slot: &&mut Slot| slot.life == worker.life && slot.has_worker();
         self.slots.get_mut(worker.slot as usize).filter(holds)
     }
@@ -271,133 +225,6 @@ impl Slots {
         slot.hidden = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
-    }
-
-    fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, deadline) = (self.settings.watch, self.ready_deadline(now));
-        let Some(slot) = self.slot_of(worker) else { return };
-        if !matches!(slot.state, State::Executing { .. }) {
-            return;
-        }
-        let is_watched = match watch {
-            Watch::No => false,
-            Watch::IfItListens => slot.listened,
-            Watch::IfSeeable | Watch::Always | Watch::Probe => true,
-        };
-        slot.executed = Some(now);
-        slot.state = State::Starting { deadline, watched: is_watched.then_some(Watched::from(now, watch)) };
-        if !std::mem::replace(&mut self.executed, true) {
-            actions.push(Action::Report(Report::Executed));
-        }
-        if self.settings.has_listener && matches!(watch, Watch::IfSeeable | Watch::Always) {
-            self.suspects.add(worker, Some(self.settings.tuning.ready_timeout), now);
-        }
-        self.become_ready_unseen(worker, now, actions);
-    }
-
-    fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot_of(worker) else { return };
-        let first_time = !std::mem::replace(&mut slot.notified, true);
-        match slot.state {
-            State::Starting { .. } => self.become_ready_unseen(worker, now, actions),
-            // It was ready by another measure; that it can tell is worth knowing for the next release.
-            State::Ready { .. } if first_time => {
-                actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
-            }
-            _ => {}
-        }
-    }
-
-    /// On trial main times a generation as a whole.
-    fn ready_deadline(&self, now: Instant) -> Option<Instant> {
-        (!self.settings.trial).then(|| now + self.settings.tuning.ready_timeout)
-    }
-
-    /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
-    fn listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, trial, deadline) = (self.settings.watch, self.settings.trial, self.ready_deadline(now));
-        let Some(slot) = self.slot_of(worker) else { return };
-        if !matches!(watch, Watch::IfItListens | Watch::IfSeeable) || std::mem::replace(&mut slot.listens, true) {
-            return;
-        }
-        slot.listened = true;
-        let withdrawn = matches!(slot.state, State::Ready { unproven: Some(until) } if trial || now < until);
-        actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn }));
-        let watched = Some(Watched::from(now, watch));
-        match slot.state {
-            State::Starting { deadline, watched: None } if slot.hidden.is_none() => {
-                slot.state = State::Starting { deadline, watched };
-            }
-            State::Ready { .. } if withdrawn => {
-                slot.state = State::Starting { deadline, watched };
-            }
-            _ => {}
-        }
-    }
-
-    fn seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
-        let watch = self.settings.watch;
-        let Some(slot) = self.slot_of(worker) else { return };
-        let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
-        match sight {
-            Sight::Accepting => self.become_ready(worker, true, now, actions),
-            Sight::NotYet => {}
-            Sight::Unseeable(why) => {
-                if matches!(watch, Watch::IfSeeable | Watch::IfItListens) {
-                    *watched = None;
-                }
-                if slot.hidden.replace(why) != Some(why) {
-                    let why = why.to_string();
-                    actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why }));
-                }
-                self.become_ready_unseen(worker, now, actions);
-            }
-        }
-    }
-
-    fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
-        self.probes.remove(&worker);
-        let Some(slot) = self.slot_of(worker) else { return };
-        let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
-        if succeeded {
-            self.become_ready(worker, false, now, actions);
-        } else {
-            watched.next = Some(now + watched.pause);
-            watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
-        }
-    }
-
-    /// Where nobody watches the worker, its own word counts, or that it lives.
-    fn become_ready_unseen(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let notify = self.settings.notify;
-        let Some(slot) = self.slot_of(worker) else { return };
-        let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
-        if unwatched && (slot.notified || !notify) {
-            self.become_ready(worker, false, now, actions);
-        }
-    }
-
-    fn become_ready(&mut self, worker: Worker, seen: bool, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
-        let Some(slot) = self.slot_of(worker) else { return };
-        let visible = slot.hidden.is_none();
-        let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
-        slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
-        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
-        match seen || !visible || !has_listener {
-            true => self.suspects.remove(worker),
-            false => self.suspects.add(worker, None, now),
-        }
-    }
-
-    fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {
-        match shown {
-            None => self.suspects.remove(worker),
-            Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
-                actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own: shown.own }));
-            }
-            Some(_) => {}
-        }
     }
 
     fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
@@ -439,27 +266,6 @@ impl Slots {
         }
     }
 
-    fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        // Told just before the worker's own end.
-        if self.slot_of(worker).is_none() {
-            return;
-        }
-        let mut escalation = match &self.stopping {
-            Some(stopping) if stopping.urgency != Urgency::Patient => {
-                Escalation::resume(&stopping.schedule, stopping.begun, now)
-            }
-            _ => Escalation::begin(&self.settings.tuning.stop, now),
-        };
-        actions.push(Action::Note(Note::LeftBehind(worker)));
-        if escalation.deadline().is_none() {
-            escalation = Escalation::begin(&Schedule::kill(), now);
-        } else if let Some(stopping) = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient) {
-            // It was its worker that got this; it has as long to end as the stop still takes.
-            actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
-        }
-        self.groups.insert(worker, escalation);
-    }
-
     /// The release serves: what died on trial just before is filled again like any other slot.
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.settings.trial, false) || self.stopping.is_some() {
@@ -474,47 +280,6 @@ impl Slots {
             }
         }
         self.tell_those_ended_for_good(actions);
-    }
-
-    fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
-        let before = self.stopping.as_ref().map(|stopping| stopping.urgency);
-        if before >= Some(urgency) {
-            return;
-        }
-        if before.is_none() {
-            actions.push(Action::CloseListeners);
-        }
-        let schedule = match urgency {
-            Urgency::Patient => self.settings.tuning.stop.patient(),
-            Urgency::Graceful => self.settings.tuning.stop.clone(),
-            Urgency::Quick => self.settings.tuning.stop.quick(),
-        };
-        let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
-        let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
-        match &mut self.stopping {
-            // The end of what it has begun comes sooner.
-            Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
-            _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
-        }
-        for slot in &mut self.slots {
-            match &mut slot.state {
-                State::Empty | State::EndedForGood { .. } => {}
-                State::Waiting { .. } => slot.state = State::Empty,
-                State::Stopping(escalation) => {
-                    slot.ended_for = None;
-                    if escalation.is_patient() {
-                        *escalation = Escalation::begin(&schedule, now);
-                    } else if urgency != Urgency::Patient {
-                        // A graceful stop may be shorter than it was when this one was begun.
-                        escalation.hasten(&schedule, now);
-                    }
-                }
-                state => *state = State::Stopping(Escalation::begin(&schedule, now)),
-            }
-        }
-        if urgency != Urgency::Patient {
-            self.groups.values_mut().for_each(|escalation| escalation.hasten(&schedule, now));
-        }
     }
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -566,63 +331,6 @@ impl Slots {
                 actions.push(Action::Note(Note::NotReady(worker, self.settings.tuning.ready_timeout)));
             }
             _ => {}
-        }
-    }
-
-    /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
-    fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let watched = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
-            State::Starting { watched: Some(watched), .. } if watched.next.is_some_and(|next| next <= now) => {
-                Some((Worker { slot: index, life: slot.life }, watched))
-            }
-            _ => None,
-        });
-        let mut due: Vec<_> = watched.collect();
-        due.sort_by_key(|(_, watched)| watched.next);
-        for (worker, watched) in due.into_iter().take(LOOKS_AT_ONCE) {
-            if self.settings.watch == Watch::Probe {
-                watched.next = None;
-                self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
-                actions.push(Action::Probe(worker));
-            } else {
-                watched.next = Some(now + watched.pause);
-                watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
-                actions.push(Action::Look(worker));
-            }
-        }
-    }
-
-    fn examine_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let slots = &self.slots;
-        self.suspects.keep(|worker| {
-            let runs = |slot: &Slot| matches!(slot.state, State::Starting { .. } | State::Ready { .. });
-            slots.get(worker.slot as usize).is_some_and(|slot| slot.life == worker.life && runs(slot))
-        });
-        actions.extend(self.suspects.due(now).map(Action::Examine));
-    }
-
-    /// Ends the probes that hang, and those of whose result nobody waits any more.
-    fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        for (worker, probe) in &mut self.probes {
-            let slot = &self.slots[worker.slot as usize];
-            let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { .. });
-            if probe.deadline <= now || (!awaited && !probe.ended) {
-                *probe = Probe { deadline: now + LONGEST_PROBE, ended: true };
-                actions.push(Action::EndProbe(*worker));
-            }
-        }
-    }
-
-    fn escalate_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let slot = &mut self.slots[index as usize];
-        let worker = Worker { slot: index, life: slot.life };
-        let State::Stopping(escalation) = &mut slot.state else { return };
-        let later_step = escalation.has_begun();
-        if let Some(signal) = escalation.signal_due(now) {
-            actions.push(Action::Signal(worker, signal));
-            if later_step {
-                actions.push(Action::Note(Note::Escalated(worker, signal)));
-            }
         }
     }
 

@@ -19,6 +19,7 @@ use super::holder::{self, Prospect};
 use super::{inherited, unix_path};
 use crate::config::{Access, Address, Listen};
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::reuseport;
 
 /// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
 /// `net.core.somaxconn`, whose default this is.
@@ -51,9 +52,17 @@ pub enum Refusal {
     Final(String),
 }
 
+impl Refusal {
+    /// The line.
+    pub fn why(self) -> String {
+        let (Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) = self;
+        why
+    }
+}
+
 impl Listener {
     /// One with which nothing must be taken away.
-    pub(super) fn without_path(fd: OwnedFd) -> Listener {
+    pub fn without_path(fd: OwnedFd) -> Listener {
         Listener { fd, path: None }
     }
 
@@ -76,6 +85,28 @@ impl Listener {
     pub fn set_nonblock(&self) -> io::Result<()> {
         fcntl(&self.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(())
+    }
+
+    /// Whether its path may have this access, as far as can be seen without giving it that.
+    pub fn may_have(&self, access: Access) -> io::Result<()> {
+        self.path.as_ref().map_or(Ok(()), |(path, _)| unix_path::may_grant(path, access))
+    }
+
+    /// Gives its path, if that is still ours, this access: at no moment more than it had or is to have.
+    pub fn set_access(&self, access: Access) -> io::Result<()> {
+        self.path.as_ref().map_or(Ok(()), |(path, identity)| unix_path::change(path, *identity, access))
+    }
+
+    /// Lets others of this user join it at its address, or no longer. (Of TCP the kernel goes on letting them once it
+    /// has; others of another user it never does.)
+    pub fn set_joinable(&self, joinable: bool) -> io::Result<()> {
+        Ok(setsockopt(&self.fd, sockopt::ReusePort, &joinable)?)
+    }
+
+    /// What comes to it is let in. One that has joined others is shut out before, so that new connections can be kept from
+    /// it as long as it has no worker.
+    pub fn let_in(&self) -> io::Result<()> {
+        reuseport::let_in(&self.fd)
     }
 
     /// Closes the socket and removes its path, if that is still ours.
@@ -103,8 +134,9 @@ enum Joining {
     Later,
 }
 
-/// Binds and listens, or takes what is inherited. A unix path that a dead process left is replaced, one that lives is refused. Of an address with a
-/// queue for each slot, that of slot 0 comes first, and has to have the address for itself.
+/// Binds and listens, or takes what is inherited. A unix path that a dead process left is replaced, one that lives is
+/// refused. Of an address with a queue for each slot, that of slot 0 comes first, and has to have the address for itself;
+/// connections to a later one are dropped, and so tried again, until it is let in.
 pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
     if let Some(number) = wanted.inherited {
         return inherited::take(number, wanted).map_err(|error| why_not(&wanted.address, &error));
@@ -148,6 +180,9 @@ fn tcp(address: SocketAddr, dual_stack: bool, joining: Joining, backlog: u32) ->
     let fd = internet_socket(SockType::Stream, address, dual_stack)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind_to(&fd, address, joining)?;
+    if joining == Joining::Later {
+        reuseport::shut_out(&fd)?;
+    }
     let listener = listening(fd, backlog)?;
     open_to_others(&listener, joining)?;
     Ok(listener)

@@ -8,17 +8,21 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, getsockname, setsockopt, socket,
+    sockopt,
+};
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Address;
 use crate::sys::epoll_sets;
 use crate::sys::foreign;
 use crate::sys::options;
@@ -105,6 +109,31 @@ pub fn try_out() -> Result<bool, String> {
         Some(Errno::ENOSYS | Errno::EINVAL) => "it takes Linux 5.9 or later, with seccomp".to_owned(),
         _ => error.to_string(),
     })
+}
+
+/// By what a socket would be claimed that is bound already. None where it is no TCP socket.
+pub fn key_of(socket: &impl AsFd) -> Option<Key> {
+    let Seen { network, device, v6_only, .. } = look_at(socket).ok()??;
+    let name = getsockname::<SockaddrStorage>(socket.as_fd().as_raw_fd()).ok()?;
+    let v4 = name.as_sockaddr_in().map(|name| SocketAddr::from(SocketAddrV4::from(*name)));
+    let address = v4.or(name.as_sockaddr_in6().map(|name| SocketAddr::from(SocketAddrV6::from(*name))))?;
+    // Whoever binds one address of IPv6 seldom says that it wants no IPv4 there.
+    let v6_only = v6_only && address.ip().is_unspecified();
+    Some(Key { network, device, v6_only, address })
+}
+
+/// Whether what is held by this key, in our own network, is what `--listen` asks for by this address.
+pub fn is_at(key: &Key, address: &Address) -> bool {
+    let is_same = match address {
+        Address::Any(port) => key.address == (Ipv6Addr::UNSPECIFIED, *port).into() && !key.v6_only,
+        // One for both families is more than was asked for.
+        Address::Tcp(address) => {
+            key.address == *address && (key.v6_only || !address.ip().is_unspecified() || address.is_ipv4())
+        }
+        _ => false,
+    };
+    let here = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok();
+    is_same && key.device.is_empty() && here().is_some_and(|here| options::network_namespace(here) == key.network)
 }
 
 /// Binds a program's socket to what it claims, with whatever options it has.
@@ -342,7 +371,7 @@ fn descriptor(call: &Call) -> RawFd {
 }
 
 /// What tells a socket that is to be bound from others. None where it is no TCP.
-fn look_at(socket: &OwnedFd) -> io::Result<Option<Seen>> {
+fn look_at(socket: &impl AsFd) -> io::Result<Option<Seen>> {
     let Some(family) = tcp_family(socket)? else { return Ok(None) };
     Ok(Some(Seen {
         family,
@@ -364,7 +393,7 @@ fn look_from_outside(call: &Call) -> io::Result<Option<Seen>> {
 }
 
 /// The family of a TCP socket. None for anything else.
-fn tcp_family(socket: &OwnedFd) -> io::Result<Option<libc::c_int>> {
+fn tcp_family(socket: &impl AsFd) -> io::Result<Option<libc::c_int>> {
     let kind = match options::kind(socket) {
         Ok(kind) => kind,
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Ok(None),

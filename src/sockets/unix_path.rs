@@ -54,11 +54,7 @@ pub(super) fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Iden
 /// Gives the path that was just made its owner, then its mode. It is held meanwhile: whatever takes its place is not
 /// meant.
 fn grant(path: &Path, access: Access, mode: u32) -> io::Result<()> {
-    let handle: OwnedFd = File::options()
-        .read(true)
-        .custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
-        .open(path)?
-        .into();
+    let handle = hold(path)?;
     let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
     let made = fs::metadata(&through_proc)?;
     let is_ours = made.uid() == nix::unistd::geteuid().as_raw() && made.mode() & 0o777 == 0;
@@ -66,13 +62,64 @@ fn grant(path: &Path, access: Access, mode: u32) -> io::Result<()> {
         return Err(io::Error::other("somebody else put a file in its place at the same moment"));
     }
     if access.owner.is_some() || access.group.is_some() {
-        let (owner, group) = (access.owner.map(Uid::from_raw), access.group.map(Gid::from_raw));
-        fchownat(&handle, "", owner, group, AtFlags::AT_EMPTY_PATH).map_err(|errno| match errno {
-            Errno::EPERM => io::Error::other("its owner and group cannot be set without root or CAP_CHOWN"),
-            other => other.into(),
-        })?;
+        own(&handle, access)?;
     }
     fs::set_permissions(&through_proc, Permissions::from_mode(mode))
+}
+
+/// Whether what is ours at `path` could be given this owner and group, tried with a file that nobody sees.
+pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
+    if access.owner.is_none() && access.group.is_none() {
+        return Ok(());
+    }
+    let tried = File::options().write(true).mode(0o0).custom_flags(OFlag::O_TMPFILE.bits()).open(folder_of(path));
+    match tried {
+        Ok(file) => own(&file.into(), access),
+        // Not every file system has such files: then it is not known before.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Changes the access of what is ours at `path`. In between it has no more than both, so that nobody is let in whom
+/// neither lets in.
+pub(super) fn change(path: &Path, identity: Identity, access: Access) -> io::Result<()> {
+    let handle = hold(path)?;
+    let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    let found = fs::metadata(&through_proc)?;
+    if (found.dev(), found.ino()) != identity {
+        return Err(io::Error::other("another file has taken its place"));
+    }
+    let usual = umask(Mode::all());
+    umask(usual);
+    let mode = access.mode.unwrap_or(0o777 & !usual.bits());
+    // What is not said is as for any file that we make there.
+    let folder = fs::metadata(folder_of(path))?;
+    let hands_on = Mode::from_bits_truncate(folder.mode()).contains(Mode::S_ISGID);
+    let group = if hands_on { folder.gid() } else { nix::unistd::getegid().as_raw() };
+    let (owner, group) = (access.owner.unwrap_or(nix::unistd::geteuid().as_raw()), access.group.unwrap_or(group));
+    if (found.uid(), found.gid()) != (owner, group) {
+        fs::set_permissions(&through_proc, Permissions::from_mode(mode & found.mode() & 0o777))?;
+        own(&handle, Access { mode: None, owner: Some(owner), group: Some(group) })?;
+    }
+    fs::set_permissions(&through_proc, Permissions::from_mode(mode))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What is at `path`, whatever takes its place from now on.
+fn hold(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::options().read(true).custom_flags(flags.bits()).open(path)?.into())
+}
+
+fn own(handle: &OwnedFd, access: Access) -> io::Result<()> {
+    let (owner, group) = (access.owner.map(Uid::from_raw), access.group.map(Gid::from_raw));
+    fchownat(handle, "", owner, group, AtFlags::AT_EMPTY_PATH).map_err(|errno| match errno {
+        Errno::EPERM => io::Error::other("its owner and group cannot be set without root or CAP_CHOWN"),
+        other => other.into(),
+    })
 }
 
 /// Removes the path of a socket on which nobody listens any more.

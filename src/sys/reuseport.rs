@@ -1,8 +1,9 @@
 //! Which sockets of a SO_REUSEPORT group new connections and datagrams go to.
 //!
 //! Without a program the kernel deals them out over all sockets of the group. The program here, which is attached to
-//! the group by SO_ATTACH_REUSEPORT_CBPF (socket(7)), deals them out over the first so many, by the peer's address, so
-//! that a peer always meets the same one. The first are those that joined the group first.
+//! the group by SO_ATTACH_REUSEPORT_CBPF (socket(7)), deals them out over those at some places, by the peer's address, so
+//! that a peer always meets the same one. The places are in the order in which the sockets joined; where one leaves, by
+//! its end or a shutdown, the last one takes its place.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -24,25 +25,41 @@ const V6_PORT: u32 = IP_HEADER + 40;
 /// what is multiplied differs in the lowest.
 const SPREAD: u32 = 0x9e37_79b1;
 
-/// Has what is new go to the first `active` sockets of the group, of which there is at least one.
-pub fn steer(socket: impl AsFd, active: u32) -> io::Result<()> {
-    let mut program = program(active.max(1));
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    let length = size_of_val(&filter) as libc::socklen_t;
-    let (fd, name) = (socket.as_fd().as_raw_fd(), libc::SO_ATTACH_REUSEPORT_CBPF);
+/// Has what is new go to the sockets at these places of the group: at least one, in rising order. Fails where they are so
+/// many, and so scattered, that the program would be longer than the kernel takes (some 2000 gaps).
+pub fn steer(socket: impl AsFd, places: &[u32]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program(places))
+}
+
+/// Has what is new go to all sockets of the group again.
+pub fn steer_to_all(socket: impl AsFd) -> io::Result<()> {
+    detach(socket, libc::SO_DETACH_REUSEPORT_BPF)
+}
+
+/// Has the kernel drop whatever comes to this socket, until it is let in: who wants to connect tries again.
+pub fn shut_out(socket: impl AsFd) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, vec![step(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])
+}
+
+/// What comes to this socket is let in.
+pub fn let_in(socket: impl AsFd) -> io::Result<()> {
+    detach(socket, libc::SO_DETACH_FILTER)
+}
+
+fn attach(socket: impl AsFd, name: libc::c_int, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let filter = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let (fd, length) = (socket.as_fd().as_raw_fd(), size_of_val(&filter) as libc::socklen_t);
     // SAFETY: the kernel reads a sock_fprog and the instructions that it points to, which live until then.
     let set = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, name, (&raw const filter).cast(), length) };
     Ok(Errno::result(set).map(drop)?)
 }
 
-/// Has what is new go to all sockets of the group again.
-pub fn steer_to_all(socket: impl AsFd) -> io::Result<()> {
+fn detach(socket: impl AsFd, name: libc::c_int) -> io::Result<()> {
     let (fd, nothing) = (socket.as_fd().as_raw_fd(), 0_i32);
     let length = size_of_val(&nothing) as libc::socklen_t;
     // SAFETY: the kernel reads a number, and makes nothing of it.
-    let set = unsafe {
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, (&raw const nothing).cast(), length)
-    };
+    let set = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, name, (&raw const nothing).cast(), length) };
     match Errno::result(set) {
         // There was none.
         Ok(_) | Err(Errno::ENOENT) => Ok(()),
@@ -50,15 +67,19 @@ pub fn steer_to_all(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
-fn program(active: u32) -> Vec<libc::sock_filter> {
+fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn program(places: &[u32]) -> Vec<libc::sock_filter> {
     use libc::{BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_MISC};
     use libc::{BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X};
     /// What libc does not have: return the accumulator.
     const BPF_A: u32 = 0x10;
-    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let load = |size, at| step(BPF_LD | size | BPF_ABS, 0, 0, at);
     let alu = |operation, k| step(BPF_ALU | operation | BPF_K, 0, 0, k);
-    vec![
+    let count = places.len().max(1) as u32;
+    let mut program = vec![
         load(BPF_B, VERSION),
         alu(BPF_AND, 0xf0),
         step(BPF_JMP | BPF_JEQ | BPF_K, 4, 0, 0x60),
@@ -72,9 +93,17 @@ fn program(active: u32) -> Vec<libc::sock_filter> {
         step(BPF_ALU | BPF_ADD | BPF_X, 0, 0, 0),
         alu(BPF_MUL, SPREAD),
         alu(BPF_RSH, 16),
-        alu(BPF_MOD, active),
-        step(BPF_RET | BPF_A, 0, 0, 0),
-    ]
+        alu(BPF_MOD, count),
+    ];
+    // What is dealt to a place that is not meant goes to one that is, and is dealt nothing by its own number.
+    let beyond = places.iter().filter(|&&place| place >= count);
+    let gaps = (0..count).filter(|place| places.binary_search(place).is_err());
+    for (gap, &place) in gaps.zip(beyond) {
+        program.push(step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, gap));
+        program.push(step(BPF_RET | BPF_K, 0, 0, place));
+    }
+    program.push(step(BPF_RET | BPF_A, 0, 0, 0));
+    program
 }
 
 #[cfg(test)]
@@ -104,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_go_to_the_first_ones_only_and_then_to_all_again() {
+    fn connections_go_to_certain_ones_only_and_then_to_all_again() {
         let (sockets, port) = group(4, SockType::Stream);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let spread = |count: usize| {
@@ -118,24 +147,58 @@ mod tests {
             drop(clients);
             counts
         };
-        for active in [1, 3, 2] {
-            steer(&sockets[0], active).unwrap();
+        for places in [&[0][..], &[0, 1, 2], &[0, 1], &[1, 3], &[3], &[0, 2, 3], &[2]] {
+            steer(&sockets[0], places).unwrap();
             let counts = spread(60);
-            let (own, others) = counts.split_at(active as usize);
-            assert!(
-                own.iter().all(|&count| count > 0) && others.iter().all(|&count| count == 0),
-                "{active}: {counts:?}"
-            );
+            let as_meant = |(place, count): (u32, &u32)| (*count > 0) == places.contains(&place);
+            assert!((0..).zip(&counts).all(as_meant), "{places:?}: {counts:?}");
         }
         steer_to_all(&sockets[3]).unwrap();
         steer_to_all(&sockets[0]).unwrap();
         assert!(spread(100).iter().all(|&count| count > 0));
     }
 
+    /// What the order of the listeners that main holds relies on.
+    #[test]
+    fn the_last_takes_the_place_of_one_that_leaves_and_who_comes_back_is_the_last() {
+        let (sockets, port) = group(4, SockType::Stream);
+        let at = |place: u32| {
+            steer(&sockets[3], &[place]).unwrap();
+            let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let queued =
+                |fd: &OwnedFd| super::super::options::accept_queue(fd).unwrap().is_some_and(|(some, _)| some > 0);
+            let found = sockets.iter().position(queued).unwrap();
+            drop(TcpListener::from(sockets[found].try_clone().unwrap()).accept().unwrap());
+            found
+        };
+        assert_eq!([0, 1, 2, 3].map(at), [0, 1, 2, 3]);
+        shutdown(sockets[1].as_raw_fd(), Shutdown::Both).unwrap();
+        assert_eq!([0, 1, 2].map(at), [0, 3, 2]);
+        listen(&sockets[1], Backlog::new(100).unwrap()).unwrap();
+        assert_eq!([0, 1, 2, 3].map(at), [0, 3, 2, 1]);
+    }
+
+    #[test]
+    fn who_is_shut_out_gets_nothing_until_it_is_let_in() {
+        let (sockets, port) = group(1, SockType::Datagram);
+        let socket = UdpSocket::from(sockets.into_iter().next().unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let arrives = || {
+            peer.send_to(b"x", (Ipv4Addr::LOCALHOST, port)).unwrap();
+            socket.recv(&mut [0; 8]).is_ok()
+        };
+        shut_out(&socket).unwrap();
+        assert!(!arrives());
+        let_in(&socket).unwrap();
+        let_in(&socket).unwrap();
+        assert!(arrives());
+    }
+
     #[test]
     fn datagrams_of_one_peer_stay_together() {
         let (sockets, port) = group(3, SockType::Datagram);
-        steer(&sockets[0], 2).unwrap();
+        steer(&sockets[0], &[0, 1]).unwrap();
         let sockets: Vec<UdpSocket> = sockets.into_iter().map(UdpSocket::from).collect();
         sockets.iter().for_each(|socket| socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap());
         let mut reached = [0; 3];

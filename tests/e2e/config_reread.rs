@@ -20,14 +20,18 @@ exec sleep 1000
 /// What every file here begins with.
 const BASE: &str = "bake: 0s\nready: alive\nshare-ports: off\n";
 
-fn write(folder: &Path, text: &str) {
+pub fn write(folder: &Path, text: &str) {
+    write_whole(folder, &format!("{BASE}{text}"));
+}
+
+pub fn write_whole(folder: &Path, text: &str) {
     fs::create_dir_all(folder.join("config")).unwrap();
     // Not in place: a planner may be reading it.
-    fs::write(folder.join("config/new"), format!("{BASE}{text}")).unwrap();
+    fs::write(folder.join("config/new"), text).unwrap();
     fs::rename(folder.join("config/new"), folder.join("config/panzer.yml")).unwrap();
 }
 
-fn configured(text: &str) -> Builder {
+pub fn configured(text: &str) -> Builder {
     let builder = Panzer::builder().executable("app", APP);
     write(builder.folder(), text);
     builder
@@ -39,7 +43,7 @@ fn start(text: &str) -> Panzer {
     panzer
 }
 
-fn hang_up(panzer: &Panzer, line: &str) {
+pub fn hang_up(panzer: &Panzer, line: &str) {
     let mark = panzer.mark();
     panzer.signal(SIGHUP);
     panzer.wait_for_line_after(mark, line, SOON);

@@ -17,14 +17,19 @@ stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 listener = socket.socket(fileno=3)
 listener.settimeout(0.02)
-body = ('worker ' + os.environ['PANZER_WORKER_ID']).encode()
+worker = os.environ['PANZER_WORKER_ID']
+body = ('worker ' + worker).encode()
 while not stop:
+    if os.path.exists('end-' + worker):
+        os.unlink('end-' + worker)
+        os._exit(9)
     try:
         connection, _ = listener.accept()
-    except TimeoutError:
+    except OSError:
         continue
     connection.settimeout(5)
-    connection.recv(65536)
+    if b'GET /spoil-' + worker.encode() in connection.recv(65536):
+        listener.shutdown(socket.SHUT_RDWR)
     time.sleep(0.01)
     connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s' % (len(body), body))
     connection.close()
@@ -122,5 +127,65 @@ fn a_worker_that_takes_nothing_holds_nobody_up_for_ever() {
     wait_workers(&panzer, 1);
     drop(waiting);
     eventually(SOON, "the first one answers whatever comes", || answering(port, 20) == named(0..1));
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Slots that have no worker any more while later ones have get nothing, however many there are meanwhile.
+#[test]
+fn what_is_new_goes_around_a_slot_that_has_ended_for_good() {
+    let port = free_port();
+    let panzer = slow(port, 4).env("PANZER_FINAL_EXIT_CODES", "9").start();
+    panzer.wait_serving();
+    for gone in [&[1][..], &[0, 1]] {
+        let slot = gone[0];
+        panzer.expect_line(&format!("warning: worker {slot} * exited with code 9, which is final"));
+        let mark = panzer.mark();
+        std::fs::write(panzer.path(&format!("end-{slot}")), "").unwrap();
+        panzer.wait_for_line_after(mark, "exited with code 9, which is final", SOON);
+        eventually(SOON, "the others answer", || {
+            answering(port, 60) == named((0..4).filter(|other| !gone.contains(other)))
+        });
+    }
+    let load = BothKinds::start(port);
+    done(&panzer, &["scale", "6"]);
+    eventually(SOON, "those that have joined answer as well", || answering(port, 90) == named(2..6));
+    done(&panzer, &["scale", "3"]);
+    eventually(SOON, "one is left", || answering(port, 30) == named([2]));
+    done(&panzer, &["restart"]);
+    assert_eq!(answering(port, 30), named([2]));
+    done(&panzer, &["reload", "--drained"]);
+    eventually(SOON, "all answer again", || answering(port, 60) == named(0..3));
+    let seen = load.stop();
+    seen.print("around slots that have ended for good");
+    assert_eq!(seen.dropped(), 0);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// A listener that listens again is the last of its group to the kernel.
+#[test]
+fn after_queues_were_shut_down_what_is_new_goes_where_there_are_workers() {
+    let port = free_port();
+    let panzer = slow(port, 4).start();
+    panzer.wait_serving();
+    for slot in [1, 0, 2] {
+        let told = format!("shut down 127.0.0.1:{port} (the queue of worker {slot}); it listens again");
+        panzer.expect_line(&told);
+        let is_spoilt = || {
+            // Whoever waits in that queue loses its connection.
+            let _ = get(port, &format!("/spoil-{slot}"));
+            panzer.lines().iter().any(|line| line.contains(&told))
+        };
+        eventually(SOON, "the worker gets the request", is_spoilt);
+        done(&panzer, &["restart"]);
+    }
+    let load = BothKinds::start(port);
+    for count in [2, 4, 1, 3] {
+        done(&panzer, &["scale", &count.to_string()]);
+        wait_workers(&panzer, count);
+        eventually(SOON, "all of them answer, and no other", || answering(port, 20 * count) == named(0..count as u32));
+    }
+    let seen = load.stop();
+    seen.print("after three of four were shut down");
+    assert_eq!(seen.dropped(), 0);
     assert_eq!(panzer.stop().code(), Some(0));
 }

@@ -112,3 +112,69 @@ fn serverengines_live_restart_lets_the_old_ones_finish() {
     panzer.wait_drained(1);
     assert_eq!(panzer.stop().code(), Some(0));
 }
+
+/// Exits with what is in the file `exit-ID`, as soon as that is there; noted before, as is a TERM.
+const EXITS: &str = "#!/bin/sh
+trap 'echo $PANZER_WORKER_ID >> told; exit 0' TERM
+echo started >> starts-$PANZER_WORKER_ID
+while [ ! -e exit-$PANZER_WORKER_ID ]; do sleep 0.02; done
+exit $(cat exit-$PANZER_WORKER_ID)
+";
+
+fn serverengines_workers(options: &[&str]) -> Panzer {
+    let arguments = ["-w", "3", "--bake", "50ms", "--delay", "10ms", "--signals", "serverengine"];
+    let panzer = Panzer::builder().executable("app", EXITS).args(arguments).args(options).arg("./app").start();
+    panzer.wait_serving();
+    eventually(SOON, "all have begun", || (0..3).all(|worker| starts(&panzer, worker) == 1));
+    panzer
+}
+
+fn starts(panzer: &Panzer, worker: u32) -> usize {
+    fs::read_to_string(panzer.path(&format!("starts-{worker}"))).map_or(0, |text| text.lines().count())
+}
+
+fn exit(panzer: &Panzer, worker: u32, code: i32) {
+    let new = panzer.path("new");
+    fs::write(&new, code.to_string()).unwrap();
+    fs::rename(new, panzer.path(&format!("exit-{worker}"))).unwrap();
+}
+
+/// "unrecoverable_exit_codes: [..] … handle worker processes, which exits with code included in this value, as
+/// unrecoverable (not to restart)".
+#[test]
+fn serverengines_unrecoverable_exits_are_not_restarted() {
+    let panzer = serverengines_workers(&["--final-exit-codes", "15,42"]);
+    panzer.expect_line("warning: worker 1 (pid *, generation 1) exited with code 42, which is final");
+    panzer.expect_line("warning: worker 0 (pid *, generation 1) exited with code 1; respawning it");
+    exit(&panzer, 1, 42);
+    panzer.wait_for_line("exited with code 42, which is final; it is not respawned", SOON);
+    // Any other code is an accident as ever.
+    exit(&panzer, 0, 1);
+    panzer.wait_for_line("exited with code 1; respawning it", SOON);
+    fs::remove_file(panzer.path("exit-0")).unwrap();
+    eventually(SOON, "it has begun again", || starts(&panzer, 0) > 1);
+    assert_eq!((starts(&panzer, 1), starts(&panzer, 2)), (1, 1));
+    // Nobody is left, so the server ends as well.
+    panzer.expect_line("warning: worker * (pid *, generation 1) exited with code 15, which is final");
+    panzer.expect_line("error: every worker of generation 1 has ended for good; stopping with exit code 42");
+    exit(&panzer, 0, 15);
+    exit(&panzer, 2, 15);
+    assert_eq!(panzer.wait_exit().code(), Some(42));
+}
+
+/// "stop_immediately_at_unrecoverable_exit: true … stop server immediately if a worker exits with unrecoverable exit
+/// code".
+#[test]
+fn serverengine_stops_at_once_at_an_unrecoverable_exit() {
+    let panzer = serverengines_workers(&["--final-exit-codes", "15,42", "--final-exit-stop"]);
+    panzer.expect_line("warning: worker 1 (pid *, generation 1) exited with code 15, which is final");
+    panzer.expect_line("error: worker 1 of generation 1 has ended for good; stopping with exit code 15");
+    panzer.allow_line("ended and left processes behind; stopping them");
+    let told = panzer.path("told");
+    exit(&panzer, 1, 15);
+    panzer.wait_for_end();
+    let mut told: Vec<String> = fs::read_to_string(told).unwrap().lines().map(str::to_owned).collect();
+    told.sort();
+    assert_eq!(told, ["0", "2"], "the others are stopped gracefully");
+    assert_eq!(panzer.wait_exit().code(), Some(15));
+}

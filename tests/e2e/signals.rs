@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signal::Signal::*;
 
 use crate::faults::SOON;
+use crate::faults::stopping::on_a_terminal;
 use crate::support::{Builder, Panzer, eventually};
 
 /// Notes each signal that is sent to it, and ends by INT only.
@@ -136,6 +137,41 @@ fn unicorn() {
     stops("unicorn", SIGQUIT, true);
     stops("unicorn", SIGTERM, false);
     stops("unicorn", SIGINT, false);
+}
+
+/// A panzer of its own, on a terminal. HUP does what the preset has for it; but the terminal's own end is an end.
+fn stops_with_its_terminal(preset: &str, hang_up: fn(&Panzer)) {
+    let arguments = ["--stop", "TERM/300ms/INT/5s/KILL", "--signals", preset, "./app"];
+    let panzer = on_a_terminal().executable("app", STUBBORN).args(arguments).start();
+    panzer.allow_line("has not stopped yet; sent it SIGINT");
+    panzer.allow_line("ended and left processes behind; stopping them");
+    panzer.wait_serving();
+    eventually(SOON, "it is ready", || panzer.path("ready-1-0").exists());
+    hang_up(&panzer);
+    let _ = fs::remove_file(panzer.path("told"));
+    fs::write(panzer.path("hang-up"), "").unwrap();
+    panzer.wait_for_line("stopping gracefully", SOON);
+    panzer.wait_for_end();
+    assert!(panzer.path("told").exists(), "{preset}: the schedule began with its first step");
+    assert_eq!(panzer.wait_exit().code(), Some(0), "{preset}");
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_it_whatever_its_signal_means() {
+    stops_with_its_terminal("panzer", |panzer| after(panzer, SIGHUP, "configuration read again"));
+    for preset in ["serverengine", "unicorn"] {
+        stops_with_its_terminal(preset, |panzer| {
+            reloads(panzer, SIGHUP, 2);
+            eventually(SOON, "the new one is ready", || panzer.path("ready-2-0").exists());
+        });
+    }
+    for preset in ["preforker", "kamisama"] {
+        // What it does come to first is the signal after it.
+        stops_with_its_terminal(preset, |panzer| {
+            ignores(panzer, &[SIGHUP], SIGTTIN, "keeping 2 workers from now on, instead of 1");
+            eventually(SOON, "the second one is ready", || panzer.path("ready-1-1").exists());
+        });
+    }
 }
 
 #[test]

@@ -271,10 +271,7 @@ impl MonitorCheck {
         (slot.idle, slot.anew, slot.finished) = (true, false, false);
         if slot.alive {
             slot.retiring = true;
-            // One that is being stopped already goes on by the schedule that it began with.
-            if !slot.stop.has_begun() {
-                slot.stop.begin(false, now, &self.wanted.tuning.stop);
-            }
+            slot.stop.begin(false, now, &self.wanted.tuning.stop);
         }
         Ok(())
     }

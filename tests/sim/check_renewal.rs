@@ -32,12 +32,8 @@ impl RenewalWatch {
     /// One is started that nobody asked for.
     pub(crate) fn started(&mut self, now: Time, pace: Pace) -> Checked {
         let Some(gap) = self.last.replace(now).map(|last| now - last) else { return Ok(()) };
-        let known = self.pace.take().unwrap_or(pace);
-        let pace = Pace {
-            delay: pace.delay.min(known.delay),
-            delay_max: pace.delay_max.min(known.delay_max),
-            healthy_after: pace.healthy_after.min(known.healthy_after),
-        };
+        self.note_pace(pace);
+        let pace = self.pace.take().unwrap_or(pace);
         if gap >= pace.healthy_after {
             self.hasty = 0;
             return Ok(());
@@ -50,7 +46,17 @@ impl RenewalWatch {
     /// Nobody need follow for now.
     pub(crate) fn excuse(&mut self, now: Time, pace: Pace) {
         self.latest = self.latest.max(now + pace.delay_max + SLACK);
-        self.pace.get_or_insert(pace);
+        self.note_pace(pace);
+    }
+
+    /// How long the next one is waited for may have been decided by this pace.
+    fn note_pace(&mut self, pace: Pace) {
+        let known = self.pace.unwrap_or(pace);
+        self.pace = Some(Pace {
+            delay: pace.delay.min(known.delay),
+            delay_max: pace.delay_max.min(known.delay_max),
+            healthy_after: pace.healthy_after.min(known.healthy_after),
+        });
     }
 
     pub(crate) fn failed(&mut self, now: Time, pace: Pace) {

@@ -157,6 +157,8 @@ impl MainCheck {
             let bounded = alone || alive <= most + share;
             self.tally.shares += 1;
             self.last_raise = now;
+            let replaced = starting && self.serving == Some(monitor);
+            hold(!replaced, 1, || format!("{monitor:?} is to keep {workers} workers, and is being replaced"))?;
             return hold(bounded, 1, || format!("{alive} workers are to live for {goal} and a share of {share}"));
         }
         let late = !starting && now >= self.last_raise + longest;

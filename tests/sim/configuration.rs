@@ -117,6 +117,12 @@ impl World {
         self.log(|world| format!("configured: {:?}", world.configured));
     }
 
+    /// The file is this now.
+    pub(crate) fn configure(&mut self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.configured);
+        self.ever_configured.push(self.configured.clone());
+    }
+
     /// HUP: what reads the configuration takes its time, and may go wrong, or hang.
     pub(crate) fn reread(&mut self) {
         let at = self.now + self.choices.millis(&[0, 2, 40, 700]);

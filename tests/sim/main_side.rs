@@ -29,7 +29,7 @@ pub(crate) struct MainNode {
     /// What planners that are under way will have found out, and when.
     pub(crate) planners: Vec<(Time, Event)>,
     /// What each generation runs by.
-    plans: BTreeMap<u32, Settings>,
+    pub(crate) plans: BTreeMap<u32, Settings>,
     pub(crate) exit: Option<u8>,
 }
 

@@ -279,7 +279,9 @@ impl Planted {
                     }
                 }
             }
-            Planted::LeavesThePatient if matches!(event, Event::Stop(_) | Event::StopThenNow) => {
+            Planted::LeavesThePatient
+                if check.is_stopping() || matches!(event, Event::Stop(_) | Event::StopThenNow) =>
+            {
                 actions.retain(
                     |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
                 );

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use panzer::backoff::Pace;
-use panzer::config::{FinalExits, Ready, StartDelay, Surge, Tuning, Verbosity};
-use panzer::control::messages::Urgency;
-use panzer::main_process::state as main_state;
-use panzer::monitor::state::{Event, Settings, Slots, Watch, Worker};
+use panzer::config::{FinalExits, Ready, RespawnLimit, StartDelay, Surge, Tuning, Verbosity};
+use panzer::control::messages::{Order, Report, Urgency};
+use panzer::main_process::state::{self as main_state, Change};
+use panzer::monitor::state::{Action, Event, Settings, Slots, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};
 use crate::choices::Choices;
 use crate::kernel::Time;
-use crate::worker_script::{Reaction, Script, Traits};
+use crate::worker_script::{Exec, Reaction, Script, Traits};
 use crate::world::{Node, Spec, World};
 
 type History = fn() -> Checked;
@@ -25,6 +25,13 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("what is told of a worker that is no more changes nothing", events_of_the_dead),
     ("reloads asked for during a reload run once afterwards", reloads_during_a_reload),
     ("a reload that fails leaves the serving generation alone", a_failed_reload),
+    ("what a failed reload configured counts for nobody", a_failed_reload_that_configures),
+    ("what is replaced by more is not raised before", replaced_by_more),
+    ("on the way back the count before holds, in the time that it has", back_to_another_count),
+    ("a generation whose monitor is being replaced is tuned", tuned_without_a_monitor),
+    ("a stop that became shorter also ends what is being stopped", a_stop_that_became_shorter),
+    ("who is wanted and retired once more ends by the schedule of that time", retired_twice),
+    ("who gave up starts nothing, whatever is tuned", tuned_after_giving_up),
 ];
 
 fn spec(workers: u32, stop: &str) -> Spec {
@@ -119,18 +126,21 @@ fn helper_left_during_a_stop() -> Checked {
     hold(!world.main_runs(), 6, || "the end does not come within the schedule".to_owned())
 }
 
-fn events_of_the_dead() -> Checked {
-    let Spec { main, .. } = spec(1, "TERM/9s/KILL");
-    let settings = Settings {
-        workers: 1,
+fn monitor_settings(workers: u32, stop: &str) -> Settings {
+    Settings {
+        workers,
         notify: false,
         watch: Watch::No,
         has_listener: false,
-        tuning: main.tuning,
+        tuning: spec(workers, stop).main.tuning,
         ended: BTreeSet::new(),
         trial: false,
         seed: 1,
-    };
+    }
+}
+
+fn events_of_the_dead() -> Checked {
+    let settings = monitor_settings(1, "TERM/9s/KILL");
     let now = Instant::now();
     let mut slots = Slots::new(settings, now);
     let worker = Worker { slot: 0, life: 1 };
@@ -175,4 +185,129 @@ fn a_failed_reload() -> Checked {
     world.calm_down()?;
     let after: Vec<_> = world.kernel.running().collect();
     hold(before == after, 8, || format!("{before:?} became {after:?}"))
+}
+
+fn spoiled(world: &mut World, workers: u32) -> Checked {
+    world.configure(|settings| settings.workers = workers);
+    let dies = Script { dies: Some((Time::from_millis(300), Cause::Exited(1))), ..Script::tame() };
+    world.scripts.push_back(dies);
+    world.signal_main(main_state::Event::Reload);
+    world.pass(2_000)
+}
+
+/// With it, a scaled count was forgotten once the file was as before; and without it, the file's was never taken over.
+fn a_failed_reload_that_configures() -> Checked {
+    let mut world = world(2, "TERM/9s/KILL", &[]);
+    world.pass(4_000)?;
+    world.signal_main(main_state::Event::Scale(None, Change::To(5)));
+    world.pass(1_000)?;
+    spoiled(&mut world, 3)?;
+    world.configure(|settings| settings.workers = 2);
+    world.reread();
+    world.pass(1_000)?;
+    hold(world.main.state.workers() == 5, 8, || format!("{} workers are kept", world.main.state.workers()))?;
+    spoiled(&mut world, 3)?;
+    world.reread();
+    world.pass(1_000)?;
+    hold(world.main.state.workers() == 3, 8, || format!("{} workers are kept", world.main.state.workers()))?;
+    world.calm_down()
+}
+
+/// It was given as many as the new one lacked.
+fn replaced_by_more() -> Checked {
+    let mut world = world(2, "TERM/9s/KILL", &[]);
+    world.pass(4_000)?;
+    world.configure(|settings| (settings.workers, settings.surge) = (6, Surge::Count(1)));
+    world.signal_main(main_state::Event::Reload);
+    world.calm_down()?;
+    hold(world.main.state.workers() == 6, 7, || format!("{} workers are kept", world.main.state.workers()))
+}
+
+/// It went back to the count that had been planned, and took the time of that plan for it.
+fn back_to_another_count() -> Checked {
+    let refused = Script { exec: Exec::Refused(Time::ZERO, Cause::NotFound("gone".to_owned())), ..Script::tame() };
+    let slow = Script { exec: Exec::Runs(Time::from_secs(3)), ..Script::tame() };
+    let tame = Script::tame;
+    let first = [tame(), tame(), tame(), tame()];
+    let mut world = world(4, "TERM/9s/KILL", &first);
+    world.pass(4_000)?;
+    world.configure(|settings| {
+        (settings.workers, settings.surge) = (2, Surge::Count(1));
+        settings.tuning.ready_timeout = Time::from_millis(500);
+    });
+    world.scripts.extend([tame(), refused, slow.clone(), slow.clone(), slow]);
+    world.signal_main(main_state::Event::Reload);
+    world.pass(20_000)?;
+    hold(world.main.check.tally.fall_backs == 1, 8, || "nobody went back".to_owned())?;
+    world.calm_down()?;
+    hold(world.main.state.ready() == 4, 8, || format!("{} workers are ready", world.main.state.ready()))
+}
+
+/// Its next monitor began with what had been before.
+fn tuned_without_a_monitor() -> Checked {
+    let mut world = world(2, "TERM/9s/KILL", &[]);
+    world.pass(1_000)?;
+    world.kill_monitor(0)?;
+    world.pass(1)?;
+    world.configure(|settings| settings.tuning.stop = "INT/1s/KILL".parse().unwrap());
+    world.reread();
+    world.pass(4_000)?;
+    let same = world.main.plans[&1].tuning == world.configured.tuning;
+    hold(same && world.monitors.len() == 2, 7, || "the new monitor goes by what was before".to_owned())?;
+    world.calm_down()
+}
+
+/// Main took its monitor for stuck, and killed it.
+fn a_stop_that_became_shorter() -> Checked {
+    let stubborn = Script { gentle: Reaction::Ignores, quick: Reaction::Ignores, ..Script::tame() };
+    let mut world = world(2, "TERM/60s/KILL", &[Script::tame(), stubborn]);
+    world.pass(4_000)?;
+    world.signal_main(main_state::Event::Scale(None, Change::To(1)));
+    world.pass(1_000)?;
+    world.configure(|settings| settings.tuning.stop = "TERM/1s/KILL".parse().unwrap());
+    world.reread();
+    world.pass(1_000)?;
+    world.signal_main(main_state::Event::Stop(Urgency::Graceful));
+    world.pass(1_200)?;
+    hold(!world.main_runs(), 6, || "the end does not come within the schedule".to_owned())
+}
+
+/// It went on by the schedule of the first time, which was longer.
+fn retired_twice() -> Checked {
+    let stubborn = Script { gentle: Reaction::Ignores, quick: Reaction::Ignores, ..Script::tame() };
+    let mut world = world(2, "TERM/60s/KILL", &[Script::tame(), stubborn]);
+    world.pass(4_000)?;
+    for workers in [1, 2] {
+        world.signal_main(main_state::Event::Scale(None, Change::To(workers)));
+        world.pass(500)?;
+    }
+    world.configure(|settings| settings.tuning.stop = "TERM/1s/KILL".parse().unwrap());
+    world.reread();
+    world.pass(500)?;
+    world.signal_main(main_state::Event::Scale(None, Change::To(1)));
+    world.pass(1_200)?;
+    let alive = world.kernel.running().count();
+    hold(alive == 3, 6, || "the second one lives on".to_owned())?;
+    world.calm_down()
+}
+
+fn tuned_after_giving_up() -> Checked {
+    let now = Instant::now();
+    let mut settings = monitor_settings(2, "TERM/9s/KILL");
+    settings.tuning.respawn_limit = Some(RespawnLimit { count: 0, window: Duration::from_secs(60) });
+    let without = Box::new(Tuning { respawn_limit: None, ..settings.tuning.clone() });
+    let mut slots = Slots::new(settings, now);
+    let _ = slots.on(now, Event::Start);
+    let mut actions = Vec::new();
+    for slot in 0..2 {
+        let worker = Worker { slot, life: 1 };
+        let _ = slots.on(now, Event::Executed(worker));
+        let _ = slots.on(now, Event::Ended(worker, Cause::Exited(1)));
+        let later = now + Duration::from_secs(5) * (slot + 1);
+        actions.extend(slots.on(later, Event::Wake));
+        actions.extend(slots.on(later, Event::Ordered(Order::Tune(without.clone()))));
+    }
+    let spawns = actions.iter().any(|action| matches!(action, Action::Spawn(_)));
+    let gave_up = actions.contains(&Action::Report(Report::GaveUp));
+    hold(gave_up && !spawns, 5, || format!("after giving up: {actions:?}"))
 }

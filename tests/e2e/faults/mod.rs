@@ -11,7 +11,7 @@ mod pid_file;
 mod releases;
 mod respawn;
 mod sockets;
-mod stopping;
+pub mod stopping;
 mod told_ready;
 
 use std::time::Duration;

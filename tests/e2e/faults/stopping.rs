@@ -175,14 +175,14 @@ if 'NOHUP' in os.environ:
 os.execvp(sys.argv[1], sys.argv[1:])
 ";
 
-fn on_a_terminal() -> crate::support::Builder {
-    let arguments = ["-w", "1", "--bake", "100ms", "--", "sleep", "1000"];
-    Panzer::builder().executable("terminal", ON_A_TERMINAL).through("terminal").args(arguments)
+/// To be completed. A file named `hang-up` closes its terminal.
+pub fn on_a_terminal() -> crate::support::Builder {
+    Panzer::builder().executable("terminal", ON_A_TERMINAL).through("terminal").args(["-w", "1", "--bake", "100ms"])
 }
 
 #[test]
 fn a_terminal_that_is_closed_ends_it_gracefully() {
-    let panzer = on_a_terminal().start();
+    let panzer = on_a_terminal().args(["--", "sleep", "1000"]).start();
     panzer.wait_serving();
     std::fs::write(panzer.path("hang-up"), "").unwrap();
     panzer.wait_for_line("stopping gracefully", SOON);
@@ -191,7 +191,7 @@ fn a_terminal_that_is_closed_ends_it_gracefully() {
 
 #[test]
 fn under_nohup_a_terminal_that_is_closed_is_nothing() {
-    let panzer = on_a_terminal().env("NOHUP", "1").start();
+    let panzer = on_a_terminal().env("NOHUP", "1").args(["--", "sleep", "1000"]).start();
     panzer.wait_serving();
     std::fs::write(panzer.path("hang-up"), "").unwrap();
     let closed = || std::fs::read_to_string(format!("/proc/{}/stat", panzer.pid())).unwrap();

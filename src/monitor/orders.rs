@@ -1,0 +1,114 @@
+//! What main orders, and what it is answered.
+
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::run::Monitor;
+use super::state::Event;
+use crate::control::channel::Received;
+use crate::control::messages::{Order, Report, WorkerStatus};
+use crate::sys::stderr;
+use crate::worker::cause::Cause;
+
+impl Monitor {
+    pub(super) fn take_orders(&mut self) {
+        loop {
+            match self.channel.receive::<Order>() {
+                Received::Message(Order::Status, _) => self.report_status(),
+                Received::Message(Order::LeaveTerminal, _) => {
+                    if let Err(error) = stderr::leave_terminal() {
+                        ::log::warn!("the terminal cannot be left: {error}");
+                    }
+                }
+                Received::Message(Order::Queue, descriptors) => {
+                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
+                    self.listeners.extend(descriptors);
+                }
+                Received::Message(Order::Shared { ticket }, descriptors) => {
+                    if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
+                        self.accepted_on.add(&held);
+                        sharing.shared(ticket, held);
+                    }
+                }
+                Received::Message(Order::NotShared { ticket, errno }, _) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.not_shared(ticket, errno.map(Errno::from_raw));
+                    }
+                }
+                Received::Message(Order::Signal { ticket, number, slot }, _) => {
+                    let reached = self.signal_as_asked(number, slot);
+                    self.channel.send(&Report::Signalled { ticket, reached });
+                }
+                Received::Message(order, _) => {
+                    self.take_over(&order);
+                    self.events.push_back(Event::Ordered(order));
+                }
+                Received::Garbage(why) => ::log::warn!(
+                    "main orders what the build of this monitor does not know, and that is left out: {why}; a reload gives \
+                     generation {} a monitor that understands",
+                    self.assignment.generation
+                ),
+                Received::MoreGarbage => {}
+                Received::Nothing => return,
+                Received::Gone => {
+                    self.poller.forget(&self.channel);
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.main_is_gone();
+                    }
+                    self.events.push_back(Event::MainGone);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What an order means for workers that are started from now on, and for what is told.
+    fn take_over(&mut self, order: &Order) {
+        match order {
+            Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
+            Order::Tune(tuning) => {
+                self.assignment.plan.tuning.clone_from(tuning);
+                stderr::set_level(tuning.verbosity.level());
+            }
+            _ => {}
+        }
+    }
+
+    /// An operator's signal, to all workers or one: to those that run their program. Returns how many got it.
+    fn signal_as_asked(&mut self, number: i32, slot: Option<u32>) -> u32 {
+        let Ok(signal) = Signal::try_from(number) else { return 0 };
+        // Whoever has ended by now gets nothing.
+        self.reap();
+        let slots = slot.map_or(0..self.state.count(), |slot| slot..slot.saturating_add(1));
+        let mut reached = 0;
+        for slot in slots {
+            self.look_at_exec(slot);
+            let worker = self.roster.in_slot(slot).filter(|live| live.executing.is_none()).map(|live| live.worker);
+            reached += u32::from(worker.is_some_and(|worker| self.signal(worker, signal)));
+        }
+        reached
+    }
+
+    fn report_status(&mut self) {
+        let now = Instant::now();
+        for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
+            let view = self.state.view(slot);
+            let status = WorkerStatus {
+                slot,
+                pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
+                phase: view.phase.word().to_owned(),
+                since: now.saturating_duration_since(view.since),
+                respawns: view.respawns,
+                last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
+            };
+            self.channel.send(&Report::Worker(status));
+        }
+        self.channel.send(&Report::StatusEnd);
+    }
+
+    fn ended_under_another(&self, slot: u32) -> Option<Cause> {
+        self.assignment.ended.get(&slot).map(|code| Cause::Exited((*code).into()))
+    }
+}

@@ -1,0 +1,134 @@
+//! How a monitor begins: what it is assigned, the release, and all that its loop needs.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, fchdir};
+
+use super::roster::Roster;
+use super::run::{ACKS, CHANNEL, Monitor, NOTIFY, SHARING, SIGNALS};
+use super::state::{Event, Settings, Slots, Watch};
+use crate::config::Ready;
+use crate::control::channel::Channel;
+use crate::control::messages::{Assignment, Report, VERSION};
+use crate::control::role::Environment;
+use crate::readiness::ack::AckSocket;
+use crate::readiness::notify::NotifySocket;
+use crate::readiness::watch::Listeners;
+use crate::sockets::sharing::Sharing;
+use crate::sys::poller::Poller;
+use crate::sys::signals::Signals;
+use crate::sys::{descriptors, document, processes};
+use crate::worker::cause::Cause;
+use crate::worker::environment::Common;
+use crate::worker::findings::Findings;
+use crate::worker::identity::Identity;
+use crate::worker::program::Release;
+
+pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
+    let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+    let assignment: Assignment =
+        serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+    if assignment.version > VERSION {
+        return Err(format!("the plan has version {}, and this build knows up to {VERSION}", assignment.version));
+    }
+    Ok(assignment)
+}
+
+pub(super) fn find_release(
+    assignment: &Assignment,
+    held: Option<[OwnedFd; 3]>,
+    environment: &Environment,
+) -> Result<(Release, Findings), Cause> {
+    match (held, &assignment.release_path) {
+        (Some([directory, program, findings]), Some(path)) => {
+            Ok((Release::held(directory, program, path.clone()), Findings::from_document(findings)?))
+        }
+        _ => {
+            let release = Release::resolve(&assignment.plan, environment.inherited("PATH"))?;
+            Ok((release, Findings::look_up(&assignment.plan)?))
+        }
+    }
+}
+
+impl Monitor {
+    pub(super) fn new(
+        assignment: Assignment,
+        (release, identity, findings): (Release, Identity, OwnedFd),
+        channel: Channel,
+        listeners: Vec<OwnedFd>,
+        common: Common,
+    ) -> io::Result<Monitor> {
+        processes::become_subreaper()?;
+        fchdir(&release.directory)?;
+        let path = release.path.clone();
+        let resolved = Report::Resolved { path, other_user: identity.other_user() };
+        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), findings.as_fd()])?;
+        let poller = Poller::new()?;
+        let signals = Signals::new([Signal::SIGCHLD])?;
+        let notify = NotifySocket::new()?;
+        poller.watch(&signals, SIGNALS)?;
+        poller.watch(&channel, CHANNEL)?;
+        poller.watch(&notify, NOTIFY)?;
+        let acks = assignment.ack_socket.as_deref().map(|path| acknowledge_at(path, &poller)).transpose()?;
+        // Last: from here on nothing can be bound here.
+        let sharing = assignment.shares_ports.then(Sharing::begin).transpose()?;
+        if let Some(sharing) = &sharing {
+            poller.watch(sharing, SHARING)?;
+        }
+        // At the ordinary places a worker inherits them. A queue of its own it is given.
+        for queue in listeners.iter().skip(assignment.plan.listen.len()) {
+            descriptors::set_inherited(queue, false)?;
+        }
+        let accepted_on = Listeners::among(&listeners);
+        let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
+        Ok(Monitor {
+            assignment,
+            common,
+            release,
+            identity,
+            mixed_release_told: false,
+            listeners,
+            accepted_on,
+            channel,
+            notify,
+            acks,
+            sharing,
+            signals,
+            poller,
+            roster: Roster::default(),
+            state,
+            events: VecDeque::from([Event::Start]),
+            done: false,
+        })
+    }
+}
+
+fn acknowledge_at(path: &Path, poller: &Poller) -> io::Result<AckSocket> {
+    AckSocket::bind(path, poller, ACKS)
+        .map_err(|error| io::Error::other(format!("cannot listen on {}: {error}", path.display())))
+}
+
+fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
+    let plan = &assignment.plan;
+    Settings {
+        workers: plan.workers,
+        notify: assignment.notify,
+        watch: match plan.ready {
+            Ready::Accept => Watch::Always,
+            Ready::Exec => Watch::Probe,
+            Ready::Auto if has_listener || assignment.accept => Watch::IfSeeable,
+            Ready::Auto if assignment.shares_ports => Watch::IfItListens,
+            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+        },
+        has_listener,
+        tuning: plan.tuning.clone(),
+        ended: assignment.ended.keys().copied().collect(),
+        trial: assignment.trial,
+        seed: Pid::this().as_raw().unsigned_abs().into(),
+    }
+}
