@@ -23,7 +23,7 @@ use super::table::{Table, median, spread_of_median};
 use super::under_load::free_port;
 
 const PERIOD: Duration = Duration::from_millis(100);
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 50;
 
 /// In per cent, either way.
 const GOAL: f64 = 2.0;
@@ -160,13 +160,13 @@ fn pairs(kind: &Kind, table: &mut Table) -> Measured<()> {
     }
     table.difference(&format!("cost: {}", kind.name()), &with.rates, &without.rates, Some(GOAL));
     table.note(&format!(
-        "{}; two without: {}; processor time {}",
+        "{}; both without {}; CPU time {}",
         spread_of_median(&with.rates, &without.rates),
         spread_of_median(&again.rates, &without.rates),
         spread_of_median(&with.times, &without.times)
     ));
     table.note(&format!(
-        "{:.1} µs a request; the worker ran, or waited for a processor, {:.0} % of the time",
+        "{:.1} µs a request; at work, or waiting for a processor, {:.0} % of the time",
         median(&without.times),
         median(&with.at_work)
     ));
