@@ -36,7 +36,7 @@ complete -c panzer -l user -d 'The user, and after a colon the group, that the w
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
-complete -c panzer -l config -d 'Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, where such a variable has its values with blanks between them and a backslash before a blank of their own, over file [config/panzer.yml, if it exists]' -r -F
+complete -c panzer -l config -d 'Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
 complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
 serverengine\t''
 preforker\t''

@@ -158,8 +158,7 @@ struct Options {
     nice: Option<i32>,
 
     /// Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and
-    /// program and args. Flags win over environment, where such a variable has its values with blanks between them and a
-    /// backslash before a blank of their own, over file [config/panzer.yml, if it exists]
+    /// program and args. Flags win over environment, over file [config/panzer.yml, if it exists]
     #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
     #[allow(dead_code, reason = "it is looked at before the options are put together")]
     config: Option<PathBuf>,
@@ -288,7 +287,8 @@ fn after_options() -> String {
     signals.push(format!("  {:<5} {HANG_UP}", "HUP"));
     format!(
         "Durations (D) are written 500ms, 60s, 2m or 1h; a bare number is in seconds.\n\
-         Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT.\n\n\
+         Each option is an environment variable too: --ready-timeout is PANZER_READY_TIMEOUT. Several \
+         values have blanks between them there, and a blank within one has a backslash before it.\n\n\
          Signals to panzer, unless --signals or --on say otherwise:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
