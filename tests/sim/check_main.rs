@@ -840,7 +840,9 @@ impl MainCheck {
         let rolls = self.starting.is_some_and(|starting| starting.rolls);
         let before = self.total();
         let allowed = self.count.change(change, rolls);
-        self.note_raise(before);
+        if allowed {
+            self.note_raise(before);
+        }
         if change == Change::ToNone {
             self.starting = self.starting.map(|starting| Starting { failed: true, proven: 0, ..starting });
             self.unbegun = std::mem::take(&mut self.reload_queued).then_some(self.last_generation + 1);
