@@ -142,6 +142,8 @@ fn what_is_new_goes_around_a_slot_that_has_ended_for_good() {
         let mark = panzer.mark();
         std::fs::write(panzer.path(&format!("end-{slot}")), "").unwrap();
         panzer.wait_for_line_after(mark, "exited with code 9, which is final", SOON);
+        // It is the monitor who said so: by the time it has told how things stand, main knows as well.
+        panzer.status();
         eventually(SOON, "the others answer", || {
             answering(port, 60) == named((0..4).filter(|other| !gone.contains(other)))
         });
