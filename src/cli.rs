@@ -4,27 +4,23 @@ mod handover;
 mod layers;
 mod limits;
 mod plan_shown;
+mod refusal;
+mod resolve;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
-use crate::backoff::Pace;
-use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{self, Named, UserAndGroup};
-use crate::config::{
-    self, EnvFile, Identity, Listen, MOST_LISTENERS, MOST_WORKERS, Plan, Schedule, Surge, Text, Tuning, Verbosity,
-    duration,
-};
-use crate::signals::{Action, Habits, On, Preset, described};
-use crate::sockets::inherited::join;
+use crate::config::{self, EnvFile, Listen, MOST_WORKERS, Plan, Schedule, Surge, duration};
+use crate::signals::{Action, On, Preset, described};
 use crate::worker::env_file;
-use crate::worker::program::start_directory;
+use refusal::refusal;
+use resolve::{check_placeholders, check_values};
 
 /// How it ends where it does not become main.
 #[derive(Debug)]
@@ -323,101 +319,6 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Whether each value by itself says what it must; what clap does not see.
-fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
-    let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error))?;
-    parse_listen(&options.listen)?;
-    options.env.iter().try_for_each(|pair| parse_variable(pair).map(drop))
-}
-
-impl Options {
-    fn resolve(self, pwd: Option<&OsStr>, inherited: Vec<Listen>) -> Result<Plan, Ending> {
-        let tuning = self.tuning()?;
-        let mut args = self.args.into_iter();
-        let program = self.program.or_else(|| args.next()).filter(|program| !program.is_empty()).ok_or_else(|| {
-            usage(
-                "which program? As in: panzer ./my_app --workers 8, or panzer -w 8 -- my_app ARGS (see panzer --help)",
-            )
-        })?;
-        let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
-            Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
-        })?;
-        let listen = join(parse_listen(&self.listen)?, inherited.clone());
-        if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
-            let address = &single.address;
-            return Err(usage(format!(
-                "{address} is a socket that panzer was started with, one for all: drop per-worker"
-            )));
-        }
-        check_count(listen.len())?;
-        let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
-        let shares = match self.share_ports {
-            Some(Sharing::Off) => false,
-            Some(Sharing::On) => true,
-            Some(Sharing::Auto) | None => listen.is_empty(),
-        };
-        if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
-            return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
-        }
-        Ok(Plan {
-            program: program.into(),
-            args: args.map(Text).collect(),
-            start_directory,
-            chdir: self.chdir,
-            env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
-            env_files: self.env_file,
-            identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
-            workers: self.workers.unwrap_or_else(config::usable_cpus),
-            handover: self.handover.resolve(&listen)?,
-            listen,
-            inherited,
-            share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
-                Sharing::Auto => config::SharePorts::Auto,
-                Sharing::On => config::SharePorts::On,
-                Sharing::Off => config::SharePorts::Off,
-            },
-            ready,
-            probe,
-            surge: self.surge.unwrap_or_default(),
-            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
-            max_draining: self.limits.max_draining(),
-            name: self.name,
-            pid_file: self.pid,
-            control: self.control,
-            daemonize: self.daemonize,
-            tuning,
-        })
-    }
-
-    fn tuning(&self) -> Result<Tuning, Ending> {
-        let stop = self.stop.clone().unwrap_or_default();
-        let delay = self.delay.unwrap_or(Duration::from_millis(100));
-        let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
-        Ok(Tuning {
-            ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
-            bake: self.bake.unwrap_or(Duration::from_secs(1)),
-            stop: match self.timeout {
-                Some(wait) => stop.with_first_wait(wait),
-                None => stop,
-            },
-            pace: Pace {
-                delay,
-                // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
-                delay_max: delay_max.max(delay),
-                healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
-            },
-            respawn_limit: self.limits.respawn_limit,
-            final_exits: self.limits.final_exits()?,
-            start_delay: self.limits.start_delay(),
-            verbosity: match (self.quiet, self.verbose) {
-                (true, _) => Verbosity::Quiet,
-                (_, true) => Verbosity::Verbose,
-                _ => Verbosity::Normal,
-            },
-        })
-    }
-}
-
 fn usage(message: impl Into<String>) -> Ending {
     Ending::Usage(message.into())
 }
@@ -435,122 +336,8 @@ fn nice(text: &str) -> Result<i32, String> {
     text.parse().ok().filter(|nice| (-20..=19).contains(nice)).ok_or_else(|| "it must be from -20 to 19".to_owned())
 }
 
-fn resolve_identity(
-    user: Option<UserAndGroup>,
-    group: Option<Named>,
-    umask: Option<u32>,
-    nice: Option<i32>,
-) -> Result<Identity, Ending> {
-    let (user, users_group) = user.map_or((None, None), |both| (Some(both.user), both.group));
-    if users_group.is_some() && group.is_some() {
-        return Err(usage("the group is given twice, in --user and by --group; take one"));
-    }
-    Ok(Identity { user, group: users_group.or(group), umask, nice })
-}
-
 fn name(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
     let good = !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) && !text.starts_with('.');
     good.then(|| text.to_owned()).ok_or_else(|| "take up to 64 letters, digits, '-', '_', '.' and '@'".to_owned())
-}
-
-fn check_count(listeners: usize) -> Result<(), Ending> {
-    if listeners > MOST_LISTENERS {
-        return Err(usage(format!("{listeners} listeners are more than the {MOST_LISTENERS} allowed")));
-    }
-    Ok(())
-}
-
-fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
-    check_count(texts.len())?;
-    let mut all: Vec<Listen> = Vec::new();
-    for text in texts {
-        let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
-        let listen: Listen = text.parse().map_err(|why: String| wrong(&why))?;
-        if all.iter().any(|other| other.address == listen.address) {
-            return Err(wrong("the same address twice"));
-        }
-        if listen.name.is_some() && all.iter().any(|other| other.name == listen.name) {
-            return Err(wrong("the same name twice"));
-        }
-        all.push(listen);
-    }
-    Ok(all)
-}
-
-fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
-    use std::os::unix::ffi::OsStrExt;
-    let bytes = pair.as_bytes();
-    let wrong = |why| usage(format!("invalid value '{}' for --env: {why}", pair.display()));
-    let equals = bytes.iter().position(|&byte| byte == b'=').ok_or_else(|| wrong("it must be NAME=VALUE"))?;
-    let name = &bytes[..equals];
-    if name.is_empty() {
-        return Err(wrong("the name is empty"));
-    }
-    if is_panzers_own(name) {
-        return Err(wrong("panzer sets this variable itself"));
-    }
-    let text = |bytes: &[u8]| Text(OsStr::from_bytes(bytes).to_owned());
-    Ok((text(name), text(&bytes[equals + 1..])))
-}
-
-fn check_placeholders(plan: &Plan) -> Result<(), Ending> {
-    for arg in &plan.args {
-        plan.expand(arg, 0, 1).map_err(|why| usage(format!("argument '{}': {why}", arg.0.display())))?;
-    }
-    for (name, value) in &plan.env {
-        plan.expand(value, 0, 1).map_err(|why| usage(format!("--env {}: {why}", name.0.display())))?;
-    }
-    Ok(())
-}
-
-/// Clap's error in one line: what, where, and what to do.
-fn refusal(error: &clap::Error) -> Ending {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        let text = error.render();
-        let coloured = io::stdout().is_terminal();
-        return Ending::Shown(if coloured { text.ansi().to_string() } else { text.to_string() });
-    }
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
-        _ => None,
-    };
-    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
-    let flag = argument.split(' ').next().unwrap_or_default().to_owned();
-    let value = context(ContextKind::InvalidValue).unwrap_or_default();
-    let line = match error.kind() {
-        // A short option is like every long one that has its letters.
-        ErrorKind::UnknownArgument if argument.starts_with('-') => {
-            match context(ContextKind::SuggestedArg).filter(|similar| similar.len() * 2 > argument.len()) {
-                Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
-                None => {
-                    format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
-                }
-            }
-        }
-        ErrorKind::UnknownArgument => {
-            format!("unexpected argument '{argument}': put the program's arguments after '--'")
-        }
-        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: see panzer --help"),
-        ErrorKind::InvalidValue => {
-            let valid = context(ContextKind::ValidValue).unwrap_or_default();
-            let similar = context(ContextKind::SuggestedValue).map(|similar| format!("did you mean '{similar}'? "));
-            format!("invalid value '{value}' for {flag}: {}it must be one of {valid}", similar.unwrap_or_default())
-        }
-        ErrorKind::ValueValidation => {
-            let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));
-            format!("invalid value '{value}' for {flag}{why}")
-        }
-        ErrorKind::ArgumentConflict => {
-            let other = context(ContextKind::PriorArg).unwrap_or_default();
-            if other == argument || other.is_empty() {
-                format!("{argument} is given twice")
-            } else {
-                format!("{argument} and {other} exclude each other")
-            }
-        }
-        _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
-    };
-    usage(line)
 }

@@ -9,7 +9,8 @@ use clap::builder::{FalseyValueParser, Resettable, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Ending, refusal, usage};
+use super::refusal::refusal;
+use super::{Ending, usage};
 use crate::config::file::{self, Entry, Place, Scalar, Value};
 
 /// Where the file is looked for.

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::accept_queues;
 use super::dump;
 use super::inquiry::Inquiry;
-use super::run::Main;
+use super::parts::Main;
 use super::state::{Change, Event, Standing};
 use crate::control::messages::{Order, Urgency};
 use crate::control::places;

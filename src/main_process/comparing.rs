@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::held::Held;
-use super::run::{Main, shared_name};
+use super::parts::{Main, shared_name};
 use crate::config::{Listen, Plan};
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, bind, queues};

@@ -1,8 +1,8 @@
 //! Main: owns the listeners, starts a monitor for each generation, and retires the old one when the new one is ready.
 //!
-//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, and `asked` is what people want of it. Main
-//! never runs the program's code and never waits for anything but its poller; what may hang (a path on a dead file
-//! system, an exec) is done by a monitor, or by a [`planner`].
+//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, `heard` is what its children tell, and `asked`
+//! what people want of it; `parts` are what it is made of. Main never runs the program's code and never waits for anything
+//! but its poller; what may hang (a path on a dead file system, an exec) is done by a monitor, or by a [`planner`].
 
 mod accept_queues;
 mod ack_paths;
@@ -18,6 +18,7 @@ mod emptying;
 mod final_exits;
 mod generation;
 mod guard;
+mod heard;
 mod held;
 mod helper;
 mod inquiry;
@@ -25,6 +26,7 @@ mod log;
 mod operators;
 mod orphans;
 mod own_queues;
+mod parts;
 mod perform;
 mod pidfile;
 pub mod planner;

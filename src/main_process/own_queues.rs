@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::emptying::Then;
 use super::held::Held;
-use super::run::Main;
+use super::parts::Main;
 use super::scaling::changed;
 use super::state::{Change, Event, Monitor, Standing};
 use crate::config::{Listen, Plan};

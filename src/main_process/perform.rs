@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 
 use super::children::Running;
 use super::log;
+use super::parts::Main;
 use super::restart;
-use super::run::Main;
 use super::state::{Action, Event, Monitor, Note, Verdict};
 use crate::config::{Plan, text};
 use crate::control::channel::Channel;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::comparing::changes_queues;
 use super::emptying::Then;
+use super::parts::Main;
 use super::planner::{Planner, Purpose};
-use super::run::Main;
 use super::start::settings;
 use super::state::{Event, Settings};
 use crate::config::{Plan, Surge};

@@ -2,7 +2,7 @@
 //! will have one; the kernel is told by the places that these have in its order.
 
 use super::held::Held;
-use super::run::Main;
+use super::parts::Main;
 use crate::config::Listen;
 use crate::sys::reuseport;
 

@@ -1,0 +1,58 @@
+//! What clap says of a wrong command line, in one line of ours.
+
+use std::io::{self, IsTerminal};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::{Ending, usage};
+
+/// Clap's error in one line: what, where, and what to do.
+pub(super) fn refusal(error: &clap::Error) -> Ending {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let text = error.render();
+        let coloured = io::stdout().is_terminal();
+        return Ending::Shown(if coloured { text.ansi().to_string() } else { text.to_string() });
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
+    let flag = argument.split(' ').next().unwrap_or_default().to_owned();
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let line = match error.kind() {
+        // A short option is like every long one that has its letters.
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            match context(ContextKind::SuggestedArg).filter(|similar| similar.len() * 2 > argument.len()) {
+                Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
+                None => {
+                    format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
+                }
+            }
+        }
+        ErrorKind::UnknownArgument => {
+            format!("unexpected argument '{argument}': put the program's arguments after '--'")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: see panzer --help"),
+        ErrorKind::InvalidValue => {
+            let valid = context(ContextKind::ValidValue).unwrap_or_default();
+            let similar = context(ContextKind::SuggestedValue).map(|similar| format!("did you mean '{similar}'? "));
+            format!("invalid value '{value}' for {flag}: {}it must be one of {valid}", similar.unwrap_or_default())
+        }
+        ErrorKind::ValueValidation => {
+            let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));
+            format!("invalid value '{value}' for {flag}{why}")
+        }
+        ErrorKind::ArgumentConflict => {
+            let other = context(ContextKind::PriorArg).unwrap_or_default();
+            if other == argument || other.is_empty() {
+                format!("{argument} is given twice")
+            } else {
+                format!("{argument} and {other} exclude each other")
+            }
+        }
+        _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    };
+    usage(line)
+}

@@ -1,0 +1,174 @@
+//! From options to the plan: what each comes to where it is not given, and what clap does not see.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use clap::{ArgMatches, FromArgMatches};
+
+use super::refusal::refusal;
+use super::{Ending, Habit, Options, Sharing, When, usage};
+use crate::backoff::Pace;
+use crate::config::env_file::is_panzers_own;
+use crate::config::identity::{Named, UserAndGroup};
+use crate::config::{self, Identity, Listen, MOST_LISTENERS, Plan, Text, Tuning, Verbosity};
+use crate::signals::{Habits, Preset};
+use crate::sockets::inherited::join;
+use crate::worker::program::start_directory;
+
+/// Whether each value by itself says what it must; what clap does not see.
+pub(super) fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
+    let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error))?;
+    parse_listen(&options.listen)?;
+    options.env.iter().try_for_each(|pair| parse_variable(pair).map(drop))
+}
+
+impl Options {
+    pub(super) fn resolve(self, pwd: Option<&OsStr>, inherited: Vec<Listen>) -> Result<Plan, Ending> {
+        let tuning = self.tuning()?;
+        let mut args = self.args.into_iter();
+        let program = self.program.or_else(|| args.next()).filter(|program| !program.is_empty()).ok_or_else(|| {
+            usage(
+                "which program? As in: panzer ./my_app --workers 8, or panzer -w 8 -- my_app ARGS (see panzer --help)",
+            )
+        })?;
+        let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
+            Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
+        })?;
+        let listen = join(parse_listen(&self.listen)?, inherited.clone());
+        if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
+            let address = &single.address;
+            return Err(usage(format!(
+                "{address} is a socket that panzer was started with, one for all: drop per-worker"
+            )));
+        }
+        check_count(listen.len())?;
+        let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
+        let shares = match self.share_ports {
+            Some(Sharing::Off) => false,
+            Some(Sharing::On) => true,
+            Some(Sharing::Auto) | None => listen.is_empty(),
+        };
+        if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
+            return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
+        }
+        Ok(Plan {
+            program: program.into(),
+            args: args.map(Text).collect(),
+            start_directory,
+            chdir: self.chdir,
+            env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
+            env_files: self.env_file,
+            identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
+            workers: self.workers.unwrap_or_else(config::usable_cpus),
+            handover: self.handover.resolve(&listen)?,
+            listen,
+            inherited,
+            share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
+                Sharing::Auto => config::SharePorts::Auto,
+                Sharing::On => config::SharePorts::On,
+                Sharing::Off => config::SharePorts::Off,
+            },
+            ready,
+            probe,
+            surge: self.surge.unwrap_or_default(),
+            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
+            max_draining: self.limits.max_draining(),
+            name: self.name,
+            pid_file: self.pid,
+            control: self.control,
+            daemonize: self.daemonize,
+            tuning,
+        })
+    }
+
+    fn tuning(&self) -> Result<Tuning, Ending> {
+        let stop = self.stop.clone().unwrap_or_default();
+        let delay = self.delay.unwrap_or(Duration::from_millis(100));
+        let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
+        Ok(Tuning {
+            ready_timeout: self.ready_timeout.unwrap_or(Duration::from_secs(60)),
+            bake: self.bake.unwrap_or(Duration::from_secs(1)),
+            stop: match self.timeout {
+                Some(wait) => stop.with_first_wait(wait),
+                None => stop,
+            },
+            pace: Pace {
+                delay,
+                // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
+                delay_max: delay_max.max(delay),
+                healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
+            },
+            respawn_limit: self.limits.respawn_limit,
+            final_exits: self.limits.final_exits()?,
+            start_delay: self.limits.start_delay(),
+            verbosity: match (self.quiet, self.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+        })
+    }
+}
+
+fn resolve_identity(
+    user: Option<UserAndGroup>,
+    group: Option<Named>,
+    umask: Option<u32>,
+    nice: Option<i32>,
+) -> Result<Identity, Ending> {
+    let (user, users_group) = user.map_or((None, None), |both| (Some(both.user), both.group));
+    if users_group.is_some() && group.is_some() {
+        return Err(usage("the group is given twice, in --user and by --group; take one"));
+    }
+    Ok(Identity { user, group: users_group.or(group), umask, nice })
+}
+
+fn check_count(listeners: usize) -> Result<(), Ending> {
+    if listeners > MOST_LISTENERS {
+        return Err(usage(format!("{listeners} listeners are more than the {MOST_LISTENERS} allowed")));
+    }
+    Ok(())
+}
+
+fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
+    check_count(texts.len())?;
+    let mut all: Vec<Listen> = Vec::new();
+    for text in texts {
+        let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
+        let listen: Listen = text.parse().map_err(|why: String| wrong(&why))?;
+        if all.iter().any(|other| other.address == listen.address) {
+            return Err(wrong("the same address twice"));
+        }
+        if listen.name.is_some() && all.iter().any(|other| other.name == listen.name) {
+            return Err(wrong("the same name twice"));
+        }
+        all.push(listen);
+    }
+    Ok(all)
+}
+
+fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
+    let bytes = pair.as_bytes();
+    let wrong = |why| usage(format!("invalid value '{}' for --env: {why}", pair.display()));
+    let equals = bytes.iter().position(|&byte| byte == b'=').ok_or_else(|| wrong("it must be NAME=VALUE"))?;
+    let name = &bytes[..equals];
+    if name.is_empty() {
+        return Err(wrong("the name is empty"));
+    }
+    if is_panzers_own(name) {
+        return Err(wrong("panzer sets this variable itself"));
+    }
+    let text = |bytes: &[u8]| Text(OsStr::from_bytes(bytes).to_owned());
+    Ok((text(name), text(&bytes[equals + 1..])))
+}
+
+pub(super) fn check_placeholders(plan: &Plan) -> Result<(), Ending> {
+    for arg in &plan.args {
+        plan.expand(arg, 0, 1).map_err(|why| usage(format!("argument '{}': {why}", arg.0.display())))?;
+    }
+    for (name, value) in &plan.env {
+        plan.expand(value, 0, 1).map_err(|why| usage(format!("--env {}: {why}", name.0.display())))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! What main hears of its children: what monitors report, what workers want to bind, and who has ended.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use super::parts::{Found, Main, shared_name};
+use super::shares::Denied;
+use super::state::{Event, Monitor};
+use crate::config::MOST_LISTENERS;
+use crate::control::channel::Received;
+use crate::control::messages::{Order, Report};
+use crate::sockets::sharing::{self, Key};
+use crate::sys::processes;
+use crate::worker::cause::Cause;
+use crate::worker::spawn::Outcome;
+
+impl Main {
+    pub(super) fn take_reports(&mut self, monitor: Monitor) {
+        loop {
+            let Some(running) = self.children.running(monitor) else { return };
+            running.channel.flush();
+            match running.channel.receive::<Report>() {
+                Received::Message(Report::Claim { ticket, key }, descriptors) => {
+                    self.claimed(monitor, ticket, &key, descriptors);
+                }
+                Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
+                Received::Garbage(why) => ::log::warn!(
+                    "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
+                     reload gives it one that is understood",
+                    monitor.generation
+                ),
+                Received::MoreGarbage => {}
+                Received::Nothing => return,
+                Received::Gone => {
+                    // Its end is told when it has been reaped.
+                    self.poller.forget(&running.channel);
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
+        match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Report::Resolved { path, other_user }, Ok([directory, program, findings])) => {
+                ::log::debug!("generation {} runs {}", monitor.generation, path.display());
+                let found = Found { directory, program, findings, path, other_user };
+                self.found.insert(monitor.generation, found);
+            }
+            (Report::Worker(status), _) => {
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.add(monitor, status);
+                }
+            }
+            (Report::StatusEnd, _) => {
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.complete(monitor);
+                }
+            }
+            (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
+            (report, _) => {
+                if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
+                    self.guard.look(&self.poller);
+                    self.unix_guard.lengthen(&self.held);
+                }
+                self.events.push_back(Event::Told(monitor, report));
+            }
+        }
+    }
+
+    /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
+    pub(super) fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
+        let asked_for = self.held.is_claimed(key).map(|held| held.listener.as_fd().try_clone_to_owned());
+        let bind = || match (asked_for, descriptors.into_iter().next()) {
+            // What main holds because it was asked to as well.
+            (Some(Ok(socket)), _) => Ok(socket),
+            (_, Some(socket)) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
+            (_, None) => sharing::bind_own(key),
+        };
+        let held = if self.state.is_stopping() {
+            // Nothing is held any more; what the kernel says goes.
+            Err(None)
+        } else {
+            let (shares, guard) = (&mut self.shares, &mut self.guard);
+            let bind = || bind().inspect(|socket| guard.add(shared_name(key), socket.as_fd()));
+            match shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
+                Ok(copy) => copy.map_err(|error| error.raw_os_error()),
+                Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
+                Err(Denied::TooMany) => {
+                    if !std::mem::replace(&mut self.too_many_told, true) {
+                        ::log::warn!(
+                            "{} and later addresses are not shared: {MOST_LISTENERS} are already",
+                            key.address
+                        );
+                    }
+                    Err(None)
+                }
+            }
+        };
+        let Some(running) = self.children.running(monitor) else { return };
+        match held {
+            Ok(held) => running.channel.send_along(&Order::Shared { ticket }, vec![held]),
+            Err(errno) => running.channel.send(&Order::NotShared { ticket, errno }),
+        }
+    }
+
+    pub(super) fn reap(&mut self) {
+        // All at once first: what has ended as well is nobody's orphan.
+        let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
+        ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
+        for (pid, exit) in ended {
+            if let Some(monitor) = self.children.by_pid(pid) {
+                // Its last words come before its end.
+                self.take_reports(monitor);
+                let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
+                    Some(Outcome::Failed(refused)) => {
+                        Cause::CannotStart(format!("could not be executed: {}", refused.errno.desc()))
+                    }
+                    _ => exit.into(),
+                };
+                if let Some(running) = self.children.running(monitor) {
+                    self.poller.forget(&running.channel);
+                }
+                self.children.remove(monitor);
+                self.operators.give_up_signals(Instant::now(), Some(monitor));
+                let orphans = self.children.adopt(monitor);
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.complete(monitor);
+                }
+                self.events.push_back(Event::Ended(monitor, cause, orphans));
+            } else if let Some(preflight) = self.children.take_preflight(pid) {
+                self.preflight_ended(preflight, exit);
+            } else if let Some(planner) = self.children.take_planner(pid) {
+                self.planner_ended(planner, exit);
+            } else if let Some(monitor) = self.children.orphan_ended(pid) {
+                self.events.push_back(Event::OrphansGone(monitor));
+            }
+        }
+    }
+}
