@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
@@ -130,7 +130,7 @@ impl Builder {
         command.env("HOME", &folder);
         command.envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // SAFETY: setsid is async-signal-safe and touches no memory.
+        // SAFETY: setsid and sigaction are async-signal-safe, and neither touches our memory.
         unsafe { command.pre_exec(lead_a_session) };
         let mut child = command.spawn().expect("panzer can be executed");
         let stderr = Lines::collect(child.stderr.take().expect("stderr is a pipe"));
@@ -148,9 +148,11 @@ impl Builder {
 }
 
 /// By its session a process below panzer is known even if it has shed its parents and its environment. Without a
-/// terminal, whether one is there does not depend on who runs the tests.
+/// terminal, whether one is there does not depend on who runs the tests; nor does whether hang-ups are heeded.
 fn lead_a_session() -> io::Result<()> {
     nix::unistd::setsid()?;
+    // SAFETY: the default replaces no handler of ours.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }?;
     Ok(())
 }
 
