@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nix::sys::signal::Signal;
 use panzer::config::{Ready, Schedule, Tuning};
 use panzer::control::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings, Verdict};
+use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
 use crate::check_count::Count;
 use crate::check_renewal::RenewalWatch;
 use crate::check_settings::Wanted;
 use crate::kernel::Time;
+use crate::tally::Tally;
 
 /// What a monitor gets beyond its workers' schedule, as the state has it.
-const GRACE: Time = Time::from_secs(5);
+pub(crate) const GRACE: Time = Time::from_secs(5);
 
 /// What finding out what a generation is to be may take, as the state has it.
-const LONGEST_PLANNING: Time = Time::from_secs(10);
+pub(crate) const LONGEST_PLANNING: Time = Time::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Orphans {
@@ -98,92 +98,6 @@ impl Watched {
         }
         self.ready.remove(&slot);
         self.whole_since.take().is_some()
-    }
-}
-
-/// What the history of a world was made of.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Tally {
-    pub(crate) commits: u64,
-    pub(crate) rejections: u64,
-    pub(crate) queued_reloads: u64,
-    pub(crate) renewals: u64,
-    pub(crate) adoptions: u64,
-    pub(crate) monitor_restarts: u64,
-    pub(crate) monitor_kills: u64,
-    pub(crate) orphan_kills: u64,
-    pub(crate) gave_up: u64,
-    pub(crate) fatal: u64,
-    pub(crate) exits: u64,
-    pub(crate) seen: u64,
-    pub(crate) late_listens: u64,
-    pub(crate) must_accept: u64,
-    pub(crate) half_listening: u64,
-    pub(crate) unseeable: u64,
-    pub(crate) bypasses: u64,
-    pub(crate) scaled: u64,
-    pub(crate) quiet: u64,
-    pub(crate) tuned: u64,
-    pub(crate) tuned_while_starting: u64,
-    pub(crate) recounted: u64,
-    pub(crate) replanned: u64,
-    pub(crate) finished: u64,
-    pub(crate) finished_by_one: u64,
-    pub(crate) ended_before: u64,
-    pub(crate) hastened: u64,
-    pub(crate) shares: u64,
-    pub(crate) fall_backs: u64,
-    pub(crate) patient: u64,
-    pub(crate) restarts: u64,
-}
-
-impl Tally {
-    /// Whether everything happened that is to be tested.
-    pub(crate) fn covers_all(self) -> bool {
-        let reloads = [self.commits, self.rejections, self.queued_reloads, self.renewals];
-        let deaths = [self.adoptions, self.monitor_restarts, self.monitor_kills, self.orphan_kills];
-        let ends = [self.gave_up, self.fatal, self.exits];
-        let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
-        let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
-        let half = [self.half_listening];
-        let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
-        let configuration = [self.tuned, self.tuned_while_starting, self.recounted, self.replanned];
-        let further = limits.iter().chain(&rolling).chain(&configuration).chain(&half);
-        !reloads.iter().chain(&deaths).chain(&ends).chain(&watching).chain(further).any(|count| *count == 0)
-    }
-
-    pub(crate) fn add(&mut self, other: Tally) {
-        self.commits += other.commits;
-        self.rejections += other.rejections;
-        self.queued_reloads += other.queued_reloads;
-        self.renewals += other.renewals;
-        self.adoptions += other.adoptions;
-        self.monitor_restarts += other.monitor_restarts;
-        self.monitor_kills += other.monitor_kills;
-        self.orphan_kills += other.orphan_kills;
-        self.gave_up += other.gave_up;
-        self.fatal += other.fatal;
-        self.exits += other.exits;
-        self.seen += other.seen;
-        self.late_listens += other.late_listens;
-        self.must_accept += other.must_accept;
-        self.half_listening += other.half_listening;
-        self.unseeable += other.unseeable;
-        self.bypasses += other.bypasses;
-        self.scaled += other.scaled;
-        self.quiet += other.quiet;
-        self.tuned += other.tuned;
-        self.tuned_while_starting += other.tuned_while_starting;
-        self.recounted += other.recounted;
-        self.replanned += other.replanned;
-        self.finished += other.finished;
-        self.finished_by_one += other.finished_by_one;
-        self.ended_before += other.ended_before;
-        self.hastened += other.hastened;
-        self.shares += other.shares;
-        self.fall_backs += other.fall_backs;
-        self.patient += other.patient;
-        self.restarts += other.restarts;
     }
 }
 
@@ -572,211 +486,9 @@ impl MainCheck {
         }
     }
 
-    fn check_trial(&mut self, now: Time, monitor: Monitor, workers: u32, notify: bool) -> Checked {
-        hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
-        let planned = self.starting.is_some_and(|starting| starting.monitor == monitor && !starting.begun);
-        hold(planned, 2, || format!("{monitor:?} is started beside {:?}", self.starting))?;
-        let retires = self.starting.map_or(Urgency::Graceful, |starting| starting.retires);
-        let due = now + self.longest_start(monitor.generation, self.count.next());
-        let rolls = workers < self.count.next();
-        self.starting = Some(Starting {
-            monitor,
-            begun: true,
-            since: now,
-            due,
-            failed: false,
-            rolls,
-            proven: 0,
-            room_due: None,
-            retires,
-        });
-        self.add(monitor, workers, true, BTreeMap::new())?;
-        self.check_notify(monitor, notify)
-    }
-
-    /// A new generation begins with this.
-    fn check_plan(&mut self, now: Time, generation: u32) -> Checked {
-        let monitor = Monitor { generation, life: 1 };
-        hold(!self.is_stopping(), 6, || format!("generation {generation} is planned after a stop"))?;
-        hold(self.starting.is_none(), 2, || format!("generation {generation} is planned beside {:?}", self.starting))?;
-        hold(generation == self.last_generation + 1, 7, || format!("generation {generation} has a wrong number"))?;
-        let mut retires = Urgency::Graceful;
-        if self.trials_due > 0 {
-            self.trials_due -= 1;
-            retires = self.next_retires;
-        } else {
-            hold(self.renewal.is_needed(), 7, || format!("nobody asked for generation {generation}"))?;
-            self.tally.renewals += 1;
-            self.renewal.started(now, self.wanted.current().tuning.pace)?;
-        }
-        self.last_generation = generation;
-        self.starting = Some(Starting {
-            monitor,
-            begun: false,
-            since: now,
-            due: now + LONGEST_PLANNING,
-            failed: false,
-            rolls: false,
-            proven: 0,
-            room_due: None,
-            retires,
-        });
-        Ok(())
-    }
-
-    fn check_start(
-        &mut self,
-        now: Time,
-        event: &Event,
-        monitor: Monitor,
-        (workers, ended): (u32, &BTreeMap<u32, u8>),
-        notify: bool,
-    ) -> Checked {
-        hold(!self.is_stopping(), 6, || format!("{monitor:?} is started after a stop"))?;
-        match self.serving {
-            None => hold(*event == Event::Start, 7, || format!("{monitor:?} is started at {event:?}"))?,
-            Some(last) => {
-                self.tally.monitor_restarts += 1;
-                let ended = self.monitors.get(&last).is_some_and(|watched| watched.ended);
-                let next = Monitor { life: last.life + 1, ..last };
-                hold(ended && monitor == next, 4, || format!("{monitor:?} is started in place of {last:?}"))?;
-            }
-        }
-        self.restarts.started(now)?;
-        self.serving = Some(monitor);
-        self.add(monitor, workers, false, ended.clone())?;
-        self.check_notify(monitor, notify)
-    }
-
-    fn add(&mut self, monitor: Monitor, workers: u32, trial: bool, ended_for_good: BTreeMap<u32, u8>) -> Checked {
-        let expected = self.last_generation + u32::from(monitor.life == 1 && !trial);
-        hold(monitor.life > 1 || monitor.generation == expected, 7, || format!("{monitor:?} has a wrong number"))?;
-        self.last_generation = self.last_generation.max(monitor.generation);
-        let new = Watched {
-            trial,
-            workers,
-            retiring: 0,
-            leaving: 0,
-            ready: BTreeSet::new(),
-            seen: BTreeSet::new(),
-            whole_since: None,
-            bake: Time::ZERO,
-            ended_for_good,
-            committed: false,
-            proven: false,
-            ordered: StopTimes::default(),
-            patient: false,
-            killed: false,
-            ended: false,
-            orphans: Orphans::None,
-            orphans_stop: StopTimes::default(),
-            orphans_schedule: Schedule::kill(),
-            orphans_killed: false,
-        };
-        let known = self.monitors.insert(monitor, new).is_some();
-        hold(!known, 4, || format!("{monitor:?} is started twice"))
-    }
-
-    fn check_notify(&self, monitor: Monitor, notify: bool) -> Checked {
-        let told = self.serving.and_then(|serving| self.told.get(&serving.generation)).map_or(0, BTreeSet::len);
-        let serving = self.is_all(told);
-        let must = match self.wanted.of(monitor.generation).ready {
-            Ready::Notify => true,
-            Ready::Accept | Ready::Exec | Ready::Alive => false,
-            Ready::Auto => serving,
-        };
-        hold(notify == must, 1, || format!("{monitor:?} is ready by the wrong measure"))
-    }
-
-    /// Of so many slots of the serving generation a worker has listened on a shared port.
-    fn listening(&self) -> usize {
-        self.serving.and_then(|serving| self.listening.get(&serving.generation)).map_or(0, BTreeSet::len)
-    }
-
-    /// Whether those are all.
-    pub(crate) fn all_listen(&self) -> bool {
-        self.is_all(self.listening())
-    }
-
-    /// What the serving generation listens on, the next one must accept on, also where not all have come so far.
-    fn check_accept(&mut self, now: Time, monitor: Monitor, (accept, trial): (bool, bool)) -> Checked {
-        let listening = self.listening();
-        let is_young = |generation: u32| {
-            let ready_timeout = self.wanted.of(generation).tuning.ready_timeout;
-            self.grown.get(&generation).is_some_and(|grown| now < *grown + ready_timeout)
-        };
-        let young = self.serving.is_some_and(|serving| is_young(serving.generation));
-        let some = trial && young && listening > 0 && self.is_all(usize::MAX);
-        let must = self.wanted.of(monitor.generation).ready == Ready::Auto && (some || self.all_listen());
-        self.tally.half_listening += u64::from(must && !self.all_listen());
-        hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
-    }
-
     pub(crate) fn live(&mut self, monitor: Monitor) -> Result<&mut Watched, Violation> {
         let watched = self.monitors.get_mut(&monitor).filter(|watched| !watched.ended);
         watched.ok_or_else(|| Violation::new(3, format!("{monitor:?} is ordered about, and is gone")))
-    }
-
-    fn check_commit_order(&mut self, monitor: Monitor, all: &[Action]) -> Checked {
-        let noted = all.iter().any(|a| matches!(a, Action::Note(Note::Committed(n, ..)) if *n == monitor.generation));
-        let watched = self.live(monitor)?;
-        let first = !std::mem::replace(&mut watched.committed, true);
-        hold(first && noted && watched.trial, 1, || format!("{monitor:?} is committed without a reason"))
-    }
-
-    fn check_stop_order(&mut self, now: Time, monitor: Monitor, urgency: Urgency, all: &[Action]) -> Checked {
-        let asked = match urgency {
-            Urgency::Patient => false,
-            Urgency::Graceful => self.stop.graceful.is_some(),
-            Urgency::Quick => self.stop.quick.is_some(),
-        };
-        let how = self.retired;
-        let retired = |action: &Action| match action {
-            Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation) && urgency == how,
-            Action::Note(Note::Rejected(generation, _)) => {
-                *generation == monitor.generation && urgency == Urgency::Graceful
-            }
-            _ => false,
-        };
-        let hastened = urgency == Urgency::Quick && !asked && self.is_beyond_limit(monitor);
-        self.tally.hastened += u64::from(hastened);
-        let back = self.falling_back.take_if(|back| *back == monitor).is_some();
-        self.restores |= back;
-        if back {
-            self.note_count(now);
-        }
-        self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
-        let retired = back || all.iter().any(retired);
-        let schedule = self.wanted.of(monitor.generation).tuning.stop.clone();
-        let watched = self.live(monitor)?;
-        let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
-        if urgency == Urgency::Patient {
-            watched.patient = true;
-        } else {
-            watched.ordered.begin(urgency == Urgency::Quick, now, &schedule);
-        }
-        hold(!repeated, 3, || format!("{monitor:?} is told to stop twice"))?;
-        hold(asked || retired || hastened, 1, || format!("{monitor:?} is told to stop ({urgency:?}) without a reason"))
-    }
-
-    fn check_kill(&mut self, now: Time, monitor: Monitor) -> Checked {
-        self.tally.monitor_kills += 1;
-        let watched = self.live(monitor)?;
-        let due = watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now);
-        let first = !std::mem::replace(&mut watched.killed, true);
-        hold(due && first, 6, || format!("{monitor:?} is killed before it is due, or twice"))
-    }
-
-    fn check_orphan_signal(&mut self, now: Time, monitor: Monitor, signal: Signal) -> Checked {
-        let watched = self.monitors.get_mut(&monitor).filter(|watched| watched.orphans == Orphans::Present);
-        let Some(watched) = watched else {
-            return hold(false, 3, || format!("{signal} for the orphans of {monitor:?}, which has none"));
-        };
-        watched.orphans_killed |= signal == Signal::SIGKILL;
-        let stop = watched.orphans_stop;
-        self.tally.orphan_kills += u64::from(signal == Signal::SIGKILL);
-        let due = stop.kill_due().is_some_and(|due| due <= now);
-        hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the orphans of {monitor:?} before it is due"))
     }
 
     fn check_note(&mut self, now: Time, note: &Note, all: &[Action]) -> Checked {
@@ -881,114 +593,6 @@ impl MainCheck {
             self.note_raise(before);
             self.note_count(now);
         }
-    }
-
-    /// What decides a request has not begun when it comes.
-    fn check_promise(&mut self, event: &Event, request: u64, promised: Option<u32>) -> Checked {
-        hold(*event == Event::ReloadFor(request), 7, || format!("{promised:?} is promised to nobody"))?;
-        hold(promised.is_none() == self.is_stopping(), 7, || format!("a reload is promised {promised:?}"))?;
-        let begun_by_then = self.last_generation;
-        hold(promised.is_none_or(|promised| promised > begun_by_then), 7, || format!("{promised:?} has begun before"))?;
-        self.promised.extend(promised);
-        self.answered.push(request);
-        Ok(())
-    }
-
-    fn check_verdict(&mut self, generation: u32, verdict: &Verdict, all: &[Action]) -> Checked {
-        self.promised.remove(&generation);
-        let first = self.judged.insert(generation);
-        hold(first, 7, || format!("there are two verdicts on generation {generation}"))?;
-        let noted = |wanted: fn(&Note) -> Option<u32>| {
-            let is = |action: &Action| matches!(action, Action::Note(note) if wanted(note) == Some(generation));
-            all.iter().any(is)
-        };
-        let right = match verdict {
-            Verdict::Serves(..) => noted(|note| match note {
-                Note::Committed(number, ..) => Some(*number),
-                _ => None,
-            }),
-            Verdict::Rejected(_) => noted(|note| match note {
-                Note::Rejected(generation, _) => Some(*generation),
-                _ => None,
-            }),
-            Verdict::Stopped => self.is_stopping(),
-        };
-        hold(right, 7, || format!("the verdict on generation {generation} is wrong: {verdict:?}"))
-    }
-
-    /// Who asked for a reload is told at once what decides it, and told what became of it once that is known.
-    fn check_answers(&self, event: &Event) -> Checked {
-        if let Event::ReloadFor(request) = event {
-            let told = self.answered.contains(request);
-            hold(told, 7, || format!("request {request} has no answer"))?;
-        }
-        let decided = |generation: &&u32| {
-            let starts = self.starting().is_some_and(|starting| starting.generation == **generation);
-            let queued = self.reload_queued && **generation == self.last_generation + 1;
-            !starts && !queued
-        };
-        let forgotten = self.promised.iter().find(decided);
-        hold(forgotten.is_none(), 7, || format!("nobody is told what became of generation {forgotten:?}"))
-    }
-
-    fn check_commit(&mut self, now: Time, generation: u32, old: Option<u32>, all: &[Action]) -> Checked {
-        self.tally.commits += 1;
-        let baked_at = self.starting().and_then(|monitor| self.baked_at(monitor));
-        let Some(Starting { monitor, failed, since, retires, .. }) = self.starting.take() else {
-            return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
-        };
-        let baked = baked_at.is_some_and(|baked| baked <= now);
-        let whole = self.monitors.get(&monitor).is_some_and(|watched| watched.workers == self.count.next());
-        hold(baked && whole && !failed, 1, || format!("generation {generation} is committed too early"))?;
-        let ordered = |wanted: Action| all.contains(&wanted);
-        hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
-        hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
-        if let Some(old) = self.serving.filter(|old| self.monitors.get(old).is_some_and(|watched| !watched.ended)) {
-            let told = ordered(Action::Order(old, Order::Stop(retires)));
-            hold(told, 7, || format!("{old:?} is not retired"))?;
-        }
-        self.retired = retires;
-        self.tally.patient += u64::from(retires == Urgency::Patient);
-        self.serving = Some(monitor);
-        self.count.serves_anew();
-        self.wanted.serves(generation);
-        self.renewal.serves(generation, now, self.wanted.current().tuning.pace);
-        self.has_run = true;
-        // A generation's first monitor begins its life when it is started, not when it is committed.
-        self.restarts = PaceWatch::begun(since);
-        self.next_trial();
-        Ok(())
-    }
-
-    fn check_rejection(&mut self, now: Time, generation: u32) -> Checked {
-        self.tally.rejections += 1;
-        let Some(starting) = self.starting.take().filter(|starting| starting.monitor.generation == generation) else {
-            return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
-        };
-        let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
-        let late = match starting.room_due {
-            Some(due) => now >= due,
-            None => !whole && now >= starting.due,
-        };
-        hold(starting.failed || late, 7, || format!("generation {generation} is rejected without a reason"))?;
-        self.planned_in_vain = Some(generation).filter(|_| !starting.begun);
-        self.count.failed();
-        self.renewal.failed(now, self.wanted.current().tuning.pace);
-        let lives = self.monitors.get(&starting.monitor).is_some_and(|watched| !watched.ended);
-        if starting.proven > 0 && lives && self.count.now() > 0 {
-            self.tally.fall_backs += 1;
-            self.falling_back = Some(starting.monitor);
-        } else {
-            self.restores |= starting.proven > 0;
-            self.note_count(now);
-            self.next_trial();
-        }
-        Ok(())
-    }
-
-    /// A reload that came meanwhile runs now, once.
-    fn next_trial(&mut self) {
-        self.trials_due += u32::from(std::mem::take(&mut self.reload_queued));
     }
 
     pub(crate) fn baked_at(&self, monitor: Monitor) -> Option<Time> {

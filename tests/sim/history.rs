@@ -9,12 +9,12 @@ use panzer::main_process::state::{Change, Event, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
-use crate::check_main::Tally;
 use crate::choices::Choices;
 use crate::configuration;
 use crate::kernel::{Process, Role, Time};
 use crate::planted::Planted;
 use crate::restart;
+use crate::tally::Tally;
 use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
 

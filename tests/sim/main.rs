@@ -19,6 +19,9 @@ mod check_renewal;
 mod check_rolling;
 mod check_settings;
 mod check_starts;
+mod check_stops;
+mod check_trials;
+mod check_verdicts;
 mod choices;
 mod configuration;
 mod fuzz;
@@ -31,16 +34,17 @@ mod regressions;
 mod report;
 mod restart;
 mod stale;
+mod tally;
 mod watching;
 mod worker_script;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use check_main::Tally;
 use choices::Choices;
 use history::{Failure, play};
 use planted::Planted;
+use tally::Tally;
 
 /// What runs where nothing else is asked for.
 const HISTORIES: u64 = 100_000;
