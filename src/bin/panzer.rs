@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err((code, why)) => {
-            eprintln!("panzer: {why}");
+            // In one write, as whoever else panzer has started may say something at the same moment.
+            let _ = std::io::stderr().write_all(format!("panzer: {why}\n").as_bytes());
             ExitCode::from(code)
         }
     }
