@@ -22,8 +22,8 @@ use super::stamps::Stamps;
 use super::table::{Table, median, spread_of_median};
 use super::under_load::free_port;
 
-const PERIOD: Duration = Duration::from_millis(100);
-const ROUNDS: usize = 50;
+const PERIOD: Duration = Duration::from_millis(250);
+const ROUNDS: usize = 40;
 
 /// In per cent, either way.
 const GOAL: f64 = 2.0;
