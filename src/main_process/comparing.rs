@@ -40,7 +40,7 @@ impl Main {
         self.held.look_who_is_silent();
         self.steer_before_more_join();
         let mut added = Vec::new();
-        let bound = missing.into_iter().try_for_each(|(listen, slot)| {
+        let bound: Result<(), String> = missing.into_iter().try_for_each(|(listen, slot)| {
             added.push(self.add(listen, slot)?);
             Ok(())
         });
@@ -54,7 +54,11 @@ impl Main {
             }
         }
         self.guard.look(&self.poller);
-        bound
+        bound?;
+        for new in self.held.iter().filter(|held| held.slot == 0 && added.contains(&held.number)) {
+            log::info!("listening on {}", new.listen.address);
+        }
+        Ok(())
     }
 
     fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, String> {

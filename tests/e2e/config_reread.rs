@@ -152,6 +152,7 @@ fn listeners_come_and_go_and_those_that_stay_are_never_closed() {
         assert!(given.contains(&"LISTEN_FDS=3".to_owned()), "{given:?}");
         assert!(given.iter().any(|line| line.starts_with("LISTEN_FDNAMES=a:")), "{given:?}");
     }
+    panzer.wait_for_line(&format!("listening on port {added}"), SOON);
     panzer.wait_for_line(&format!("closed port {dropped}: no generation has it any more"), SOON);
     assert!(listens(added) && !listens(dropped) && panzer.path("app.sock").exists());
     waiting.iter().for_each(|stream| {

@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 20] = [
+const USUAL: [&str; 21] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -24,6 +24,7 @@ const USUAL: [&str; 20] = [
     "panzer: keeping * from now on, instead of ",
     "panzer: ending all workers; a reload or a scale brings workers back",
     "panzer: configuration read again",
+    "panzer: listening on ",
     "panzer: closed * no generation has it any more",
     "panzer: restart: trying ",
     "panzer: restarted in place: panzer ",
