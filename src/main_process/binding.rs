@@ -17,6 +17,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// descriptors and the one its sockets are closed, nobody is.
 const UNSEEN: Duration = Duration::from_millis(250);
 
+/// The same where somebody was seen to hold it who ends: on a busy machine the kernel takes its time to take one apart.
+const UNSEEN_AFTER_SEEN: Duration = Duration::from_secs(3);
+
 /// Why main does not begin.
 pub(super) enum Failure {
     /// Panzer cannot start, in a line.
@@ -84,7 +87,7 @@ impl Patience {
                     ::log::warn!("{held}; waiting until it has ended");
                 }
                 // The last of them ends between our bind and our look.
-                self.unseen_until = now + UNSEEN;
+                self.unseen_until = now + UNSEEN_AFTER_SEEN;
                 true
             }
             Refusal::Unseen(_) => now < self.unseen_until,
