@@ -53,7 +53,7 @@ const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Detach, "detach", "reload, and let the old generation end in its own time"),
     (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
     (Action::Reopen, "reopen", "open anew what panzer has open for writing"),
-    (Action::Reread, "reread", "read the configuration again: count, delays and waits; reopen"),
+    (Action::Reread, "reread", "read the configuration again: count, delays, waits, limits; reopen"),
     (Action::Stop, "stop", "stop gracefully"),
     (Action::StopThenNow, "stop-then-now", "stop gracefully; a second one: stop now"),
     (Action::StopNow, "stop-now", "stop now: the stop schedule without its first step"),

@@ -20,7 +20,7 @@ pub(super) fn render(status: &Status) -> String {
     let mut gauge = |name, help, samples| metric(&mut out, (name, "gauge"), help, samples);
     gauge("panzer_info", "Always 1; the name of the instance.", vec![(vec![("name", status.name.clone())], 1.0)]);
     gauge("panzer_uptime_seconds", "For how long main has run.", single(seconds(status.uptime_ms)));
-    gauge("panzer_ready", "Whether the serving generation has a worker that is ready.", flag(status.ready));
+    gauge("panzer_ready", "Whether all wanted workers have been ready together, and one is now.", flag(status.ready));
     gauge("panzer_stopping", "Whether everything is being stopped.", flag(status.stopping));
     gauge("panzer_workers_wanted", "So many workers are to run.", single(status.workers.into()));
     gauge("panzer_generations", "Generations by standing.", generations(status));
