@@ -1,21 +1,15 @@
 //! `NOTIFY_SOCKET`, as sd_notify(3) has it: datagrams of `KEY=VALUE` lines, whose sender the kernel vouches for.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockname, recvmsg, setsockopt,
-    socket, sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt};
 use nix::unistd::Pid;
 
-use crate::sys::descriptors::adopt;
+use crate::sys::packets;
 
 /// The longest datagram that is read; the rest of a longer one is lost.
 const LONGEST: usize = 4096;
-
-/// Most descriptors in one datagram. A barrier brings one; any other is closed at once.
-const MOST_DESCRIPTORS: usize = 4;
 
 /// The socket that workers of one generation tell their monitor on.
 #[derive(Debug)]
@@ -53,19 +47,7 @@ impl NotifySocket {
     /// The next message that waits. Descriptors that came along are closed, which is what a `BARRIER=1` waits for.
     pub fn receive(&self) -> Option<Notification> {
         let mut bytes = [0; LONGEST];
-        let mut space = nix::cmsg_space!(nix::libc::ucred, [i32; MOST_DESCRIPTORS]);
-        let mut buffer = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let got = recvmsg::<()>(self.fd.as_raw_fd(), &mut buffer, Some(&mut space), flags).ok()?;
-        let mut sender = Pid::from_raw(0);
-        for message in got.cmsgs().into_iter().flatten() {
-            match message {
-                ControlMessageOwned::ScmCredentials(credentials) => sender = Pid::from_raw(credentials.pid()),
-                ControlMessageOwned::ScmRights(numbers) => numbers.into_iter().for_each(|number| drop(adopt(number))),
-                _ => {}
-            }
-        }
-        let length = got.bytes;
+        let (length, sender) = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
         Some(Notification { sender, ready: says_ready(&bytes[..length]) })
     }
 }
@@ -83,6 +65,7 @@ impl AsFd for NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
 
@@ -102,5 +85,21 @@ mod tests {
             assert_eq!(socket.receive(), Some(Notification { sender: Pid::this(), ready }), "{text:?}");
         }
         assert_eq!(socket.receive(), None);
+    }
+
+    #[test]
+    fn no_descriptor_that_comes_along_stays_open() {
+        let socket = NotifySocket::new().unwrap();
+        let address = SocketAddr::from_abstract_name(&socket.name()[1..]).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.connect_addr(&address).unwrap();
+        for count in [1, 4, 5, 253] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            packets::send(&sender, b"READY=1", &vec![writer.as_fd(); count]).unwrap();
+            drop(writer);
+            assert_eq!(socket.receive(), Some(Notification { sender: Pid::this(), ready: true }), "{count}");
+            // Nobody has the other end any more.
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod epoll_sets;
 pub mod foreign;
 mod memory;
 pub mod options;
+pub mod packets;
 pub mod pidfd;
 pub mod poller;
 pub mod processes;

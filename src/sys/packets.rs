@@ -1,0 +1,95 @@
+//! Packets with descriptors, both ways. Whatever comes along is owned at once, so that nothing stays open unseen.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+/// The kernel takes no more descriptors in one packet (SCM_MAX_FD).
+const MAX_DESCRIPTORS: usize = 253;
+
+/// A packet that has been looked at.
+#[derive(Debug)]
+pub struct Packet {
+    /// Its whole length, also where the buffer was shorter. Zero at the end.
+    pub length: usize,
+    /// The descriptors that came along.
+    pub descriptors: Vec<OwnedFd>,
+    /// Whether more came along than this process could take: it has none left.
+    pub lacks_descriptors: bool,
+}
+
+/// Sends a packet, without waiting.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::EINVAL);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags).map(drop).map_err(errno)
+}
+
+/// Looks at the next packet, without waiting, and leaves it where it is: what could not be had may be had later.
+pub fn peek(socket: impl AsFd, bytes: &mut [u8]) -> Result<Packet, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK | RecvFlags::TRUNC;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags).map_err(errno)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            descriptors.extend(came);
+        }
+    }
+    Ok(Packet { length: got.bytes, descriptors, lacks_descriptors: got.flags.contains(ReturnFlags::CTRUNC) })
+}
+
+/// Takes away the packet that was looked at. Its descriptors that are still in it are closed by the kernel.
+pub fn discard(socket: impl AsFd) -> Result<(), Errno> {
+    rustix::net::recv(socket, &mut [0; 0], RecvFlags::DONTWAIT).map(drop).map_err(errno)
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+/// Receives a datagram of anybody's, without waiting. Returns its length and the process that the kernel says sent it,
+/// 0 where that is in another pid namespace (which `rustix` takes for impossible). All descriptors are closed.
+pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usize, Pid), Errno> {
+    let mut space = [0u64; 32];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all zeroes are an empty header.
+    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+    (header.msg_control, header.msg_controllen) = (space.as_mut_ptr().cast(), size_of_val(&space) as _);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header names two buffers that live longer than the call, with their lengths.
+    let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })?;
+    let mut sender = 0;
+    // SAFETY: the kernel filled `space`, which is aligned for it, and wrote into the header how far. The macros yield null
+    // or a whole message within that. Each descriptor that lies in one is open, and nobody else's.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while let Some(one) = message.as_ref() {
+            let data = libc::CMSG_DATA(one);
+            let whole: usize = one.cmsg_len as _;
+            let length = whole - (data as usize - message as usize);
+            match (one.cmsg_level, one.cmsg_type) {
+                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => sender = data.cast::<libc::ucred>().read_unaligned().pid,
+                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => (0..length / size_of::<i32>()).for_each(|at| {
+                    drop(OwnedFd::from_raw_fd(data.cast::<i32>().add(at).read_unaligned()));
+                }),
+                _ => {}
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    Ok((length as usize, Pid::from_raw(sender)))
+}
