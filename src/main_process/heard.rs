@@ -15,8 +15,9 @@ use crate::worker::cause::Cause;
 use crate::worker::spawn::Outcome;
 
 impl Main {
-    pub(super) fn take_reports(&mut self, monitor: Monitor) {
-        loop {
+    /// Reads at most `count` reports. The poller wakes main again for those that are left.
+    pub(super) fn take_reports(&mut self, monitor: Monitor, count: usize) {
+        for _ in 0..count {
             let Some(running) = self.children.running(monitor) else { return };
             running.channel.flush();
             match running.channel.receive::<Report>() {
@@ -112,7 +113,7 @@ impl Main {
         for (pid, exit) in ended {
             if let Some(monitor) = self.children.by_pid(pid) {
                 // Its last words come before its end.
-                self.take_reports(monitor);
+                self.take_reports(monitor, usize::MAX);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
                     Some(Outcome::Failed(refused)) => {
                         Cause::CannotStart(format!("could not be executed: {}", refused.errno.desc()))

@@ -19,6 +19,9 @@ use crate::control::role::{Begin, Environment};
 use crate::control::server;
 use crate::sys::{document, processes, signals, stderr};
 
+/// Number of reports read from one monitor before the loop looks at anything else.
+const MAX_REPORTS_A_TURN: usize = 64;
+
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
 
@@ -79,6 +82,7 @@ impl Main {
             self.operators.tell_progress(self.state.progress());
             self.operators.server.tend(&self.poller, Instant::now());
             self.operators.forget_gone();
+            self.shares.set_patience(self.plan.tuning.longest_start(self.plan.workers));
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
             let deadline = [
                 self.state.deadline(),
@@ -106,7 +110,7 @@ impl Main {
                     server::LISTENER.. => self.operators.server.look_at(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
-                            self.take_reports(monitor);
+                            self.take_reports(monitor, MAX_REPORTS_A_TURN);
                         }
                     }
                 }

@@ -25,7 +25,7 @@ pub(super) struct Shares<S> {
     /// When each living generation claimed something for the first time.
     #[serde(with = "crate::carry::moment::by_key")]
     first_claims: BTreeMap<u32, Instant>,
-    /// How long a generation may take to claim anything.
+    /// Time that the serving generation has to claim anything, by its plan.
     patience: Duration,
 }
 
@@ -94,6 +94,11 @@ impl<S> Shares<S> {
                 share.abandoned.get_or_insert(now);
             }
         }
+    }
+
+    /// Follows the plan in force.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// When something may have to be closed.
@@ -213,6 +218,15 @@ mod tests {
         shares.claim(&key(80), 2, late, never).unwrap();
         assert_eq!(shares.close_abandoned(Some(2), late), [], "it may bind more than one");
         assert_eq!(shares.close_abandoned(Some(2), late + SETTLED), [key(81)]);
+    }
+
+    #[test]
+    fn patience_follows_the_plan_in_force() {
+        let (mut shares, start) = (Shares::new(SECOND), Instant::now());
+        shares.claim(&key(80), 1, start, bound("any")).unwrap();
+        shares.release(1, start);
+        shares.set_patience(PATIENCE);
+        assert_eq!(shares.deadline(Some(2)), Some(start + PATIENCE));
     }
 
     #[test]

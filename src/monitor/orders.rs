@@ -27,8 +27,9 @@ impl Monitor {
                     self.listeners.extend(descriptors);
                 }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
-                    if let (Some(sharing), Some(held)) = (&mut self.sharing, descriptors.into_iter().next()) {
-                        self.accepted_on.add(&held);
+                    let held = descriptors.into_iter().next();
+                    held.iter().for_each(|held| self.accepted_on.add(held));
+                    if let Some(sharing) = &mut self.sharing {
                         sharing.shared(ticket, held);
                     }
                 }

@@ -49,6 +49,22 @@ pub struct Key {
     pub address: SocketAddr,
 }
 
+impl Key {
+    /// The only way to make one, so that a socket has the same key before its bind and after.
+    pub fn new(network: u64, device: String, v6_only: bool, address: SocketAddr) -> Key {
+        // Only a socket for all addresses may serve IPv4 besides.
+        let v6_only = v6_only && address.ip().is_unspecified();
+        let address = match address {
+            // The kernel ignores the scope of any other address.
+            SocketAddr::V6(v6) if !v6.ip().is_unicast_link_local() => (*v6.ip(), v6.port()).into(),
+            other => other,
+        };
+        // A scope names the interface already, and the kernel binds the socket to that interface.
+        let has_scope = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        Key { network, device: if has_scope { String::new() } else { device }, v6_only, address }
+    }
+}
+
 /// A bind that main is to decide.
 #[derive(Debug)]
 pub struct Claim {
@@ -117,9 +133,7 @@ pub fn key_of(socket: &impl AsFd) -> Option<Key> {
     let name = getsockname::<SockaddrStorage>(socket.as_fd().as_raw_fd()).ok()?;
     let v4 = name.as_sockaddr_in().map(|name| SocketAddr::from(SocketAddrV4::from(*name)));
     let address = v4.or(name.as_sockaddr_in6().map(|name| SocketAddr::from(SocketAddrV6::from(*name))))?;
-    // Whoever binds one address of IPv6 seldom says that it wants no IPv4 there.
-    let v6_only = v6_only && address.ip().is_unspecified();
-    Some(Key { network, device, v6_only, address })
+    Some(Key::new(network, device, v6_only, address))
 }
 
 /// Whether what is held by this key, in our own network, is what `--listen` asks for by this address.
@@ -206,10 +220,13 @@ impl Sharing {
         }
     }
 
-    /// Main holds the socket that was claimed with `ticket`: it is this one.
-    pub fn shared(&mut self, ticket: u64, held: OwnedFd) {
-        let Ok(inode) = inode_of(&held) else { return };
+    /// Main holds the socket that was claimed with `ticket`: it is this one. None where the descriptor did not arrive.
+    pub fn shared(&mut self, ticket: u64, held: Option<OwnedFd>) {
         let Some(bind) = self.waiting.remove(&ticket) else { return };
+        let Some((held, inode)) = held.and_then(|held| inode_of(&held).ok().map(|inode| (held, inode))) else {
+            log::warn!("cannot share {}: the monitor has no descriptor left", bind.key.address);
+            return self.calls.let_through(&bind.call);
+        };
         self.inodes.insert(inode, bind.key.clone());
         self.share(&bind, held.as_fd());
         if let Some(all) = &mut self.held {
@@ -259,7 +276,7 @@ impl Sharing {
         if address.port() == 0 || !may_bind() {
             return Ok(None);
         }
-        let key = Key { network, device, v6_only, address };
+        let key = Key::new(network, device, v6_only, address);
         // Had the caller ended, all of this might have been read from somebody else under its pid.
         Ok(self.calls.is_waiting(&call).then_some(Bind { call, key, socket, inode }))
     }
@@ -477,9 +494,27 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_has_one_key_before_its_bind_and_after() {
+        for (v6_only, address) in [(true, "[::1]:0"), (false, "[::1]:0"), (true, "[::]:0"), (false, "127.0.0.1:0")] {
+            let address: SocketAddr = address.parse().unwrap();
+            let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let bare = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            if family == AddressFamily::Inet6 {
+                setsockopt(&bare, sockopt::Ipv6V6Only, &v6_only).unwrap();
+            }
+            let seen = look_at(&bare).unwrap().unwrap();
+            bind_as_claimed(&bare, &Key::new(0, String::new(), false, address)).unwrap();
+            let after = key_of(&bare).unwrap();
+            assert_eq!(Key::new(seen.network, seen.device, seen.v6_only, after.address), after);
+        }
+        let scoped = |device: &str| Key::new(1, device.to_owned(), true, "[fe80::1%3]:80".parse().unwrap());
+        assert_eq!(scoped("eth0"), scoped(""));
+    }
+
+    #[test]
     fn a_key_travels() {
         let address = "[fe80::1%3]:80".parse().unwrap();
-        let key = Key { network: u64::MAX, device: "eth0".to_owned(), v6_only: true, address };
+        let key = Key::new(u64::MAX, "eth0".to_owned(), true, address);
         let text = serde_json::to_string(&key).unwrap();
         assert_eq!(serde_json::from_str::<Key>(&text).unwrap(), key);
     }
