@@ -149,14 +149,16 @@ impl Server {
         }
         let Some(client) = self.clients.get_mut(&token) else { return };
         if !client.flush(now) || !client.read() || (client.busy && client.is_gone()) {
-            self.clients.remove(&token);
+            self.remove(token, poller);
         }
     }
 
     /// Gives up whom there is no patience with any more, and whom nothing is left to be told.
     pub fn tend(&mut self, poller: &Poller, now: Instant) {
-        if self.paused_until.take_if(|until| *until <= now).is_some() {
-            let _ = poller.watch(&self.socket.listener, LISTENER);
+        if self.paused_until.take_if(|until| *until <= now).is_some()
+            && poller.watch(&self.socket.listener, LISTENER).is_err()
+        {
+            self.paused_until = Some(now + PAUSE);
         }
         for client in self.clients.values_mut() {
             let waits = !client.busy || !client.output.is_empty();
@@ -170,7 +172,11 @@ impl Server {
         }
         self.clients.retain(|_, client| {
             let over = client.closing || (client.ended && !client.busy && !client.has_line());
-            !(over && client.output.is_empty())
+            let stays = !(over && client.output.is_empty());
+            if !stays {
+                poller.forget(&client.stream);
+            }
+            stays
         });
         for (token, client) in &mut self.clients {
             let wanted = (!client.busy && !client.ended && !client.closing, !client.output.is_empty());
@@ -214,13 +220,20 @@ impl Server {
             client.since = now;
         }
         if client.output.len() > MOST_OUTPUT || waiting + client.output.len() > MOST_OUTPUT_OF_ALL {
-            self.clients.remove(&id);
+            // `tend` removes it.
+            client.output = Vec::new();
+            client.closing = true;
         }
     }
 
     /// Whether this client is still there.
     pub fn has(&self, id: u64) -> bool {
         self.clients.contains_key(&id)
+    }
+
+    /// A process that main has just forked may hold a copy of the client's socket: closing ours does not end its watch.
+    fn remove(&mut self, id: u64, poller: &Poller) -> Option<Client> {
+        self.clients.remove(&id).inspect(|client| poller.forget(&client.stream))
     }
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
@@ -247,7 +260,9 @@ impl Server {
                 Some(format!("uid {uid} is neither the owner of this panzer nor root"))
             }
             Err(_) => Some("who asks cannot be seen".to_owned()),
-            Ok(_) if !self.make_room(now) => Some(format!("there are {} clients already; try again", self.most)),
+            Ok(_) if !self.make_room(poller, now) => {
+                Some(format!("there are {} clients already; try again", self.most))
+            }
             Ok(_) => None,
         };
         let set = client.stream.set_nonblocking(true);
@@ -262,13 +277,13 @@ impl Server {
     }
 
     /// Where all places are taken, whoever has been silent for longest loses his.
-    fn make_room(&mut self, now: Instant) -> bool {
+    fn make_room(&mut self, poller: &Poller, now: Instant) -> bool {
         if self.clients.len() < self.most {
             return true;
         }
         let idle = self.clients.iter().filter(|(_, client)| !client.busy && client.since + IDLE <= now);
         let Some(longest) = idle.min_by_key(|(_, client)| client.since).map(|(id, _)| *id) else { return false };
-        if let Some(mut client) = self.clients.remove(&longest) {
+        if let Some(mut client) = self.remove(longest, poller) {
             client.put(&Answer::refused("too many clients, and this one was silent"), now);
         }
         true
@@ -290,4 +305,31 @@ fn read_request(line: &[u8]) -> Result<Request, String> {
 fn most_clients() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     (soft.saturating_sub(RESERVED) as usize / 2).clamp(2, MOST_CLIENTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_left_wakes_nobody_though_a_child_holds_a_copy_of_its_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
+        let mut server = Server::bind(&path, &poller).unwrap();
+        let epoll = &poller;
+        let wait = || epoll.wait(Some(Instant::now())).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        wait().into_iter().for_each(|token| server.look_at(token, &poller, Instant::now()));
+        let id = *server.clients.keys().next().unwrap();
+        // As a child has it that was forked and does not come to its exec.
+        let copy = server.clients[&id].stream.try_clone().unwrap();
+        server.clients.get_mut(&id).unwrap().busy = true;
+        server.tend(&poller, Instant::now());
+        drop(client);
+        assert_eq!(wait(), [id]);
+        server.look_at(id, &poller, Instant::now());
+        assert!(!server.has(id));
+        assert_eq!(wait(), [] as [u64; 0]);
+        drop(copy);
+    }
 }

@@ -147,11 +147,12 @@ impl Main {
         let role = Command::role(image, &title, variables, descriptors);
         // It notices by itself that main is gone, and needs its time then.
         let (leads_group, death_signal) = (false, None);
-        let child =
-            spawn(&Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role })?;
         let token = self.next_token;
         self.next_token += 1;
+        // Before the fork: a monitor that could not be watched would run on beside the one that is started in its place.
         self.poller.watch(&channel, token)?;
+        let command = Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
+        let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
         self.children.add(monitor, Running { child, channel, token, queues: sockets, workers, protocol: VERSION });
         Ok(())
     }

@@ -106,7 +106,10 @@ impl UnixGuard {
         let due: Vec<u64> = self.dead.iter().filter(|(_, dead)| is_due(dead)).map(|(number, _)| *number).collect();
         let mut any = false;
         for number in due {
-            let Some(held) = held.iter_mut().find(|held| held.number == number) else { continue };
+            let Some(held) = held.iter_mut().find(|held| held.number == number) else {
+                self.dead.remove(&number);
+                continue;
+            };
             match renew(&held.listen) {
                 Ok(new) => {
                     held.listener = new;

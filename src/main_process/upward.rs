@@ -81,7 +81,8 @@ impl Upward {
 
     /// When it has something to do if nothing happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.watchdog.as_ref().map(|watchdog| watchdog.next).into_iter().chain(self.retry_at).min()
+        // Until a full socket is tried again, a watchdog that is due waits as well.
+        self.retry_at.or(self.watchdog.as_ref().map(|watchdog| watchdog.next))
     }
 
     /// Tells what has changed, and that main lives where that is due.
@@ -189,4 +190,19 @@ fn main_pid() -> String {
 fn monotonic_micros() -> i64 {
     // This clock is always there.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000 + time.tv_nsec() / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watchdog_that_is_due_waits_until_a_full_socket_is_tried_again() {
+        let now = Instant::now();
+        let watchdog = Some(Watchdog { every: RETRY, next: now });
+        let mut upward = Upward { to: None, watchdog, told: Told::default(), retry_at: None, failure_told: false };
+        assert_eq!(upward.deadline(), Some(now));
+        upward.retry_at = Some(now + RETRY);
+        assert_eq!(upward.deadline(), Some(now + RETRY));
+    }
 }

@@ -84,8 +84,7 @@ impl Monitor {
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
         self.roster.add(worker, child);
         if watched.is_err() {
-            // Its exec cannot be watched; that it hangs would be noticed all the same, by its deadline.
-            self.look_at_exec(worker.slot);
+            self.look_at_unwatched_exec(worker.slot);
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! A monitor's loop, with its one place to sleep, and what happens around it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
@@ -39,6 +39,9 @@ pub(super) const FIRST_SLOT: u64 = 16;
 /// So many notifications are read before the loop looks at anything else.
 const NOTIFY_BATCH: usize = 64;
 
+/// How soon an exec is looked at again that the poller does not watch.
+const UNWATCHED_PAUSE: Duration = Duration::from_millis(20);
+
 /// All that a monitor holds.
 pub(super) struct Monitor {
     pub(super) assignment: Assignment,
@@ -56,6 +59,8 @@ pub(super) struct Monitor {
     pub(super) signals: Signals,
     pub(super) poller: Poller,
     pub(super) roster: Roster,
+    /// Slots whose exec the poller does not watch, for want of memory or watches: each turn looks at it.
+    pub(super) unwatched: BTreeSet<u32>,
     pub(super) state: Slots,
     pub(super) events: VecDeque<Event>,
     pub(super) done: bool,
@@ -109,8 +114,12 @@ impl Monitor {
             }
             self.channel.rearm(&self.poller, CHANNEL);
             let acks = self.acks.as_ref().and_then(AckSocket::deadline);
-            for token in self.poller.wait(self.state.deadline().into_iter().chain(acks).min())? {
+            let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
+            for token in self.poller.wait([self.state.deadline(), acks, unwatched].into_iter().flatten().min())? {
                 self.look_at(token);
+            }
+            for slot in std::mem::take(&mut self.unwatched) {
+                self.look_at_unwatched_exec(slot);
             }
             if acks.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.take_acks();
@@ -175,6 +184,14 @@ impl Monitor {
             // What it was told by is past its exec, whether that has been looked at or not.
             self.look_at_exec(worker.slot);
             self.events.push_back(Event::Notified(worker));
+        }
+    }
+
+    /// Looks at an exec that the poller does not watch. The next turn looks again as long as it is under way.
+    pub(super) fn look_at_unwatched_exec(&mut self, slot: u32) {
+        self.look_at_exec(slot);
+        if self.roster.in_slot(slot).is_some_and(|live| live.executing.is_some()) {
+            self.unwatched.insert(slot);
         }
     }
 

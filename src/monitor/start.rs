@@ -1,6 +1,6 @@
 //! How a monitor begins: what it is assigned, the release, and all that its loop needs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -101,6 +101,7 @@ impl Monitor {
             signals,
             poller,
             roster: Roster::default(),
+            unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),
             done: false,

@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::errno::Errno;
@@ -176,8 +176,8 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
     // Where the child puts its descriptors nothing of what it still needs may lie.
     let free_from = FIRST + command.descriptors.len() as RawFd;
     let reporter = move_up(reporter, free_from)?;
-    let sources =
-        command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<libc::c_int>>>()?;
+    let raised = command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<_>>>()?;
+    let sources: Vec<RawFd> = raised.iter().map(AsRawFd::as_raw_fd).collect();
 
     let mut listen_pid = listen_pid_entry();
     let listen_pid: *mut ListenPid = &mut listen_pid;
@@ -203,12 +203,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
         }
     }
     let fork_error = Errno::last();
-    for (source, given) in sources.iter().zip(&command.descriptors) {
-        if *source != given.as_raw_fd() {
-            // SAFETY: a duplicate that `raise` made above and that nobody else knows.
-            unsafe { libc::close(*source) };
-        }
-    }
+    drop(raised);
     if forked < 0 {
         return Err(fork_error.into());
     }
@@ -224,13 +219,32 @@ fn move_up(fd: OwnedFd, free_from: RawFd) -> nix::Result<OwnedFd> {
     if fd.as_raw_fd() >= free_from {
         return Ok(fd);
     }
-    let higher = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(free_from))?;
-    // SAFETY: fcntl has just made this descriptor, and nobody else knows of it.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(higher) })
+    duplicate(fd.as_fd(), free_from)
 }
 
-fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<libc::c_int> {
-    if fd.as_raw_fd() >= free_from { Ok(fd.as_raw_fd()) } else { fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(free_from)) }
+fn duplicate(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<OwnedFd> {
+    let higher = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(free_from))?;
+    // SAFETY: fcntl has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(higher) })
+}
+
+/// A descriptor of the parent, or a duplicate of it with a higher number, which closes itself.
+enum Raised<'a> {
+    Given(BorrowedFd<'a>),
+    Duplicate(OwnedFd),
+}
+
+impl AsRawFd for Raised<'_> {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Raised::Given(fd) => fd.as_raw_fd(),
+            Raised::Duplicate(fd) => fd.as_raw_fd(),
+        }
+    }
+}
+
+fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<Raised<'_>> {
+    Ok(if fd.as_raw_fd() >= free_from { Raised::Given(fd) } else { Raised::Duplicate(duplicate(fd, free_from)?) })
 }
 
 /// In the child: puts everything in order and executes the program. Returns why that was not possible.

@@ -4,6 +4,7 @@ mod bad_input;
 mod bad_release;
 mod clean_worker;
 mod endurance;
+mod hindered;
 mod killed;
 mod killed_anywhere;
 mod left_behind;

@@ -9,6 +9,7 @@ mod ports;
 mod processes;
 mod requirements;
 mod status;
+mod tracing;
 mod waiting;
 
 pub use crate::load::http::{Address, Response, get};
@@ -19,4 +20,5 @@ pub use ports::free_port;
 pub use processes::{Process, descendants};
 pub use requirements::{require, require_module, there_is, with_real_interpreter};
 pub use status::{Generation, Status, Worker};
+pub use tracing::Tracer;
 pub use waiting::{eventually, eventually_some};
