@@ -26,7 +26,7 @@ complete -c panzer -l delay -d 'The first delay before a respawn; it doubles wit
 complete -c panzer -l delay-max -d 'The longest delay before a respawn [30s]' -r
 complete -c panzer -l healthy-after -d 'A worker that lived this long was healthy [10s]' -r
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
-complete -c panzer -l final-exit-codes -d 'A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with the highest of them. Of a new generation that does not serve yet it is a failed release [none]' -r
+complete -c panzer -l final-exit-codes -d 'A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with CODE, as in 5,6=0, or else with the highest of theirs. In a new generation that does not serve yet, such an exit is a failed release [none]' -r
 complete -c panzer -l start-delay -d 'The pause between two starts of workers, more or less by up to 20 %; --ready-timeout counts from the last one [0s]' -r
 complete -c panzer -l max-draining -d 'Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says after its first wait [4]' -r
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F

@@ -302,7 +302,7 @@ pub fn plan(
 ) -> Result<Plan, Ending> {
     let definition = command();
     let layers = layers::gather(&definition, arguments.into_iter().collect(), check_values)?;
-    let mut options = Options::from_arg_matches(&layers.matches).map_err(|error| refusal(&error))?;
+    let mut options = Options::from_arg_matches(&layers.matches).map_err(|error| refusal(&error, &[]))?;
     // A program that is named on the command line comes with its own arguments.
     let by_file = options.program.is_none() && options.args.is_empty() && layers.named.program.is_some();
     if by_file {

@@ -78,7 +78,7 @@ pub(super) fn gather(
     check: fn(&ArgMatches) -> Result<(), Ending>,
 ) -> Result<Layers, Ending> {
     let bare = definition.clone().mut_args(|arg| arg.env(Resettable::Reset));
-    let flags = bare.clone().try_get_matches_from(&arguments).map_err(|error| refusal(&error))?;
+    let flags = bare.clone().try_get_matches_from(&arguments).map_err(|error| refusal(&error, &arguments))?;
     let checker = Checker { bare: &bare, check };
     let mut settings = from_flags(&bare, &flags);
     for setting in checker.environment(definition)? {
@@ -103,7 +103,7 @@ pub(super) fn gather(
     let mut arguments = arguments.into_iter();
     let lower = settings.iter().flat_map(|setting| setting.arguments.iter().cloned());
     let all: Vec<OsString> = arguments.next().into_iter().chain(lower).chain(arguments).collect();
-    let matches = bare.try_get_matches_from(all).map_err(|error| refusal(&error))?;
+    let matches = bare.try_get_matches_from(&all).map_err(|error| refusal(&error, &all))?;
     Ok(Layers { matches, settings, named })
 }
 
@@ -167,7 +167,7 @@ impl Checker<'_> {
     /// What a command line of only these arguments is refused for.
     fn refuses(&self, arguments: &[OsString]) -> Option<String> {
         let line = std::iter::once(OsString::from("panzer")).chain(arguments.iter().cloned());
-        let checked = self.bare.clone().try_get_matches_from(line).map_err(|error| refusal(&error));
+        let checked = self.bare.clone().try_get_matches_from(line).map_err(|error| refusal(&error, arguments));
         match checked.and_then(|matches| (self.check)(&matches)) {
             Err(Ending::Usage(why) | Ending::CannotStart(why)) => Some(why),
             Ok(()) | Err(Ending::Shown(_) | Ending::Left(..)) => None,

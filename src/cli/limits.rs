@@ -6,7 +6,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use super::{Ending, usage};
-use crate::config::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING, duration};
+use crate::config::{FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING, duration};
 
 #[derive(Debug, Args)]
 pub(super) struct LimitOptions {
@@ -15,10 +15,11 @@ pub(super) struct LimitOptions {
     pub(super) respawn_limit: Option<RespawnLimit>,
 
     /// A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with
-    /// the highest of them. Of a new generation that does not serve yet it is a failed release [none]
-    #[arg(long, env = "PANZER_FINAL_EXIT_CODES", value_name = "LIST", action = ArgAction::Append)]
+    /// CODE, as in 5,6=0, or else with the highest of theirs. In a new generation that does not serve yet, such an exit
+    /// is a failed release [none]
+    #[arg(long, env = "PANZER_FINAL_EXIT_CODES", value_name = "LIST[=CODE]", action = ArgAction::Append)]
     #[arg(value_delimiter = ',', allow_hyphen_values = true)]
-    final_exit_codes: Vec<ExitCodes>,
+    final_exit_codes: Vec<FinalExit>,
 
     /// The first worker that exits with a final exit code ends all: the others are stopped gracefully
     #[arg(long, env = "PANZER_FINAL_EXIT_STOP", value_parser = FalseyValueParser::new())]
@@ -40,7 +41,15 @@ impl LimitOptions {
         if self.final_exit_stop && self.final_exit_codes.is_empty() {
             return Err(usage("--final-exit-stop needs to know which codes are final: add --final-exit-codes"));
         }
-        Ok(FinalExits { codes: self.final_exit_codes.clone(), stop: self.final_exit_stop })
+        let mut ends: Vec<u8> = self.final_exit_codes.iter().filter_map(|exit| exit.code).collect();
+        ends.dedup();
+        if ends.len() > 1 {
+            return Err(usage(
+                "--final-exit-codes: panzer ends with one code; give one =CODE, behind the last of the list",
+            ));
+        }
+        let codes = self.final_exit_codes.iter().map(|exit| exit.codes).collect();
+        Ok(FinalExits { codes, stop: self.final_exit_stop, code: ends.pop() })
     }
 
     pub(super) fn start_delay(&self) -> StartDelay {

@@ -1,13 +1,14 @@
 //! What clap says of a wrong command line, in one line of ours.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{Ending, usage};
 
-/// Clap's error in one line: what, where, and what to do.
-pub(super) fn refusal(error: &clap::Error) -> Ending {
+/// Clap's error about `arguments` in one line: what, where, and what to do.
+pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let text = error.render();
         let coloured = io::stdout().is_terminal();
@@ -52,6 +53,14 @@ pub(super) fn refusal(error: &clap::Error) -> Ending {
                 format!("{argument} and {other} exclude each other")
             }
         }
+        // Clap does not say which. A path may be any bytes, so there may be others that are all right.
+        ErrorKind::InvalidUtf8 => match arguments.iter().find(|argument| argument.to_str().is_none()) {
+            Some(wrong) => match wrong.to_string_lossy().strip_prefix("--").and_then(|wrong| wrong.split_once('=')) {
+                Some((long, value)) => format!("invalid value '{value}' for --{long}: it is not UTF-8"),
+                None => format!("invalid value '{}': it is not UTF-8", wrong.display()),
+            },
+            None => "a value is not UTF-8".to_owned(),
+        },
         _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     };
     usage(line)

@@ -18,7 +18,7 @@ use crate::worker::program::start_directory;
 
 /// Whether each value by itself says what it must; what clap does not see.
 pub(super) fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
-    let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error))?;
+    let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error, &[]))?;
     parse_listen(&options.listen)?;
     options.env.iter().try_for_each(|pair| parse_variable(pair).map(drop))
 }
@@ -32,7 +32,7 @@ impl Options {
                 "which program? As in: panzer ./my_app --workers 8, or panzer -w 8 -- my_app ARGS (see panzer --help)",
             )
         })?;
-        let start_directory = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
+        let (start_directory, named_by_pwd) = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
         let listen = join(parse_listen(&self.listen)?, inherited.clone());
@@ -56,6 +56,7 @@ impl Options {
             program: program.into(),
             args: args.map(Text).collect(),
             start_directory,
+            named_by_pwd,
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             env_files: self.env_file,

@@ -22,11 +22,39 @@ const MOST: usize = 4096;
 /// Whether panzer sets this variable of a worker itself, so that nobody else may.
 pub fn is_panzers_own(name: &[u8]) -> bool {
     const OWN: [&[u8]; 4] = [b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"NOTIFY_SOCKET"];
-    name.starts_with(b"PANZER_") || OWN.contains(&name)
+    is_for_panzer(name) || OWN.contains(&name)
+}
+
+/// Whether a variable of this name is addressed to panzer. Kubernetes and Docker describe a service that is called
+/// "panzer" or "panzer-…" in variables that begin alike: those are the program's to read.
+pub fn is_for_panzer(name: &[u8]) -> bool {
+    name.strip_prefix(b"PANZER_").is_some_and(|rest| !describes_service(rest))
+}
+
+/// `…SERVICE_HOST`, `…SERVICE_PORT`, `…SERVICE_PORT_NAME`, `…PORT` and `…PORT_80_TCP`, with `_ADDR`, `_PORT` or `_PROTO`
+/// behind it (kubernetes.io, "Accessing the Service"; the latter are those of Docker's links).
+fn describes_service(rest: &[u8]) -> bool {
+    let Ok(rest) = std::str::from_utf8(rest) else { return false };
+    let after = |word: &str| {
+        let at = rest.match_indices(word).map(|(at, _)| at).find(|&at| at == 0 || rest.as_bytes()[at - 1] == b'_')?;
+        Some(&rest[at + word.len()..])
+    };
+    let is_port = |after: &str| {
+        let mut parts = after.trim_start_matches('_').split('_');
+        let number = parts.next().is_some_and(|part| part.parse::<u16>().is_ok());
+        let protocol = parts.next().is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part));
+        let end = parts.next().is_none_or(|part| ["ADDR", "PORT", "PROTO"].contains(&part));
+        after.is_empty() || (number && protocol && end && parts.next().is_none())
+    };
+    after("SERVICE_HOST").is_some_and(str::is_empty)
+        || after("SERVICE_PORT").is_some_and(|name| name.is_empty() || name.starts_with('_'))
+        || after("PORT").is_some_and(is_port)
 }
 
 /// The variables that `bytes` set, by name. What is wrong is told without any value: those may be secrets.
 pub fn parse(bytes: &[u8]) -> Result<BTreeMap<Text, Text>, Wrong> {
+    // Some editors begin a file of UTF-8 with a byte order mark; it is no part of the first name.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = Reader { bytes, at: 0 };
     if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
         return reader.wrong(at, "a NUL byte, which no variable can hold");
@@ -203,6 +231,7 @@ mod tests {
             ("A=\"b'\\\"\\\\\\$\\n\\t# c\n\" # why\nA2=x".split("\nA2").next().unwrap(), "b'\"\\$\n\t# c\n"),
             ("A=1\nA=2\n", "2"),
             ("# A=1\n\n; B=2\nA='3'", "3"),
+            ("\u{feff}A=4", "4"),
         ] {
             assert_eq!(parsed(line), [("A".to_owned(), value.to_owned())], "{line:?}");
         }
@@ -214,9 +243,30 @@ mod tests {
     }
 
     #[test]
+    fn what_describes_a_service_is_not_for_panzer() {
+        for name in [
+            "PANZER_SERVICE_HOST",
+            "PANZER_SERVICE_PORT",
+            "PANZER_SERVICE_PORT_HTTP",
+            "PANZER_WEB_SERVICE_HOST",
+            "PANZER_PORT",
+            "PANZER_PORT_8000_TCP",
+            "PANZER_WEB_PORT_53_UDP_PROTO",
+            "PANZER_PORT_8000_TCP_ADDR",
+            "PANZERS",
+        ] {
+            assert!(!is_panzers_own(name.as_bytes()), "{name}");
+        }
+        for name in ["PANZER_WORKERS", "PANZER_SHARE_PORTS", "PANZER_PORT_8000", "PANZER_PORT_X_TCP", "PANZER_REPORT"] {
+            assert!(is_panzers_own(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_has_its_place_and_gives_no_secret_away() {
         for (text, line, column) in [
             ("A", 1, 1),
+            ("\u{feff}A", 1, 1),
             ("A=1\n=2", 2, 1),
             ("\u{e9}=1", 1, 1),
             ("export 1A=2", 1, 8),

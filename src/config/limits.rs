@@ -87,6 +87,28 @@ pub struct FinalExits {
     pub codes: Vec<ExitCodes>,
     /// Whether the first such exit ends all.
     pub stop: bool,
+    /// The code that panzer itself ends with then, where it is not to be the worker's.
+    #[serde(default)]
+    pub code: Option<u8>,
+}
+
+/// An item of `--final-exit-codes`: codes, and behind the last one the code that panzer ends with, as in `6=0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FinalExit {
+    /// Codes that are final.
+    pub codes: ExitCodes,
+    /// What panzer ends with.
+    pub code: Option<u8>,
+}
+
+impl FromStr for FinalExit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<FinalExit, String> {
+        let (codes, code) = text.split_once('=').map_or((text, None), |(codes, code)| (codes, Some(code)));
+        let code = code.map(|code| code.trim().parse().map_err(|_| "the code after '=' is a number from 0 to 255"));
+        Ok(FinalExit { codes: codes.parse()?, code: code.transpose()? })
+    }
 }
 
 impl FinalExits {
@@ -127,8 +149,10 @@ mod tests {
 
     #[test]
     fn exit_codes_are_read_and_held_against() {
-        let read =
-            |texts: &[&str]| FinalExits { codes: texts.iter().map(|t| t.parse().unwrap()).collect(), stop: false };
+        let read = |texts: &[&str]| FinalExits {
+            codes: texts.iter().map(|t| t.parse().unwrap()).collect(),
+            ..FinalExits::default()
+        };
         let codes = read(&["0", "64-78", "255"]);
         for (code, is_final) in [(0, true), (1, false), (63, false), (64, true), (78, true), (79, false), (255, true)] {
             assert_eq!(codes.contains(code), is_final, "{code}");
@@ -137,6 +161,10 @@ mod tests {
         for text in ["", "-", "256", "-1", "1-", "a", "3-2", "1-2-3", "1-256", "0x1", "+1-2x"] {
             assert!(text.parse::<ExitCodes>().is_err(), "{text}");
         }
+        let with_code = |text: &str| text.parse::<FinalExit>().map(|exit| (exit.codes.to_string(), exit.code));
+        assert_eq!(with_code("5-6=0"), Ok(("5-6".to_owned(), Some(0))));
+        assert_eq!(with_code("5"), Ok(("5".to_owned(), None)));
+        assert!(["5=", "5=256", "=0", "5=-1", "5=0=0"].iter().all(|text| with_code(text).is_err()));
         let json = serde_json::to_string(&codes).unwrap();
         assert_eq!(serde_json::from_str::<FinalExits>(&json).unwrap(), codes, "{json}");
     }

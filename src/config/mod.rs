@@ -2,7 +2,7 @@
 //!
 //! Every role of a generation runs on exactly the plan that main validated; it travels as JSON in a memfd.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub mod tuning;
 pub use address::{Access, Address, Listen};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use limits::{ExitCodes, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
+pub use limits::{ExitCodes, FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
 pub use schedule::{Escalation, Schedule};
 pub use text::Text;
 pub use tuning::Tuning;
@@ -43,8 +43,13 @@ pub struct Plan {
     /// Its arguments, with placeholders.
     pub args: Vec<Text>,
     /// The directory panzer was started in, by the name the user has for it.
+    #[serde(with = "crate::config::text::path")]
     pub start_directory: PathBuf,
+    /// Whether that is a name that `PWD` gave: only then can a symlink in it be followed.
+    #[serde(default = "is_so")]
+    pub named_by_pwd: bool,
     /// The workers' working directory, relative to `start_directory`.
+    #[serde(default, with = "crate::config::text::path")]
     pub chdir: Option<PathBuf>,
     /// Added to the workers' environment; values with placeholders.
     pub env: Vec<(Text, Text)>,
@@ -84,9 +89,10 @@ pub struct Plan {
     /// What this instance is called.
     pub name: Option<String>,
     /// Where the pid is written, instead of the runtime directory.
+    #[serde(default, with = "crate::config::text::path")]
     pub pid_file: Option<PathBuf>,
     /// Where the control socket is, instead of beside the pid file.
-    #[serde(default)]
+    #[serde(default, with = "crate::config::text::path")]
     pub control: Option<PathBuf>,
     /// Whether main runs in a session of its own, without a terminal.
     #[serde(default)]
@@ -102,6 +108,22 @@ impl Plan {
         self.listen.iter().any(|listen| listen.address.accepts())
     }
 
+    /// Why a reload may miss a new release, and what helps: something is looked for in the directory that panzer was started
+    /// in, and only the kernel's name of that is known, which has no symlink in it.
+    pub fn missing_pwd(&self) -> Option<String> {
+        let program = Path::new(&self.program.0);
+        let by_start = self.chdir.as_ref().is_none_or(|chdir| chdir.is_relative())
+            || (program.is_relative() && program.components().count() > 1);
+        let start = &self.start_directory;
+        (by_start && !self.named_by_pwd && start.parent().is_some()).then(|| {
+            format!(
+                "PWD does not name {}, where panzer was started: a reload cannot follow a symlink that led there; give \
+                 --chdir DIR with the symlink in it, and PROGRAM by such a path",
+                start.display()
+            )
+        })
+    }
+
     /// What placeholders stand for in this plan, for one worker.
     pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
         let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
@@ -109,6 +131,10 @@ impl Plan {
         let values = placeholders::Values { listeners: &listeners, first_fd, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
     }
+}
+
+fn is_so() -> bool {
+    true
 }
 
 fn usual_draining() -> u32 {
@@ -120,6 +146,7 @@ fn usual_draining() -> u32 {
 #[serde(deny_unknown_fields)]
 pub struct EnvFile {
     /// Where, relative to [`Plan::start_directory`].
+    #[serde(with = "crate::config::text::path")]
     pub path: PathBuf,
     /// Whether it is none the worse for not being there.
     pub optional: bool,

@@ -16,7 +16,8 @@ pub struct Values<'a> {
     pub generation: u32,
 }
 
-/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{worker}`, `{generation}`, `{3000+worker}`.
+/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{worker}`, `{generation}`, `{3000+worker}`. In a second
+/// pair of braces a placeholder stands for itself: `{{worker}}` becomes `{worker}`.
 ///
 /// Any other brace stays as it is. Fails for `{fd}` without a listener and for a NAME that no listener has.
 pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
@@ -25,10 +26,16 @@ pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
     while let Some(open) = rest.iter().position(|&byte| byte == b'{') {
         out.extend_from_slice(&rest[..open]);
         rest = &rest[open..];
-        let inside =
-            rest.iter().position(|&byte| byte == b'}').and_then(|close| std::str::from_utf8(&rest[1..close]).ok());
-        match inside.map(|name| (name, value(name, values))) {
-            Some((name, Some(value))) => {
+        let is_doubled = rest.starts_with(b"{{");
+        let start = if is_doubled { 2 } else { 1 };
+        let close = rest.iter().position(|&byte| byte == b'}').filter(|&close| close >= start);
+        let name = close.and_then(|close| std::str::from_utf8(&rest[start..close]).ok());
+        match name.map(|name| (name, value(name, values))) {
+            Some((name, Some(_))) if is_doubled && rest[start + name.len()..].starts_with(b"}}") => {
+                out.extend_from_slice(format!("{{{name}}}").as_bytes());
+                rest = &rest[name.len() + 4..];
+            }
+            Some((name, Some(value))) if !is_doubled => {
                 out.extend_from_slice(value?.to_string().as_bytes());
                 rest = &rest[name.len() + 2..];
             }
@@ -80,7 +87,9 @@ mod tests {
         {
             assert_eq!(expanded(text).unwrap(), text);
         }
-        assert_eq!(expanded("{{worker}}").unwrap(), "{7}");
+        assert_eq!(expanded("{{worker}} {{{worker}}} {{fd:web}}").unwrap(), "{worker} {{worker}} {fd:web}");
+        assert_eq!(expanded("{{worker} {{x}} {{fd:none}").unwrap_or_default(), "");
+        assert_eq!(expanded("{{worker} {{x}}").unwrap(), "{7 {{x}}");
     }
 
     #[test]

@@ -54,6 +54,66 @@ impl From<OsString> for Text {
     }
 }
 
+/// Reads and writes paths as [`Text`], since they need not be UTF-8 either: `#[serde(with = "crate::config::text::path")]`.
+pub mod path {
+    use std::path::PathBuf;
+
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Text;
+
+    /// A value that holds a path.
+    pub trait HoldsPath: Sized {
+        /// What is written in its place.
+        type Form: Serialize + DeserializeOwned;
+        /// To what is written.
+        fn to_form(&self) -> Self::Form;
+        /// From what was read.
+        fn from_form(form: Self::Form) -> Self;
+    }
+
+    impl HoldsPath for PathBuf {
+        type Form = Text;
+        fn to_form(&self) -> Text {
+            Text(self.clone().into())
+        }
+        fn from_form(form: Text) -> PathBuf {
+            form.0.into()
+        }
+    }
+
+    impl<P: HoldsPath> HoldsPath for Option<P> {
+        type Form = Option<P::Form>;
+        fn to_form(&self) -> Self::Form {
+            self.as_ref().map(P::to_form)
+        }
+        fn from_form(form: Self::Form) -> Self {
+            form.map(P::from_form)
+        }
+    }
+
+    impl<T: Clone + Serialize + DeserializeOwned> HoldsPath for (PathBuf, T) {
+        type Form = (Text, T);
+        fn to_form(&self) -> Self::Form {
+            (self.0.to_form(), self.1.clone())
+        }
+        fn from_form((path, other): Self::Form) -> Self {
+            (PathBuf::from_form(path), other)
+        }
+    }
+
+    /// For serde.
+    pub fn serialize<P: HoldsPath, S: Serializer>(path: &P, serializer: S) -> Result<S::Ok, S::Error> {
+        path.to_form().serialize(serializer)
+    }
+
+    /// For serde.
+    pub fn deserialize<'de, P: HoldsPath, D: Deserializer<'de>>(deserializer: D) -> Result<P, D::Error> {
+        P::Form::deserialize(deserializer).map(P::from_form)
+    }
+}
+
 /// `NAME=VALUE` as the kernel takes it.
 pub fn entry(name: &OsStr, value: &OsStr) -> CString {
     let mut text = name.to_owned();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Plan, Tuning};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
+use crate::worker::program::Fingerprint;
 
 /// The version of this protocol and of [`Assignment`].
 pub const VERSION: u32 = 1;
@@ -101,10 +102,14 @@ pub enum Report {
     /// document with what else was looked up.
     Resolved {
         /// Where the program is.
+        #[serde(with = "crate::config::text::path")]
         path: PathBuf,
         /// The user that workers run as, where it is another than panzer's.
         #[serde(default)]
         other_user: Option<u32>,
+        /// What it is on disk.
+        #[serde(default)]
+        fingerprint: Fingerprint,
     },
     /// No worker can be started at all.
     CannotBegin(Cause),
@@ -231,10 +236,11 @@ pub struct Assignment {
     #[serde(default)]
     pub shares_ports: bool,
     /// Where workers acknowledge as einhorn's do; none where that is not spoken.
-    #[serde(default)]
+    #[serde(default, with = "crate::config::text::path")]
     pub ack_socket: Option<PathBuf>,
     /// Main's pid.
     pub main_pid: i32,
     /// Where the generation's program is, if another monitor has found it before.
+    #[serde(default, with = "crate::config::text::path")]
     pub release_path: Option<PathBuf>,
 }

@@ -28,12 +28,12 @@ pub fn name_of(pid_file: &Path) -> String {
     name.strip_suffix(".pid").map(str::to_owned).unwrap_or(name)
 }
 
-/// `$RUNTIME_DIRECTORY`, else `/run/panzer` for root, else `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
+/// The first folder of `$RUNTIME_DIRECTORY` (systemd joins several with colons), else `/run/panzer` for root, else `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
 pub fn runtime_directory() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let uid = geteuid();
     match (variable("RUNTIME_DIRECTORY"), variable("XDG_RUNTIME_DIR")) {
-        (Some(given), _) => given,
+        (Some(given), _) => std::env::split_paths(&given).next().unwrap_or(given),
         (None, _) if uid.is_root() => PathBuf::from("/run/panzer"),
         (None, Some(user)) => user.join("panzer"),
         (None, None) => std::env::temp_dir().join(format!("panzer-{uid}")),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
+use crate::config::env_file::is_for_panzer;
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, take_over};
 use crate::worker::dialects;
@@ -104,7 +105,7 @@ impl Environment {
     /// Takes this process's environment, and what is meant for panzer itself out of what workers get.
     pub fn take() -> Environment {
         let is_own = |name: &OsStr| {
-            name.as_bytes().starts_with(b"PANZER_")
+            is_for_panzer(name.as_bytes())
                 || NEVER_PASSED_ON.iter().any(|never| OsStr::new(never) == name)
                 || dialects::owns(name)
         };

@@ -67,6 +67,7 @@ pub struct Server {
 #[serde(deny_unknown_fields)]
 pub struct Carried {
     listener: RawFd,
+    #[serde(with = "crate::config::text::path")]
     path: PathBuf,
     identity: (u64, u64),
     clients: BTreeMap<u64, client::Carried>,

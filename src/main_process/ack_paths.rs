@@ -17,7 +17,7 @@ const SUFFIX: &str = ".sock";
 
 /// The paths of this instance; none where einhorn is not spoken.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct AckPaths(Option<PathBuf>);
+pub(super) struct AckPaths(#[serde(with = "crate::config::text::path")] Option<PathBuf>);
 
 impl AckPaths {
     /// Removes what an instance that was killed has left. Fails where a path is longer than the kernel takes.
@@ -27,6 +27,13 @@ impl AckPaths {
         }
         let absolute =
             std::path::absolute(pid_path).map_err(|error| format!("cannot use {}: {error}", pid_path.display()))?;
+        if absolute.to_str().is_none() {
+            return Err(format!(
+                "--also-speak einhorn names a socket beside the pid file to workers, and {} is not UTF-8; give another \
+                 --pid or RUNTIME_DIRECTORY",
+                absolute.display()
+            ));
+        }
         let mut stem = absolute.into_os_string();
         stem.push(".einhorn-");
         let paths = AckPaths(Some(stem.into()));

@@ -21,6 +21,7 @@ use crate::config::Plan;
 use crate::control::messages;
 use crate::control::role::OWN_IMAGE;
 use crate::sys::descriptors::FIRST;
+use crate::worker::program::Fingerprint;
 
 /// The version of this document; [`crate::carry`] says when it goes up.
 const VERSION: u32 = 1;
@@ -108,8 +109,11 @@ pub(super) struct Found {
     pub(super) directory: RawFd,
     pub(super) program: RawFd,
     pub(super) findings: RawFd,
+    #[serde(with = "crate::config::text::path")]
     pub(super) path: PathBuf,
     pub(super) other_user: Option<u32>,
+    #[serde(default)]
+    pub(super) fingerprint: Fingerprint,
 }
 
 /// Writes the version and the build that every document begins with.

@@ -37,7 +37,9 @@ impl Generations {
     pub(super) fn ended_for_good(&mut self, slot: u32, code: u8, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         serving.note_ended_for_good(slot, code);
-        if serving.settings.tuning.final_exits.stop {
+        let exits = &serving.settings.tuning.final_exits;
+        if exits.stop {
+            let code = exits.code.unwrap_or(code);
             let (generation, slot) = (serving.number, Some(slot));
             actions.push(Action::Note(Note::Finished { generation, slot, code }));
             return self.stop(Urgency::Graceful, code, now, actions);
@@ -51,7 +53,8 @@ impl Generations {
         let is_alone = self.starting.is_none() && self.falling_back.is_none();
         let finished = self.serving.as_ref().filter(|serving| is_alone && serving.has_finished());
         if let Some(serving) = finished {
-            let (generation, code) = (serving.number, serving.ended.values().copied().max().unwrap_or(0));
+            let (generation, given) = (serving.number, serving.settings.tuning.final_exits.code);
+            let code = given.or(serving.ended.values().copied().max()).unwrap_or(0);
             actions.push(Action::Note(Note::Finished { generation, slot: None, code }));
             self.stop(Urgency::Graceful, code, now, actions);
         }

@@ -43,9 +43,10 @@ impl Main {
 
     pub(super) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
-            (Report::Resolved { path, other_user }, Ok([directory, program, findings])) => {
+            (Report::Resolved { path, other_user, fingerprint }, Ok([directory, program, findings])) => {
                 ::log::debug!("generation {} runs {}", monitor.generation, path.display());
-                let found = Found { directory, program, findings, path, other_user };
+                let found = Found { directory, program, findings, path, other_user, fingerprint };
+                self.tell_of_unfollowed_symlink(monitor.generation, &found);
                 self.found.insert(monitor.generation, found);
             }
             (Report::Worker(status), _) => {

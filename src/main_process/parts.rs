@@ -26,6 +26,7 @@ use crate::control::role::Environment;
 use crate::sockets::sharing::Key;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
+use crate::worker::program::Fingerprint;
 
 pub(super) const SIGNALS: u64 = 0;
 /// Monitors' channels are watched under this and up.
@@ -43,6 +44,8 @@ pub(super) struct Found {
     pub(super) path: PathBuf,
     /// The user its workers run as, where it is another than ours.
     pub(super) other_user: Option<u32>,
+    /// What its release was on disk when it was found.
+    pub(super) fingerprint: Fingerprint,
 }
 
 pub(super) struct Main {

@@ -29,6 +29,7 @@ pub(super) struct PidFile {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Carried {
+    #[serde(with = "crate::config::text::path")]
     path: PathBuf,
     pub(super) fd: RawFd,
 }

@@ -16,17 +16,23 @@ use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sys::document;
 use crate::sys::processes::{self, Exit};
 use crate::worker::cause::Cause;
+use crate::worker::findings::Findings;
+use crate::worker::program::Fingerprint;
 
 /// What a planner is to read; the environment is its own.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     arguments: Vec<Text>,
+    #[serde(with = "crate::config::text::path")]
     start_directory: PathBuf,
     inherited: Vec<Listen>,
+    /// What the release that serves was on disk, to be compared.
+    serving: Option<Fingerprint>,
 }
 
-/// The plan, or what is wrong: a line, and perhaps the place below it.
-type Answer = Result<Plan, String>;
+/// The plan, and whether it now leads to another release than the one that serves; or what is wrong: a line, and
+/// perhaps the place below it.
+type Answer = Result<(Plan, bool), String>;
 
 /// Takes the role of a planner. The error is a line.
 pub fn run(environment: &Environment) -> Result<(), String> {
@@ -40,16 +46,22 @@ pub fn run(environment: &Environment) -> Result<(), String> {
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
-    let Question { arguments, start_directory, inherited } = question;
+    let Question { arguments, start_directory, inherited, serving } = question;
     // By its name: a symlink in it is followed anew.
     std::env::set_current_dir(&start_directory).map_err(|error| {
         format!("the directory {} that panzer was started in cannot be entered: {error}", start_directory.display())
     })?;
     let arguments = arguments.into_iter().map(|argument| argument.0);
-    cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
+    let plan = cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
         Ending::Usage(why) | Ending::CannotStart(why) => why,
         Ending::Shown(_) | Ending::Left(..) => "the command line asks for a text, and for nothing to be run".to_owned(),
-    })
+    })?;
+    let changed = serving.is_some_and(|serving| {
+        // What cannot be found is not a new release.
+        let found = Findings::look_up(&plan, environment.inherited("PATH"));
+        found.is_ok_and(|(release, _)| release.fingerprint(&plan) != serving)
+    });
+    Ok((plan, changed))
 }
 
 /// What a plan is wanted for.
@@ -76,10 +88,11 @@ pub(super) struct Planner {
 }
 
 impl Planner {
-    /// Has everything read anew for an instance that runs by `plan`. Never waits.
+    /// Has everything read anew for an instance that runs by `plan`, and compared with what serves. Never waits.
     pub(super) fn begin(
         purpose: Purpose,
         plan: &Plan,
+        serving: Option<Fingerprint>,
         environment: &Environment,
         until: Instant,
     ) -> io::Result<Planner> {
@@ -87,6 +100,7 @@ impl Planner {
             arguments: std::env::args_os().map(Text).collect(),
             start_directory: plan.start_directory.clone(),
             inherited: plan.inherited.clone(),
+            serving,
         };
         let question = document::write(&serde_json::to_vec(&question)?)?;
         let answer = document::write(&[])?;
@@ -105,8 +119,8 @@ impl Planner {
         self.helper.kill();
     }
 
-    /// What it has found out, now that it has been reaped.
-    pub(super) fn answered(self, exit: Exit) -> Result<Plan, Cause> {
+    /// What it has found out, now that it has been reaped: see [`Answer`].
+    pub(super) fn answered(self, exit: Exit) -> Result<(Plan, bool), Cause> {
         let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
         if let Some(why) = self.helper.refused() {
             return Err(failed(format!("could not be executed: {why}")));

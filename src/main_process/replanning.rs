@@ -3,15 +3,17 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
 use super::comparing::changes_queues;
 use super::emptying::Then;
-use super::parts::Main;
+use super::parts::{Found, Main};
 use super::planner::{Planner, Purpose};
 use super::start::settings;
 use super::state::{Event, Settings};
 use crate::config::{Plan, Surge};
+use crate::signals;
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -53,6 +55,9 @@ impl Main {
         if self.state.is_stopping() {
             return;
         }
+        // A generation that is being planned was read before: it is read again, since this request is newer.
+        let of_generation = |planner: &&mut Planner| planner.wanted && planner.purpose != Purpose::Reread;
+        self.children.planners().filter(of_generation).for_each(|planner| planner.again = true);
         if let Some(under_way) = self.children.planners().find(|planner| planner.purpose == Purpose::Reread) {
             under_way.again = true;
             return;
@@ -63,7 +68,9 @@ impl Main {
     }
 
     fn begin_planner(&mut self, purpose: Purpose) -> Result<(), Cause> {
-        let planner = Planner::begin(purpose, &self.plan, &self.environment, Instant::now() + PATIENCE);
+        let serving = self.serving().filter(|_| purpose == Purpose::Reread);
+        let serving = serving.and_then(|serving| self.found.get(&serving)).map(|found| found.fingerprint.clone());
+        let planner = Planner::begin(purpose, &self.plan, serving, &self.environment, Instant::now() + PATIENCE);
         let planner =
             planner.map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {error}")))?;
         self.children.add_planner(planner);
@@ -89,8 +96,9 @@ impl Main {
         let answered = planner.answered(exit);
         match purpose {
             _ if !wanted || self.state.is_stopping() => {}
+            Purpose::Generation(generation) if again => return self.plan_generation(generation),
             Purpose::Generation(generation) => {
-                let planned = answered.and_then(|plan| self.accept(plan));
+                let planned = answered.and_then(|(plan, _)| self.accept(plan));
                 let settings = planned.map(|plan| {
                     let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
                     self.plans.insert(generation, plan);
@@ -101,8 +109,9 @@ impl Main {
                     Err(cause) => Event::NotPlanned(generation, cause),
                 });
             }
-            Purpose::Reread => match answered.and_then(|plan| self.tune(&plan)) {
-                Ok(()) => {}
+            Purpose::Reread => match answered.and_then(|(plan, changed)| self.tune(&plan).map(|()| changed)) {
+                Ok(false) => {}
+                Ok(true) => self.tell_of_new_release(),
                 Err(cause) => tell_not_reread(&cause),
             },
         }
@@ -121,6 +130,28 @@ impl Main {
         }
         log::info!("a listener becomes per-worker, or is no longer: this reload goes all at once, without shares");
         Surge::All
+    }
+
+    /// Many tools replace the program on HUP, so whoever deployed one and sent that may wait for it.
+    fn tell_of_new_release(&self) {
+        if self.state.progress().is_some() {
+            // A reload is under way.
+            return;
+        }
+        let reloads = |signal: &Signal| self.plan.signals.action(*signal) == signals::Action::Reload;
+        let by_signal = self.plan.signals.read_by_main().into_iter().find(reloads);
+        let by_signal = by_signal.map(|signal| format!(", or {},", signal.as_str())).unwrap_or_default();
+        log::warn!("the program has changed on disk and goes on as it was; panzerctl reload{by_signal} replaces it");
+    }
+
+    /// A generation that came to the files of the one that serves, though it may have been meant to follow a symlink.
+    pub(super) fn tell_of_unfollowed_symlink(&self, generation: u32, found: &Found) {
+        let serving = self.serving().filter(|serving| *serving != generation);
+        let serving = serving.and_then(|serving| self.found.get(&serving));
+        let is_same = serving.is_some_and(|serving| serving.fingerprint == found.fingerprint);
+        if let Some(why) = self.plans.get(&generation).and_then(Plan::missing_pwd).filter(|_| is_same) {
+            log::warn!("generation {generation} runs the same files as the one before; {why}");
+        }
     }
 
     /// The plan of a new generation, with what stays as it is while panzer runs.

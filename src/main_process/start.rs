@@ -44,6 +44,9 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         let why = "--ready accept needs a listener, and ports cannot be shared here";
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
+    if let Some(why) = plan.missing_pwd() {
+        ::log::info!("{why}");
+    }
     let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;

@@ -141,8 +141,8 @@ impl Main {
         let mut found = |(generation, found): (&u32, &'a Found)| {
             let (directory, program) = (kept.keep(&found.directory), kept.keep(&found.program));
             let findings = kept.keep(&found.findings);
-            let (path, other_user) = (found.path.clone(), found.other_user);
-            (*generation, carried::Found { directory, program, findings, path, other_user })
+            let (path, other_user, fingerprint) = (found.path.clone(), found.other_user, found.fingerprint.clone());
+            (*generation, carried::Found { directory, program, findings, path, other_user, fingerprint })
         };
         Ok(Carried {
             version,
@@ -215,10 +215,10 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     unix_guard.watch_all(&held, &poller);
     unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
-        let carried::Found { directory, program, findings, path, other_user } = found;
+        let carried::Found { directory, program, findings, path, other_user, fingerprint } = found;
         let (directory, program) = (take_descriptor(directory)?, take_descriptor(program)?);
         let findings = take_descriptor(findings)?;
-        Ok((generation, Found { directory, program, findings, path, other_user }))
+        Ok((generation, Found { directory, program, findings, path, other_user, fingerprint }))
     };
     Ok(Main {
         upward: Upward::new(&environment, Instant::now()).resume(carried.manager_told),

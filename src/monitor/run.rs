@@ -87,8 +87,11 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         }
     };
     let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {error}"))?;
-    let Findings { variables, identity } = findings;
-    let common = Common { inherited: identity.rename_in(environment.passed_on()), from_files: variables };
+    let Findings { variables, identity, directory } = findings;
+    let mut inherited = identity.rename_in(environment.passed_on());
+    inherited.retain(|(name, _)| name != "PWD");
+    inherited.extend(directory.map(|directory| ("PWD".into(), directory.0)));
+    let common = Common { inherited, from_files: variables };
     let found = (release, identity, written);
     let mut monitor = match Monitor::new(assignment, found, channel, inheritance.listeners, common) {
         Ok(monitor) => monitor,

@@ -48,10 +48,7 @@ pub(super) fn find_release(
         (Some([directory, program, findings]), Some(path)) => {
             Ok((Release::held(directory, program, path.clone()), Findings::from_document(findings)?))
         }
-        _ => {
-            let release = Release::resolve(&assignment.plan, environment.inherited("PATH"))?;
-            Ok((release, Findings::look_up(&assignment.plan)?))
-        }
+        _ => Findings::look_up(&assignment.plan, environment.inherited("PATH")),
     }
 }
 
@@ -66,7 +63,8 @@ impl Monitor {
         processes::become_subreaper()?;
         fchdir(&release.directory)?;
         let path = release.path.clone();
-        let resolved = Report::Resolved { path, other_user: identity.other_user() };
+        let fingerprint = release.fingerprint(&assignment.plan);
+        let resolved = Report::Resolved { path, other_user: identity.other_user(), fingerprint };
         channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), findings.as_fd()])?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;

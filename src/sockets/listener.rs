@@ -38,6 +38,7 @@ pub struct Listener {
 pub struct Carried {
     /// Where it lies.
     pub fd: RawFd,
+    #[serde(default, with = "crate::config::text::path")]
     path: Option<(PathBuf, unix_path::Identity)>,
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// The largest document, in bytes.
@@ -16,9 +17,18 @@ pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
     if bytes.len() as u64 > LIMIT {
         return Err(io::Error::other(format!("{} bytes are more than the {LIMIT} allowed", bytes.len())));
     }
-    let mut file = File::from(memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC)?);
+    let mut file = File::from(create()?);
     file.write_all(bytes)?;
     Ok(file.into())
+}
+
+/// A host may refuse every memfd that could be executed (vm.memfd_noexec=2); kernels before 6.3 know no flag that says so.
+fn create() -> nix::Result<OwnedFd> {
+    let named = |flags| memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC | flags);
+    match named(MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL)) {
+        Err(Errno::EINVAL) => named(MFdFlags::empty()),
+        made => made,
+    }
 }
 
 /// Writes `bytes` into an empty one.
@@ -36,4 +46,18 @@ pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host with vm.memfd_noexec=2 refuses any other.
+    #[test]
+    fn nobody_can_execute_a_document() {
+        let document = write(b"text").unwrap();
+        let mode = File::from(document.try_clone().unwrap()).metadata().unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o111, 0);
+        assert_eq!(read(document).unwrap(), b"text");
+    }
 }

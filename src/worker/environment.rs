@@ -1,6 +1,6 @@
 //! What a worker finds in its environment and in its arguments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -40,30 +40,24 @@ pub fn arguments(plan: &Plan, place: Place<'_>) -> Result<Vec<CString>, String> 
     std::iter::once(Ok(plan.program.to_c())).chain(args).collect()
 }
 
-/// The whole environment, but for `LISTEN_PID`, which is known only after the fork.
+/// The whole environment, but for `LISTEN_PID`, which is known only after the fork. What stands further down wins:
+/// what panzer was started with, panzer's own, files, options.
 pub fn variables(plan: &Plan, common: &Common, place: Place<'_>) -> Result<Vec<CString>, String> {
-    let mut own = vec![
-        ("PANZER_WORKER_ID".to_owned(), place.worker.to_string()),
-        ("PANZER_WORKER_COUNT".to_owned(), plan.workers.to_string()),
-        ("PANZER_GENERATION".to_owned(), place.generation.to_string()),
-        ("PANZER_MAIN_PID".to_owned(), place.main_pid.to_string()),
-        ("NOTIFY_SOCKET".to_owned(), place.notify_socket.to_owned()),
+    let mut all: BTreeMap<OsString, OsString> = common.inherited.iter().cloned().collect();
+    let own = [
+        ("PANZER_WORKER_ID", place.worker.to_string()),
+        ("PANZER_WORKER_COUNT", plan.workers.to_string()),
+        ("PANZER_GENERATION", place.generation.to_string()),
+        ("PANZER_MAIN_PID", place.main_pid.to_string()),
+        ("NOTIFY_SOCKET", place.notify_socket.to_owned()),
     ];
-    own.extend(of_listeners(plan, place));
-    let asked = plan.env.iter().map(|(name, value)| Ok((name, plan.expand(value, place.worker, place.generation)?)));
-    let asked = asked.collect::<Result<Vec<(&Text, Text)>, String>>()?;
-    let by_option: BTreeSet<&OsStr> = asked.iter().map(|(name, _)| name.0.as_os_str()).collect();
-    let from_files = common.from_files.iter().filter(|(name, _)| !by_option.contains(name.0.as_os_str()));
-    let replaced: BTreeSet<&OsStr> =
-        by_option.iter().copied().chain(common.from_files.keys().map(|name| name.0.as_os_str())).collect();
-    let is_replaced = |name: &OsStr| replaced.contains(name);
-    let inherited = common.inherited.iter().filter(|(name, _)| !is_replaced(name));
-    let kept = inherited.map(|(name, value)| entry(name, value));
-    let own = own.iter().map(|(name, value)| (OsStr::new(name), value)).filter(|(name, _)| !is_replaced(name));
-    let own = own.map(|(name, value)| entry(name, OsStr::new(value)));
-    let asked = asked.iter().map(|(name, value)| entry(&name.0, &value.0));
-    let from_files = from_files.map(|(name, value)| entry(&name.0, &value.0));
-    Ok(kept.chain(own).chain(from_files).chain(asked).collect())
+    all.extend(own.map(|(name, value)| (name.into(), value.into())));
+    all.extend(of_listeners(plan, place).into_iter().map(|(name, value)| (name.into(), value.into())));
+    all.extend(common.from_files.iter().map(|(name, value)| (name.0.clone(), value.0.clone())));
+    for (name, value) in &plan.env {
+        all.insert(name.0.clone(), plan.expand(value, place.worker, place.generation)?.0);
+    }
+    Ok(all.iter().map(|(name, value)| entry(name, value)).collect())
 }
 
 /// What tells of the listeners; `LISTEN_PID` is added after the fork.

@@ -100,8 +100,13 @@ impl Identity {
         match user {
             Some(User { name, dir, shell, .. }) => {
                 let name = OsString::from(name);
-                let values = [name.clone(), name, dir.into(), shell.into()];
+                let values = [name.clone(), name, dir.into(), shell.clone().into()];
                 self.variables = VARIABLES.into_iter().zip(values).map(|(name, value)| pair(name, value)).collect();
+                // Programs execute what SHELL names: a shell that lets nobody in is worse than none.
+                let lets_in = !matches!(shell.file_name().and_then(OsStr::to_str), None | Some("nologin" | "false"));
+                if !lets_in && let Some((shell, _)) = self.variables.pop() {
+                    self.forgotten = vec![shell];
+                }
             }
             None => {
                 let name = OsString::from(named.to_string());

@@ -1,16 +1,17 @@
 //! Releases: which file and which directory a generation runs, found anew for each generation and then held.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{AccessFlags, faccessat};
+use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::refusal;
@@ -40,12 +41,33 @@ pub struct Run<'a> {
     pub mixed: bool,
 }
 
+/// What a release is on disk, to tell it from a later one: device, inode, size and change time of its directory, its
+/// program, and the files among the program's first arguments, as an interpreter has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(Vec<(u64, u64, u64, i64)>);
+
+/// Arguments that are looked at for files.
+const MAX_ARGUMENTS_LOOKED_AT: usize = 8;
+
 impl Release {
+    /// What it is on disk now.
+    pub fn fingerprint(&self, plan: &Plan) -> Fingerprint {
+        let directory = refusal::through_proc(&self.directory);
+        let arguments = plan.args.iter().take(MAX_ARGUMENTS_LOOKED_AT).map(|argument| directory.join(&argument.0));
+        let files = [refusal::through_proc(&self.program)].into_iter().chain(arguments);
+        let files = files.filter_map(|path| fs::metadata(path).ok()).filter(Metadata::is_file);
+        let state =
+            |meta: Metadata| (meta.dev(), meta.ino(), meta.size(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
+        // A directory's own size and time change with whatever is written into it.
+        let (device, inode) = identity(&self.directory);
+        Fingerprint(std::iter::once((device, inode, 0, 0)).chain(files.map(state)).collect())
+    }
+
     /// Finds program and directory as `plan` names them, from scratch. `search_path` is `PATH`, for a bare name.
     pub fn resolve(plan: &Plan, search_path: Option<&OsStr>) -> Result<Release, Cause> {
-        let directory_path = plan.start_directory.join(plan.chdir.as_deref().unwrap_or(Path::new("")));
+        let directory_path = working_directory(plan);
         let directory = open_directory(&directory_path)?;
-        let named = find(&plan.program.0, &plan.start_directory, search_path)?;
+        let named = find(&plan.program.0, &plan.start_directory, &directory_path, search_path)?;
         let program = handle(&named, 0).map_err(|error| refusal::explain(errno_of(&error), &named))?;
         check_executable(&program, &named)?;
         let path = resolved_path(&program).unwrap_or(named);
@@ -72,21 +94,35 @@ impl Release {
         }
     }
 
+    /// The name of the working directory: as `plan` has it, symlinks and all, where that leads there, else as the kernel
+    /// has it.
+    pub fn directory_name(&self, plan: &Plan) -> Option<PathBuf> {
+        let named: PathBuf = working_directory(plan).components().collect();
+        let is_plain = named.components().all(|part| part != Component::ParentDir);
+        let leads_there = fs::metadata(&named).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity(&self.directory));
+        if is_plain && leads_there { Some(named) } else { resolved_path(&self.directory) }
+    }
+
     fn is_script(&self) -> bool {
         refusal::first_bytes(&self.program).is_some_and(|bytes| bytes.starts_with(b"#!"))
     }
 }
 
 /// The directory panzer was started in, by the name the user has for it: `$PWD` where it leads there, so that a symlink
-/// in it is followed anew by each generation.
-pub fn start_directory(pwd: Option<OsString>) -> io::Result<PathBuf> {
+/// in it is followed anew by each generation. Also whether it does.
+pub fn start_directory(pwd: Option<OsString>) -> io::Result<(PathBuf, bool)> {
     let physical = std::env::current_dir()?;
     let here = fs::metadata(".")?;
     let logical = pwd
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
         .filter(|path| fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())));
-    Ok(logical.unwrap_or(physical))
+    let is_named = logical.is_some();
+    Ok((logical.unwrap_or(physical), is_named))
+}
+
+fn working_directory(plan: &Plan) -> PathBuf {
+    plan.start_directory.join(plan.chdir.as_deref().unwrap_or(Path::new("")))
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Cause> {
@@ -108,10 +144,22 @@ fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
 }
 
-fn find(program: &OsStr, start: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
+/// A relative path is looked for where panzer was started, then in `--chdir`, as other supervisors do.
+fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
+    let folders = if start == chdir { vec![start] } else { vec![start, chdir] };
+    // Without the "." of "./app", which says nothing in a message.
+    let beside: Vec<PathBuf> = folders.iter().map(|folder| folder.join(program).components().collect()).collect();
     if program.as_bytes().contains(&b'/') {
-        // Without the "." of "./app", which says nothing in a message.
-        return Ok(start.join(program).components().collect());
+        let is_there = |path: &&PathBuf| fs::metadata(path).map_or_else(|error| !is_missing(&error), |_| true);
+        return match (beside.iter().find(is_there), &beside[..]) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, [first, second]) if first != second => Err(Cause::NotFound(Cause::bounded(format!(
+                "{} was not found, nor {} (--chdir); check the path",
+                first.display(),
+                second.display()
+            )))),
+            (None, _) => Ok(beside[0].clone()),
+        };
     }
     let directories = search_path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
     let mut unusable = None;
@@ -126,9 +174,13 @@ fn find(program: &OsStr, start: &Path, search_path: Option<&OsStr>) -> Result<Pa
     if let Some(candidate) = unusable {
         return Err(refusal::explain(Errno::EACCES, &candidate));
     }
-    let tip =
-        if start.join(program).is_file() { format!("; did you mean ./{}?", program.display()) } else { String::new() };
+    let is_beside = beside.iter().any(|path| path.is_file());
+    let tip = if is_beside { format!("; did you mean ./{}?", program.display()) } else { String::new() };
     Err(Cause::NotFound(format!("{} was not found in PATH{tip}", program.display())))
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn may_execute(path: &Path) -> bool {

@@ -88,6 +88,21 @@ fn jobs_that_are_done_end_it_with_zero() {
     assert_eq!(panzer.wait_exit().code(), Some(0));
 }
 
+/// As a manager takes ServerEngine's unrecoverable exits for success.
+#[test]
+fn it_ends_with_the_code_that_the_list_names() {
+    let panzer = Panzer::start(["-w", "2", "--final-exit-codes", "5,6=0", "--", "sh", "-c", "exit 6"]);
+    panzer.expect_line("warning: worker * exited with code 6, which is final");
+    panzer.expect_line("panzer: every worker of generation 1 has ended for good; stopping with exit code 0");
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+    let panzer = told(2).args(["--final-exit-codes", "5=9", "--final-exit-stop"]).start();
+    wait_told(&panzer, 2);
+    panzer.expect_line("warning: worker 1 (pid *, generation 1) exited with code 5, which is final");
+    panzer.expect_line("error: worker 1 of generation 1 has ended for good; stopping with exit code 9");
+    exit(&panzer, 1, 5);
+    assert_eq!(panzer.wait_exit().code(), Some(9));
+}
+
 #[test]
 fn any_other_exit_is_respawned_and_so_is_a_kill() {
     let panzer = told(1).args(["--final-exit-codes", "9,137"]).start();
@@ -289,6 +304,8 @@ fn what_is_no_limit_is_refused_and_check_shows_what_is() {
     for (arguments, why) in [
         (&["--final-exit-codes", "256"][..], "exit codes are numbers from 0 to 255"),
         (&["--final-exit-codes", "9-3"], "the range 9-3 runs backward; write 3-9"),
+        (&["--final-exit-codes", "5=1,6=0"], "give one =CODE"),
+        (&["--final-exit-codes", "5=256"], "the code after '=' is a number from 0 to 255"),
         (&["--final-exit-codes", "-1"], "exit codes are numbers from 0 to 255"),
         (&["--final-exit-stop"], "add --final-exit-codes"),
         (&["--max-draining", "0"], "it must be a whole number from 1 to 1000"),

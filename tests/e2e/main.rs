@@ -29,6 +29,7 @@ mod identity;
 mod inherited;
 mod limits;
 mod listeners;
+mod lookup;
 mod managed;
 mod my_app;
 mod operators;

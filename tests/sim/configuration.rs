@@ -67,7 +67,7 @@ fn draw_respawn_limit(choices: &mut Choices) -> Option<RespawnLimit> {
 fn draw_final_exits(choices: &mut Choices) -> FinalExits {
     let lists: [&[&str]; 6] = [&[], &[], &[], &["0"], &["1"], &["0", "1-3"]];
     let codes: Vec<ExitCodes> = choices.among(&lists).iter().map(|codes| codes.parse().unwrap()).collect();
-    FinalExits { codes, stop: choices.one_in(3) }
+    FinalExits { codes, stop: choices.one_in(3), code: None }
 }
 
 fn draw_start_delay(choices: &mut Choices) -> StartDelay {
