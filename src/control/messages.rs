@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::channel::Message;
 use crate::config::{Plan, Tuning};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
@@ -187,13 +188,33 @@ pub enum Report {
         /// How many.
         reached: u32,
     },
-    /// A worker wants to bind; its socket comes along as a descriptor, where it could be had.
+    /// A worker wants to bind; its socket comes along as a descriptor, if it could be had.
     Claim {
         /// What the answer refers to.
         ticket: u64,
         /// Where.
         key: Key,
+        /// Whether its socket comes along. Builds that do not say so send it if they have it.
+        #[serde(default)]
+        socket: Option<bool>,
     },
+}
+
+impl Message for Order {
+    fn carries(&self, descriptors: usize) -> bool {
+        descriptors == usize::from(matches!(self, Order::Queue | Order::Shared { .. }))
+    }
+}
+
+impl Message for Report {
+    fn carries(&self, descriptors: usize) -> bool {
+        match self {
+            Report::Resolved { .. } => descriptors == 3,
+            Report::Claim { socket: Some(socket), .. } => descriptors == usize::from(*socket),
+            Report::Claim { socket: None, .. } => descriptors <= 1,
+            _ => descriptors == 0,
+        }
+    }
 }
 
 /// One worker, as people are shown it.

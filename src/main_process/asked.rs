@@ -118,7 +118,9 @@ impl Main {
         self.askers = self.operators.take_status_askers();
         let standings = self.state.standings();
         for (_, _, monitor) in &standings {
-            if let Some(running) = monitor.and_then(|monitor| self.children.running(monitor)) {
+            if let Some(running) = monitor.and_then(|monitor| self.children.running(monitor))
+                && !std::mem::replace(&mut running.asked, true)
+            {
                 running.channel.send(&Order::Status);
             }
         }

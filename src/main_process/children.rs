@@ -26,6 +26,8 @@ use crate::worker::spawn::Child;
 pub(super) struct Running {
     pub(super) child: Child,
     pub(super) channel: Channel,
+    /// It owes a status: as long as it is stopped it is not asked again.
+    pub(super) asked: bool,
     /// What its channel is watched under.
     pub(super) token: u64,
     /// So many sockets it has.
@@ -119,7 +121,8 @@ impl Children {
         let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
             let CarriedMonitor { pid, outcome, channel, queues, workers, protocol } = carried;
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
-            Ok((monitor, Running { child, channel: Channel::take_over(channel)?, token, queues, workers, protocol }))
+            let channel = Channel::take_over(channel)?;
+            Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol }))
         };
         let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
         let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();
@@ -203,6 +206,12 @@ impl Children {
 
     pub(super) fn channels(&mut self) -> impl Iterator<Item = &mut Running> {
         self.monitors.values_mut()
+    }
+
+    /// The monitors whose channel is to be looked at again.
+    pub(super) fn with_due_channel(&self, now: Instant) -> Vec<Monitor> {
+        let due = |running: &Running| running.channel.deadline().is_some_and(|deadline| deadline <= now);
+        self.monitors.iter().filter(|(_, running)| due(running)).map(|(monitor, _)| *monitor).collect()
     }
 
     /// Takes in what outlived `monitor`, which has been reaped. False where nothing did.

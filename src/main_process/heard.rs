@@ -3,6 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
 use super::parts::{Found, Main, shared_name};
 use super::shares::Denied;
 use super::state::{Event, Monitor};
@@ -21,10 +24,17 @@ impl Main {
             let Some(running) = self.children.running(monitor) else { return };
             running.channel.flush();
             match running.channel.receive::<Report>() {
-                Received::Message(Report::Claim { ticket, key }, descriptors) => {
+                Received::Message(Report::Claim { ticket, key, .. }, descriptors) => {
                     self.claimed(monitor, ticket, &key, descriptors);
                 }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
+                Received::Cut(Report::Claim { ticket, .. }) => {
+                    ::log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");
+                    let errno = Some(Errno::EMFILE as i32);
+                    running.channel.send(&Order::NotShared { ticket, errno });
+                }
+                Received::Cut(_) => self.cut_off(monitor, "panzer has no descriptor left for what it sends"),
+                Received::Failed(why) => self.cut_off(monitor, &why),
                 Received::Garbage(why) => ::log::warn!(
                     "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
                      reload gives it one that is understood",
@@ -37,6 +47,19 @@ impl Main {
                     self.poller.forget(&running.channel);
                     return;
                 }
+            }
+        }
+    }
+
+    /// What this monitor knows, and what is known of it, cannot be told any more: it is ended. Its workers are adopted,
+    /// and another monitor takes its place.
+    fn cut_off(&mut self, monitor: Monitor, why: &str) {
+        ::log::error!("the monitor of generation {} is ended, as messages get lost: {why}", monitor.generation);
+        if let Some(running) = self.children.running(monitor) {
+            self.poller.forget(&running.channel);
+            running.channel.close();
+            if let Err(error) = processes::signal_child(running.child.pid, Signal::SIGKILL) {
+                ::log::error!("cannot kill the monitor of generation {}: {error}", monitor.generation);
             }
         }
     }
@@ -55,6 +78,9 @@ impl Main {
                 }
             }
             (Report::StatusEnd, _) => {
+                if let Some(running) = self.children.running(monitor) {
+                    running.asked = false;
+                }
                 if let Some(inquiry) = &mut self.inquiry {
                     inquiry.complete(monitor);
                 }

@@ -97,11 +97,13 @@ impl Main {
         running.workers = workers;
         match self.held.sockets(&plan.listen, workers, running.queues) {
             Ok(more) => {
-                running.queues += more.len();
                 for queue in more {
-                    // One that cannot be copied is missed by a worker that says so.
-                    let copy = queue.try_clone_to_owned().into_iter().collect();
-                    running.channel.send_along(&Order::Queue, copy);
+                    match queue.try_clone_to_owned() {
+                        Ok(copy) => running.channel.send_along(&Order::Queue, vec![copy]),
+                        // That one and those behind it are handed out by the next change of the count.
+                        Err(error) => return ::log::warn!("a worker's queue cannot be handed out: {error}"),
+                    }
+                    running.queues += 1;
                 }
             }
             Err(error) => ::log::warn!("{error}"),

@@ -153,7 +153,8 @@ impl Main {
         self.poller.watch(&channel, token)?;
         let command = Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
         let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
-        self.children.add(monitor, Running { child, channel, token, queues: sockets, workers, protocol: VERSION });
+        let (queues, asked) = (sockets, false);
+        self.children.add(monitor, Running { child, channel, asked, token, queues, workers, protocol: VERSION });
         Ok(())
     }
 }

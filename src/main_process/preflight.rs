@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::carried;
 use super::helper::Helper;
-use crate::control::channel::{Channel, Received};
+use crate::control::channel::{Channel, Message, Received};
 use crate::control::role::{Environment, OWN_IMAGE};
 use crate::sys::document;
 use crate::sys::processes::Exit;
@@ -28,6 +28,12 @@ struct Proof {
     build: String,
 }
 
+impl Message for Proof {
+    fn carries(&self, descriptors: usize) -> bool {
+        descriptors == 1
+    }
+}
+
 /// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
 pub fn run(environment: &Environment) -> Result<(), String> {
     let (state, channel) = environment.take_preflight()?;
@@ -40,8 +46,9 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         .map_err(|error| format!("cannot open {OWN_IMAGE}: {error}"))?
         .into();
     let proof = Proof { build: carried::build().to_owned() };
-    let sent = Channel::new(channel).send_with(&proof, &[image.as_fd()]);
-    sent.map_err(|error| format!("main cannot be told: {error}"))
+    let mut channel = Channel::new(channel);
+    channel.send_along(&proof, vec![image]);
+    channel.finish().map_err(|error| format!("main cannot be told: {error}"))
 }
 
 /// A pre-flight under way.
@@ -98,7 +105,7 @@ impl Preflight {
             return Err(format!("the try of it {how}{printed}"));
         }
         match self.channel.receive::<Proof>() {
-            Received::Message(Proof { build }, descriptors) if !descriptors.is_empty() => {
+            Received::Message(Proof { build }, descriptors) => {
                 let image = descriptors.into_iter().next().ok_or("its image got lost")?;
                 Ok(NextBuild { image, build })
             }

@@ -84,9 +84,11 @@ impl Main {
             self.operators.forget_gone();
             self.shares.set_patience(self.plan.tuning.longest_start(self.plan.workers));
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
+            let channels = self.children.channels().filter_map(|running| running.channel.deadline()).min();
             let deadline = [
                 self.state.deadline(),
                 inquiry,
+                channels,
                 self.shares.deadline(self.serving()),
                 self.operators.server.deadline(),
                 self.operators.deadline(),
@@ -114,6 +116,9 @@ impl Main {
                         }
                     }
                 }
+            }
+            for monitor in self.children.with_due_channel(Instant::now()) {
+                self.take_reports(monitor, MAX_REPORTS_A_TURN);
             }
             for (client, request) in self.operators.server.requests(Instant::now()) {
                 self.asked(client, request);

@@ -42,6 +42,14 @@ impl Monitor {
                     let reached = self.signal_as_asked(number, slot);
                     self.channel.send(&Report::Signalled { ticket, reached });
                 }
+                Received::Cut(Order::Shared { ticket }) => {
+                    ::log::warn!("a worker cannot share what it binds: this monitor has no descriptor left for it");
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.not_shared(ticket, Some(Errno::EMFILE));
+                    }
+                }
+                Received::Cut(_) => self.cut_off = Some("no descriptor is left for what main sends".to_owned()),
+                Received::Failed(why) => self.cut_off = Some(format!("what main and it say gets lost: {why}")),
                 Received::Message(order, _) => {
                     self.take_over(&order);
                     self.events.push_back(Event::Ordered(order));

@@ -63,6 +63,8 @@ pub(super) struct Monitor {
     pub(super) unwatched: BTreeSet<u32>,
     pub(super) state: Slots,
     pub(super) events: VecDeque<Event>,
+    /// Why nothing more can be heard of main, or said to it, though it is there.
+    pub(super) cut_off: Option<String>,
     pub(super) done: bool,
 }
 
@@ -83,7 +85,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         Err(cause) => {
             // Main says what it means: the end of a reload, or of a first start.
             channel.send(&Report::CannotBegin(cause));
-            return Ok(());
+            return last_words(channel.finish());
         }
     };
     let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {error}"))?;
@@ -99,7 +101,16 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         Err(error) => return Err(format!("a monitor cannot start: {error}")),
     };
-    monitor.run().map_err(|error| format!("a monitor cannot go on: {error}"))
+    monitor.run().map_err(|error| format!("a monitor cannot go on: {error}"))?;
+    last_words(monitor.channel.finish())
+}
+
+/// What became of what was said last. Where main is gone, nobody needs it.
+fn last_words(said: io::Result<()>) -> Result<(), String> {
+    match said {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("main cannot be told: {error}")),
+        _ => Ok(()),
+    }
 }
 
 impl Monitor {
@@ -118,11 +129,19 @@ impl Monitor {
             self.channel.rearm(&self.poller, CHANNEL);
             let acks = self.acks.as_ref().and_then(AckSocket::deadline);
             let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
-            for token in self.poller.wait([self.state.deadline(), acks, unwatched].into_iter().flatten().min())? {
+            let channel = self.channel.deadline();
+            let deadlines = [self.state.deadline(), acks, unwatched, channel];
+            for token in self.poller.wait(deadlines.into_iter().flatten().min())? {
                 self.look_at(token);
             }
             for slot in std::mem::take(&mut self.unwatched) {
                 self.look_at_unwatched_exec(slot);
+            }
+            if channel.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.look_at(CHANNEL);
+            }
+            if let Some(why) = self.cut_off.take() {
+                return Err(io::Error::other(why));
             }
             if acks.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.take_acks();
@@ -152,7 +171,8 @@ impl Monitor {
         match self.sharing.as_mut().and_then(Sharing::take_call) {
             None => {}
             Some(Taken::Claim(claim)) => {
-                let report = Report::Claim { ticket: claim.ticket, key: claim.key };
+                let socket = Some(claim.socket.is_some());
+                let report = Report::Claim { ticket: claim.ticket, key: claim.key, socket };
                 self.channel.send_along(&report, claim.socket.into_iter().collect());
             }
             Some(Taken::Listens(thread)) => {

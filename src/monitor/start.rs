@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -56,7 +56,7 @@ impl Monitor {
     pub(super) fn new(
         assignment: Assignment,
         (release, identity, findings): (Release, Identity, OwnedFd),
-        channel: Channel,
+        mut channel: Channel,
         listeners: Vec<OwnedFd>,
         common: Common,
     ) -> io::Result<Monitor> {
@@ -65,7 +65,8 @@ impl Monitor {
         let path = release.path.clone();
         let fingerprint = release.fingerprint(&assignment.plan);
         let resolved = Report::Resolved { path, other_user: identity.other_user(), fingerprint };
-        channel.send_with(&resolved, &[release.directory.as_fd(), release.program.as_fd(), findings.as_fd()])?;
+        channel.send_along(&resolved, vec![release.directory.try_clone()?, release.program.try_clone()?, findings]);
+        channel.finish()?;
         let poller = Poller::new()?;
         let signals = Signals::new([Signal::SIGCHLD])?;
         let notify = NotifySocket::new()?;
@@ -102,6 +103,7 @@ impl Monitor {
             unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),
+            cut_off: None,
             done: false,
         })
     }

@@ -8,6 +8,7 @@ mod hindered;
 mod killed;
 mod killed_anywhere;
 mod left_behind;
+mod messages;
 mod pid_file;
 mod releases;
 mod respawn;
