@@ -146,7 +146,7 @@ _panzer() {
                     return 0
                     ;;
                 --signals)
-                    COMPREPLY=($(compgen -W "panzer serverengine preforker kamisama unicorn" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "panzer serverengine preforker kamisama unicorn server-starter einhorn" -- "${cur}"))
                     return 0
                     ;;
                 --on)

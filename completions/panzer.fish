@@ -37,11 +37,13 @@ complete -c panzer -l group -d 'The workers\' group, where it is not to be the u
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
 complete -c panzer -l config -d 'Read options from this YAML file: their names as keys, a list or a map where one may be given several times, and program and args. Flags win over environment, over file [config/panzer.yml, if it exists]' -r -F
-complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
+complete -c panzer -l signals -d 'Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama, unicorn, server-starter or einhorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
 serverengine\t''
 preforker\t''
 kamisama\t''
-unicorn\t''"
+unicorn\t''
+server-starter\t''
+einhorn\t''"
 complete -c panzer -l on -d 'What a signal does instead, as TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times' -r
 complete -c panzer -l name -d 'What this instance is called [the program\'s file name]' -r
 complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F

@@ -163,8 +163,8 @@ struct Options {
     #[arg(long)]
     check: bool,
 
-    /// Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama or unicorn; panzer(1) has the
-    /// table [panzer]
+    /// Whose habits signals to panzer follow: panzer, serverengine, preforker, kamisama, unicorn, server-starter or
+    /// einhorn; panzer(1) has the table [panzer]
     #[arg(long, env = "PANZER_SIGNALS", value_name = "PRESET", hide_possible_values = true)]
     signals: Option<Habit>,
 
@@ -249,6 +249,8 @@ enum Habit {
     Preforker,
     Kamisama,
     Unicorn,
+    ServerStarter,
+    Einhorn,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -111,39 +111,54 @@ pub enum Preset {
     Kamisama,
     /// Those of unicorn.
     Unicorn,
+    /// Those of Server::Starter's start_server.
+    ServerStarter,
+    /// Those of einhorn.
+    Einhorn,
 }
 
 impl Preset {
     /// All of them, in the order of the table's columns.
-    pub const ALL: [Preset; 5] =
-        [Preset::Panzer, Preset::Serverengine, Preset::Preforker, Preset::Kamisama, Preset::Unicorn];
+    pub const ALL: [Preset; 7] = [
+        Preset::Panzer,
+        Preset::Serverengine,
+        Preset::Preforker,
+        Preset::Kamisama,
+        Preset::Unicorn,
+        Preset::ServerStarter,
+        Preset::Einhorn,
+    ];
 
     /// As people write it.
     pub fn name(self) -> &'static str {
-        ["panzer", "serverengine", "preforker", "kamisama", "unicorn"][self as usize]
+        ["panzer", "serverengine", "preforker", "kamisama", "unicorn", "server-starter", "einhorn"][self as usize]
     }
 }
 
 const NONE: Action = Action::Ignore;
 
-/// The signals main reads, a row each, with a column for each preset.
+/// The signals main reads, a row each, with a column for each preset. Of start_server (Server::Starter) and einhorn, what
+/// their own sources do with each; einhorn's USR2 and INT send the workers USR2, which is `--stop USR2/…` here.
 #[rustfmt::skip]
-const TABLE: [(Signal, [Action; 5]); 13] = [
-    //                  panzer               serverengine            preforker          kamisama                 unicorn
-    (Signal::SIGUSR1,  [Action::Reload,      Action::Reload,         Action::Reopen,    NONE,                    Action::Reopen]),
-    (Signal::SIGUSR2,  [Action::Restart,     Action::Reread,         NONE,              NONE,                    Action::Reload]),
-    (Signal::SIGTERM,  [Action::Stop,        Action::Stop,           Action::StopNow,   Action::Stop,            Action::StopNow]),
-    (Signal::SIGINT,   [Action::StopThenNow, Action::Detach,         Action::StopNow,   Action::Stop,            Action::StopNow]),
-    (Signal::SIGQUIT,  [Action::StopNow,     Action::StopNow,        Action::Stop,      NONE,                    Action::Stop]),
-    (Signal::SIGHUP,   [Action::Reread,      Action::RestartWorkers, NONE,              NONE,                    Action::Reload]),
-    (Signal::SIGTTIN,  [Action::Status,      NONE,                   Action::ScaleUp,   Action::ScaleUp,         Action::ScaleUp]),
-    (Signal::SIGTTOU,  [NONE,                NONE,                   Action::ScaleDown, Action::ScaleDownOldest, Action::ScaleDown]),
-    (Signal::SIGWINCH, [NONE,                NONE,                   Action::Quiet,     NONE,                    Action::Quiet]),
-    (Signal::SIGCONT,  [NONE,                Action::Dump,           NONE,              NONE,                    NONE]),
-    (Signal::SIGALRM,  [NONE; 5]),
-    (Signal::SIGPIPE,  [NONE; 5]),
-    (Signal::SIGIO,    [NONE; 5]),
-];
+const TABLE: [(Signal, [Action; 7]); 13] = {
+    use Action::*;
+    [
+    //                  panzer       serverengine    preforker  kamisama         unicorn    server-starter einhorn
+    (Signal::SIGUSR1,  [Reload,      Reload,         Reopen,    NONE,            Reopen,    NONE,          NONE]),
+    (Signal::SIGUSR2,  [Restart,     Reread,         NONE,      NONE,            Reload,    NONE,          Stop]),
+    (Signal::SIGTERM,  [Stop,        Stop,           StopNow,   Stop,            StopNow,   Stop,          Stop]),
+    (Signal::SIGINT,   [StopThenNow, Detach,         StopNow,   Stop,            StopNow,   Stop,          Stop]),
+    (Signal::SIGQUIT,  [StopNow,     StopNow,        Stop,      NONE,            Stop,      NONE,          StopNow]),
+    (Signal::SIGHUP,   [Reread,      RestartWorkers, NONE,      NONE,            Reload,    Reload,        Reload]),
+    (Signal::SIGTTIN,  [Status,      NONE,           ScaleUp,   ScaleUp,         ScaleUp,   NONE,          NONE]),
+    (Signal::SIGTTOU,  [NONE,        NONE,           ScaleDown, ScaleDownOldest, ScaleDown, NONE,          NONE]),
+    (Signal::SIGWINCH, [NONE,        NONE,           Quiet,     NONE,            Quiet,     NONE,          NONE]),
+    (Signal::SIGCONT,  [NONE,        Dump,           NONE,      NONE,            NONE,      NONE,          NONE]),
+    (Signal::SIGALRM,  [NONE,        NONE,           NONE,      NONE,            NONE,      NONE,          Reload]),
+    (Signal::SIGPIPE,  [NONE; 7]),
+    (Signal::SIGIO,    [NONE; 7]),
+    ]
+};
 
 /// What `signal` does under `preset`.
 pub fn action(preset: Preset, signal: Signal) -> Action {
@@ -152,7 +167,7 @@ pub fn action(preset: Preset, signal: Signal) -> Action {
 
 /// The rows that do something under any of `presets`: the signal's name as people write it, and what it does in each.
 pub fn described(presets: &[Preset]) -> impl Iterator<Item = (&'static str, Vec<Action>)> {
-    let row = |(signal, actions): &(Signal, [Action; 5])| {
+    let row = |(signal, actions): &(Signal, [Action; 7])| {
         (short(*signal), presets.iter().map(|preset| actions[*preset as usize]).collect::<Vec<_>>())
     };
     TABLE.iter().map(row).filter(|(_, actions)| actions.iter().any(|action| *action != Action::Ignore))

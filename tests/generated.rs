@@ -50,7 +50,7 @@ fn signals() -> String {
     };
     let names: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name()).collect();
     let rows: String = described(&Preset::ALL).map(row).collect();
-    format!("| | {} |\n| --- | --- | --- | --- | --- | --- |\n{rows}", names.join(" | "))
+    format!("| | {} |\n|{}\n{rows}", names.join(" | "), " --- |".repeat(names.len() + 1))
 }
 
 /// `text` with what stands between the comments of this name replaced.

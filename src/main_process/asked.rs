@@ -1,6 +1,7 @@
 //! What people ask of main, by signals and over the control socket, and how things stand.
 
 use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -25,7 +26,7 @@ impl Main {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
         // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
-        if received.signal == Signal::SIGCONT && received.sender == 0 {
+        if received.signal == Signal::SIGCONT && received.by_kernel {
             return;
         }
         match self.plan.signals.action(received.signal) {
@@ -148,9 +149,22 @@ impl Main {
         }
     }
 
+    /// What people call this instance. A pid file by the name of "pid" does not name it.
+    fn name(&self) -> String {
+        let by_file = places::name_of(self.pid_file.path());
+        match &self.plan.name {
+            Some(name) => name.clone(),
+            None if by_file == "pid" => {
+                let program = Path::new(&self.plan.program.0).file_name().unwrap_or(&self.plan.program.0);
+                program.to_string_lossy().into_owned()
+            }
+            None => by_file,
+        }
+    }
+
     pub(super) fn status(&self, inquiry: &Inquiry) -> Status {
         Status {
-            name: places::name_of(self.pid_file.path()),
+            name: self.name(),
             pid: Pid::this().as_raw(),
             workers: self.state.workers(),
             ready: self.state.is_ready(),

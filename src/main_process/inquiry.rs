@@ -35,13 +35,10 @@ impl Inquiry {
         pid_of: impl Fn(Monitor) -> Option<Pid>,
         now: Instant,
     ) -> Inquiry {
-        let answer = |(standing, number, monitor): (Standing, u32, Option<Monitor>)| Answer {
-            monitor,
-            pid: monitor.and_then(&pid_of),
-            standing,
-            number,
-            workers: Vec::new(),
-            complete: monitor.is_none(),
+        let answer = |(standing, number, monitor): (Standing, u32, Option<Monitor>)| {
+            let pid = monitor.and_then(&pid_of);
+            // One that has just been reaped never answers.
+            Answer { monitor, pid, standing, number, workers: Vec::new(), complete: pid.is_none() }
         };
         Inquiry { deadline: now + LONGEST_WAIT, generations: standings.into_iter().map(answer).collect() }
     }

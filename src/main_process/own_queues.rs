@@ -25,8 +25,13 @@ impl Main {
             return self.events.push_back(Event::Scale(request, change));
         }
         let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
-        // Queues are for the first so many slots: it is the last one that goes.
-        let change = if change == Change::WithoutOldest { Change::By(-1) } else { change };
+        // Counted from what is pending, which the state does not know yet. Queues are for the first so many slots, so it is
+        // the last one that goes.
+        let change = match change {
+            Change::By(more) => Change::To(from.saturating_add_signed(more)),
+            Change::WithoutOldest => Change::To(from.saturating_sub(1)),
+            Change::To(_) | Change::ToNone => change,
+        };
         let Ok(to) = changed(from, change) else {
             return self.events.push_back(Event::Scale(request, change));
         };

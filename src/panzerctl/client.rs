@@ -1,15 +1,19 @@
 //! The control socket, an operator's side.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 
 use crate::control::requests::{Answer, Request};
+use crate::sys::pidfd::PidFd;
 
 /// Whoever runs answers within this, or is stopped.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,6 +52,12 @@ impl Client {
         Ok(Client { stream: BufReader::new(UnixStream::from(fd)) })
     }
 
+    /// Main's process. None where it cannot be watched.
+    pub(super) fn main(&self) -> Option<PidFd> {
+        let main = getsockopt(self.stream.get_ref(), sockopt::PeerCredentials).ok()?;
+        PidFd::open(Pid::from_raw(main.pid())).ok()
+    }
+
     pub(super) fn ask(&mut self, request: &Request) -> io::Result<()> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
@@ -74,6 +84,20 @@ impl Client {
                 ))
             }
             Err(error) => Err(Trouble::Unknown(format!("the connection broke: {error}"))),
+        }
+    }
+}
+
+/// Waits until this process has ended; at most until `deadline`, without one for [`PATIENCE`]. Returns whether it has.
+pub(super) fn wait_for_end(process: &PidFd, deadline: Option<Instant>) -> bool {
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_zero() => return false,
+            Ok(0) | Err(Errno::EINTR) => {}
+            _ => return true,
         }
     }
 }

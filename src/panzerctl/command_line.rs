@@ -75,6 +75,9 @@ pub(super) enum Command {
     /// Print counts and gauges in Prometheus' text format
     Metrics,
     /// Start a new generation, and wait for its verdict
+    ///
+    /// It returns once the new generation serves. The old one still answers the connections that it has: --drained waits
+    /// until it is gone, and no old release answers any more.
     Reload {
         /// Do not wait
         #[arg(long, conflicts_with = "drained")]
@@ -87,7 +90,7 @@ pub(super) enum Command {
     ///
     /// Main becomes the build that the path it was started by leads to now, under the same pid.
     Restart,
-    /// Stop gracefully, and wait for the end
+    /// Stop gracefully, and wait until panzer has ended and its pid file is free
     #[command(visible_alias = "shutdown")]
     Stop {
         /// Do not wait

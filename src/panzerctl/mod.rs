@@ -133,6 +133,9 @@ fn follow(options: &Options, request: Request) -> Result<(), Trouble> {
     let instance = instances::choose(options)?;
     let overall = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut client = connect(&instance, &request)?;
+    let stops = matches!(request.command, Wanted::Stop | Wanted::Exit) && !request.no_wait;
+    // Held before the answer comes: afterwards the pid may be somebody else's.
+    let main = stops.then(|| client.main()).flatten();
     // The first line comes at once; what follows takes as long as a release takes.
     let mut deadline = overall.or(Some(Instant::now() + PATIENCE));
     let in_place = io::stdout().is_terminal();
@@ -150,6 +153,11 @@ fn follow(options: &Options, request: Request) -> Result<(), Trouble> {
         shown = true;
         let answer = answer?;
         if answer.ok.is_some() {
+            // Main lets go of its pid file with its end, and what starts next wants that.
+            let ended = main.is_none_or(|main| client::wait_for_end(&main, overall));
+            if !ended && answer.ok == Some(true) {
+                return Err(Trouble::Unknown("panzer stops, but has not ended in time; --timeout waits longer".into()));
+            }
             return conclude(&request, answer);
         }
     }
@@ -182,7 +190,11 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
     match (request.command, answer.took_ms) {
         (Wanted::Reload, Some(took)) => {
             let took = crate::config::duration::show(Duration::from_millis(took));
-            tell(&format!("generation {generation} serves after {took}\n"));
+            let draining = answer
+                .retiring
+                .filter(|_| !request.drained)
+                .map(|old| format!("; generation {old} still drains (reload --drained waits until it answers nobody)"));
+            tell(&format!("generation {generation} serves after {took}{}\n", draining.unwrap_or_default()));
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
         (Wanted::Restart, _) => {

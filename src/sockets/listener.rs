@@ -270,7 +270,7 @@ fn in_use(address: &Address) -> Refusal {
     if let Some(holder) = holders.iter().find(|holder| holder.prospect == Prospect::Stays) {
         if holder.pid == Pid::this().as_raw() {
             return Refusal::Final(format!(
-                "cannot listen on {address}: panzer listens there already, for another --listen; give it once"
+                "cannot listen on {address}: another --listen of this panzer covers that address already; drop one of them"
             ));
         }
         let (name, pid) = (&holder.name, holder.pid);

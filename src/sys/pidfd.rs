@@ -1,7 +1,7 @@
 //! Looking into another process: at its memory and at what its descriptors stand for.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
@@ -15,6 +15,12 @@ const PIDFS: FsType = FsType(0x5049_4446);
 /// A process, held by a descriptor: it never comes to mean another one.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl PidFd {
     /// Fails with ESRCH where `pid` has ended and been reaped.

@@ -15,8 +15,10 @@ const LAST: libc::c_int = 64;
 pub struct Received {
     /// Which one.
     pub signal: Signal,
-    /// The process that sent it; 0 where the kernel did.
+    /// The process that sent it; 0 where the kernel did, or a process outside of our pid namespace.
     pub sender: u32,
+    /// Whether the kernel itself did.
+    pub by_kernel: bool,
 }
 
 /// The signals that a process reads.
@@ -37,7 +39,7 @@ impl Signals {
         loop {
             let info = self.fd.read_signal().ok()??;
             if let Ok(signal) = Signal::try_from(info.ssi_signo as i32) {
-                return Some(Received { signal, sender: info.ssi_pid });
+                return Some(Received { signal, sender: info.ssi_pid, by_kernel: info.ssi_code == libc::SI_KERNEL });
             }
         }
     }

@@ -362,3 +362,39 @@ fn a_wrong_command_line_is_told_in_one_line() {
         assert!(told.starts_with(&format!("panzerctl: {why}")) && told.lines().count() == 1, "{told}");
     }
 }
+
+/// What starts next wants the pid file: a stop that returns earlier lets it be refused now and then.
+#[test]
+fn after_a_stop_the_next_one_has_its_place() {
+    for command in ["stop", "exit"] {
+        let panzer = sleeper().start();
+        panzer.wait_serving();
+        let before = panzer.mark();
+        assert_eq!(run(&panzer, &[command]).status.code(), Some(0));
+        // It has ended, and nobody has reaped it yet.
+        panzer.wait_for_line_after(before, "panzer: stopped", SOON);
+        assert!(fs::read_to_string(format!("/proc/{}/stat", panzer.pid())).unwrap().contains(") Z "));
+        panzer.wait_exit();
+    }
+}
+
+#[test]
+fn a_reload_says_that_the_old_generation_still_drains() {
+    let panzer = sleeper().start();
+    panzer.wait_serving();
+    let told = text(&run(&panzer, &["reload"]).stdout);
+    assert!(told.contains("generation 1 still drains (reload --drained waits until it answers nobody)"), "{told}");
+    let told = text(&run(&panzer, &["reload", "--drained"]).stdout);
+    assert!(!told.contains("still drains"), "{told}");
+    panzer.stop();
+}
+
+/// A file that is called "pid", as many deploy tools have it, names nobody.
+#[test]
+fn a_pid_file_by_that_name_is_not_what_an_instance_is_called() {
+    let panzer = sleeper().env("PANZER_PID", "run/pid").start();
+    panzer.wait_serving();
+    let status = run(&panzer, &["--pid", panzer.path("run/pid").to_str().unwrap(), "status", "--json"]);
+    assert!(text(&status.stdout).contains("\"name\":\"sleep\""), "{status:?}");
+    panzer.stop();
+}

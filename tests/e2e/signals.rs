@@ -140,6 +140,28 @@ fn unicorn() {
 }
 
 /// A panzer of its own, on a terminal. HUP does what the preset has for it; but the terminal's own end is an end.
+#[test]
+fn server_starter() {
+    let panzer = start("server-starter");
+    reloads(&panzer, SIGHUP, 2);
+    ignores(&panzer, &[SIGUSR1, SIGUSR2, SIGQUIT, SIGTTIN, SIGTTOU, SIGWINCH, SIGCONT], SIGTERM, "stopping gracefully");
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+    stops("server-starter", SIGTERM, true);
+    stops("server-starter", SIGINT, true);
+}
+
+#[test]
+fn einhorn() {
+    let panzer = start("einhorn");
+    reloads(&panzer, SIGHUP, 2);
+    reloads(&panzer, SIGALRM, 3);
+    ignores(&panzer, &[SIGUSR1, SIGTTIN, SIGTTOU, SIGWINCH, SIGCONT], SIGUSR2, "stopping gracefully");
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+    stops("einhorn", SIGTERM, true);
+    stops("einhorn", SIGINT, true);
+    stops("einhorn", SIGQUIT, false);
+}
+
 fn stops_with_its_terminal(preset: &str, hang_up: fn(&Panzer)) {
     let arguments = ["--stop", "TERM/300ms/INT/5s/KILL", "--signals", preset, "./app"];
     let panzer = on_a_terminal().executable("app", STUBBORN).args(arguments).start();
