@@ -9,7 +9,7 @@ complete -c panzer -l listen-pid -d 'none: LISTEN_PID is not set, for a worker t
 none\t''"
 complete -c panzer -l listen-as -d 'stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd\'s wait and Java\'s inheritedChannel have it [fds]' -r -f -a "fds\t''
 stdin\t''"
-complete -c panzer -l share-ports -d 'Whether copies of a program that binds its own TCP ports share them, without knowing of it; auto: where there is no --listen. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]' -r -f -a "auto\t''
+complete -c panzer -l share-ports -d 'Whether copies of a program that listens on its own TCP ports share them, without knowing of it; auto: all, where there is no --listen; PORTS, as in 8000,8443: these, and any other (a debugger, metrics) is the first copy\'s that binds it. A port that is bound as a lock is never shared. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
 complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive [auto]' -r -f -a "auto\t''

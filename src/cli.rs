@@ -16,7 +16,7 @@ use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser, Type
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use crate::config::identity::{self, Named, UserAndGroup};
-use crate::config::{self, EnvFile, Listen, MOST_WORKERS, Plan, Schedule, Surge, duration};
+use crate::config::{self, EnvFile, Listen, MOST_WORKERS, Plan, Schedule, SharePorts, Surge, duration};
 use crate::signals::{Action, On, Preset, described};
 use crate::worker::env_file;
 use refusal::refusal;
@@ -74,10 +74,12 @@ struct Options {
     #[command(flatten)]
     handover: handover::HandoverOptions,
 
-    /// Whether copies of a program that binds its own TCP ports share them, without knowing of it; auto: where there is
-    /// no --listen. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]
-    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off", hide_possible_values = true)]
-    share_ports: Option<Sharing>,
+    /// Whether copies of a program that listens on its own TCP ports share them, without knowing of it; auto: all, where
+    /// there is no --listen; PORTS, as in 8000,8443: these, and any other (a debugger, metrics) is the first copy's that
+    /// binds it. A port that is bound as a lock is never shared. Without CAP_SYS_ADMIN, setuid programs have no power in
+    /// the workers then [auto]
+    #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off|PORTS", value_parser = SharePortsParser, hide_possible_values = true)]
+    share_ports: Option<SharePorts>,
 
     /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
     /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
@@ -242,6 +244,22 @@ impl TypedValueParser for WhenParser {
     }
 }
 
+/// Reads what `--share-ports` takes: a word, or ports.
+#[derive(Debug, Clone)]
+struct SharePortsParser;
+
+impl TypedValueParser for SharePortsParser {
+    type Value = SharePorts;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&Arg>, value: &OsStr) -> Result<SharePorts, clap::Error> {
+        str::parse::<SharePorts>.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(SharePorts::WORDS.into_iter().map(|(word, _)| PossibleValue::new(word))))
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Habit {
     Panzer,
@@ -251,13 +269,6 @@ enum Habit {
     Unicorn,
     ServerStarter,
     Einhorn,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Sharing {
-    Auto,
-    On,
-    Off,
 }
 
 /// The definition of the command line, with what is said after the options.

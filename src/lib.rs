@@ -76,7 +76,7 @@
 //!    Only a unix listener that a worker shut down, which nothing undoes, is bound anew, and the generations replaced
 //!    that lack the new one.
 //!    Where a program binds its own, the monitor is asked by the kernel, and main about who is first
-//!    ([`sockets::sharing`]): from then on that listener is held in the same way.
+//!    ([`sockets::sharing`]): once its socket listens it is held in the same way, and before that by nobody.
 //! 5. A worker starts clean: default dispositions, an empty mask, descriptors 0-2 and the listeners from 3, no variable
 //!    of panzer's but the documented ones, its own process group. All that panzer opens is close-on-exec; what a shell
 //!    left open is closed in [`launch`].

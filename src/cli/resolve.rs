@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::{ArgMatches, FromArgMatches};
 
 use super::refusal::refusal;
-use super::{Ending, Habit, Options, Sharing, When, usage};
+use super::{Ending, Habit, Options, When, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{Named, UserAndGroup};
-use crate::config::{self, Identity, Listen, MOST_LISTENERS, Plan, Text, Tuning, Verbosity};
+use crate::config::{self, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::{Habits, Preset};
 use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
@@ -44,10 +44,11 @@ impl Options {
         }
         check_count(listen.len())?;
         let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
-        let shares = match self.share_ports {
-            Some(Sharing::Off) => false,
-            Some(Sharing::On) => true,
-            Some(Sharing::Auto) | None => listen.is_empty(),
+        let share_ports = self.share_ports.unwrap_or_default();
+        let shares = match share_ports {
+            SharePorts::Off => false,
+            SharePorts::On | SharePorts::Ports(_) => true,
+            SharePorts::Auto => listen.is_empty(),
         };
         if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
             return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
@@ -65,11 +66,7 @@ impl Options {
             handover: self.handover.resolve(&listen)?,
             listen,
             inherited,
-            share_ports: match self.share_ports.unwrap_or(Sharing::Auto) {
-                Sharing::Auto => config::SharePorts::Auto,
-                Sharing::On => config::SharePorts::On,
-                Sharing::Off => config::SharePorts::Off,
-            },
+            share_ports,
             ready,
             probe,
             surge: self.surge.unwrap_or_default(),

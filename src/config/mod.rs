@@ -15,6 +15,7 @@ pub mod identity;
 pub mod limits;
 pub mod placeholders;
 pub mod schedule;
+pub mod share_ports;
 pub mod text;
 pub mod tuning;
 
@@ -23,6 +24,7 @@ pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
 pub use limits::{ExitCodes, FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
 pub use schedule::{Escalation, Schedule};
+pub use share_ports::SharePorts;
 pub use text::Text;
 pub use tuning::Tuning;
 
@@ -124,6 +126,17 @@ impl Plan {
         })
     }
 
+    /// Whether a worker is named by its slot in arguments or variables, and not by its generation: two generations have the
+    /// same names.
+    pub fn names_slots_only(&self) -> bool {
+        let texts = || self.args.iter().chain(self.env.iter().map(|(_, value)| value));
+        let differs = |text: &Text, (worker, generation)| {
+            let expanded = self.expand(text, worker, generation);
+            expanded.is_ok_and(|expanded| self.expand(text, 0, 1).is_ok_and(|first| first != expanded))
+        };
+        texts().any(|text| differs(text, (1, 1))) && !texts().any(|text| differs(text, (0, 2)))
+    }
+
     /// What placeholders stand for in this plan, for one worker.
     pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
         let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
@@ -162,19 +175,6 @@ impl std::str::FromStr for EnvFile {
         }
         Ok(EnvFile { path: path.into(), optional: path.len() < text.len() })
     }
-}
-
-/// Whether workers share the ports that they bind themselves.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SharePorts {
-    /// Where no listener is given, and where it is possible.
-    #[default]
-    Auto,
-    /// In any case; where that is not possible nothing is started.
-    On,
-    /// Never.
-    Off,
 }
 
 /// When a worker counts as ready.

@@ -18,7 +18,7 @@ use crate::worker::cause::Cause;
 use crate::worker::program::Fingerprint;
 
 /// The version of this protocol and of [`Assignment`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The oldest version of this protocol that main still speaks with a monitor.
 pub const OLDEST: u32 = 1;
@@ -74,12 +74,29 @@ pub enum Order {
     Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.
     Shared {
+        /// The ticket of [`Report::Claim`] or [`Report::Listen`].
+        ticket: u64,
+    },
+    /// What was claimed is free: main has bound the worker's own socket, if that came along. Nobody holds it yet.
+    Bound {
         /// The ticket of [`Report::Claim`].
+        ticket: u64,
+    },
+    /// What a claim has waited for is over: claim it again.
+    Again {
+        /// The ticket of [`Report::Claim`].
+        ticket: u64,
+    },
+    /// Report where workers listen that panzer does not hold.
+    Own,
+    /// Report whether a socket that is bound may still listen: others wait for it.
+    Look {
+        /// The ticket of the [`Report::Claim`] by which it was bound.
         ticket: u64,
     },
     /// What was claimed cannot be held.
     NotShared {
-        /// The ticket of [`Report::Claim`].
+        /// The ticket of [`Report::Claim`] or [`Report::Listen`].
         ticket: u64,
         /// The errno of its bind; without one, panzer leaves it to the kernel.
         errno: Option<i32>,
@@ -197,6 +214,34 @@ pub enum Report {
         /// Whether its socket comes along. Builds that do not say so send it if they have it.
         #[serde(default)]
         socket: Option<bool>,
+        /// The process that binds. A monitor of an older build does not say it, and takes a port to be shared from its
+        /// bind on.
+        #[serde(default)]
+        process: Option<i32>,
+        /// Whether the worker has served for long: a port that it opens now is its own, unless it is shared already.
+        #[serde(default)]
+        late: bool,
+    },
+    /// A worker wants to listen on what it has bound; its socket comes along as a descriptor.
+    Listen {
+        /// What the answer refers to.
+        ticket: u64,
+        /// Where.
+        key: Key,
+        /// How many connections may wait.
+        backlog: i32,
+    },
+    /// The answer to [`Order::Own`]: TCP addresses, a few at most.
+    Owns {
+        /// As people read them.
+        addresses: Vec<String>,
+    },
+    /// The answer to [`Order::Look`].
+    Looked {
+        /// Its ticket.
+        ticket: u64,
+        /// Whether the socket is still open and idle, and its worker may still be starting.
+        may_listen: bool,
     },
 }
 
@@ -212,6 +257,7 @@ impl Message for Report {
             Report::Resolved { .. } => descriptors == 3,
             Report::Claim { socket: Some(socket), .. } => descriptors == usize::from(*socket),
             Report::Claim { socket: None, .. } => descriptors <= 1,
+            Report::Listen { .. } => descriptors == 1,
             _ => descriptors == 0,
         }
     }
@@ -264,4 +310,16 @@ pub struct Assignment {
     /// Where the generation's program is, if another monitor has found it before.
     #[serde(default, with = "crate::config::text::path")]
     pub release_path: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_of_an_older_monitor_is_understood() {
+        let old = r#"{"claim":{"ticket":7,"key":{"network":1,"device":"","v6_only":false,"address":"127.0.0.1:80"}}}"#;
+        let claim: Report = serde_json::from_str(old).unwrap();
+        assert!(matches!(claim, Report::Claim { ticket: 7, process: None, late: false, socket: None, .. }));
+    }
 }

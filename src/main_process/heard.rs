@@ -1,18 +1,16 @@
 //! What main hears of its children: what monitors report, what workers want to bind, and who has ended.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::parts::{Found, Main, shared_name};
-use super::shares::Denied;
+use super::claims::Bind;
+use super::parts::{Found, Main};
 use super::state::{Event, Monitor};
-use crate::config::MOST_LISTENERS;
 use crate::control::channel::Received;
-use crate::control::messages::{Order, Report};
-use crate::sockets::sharing::{self, Key};
+use crate::control::messages::Report;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::spawn::Outcome;
@@ -24,14 +22,23 @@ impl Main {
             let Some(running) = self.children.running(monitor) else { return };
             running.channel.flush();
             match running.channel.receive::<Report>() {
-                Received::Message(Report::Claim { ticket, key, .. }, descriptors) => {
-                    self.claimed(monitor, ticket, &key, descriptors);
+                Received::Message(Report::Claim { ticket, key, process, late, .. }, descriptors) => {
+                    let socket = descriptors.into_iter().next();
+                    self.claimed((monitor, ticket), Bind { key, process, late, socket });
+                }
+                Received::Message(Report::Listen { ticket, key, backlog }, descriptors) => {
+                    self.listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());
+                }
+                Received::Message(Report::Owns { addresses }, _) => {
+                    drop(self.conflicts.own.insert(monitor.generation, addresses))
+                }
+                Received::Message(Report::Looked { ticket, may_listen }, _) => {
+                    self.looked((monitor, ticket), may_listen);
                 }
                 Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
-                Received::Cut(Report::Claim { ticket, .. }) => {
+                Received::Cut(Report::Claim { ticket, .. } | Report::Listen { ticket, .. }) => {
                     ::log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");
-                    let errno = Some(Errno::EMFILE as i32);
-                    running.channel.send(&Order::NotShared { ticket, errno });
+                    self.not_shared((monitor, ticket), Some(Errno::EMFILE as i32));
                 }
                 Received::Cut(_) => self.cut_off(monitor, "panzer has no descriptor left for what it sends"),
                 Received::Failed(why) => self.cut_off(monitor, &why),
@@ -96,42 +103,6 @@ impl Main {
         }
     }
 
-    /// A worker wants to bind: it gets what is held, and what is not yet held is bound for it.
-    pub(super) fn claimed(&mut self, monitor: Monitor, ticket: u64, key: &Key, descriptors: Vec<OwnedFd>) {
-        let asked_for = self.held.is_claimed(key).map(|held| held.listener.as_fd().try_clone_to_owned());
-        let bind = || match (asked_for, descriptors.into_iter().next()) {
-            // What main holds because it was asked to as well.
-            (Some(Ok(socket)), _) => Ok(socket),
-            (_, Some(socket)) => sharing::bind_as_claimed(&socket, key).map(|()| socket),
-            (_, None) => sharing::bind_own(key),
-        };
-        let held = if self.state.is_stopping() {
-            // Nothing is held any more; what the kernel says goes.
-            Err(None)
-        } else {
-            let (shares, guard) = (&mut self.shares, &mut self.guard);
-            let bind = || bind().inspect(|socket| guard.add(shared_name(key), socket.as_fd()));
-            match shares.claim(key, monitor.generation, Instant::now(), bind).map(OwnedFd::try_clone) {
-                Ok(copy) => copy.map_err(|error| error.raw_os_error()),
-                Err(Denied::NotBound(errno)) => Err(Some(errno as i32)),
-                Err(Denied::TooMany) => {
-                    if !std::mem::replace(&mut self.too_many_told, true) {
-                        ::log::warn!(
-                            "{} and later addresses are not shared: {MOST_LISTENERS} are already",
-                            key.address
-                        );
-                    }
-                    Err(None)
-                }
-            }
-        };
-        let Some(running) = self.children.running(monitor) else { return };
-        match held {
-            Ok(held) => running.channel.send_along(&Order::Shared { ticket }, vec![held]),
-            Err(errno) => running.channel.send(&Order::NotShared { ticket, errno }),
-        }
-    }
-
     pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
         let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
@@ -151,6 +122,8 @@ impl Main {
                     self.poller.forget(&running.channel);
                 }
                 self.children.remove(monitor);
+                let again = self.shares.monitor_ended(monitor);
+                self.claim_again(again);
                 self.operators.give_up_signals(Instant::now(), Some(monitor));
                 let orphans = self.children.adopt(monitor);
                 if let Some(inquiry) = &mut self.inquiry {

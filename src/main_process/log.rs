@@ -5,6 +5,7 @@ use std::path::Path;
 use log::{error, info, warn};
 use nix::unistd::Pid;
 
+use super::conflicts::Conflicts;
 use super::state::{Note, Rejected};
 use crate::config::duration::show;
 use crate::config::{Listen, ListenAs, Plan, Ready};
@@ -107,10 +108,11 @@ pub(super) fn bypasses(own: &[String], plan: &Plan) -> String {
 }
 
 /// Why a release was rejected.
-pub(super) fn rejected(generation: u32, why: &Rejected, plan: &Plan) -> String {
+pub(super) fn rejected(generation: u32, why: &Rejected, plan: &Plan, conflicts: &Conflicts) -> String {
     let (serving, reason) = (why.serving, reason(why, plan));
     let reason = reason.strip_suffix(place(why)).unwrap_or(&reason);
-    format!("reload failed: generation {generation}: {reason}; generation {serving} serves on")
+    let remedy = conflicts.remedy(generation, why, plan);
+    format!("reload failed: generation {generation}: {reason}{remedy}; generation {serving} serves on")
 }
 
 /// The place in the configuration that is meant, in lines of its own, where there is one.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::ack_paths::AckPaths;
 use super::children::Children;
+use super::conflicts::Conflicts;
 use super::counters::Counters;
 use super::emptying::Emptyings;
 use super::guard::Guard;
@@ -66,6 +67,7 @@ pub(super) struct Main {
     pub(super) emptyings: Emptyings,
     pub(super) shares_ports: bool,
     pub(super) shares: Shares<OwnedFd>,
+    pub(super) conflicts: Conflicts,
     pub(super) guard: Guard,
     pub(super) unix_guard: UnixGuard,
     pub(super) too_many_told: bool,

@@ -21,6 +21,9 @@ use crate::sys::{document, processes};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, spawn};
 
+/// The version of the protocol that has [`Order::Own`].
+const ASKED_SINCE: u32 = 2;
+
 impl Main {
     pub(super) fn perform(&mut self, action: Action) {
         match action {
@@ -42,6 +45,9 @@ impl Main {
                 }
             }
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
+                if trial {
+                    self.ask_what_serves_by_itself();
+                }
                 if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
                     let cause = Cause::CannotStart(format!("could not be started: {error}"));
                     self.events.push_back(Event::NotStarted(monitor, cause));
@@ -65,7 +71,9 @@ impl Main {
                 self.give_up_emptying();
                 self.give_up_planning();
                 self.held.close();
-                self.shares.close();
+                for claimant in self.shares.close() {
+                    self.not_shared(claimant, None);
+                }
                 self.go_on_with_restart(restart::Event::Stopping);
             }
             Action::Release(generation) => {
@@ -74,6 +82,7 @@ impl Main {
                 self.operators.gone(generation);
                 self.ack_paths.remove(generation);
                 self.shares.release(generation, Instant::now());
+                self.conflicts.forget(generation);
                 self.close_dropped();
             }
             Action::Promise(client, generation) => {
@@ -89,7 +98,7 @@ impl Main {
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
                         let plan = self.plans.get(&generation).unwrap_or(&self.plan);
-                        log::rejected(generation, why, plan) + log::place(why)
+                        log::rejected(generation, why, plan, &self.conflicts) + log::place(why)
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
@@ -97,7 +106,7 @@ impl Main {
             Action::Note(Note::Began) => log::began(&self.plan, self.pid_file.path()),
             Action::Note(Note::Rejected(generation, why)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
-                ::log::error!("{}", log::rejected(generation, &why, plan));
+                ::log::error!("{}", log::rejected(generation, &why, plan, &self.conflicts));
             }
             Action::Note(Note::Bypasses(generation, slot, own)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
@@ -108,6 +117,16 @@ impl Main {
                 self.operators.ended(code);
                 self.exit = Some(code);
             }
+        }
+    }
+
+    /// The answer is told if the new generation fails. A monitor of an older build is not asked.
+    fn ask_what_serves_by_itself(&mut self) {
+        let serving = self.serving();
+        if let Some(running) = serving.and_then(|serving| self.children.of_generation(serving))
+            && running.protocol >= ASKED_SINCE
+        {
+            running.channel.send(&Order::Own);
         }
     }
 

@@ -174,7 +174,7 @@ impl Main {
         plan.control.clone_from(&before.control);
         plan.daemonize = before.daemonize;
         plan.signals = before.signals.clone();
-        plan.share_ports = before.share_ports;
+        plan.share_ports.clone_from(&before.share_ports);
     }
 
     /// Takes over what needs no new workers.

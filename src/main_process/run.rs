@@ -129,6 +129,7 @@ impl Main {
             self.give_up_hanging_plan(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
+            self.tend_claims();
             self.go_on_with_restart(restart::Event::Wake);
             self.events.push_back(Event::Wake);
         }

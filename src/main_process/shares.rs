@@ -1,8 +1,10 @@
-//! Shared ports, main's side: what is held, and for whom.
+//! Shared ports, main's side: pure. What is held and for whom, who has bound without listening yet, and who waits.
 //!
-//! The first claim of an address is the one whose socket is bound and held; every later one, of whatever generation,
-//! gets that. What no living generation has claimed is let go of, so that clients are refused rather than left waiting;
-//! but not before the serving one has had the time to claim it, should it be ready by no more than being alive.
+//! A bind alone is provisional: nobody holds its socket. Whoever wants to bind the same address meanwhile waits while the
+//! first one may still listen, which its monitor is asked from time to time. The first socket that listens is held; every
+//! later claim of its address, of whatever generation, gets that one. What no living generation has claimed is closed, so
+//! that clients are refused rather than left waiting; but not before the serving generation has had the time to claim it,
+//! should it be ready by no more than being alive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,26 +12,43 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::vocabulary::Monitor;
 use crate::config::MOST_LISTENERS;
 use crate::sockets::sharing::Key;
 
-/// Within this after its first bind a program has made the others as well.
+/// Within this after its first listen a program has bound its other ports as well.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// Number of binds without a listen that are remembered. Nobody waits for one that is not.
+const MAX_BOUND: usize = 1024;
+
+/// The first pause before a monitor is asked whether a socket may still listen; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+
+/// A monitor that does not answer within this time does not keep others waiting.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A claim whose caller waits in its bind: the monitor that answers it, and the ticket the monitor knows it by.
+pub type Claimant = (Monitor, u64);
+
 /// All shared sockets, each an `S`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, bound = "S: Serialize + DeserializeOwned")]
-pub(super) struct Shares<S> {
+pub struct Shares<S> {
     #[serde(with = "crate::carry::pairs")]
     held: BTreeMap<Key, Share<S>>,
-    /// When each living generation claimed something for the first time.
+    /// When each living generation claimed something held for the first time.
     #[serde(with = "crate::carry::moment::by_key")]
     first_claims: BTreeMap<u32, Instant>,
     /// Time that the serving generation has to claim anything, by its plan.
     patience: Duration,
+    /// What is bound and does not listen yet.
+    #[serde(default, with = "crate::carry::pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    bound: BTreeMap<Key, Bound>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Share<S> {
     socket: S,
@@ -39,45 +58,144 @@ struct Share<S> {
     abandoned: Option<Instant>,
 }
 
-/// Why a claim comes to nothing.
+/// A socket of a worker that is bound and does not listen yet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bound {
+    by: Claimant,
+    /// The process that has bound it.
+    process: i32,
+    waiting: Vec<Claimant>,
+    /// While somebody waits: when the monitor is to be asked, or if it has been asked, when it must have answered.
+    #[serde(with = "crate::carry::moment::option")]
+    next: Option<Instant>,
+    asked: bool,
+    pause: Duration,
+}
+
+/// The answer to a claim.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Denied<E> {
-    /// More are held than any service has.
-    TooMany,
-    /// It could not be bound.
-    NotBound(E),
+pub enum Claimed<'a, S> {
+    /// This socket is held there.
+    Held(&'a S),
+    /// Another worker has bound it and may still listen: the answer follows.
+    Waits,
+    /// The kernel is to decide.
+    Kernel,
+}
+
+/// What is due about binds that others wait for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Binds whose monitor is to be asked whether the socket may still listen.
+    pub looks: Vec<Claimant>,
+    /// Claims that are to be made again.
+    pub again: Vec<Claimant>,
 }
 
 impl<S> Shares<S> {
     /// None yet. A generation that has claimed nothing within `patience` will not.
-    pub(super) fn new(patience: Duration) -> Shares<S> {
-        Shares { held: BTreeMap::new(), first_claims: BTreeMap::new(), patience }
+    pub fn new(patience: Duration) -> Shares<S> {
+        Shares { held: BTreeMap::new(), first_claims: BTreeMap::new(), patience, bound: BTreeMap::new() }
     }
 
-    /// What a worker of `generation` gets that claims `key`. Where nobody did before, `bind` makes its own socket that.
-    pub(super) fn claim<E>(
+    /// What a worker's claim of `key` comes to, made by `process`. One that is not to be shared, unless it is already,
+    /// never waits.
+    pub fn claim(
         &mut self,
         key: &Key,
-        generation: u32,
+        claimant: Claimant,
+        process: i32,
+        may_wait: bool,
         now: Instant,
-        bind: impl FnOnce() -> Result<S, E>,
-    ) -> Result<&S, Denied<E>> {
-        if !self.held.contains_key(key) {
-            if self.held.len() >= MOST_LISTENERS {
-                return Err(Denied::TooMany);
-            }
-            let socket = bind().map_err(Denied::NotBound)?;
-            self.held.insert(key.clone(), Share { socket, claimed_by: BTreeSet::new(), abandoned: None });
+    ) -> Claimed<'_, S> {
+        if self.held.contains_key(key) {
+            return self.take(key, claimant.0.generation, now).map_or(Claimed::Kernel, Claimed::Held);
         }
+        match self.bound.get_mut(key) {
+            // Nobody waits for itself.
+            Some(bound) if may_wait && bound.process != process => {
+                bound.waiting.push(claimant);
+                bound.next.get_or_insert(now + bound.pause);
+                Claimed::Waits
+            }
+            _ => Claimed::Kernel,
+        }
+    }
+
+    /// The kernel has let a claim through: the socket is bound, and may listen some day.
+    pub fn bound(&mut self, key: Key, by: Claimant, process: i32) {
+        if self.bound.len() >= MAX_BOUND {
+            self.bound.retain(|_, bound| !bound.waiting.is_empty());
+        }
+        let (waiting, next) = self.bound.remove(&key).map_or((Vec::new(), None), |old| (old.waiting, old.next));
+        self.bound.insert(key, Bound { by, process, waiting, next, asked: false, pause: FIRST_PAUSE });
+    }
+
+    /// What is due by `now` about binds that others wait for.
+    pub fn due(&mut self, now: Instant) -> Due {
+        let mut due = Due::default();
+        self.bound.retain(|_, bound| {
+            if bound.next.is_none_or(|next| next > now) {
+                return true;
+            }
+            if bound.asked {
+                due.again.append(&mut bound.waiting);
+                return false;
+            }
+            (bound.asked, bound.next) = (true, Some(now + LOOK_TIMEOUT));
+            due.looks.push(bound.by);
+            true
+        });
+        due
+    }
+
+    /// A monitor's answer: whether the socket of that bind may still listen. Returns the claims that are to be made again.
+    pub fn looked(&mut self, by: Claimant, may_listen: bool, now: Instant) -> Vec<Claimant> {
+        let Some((key, bound)) = self.bound.iter_mut().find(|(_, bound)| bound.by == by) else { return Vec::new() };
+        if may_listen {
+            bound.pause = (bound.pause * 2).min(LONGEST_PAUSE);
+            (bound.asked, bound.next) = (false, (!bound.waiting.is_empty()).then_some(now + bound.pause));
+            return Vec::new();
+        }
+        let key = key.clone();
+        self.bound.remove(&key).map(|bound| bound.waiting).unwrap_or_default()
+    }
+
+    /// A monitor has ended, and with it whatever its workers asked. Returns the claims that are to be made again.
+    pub fn monitor_ended(&mut self, monitor: Monitor) -> Vec<Claimant> {
+        let mut again = Vec::new();
+        self.bound.retain(|_, bound| {
+            bound.waiting.retain(|waiting| waiting.0 != monitor);
+            if bound.by.0 == monitor {
+                again.append(&mut bound.waiting);
+            }
+            bound.by.0 != monitor
+        });
+        again
+    }
+
+    /// Holds a socket that listens, for `generation`. Returns who has waited for it; None if too many are held.
+    pub fn hold(&mut self, key: &Key, socket: S, generation: u32, now: Instant) -> Option<Vec<Claimant>> {
+        if self.held.len() >= MOST_LISTENERS {
+            return None;
+        }
+        self.held.insert(key.clone(), Share { socket, claimed_by: BTreeSet::new(), abandoned: None });
+        self.take(key, generation, now);
+        Some(self.bound.remove(key).map(|bound| bound.waiting).unwrap_or_default())
+    }
+
+    /// What is held there, which `generation` has claimed from now on.
+    pub fn take(&mut self, key: &Key, generation: u32, now: Instant) -> Option<&S> {
+        let share = self.held.get_mut(key)?;
         self.first_claims.entry(generation).or_insert(now);
-        let share = self.held.get_mut(key).ok_or(Denied::TooMany)?;
         share.claimed_by.insert(generation);
         share.abandoned = None;
-        Ok(&share.socket)
+        Some(&share.socket)
     }
 
     /// Holds what was bound otherwise, until it is claimed or nobody may any more. False where there is such already.
-    pub(super) fn offer(&mut self, key: Key, socket: S, now: Instant) -> bool {
+    pub fn offer(&mut self, key: Key, socket: S, now: Instant) -> bool {
         if self.held.contains_key(&key) || self.held.len() >= MOST_LISTENERS {
             return false;
         }
@@ -86,7 +204,7 @@ impl<S> Shares<S> {
     }
 
     /// A generation is gone, with all its processes.
-    pub(super) fn release(&mut self, generation: u32, now: Instant) {
+    pub fn release(&mut self, generation: u32, now: Instant) {
         self.first_claims.remove(&generation);
         for share in self.held.values_mut() {
             share.claimed_by.remove(&generation);
@@ -97,17 +215,18 @@ impl<S> Shares<S> {
     }
 
     /// Follows the plan in force.
-    pub(super) fn set_patience(&mut self, patience: Duration) {
+    pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// When something may have to be closed.
-    pub(super) fn deadline(&self, serving: Option<u32>) -> Option<Instant> {
-        self.held.values().filter_map(|share| self.closes_at(share, serving)).min()
+    /// When something may have to be closed, or somebody to be asked.
+    pub fn deadline(&self, serving: Option<u32>) -> Option<Instant> {
+        let closes = self.held.values().filter_map(|share| self.closes_at(share, serving));
+        closes.chain(self.bound.values().filter_map(|bound| bound.next)).min()
     }
 
     /// Closes what is abandoned for good. Returns what that was.
-    pub(super) fn close_abandoned(&mut self, serving: Option<u32>, now: Instant) -> Vec<Key> {
+    pub fn close_abandoned(&mut self, serving: Option<u32>, now: Instant) -> Vec<Key> {
         let is_due = |share: &Share<S>| self.closes_at(share, serving).is_some_and(|at| at <= now);
         let due: Vec<Key> = self.held.iter().filter(|(_, share)| is_due(share)).map(|(key, _)| key.clone()).collect();
         self.held.retain(|key, _| !due.contains(key));
@@ -115,26 +234,25 @@ impl<S> Shares<S> {
     }
 
     /// All that is held.
-    pub(super) fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
+    pub fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
         self.held.iter().map(|(key, share)| (key, &share.socket))
     }
 
     /// The same with other sockets for these, as one main hands them on to the next; or the first error.
-    pub(super) fn with_sockets<'a, T, E>(
-        &'a self,
-        mut socket: impl FnMut(&'a S) -> Result<T, E>,
-    ) -> Result<Shares<T>, E> {
+    pub fn with_sockets<'a, T, E>(&'a self, mut socket: impl FnMut(&'a S) -> Result<T, E>) -> Result<Shares<T>, E> {
         let mut share = |(key, share): (&Key, &'a Share<S>)| {
             let (claimed_by, abandoned) = (share.claimed_by.clone(), share.abandoned);
             Ok((key.clone(), Share { socket: socket(&share.socket)?, claimed_by, abandoned }))
         };
         let held = self.held.iter().map(&mut share).collect::<Result<_, E>>()?;
-        Ok(Shares { held, first_claims: self.first_claims.clone(), patience: self.patience })
+        let (first_claims, bound) = (self.first_claims.clone(), self.bound.clone());
+        Ok(Shares { held, first_claims, patience: self.patience, bound })
     }
 
-    /// Closes all.
-    pub(super) fn close(&mut self) {
+    /// Closes all. Returns the claims that wait: the kernel decides them.
+    pub fn close(&mut self) -> Vec<Claimant> {
         self.held.clear();
+        std::mem::take(&mut self.bound).into_values().flat_map(|bound| bound.waiting).collect()
     }
 
     fn closes_at(&self, share: &Share<S>, serving: Option<u32>) -> Option<Instant> {
@@ -145,108 +263,5 @@ impl<S> Shares<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(port: u16) -> Key {
-        Key { network: 1, device: String::new(), v6_only: false, address: ([127, 0, 0, 1], port).into() }
-    }
-
-    fn bound(name: &str) -> impl FnOnce() -> Result<String, &'static str> {
-        let name = name.to_owned();
-        || Ok(name)
-    }
-
-    fn never() -> Result<String, &'static str> {
-        panic!("it is held already");
-    }
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn the_first_is_bound_and_all_others_get_it() {
-        let (mut shares, now) = (Shares::new(PATIENCE), Instant::now());
-        assert_eq!(shares.claim(&key(80), 1, now, bound("first")), Ok(&"first".to_owned()));
-        assert_eq!(shares.claim(&key(80), 1, now, never), Ok(&"first".to_owned()));
-        assert_eq!(shares.claim(&key(80), 2, now, never), Ok(&"first".to_owned()));
-        assert_eq!(shares.claim(&key(81), 2, now, bound("other")), Ok(&"other".to_owned()));
-    }
-
-    #[test]
-    fn who_cannot_bind_leaves_the_address_to_the_next() {
-        let (mut shares, now) = (Shares::new(PATIENCE), Instant::now());
-        assert_eq!(shares.claim(&key(80), 1, now, || Err("in use")), Err(Denied::NotBound("in use")));
-        assert_eq!(shares.claim(&key(80), 1, now, bound("second")), Ok(&"second".to_owned()));
-    }
-
-    #[test]
-    fn what_the_next_release_does_not_bind_is_closed_once_the_old_one_is_gone() {
-        let (mut shares, start) = (Shares::new(PATIENCE), Instant::now());
-        for port in [80, 81] {
-            shares.claim(&key(port), 1, start, bound("any")).unwrap();
-        }
-        shares.claim(&key(80), 2, start, never).unwrap();
-        assert_eq!(shares.deadline(Some(2)), None);
-        shares.release(1, start + 5 * SECOND);
-        assert_eq!(shares.deadline(Some(2)), Some(start + 5 * SECOND));
-        assert_eq!(shares.close_abandoned(Some(2), start + 5 * SECOND), [key(81)]);
-        assert_eq!(shares.deadline(Some(2)), None);
-    }
-
-    #[test]
-    fn a_failed_release_takes_with_it_what_it_alone_had_bound() {
-        let (mut shares, now) = (Shares::new(PATIENCE), Instant::now());
-        shares.claim(&key(80), 1, now, bound("old")).unwrap();
-        shares.claim(&key(80), 2, now, never).unwrap();
-        shares.claim(&key(81), 2, now, bound("new")).unwrap();
-        shares.release(2, now + 2 * SECOND);
-        assert_eq!(shares.close_abandoned(Some(1), now + 2 * SECOND), [key(81)]);
-        assert_eq!(shares.claim(&key(80), 1, now, never), Ok(&"old".to_owned()));
-    }
-
-    #[test]
-    fn a_slow_release_finds_the_listener_as_it_was() {
-        let (mut shares, start) = (Shares::new(PATIENCE), Instant::now());
-        for port in [80, 81] {
-            shares.claim(&key(port), 1, start, bound("any")).unwrap();
-        }
-        shares.release(1, start);
-        assert_eq!(shares.deadline(Some(2)), Some(start + PATIENCE));
-        let late = start + 30 * SECOND;
-        assert_eq!(shares.close_abandoned(Some(2), late), []);
-        shares.claim(&key(80), 2, late, never).unwrap();
-        assert_eq!(shares.close_abandoned(Some(2), late), [], "it may bind more than one");
-        assert_eq!(shares.close_abandoned(Some(2), late + SETTLED), [key(81)]);
-    }
-
-    #[test]
-    fn patience_follows_the_plan_in_force() {
-        let (mut shares, start) = (Shares::new(SECOND), Instant::now());
-        shares.claim(&key(80), 1, start, bound("any")).unwrap();
-        shares.release(1, start);
-        shares.set_patience(PATIENCE);
-        assert_eq!(shares.deadline(Some(2)), Some(start + PATIENCE));
-    }
-
-    #[test]
-    fn what_is_offered_waits_to_be_claimed() {
-        let (mut shares, start) = (Shares::new(PATIENCE), Instant::now());
-        assert!(shares.offer(key(80), "offered".to_owned(), start) && shares.offer(key(81), "other".to_owned(), start));
-        assert!(!shares.offer(key(80), "twice".to_owned(), start));
-        assert_eq!(shares.claim(&key(80), 2, start, never), Ok(&"offered".to_owned()));
-        assert_eq!(shares.close_abandoned(Some(2), start + SETTLED), [key(81)]);
-    }
-
-    #[test]
-    fn there_is_a_limit() {
-        let (mut shares, now) = (Shares::new(PATIENCE), Instant::now());
-        for port in 0..MOST_LISTENERS as u16 {
-            shares.claim(&key(port), 1, now, bound("any")).unwrap();
-        }
-        assert_eq!(shares.claim(&key(9999), 1, now, bound("any")), Err(Denied::TooMany));
-        assert!(shares.claim(&key(7), 1, now, never).is_ok());
-        shares.close();
-        assert!(shares.claim(&key(9999), 1, now, bound("any")).is_ok());
-    }
-}
+#[path = "shares/tests.rs"]
+mod tests;

@@ -12,6 +12,7 @@ use super::ack_paths::AckPaths;
 use super::asked::has_terminal;
 use super::binding::{Failure, bind_all};
 use super::children::Children;
+use super::conflicts::Conflicts;
 use super::counters::Counters;
 use super::emptying::Emptyings;
 use super::guard::Guard;
@@ -94,6 +95,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         poller,
         shares_ports,
         shares,
+        conflicts: Conflicts::default(),
         guard,
         unix_guard,
         too_many_told: false,
@@ -125,26 +127,20 @@ pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Sig
 
 /// Whether workers share the ports that they bind themselves: asked for, and possible here.
 fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
-    let wanted = plan.share_ports;
-    if wanted == SharePorts::Off || (wanted == SharePorts::Auto && !plan.listen.is_empty()) {
+    let wanted = &plan.share_ports;
+    if *wanted == SharePorts::Off || (*wanted == SharePorts::Auto && !plan.listen.is_empty()) {
         return Ok(false);
     }
     match sharing::try_out() {
-        Ok(false) => Ok(true),
-        Ok(true) => {
-            ::log::info!(
-                "workers run with no_new_privs, so that they can share ports: in them sudo and other setuid programs \
-                 have no power (--share-ports off gives it back)"
-            );
-            Ok(true)
-        }
-        Err(why) if wanted == SharePorts::Auto => {
+        // A monitor tells which privileges workers lose, once it has found the program.
+        Ok(()) => Ok(true),
+        Err(why) if *wanted == SharePorts::Auto => {
             ::log::warn!(
                 "ports that the program binds itself cannot be shared: {why}; use --listen where it binds one"
             );
             Ok(false)
         }
-        Err(why) => Err(Failure::Refused(format!("--share-ports on: {why}; use --listen instead"))),
+        Err(why) => Err(Failure::Refused(format!("--share-ports {wanted}: {why}; use --listen instead"))),
     }
 }
 

@@ -15,6 +15,7 @@ use nix::unistd::execveat;
 
 use super::carried::{self, BuildFile, Carried, build};
 use super::children::Children;
+use super::conflicts::Conflicts;
 use super::guard::Guard;
 use super::held::AllHeld;
 use super::operators::Operators;
@@ -236,6 +237,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         emptyings: carried.emptyings,
         shares_ports: carried.shares_ports,
         shares,
+        conflicts: Conflicts::default(),
         guard,
         unix_guard,
         starter: Starter::new(None),

@@ -22,6 +22,12 @@ const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
 /// A probe that takes this long hangs: it is ended, and counts as failed.
 const LONGEST_PROBE: Duration = Duration::from_secs(10);
 
+/// Time between bind and listen of a worker that serves already, at most.
+const BEFORE_LISTEN: Duration = Duration::from_secs(1);
+
+/// Time that a program loads between bind and listen, if nothing shows but that it is alive.
+const LOADING: Duration = Duration::from_secs(5);
+
 /// So many workers are looked at before anything else has its turn.
 const LOOKS_AT_ONCE: usize = 16;
 
@@ -158,11 +164,33 @@ impl Slots {
         let visible = slot.hidden.is_none();
         let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
+        let is_measured = seen || watch == Watch::Probe || (watch == Watch::No && slot.notified);
+        slot.serves = is_measured.then_some(now);
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
         match seen || !visible || !has_listener {
             true => self.suspects.remove(worker),
             false => self.suspects.add(worker, None, now),
         }
+    }
+
+    /// Whether a socket that a worker has bound `since` then may still listen, so that whoever binds the same waits for it.
+    /// A process that has left its worker has none.
+    pub fn may_listen(&self, worker: Option<Worker>, since: Instant, now: Instant) -> bool {
+        let slot = worker.and_then(|worker| self.slots.get(worker.slot as usize).filter(|it| it.life == worker.life));
+        let is_proven = |slot: &Slot| slot.serves.is_some() || slot.notified;
+        match slot {
+            Some(Slot { state: State::Executing { .. } | State::Starting { .. }, .. }) => true,
+            Some(slot @ Slot { state: State::Ready { .. }, .. }) if is_proven(slot) => now < since + BEFORE_LISTEN,
+            Some(Slot { state: State::Ready { .. }, .. }) | None => now < since + LOADING,
+            Some(_) => false,
+        }
+    }
+
+    /// Whether a worker has served for so long that its start is over: what it opens now is for itself.
+    pub fn serves_for_long(&self, worker: Worker, now: Instant) -> bool {
+        let slot = self.slots.get(worker.slot as usize).filter(|slot| slot.life == worker.life);
+        let serves = slot.filter(|slot| matches!(slot.state, State::Ready { .. })).and_then(|slot| slot.serves);
+        serves.is_some_and(|since| now >= since + self.settings.tuning.pace.healthy_after)
     }
 
     pub(super) fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {

@@ -5,6 +5,7 @@
 
 mod becoming_ready;
 mod bypass;
+mod claims;
 mod final_exits;
 mod log;
 mod orders;

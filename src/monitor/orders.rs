@@ -27,12 +27,24 @@ impl Monitor {
                     self.listeners.extend(descriptors);
                 }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
-                    let held = descriptors.into_iter().next();
-                    held.iter().for_each(|held| self.accepted_on.add(held));
-                    if let Some(sharing) = &mut self.sharing {
-                        sharing.shared(ticket, held);
+                    if let Some(held) = descriptors.into_iter().next() {
+                        self.accepted_on.add(&held);
+                        let listens = self.sharing.as_mut().and_then(|sharing| sharing.shared(ticket, held));
+                        listens.into_iter().for_each(|process| self.listens(process));
                     }
                 }
+                Received::Message(Order::Bound { ticket }, _) => {
+                    if let Some(sharing) = &mut self.sharing {
+                        sharing.bound(ticket);
+                    }
+                }
+                Received::Message(Order::Again { ticket }, _) => {
+                    if let Some(claim) = self.sharing.as_mut().and_then(|sharing| sharing.again(ticket)) {
+                        self.ask_main(claim);
+                    }
+                }
+                Received::Message(Order::Look { ticket }, _) => self.look_at_bind(ticket),
+                Received::Message(Order::Own, _) => self.report_own(),
                 Received::Message(Order::NotShared { ticket, errno }, _) => {
                     if let Some(sharing) = &mut self.sharing {
                         sharing.not_shared(ticket, errno.map(Errno::from_raw));

@@ -16,7 +16,7 @@ use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
-use crate::sockets::sharing::{Sharing, Taken};
+use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals, stderr};
@@ -130,7 +130,8 @@ impl Monitor {
             let acks = self.acks.as_ref().and_then(AckSocket::deadline);
             let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
             let channel = self.channel.deadline();
-            let deadlines = [self.state.deadline(), acks, unwatched, channel];
+            let calls = self.sharing.as_ref().and_then(Sharing::deadline);
+            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls];
             for token in self.poller.wait(deadlines.into_iter().flatten().min())? {
                 self.look_at(token);
             }
@@ -142,6 +143,9 @@ impl Monitor {
             }
             if let Some(why) = self.cut_off.take() {
                 return Err(io::Error::other(why));
+            }
+            if let Some(sharing) = &mut self.sharing {
+                sharing.let_overdue_through(Instant::now());
             }
             if acks.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.take_acks();
@@ -164,24 +168,6 @@ impl Monitor {
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
-        }
-    }
-
-    fn take_call(&mut self) {
-        match self.sharing.as_mut().and_then(Sharing::take_call) {
-            None => {}
-            Some(Taken::Claim(claim)) => {
-                let socket = Some(claim.socket.is_some());
-                let report = Report::Claim { ticket: claim.ticket, key: claim.key, socket };
-                self.channel.send_along(&report, claim.socket.into_iter().collect());
-            }
-            Some(Taken::Listens(thread)) => {
-                if let Some(worker) = self.roster.find_ancestor(thread) {
-                    // It is past its exec, whether that has been looked at or not.
-                    self.look_at_exec(worker.slot);
-                    self.events.push_back(Event::Listens(worker));
-                }
-            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
@@ -22,12 +22,16 @@ use crate::readiness::watch::Listeners;
 use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
-use crate::sys::{descriptors, document, processes};
+use crate::sys::{descriptors, document, foreign, processes};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
 use crate::worker::identity::Identity;
 use crate::worker::program::Release;
+use crate::worker::refusal;
+
+/// Time that main has for its answer to a worker's bind, beyond the longest that another worker may take to listen.
+const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
 
 pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
     let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
@@ -75,10 +79,7 @@ impl Monitor {
         poller.watch(&notify, NOTIFY)?;
         let acks = assignment.ack_socket.as_deref().map(|path| acknowledge_at(path, &poller)).transpose()?;
         // Last: from here on nothing can be bound here.
-        let sharing = assignment.shares_ports.then(Sharing::begin).transpose()?;
-        if let Some(sharing) = &sharing {
-            poller.watch(sharing, SHARING)?;
-        }
+        let sharing = if assignment.shares_ports { Some(share_ports(&assignment, &release, &poller)?) } else { None };
         // At the ordinary places a worker inherits them. A queue of its own it is given.
         for queue in listeners.iter().skip(assignment.plan.listen.len()) {
             descriptors::set_inherited(queue, false)?;
@@ -107,6 +108,27 @@ impl Monitor {
             done: false,
         })
     }
+}
+
+fn share_ports(assignment: &Assignment, release: &Release, poller: &Poller) -> io::Result<Sharing> {
+    let plan = &assignment.plan;
+    let patience = plan.tuning.longest_start(plan.workers) + PATIENCE_WITH_MAIN;
+    let (sharing, gave_up) = Sharing::begin(plan.share_ports.only().cloned(), patience)?;
+    poller.watch(&sharing, SHARING)?;
+    // Once for all monitors of a generation; and but for what the program's file has, once for all generations.
+    if gave_up && assignment.release_path.is_none() {
+        let capabilities = foreign::file_capabilities(refusal::through_proc(&release.program));
+        let path = release.path.display();
+        let nor = capabilities.map(|them| format!(", nor have the capabilities of {path} ({them})"));
+        if assignment.generation == 1 || nor.is_some() {
+            log::info!(
+                "workers run with no_new_privs, so that they can share ports: in them sudo and other setuid programs \
+                 have no power{} (--share-ports off gives it back)",
+                nor.unwrap_or_default()
+            );
+        }
+    }
+    Ok(sharing)
 }
 
 fn acknowledge_at(path: &Path, poller: &Poller) -> io::Result<AckSocket> {

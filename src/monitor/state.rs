@@ -61,6 +61,8 @@ pub(super) struct Slot {
     /// Whether this worker listens on a shared port, and whether one before it did.
     pub(super) listens: bool,
     pub(super) listened: bool,
+    /// When this worker became ready by more than being alive, as measured.
+    pub(super) serves: Option<Instant>,
     /// Why it could not be seen whether the worker accepts.
     pub(super) hidden: Option<Hidden>,
     pub(super) backoff: Backoff,
@@ -82,6 +84,7 @@ impl Slot {
             executed: None,
             listens: false,
             listened: false,
+            serves: None,
             hidden: None,
             backoff: Backoff::default(),
             ended_for: None,
@@ -147,7 +150,15 @@ impl Slots {
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
             Event::Ordered(
-                Order::Status | Order::Queue | Order::Shared { .. } | Order::NotShared { .. } | Order::Signal { .. },
+                Order::Status
+                | Order::Own
+                | Order::Queue
+                | Order::Shared { .. }
+                | Order::Bound { .. }
+                | Order::Again { .. }
+                | Order::Look { .. }
+                | Order::NotShared { .. }
+                | Order::Signal { .. },
             ) => {}
             // The descriptors' affair.
             Event::Ordered(Order::LeaveTerminal) => {}
@@ -222,6 +233,7 @@ impl Slots {
         slot.notified = false;
         slot.executed = None;
         slot.listens = false;
+        slot.serves = None;
         slot.hidden = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));

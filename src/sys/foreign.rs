@@ -1,15 +1,31 @@
 //! Looking into another process through /proc: its descriptors, its sockets, its rights.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 
 use super::pidfd::PidFd;
+
+/// Number of descriptors and threads that a look at many processes goes through at most.
+const MAX_STEPS: u32 = 4096;
+
+/// All capabilities, in the order of their bits.
+const CAPABILITIES: &str = "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable \
+    net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace \
+    sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control \
+    setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore";
+
+/// There is more to look at than a look may take.
+#[derive(Debug)]
+pub struct TooMuch;
 
 /// Bit of CAP_NET_BIND_SERVICE in a set of capabilities.
 const NET_BIND_SERVICE: u32 = 10;
@@ -67,9 +83,70 @@ pub fn may_bind_privileged(thread: Pid) -> bool {
     effective & (1 << NET_BIND_SERVICE) != 0 && is_in_our_namespace(thread, "user")
 }
 
-fn leader_of(thread: Pid) -> Option<Pid> {
+/// The process that a thread belongs to.
+pub fn leader_of(thread: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     field(&status, "Tgid:")?.parse().ok().map(Pid::from_raw)
+}
+
+/// Whether the descriptor `number` of `process` leads to this socket. Fails where that may not be seen.
+pub fn leads_to(process: Pid, number: RawFd, inode: u64) -> io::Result<bool> {
+    match socket_inode(process, number) {
+        Ok(found) => Ok(found == Some(inode)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A descriptor that leads to this socket, of `first` or a process below it or below us. Fails where there is more to see
+/// than a look may take.
+pub fn holder_of(inode: u64, first: Pid) -> Result<Option<(Pid, RawFd)>, TooMuch> {
+    let (mut family, mut seen, mut steps) = (vec![Pid::this(), first], BTreeSet::new(), 0);
+    while let Some(process) = family.pop() {
+        if !seen.insert(process) {
+            continue;
+        }
+        // Of ourselves only the children count.
+        let numbers = if process == Pid::this() { Vec::new() } else { numbers_in(process, "fd") };
+        for number in numbers {
+            steps += 1;
+            if leads_to(process, number, inode).unwrap_or(false) {
+                return Ok(Some((process, number)));
+            }
+        }
+        for thread in numbers_in(process, "task") {
+            steps += 1;
+            let children = fs::read_to_string(format!("/proc/{process}/task/{thread}/children")).unwrap_or_default();
+            family.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+        }
+        if steps > MAX_STEPS {
+            return Err(TooMuch);
+        }
+    }
+    Ok(None)
+}
+
+fn numbers_in(process: Pid, folder: &str) -> Vec<i32> {
+    let entries = fs::read_dir(format!("/proc/{process}/{folder}")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The capabilities that a program's file gives to whoever executes it, by name. None where it gives none.
+pub fn file_capabilities(path: impl AsRef<Path>) -> Option<String> {
+    let path = CString::new(path.as_ref().as_os_str().as_bytes()).ok()?;
+    let mut data = [0u8; 24];
+    // SAFETY: two strings that end in null, and at most as many bytes are written as the array has room for.
+    let length =
+        unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), data.as_mut_ptr().cast(), data.len()) };
+    if length < 12 {
+        return None;
+    }
+    // After a version: the permitted and the inheritable ones, 32 bits each, and again for the higher 32.
+    let word = |at: usize| u64::from(u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]));
+    let given = word(4) | word(8) | ((word(12) | word(16)) << 32);
+    let names = CAPABILITIES.split_ascii_whitespace().enumerate().filter(|(bit, _)| given & (1 << bit) != 0);
+    let names: Vec<String> = names.map(|(_, name)| format!("cap_{name}")).collect();
+    (!names.is_empty()).then(|| names.join(","))
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

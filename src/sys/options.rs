@@ -13,6 +13,7 @@ const NETNS_COOKIE: libc::c_int = 71;
 const TCP_STATE: usize = 0;
 const TCP_UNACKED: usize = 24;
 const TCP_SACKED: usize = 28;
+const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 
 /// What a socket was made as: domain, type and protocol. Fails for what is no socket.
@@ -51,6 +52,20 @@ pub fn accept_queue(socket: impl AsFd) -> io::Result<Option<(u32, u32)>> {
     let field = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
     let listens = length == info.len() && info[TCP_STATE] == TCP_LISTEN;
     Ok(listens.then(|| (field(TCP_UNACKED), field(TCP_SACKED))))
+}
+
+/// Whether a TCP socket is neither connected nor listens.
+pub fn is_idle(socket: impl AsFd) -> io::Result<bool> {
+    let mut info = [0; TCP_STATE + 1];
+    get(&socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    Ok(info[TCP_STATE] == TCP_CLOSE)
+}
+
+/// listen(2) with any backlog that a program may have asked for.
+pub fn listen(socket: impl AsFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: two integers go in.
+    Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) })?;
+    Ok(())
 }
 
 fn whole<const LENGTH: usize>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<[u8; LENGTH]> {

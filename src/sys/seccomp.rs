@@ -18,6 +18,18 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
 
+/// The other architecture whose programs this machine may run, and the numbers of its bind and its socketcall.
+#[cfg(target_arch = "x86_64")]
+const OTHER: (u32, u32, u32) = (0x4000_0003, 361, 102);
+#[cfg(target_arch = "aarch64")]
+const OTHER: (u32, u32, u32) = (0x4000_0028, 282, 102);
+
+/// The first argument of a socketcall that is a bind.
+const SOCKETCALL_BIND: u32 = 2;
+
+/// Bit of the system calls of x32 programs.
+const X32: u32 = 0x4000_0000;
+
 /// The kernel writes no more than this; what it knows beyond our structure stays unread.
 const LONGEST_NOTIFICATION: usize = 512;
 
@@ -28,6 +40,8 @@ pub enum Trapped {
     Bind,
     /// listen(2).
     Listen,
+    /// bind(2) of a program for another architecture, whose arguments are not understood.
+    OtherArchitecture,
 }
 
 /// One trapped call, whose caller waits for an answer.
@@ -61,17 +75,15 @@ pub fn trap() -> io::Result<(Calls, bool)> {
     }
 }
 
-/// Tries in a child whether [`trap`] and the answers work here, and gives what it would.
-pub fn try_out() -> io::Result<bool> {
-    /// Worked, after privileges were given up. No errno is as high.
-    const GAVE_UP: i32 = 255;
+/// Tries in a child whether [`trap`] and the answers work here.
+pub fn try_out() -> io::Result<()> {
     // SAFETY: panzer has one thread here, so that the child may do what we may; it ends without running any of our
     // clean-up.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => {
             let code = match trap_and_answer() {
-                Ok(gave_up) => i32::from(gave_up) * GAVE_UP,
+                Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EINVAL),
             };
             // SAFETY: ends the child.
@@ -84,18 +96,17 @@ pub fn try_out() -> io::Result<bool> {
     while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
     match libc::WEXITSTATUS(status) {
         _ if !libc::WIFEXITED(status) => Err(Errno::EPERM.into()),
-        0 => Ok(false),
-        GAVE_UP => Ok(true),
+        0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 
-fn trap_and_answer() -> io::Result<bool> {
-    let (calls, gave_up) = trap()?;
+fn trap_and_answer() -> io::Result<()> {
+    let (calls, _) = trap()?;
     let no_call = Call { id: 0, thread: Pid::this(), trapped: Trapped::Bind, arguments: [0; 6] };
     match calls.replace_descriptor(&no_call, calls.fd.as_fd(), false) {
         // The kernel knows the request, and that there is no such call.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(gave_up),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(error) => Err(error),
         Ok(()) => Err(Errno::EINVAL.into()),
     }
@@ -116,12 +127,23 @@ fn load(flags: libc::c_ulong) -> io::Result<Calls> {
     const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let number = mem::offset_of!(libc::seccomp_data, nr) as u32;
+    let (other, other_bind, socketcall) = OTHER;
+    // The steps to skip lead to the one before last, which allows, or to the last, which asks.
     let mut filter = [
         step(LOAD, 0, 0, mem::offset_of!(libc::seccomp_data, arch) as u32),
-        step(IF_EQUAL, 0, 3, ARCHITECTURE),
-        step(LOAD, 0, 0, mem::offset_of!(libc::seccomp_data, nr) as u32),
-        step(IF_EQUAL, 2, 0, libc::SYS_bind as u32),
-        step(IF_EQUAL, 1, 0, libc::SYS_listen as u32),
+        step(IF_EQUAL, 0, 5, ARCHITECTURE),
+        step(LOAD, 0, 0, number),
+        step(IF_EQUAL, 10, 0, libc::SYS_bind as u32),
+        step(IF_EQUAL, 9, 0, libc::SYS_listen as u32),
+        step(IF_EQUAL, 8, 0, X32 | libc::SYS_bind as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(IF_EQUAL, 0, 5, other),
+        step(LOAD, 0, 0, number),
+        step(IF_EQUAL, 4, 0, other_bind),
+        step(IF_EQUAL, 0, 2, socketcall),
+        step(LOAD, 0, 0, mem::offset_of!(libc::seccomp_data, args) as u32),
+        step(IF_EQUAL, 1, 0, SOCKETCALL_BIND),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
         step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
     ];
@@ -148,8 +170,10 @@ impl Calls {
         // integers.
         let notification = unsafe { notification.known };
         let trapped = match libc::c_long::from(notification.data.nr) {
+            _ if notification.data.arch != ARCHITECTURE => Trapped::OtherArchitecture,
             libc::SYS_bind => Trapped::Bind,
-            _ => Trapped::Listen,
+            libc::SYS_listen => Trapped::Listen,
+            _ => Trapped::OtherArchitecture,
         };
         let thread = Pid::from_raw(notification.pid as i32);
         Some(Call { id: notification.id, thread, trapped, arguments: notification.data.args })

@@ -11,6 +11,7 @@
 mod load;
 mod support;
 
+mod binding;
 mod bypass;
 mod config;
 mod config_reread;

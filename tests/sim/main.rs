@@ -33,6 +33,7 @@ mod planted;
 mod regressions;
 mod report;
 mod restart;
+mod shares;
 mod stale;
 mod tally;
 mod watching;

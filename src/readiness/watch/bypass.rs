@@ -30,19 +30,27 @@ pub struct Bypass {
 /// and where that cannot be seen. Never waits.
 pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
     (look(worker, listeners) == Sight::NotYet).then(|| {
-        let mut look = Look::new(listeners);
-        let mut family = vec![worker];
-        let (mut found, mut ran) = (BTreeSet::new(), Duration::ZERO);
-        let mut next = 0;
-        while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
-            next += 1;
-            family.extend(proc::threads(pid).take_while(|_| look.may_go_on()).flat_map(|thread| thread.children()));
-            found.extend(look.own_listeners(pid));
-            // One that has ended meanwhile counts no more.
-            ran += clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
-        }
-        Bypass { own: found.iter().take(MOST_TOLD).map(SocketAddr::to_string).collect(), ran }
+        let (own, family) = own_of_family(worker, listeners);
+        // One that has ended meanwhile counts no more.
+        let time = |pid: Pid| clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
+        Bypass { own: own.into_iter().take(MOST_TOLD).collect(), ran: family.into_iter().map(time).sum() }
     })
+}
+
+/// The TCP addresses but those of `listeners` that `worker` and its descendants listen on, as far as one look shows.
+pub fn own_listeners(worker: Pid, listeners: &Listeners) -> BTreeSet<String> {
+    own_of_family(worker, listeners).0
+}
+
+fn own_of_family(worker: Pid, listeners: &Listeners) -> (BTreeSet<String>, Vec<Pid>) {
+    let mut look = Look::new(listeners);
+    let (mut family, mut found, mut next) = (vec![worker], BTreeSet::new(), 0);
+    while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
+        next += 1;
+        family.extend(proc::threads(pid).take_while(|_| look.may_go_on()).flat_map(|thread| thread.children()));
+        found.extend(look.own_listeners(pid).iter().map(SocketAddr::to_string));
+    }
+    (found, family)
 }
 
 impl Look<'_> {

@@ -15,7 +15,7 @@ mod listeners;
 mod proc;
 mod wait;
 
-pub use bypass::{Bypass, bypass};
+pub use bypass::{Bypass, bypass, own_listeners};
 pub use listeners::Listeners;
 use proc::{Link, Member, Thread};
 use wait::Wait;

@@ -1,0 +1,465 @@
+//! Shared ports, the monitor's side: each bind and listen of its workers, and of their children, is asked about here.
+//!
+//! What is not TCP goes through at once. A bind to a TCP address is claimed from main, which alone says who is first. The
+//! first one's own socket is bound, with all options as they were set, and stays the program's alone until it listens;
+//! from then on main holds it, and everybody who claims that address gets it in the place of its own. A `listen` may make
+//! its backlog longer, never shorter.
+//!
+//! Every answer may be given twice: a call that a signal interrupts comes again, whatever was done for it before.
+
+mod key;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::stat::fstat;
+use nix::unistd::Pid;
+
+pub use key::{Key, bind_as_claimed, bind_own, bind_unbound, is_at, is_bound, key_of};
+use key::{LENGTH_V4, LENGTH_V6, Seen, look_at, look_from_outside, read_address, unbound};
+
+use crate::sys::seccomp::{self, Call, Calls, Trapped};
+use crate::sys::{epoll_sets, foreign, options};
+
+/// Number of calls that may wait for main. More threads than this do not bind at once, except to do harm.
+const MAX_WAITING: usize = 1024;
+
+/// Number of sockets remembered that are bound and do not listen yet.
+const MAX_BOUND: usize = 1024;
+
+/// What a worker wants that main is to decide.
+#[derive(Debug)]
+pub struct Claim {
+    /// What main's answer refers to.
+    pub ticket: u64,
+    /// The address.
+    pub key: Key,
+    /// The process that calls.
+    pub process: Pid,
+    /// A copy of the program's own socket, where it could be had.
+    pub socket: Option<OwnedFd>,
+    /// The queue that is asked for, where it is a listen.
+    pub backlog: Option<i32>,
+}
+
+/// What a call of a worker's comes to, beyond its answer.
+#[derive(Debug)]
+pub enum Taken {
+    /// Main is to be asked.
+    Claim(Claim),
+    /// This process listens on a shared socket.
+    Listens(Pid),
+}
+
+/// What a call comes to.
+enum Next {
+    /// The kernel makes it.
+    Kernel,
+    Answered,
+    /// It is answered, and this process listens on a shared socket.
+    Listens(Pid),
+    /// Main decides.
+    Main(Waiting),
+}
+
+/// A call whose caller waits.
+#[derive(Debug)]
+struct Waiting {
+    call: Call,
+    key: Key,
+    /// A copy of the program's own socket. None where a container forbids that (pidfd_getfd), and nothing else.
+    socket: Option<OwnedFd>,
+    inode: u64,
+    process: Pid,
+    since: Instant,
+}
+
+/// A socket that is bound and does not listen yet. Nobody but the program holds it.
+#[derive(Debug)]
+struct Bound {
+    ticket: u64,
+    key: Key,
+    /// Where it is, as long as nobody has moved it.
+    process: Pid,
+    number: RawFd,
+    since: Instant,
+}
+
+/// The ports that the workers of one generation share with all others.
+#[derive(Debug)]
+pub struct Sharing {
+    calls: Calls,
+    /// The only ports that are shared, where those were named.
+    only: Option<BTreeSet<u16>>,
+    /// What main has sent: a later bind needs nobody's leave. None once a stop has begun.
+    held: Option<BTreeMap<Key, OwnedFd>>,
+    /// The inodes of all held sockets.
+    inodes: BTreeMap<u64, Key>,
+    /// By inode.
+    bound: BTreeMap<u64, Bound>,
+    waiting: BTreeMap<u64, Waiting>,
+    /// The longest that a call waits for main.
+    patience: Duration,
+    main_is_gone: bool,
+    told_hidden: bool,
+    told_other_architecture: bool,
+    told_capabilities: bool,
+}
+
+/// Whether ports can be shared here. The error is a line for people.
+pub fn try_out() -> Result<(), String> {
+    seccomp::try_out().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBUSY) => "somebody else, such as an outer panzer, already answers for these processes".to_owned(),
+        Some(Errno::EPERM | Errno::EACCES) => "seccomp is forbidden here, as by a container".to_owned(),
+        Some(Errno::ENOSYS | Errno::EINVAL) => "it takes Linux 5.9 or later, with seccomp".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+impl Sharing {
+    /// Begins for this process, for good, and all that it will start. It can bind nothing itself from here on. Also
+    /// returns whether privileges were given up for it. `patience` is the longest that a call waits for main.
+    pub fn begin(only: Option<BTreeSet<u16>>, patience: Duration) -> io::Result<(Sharing, bool)> {
+        let (calls, gave_up) = seccomp::trap()?;
+        let sharing = Sharing {
+            calls,
+            only,
+            held: Some(BTreeMap::new()),
+            inodes: BTreeMap::new(),
+            bound: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            patience,
+            main_is_gone: false,
+            told_hidden: false,
+            told_other_architecture: false,
+            told_capabilities: false,
+        };
+        Ok((sharing, gave_up))
+    }
+
+    /// Takes one call, and either answers it or gives what main is to be asked. Once for each time that this is ready.
+    pub fn take_call(&mut self) -> Option<Taken> {
+        let call = self.calls.receive()?;
+        let next = match call.trapped {
+            Trapped::Bind => self.bind(call),
+            Trapped::Listen => self.listen(call),
+            Trapped::OtherArchitecture => {
+                self.tell_other_architecture(&call);
+                Ok(Next::Kernel)
+            }
+        };
+        match next {
+            Ok(Next::Answered) => None,
+            Ok(Next::Listens(process)) => Some(Taken::Listens(process)),
+            Ok(Next::Main(waiting)) => self.claim(waiting).map(Taken::Claim),
+            Ok(Next::Kernel) => {
+                self.calls.let_through(&call);
+                None
+            }
+            Err(error) => {
+                self.tell_refusal(&call, &error);
+                self.calls.let_through(&call);
+                None
+            }
+        }
+    }
+
+    /// Main holds a socket for the claim `ticket`: this one. Returns the process that listens on it from now on, if it
+    /// wanted to listen.
+    pub fn shared(&mut self, ticket: u64, held: OwnedFd) -> Option<Pid> {
+        let inode = inode_of(&held).ok()?;
+        let waiting = self.waiting.remove(&ticket)?;
+        self.inodes.insert(inode, waiting.key.clone());
+        self.bound.remove(&waiting.inode);
+        self.share(&waiting, held.as_fd());
+        let listens = (waiting.call.trapped == Trapped::Listen).then_some(waiting.process);
+        if let Some(all) = &mut self.held {
+            all.insert(waiting.key, held);
+        }
+        listens
+    }
+
+    /// The claim `ticket` is the first of its address: main has bound the program's own socket, where it got a copy.
+    pub fn bound(&mut self, ticket: u64) {
+        let Some(Waiting { call, key, socket, inode, process, .. }) = self.waiting.remove(&ticket) else { return };
+        if self.bound.len() >= MAX_BOUND {
+            let leads_there = |inode, bound: &Bound| foreign::leads_to(bound.process, bound.number, inode);
+            self.bound.retain(|&inode, bound| leads_there(inode, bound).unwrap_or(true));
+        }
+        // What is not remembered is not shared, should it listen.
+        if self.bound.len() < MAX_BOUND {
+            let (number, since) = (descriptor(&call), Instant::now());
+            self.bound.insert(inode, Bound { ticket, key, process, number, since });
+        }
+        match socket {
+            Some(_) => self.calls.answer(&call, Ok(())),
+            None => self.calls.let_through(&call),
+        }
+    }
+
+    /// The claim `ticket` comes to nothing: its call fails with `reason`, or without one is made by the kernel.
+    pub fn not_shared(&mut self, ticket: u64, reason: Option<Errno>) {
+        let Some(waiting) = self.waiting.remove(&ticket) else { return };
+        match reason {
+            Some(errno) => self.calls.answer(&waiting.call, Err(errno)),
+            None => self.calls.let_through(&waiting.call),
+        }
+    }
+
+    /// What the claim `ticket` waited for is over: it is to be made again, if its caller still waits.
+    pub fn again(&mut self, ticket: u64) -> Option<Claim> {
+        let waiting = self.waiting.remove(&ticket)?;
+        self.calls.is_waiting(&waiting.call).then(|| self.claim(waiting)).flatten()
+    }
+
+    /// The process whose bind was `ticket`, and when that was. None if its socket will not listen any more: it is closed,
+    /// or connected.
+    pub fn may_listen(&self, ticket: u64) -> Option<(Pid, Instant)> {
+        let (inode, bound) = self.bound.iter().find(|(_, bound)| bound.ticket == ticket)?;
+        let known = Some((bound.process, bound.number));
+        let place = match foreign::leads_to(bound.process, bound.number, *inode) {
+            Ok(true) => known,
+            // Copied, or inherited by a child.
+            Ok(false) => foreign::holder_of(*inode, bound.process).unwrap_or(known),
+            // It has changed its rights meanwhile, and cannot be seen.
+            Err(_) => known,
+        };
+        let (process, number) = place?;
+        let is_idle = |socket: OwnedFd| options::is_idle(&socket).unwrap_or(true);
+        foreign::descriptor_of(process, number).map_or(true, is_idle).then_some((process, bound.since))
+    }
+
+    /// When a call has waited for too long.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.waiting.values().map(|waiting| waiting.since + self.patience).min()
+    }
+
+    /// Leaves to the kernel what main does not answer.
+    pub fn let_overdue_through(&mut self, now: Instant) {
+        let patience = self.patience;
+        let is_overdue = |waiting: &Waiting| waiting.since + patience <= now;
+        let overdue: Vec<u64> =
+            self.waiting.iter().filter(|(_, it)| is_overdue(it)).map(|(ticket, _)| *ticket).collect();
+        for waiting in overdue.iter().filter_map(|ticket| self.waiting.remove(ticket)).collect::<Vec<_>>() {
+            log::warn!("main does not say whether {} is shared; the kernel decides", waiting.key.address);
+            self.calls.let_through(&waiting.call);
+        }
+    }
+
+    /// Closes what is held here, so that clients are refused as soon as the last worker has closed its own.
+    pub fn let_go(&mut self) {
+        self.held = None;
+    }
+
+    /// Nobody answers any more: what waits, and whatever comes, is for the kernel alone.
+    pub fn main_is_gone(&mut self) {
+        self.main_is_gone = true;
+        for waiting in std::mem::take(&mut self.waiting).into_values() {
+            self.calls.let_through(&waiting.call);
+        }
+    }
+
+    fn bind(&mut self, call: Call) -> io::Result<Next> {
+        let Some(waiting) = self.examine(call)? else { return Ok(Next::Kernel) };
+        let bound_to = self.bound.get(&waiting.inode).map(|bound| &bound.key);
+        if let Some(bound_to) = self.inodes.get(&waiting.inode).or(bound_to) {
+            // An interrupted call comes again after all was done for it; another address is the program's mistake.
+            if *bound_to != waiting.key {
+                return Ok(Next::Kernel);
+            }
+            self.calls.answer(&call, Ok(()));
+            return Ok(Next::Answered);
+        }
+        if let Some(held) = self.held.as_ref().and_then(|held| held.get(&waiting.key)) {
+            self.share(&waiting, held.as_fd());
+            return Ok(Next::Answered);
+        }
+        Ok(Next::Main(waiting))
+    }
+
+    /// What is to be bound. None where there is nothing to share: no TCP, no port, nobody who might.
+    fn examine(&mut self, call: Call) -> io::Result<Option<Waiting>> {
+        let Some(inode) = foreign::socket_inode(call.thread, descriptor(&call))? else { return Ok(None) };
+        let socket = copy_of(&call)?;
+        let seen = match &socket {
+            Some(socket) => look_at(socket)?,
+            None => look_from_outside(&call)?,
+        };
+        let Some(Seen { family, network, device, v6_only }) = seen else { return Ok(None) };
+        let Some(address) = read_address(&call, family)? else { return Ok(None) };
+        // Port 0 is a different one for each.
+        let is_meant = self.only.as_ref().is_none_or(|only| only.contains(&address.port()));
+        if address.port() == 0 || !is_meant {
+            return Ok(None);
+        }
+        // A port that the caller must not bind the kernel refuses to it.
+        if key::is_privileged(address.port()) && !foreign::may_bind_privileged(call.thread) {
+            self.tell_capabilities(&call, address);
+            return Ok(None);
+        }
+        let key = Key::new(network, device, v6_only, address);
+        let (process, since) = (foreign::leader_of(call.thread).ok_or(Errno::ESRCH)?, Instant::now());
+        // Had the caller ended, all of this might have been read from somebody else under its pid.
+        Ok(self.calls.is_waiting(&call).then_some(Waiting { call, key, socket, inode, process, since }))
+    }
+
+    fn claim(&mut self, waiting: Waiting) -> Option<Claim> {
+        self.waiting.retain(|_, waiting| self.calls.is_waiting(&waiting.call));
+        let copy = waiting.socket.as_ref().map(OwnedFd::try_clone).transpose();
+        let (true, Ok(socket)) = (self.is_open(), copy) else {
+            self.calls.let_through(&waiting.call);
+            return None;
+        };
+        let Waiting { call, ref key, process, .. } = waiting;
+        let backlog = (call.trapped == Trapped::Listen).then_some(call.arguments[1] as i32);
+        let claim = Claim { ticket: call.id, key: key.clone(), process, socket, backlog };
+        self.waiting.insert(call.id, waiting);
+        Some(claim)
+    }
+
+    /// Whether main still answers.
+    fn is_open(&self) -> bool {
+        !self.main_is_gone && self.held.is_some() && self.waiting.len() < MAX_WAITING
+    }
+
+    /// Gives the caller the held socket in the place of its own, unless it is its own that is held.
+    fn share(&self, waiting: &Waiting, held: BorrowedFd<'_>) {
+        let is_its_own = inode_of(held).is_ok_and(|inode| inode == waiting.inode);
+        let given = if is_its_own { Ok(()) } else { self.replace(waiting, held) };
+        let answer = given.map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
+            // Withdrawn: the call comes again, or its caller has ended.
+            if errno != Errno::ENOENT && self.calls.is_waiting(&waiting.call) {
+                log::warn!("cannot share {} with pid {}: {error}", waiting.key.address, waiting.call.thread);
+            }
+            errno
+        });
+        self.calls.answer(&waiting.call, answer);
+    }
+
+    fn replace(&self, waiting: &Waiting, held: BorrowedFd<'_>) -> io::Result<()> {
+        let (call, number) = (&waiting.call, descriptor(&waiting.call));
+        let wanted = foreign::flags_of(call.thread, number)?;
+        let current = OFlag::from_bits_retain(fcntl(held, FcntlArg::F_GETFL)?);
+        // Never the other way round: a worker that serves would wait in accept for a connection that another took.
+        if wanted.contains(OFlag::O_NONBLOCK) && !current.contains(OFlag::O_NONBLOCK) {
+            fcntl(held, FcntlArg::F_SETFL(current | OFlag::O_NONBLOCK))?;
+        }
+        // Some put their socket into an epoll set before they bind it.
+        let watching = epoll_sets::registrations(call.thread, number, waiting.inode)?;
+        self.calls.replace_descriptor(call, held, wanted.contains(OFlag::O_CLOEXEC))?;
+        match &waiting.socket {
+            Some(own) => epoll_sets::hand_over(&watching, number, own.as_fd(), held),
+            None => Ok(()),
+        }
+    }
+
+    /// A backlog is everybody's: it grows to the longest that anybody asked for. A socket that is bound and listens for the
+    /// first time is shared from now on.
+    fn listen(&mut self, call: Call) -> io::Result<Next> {
+        // What cannot be looked at was never shared.
+        let Ok(Some(inode)) = foreign::socket_inode(call.thread, descriptor(&call)) else { return Ok(Next::Kernel) };
+        let process = foreign::leader_of(call.thread).ok_or(Errno::ESRCH)?;
+        if let Some(key) = self.inodes.get(&inode) {
+            match self.is_long_enough(key, &call).unwrap_or(false) {
+                true => self.calls.answer(&call, Ok(())),
+                false => self.calls.let_through(&call),
+            }
+            return Ok(Next::Listens(process));
+        }
+        let Some(bound) = self.bound.get(&inode) else { return Ok(Next::Kernel) };
+        let (key, since) = (bound.key.clone(), Instant::now());
+        let Some(socket) = copy_of(&call)? else { return self.listen_on_another(call, key, process) };
+        // Inodes come again.
+        if key_of(&socket).is_none_or(|now| now.address != key.address) {
+            self.bound.remove(&inode);
+            return Ok(Next::Kernel);
+        }
+        Ok(Next::Main(Waiting { call, key, socket: Some(socket), inode, process, since }))
+    }
+
+    /// Where the program's own socket cannot be had, one of ours takes its place, and main binds that.
+    fn listen_on_another(&mut self, call: Call, key: Key, process: Pid) -> io::Result<Next> {
+        let wanted = foreign::flags_of(call.thread, descriptor(&call))?;
+        let socket = unbound(&key)?;
+        fcntl(&socket, FcntlArg::F_SETFL(wanted & OFlag::O_NONBLOCK))?;
+        let inode = inode_of(&socket)?;
+        self.calls.replace_descriptor(&call, socket.as_fd(), wanted.contains(OFlag::O_CLOEXEC))?;
+        let (number, since) = (descriptor(&call), Instant::now());
+        self.bound.insert(inode, Bound { ticket: call.id, key: key.clone(), process, number, since });
+        Ok(Next::Main(Waiting { call, key, socket: Some(socket), inode, process, since }))
+    }
+
+    fn is_long_enough(&self, key: &Key, call: &Call) -> io::Result<bool> {
+        let current = match self.held.as_ref().and_then(|held| held.get(key)) {
+            Some(held) => options::backlog(held)?,
+            None => options::backlog(foreign::descriptor_of(call.thread, descriptor(call))?)?,
+        };
+        let asked = call.arguments[1] as u32;
+        Ok(current.is_some_and(|current| current >= asked))
+    }
+
+    fn tell_refusal(&mut self, call: &Call, error: &io::Error) {
+        // By its length, as little else can be seen: most binds are none of an internet address.
+        let is_address = [LENGTH_V4, LENGTH_V6].contains(&(call.arguments[2] as usize));
+        let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+        if refused && is_address && !std::mem::replace(&mut self.told_hidden, true) {
+            log::warn!(
+                "the ports of a program that may not be looked into (pid {}) are not shared; use --listen",
+                call.thread
+            );
+        }
+    }
+
+    fn tell_other_architecture(&mut self, call: &Call) {
+        if !std::mem::replace(&mut self.told_other_architecture, true) {
+            log::warn!(
+                "pid {} is a program for another architecture, such as a 32-bit one: its ports are not shared; use \
+                 --listen with --ready notify",
+                call.thread
+            );
+        }
+    }
+
+    fn tell_capabilities(&mut self, call: &Call, address: std::net::SocketAddr) {
+        let program = format!("/proc/{}/exe", call.thread);
+        let Some(capabilities) = foreign::file_capabilities(&program) else { return };
+        if !std::mem::replace(&mut self.told_capabilities, true) {
+            let program = std::fs::read_link(program).unwrap_or_default();
+            log::warn!(
+                "{address} is refused to pid {}: the capabilities of {} ({capabilities}) have no power in workers that \
+                 share ports; use --listen, or --share-ports off",
+                call.thread,
+                program.display()
+            );
+        }
+    }
+}
+
+impl AsFd for Sharing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.calls.as_fd()
+    }
+}
+
+/// The descriptor that a call is about.
+fn descriptor(call: &Call) -> RawFd {
+    call.arguments[0] as RawFd
+}
+
+/// A copy of the socket that a call is about. None where a container forbids that.
+fn copy_of(call: &Call) -> io::Result<Option<OwnedFd>> {
+    match foreign::descriptor_of(call.thread, descriptor(call)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => Ok(None),
+        copy => copy.map(Some),
+    }
+}
+
+fn inode_of(socket: impl AsFd) -> io::Result<u64> {
+    Ok(fstat(socket)?.st_ino)
+}
