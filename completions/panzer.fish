@@ -22,6 +22,7 @@ complete -c panzer -l bake -d 'How long a new generation must live, wholly ready
 complete -c panzer -l surge -d 'How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share, each ready before as many of the old one are stopped; only the first share bakes [all]' -r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r
 complete -c panzer -l stop -d 'Signals and waits by which a worker is stopped [TERM/60s/INT/5s/KILL]' -r
+complete -c panzer -l retire -d 'Signals and waits by which a worker is stopped that a reload or a scale ends [as --stop]' -r
 complete -c panzer -l delay -d 'The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]' -r
 complete -c panzer -l delay-max -d 'The longest delay before a respawn [30s]' -r
 complete -c panzer -l healthy-after -d 'A worker that lived this long was healthy [10s]' -r

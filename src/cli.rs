@@ -110,6 +110,10 @@ struct Options {
     #[arg(long, env = "PANZER_STOP", value_name = "SCHEDULE")]
     stop: Option<Schedule>,
 
+    /// Signals and waits by which a worker is stopped that a reload or a scale ends [as --stop]
+    #[arg(long, env = "PANZER_RETIRE", value_name = "SCHEDULE")]
+    retire: Option<Schedule>,
+
     /// The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]
     #[arg(long, env = "PANZER_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     delay: Option<Duration>,

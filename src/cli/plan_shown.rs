@@ -81,7 +81,7 @@ mod tests {
         let definition = command();
         let mut held = 0;
         for key in keys(&definition)
-            .filter(|key| !["pid", "control", "name", "respawn-limit", "final-exit-codes"].contains(key))
+            .filter(|key| !["pid", "control", "name", "respawn-limit", "final-exit-codes", "retire"].contains(key))
         {
             let arg = definition.get_arguments().find(|arg| arg.get_long() == Some(key)).unwrap();
             let default = default(arg);

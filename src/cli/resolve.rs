@@ -91,6 +91,7 @@ impl Options {
                 Some(wait) => stop.with_first_wait(wait),
                 None => stop,
             },
+            retire: self.retire.clone(),
             pace: Pace {
                 delay,
                 // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.

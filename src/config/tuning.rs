@@ -16,6 +16,9 @@ pub struct Tuning {
     pub bake: Duration,
     /// How workers are stopped.
     pub stop: Schedule,
+    /// How workers are stopped that a reload or a scale ends, where it is another way.
+    #[serde(default)]
+    pub retire: Option<Schedule>,
     /// The limits of the respawn backoff.
     #[serde(flatten)]
     pub pace: Pace,
@@ -32,6 +35,11 @@ pub struct Tuning {
 }
 
 impl Tuning {
+    /// How workers are stopped that a reload or a scale ends.
+    pub fn retirement(&self) -> &Schedule {
+        self.retire.as_ref().unwrap_or(&self.stop)
+    }
+
     /// How long a generation of so many workers may take to be ready: its last one has as long as any other.
     pub fn longest_start(&self, workers: u32) -> Duration {
         self.ready_timeout + self.start_delay.longest(workers)

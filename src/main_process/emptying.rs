@@ -19,7 +19,7 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Then {
     /// A change of the count of workers.
-    Happens(Event),
+    Happens(Box<Event>),
     /// The same, by the configuration that was read again.
     Tuned,
     /// The stop of a generation that had more of them.
@@ -124,7 +124,7 @@ mod tests {
     use crate::main_process::state::Change;
 
     fn change(to: u32) -> Then {
-        Then::Happens(Event::Scale(None, Change::To(to)))
+        Then::Happens(Box::new(Event::Scale(None, Change::To(to))))
     }
 
     #[test]

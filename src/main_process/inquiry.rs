@@ -109,3 +109,20 @@ fn word(standing: Standing) -> &'static str {
         Standing::Draining => "draining",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its end is known, and only the state has not heard of it yet: nobody waits for its answer.
+    #[test]
+    fn a_monitor_that_has_been_reaped_is_not_waited_for() {
+        let monitor = |generation| Monitor { generation, life: 1 };
+        let standings = vec![(Standing::Serving, 2, Some(monitor(2))), (Standing::Draining, 1, Some(monitor(1)))];
+        let pid_of = |asked: Monitor| (asked.generation == 2).then(|| Pid::from_raw(7));
+        let mut inquiry = Inquiry::new(standings, pid_of, Instant::now());
+        assert!(!inquiry.is_complete());
+        inquiry.complete(monitor(2));
+        assert!(inquiry.is_complete());
+    }
+}

@@ -52,7 +52,12 @@ impl Main {
         }
         let now = Instant::now();
         // With nobody left, the first queue takes what comes.
-        self.emptyings.begin(to.max(1), Then::Happens(event), now + self.plan.tuning.stop.total(), now);
+        self.emptyings.begin(
+            to.max(1),
+            Then::Happens(Box::new(event)),
+            now + self.plan.tuning.retirement().total(),
+            now,
+        );
     }
 
     /// What the generations run by that serve or are to: those whose count of workers is wanted.
@@ -156,7 +161,7 @@ impl Main {
 
     fn do_at_last(&mut self, then: Then) {
         match then {
-            Then::Happens(event) => self.events.push_back(event),
+            Then::Happens(event) => self.events.push_back(*event),
             Then::Tuned => self.go_by_newest(),
             Then::Ordered(monitor, order) => {
                 if let Some(running) = self.children.running(monitor) {

@@ -210,7 +210,7 @@ impl Main {
             return self.go_by_newest();
         }
         let now = Instant::now();
-        self.emptyings.begin(to, Then::Tuned, now + self.plan.tuning.stop.total(), now);
+        self.emptyings.begin(to, Then::Tuned, now + self.plan.tuning.retirement().total(), now);
     }
 
     /// Running generations go by what was read last, which may have been for the one that is starting.

@@ -79,7 +79,7 @@ impl Generations {
         let Some(roll) = &mut starting.roll else { return };
         roll.proven = proven;
         starting.phase = Phase::Rolling;
-        *deadline = now + serving.settings.tuning.stop.total() + GRACE;
+        *deadline = now + serving.settings.tuning.retirement().total() + GRACE;
         let needed = roll.goal.saturating_sub(proven);
         serving.ordered(needed.min(serving.settings.workers), Which::First, now, actions);
         self.grow_if_gone(now, actions);

@@ -61,12 +61,12 @@ impl Slots {
             State::Waiting { .. } | State::EndedForGood { .. } => slot.state = State::Empty,
             State::Stopping(escalation) => {
                 // It may have been wanted again meanwhile, and its stop begun when that was to take longer.
-                escalation.hasten(&self.settings.tuning.stop, now);
+                escalation.hasten(self.settings.tuning.retirement(), now);
                 slot.retiring = true;
             }
             State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
                 slot.retiring = true;
-                slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
+                slot.state = State::Stopping(Escalation::begin(self.settings.tuning.retirement(), now));
             }
         }
         slot.ended_for = None;

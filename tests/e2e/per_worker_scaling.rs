@@ -56,6 +56,33 @@ fn wait_workers(panzer: &Panzer, count: usize) {
     });
 }
 
+/// A count that is not to be had is refused, whatever is on its way: here one that waits for an empty queue.
+#[test]
+fn a_scale_that_would_leave_none_is_refused_while_another_waits() {
+    let port = free_port();
+    let panzer = slow(port, 2).env("PANZER_STOP", "TERM/1s/KILL").start();
+    panzer.wait_serving();
+    let hung = panzer.workers()[1];
+    // SIGSTOP hits a worker of this panzer, by its pid.
+    kill(Pid::from_raw(hung), Signal::SIGSTOP).unwrap();
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+    let waiting: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    panzer.allow_line("what waits in the queues of workers from 1 on is not taken; they are stopped all the same");
+    panzer.allow_line("worker 1 (pid *) *stopped*");
+    panzer.allow_line("worker 1 (pid *) has not stopped yet; sent it SIGKILL");
+    let mut first = crate::control::panzerctl(&panzer, &["scale", "1"]).spawn().unwrap();
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(first.stdout.as_mut().unwrap(), 20), &mut told).unwrap();
+    assert!(told.starts_with("waiting for the queu"), "{told}");
+    let output = run(&panzer, &["scale", "--", "-1"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("at least one worker is kept"), "{}", text(&output.stderr));
+    assert!(first.wait().unwrap().success());
+    wait_workers(&panzer, 1);
+    drop(waiting);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
 /// Who answers, of many that ask.
 fn answering(port: u16, requests: usize) -> Vec<String> {
     let mut all: Vec<String> = (0..requests).map(|_| get(port, "/").unwrap().text()).collect();

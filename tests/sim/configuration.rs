@@ -25,6 +25,7 @@ pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
         surge: draw_surge(choices),
         ready,
         tuning: Tuning {
+            retire: None,
             ready_timeout: draw_ready_timeout(choices),
             bake: draw_bake(choices),
             stop,

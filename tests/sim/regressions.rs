@@ -45,6 +45,7 @@ fn spec(workers: u32, stop: &str) -> Spec {
                 ready_timeout: second * 5,
                 bake: second,
                 stop: stop.parse().unwrap(),
+                retire: None,
                 pace: Pace { delay: second / 10, delay_max: second * 2, healthy_after: second * 3 },
                 respawn_limit: None,
                 final_exits: FinalExits::default(),

@@ -1,11 +1,13 @@
 //! 33, 34, 38, 45, 46: every way to an end.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::{SOON, server, serving_app, start_app, wait_gone};
-use crate::support::{Panzer, free_port, get};
+use crate::control::run;
+use crate::support::{Panzer, eventually, free_port, get};
 
 #[test]
 fn each_stop_signal_ends_everything() {
@@ -207,5 +209,33 @@ fn quiet_says_only_what_is_wrong() {
     let panzer = serving_app(port, 1).args(["--quiet"]).executable("app", &server("quiet")).start();
     crate::support::eventually(SOON, "it serves", || get(port, "/").is_ok());
     panzer.signal(Signal::SIGTERM);
+    panzer.wait_exit();
+}
+
+/// Einhorn upgrades by USR2 and stops by TERM; start_server has an option for each.
+#[test]
+fn what_a_reload_or_a_scale_ends_has_its_own_schedule() {
+    const NOTED: &str = "#!/bin/sh
+trap 'echo $PANZER_GENERATION USR2 >> noted; exit 0' USR2
+trap 'echo $PANZER_GENERATION TERM >> noted; exit 0' TERM
+while :; do sleep 0.02; done
+";
+    let arguments = ["-w", "2", "--bake", "100ms", "--retire", "USR2/60s/KILL", "./app"];
+    let panzer = Panzer::builder().executable("app", NOTED).args(arguments).start();
+    panzer.wait_serving();
+    let noted = || {
+        let mut lines: Vec<String> =
+            fs::read_to_string(panzer.path("noted")).unwrap_or_default().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert_eq!(noted(), ["1 USR2", "1 USR2"]);
+    assert!(run(&panzer, &["scale", "1"]).status.success());
+    eventually(SOON, "one of the new ones is retired", || noted() == ["1 USR2", "1 USR2", "2 USR2"]);
+    panzer.signal(Signal::SIGTERM);
+    panzer.wait_for_line("panzer: stopped", SOON);
+    assert_eq!(noted(), ["1 USR2", "1 USR2", "2 TERM", "2 USR2"]);
     panzer.wait_exit();
 }
