@@ -15,6 +15,13 @@ pub fn socket_beside(pid_file: &Path) -> PathBuf {
     beside(pid_file, ".sock")
 }
 
+/// The file beside this pid file that is locked for as long as its instance lives.
+pub fn lock_beside(pid_file: &Path) -> PathBuf {
+    let mut path = pid_file.as_os_str().to_owned();
+    path.push(".lock");
+    PathBuf::from(path)
+}
+
 /// The path beside this pid file that ends in `ending` instead.
 pub fn beside(pid_file: &Path, ending: &str) -> PathBuf {
     let path = pid_file.as_os_str().as_bytes();
@@ -28,7 +35,8 @@ pub fn name_of(pid_file: &Path) -> String {
     name.strip_suffix(".pid").map(str::to_owned).unwrap_or(name)
 }
 
-/// The first folder of `$RUNTIME_DIRECTORY` (systemd joins several with colons), else `/run/panzer` for root, else `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
+/// The first folder of `$RUNTIME_DIRECTORY` (systemd joins several with colons), else `/run/panzer` for root, else
+/// `$XDG_RUNTIME_DIR/panzer`, else a folder of ours in /tmp.
 pub fn runtime_directory() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let uid = geteuid();
@@ -40,7 +48,18 @@ pub fn runtime_directory() -> PathBuf {
     }
 }
 
-/// The same, made where it is not there. Fails with the path where it cannot be used.
+/// Whether the environment names a folder: that one is used as it is.
+pub fn is_folder_given() -> bool {
+    std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|folder| !folder.is_empty())
+}
+
+/// Whether nobody but its owner, this user or root, can put anything into this folder, and no link leads to it.
+pub fn is_trusted(folder: &Path) -> bool {
+    fs::symlink_metadata(folder)
+        .is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&meta.uid()))
+}
+
+/// The runtime directory, made where it is not there. Fails with the path where it cannot be used.
 pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
     let path = runtime_directory();
     let uid = geteuid();
@@ -48,10 +67,16 @@ pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err((path, reason(&error))),
         _ => {}
     }
+    let is_given = is_folder_given();
     match fs::metadata(&path) {
-        Ok(meta) if meta.is_dir() && (meta.uid() == uid.as_raw() || uid.is_root()) => Ok(path),
-        Ok(meta) if meta.is_dir() => Err((path, "it belongs to somebody else".to_owned())),
-        Ok(_) => Err((path, "it is no directory".to_owned())),
+        Ok(meta) if !meta.is_dir() => Err((path, "it is no directory".to_owned())),
+        Ok(meta) if meta.uid() != uid.as_raw() && !(is_given && uid.is_root()) => {
+            Err((path, "it belongs to somebody else".to_owned()))
+        }
+        Ok(_) if !is_given && !is_trusted(&path) => {
+            Err((path, "it is a link, or others than its owner can put files there".to_owned()))
+        }
+        Ok(_) => Ok(path),
         Err(error) => Err((path, reason(&error))),
     }
 }

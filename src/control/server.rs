@@ -36,15 +36,21 @@ const RESERVED: u64 = 26;
 /// How long a client may be without a complete line, or without reading its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One that was idle for this long makes room for another when there is none.
+/// One that sent nothing for this long makes room for another when there is none.
 const IDLE: Duration = Duration::from_millis(20);
 
-/// Where no descriptor is left, nobody is accepted for this long.
+/// So does one that has not read its answer for this long.
+const DEAF: Duration = Duration::from_secs(1);
+
+/// If no descriptor is left, nobody is accepted for this long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// So much may wait for one client, and for all of them.
-const MOST_OUTPUT: usize = 4 << 20;
-const MOST_OUTPUT_OF_ALL: usize = 8 << 20;
+/// If no place is left, and one will be soon, those who come wait in the kernel's queue for this long.
+const MOMENT: Duration = Duration::from_millis(5);
+
+/// How many bytes may wait for all clients together; only a single answer may be longer. A line that several wait for
+/// counts once.
+const MAX_OUTPUT_BYTES: usize = 3 << 20;
 
 /// So many who came too late are told so.
 const LONGEST_FAREWELL: usize = 1024;
@@ -136,7 +142,7 @@ impl Server {
     /// When somebody is given up, or accepted again.
     pub fn deadline(&self) -> Option<Instant> {
         let client = |client: &Client| match client {
-            client if !client.busy && client.has_line() => Some(client.since),
+            client if client.may_ask() && client.has_line() => Some(client.since),
             client if client.busy && client.output.is_empty() => None,
             client => Some(client.since + PATIENCE),
         };
@@ -161,14 +167,13 @@ impl Server {
         {
             self.paused_until = Some(now + PAUSE);
         }
-        for client in self.clients.values_mut() {
-            let waits = !client.busy || !client.output.is_empty();
-            if waits && !client.has_line() && client.since + PATIENCE <= now {
-                if client.output.is_empty() {
-                    client.put(&Answer::refused(format!("no complete line within {}s", PATIENCE.as_secs())), now);
-                }
-                client.output.clear();
-                client.closing = true;
+        for client in self.clients.values_mut().filter(|client| client.since + PATIENCE <= now) {
+            let is_deaf = !client.output.is_empty();
+            if !is_deaf && !client.busy && !client.has_line() {
+                client.put(&Answer::refused(format!("no complete line within {}s", PATIENCE.as_secs())), now);
+                client.give_up();
+            } else if is_deaf {
+                client.give_up();
             }
         }
         self.clients.retain(|_, client| {
@@ -180,18 +185,18 @@ impl Server {
             stays
         });
         for (token, client) in &mut self.clients {
-            let wanted = (!client.busy && !client.ended && !client.closing, !client.output.is_empty());
+            let wanted = (client.may_ask() && !client.ended, !client.output.is_empty());
             if wanted != client.watched && poller.watch_for(&client.stream, *token, wanted.0, wanted.1).is_ok() {
                 client.watched = wanted;
             }
         }
     }
 
-    /// The requests that have come, at most one of each client, which gets no other until it has its last line.
+    /// The requests that have come, at most one of each client, which gets no other until it has read its last line.
     pub fn requests(&mut self, now: Instant) -> Vec<(u64, Request)> {
         let mut requests = Vec::new();
         for (id, client) in &mut self.clients {
-            if client.busy || client.closing {
+            if !client.may_ask() {
                 continue;
             }
             match client.next_line().map(|line| read_request(&line)) {
@@ -213,18 +218,38 @@ impl Server {
 
     /// Sends a line; the last one of an answer makes room for the next request.
     pub fn send(&mut self, id: u64, answer: &Answer, now: Instant) {
-        let waiting: usize = self.clients.values().map(|client| client.output.len()).sum();
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        client.put(answer, now);
-        if answer.ok.is_some() {
-            client.busy = false;
-            client.since = now;
+        self.send_all([id], answer, now);
+    }
+
+    /// Sends the same line to several.
+    pub fn send_all(&mut self, ids: impl IntoIterator<Item = u64>, answer: &Answer, now: Instant) {
+        let line = client::line(answer);
+        for id in ids {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.put_line(line.clone(), now);
+            if answer.ok.is_some() {
+                client.busy = false;
+                client.since = now;
+            }
         }
-        if client.output.len() > MOST_OUTPUT || waiting + client.output.len() > MOST_OUTPUT_OF_ALL {
+        // Who reads has read by now, or will before others have asked for as much again.
+        while self.waiting_bytes() > MAX_OUTPUT_BYTES.max(line.len()) {
+            let Some(client) = self.deaf_since(now).and_then(|id| self.clients.get_mut(&id)) else { return };
             // `tend` removes it.
-            client.output = Vec::new();
-            client.closing = true;
+            client.give_up();
         }
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        let lines = self.clients.values().flat_map(|client| &client.output);
+        let distinct: BTreeMap<*const u8, usize> = lines.map(|line| (line.as_ptr(), line.len())).collect();
+        distinct.into_values().sum()
+    }
+
+    /// Of those that have not read their answer since then, the one that has not for longest.
+    fn deaf_since(&self, then: Instant) -> Option<u64> {
+        let deaf = self.clients.iter().filter(|(_, client)| !client.output.is_empty() && client.since <= then);
+        deaf.min_by_key(|(_, client)| client.since).map(|(id, _)| *id)
     }
 
     /// Whether this client is still there.
@@ -239,18 +264,23 @@ impl Server {
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
         for _ in 0..ACCEPTED_AT_ONCE {
+            if !self.make_room(poller, now) && self.clients.values().any(|client| !client.busy) {
+                // Somebody's request has come or is on its way: there will be room in a moment.
+                return self.pause(MOMENT, poller, now);
+            }
             match self.socket.listener.accept() {
                 Ok((stream, _)) => self.add(stream, poller, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 // No descriptor is left, and the listener stays ready: it is left alone for a while.
-                Err(_) => {
-                    poller.forget(&self.socket.listener);
-                    self.paused_until = Some(now + PAUSE);
-                    return;
-                }
+                Err(_) => return self.pause(PAUSE, poller, now),
             }
         }
+    }
+
+    fn pause(&mut self, pause: Duration, poller: &Poller, now: Instant) {
+        poller.forget(&self.socket.listener);
+        self.paused_until = Some(now + pause);
     }
 
     fn add(&mut self, stream: UnixStream, poller: &Poller, now: Instant) {
@@ -261,33 +291,45 @@ impl Server {
                 Some(format!("uid {uid} is neither the owner of this panzer nor root"))
             }
             Err(_) => Some("who asks cannot be seen".to_owned()),
-            Ok(_) if !self.make_room(poller, now) => {
+            Ok(_) if self.clients.len() >= self.most => {
                 Some(format!("there are {} clients already; try again", self.most))
             }
             Ok(_) => None,
         };
         let set = client.stream.set_nonblocking(true);
-        if let Some(refusal) = refusal {
+        self.next += 1;
+        let watched = set.and_then(|()| poller.watch(&client.stream, self.next));
+        let failure = watched.err().map(|error| format!("it cannot be waited for what you say: {error}"));
+        if let Some(refusal) = refusal.or(failure) {
             // A fresh socket has room for it.
             return client.put(&Answer::refused(refusal), now);
         }
-        self.next += 1;
-        if set.and_then(|()| poller.watch(&client.stream, self.next)).is_ok() {
-            self.clients.insert(self.next, client);
-        }
+        self.clients.insert(self.next, client);
     }
 
-    /// Where all places are taken, whoever has been silent for longest loses his.
+    /// If all places are taken, those that are gone lose theirs, then whoever has been silent for longest, then whoever
+    /// has not read its answer for longest. False if all the others are waited for.
     fn make_room(&mut self, poller: &Poller, now: Instant) -> bool {
         if self.clients.len() < self.most {
             return true;
         }
-        let idle = self.clients.iter().filter(|(_, client)| !client.busy && client.since + IDLE <= now);
-        let Some(longest) = idle.min_by_key(|(_, client)| client.since).map(|(id, _)| *id) else { return false };
-        if let Some(mut client) = self.remove(longest, poller) {
-            client.put(&Answer::refused("too many clients, and this one was silent"), now);
+        // A request that has come counts, though nobody has looked yet.
+        let is_gone = |client: &mut Client| !client.read() || (client.is_gone() && !client.has_line());
+        let gone = self.clients.iter_mut().filter_map(|(id, client)| is_gone(client).then_some(*id));
+        gone.collect::<Vec<_>>().into_iter().for_each(|id| drop(self.remove(id, poller)));
+        if self.clients.len() < self.most {
+            return true;
         }
-        true
+        let is_idle = |client: &Client| client.may_ask() && !client.has_line() && client.since + IDLE <= now;
+        let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
+        if let Some(longest) = idle.min_by_key(|(_, client)| client.since).map(|(id, _)| *id) {
+            if let Some(mut client) = self.remove(longest, poller) {
+                client.put(&Answer::refused("too many clients, and this one was silent"), now);
+            }
+            return true;
+        }
+        let deaf = now.checked_sub(DEAF).and_then(|then| self.deaf_since(then));
+        deaf.is_some_and(|id| self.remove(id, poller).is_some())
     }
 }
 
@@ -311,6 +353,7 @@ fn most_clients() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
 
     #[test]
     fn a_client_that_left_wakes_nobody_though_a_child_holds_a_copy_of_its_socket() {
@@ -332,5 +375,99 @@ mod tests {
         assert!(!server.has(id));
         assert_eq!(wait(), [] as [u64; 0]);
         drop(copy);
+    }
+
+    fn crowd(path: &Path, count: usize) -> Vec<UnixStream> {
+        (0..count).map(|_| UnixStream::connect(path).unwrap()).collect()
+    }
+
+    /// One turn of main's loop, but for what requests ask for.
+    fn turn(server: &mut Server, poller: &Poller, now: Instant) -> Vec<u64> {
+        server.tend(poller, now);
+        let epoll = poller;
+        for token in epoll.wait(Some(Instant::now())).unwrap() {
+            server.look_at(token, poller, now);
+        }
+        server.requests(now).into_iter().map(|(id, _)| id).collect()
+    }
+
+    const REQUEST: &[u8] = b"{\"version\":1,\"command\":\"status\"}\n";
+
+    #[test]
+    fn those_that_connect_and_leave_take_nobodys_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
+        let mut server = Server::bind(&path, &poller).unwrap();
+        let (now, mut asked) = (Instant::now(), 0);
+        for round in 0..20 {
+            drop(crowd(&path, 90));
+            let mut one = UnixStream::connect(&path).unwrap();
+            one.set_nonblocking(true).unwrap();
+            one.write_all(REQUEST).unwrap();
+            drop(crowd(&path, 20));
+            for turns in 0..100 {
+                let later = now + MOMENT * (round * 100 + turns);
+                let ids = turn(&mut server, &poller, later);
+                ids.iter().for_each(|id| server.send(*id, &Answer::done(), later));
+                asked += ids.len();
+                if !ids.is_empty() {
+                    break;
+                }
+            }
+            let mut answer = String::new();
+            let _ = one.read_to_string(&mut answer);
+            assert!(answer.contains("\"ok\":true"), "round {round}: {answer}");
+        }
+        assert_eq!(asked, 20);
+    }
+
+    #[test]
+    fn those_that_do_not_read_are_bounded_together_and_delay_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
+        let mut server = Server::bind(&path, &poller).unwrap();
+        let now = Instant::now();
+        let mut deaf = crowd(&path, MOST_CLIENTS);
+        deaf.iter_mut().for_each(|one| one.write_all(&REQUEST.repeat(9)).unwrap());
+        let long = Answer { error: Some("x".repeat(700_000)), ..Answer::done() };
+        let mut asked = 0;
+        for _ in 0..100 {
+            for id in turn(&mut server, &poller, now) {
+                asked += 1;
+                server.send(id, &long, now);
+                assert!(server.waiting_bytes() <= MAX_OUTPUT_BYTES);
+            }
+        }
+        assert_eq!(asked, MOST_CLIENTS, "a request counts until its answer was read");
+        // One that comes now is answered at once, whoever else is there.
+        let mut one = UnixStream::connect(&path).unwrap();
+        one.write_all(REQUEST).unwrap();
+        let later = now + DEAF;
+        let ids = (0..100).find_map(|_| Some(turn(&mut server, &poller, later)).filter(|ids| !ids.is_empty()));
+        server.send(ids.unwrap()[0], &Answer::done(), later);
+        let mut answer = [0; 999];
+        let length = one.read(&mut answer).unwrap();
+        assert!(String::from_utf8_lossy(&answer[..length]).contains("\"ok\":true"));
+        turn(&mut server, &poller, now + PATIENCE);
+        assert_eq!(server.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn an_answer_for_many_is_kept_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
+        let mut server = Server::bind(&path, &poller).unwrap();
+        let mut all = crowd(&path, 30);
+        all.iter_mut().for_each(|one| one.write_all(REQUEST).unwrap());
+        let now = Instant::now();
+        let mut ids = Vec::new();
+        while ids.len() < all.len() {
+            ids.extend(turn(&mut server, &poller, now));
+        }
+        let long = Answer { error: Some("x".repeat(1_000_000)), ..Answer::done() };
+        server.send_all(ids, &long, now);
+        assert!(server.waiting_bytes() <= 1_000_100);
+        // Nobody of them is let go of.
+        assert!(server.clients.values().all(|client| !client.closing));
     }
 }

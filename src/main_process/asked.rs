@@ -142,7 +142,7 @@ impl Main {
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
             let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
-            askers.into_iter().for_each(|client| self.operators.answer(client, &answer));
+            self.operators.answer_all(askers, &answer);
         }
         if self.operators.want_status() {
             self.inquire();

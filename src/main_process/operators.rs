@@ -106,6 +106,11 @@ impl Operators {
         self.send(client, answer);
     }
 
+    /// The same answer to all who asked for the same.
+    pub(super) fn answer_all(&mut self, clients: Vec<u64>, answer: &Answer) {
+        self.server.send_all(clients, answer, Instant::now());
+    }
+
     pub(super) fn wants_reload(&mut self, client: u64, request: Request) {
         self.waiting.insert(client, Waiting::Promise(request));
     }

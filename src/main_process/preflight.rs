@@ -15,8 +15,8 @@ use super::carried;
 use super::helper::Helper;
 use crate::control::channel::{Channel, Message, Received};
 use crate::control::role::{Environment, OWN_IMAGE};
-use crate::sys::document;
 use crate::sys::processes::Exit;
+use crate::sys::{document, printable};
 use crate::worker::cause::signal_name;
 
 /// So much of what it printed is passed on, in bytes.
@@ -120,5 +120,5 @@ fn last_line(output: &OwnedFd) -> Option<String> {
     let count = read(output, &mut bytes).ok()?;
     let line = bytes[..count].split(|&byte| byte == b'\n').rfind(|line| !line.is_empty())?;
     let text = String::from_utf8_lossy(&line[..line.len().min(LONGEST_LINE)]);
-    Some(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect())
+    Some(printable::line(&text))
 }

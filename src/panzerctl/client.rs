@@ -3,7 +3,6 @@
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,9 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
+use serde_json::Value;
 
+use super::instances::Instance;
 use crate::control::requests::{Answer, Request};
 use crate::sys::pidfd::PidFd;
+use crate::sys::printable;
 
 /// Whoever runs answers within this, or is stopped.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,11 +46,12 @@ pub(super) struct Client {
 
 impl Client {
     /// Fails with `WouldBlock` where main is stopped and its queue is full.
-    pub(super) fn connect(path: &Path) -> io::Result<Client> {
+    pub(super) fn connect(instance: &Instance) -> io::Result<Client> {
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         // The kernel waits no longer than this for room in the queue.
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(PATIENCE.as_secs().cast_signed()))?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(&instance.socket)?)?;
+        instance.check_peer(&fd)?;
         Ok(Client { stream: BufReader::new(UnixStream::from(fd)) })
     }
 
@@ -74,9 +77,7 @@ impl Client {
         let read = read.and_then(|()| (&mut self.stream).take(LONGEST_ANSWER).read_line(&mut line));
         match read {
             Ok(0) => Err(Trouble::Unknown("panzer closed the connection without an answer; did it die?".to_owned())),
-            Ok(_) => {
-                serde_json::from_str(&line).map_err(|error| Trouble::Unknown(format!("no answer of a panzer: {error}")))
-            }
+            Ok(_) => read_answer(line.as_bytes()).map_err(Trouble::Unknown),
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {
                 Err(Trouble::Unknown(
                     "no answer in time; if panzer is stopped (kill -STOP), continue it; --timeout waits longer"
@@ -99,5 +100,22 @@ pub(super) fn wait_for_end(process: &PidFd, deadline: Option<Instant>) -> bool {
             Ok(0) | Err(Errno::EINTR) => {}
             _ => return true,
         }
+    }
+}
+
+/// Reads a line of an answer. What it says is printed, here or there: whoever wrote it, nothing in it acts on a terminal.
+pub(super) fn read_answer(line: &[u8]) -> Result<Answer, String> {
+    let wrong = |error: serde_json::Error| format!("no answer of a panzer: {}", printable::line(&error.to_string()));
+    let mut value: Value = serde_json::from_slice(line).map_err(wrong)?;
+    clean(&mut value);
+    serde_json::from_value(value).map_err(wrong)
+}
+
+fn clean(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = printable::lines(text),
+        Value::Array(all) => all.iter_mut().for_each(clean),
+        Value::Object(all) => all.values_mut().for_each(clean),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

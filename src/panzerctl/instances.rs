@@ -1,36 +1,50 @@
 //! Which panzers run, and where their control sockets are.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
 use super::client::{Client, Trouble};
 use super::command_line::Options;
-use crate::control::places::{name_of, runtime_directory, socket_beside};
+use crate::control::places::{is_folder_given, is_trusted, lock_beside, name_of, runtime_directory, socket_beside};
+use crate::sys::printable;
 
 /// One that runs or did.
 #[derive(Debug, Clone)]
 pub(super) struct Instance {
     pub(super) socket: PathBuf,
     pub(super) pid_file: Option<PathBuf>,
+    /// Its place was given, by the command line or by RUNTIME_DIRECTORY, and not found by looking around.
+    is_given: bool,
 }
 
 impl Instance {
-    fn by_pid_file(pid_file: PathBuf) -> Instance {
-        Instance { socket: socket_beside(&pid_file), pid_file: Some(pid_file) }
+    fn by_pid_file(pid_file: PathBuf, is_given: bool) -> Instance {
+        Instance { socket: socket_beside(&pid_file), pid_file: Some(pid_file), is_given }
+    }
+
+    /// Whoever listens at its socket is root or ourselves. Root may also be sent to somebody else's.
+    pub(super) fn check_peer(&self, connected: &impl AsFd) -> io::Result<()> {
+        let (peer, own) = (getsockopt(connected, PeerCredentials)?.uid(), geteuid());
+        if [0, own.as_raw()].contains(&peer) || (self.is_given && own.is_root()) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("uid {peer} listens there, who is neither root nor you")))
     }
 
     /// What to call it.
     pub(super) fn shown(&self) -> String {
-        self.pid_file.as_deref().map_or_else(|| self.socket.display().to_string(), name_of)
+        printable::line(&self.pid_file.as_deref().map_or_else(|| self.socket.display().to_string(), name_of))
     }
 
     /// Whether it runs, as its pid file has it.
     pub(super) fn is_running(&self) -> bool {
-        self.pid_file.as_deref().is_some_and(is_locked)
+        self.pid_file.as_deref().is_some_and(|path| is_locked(&lock_beside(path)))
     }
 
     /// Why nobody answers at its socket.
@@ -41,6 +55,9 @@ impl Instance {
         }
         if why.kind() == ErrorKind::WouldBlock {
             return Trouble::Unknown(format!("{socket} takes nobody; if panzer is stopped (kill -STOP), continue it"));
+        }
+        if why.kind() == ErrorKind::Other {
+            return Trouble::Unknown(format!("{socket} is not asked: {why}"));
         }
         let running = self.is_running();
         match self.pid_file.as_deref().filter(|path| path.exists()) {
@@ -57,15 +74,15 @@ impl Instance {
 /// The one that is meant.
 pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
     if let Some(socket) = &options.control {
-        return Ok(Instance { socket: socket.clone(), pid_file: None });
+        return Ok(Instance { socket: socket.clone(), pid_file: None, is_given: true });
     }
     if let Some(pid_file) = &options.pid {
-        return Ok(Instance::by_pid_file(pid_file.clone()));
+        return Ok(Instance::by_pid_file(pid_file.clone(), true));
     }
     if let Some(name) = &options.name {
         let path = |folder: &PathBuf| folder.join(format!("{name}.pid"));
-        let found = folders().iter().map(path).find(|path| path.exists());
-        return Ok(Instance::by_pid_file(found.unwrap_or_else(|| path(&runtime_directory()))));
+        let found = trusted_folders().iter().map(path).find(|path| path.exists());
+        return Ok(Instance::by_pid_file(found.unwrap_or_else(|| path(&runtime_directory())), is_folder_given()));
     }
     let mut all = running();
     match all.len() {
@@ -87,12 +104,12 @@ pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
 /// All whose control socket takes us.
 pub(super) fn running() -> Vec<Instance> {
     let mut found = Vec::new();
-    for folder in folders() {
+    for folder in trusted_folders() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "pid") {
-                let instance = Instance::by_pid_file(path);
-                let connected = Client::connect(&instance.socket);
+                let instance = Instance::by_pid_file(path, is_folder_given());
+                let connected = Client::connect(&instance);
                 if connected.is_ok() || connected.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
                     found.push(instance);
                 }
@@ -105,7 +122,7 @@ pub(super) fn running() -> Vec<Instance> {
 
 /// Where instances of ours may be: where the environment names a folder, there and nowhere else.
 fn folders() -> Vec<PathBuf> {
-    if std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|folder| !folder.is_empty()) {
+    if is_folder_given() {
         return vec![runtime_directory()];
     }
     let mut folders = vec![runtime_directory(), PathBuf::from("/run/panzer")];
@@ -116,7 +133,14 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// Whether a pid file's lock is held. Only looked at: to try the lock would refuse it to a panzer that starts just then.
+/// Those into which nobody else can put anything. Of the folder that the environment names we are told to trust it.
+fn trusted_folders() -> Vec<PathBuf> {
+    let mut folders = folders();
+    folders.retain(|folder| is_folder_given() || is_trusted(folder));
+    folders
+}
+
+/// Whether this lock of an instance is held. Only looked at: to try the lock would refuse it to a panzer that starts just then.
 fn is_locked(path: &Path) -> bool {
     let Ok(meta) = fs::metadata(path) else { return false };
     let inode = format!(":{}", meta.ino());

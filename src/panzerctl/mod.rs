@@ -22,6 +22,7 @@ use command_line::{Command, Options};
 use instances::Instance;
 
 use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+use crate::sys::printable;
 
 /// Between two looks whether it is ready.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -57,7 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Err(Trouble::NotRunning(why)) => (3, why),
         Err(Trouble::Unknown(why)) => (4, why),
     };
-    eprintln!("panzerctl: {why}");
+    eprintln!("panzerctl: {}", printable::lines(&why));
     code
 }
 
@@ -112,7 +113,7 @@ fn tell(text: &str) {
 fn connect(instance: &Instance, request: &Request) -> Result<Client, Trouble> {
     let deadline = Instant::now() + LONGEST_CHANGE;
     let mut client = loop {
-        match Client::connect(&instance.socket) {
+        match Client::connect(instance) {
             Ok(client) => break client,
             Err(error) => {
                 let passing = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind());

@@ -1,5 +1,7 @@
 //! Text that fits: cut, wrapped and coloured for a terminal, and quantities in a few characters.
 
+use crate::sys::printable;
+
 /// What a piece of text says by its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
@@ -34,7 +36,7 @@ impl Line {
     }
 
     pub(super) fn with(mut self, tone: Tone, text: impl AsRef<str>) -> Line {
-        self.0.push((tone, clean(text.as_ref())));
+        self.0.push((tone, printable::line(text.as_ref())));
         self
     }
 
@@ -62,11 +64,6 @@ impl Line {
     }
 }
 
-/// A name or a cause may hold anything; what a terminal would act on is shown as a question mark.
-fn clean(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
-}
-
 /// The columns that a text takes, or fewer: most scripts from the Hangul on are written wide.
 pub(super) fn width(text: &str) -> usize {
     let columns = |letter: char| if matches!(letter, '\u{1100}'..='\u{115f}' | '\u{2e80}'..) { 2 } else { 1 };
@@ -91,7 +88,7 @@ pub(super) fn cut(text: &str, most: usize) -> String {
 /// In lines of at most `columns` columns, at most `most` of them.
 pub(super) fn wrap(text: &str, columns: usize, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in clean(text).split_whitespace() {
+    for word in printable::line(text).split_whitespace() {
         match lines.last_mut() {
             Some(line) if width(line) + 1 + width(word) <= columns => *line += &format!(" {word}"),
             _ => lines.push(word.to_owned()),

@@ -20,11 +20,17 @@ const LONGEST_LINE: usize = 4096;
 /// So many may be connected at once; others wait in the kernel's queue.
 const MOST_CLIENTS: usize = 64;
 
+/// How many strangers are let go of before anything else has its turn.
+const MAX_STRANGERS_AT_ONCE: usize = 16;
+
 /// What has not sent a line by then is cut off.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
 /// The pause where there was no descriptor left for a client.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The pause after a crowd of strangers.
+const PAUSE_AFTER_STRANGERS: Duration = Duration::from_millis(10);
 
 /// The socket that workers of one generation acknowledge on.
 #[derive(Debug)]
@@ -103,9 +109,13 @@ impl AckSocket {
             return;
         }
         self.resume = None;
+        let mut strangers = 0;
         while self.clients.len() < MOST_CLIENTS {
             match self.listener.accept() {
-                Ok((stream, _)) => self.clients.extend(self.admit(stream, poller, now, &is_known)),
+                Ok((stream, _)) => match self.admit(stream, poller, now, &is_known) {
+                    Some(client) => self.clients.push(client),
+                    None => strangers += 1,
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What waits would wake us again at once.
@@ -113,6 +123,10 @@ impl AckSocket {
                     self.resume = Some(now + PAUSE);
                     return;
                 }
+            }
+            if strangers == MAX_STRANGERS_AT_ONCE {
+                self.resume = Some(now + PAUSE_AFTER_STRANGERS);
+                return;
             }
         }
     }
@@ -255,6 +269,26 @@ mod tests {
         assert_eq!(socket.deadline(), Some(now + LONGEST_SILENCE));
         assert_eq!(socket.tend(&poller, now + LONGEST_SILENCE, |_| true), []);
         assert_eq!(socket.deadline(), None);
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_leaves_time_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut socket, poller) = socket(&folder);
+        let crowd: Vec<_> = (0..100).map(|_| UnixStream::connect(socket.path()).unwrap()).collect();
+        let (now, looked) = (Instant::now(), std::cell::Cell::new(0));
+        let is_known = |_| {
+            looked.set(looked.get() + 1);
+            false
+        };
+        assert_eq!(socket.tend(&poller, now, is_known), []);
+        assert_eq!(looked.get(), MAX_STRANGERS_AT_ONCE);
+        assert!(!socket.watched && socket.deadline() == Some(now + PAUSE_AFTER_STRANGERS));
+        assert_eq!(socket.tend(&poller, now, is_known), []);
+        assert_eq!(looked.get(), MAX_STRANGERS_AT_ONCE);
+        assert_eq!(socket.tend(&poller, now + PAUSE_AFTER_STRANGERS, is_known), []);
+        assert_eq!(looked.get(), 2 * MAX_STRANGERS_AT_ONCE);
+        drop(crowd);
     }
 
     #[test]

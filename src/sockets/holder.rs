@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use nix::unistd::Pid;
 
 use crate::config::Address;
+use crate::sys::printable;
 use crate::sys::processes::{is_alive, is_exiting};
 
 /// Where sockets of a protocol are listed, and in which state those are that hold a port.
@@ -105,7 +106,8 @@ fn holds(pid: i32, links: &[String]) -> bool {
 }
 
 fn describe(pid: i32) -> Holder {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = printable::line(String::from_utf8_lossy(&name).trim());
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let main = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PANZER_MAIN_PID="));
     let main = main.and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok());

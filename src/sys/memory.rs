@@ -18,6 +18,12 @@ pub(super) fn release_unused() {
     // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(release_pages_of), ptr::null_mut()) };
     release_stack();
+    // What many clients, or a crowd of workers, once needed.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only gives free memory back to the kernel.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// Panzer has one thread in each of its roles, whose stack this is.

@@ -11,6 +11,7 @@ pub mod options;
 pub mod packets;
 pub mod pidfd;
 pub mod poller;
+pub mod printable;
 pub mod processes;
 pub mod reuseport;
 pub mod rights;

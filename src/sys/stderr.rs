@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::printable;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -105,7 +106,7 @@ fn line(level: Level, text: &str) -> Vec<u8> {
         Level::Warn => "warning: ",
         Level::Info | Level::Debug | Level::Trace => "",
     };
-    let mut line = format!("{time} panzer: {label}{text}\n").into_bytes();
+    let mut line = format!("{time} panzer: {label}{}\n", printable::lines(text)).into_bytes();
     if line.len() > LONGEST_LINE {
         line.truncate(LONGEST_LINE - 4);
         line.extend_from_slice(b"...\n");

@@ -43,6 +43,7 @@ mod seeds;
 mod servers;
 mod sharing;
 mod signals;
+mod strangers;
 mod surge;
 mod tuning;
 mod unix_guard;

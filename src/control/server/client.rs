@@ -1,10 +1,13 @@
 //! One who is connected to the control socket: what he sent, and what he has not read yet.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Instant;
 
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +18,10 @@ use crate::sys::descriptors::{Kept, take_over};
 pub(super) struct Client {
     pub(super) stream: UnixStream,
     pub(super) input: Vec<u8>,
-    pub(super) output: Vec<u8>,
+    /// Lines that it has not read yet. Those who asked for the same share them.
+    pub(super) output: VecDeque<Rc<[u8]>>,
+    /// How much of the first one is written.
+    written: usize,
     /// It asked for something and has no last line yet.
     pub(super) busy: bool,
     /// It will send no more.
@@ -47,7 +53,8 @@ impl Client {
         Client {
             stream,
             input: Vec::new(),
-            output: Vec::new(),
+            output: VecDeque::new(),
+            written: 0,
             busy: false,
             ended: false,
             closing: false,
@@ -60,7 +67,7 @@ impl Client {
         Carried {
             stream: kept.keep(&self.stream),
             input: self.input.clone(),
-            output: self.output.clone(),
+            output: self.output.iter().flat_map(|line| line.iter().copied()).skip(self.written).collect(),
             busy: self.busy,
             ended: self.ended,
             closing: self.closing,
@@ -71,11 +78,23 @@ impl Client {
     pub(super) fn take_over(carried: Carried) -> io::Result<Client> {
         let Carried { stream, input, output, busy, ended, closing, since } = carried;
         let stream = UnixStream::from(take_over(stream)?);
-        Ok(Client { stream, input, output, busy, ended, closing, since, watched: (true, false) })
+        let output = VecDeque::from_iter((!output.is_empty()).then(|| Rc::from(output)));
+        Ok(Client { stream, input, output, written: 0, busy, ended, closing, since, watched: (true, false) })
     }
 
     pub(super) fn has_line(&self) -> bool {
         self.input.contains(&b'\n')
+    }
+
+    /// Whether it may ask: what it was answered before, it has read.
+    pub(super) fn may_ask(&self) -> bool {
+        !self.busy && !self.closing && self.output.is_empty()
+    }
+
+    /// Nothing more is sent to it.
+    pub(super) fn give_up(&mut self) {
+        self.output.clear();
+        self.closing = true;
     }
 
     pub(super) fn next_line(&mut self) -> Option<Vec<u8>> {
@@ -84,43 +103,47 @@ impl Client {
     }
 
     pub(super) fn put(&mut self, answer: &Answer, now: Instant) {
+        self.put_line(line(answer), now);
+    }
+
+    pub(super) fn put_line(&mut self, line: Rc<[u8]>, now: Instant) {
         if self.output.is_empty() {
             self.since = now;
         }
-        // What is made of strings and numbers can be written.
-        let _ = serde_json::to_writer(&mut self.output, answer);
-        self.output.push(b'\n');
+        self.output.push_back(line);
         if !self.flush(now) {
-            self.closing = true;
-            self.output.clear();
+            self.give_up();
         }
     }
 
     /// Writes as much as the client takes. False where it is gone.
     pub(super) fn flush(&mut self, now: Instant) -> bool {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(written) => {
-                    self.output.drain(..written);
+        while let Some(line) = self.output.front() {
+            match self.stream.write(&line[self.written..]) {
+                Ok(count) => {
+                    self.written += count;
                     self.since = now;
                 }
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+                Err(error) => return is_passing(&error),
+            }
+            if self.written == line.len() {
+                self.written = 0;
+                self.output.pop_front();
             }
         }
-        self.output = Vec::new();
         true
     }
 
     /// Reads a little. False where it is gone.
     pub(super) fn read(&mut self) -> bool {
-        if self.busy || self.ended || self.closing || self.input.len() >= LONGEST_REQUEST {
+        if !self.may_ask() || self.ended || self.input.len() >= LONGEST_REQUEST {
             return true;
         }
         let mut bytes = [0; LONGEST_REQUEST];
         match self.stream.read(&mut bytes[..LONGEST_REQUEST - self.input.len()]) {
             Ok(0) => self.ended = true,
             Ok(count) => self.input.extend_from_slice(&bytes[..count]),
-            Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            Err(error) => return is_passing(&error),
         }
         true
     }
@@ -130,4 +153,18 @@ impl Client {
         let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
+}
+
+/// An answer as it is sent.
+pub(super) fn line(answer: &Answer) -> Rc<[u8]> {
+    // What is made of strings and numbers can be written.
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+/// Whether the same call may work later: the peer is there.
+fn is_passing(error: &io::Error) -> bool {
+    let is_short = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
+    is_short || [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind())
 }

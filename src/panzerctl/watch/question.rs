@@ -3,10 +3,11 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use super::super::client::read_answer;
+use super::super::instances::Instance;
 use crate::control::requests::{Answer, Command, Request, Status};
 
 /// The longest line of an answer.
@@ -20,10 +21,11 @@ pub(super) struct Question {
 
 impl Question {
     /// Asks for the state. Fails with `WouldBlock` where main is stopped and its queue is full.
-    pub(super) fn ask(path: &Path) -> io::Result<Question> {
+    pub(super) fn ask(instance: &Instance) -> io::Result<Question> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new(&instance.socket)?)?;
+        instance.check_peer(&fd)?;
         let mut stream = UnixStream::from(fd);
         let mut line = serde_json::to_vec(&Request::new(Command::Status))?;
         line.push(b'\n');
@@ -45,8 +47,7 @@ impl Question {
                 Err(error) => return Some(Err(format!("the connection broke: {error}"))),
             }
         }
-        let answer = serde_json::from_slice::<Answer>(&self.input);
-        let answer = answer.map_err(|error| format!("no answer of a panzer: {error}"));
+        let answer = read_answer(&self.input);
         let status = |answer: Answer| {
             let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
             answer.status.ok_or(why)

@@ -117,7 +117,7 @@ impl Watch {
     fn tick(&mut self) -> Result<(), Trouble> {
         let now = Instant::now();
         if self.question.is_none() {
-            let asked = Question::ask(&self.instance.socket);
+            let asked = Question::ask(&self.instance);
             let asked = asked.and_then(|question| self.poller.watch(&question, ANSWER).map(|()| question));
             match asked {
                 Ok(question) => self.question = Some(question),

@@ -1,7 +1,10 @@
 //! 25, 52-54, 76: the pid file.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::kill_9;
 use crate::support::{Builder, Panzer};
@@ -49,6 +52,55 @@ fn a_stale_one_is_taken_over() {
     assert_eq!(fs::read_to_string(first.path("run/sleep.pid")).unwrap().trim(), second.pid().to_string());
     second.stop();
     first.wait_exit();
+}
+
+#[test]
+fn whoever_may_read_it_cannot_lock_it() {
+    let first = sleeper().start();
+    first.wait_serving();
+    let lock = first.path("run/sleep.pid.lock");
+    assert_eq!(fs::metadata(&lock).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(first.path("run/sleep.pid")).unwrap().permissions().mode() & 0o777, 0o644);
+    kill_9(first.pid());
+    // As another user holds it, who only opened it for reading.
+    let file = fs::File::open(first.path("run/sleep.pid")).unwrap();
+    let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
+    let second = sleeper().env("PANZER_NAME", "sleep").env("RUNTIME_DIRECTORY", first.path("run")).start();
+    second.wait_serving();
+    second.stop();
+    drop(held);
+    first.wait_exit();
+    assert!(!lock.exists());
+}
+
+#[test]
+fn what_is_no_pid_file_is_left_alone() {
+    for (name, content) in [("precious.pid", "root:x:0:0\n"), ("long.pid", &"7".repeat(100)), ("binary.pid", "\u{1}")] {
+        let panzer = Panzer::builder().file(name, content).args(["-p", name, "--", "sleep", "1000"]).start();
+        panzer.expect_line(&format!("error: cannot write *{name}: it is there and holds no pid; remove it"));
+        let (path, lock) = (panzer.path(name), panzer.path(&format!("{name}.lock")));
+        crate::support::eventually(super::SOON, "it is refused", || !super::is_alive(panzer.pid()));
+        assert_eq!(fs::read_to_string(path).unwrap(), content);
+        assert!(!lock.exists());
+        assert_eq!(panzer.wait_exit().code(), Some(125));
+    }
+    // An empty one is as good as none, and a number may be an old pid.
+    for content in ["", "4711", "4711\n"] {
+        let panzer = Panzer::builder().file("old.pid", content).args(["-p", "old.pid", "--", "sleep", "1000"]).start();
+        panzer.wait_serving();
+        assert_eq!(fs::read_to_string(panzer.path("old.pid")).unwrap().trim(), panzer.pid().to_string());
+        panzer.stop();
+    }
+}
+
+#[test]
+fn a_lock_that_others_can_open_is_none() {
+    let builder = Panzer::builder().file("mine.pid.lock", "");
+    fs::set_permissions(builder.folder().join("mine.pid.lock"), Permissions::from_mode(0o644)).unwrap();
+    let panzer =
+        Panzer::builder().args(["-p"]).arg(builder.folder().join("mine.pid")).args(["--", "sleep", "9"]).start();
+    panzer.expect_line("error: cannot write *mine.pid: its lock *mine.pid.lock is no file of ours; remove that");
+    assert_eq!(panzer.wait_exit().code(), Some(125));
 }
 
 #[test]
