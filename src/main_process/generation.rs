@@ -266,14 +266,15 @@ impl Generation {
         self.begun = now;
     }
 
-    /// All that is wanted is ready, or no longer; true where it is now.
+    /// All that is wanted is ready, or no longer; true where it is now. Where all have ended for good nobody serves.
     pub(super) fn settle(&mut self, bake: Duration, now: Instant) -> bool {
+        let serves = self.is_whole() && !self.ready.is_empty();
         match self.phase {
-            Phase::Filling if self.is_whole() => {
+            Phase::Filling if serves => {
                 self.phase = Phase::Baking { until: now + bake };
                 true
             }
-            Phase::Baking { .. } if !self.is_whole() => {
+            Phase::Baking { .. } if !serves => {
                 self.phase = Phase::Filling;
                 false
             }

@@ -517,7 +517,7 @@ impl MainCheck {
                 let serving = self.serving.and_then(|monitor| self.monitors.get_mut(&monitor));
                 let whole = serving.is_some_and(|watched| {
                     watched.proven = true;
-                    watched.whole_since.is_some()
+                    watched.whole_since.is_some() && !watched.ready.is_empty()
                 });
                 hold(whole, 1, || format!("generation {generation} is said to serve, and does not"))
             }

@@ -403,7 +403,8 @@ impl MonitorCheck {
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
-        if overdue {
+        // What has begun ends as it was to, also where a shorter schedule was configured meanwhile.
+        if overdue && !slot.stop.has_begun() {
             slot.stop.begin(false, now, &schedule);
         }
         let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;

@@ -44,6 +44,9 @@ impl MainCheck {
 
     /// The count was changed.
     pub(crate) fn note_count(&mut self, now: Time) {
+        // No more are relied on than are wanted.
+        let next = self.count.next();
+        self.starting.iter_mut().for_each(|starting| starting.proven = starting.proven.min(next));
         let rolling = self.starting.filter(|starting| starting.rolls);
         let goal = rolling.map_or(self.count.now(), |starting| self.count.next().saturating_sub(starting.proven));
         self.serving_keeps(goal);
@@ -182,7 +185,11 @@ impl MainCheck {
         };
         let Some(watched) = self.monitors.get(&starting.monitor) else { return };
         let baked = self.baked_at(starting.monitor).is_some_and(|baked| baked <= now);
-        if baked && watched.workers < self.count.next() {
+        // With another count its first share may be another, which has not been ready yet.
+        let other_share = self.recounts
+            && starting.proven == 0
+            && self.wanted.of(starting.monitor.generation).surge.of(self.count.next()) != watched.workers;
+        if baked && !other_share && watched.workers < self.count.next() {
             let proven = watched.workers;
             let stop =
                 self.serving.map_or(Time::ZERO, |serving| self.wanted.of(serving.generation).tuning.stop.total());

@@ -32,6 +32,12 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("a stop that became shorter also ends what is being stopped", a_stop_that_became_shorter),
     ("who is wanted and retired once more ends by the schedule of that time", retired_twice),
     ("who gave up starts nothing, whatever is tuned", tuned_after_giving_up),
+    ("who has ended for good serves nobody, with a monitor", ended_for_good_with_a_monitor),
+    ("who has ended for good serves nobody, without a monitor", ended_for_good_without_a_monitor),
+    ("a stop that has begun ends as it was to, also of one that is not ready", a_shorter_stop_for_an_unready_one),
+    ("a first share that is another before it was judged is none", another_share_before_it_was_judged),
+    ("of a share that is no longer wanted nobody relies on more than is kept", a_proven_share_that_shrinks),
+    ("a share that shrinks before it was judged bakes once more", a_share_that_shrinks_before_it_was_judged),
 ];
 
 fn spec(workers: u32, stop: &str) -> Spec {
@@ -311,4 +317,103 @@ fn tuned_after_giving_up() -> Checked {
     let spawns = actions.iter().any(|action| matches!(action, Action::Spawn(_)));
     let gave_up = actions.contains(&Action::Report(Report::GaveUp));
     hold(gave_up && !spawns, 5, || format!("after giving up: {actions:?}"))
+}
+
+/// A generation whose last worker of all had ended for good was said to serve, with none, when fewer were wanted.
+fn ended_for_good(kills_monitor: bool) -> Checked {
+    let ends = Script { dies: Some((Time::ZERO, Cause::Exited(1))), ..Script::tame() };
+    let mut spec = spec(2, "TERM/9s/KILL");
+    spec.main.tuning.final_exits.codes = vec!["1".parse().unwrap()];
+    let mut world = World::new(spec, Choices::replay(Vec::new()), None, false);
+    // The second one never executes its program, so that this generation has not served before.
+    world.scripts.extend([ends, Script { exec: Exec::Hangs, ..Script::tame() }]);
+    world.pass(10)?;
+    world.signal_main(main_state::Event::Reload);
+    world.pass(10)?;
+    if kills_monitor {
+        world.kill_monitor(0)?;
+        world.pass(10)?;
+    }
+    world.signal_main(main_state::Event::Scale(None, Change::To(1)));
+    world.pass(10)?;
+    let served = world.main.state.overview().serves;
+    hold(!served, 1, || "a generation is said to serve of which nobody is left".to_owned())?;
+    world.calm_down()
+}
+
+fn ended_for_good_with_a_monitor() -> Checked {
+    ended_for_good(false)
+}
+
+fn ended_for_good_without_a_monitor() -> Checked {
+    ended_for_good(true)
+}
+
+/// The check took each further signal for the beginning of another stop, by what is configured by then.
+fn a_shorter_stop_for_an_unready_one() -> Checked {
+    let silent = Script { notifies: None, gentle: Reaction::Ignores, ..Script::tame() };
+    let mut spec = spec(2, "QUIT/3s/TERM/3s/INT/3s/KILL");
+    (spec.main.ready, spec.traits.notifies) = (Ready::Notify, true);
+    let mut world = World::new(spec, Choices::replay(Vec::new()), None, false);
+    world.scripts.extend([silent, Script::tame()]);
+    world.pass(6_000)?;
+    world.configure(|settings| settings.tuning.stop = "KILL".parse().unwrap());
+    world.reread();
+    world.pass(20_000)?;
+    world.calm_down()
+}
+
+fn rolling(workers: u32, surge: Surge) -> World {
+    let mut spec = spec(workers, "TERM/9s/KILL");
+    spec.main.surge = surge;
+    World::new(spec, Choices::replay(Vec::new()), None, false)
+}
+
+/// The check held that a share had been ready for long enough which was judged, with main late, after it was changed.
+fn another_share_before_it_was_judged() -> Checked {
+    let mut world = rolling(6, Surge::Percent(50));
+    world.pass(1_500)?;
+    world.signal_main(main_state::Event::Reload);
+    world.pass(500)?;
+    world.kill_monitor(0)?;
+    world.pass(1)?;
+    world.pause(Node::Main, Time::from_secs(3));
+    world.signal_main(main_state::Event::Scale(None, Change::To(8)));
+    world.pass(10_000)?;
+    world.calm_down()?;
+    hold(world.main.state.ready() == 8, 7, || format!("{} workers are ready", world.main.state.ready()))
+}
+
+/// The same with a first share that became smaller: it was said to start for ever.
+fn a_share_that_shrinks_before_it_was_judged() -> Checked {
+    let mut world = rolling(6, Surge::Percent(50));
+    world.pass(4_000)?;
+    world.signal_main(main_state::Event::Reload);
+    world.pass(500)?;
+    world.pause(Node::Main, Time::from_secs(3));
+    world.signal_main(main_state::Event::Scale(None, Change::To(8)));
+    world.pass(3_100)?;
+    world.signal_main(main_state::Event::Scale(None, Change::To(1)));
+    world.pass(10_000)?;
+    world.calm_down()?;
+    hold(world.main.state.ready() == 1, 7, || format!("{} workers are ready", world.main.state.ready()))
+}
+
+/// The check went on to rely on workers that had been given up.
+fn a_proven_share_that_shrinks() -> Checked {
+    let mut world = rolling(4, Surge::Percent(50));
+    let slow = Script { exec: Exec::Runs(Time::from_secs(3)), ..Script::tame() };
+    world.scripts.extend([Script::tame(), Script::tame(), Script::tame(), Script::tame()]);
+    world.scripts.extend([Script::tame(), Script::tame(), slow.clone(), slow]);
+    world.pass(1_100)?;
+    world.signal_main(main_state::Event::Reload);
+    world.pass(1_300)?;
+    world.kill_monitor(0)?;
+    world.pass(20)?;
+    for workers in [1, 5] {
+        world.signal_main(main_state::Event::Scale(None, Change::To(workers)));
+    }
+    world.pass(10_000)?;
+    world.calm_down()?;
+    hold(world.main.state.ready() == 5, 7, || format!("{} workers are ready", world.main.state.ready()))
 }
