@@ -18,7 +18,7 @@ pub struct Pace {
 /// The waits between the starts of one slot: none after a healthy life, then doubling with jitter.
 ///
 /// Until a healthy life no wait is shorter than the one before.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
     last: Duration,
@@ -48,7 +48,7 @@ pub fn jittered(duration: Duration, random: u64) -> Duration {
 }
 
 /// A small generator of random numbers (xorshift64*) for jitter; its seed makes a history repeatable.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Random(u64);
 
 impl Random {

@@ -134,7 +134,7 @@ impl From<Schedule> for String {
 }
 
 /// How far the stop of something has got on its schedule.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Escalation {
     schedule: Schedule,

@@ -12,7 +12,7 @@ use crate::control::messages::{Order, Urgency};
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// A monitor that was told to stop.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Draining {
     #[serde(with = "crate::carry::moment")]

@@ -13,7 +13,7 @@ use crate::control::messages::Urgency;
 use crate::worker::cause::Cause;
 
 /// A generation that is meant to go on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Generation {
     pub(super) number: u32,
@@ -56,7 +56,7 @@ pub(super) struct Generation {
     pub(super) retires: Urgency,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// What it is to be is not known yet; it has no process.
     Planning,
@@ -73,7 +73,7 @@ pub(super) enum Phase {
     Proven,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Life {
     /// None was started yet.
     None,

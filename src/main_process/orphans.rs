@@ -9,7 +9,7 @@ use super::state::{Action, Generations, Monitor};
 use crate::config::{Escalation, Schedule};
 
 /// What outlived one monitor.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Orphans {
     stop: Schedule,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::{Backoff, Pace};
 
 /// The replacing of generations that lack a listener.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Renewal {
     /// The newest generation that lacks one.

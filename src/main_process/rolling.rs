@@ -16,7 +16,7 @@ use crate::control::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 /// How far a generation has come that replaces another share by share.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Roll {
     /// So many workers it has in the end.
@@ -28,7 +28,7 @@ pub(super) struct Roll {
 }
 
 /// A generation that failed on the way, and whose workers serve until the other one has them again.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FallBack {
     pub(super) failed: Generation,

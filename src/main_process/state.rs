@@ -21,7 +21,7 @@ pub use super::vocabulary::{
     Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict,
 };
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stopping {
     urgency: Urgency,
@@ -29,7 +29,7 @@ pub(super) struct Stopping {
 }
 
 /// All generations. Written down and read back, as for another main, it goes on as if nothing had been.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generations {
     /// What the last generation began with that serves, or did, and what was changed since: what one that fails was to

@@ -32,7 +32,7 @@ const LOADING: Duration = Duration::from_secs(5);
 const LOOKS_AT_ONCE: usize = 16;
 
 /// When a worker is looked at or probed again; none while a probe of it is under way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Watched {
     pub(super) next: Option<Instant>,
     pause: Duration,
@@ -45,7 +45,7 @@ impl Watched {
 }
 
 /// A probe under way.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Probe {
     /// When it is ended, or ended again.
     pub(super) deadline: Instant,

@@ -27,14 +27,14 @@ const SHARE_OF_READY_TIMEOUT: u32 = 32;
 const SHARE_WHEN_BUSY: u32 = 20;
 
 /// Workers that have not been seen accepting on what they were given.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Suspects {
     suspects: BTreeMap<Worker, Suspect>,
     /// It is said once.
     told: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 struct Suspect {
     /// Where it is looked at all the time, and must accept: when it is examined at last, just before it must be ready.
     last: Option<Instant>,

@@ -6,7 +6,7 @@ use super::state::{Action, Slots, State};
 use crate::config::StartDelay;
 
 /// The starts that were made.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Starts {
     /// When the next may be made.
     next: Option<Instant>,

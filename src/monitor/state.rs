@@ -18,7 +18,7 @@ pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, W
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum State {
     Empty,
     Waiting {
@@ -42,7 +42,7 @@ pub(super) enum State {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Slot {
     pub(super) state: State,
     pub(super) life: u32,
@@ -93,7 +93,7 @@ impl Slot {
 }
 
 /// The slots of one generation.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Slots {
     pub(super) settings: Settings,
     pub(super) slots: Vec<Slot>,

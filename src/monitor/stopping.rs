@@ -7,7 +7,7 @@ use crate::config::{Escalation, Schedule};
 use crate::control::messages::Urgency;
 
 /// The stop of everything: what the workers go through, and since when.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stopping {
     pub(super) urgency: Urgency,
     schedule: Schedule,

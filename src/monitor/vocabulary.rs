@@ -20,7 +20,7 @@ pub struct Worker {
 }
 
 /// What a monitor is to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How many slots are kept filled.
     pub workers: u32,

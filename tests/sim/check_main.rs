@@ -632,7 +632,7 @@ impl MainCheck {
             self.check_monitor(now, *monitor, watched, punctual)?;
         }
         for generation in 1..=self.last_generation {
-            let forgotten = self.is_gone(generation) && !self.released.contains(&generation);
+            let forgotten = !self.released.contains(&generation) && self.is_gone(generation);
             hold(!forgotten, 9, || format!("generation {generation} is gone and not released"))?;
         }
         let waits = self.serving.filter(|serving| self.monitors.get(serving).is_some_and(|watched| watched.ended));

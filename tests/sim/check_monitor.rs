@@ -140,8 +140,9 @@ impl MonitorCheck {
             });
             hold(told, 0, || format!("the death of {worker:?} is not reported"))?;
         }
+        let turn = self.starts.turn(self.slots.len());
         for index in 0..self.slots.len() {
-            self.check_slot(now, index, punctual)?;
+            self.check_slot(now, index, turn, punctual)?;
         }
         self.probes.check(now, punctual, |worker| self.is_watched(worker))?;
         self.check_whole()
@@ -489,12 +490,11 @@ impl MonitorCheck {
     }
 
     /// What must have been done about a slot by now.
-    fn check_slot(&self, now: Time, index: usize, punctual: bool) -> Checked {
+    fn check_slot(&self, now: Time, index: usize, turn: Time, punctual: bool) -> Checked {
         let slot = &self.slots[index];
         let worker = Worker { slot: index as u32, life: slot.life };
         let stopping = self.is_ending();
         hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
-        let turn = self.starts.turn(self.slots.len());
         let goes_on = !stopping && !self.gave_up;
         let waits_long = punctual && now >= slot.due + turn;
         hold(!slot.anew || !goes_on || !waits_long, 5, || format!("the slot of {worker:?} is not filled"))?;

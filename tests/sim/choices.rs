@@ -18,7 +18,7 @@ enum Source {
 
 impl Choices {
     pub(crate) fn from_seed(seed: u64) -> Choices {
-        Choices { source: Source::Seed(seed), taken: Vec::new() }
+        Choices { source: Source::Seed(seed), taken: Vec::with_capacity(512) }
     }
 
     /// The same choices again. Where the record ends, the tamest follow.

@@ -1,25 +1,29 @@
 //! The configuration: what it says at first, what people make of it, and those that read it again.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use panzer::backoff::Pace;
-use panzer::config::{ExitCodes, FinalExits, Ready, RespawnLimit, StartDelay, Surge, Tuning, Verbosity};
+use panzer::config::{ExitCodes, FinalExits, Ready, RespawnLimit, Schedule, StartDelay, Surge, Tuning, Verbosity};
 use panzer::main_process::state::{Event, Settings};
 
 use crate::choices::Choices;
 use crate::world::{Node, Spec, World};
 
-const STOPS: [&str; 6] = [
-    "TERM/2s/INT/1s/KILL",
-    "TERM/6s/KILL",
-    "QUIT/1s/TERM/1s/INT/1s/KILL",
-    "TERM/0s/INT/3s/KILL",
-    "TERM/60s/INT/5s/KILL",
-    "KILL",
-];
+static STOPS: LazyLock<[Schedule; 6]> = LazyLock::new(|| {
+    [
+        "TERM/2s/INT/1s/KILL",
+        "TERM/6s/KILL",
+        "QUIT/1s/TERM/1s/INT/1s/KILL",
+        "TERM/0s/INT/3s/KILL",
+        "TERM/60s/INT/5s/KILL",
+        "KILL",
+    ]
+    .map(|text| text.parse().unwrap())
+});
 
 pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
-    let stop = choices.among(&STOPS).parse().unwrap();
+    let stop = choices.among(&*STOPS);
     Settings {
         workers: 1 + choices.below(5) as u32,
         surge: draw_surge(choices),
@@ -104,7 +108,7 @@ impl World {
                 0..=2 => configured.workers = 1 + choices.below(6) as u32,
                 3 => tuning.ready_timeout = draw_ready_timeout(choices),
                 4 => tuning.bake = draw_bake(choices),
-                5 => tuning.stop = choices.among(&STOPS).parse().unwrap(),
+                5 => tuning.stop = choices.among(&*STOPS),
                 6 => tuning.pace = draw_pace(choices),
                 7 => tuning.respawn_limit = draw_respawn_limit(choices),
                 8 => tuning.final_exits = draw_final_exits(choices),

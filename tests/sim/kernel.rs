@@ -186,11 +186,9 @@ impl Kernel {
             self.processes[child].abandoned = heir.is_none() && self.processes[child].program.is_some();
         }
         // Init reaps at once.
-        for id in self.unreaped.clone() {
-            if self.processes[id].parent.is_none() && !self.processes[id].is_running() {
-                self.reap(id);
-            }
-        }
+        let is_inits = |&id: &ProcessId| self.processes[id].parent.is_none() && !self.processes[id].is_running();
+        let reaped: Vec<_> = self.unreaped().filter(is_inits).collect();
+        reaped.into_iter().for_each(|id| self.reap(id));
         children
     }
 

@@ -2,7 +2,11 @@
 //! operator, and bad luck. After every step the invariants of FAULTS.md are checked.
 //!
 //! - `PANZER_SIM_HISTORIES=1000000` plays more of them,
+//! - `PANZER_SIM_FROM=1000000000` begins with this seed instead of 0,
 //! - `PANZER_SIM_SEED=4711` plays one and prints its trace.
+//!
+//! All that break an invariant are listed with their seeds, and the first is shrunk. A long run, here and there:
+//! `PANZER_SIM_FROM=10000000 PANZER_SIM_HISTORIES=10000000 cargo test --test sim histories -- --nocapture`
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 
@@ -40,6 +44,9 @@ mod watching;
 mod worker_script;
 mod world;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use choices::Choices;
@@ -51,6 +58,9 @@ use tally::Tally;
 const HISTORIES: u64 = 100_000;
 const THREADS: usize = 2;
 
+/// A run that has found so many that break an invariant ends.
+const MOST_FAILURES: usize = 100;
+
 fn from_environment(name: &str) -> Option<u64> {
     Some(std::env::var(name).ok()?.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
 }
@@ -60,14 +70,16 @@ fn histories_keep_every_invariant() {
     if let Some(seed) = from_environment("PANZER_SIM_SEED") {
         return replay(seed);
     }
+    let from = from_environment("PANZER_SIM_FROM").unwrap_or(0);
     let count = from_environment("PANZER_SIM_HISTORIES").unwrap_or(HISTORIES);
     let begun = std::time::Instant::now();
-    let (tally, failure) = play_all(count, None);
-    if let Some((seed, failure)) = failure {
-        panic!("\n{}", report::describe(seed, &failure));
+    let (tally, failures) = play_all(from..from + count, None, MOST_FAILURES);
+    let (took, rate) = (begun.elapsed(), count as f64 / begun.elapsed().as_secs_f64());
+    if let Some((seed, first)) = failures.first_key_value() {
+        panic!("\n{}\n\n{}", report::describe(*seed, first), report::list(&failures));
     }
     assert!(count < 1_000 || tally.covers_all(), "these histories prove little: {tally:?}");
-    println!("{count} histories in {:?}: {tally:?}", begun.elapsed());
+    println!("{count} histories from {from} on in {took:?}, {rate:.0} a second: {tally:?}");
 }
 
 fn replay(seed: u64) {
@@ -80,36 +92,36 @@ fn replay(seed: u64) {
     }
 }
 
-/// Plays seeds 0 to `count`, on two threads. Stops at the first failure.
-fn play_all(count: u64, planted: Option<Planted>) -> (Tally, Option<(u64, Failure)>) {
-    let next = AtomicU64::new(0);
+/// Plays these seeds, on two threads, until so many have failed.
+fn play_all(seeds: Range<u64>, planted: Option<Planted>, most: usize) -> (Tally, BTreeMap<u64, Failure>) {
+    let next = AtomicU64::new(seeds.start);
+    let failures = Mutex::new(BTreeMap::new());
     let work = || {
         let mut tally = Tally::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= count {
-                return (tally, None);
+            if seed >= seeds.end {
+                return tally;
             }
             match play(Choices::from_seed(seed), planted, false) {
                 Ok((one, _)) => tally.add(one),
                 Err(failure) => {
-                    next.store(count, Ordering::Relaxed);
-                    return (tally, Some((seed, failure)));
+                    let mut failures = failures.lock().unwrap();
+                    failures.insert(seed, failure);
+                    if failures.len() >= most {
+                        next.store(seeds.end, Ordering::Relaxed);
+                    }
                 }
             }
         }
     };
-    std::thread::scope(|scope| {
+    let tally = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        let mut all = (Tally::default(), None);
-        for thread in threads {
-            let (tally, failure) = thread.join().unwrap();
-            all.0.add(tally);
-            // The first is shown, so that what is shown is the same each time.
-            all.1 = [all.1, failure].into_iter().flatten().min_by_key(|(seed, _)| *seed);
-        }
+        let mut all = Tally::default();
+        threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()));
         all
-    })
+    });
+    (tally, failures.into_inner().unwrap())
 }
 
 #[test]
@@ -124,8 +136,8 @@ fn regressions_stay_mended() {
 #[test]
 fn every_planted_bug_is_found() {
     for &planted in Planted::ALL {
-        let (_, found) = play_all(HISTORIES, Some(planted));
-        let Some((seed, failure)) = found else { panic!("{planted:?} is not found") };
+        let (_, found) = play_all(0..HISTORIES, Some(planted), 1);
+        let Some((seed, failure)) = found.first_key_value() else { panic!("{planted:?} is not found") };
         println!("{planted:?}: found in history {seed}: {}", failure.violation.what);
     }
 }

@@ -19,6 +19,8 @@ use crate::world::{Looping, Node, Spec, World, next_arrived};
 pub(crate) struct MainNode {
     pub(crate) looping: Looping,
     pub(crate) state: Generations,
+    /// It is as it was read back after a restart: nothing has happened since.
+    pub(crate) as_read: bool,
     pub(crate) check: MainCheck,
     /// By their place among the world's monitors.
     monitors: BTreeMap<Monitor, usize>,
@@ -38,6 +40,7 @@ impl MainNode {
         MainNode {
             looping: Looping::new(process),
             state: Generations::new(Planted::main_settings(planted, spec.main.clone())),
+            as_read: false,
             check: MainCheck::new(spec.main.clone()),
             monitors: BTreeMap::new(),
             orphans: BTreeMap::new(),
@@ -56,12 +59,14 @@ impl World {
         self.restart_if_due()?;
         self.look_around_as_main();
         let news = !self.main.events.is_empty();
-        let deadline = Planted::deadline(self.planted, self.main.state.deadline(), self.instant());
-        if !news && deadline.is_none_or(|deadline| deadline > self.instant()) {
-            return Ok(false);
-        }
-        self.main.events.push_back(Event::Wake);
-        while let Some(event) = self.main.events.pop_front() {
+        let mut woken = false;
+        loop {
+            let event = match self.main.events.pop_front() {
+                Some(event) => event,
+                None if !woken && self.is_due(Node::Main) => Event::Wake,
+                None => break,
+            };
+            woken |= matches!(event, Event::Wake);
             for action in self.decide_as_main(&event)? {
                 if self.crashes_now(Node::Main)? {
                     return Ok(true);
@@ -80,9 +85,9 @@ impl World {
         if signals_first {
             self.take_signals();
         }
-        for monitor in self.main.monitors.keys().copied().collect::<Vec<_>>() {
-            self.take_reports(monitor, false);
-        }
+        let has_reports = |(_, index): &(&Monitor, &usize)| !self.monitors[**index].outbox.is_empty();
+        let told: Vec<_> = self.main.monitors.iter().filter(has_reports).map(|(monitor, _)| *monitor).collect();
+        told.into_iter().for_each(|monitor| self.take_reports(monitor, false));
         if !signals_first {
             self.take_signals();
         }
@@ -112,6 +117,9 @@ impl World {
     }
 
     fn reap_planners(&mut self) {
+        if self.main.planners.is_empty() {
+            return;
+        }
         let now = self.now;
         let (ended, others) = std::mem::take(&mut self.main.planners).into_iter().partition(|(at, _)| *at <= now);
         self.main.planners = others;
@@ -204,6 +212,7 @@ impl World {
     fn decide_as_main(&mut self, event: &Event) -> Result<Vec<Action>, Violation> {
         let instant = self.instant();
         let main = &mut self.main;
+        main.as_read = false;
         let given = Planted::main_event(self.planted, event.clone(), &main.check);
         let mut actions = given.map_or(Vec::new(), |given| main.state.on(instant, given));
         Planted::main_actions(self.planted, event, &mut actions, &main.check);

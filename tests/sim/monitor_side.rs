@@ -120,10 +120,14 @@ impl World {
             None => self.begin_monitor(index)?,
             Some(_) => self.look_around(index)?,
         };
-        if !news && !self.is_due(index) {
-            return Ok(false);
-        }
-        while let Some(event) = self.monitors[index].events.pop_front() {
+        let mut woken = false;
+        loop {
+            let event = match self.monitors[index].events.pop_front() {
+                Some(event) => event,
+                None if !woken && self.is_due(Node::Monitor(index)) => Event::Wake,
+                None => break,
+            };
+            woken |= matches!(event, Event::Wake);
             for action in self.decide_as_monitor(index, &event)? {
                 if self.crashes_now(Node::Monitor(index))? {
                     return Ok(true);
@@ -135,11 +139,6 @@ impl World {
             self.exit_monitor(index)?;
         }
         Ok(news)
-    }
-
-    fn is_due(&self, index: usize) -> bool {
-        let deadline = self.monitors[index].state.as_ref().and_then(Slots::deadline);
-        Planted::deadline(self.planted, deadline, self.instant()).is_some_and(|deadline| deadline <= self.instant())
     }
 
     fn begin_monitor(&mut self, index: usize) -> Result<bool, Violation> {
@@ -172,16 +171,13 @@ impl World {
         self.take_orders(index);
         self.take_notifications(index);
         self.take_calls(index);
-        for slot in self.monitors[index].roster.keys().copied().collect::<Vec<_>>() {
-            self.look_at_exec(index, slot);
-        }
+        let executing = self.monitors[index].roster.iter().filter(|(_, live)| live.executing);
+        let executing: Vec<_> = executing.map(|(slot, _)| *slot).collect();
+        executing.into_iter().for_each(|slot| self.look_at_exec(index, slot));
         if !reaps_first {
             self.reap_workers(index);
         }
-        let node = &mut self.monitors[index];
-        let news = node.events.len() > before;
-        node.events.push_back(Event::Wake);
-        Ok(news)
+        Ok(self.monitors[index].events.len() > before)
     }
 
     fn take_orders(&mut self, index: usize) {

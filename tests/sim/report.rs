@@ -1,11 +1,16 @@
 //! What is told of a history that broke an invariant: the shortest like it, and how to see it again.
 
+use std::collections::BTreeMap;
+
 use crate::choices::Choices;
 use crate::history::{Failure, play};
 use crate::planted::Planted;
 
 /// So many lines of a trace are shown.
 const LINES: usize = 40;
+
+/// So much is listed of what one breaks.
+const WIDTH: usize = 200;
 
 /// So often a shorter history is tried.
 const MOST_TRIES: u32 = 3_000;
@@ -28,6 +33,15 @@ pub(crate) fn describe(seed: u64, failure: &Failure) -> String {
         // What is beyond its end is 0.
         &traced.record[..traced.record.iter().rposition(|choice| *choice > 0).map_or(0, |last| last + 1)],
     )
+}
+
+/// Every history that failed, with its seed.
+pub(crate) fn list(failures: &BTreeMap<u64, Failure>) -> String {
+    let line = |(seed, failure): (&u64, &Failure)| {
+        let what = failure.violation.what.lines().next().unwrap_or_default();
+        format!("  seed {seed}: {}\n", what.chars().take(WIDTH).collect::<String>())
+    };
+    format!("{} histories break an invariant:\n{}", failures.len(), failures.iter().map(line).collect::<String>())
 }
 
 /// Leaves out and tames choices as long as the same invariant breaks.

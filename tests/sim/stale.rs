@@ -21,12 +21,14 @@ impl World {
             return Ok(());
         }
         let event = self.draw_stale_main_event(monitor);
-        let before = snapshot(&self.main.state);
+        let before = self.main.state.clone();
+        self.main.as_read = false;
         let Some(given) = Planted::main_event(self.planted, event, &self.main.check) else { return Ok(()) };
         let told = format!("{given:?} of a retired {monitor:?}");
         let actions = self.main.state.on(instant, given);
-        let same = actions.is_empty() && snapshot(&self.main.state) == before;
-        hold(same, 11, || format!("main minds {told}: {actions:?}\n  {before}\n  {}", snapshot(&self.main.state)))
+        let after = &self.main.state;
+        let same = actions.is_empty() && *after == before;
+        hold(same, 11, || format!("main minds {told}: {actions:?}\n  {before:?}\n  {after:?}"))
     }
 
     fn draw_stale_main_event(&mut self, monitor: Monitor) -> MainEvent {
@@ -73,15 +75,11 @@ impl World {
         if node.check.has_group(worker) || node.check.has_probe(worker) {
             return Ok(());
         }
-        let before = snapshot(state);
+        let before = state.clone();
         let Some(given) = Planted::monitor_event(self.planted, event, &node.check) else { return Ok(()) };
         let told = format!("{given:?} of a retired {worker:?}");
         let actions = state.on(instant, given);
-        let after = snapshot(state);
-        hold(actions.is_empty() && after == before, 11, || format!("minds {told}: {actions:?}\n  {before}\n  {after}"))
+        let same = actions.is_empty() && *state == before;
+        hold(same, 11, || format!("minds {told}: {actions:?}\n  {before:?}\n  {state:?}"))
     }
-}
-
-fn snapshot(state: &impl std::fmt::Debug) -> String {
-    format!("{state:?}")
 }

@@ -95,12 +95,12 @@ impl World {
             return;
         };
         let takes = self.kernel.process(process).program.as_ref().and_then(|program| program.script.probe_takes);
-        let cause = if self.answers(process) { Cause::Exited(0) } else { Cause::Exited(1) };
+        let code = i32::from(!self.answers(process));
         let parent = self.monitors[index].looping.process;
         let probe = self.kernel.start(Some(parent), Role::Probe);
         self.monitors[index].probes.insert(probe, worker);
         if let Some(takes) = takes {
-            self.end_later(probe, takes, cause);
+            self.end_later(probe, takes, code);
         }
     }
 

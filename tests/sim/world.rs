@@ -1,6 +1,7 @@
 //! The world: a clock that jumps from happening to happening, the kernel, main, and all monitors that ever were.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -36,14 +37,14 @@ pub(crate) struct Spec {
 }
 
 /// A process with a loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
     Main,
     Monitor(usize),
 }
 
 /// What comes at a time of its own.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
     /// There may be news for a loop.
     News(Node),
@@ -52,10 +53,10 @@ enum Happening {
     Exec(ProcessId),
     Notify(ProcessId),
     Listen(ProcessId),
-    /// It has done what it does when told to end, or all that it was started for.
-    End(ProcessId, Cause),
-    /// Its own fault.
-    Die(ProcessId, Cause),
+    /// It has done what it does when told to end, or all that it was started for, and exits with this code.
+    End(ProcessId, i32),
+    /// Its own fault, as its script has it.
+    Die(ProcessId),
     Continue(Node),
 }
 
@@ -95,7 +96,8 @@ pub(crate) struct World {
     /// What is configured now, and what ever was.
     pub(crate) configured: main_state::Settings,
     pub(crate) ever_configured: Vec<main_state::Settings>,
-    agenda: BTreeMap<(Time, u32), Happening>,
+    /// What is to happen: what comes first, and of that at one moment, what was planned first.
+    agenda: BinaryHeap<Reverse<(Time, u32, Happening)>>,
     scheduled: u32,
     pub(crate) steps: u32,
     /// So many have asked for a reload, and want its verdict.
@@ -124,7 +126,7 @@ impl World {
             configured: spec.main.clone(),
             ever_configured: vec![spec.main.clone()],
             spec,
-            agenda: BTreeMap::new(),
+            agenda: BinaryHeap::with_capacity(64),
             scheduled: 0,
             steps: 0,
             requests: 0,
@@ -175,7 +177,7 @@ impl World {
 
     fn schedule(&mut self, at: Time, what: Happening) {
         self.scheduled += 1;
-        self.agenda.insert((at, self.scheduled), what);
+        self.agenda.push(Reverse((at, self.scheduled, what)));
     }
 
     /// Has a loop look for news at `at`.
@@ -189,7 +191,7 @@ impl World {
 
     /// Lets everything happen until then.
     pub(crate) fn run_until(&mut self, until: Time) -> Checked {
-        while self.agenda.first_key_value().is_some_and(|((at, _), _)| *at <= until) {
+        while self.agenda.peek().is_some_and(|Reverse((at, ..))| *at <= until) {
             self.step()?;
         }
         self.now = until;
@@ -205,8 +207,8 @@ impl World {
     }
 
     pub(crate) fn step(&mut self) -> Checked {
-        let Some(((at, _), what)) = self.agenda.pop_first() else { return Ok(()) };
-        if !self.still_happens(at, &what) {
+        let Some(Reverse((at, _, what))) = self.agenda.pop() else { return Ok(()) };
+        if !self.still_happens(at, what) {
             return Ok(());
         }
         self.now = at;
@@ -229,23 +231,23 @@ impl World {
                 self.listen(process);
                 Ok(())
             }
-            Happening::End(process, cause) => self.end(process, cause),
-            Happening::Die(process, cause) => self.end(process, cause),
+            Happening::End(process, code) => self.end(process, Cause::Exited(code)),
+            Happening::Die(process) => self.die(process),
             Happening::Continue(node) => self.resume(node),
         }
     }
 
     /// Much that is planned is overtaken: its process has ended, its deadline is another.
-    fn still_happens(&mut self, at: Time, what: &Happening) -> bool {
+    fn still_happens(&mut self, at: Time, what: Happening) -> bool {
         match what {
-            Happening::News(node) => self.looping(*node).news == Some(at) && self.may_run(*node),
-            Happening::Timer(node) => self.looping(*node).timer == Some(at) && self.may_run(*node),
-            Happening::Continue(node) => self.looping(*node).paused,
-            Happening::Die(process, _) => self.faults && self.is_running(*process),
+            Happening::News(node) => self.looping(node).news == Some(at) && self.may_run(node),
+            Happening::Timer(node) => self.looping(node).timer == Some(at) && self.may_run(node),
+            Happening::Continue(node) => self.looping(node).paused,
+            Happening::Die(process) => self.faults && self.is_running(process),
             Happening::Exec(process)
             | Happening::Notify(process)
             | Happening::Listen(process)
-            | Happening::End(process, _) => self.is_running(*process),
+            | Happening::End(process, _) => self.is_running(process),
         }
     }
 
@@ -263,14 +265,23 @@ impl World {
         if self.may_run(node) { self.sleep(node, news) } else { Ok(()) }
     }
 
-    /// Plans the next look around, at the state's deadline.
-    fn sleep(&mut self, node: Node, news: bool) -> Checked {
+    /// When its state asks to be woken.
+    fn deadline(&self, node: Node) -> Option<Instant> {
         let deadline = match node {
             Node::Main => self.main.state.deadline(),
             Node::Monitor(index) => self.monitors[index].state.as_ref().and_then(|state| state.deadline()),
         };
-        let deadline = Planted::deadline(self.planted, deadline, self.instant());
-        let at = deadline.map(|deadline| self.time(deadline));
+        Planted::deadline(self.planted, deadline, self.instant())
+    }
+
+    /// A loop is woken when its state has asked for that, and not otherwise: what a state forgets to ask for is not done.
+    pub(crate) fn is_due(&self, node: Node) -> bool {
+        self.deadline(node).is_some_and(|deadline| deadline <= self.instant())
+    }
+
+    /// Plans the next look around, at the state's deadline.
+    fn sleep(&mut self, node: Node, news: bool) -> Checked {
+        let at = self.deadline(node).map(|deadline| self.time(deadline));
         if let Node::Monitor(index) = node {
             self.check_idle(index, at)?;
         }
@@ -319,24 +330,31 @@ impl World {
         }
         let now = self.now;
         let Some(program) = self.kernel.program(process) else { return Ok(()) };
-        let script = program.script.clone();
-        if let Exec::Refused(_, cause) = script.exec {
+        if let Exec::Refused(_, cause) = &program.script.exec {
+            let cause = cause.clone();
             return self.end(process, cause);
         }
+        let Script { notifies, listens, .. } = program.script;
+        let dies = program.script.dies.as_ref().map(|(after, _)| *after);
         program.executed = true;
         program.began = now;
         let held_back = std::mem::take(&mut program.held_back);
         self.tell_parent(process);
-        if let Some(after) = script.notifies {
+        if let Some(after) = notifies {
             self.schedule(self.now + after, Happening::Notify(process));
         }
-        if let Some(after) = script.listens.filter(|_| self.spec.shares_ports) {
+        if let Some(after) = listens.filter(|_| self.spec.shares_ports) {
             self.schedule(self.now + after, Happening::Listen(process));
         }
-        if let Some((after, cause)) = script.dies {
-            self.schedule(self.now + after, Happening::Die(process, cause));
+        if let Some(after) = dies {
+            self.schedule(self.now + after, Happening::Die(process));
         }
         held_back.into_iter().try_for_each(|signal| self.deliver(process, signal))
+    }
+
+    fn die(&mut self, process: ProcessId) -> Checked {
+        let dies = self.kernel.program(process).and_then(|program| program.script.dies.clone());
+        dies.map_or(Ok(()), |(_, cause)| self.end(process, cause))
     }
 
     fn notify(&mut self, process: ProcessId) -> Checked {
@@ -378,13 +396,13 @@ impl World {
         }
         let reaction = if signal == Signal::SIGINT { program.script.quick } else { program.script.gentle };
         if let Reaction::EndsAfter(after) = reaction {
-            self.end_later(process, after, Cause::Exited(0));
+            self.end_later(process, after, 0);
         }
         Ok(())
     }
 
-    pub(crate) fn end_later(&mut self, process: ProcessId, after: Time, cause: Cause) {
-        self.schedule(self.now + after, Happening::End(process, cause));
+    pub(crate) fn end_later(&mut self, process: ProcessId, after: Time, code: i32) {
+        self.schedule(self.now + after, Happening::End(process, code));
     }
 
     /// A signal to one process: to a child that `sender` has not reaped, or else it hits a stranger.
@@ -412,8 +430,9 @@ impl World {
         }
         let role = self.kernel.process(process).role;
         self.log(|_| format!("process {process} ({role:?}) ends: {cause:?}"));
-        let script = self.kernel.program(process).map(|program| program.script.clone());
-        if let Some(Script { leaves_behind: Some(reaction), daemonizes, .. }) = script {
+        let left =
+            self.kernel.program(process).map(|program| (program.script.leaves_behind, program.script.daemonizes));
+        if let Some((Some(reaction), daemonizes)) = left {
             let helper = Script { gentle: reaction, quick: reaction, daemonizes, ..Script::tame() };
             self.kernel.leave_behind(process, helper);
         }
