@@ -1,5 +1,6 @@
 //! What workers bind and listen on, performed: `shares` decides what each claim comes to.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -12,6 +13,9 @@ use crate::config::MOST_LISTENERS;
 use crate::control::messages::Order;
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
 use crate::sys::options;
+
+/// Number of ports that are told of at most.
+const MAX_PORTS_TOLD: usize = 8;
 
 /// A worker's bind, as its monitor reports it.
 pub(super) struct Bind {
@@ -84,7 +88,7 @@ impl Main {
 
     /// Holds it, and gives it to all that wait for it.
     fn share(&mut self, claimant: Claimant, key: &Key, socket: OwnedFd, now: Instant) {
-        let copy = socket.try_clone();
+        let (copy, before) = (socket.try_clone(), self.shares.ports());
         let Some(waiting) = self.shares.hold(key, socket, claimant.0.generation, now) else {
             if !std::mem::replace(&mut self.too_many_told, true) {
                 ::log::warn!("{} and later addresses are not shared: {MOST_LISTENERS} are already", key.address);
@@ -95,7 +99,22 @@ impl Main {
             self.guard.add(shared_name(key), copy.as_fd());
             self.guard.look(&self.poller);
         }
+        self.tell_of_further_port(&before, key.address.port());
         [claimant].into_iter().chain(waiting).for_each(|claimant| self.send_shared(claimant, key, now));
+    }
+
+    /// A debugger or a scraper of metrics wants one worker, and not any: so every port beyond the first is told of.
+    fn tell_of_further_port(&self, before: &BTreeSet<u16>, port: u16) {
+        let were_named = self.plan.share_ports.only().is_some();
+        if were_named || before.is_empty() || before.contains(&port) || before.len() > MAX_PORTS_TOLD {
+            return;
+        }
+        let others: Vec<String> = before.iter().map(u16::to_string).collect();
+        ::log::info!(
+            "workers share port {port} too, beside {}: any of them answers there; for a port that is to lead to one worker, \
+             name the others by --share-ports",
+            others.join(", ")
+        );
     }
 
     /// Main holds some because it was asked to: workers that bind one of those get it.

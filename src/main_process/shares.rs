@@ -233,6 +233,11 @@ impl<S> Shares<S> {
         due
     }
 
+    /// The ports that are held.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.held.keys().map(|key| key.address.port()).collect()
+    }
+
     /// All that is held.
     pub fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
         self.held.iter().map(|(key, share)| (key, &share.socket))

@@ -98,7 +98,11 @@ impl Slots {
     pub(super) fn listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, trial, deadline) = (self.settings.watch, self.settings.trial, self.ready_deadline(now));
         let Some(slot) = self.slot_of(worker) else { return };
-        if !matches!(watch, Watch::IfItListens | Watch::IfSeeable) || std::mem::replace(&mut slot.listens, true) {
+        let is_first = !std::mem::replace(&mut slot.listens, true);
+        if matches!(slot.state, State::Ready { .. }) {
+            slot.serves.get_or_insert(now);
+        }
+        if !is_first || !matches!(watch, Watch::IfItListens | Watch::IfSeeable) {
             return;
         }
         slot.listened = true;
@@ -164,7 +168,7 @@ impl Slots {
         let visible = slot.hidden.is_none();
         let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
-        let is_measured = seen || watch == Watch::Probe || (watch == Watch::No && slot.notified);
+        let is_measured = seen || slot.listens || watch == Watch::Probe || (watch == Watch::No && slot.notified);
         slot.serves = is_measured.then_some(now);
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
         match seen || !visible || !has_listener {

@@ -61,7 +61,7 @@ pub(super) struct Slot {
     /// Whether this worker listens on a shared port, and whether one before it did.
     pub(super) listens: bool,
     pub(super) listened: bool,
-    /// When this worker became ready by more than being alive, as measured.
+    /// Since when this worker serves: it is ready, and has shown that by more than being alive.
     pub(super) serves: Option<Instant>,
     /// Why it could not be seen whether the worker accepts.
     pub(super) hidden: Option<Hidden>,

@@ -182,7 +182,8 @@ fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
         format!("the state that panzer 7.0.0 hands on has version 2, and panzer {VERSION} reads version 1; {HELP}");
     let why_richer = format!("panzer {VERSION} cannot read what panzer 7.0.0 knows: unknown field `later`");
     let why_stranger = format!(
-        "the monitor of generation 1 speaks version 2 of the protocol, and panzer {VERSION} speaks version 1; {HELP}"
+        "the monitor of generation 1 speaks version 3 of the protocol, and panzer {VERSION} speaks versions 1 to 2; \
+         {HELP}"
     );
     let builds: [(&str, &[u8], &str); 11] = [
         ("truncated", &whole[..whole.len() / 8], "was killed by SIG"),

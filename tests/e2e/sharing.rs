@@ -155,6 +155,7 @@ fn a_static_binary_with_two_ports() {
     let numbers = ports.map(|port| port.to_string());
     let builder = compiled(four_workers(), &[]).args(["--", "./server"]).args(numbers);
     let panzer = start(builder, ports[0]);
+    panzer.wait_for_line(&format!("workers share port {} too, beside {}", ports[1], ports[0]), SOON);
     let loads = ports.map(|port| Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start());
     for generation in 2..=6 {
         assert_eq!(panzer.reload_and_wait(), Ok(generation));
