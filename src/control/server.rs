@@ -124,6 +124,27 @@ impl Server {
         Ok(Server { socket, most: most_clients(), clients: BTreeMap::new(), next: LISTENER + 1, paused_until: None })
     }
 
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.socket.path
+    }
+
+    /// Binds anew where the socket's file is not there any more; who is connected stays so. Returns the path where it did.
+    pub fn restore(&mut self, poller: &Poller) -> Result<Option<PathBuf>, String> {
+        let path = self.socket.path.clone();
+        if self.socket.is_there() {
+            return Ok(None);
+        }
+        let new = Socket::bind(&path)?;
+        let paused = self.paused_until.is_some();
+        if !paused {
+            poller.watch(&new.listener, LISTENER).map_err(|error| socket::why(&path, &error))?;
+            poller.forget(&self.socket.listener);
+        }
+        self.socket = new;
+        Ok(Some(path))
+    }
+
     /// Removes the socket, and tells whoever has come by then that nobody is there any more to do what he wants.
     pub fn end(&mut self) {
         self.socket.remove();

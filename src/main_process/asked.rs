@@ -25,6 +25,9 @@ impl Main {
         if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
+        if self.pid_file.is_removed() && !self.state.is_stopping() {
+            self.restore_own_files();
+        }
         // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
         if received.signal == Signal::SIGCONT && received.by_kernel {
             return;

@@ -27,6 +27,8 @@ const MOST_INSTANCES: u32 = 1000;
 pub(super) struct PidFile {
     path: PathBuf,
     lock: Flock<File>,
+    /// Whether it was removed, and could not be made anew: that is said once.
+    lost: bool,
 }
 
 /// A pid file as one main hands it on to the next: the lock belongs to what is open, not to who opened it. (Builds before
@@ -83,7 +85,7 @@ impl PidFile {
             _ => Err(error),
         };
         let lock = lock(&beside, true).or_else(in_its_place)?;
-        let file = PidFile { path: path.to_owned(), lock };
+        let file = PidFile { path: path.to_owned(), lock, lost: false };
         if let Err(error) = file.write() {
             file.unlock();
             return Err(error);
@@ -121,12 +123,37 @@ impl PidFile {
         let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
         let is_pid_file = leads_to(&carried.path, &locked);
         let lock = if is_pid_file { lock(&lock_beside(&carried.path), true).unwrap_or(locked) } else { locked };
-        Ok(PidFile { path: carried.path, lock })
+        Ok(PidFile { path: carried.path, lock, lost: false })
     }
 
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether somebody has removed the lock: asked of what is open, so that no file system is waited for.
+    pub(super) fn is_removed(&self) -> bool {
+        !self.lost && self.lock.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    }
+
+    /// Makes it and its lock anew where they are not there. Returns the path where it did; the error is a line.
+    pub(super) fn restore(&mut self) -> Result<Option<PathBuf>, String> {
+        let locks_itself = leads_to(&self.path, &self.lock);
+        let is_locked = locks_itself || leads_to(&lock_beside(&self.path), &self.lock);
+        if is_locked && self.path.exists() {
+            return Ok(None);
+        }
+        self.lost = true;
+        let made = if is_locked { Ok(()) } else { self.lock_anew() };
+        made.and_then(|()| self.write()).map_err(|error| why_not(&self.path, &error, "stop one of the two"))?;
+        self.lost = false;
+        Ok(Some(self.path.clone()))
+    }
+
+    fn lock_anew(&mut self) -> io::Result<()> {
+        // The old lock is held until there is a new one.
+        self.lock = lock(&lock_beside(&self.path), true)?;
+        Ok(())
     }
 
     /// Removes it, if it is still ours, and then the lock, while it is still locked.

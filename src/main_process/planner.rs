@@ -1,9 +1,10 @@
 //! A planner: a child that reads command line, environment and file anew, in the directory panzer was started in. All
 //! of that may hang on a dead file system, or go wrong in ways that main must not.
 
-use std::io;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::unistd::Pid;
@@ -28,11 +29,20 @@ struct Question {
     inherited: Vec<Listen>,
     /// What the release that serves was on disk, to be compared.
     serving: Option<Fingerprint>,
+    /// The files by which this instance is found.
+    own_files: Vec<Text>,
 }
 
-/// The plan, and whether it now leads to another release than the one that serves; or what is wrong: a line, and
-/// perhaps the place below it.
-type Answer = Result<(Plan, bool), String>;
+/// What a planner has found out.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Answer {
+    /// The plan, or what is wrong: a line, and perhaps the place below it.
+    pub(super) plan: Result<Plan, String>,
+    /// Whether the plan now leads to another release than the one that serves.
+    pub(super) changed: bool,
+    /// Whether one of the instance's own files is not there any more.
+    pub(super) missing: bool,
+}
 
 /// Takes the role of a planner. The error is a line.
 pub fn run(environment: &Environment) -> Result<(), String> {
@@ -40,28 +50,42 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     let (question, answer) = environment.take_planner()?;
     let bytes = document::read(question).map_err(|error| format!("the question cannot be read: {error}"))?;
     let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
-    let planned: Answer = resolve(question, environment).map_err(Cause::bounded);
-    let json = serde_json::to_vec(&planned).map_err(|error| format!("the plan cannot be written: {error}"))?;
-    document::fill(answer, &json).map_err(|error| format!("the plan cannot be written: {error}"))
+    let answer_to = answer;
+    let answer = resolve(question, environment);
+    let json = serde_json::to_vec(&answer).map_err(|error| format!("the plan cannot be written: {error}"))?;
+    document::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {error}"))
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
-    let Question { arguments, start_directory, inherited, serving } = question;
+    let Question { arguments, start_directory, inherited, serving, own_files } = question;
+    let is_missing =
+        |file: &Text| fs::symlink_metadata(&file.0).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    let missing = own_files.iter().any(is_missing);
+    let plan = plan(arguments, &start_directory, inherited, environment).map_err(Cause::bounded);
+    let changed = serving.is_some_and(|serving| {
+        let Ok(plan) = &plan else { return false };
+        // What cannot be found is not a new release.
+        let found = Findings::look_up(plan, environment.inherited("PATH"));
+        found.is_ok_and(|(release, _)| release.fingerprint(plan) != serving)
+    });
+    Answer { plan, changed, missing }
+}
+
+fn plan(
+    arguments: Vec<Text>,
+    start_directory: &Path,
+    inherited: Vec<Listen>,
+    environment: &Environment,
+) -> Result<Plan, String> {
     // By its name: a symlink in it is followed anew.
-    std::env::set_current_dir(&start_directory).map_err(|error| {
+    std::env::set_current_dir(start_directory).map_err(|error| {
         format!("the directory {} that panzer was started in cannot be entered: {error}", start_directory.display())
     })?;
     let arguments = arguments.into_iter().map(|argument| argument.0);
-    let plan = cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
+    cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
         Ending::Usage(why) | Ending::CannotStart(why) => why,
         Ending::Shown(_) | Ending::Left(..) => "the command line asks for a text, and for nothing to be run".to_owned(),
-    })?;
-    let changed = serving.is_some_and(|serving| {
-        // What cannot be found is not a new release.
-        let found = Findings::look_up(&plan, environment.inherited("PATH"));
-        found.is_ok_and(|(release, _)| release.fingerprint(&plan) != serving)
-    });
-    Ok((plan, changed))
+    })
 }
 
 /// What a plan is wanted for.
@@ -93,6 +117,7 @@ impl Planner {
         purpose: Purpose,
         plan: &Plan,
         serving: Option<Fingerprint>,
+        own_files: Vec<Text>,
         environment: &Environment,
         until: Instant,
     ) -> io::Result<Planner> {
@@ -101,6 +126,7 @@ impl Planner {
             start_directory: plan.start_directory.clone(),
             inherited: plan.inherited.clone(),
             serving,
+            own_files,
         };
         let question = document::write(&serde_json::to_vec(&question)?)?;
         let answer = document::write(&[])?;
@@ -120,7 +146,7 @@ impl Planner {
     }
 
     /// What it has found out, now that it has been reaped: see [`Answer`].
-    pub(super) fn answered(self, exit: Exit) -> Result<(Plan, bool), Cause> {
+    pub(super) fn answered(self, exit: Exit) -> Result<Answer, Cause> {
         let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
         if let Some(why) = self.helper.refused() {
             return Err(failed(format!("could not be executed: {why}")));
@@ -129,8 +155,6 @@ impl Planner {
             return Err(failed(Cause::from(exit).to_string()));
         }
         let bytes = document::read(self.answer).map_err(|error| failed(format!("left nothing to read: {error}")))?;
-        let answer: Answer =
-            serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))?;
-        answer.map_err(Cause::Configuration)
+        serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))
     }
 }

@@ -12,7 +12,8 @@ use super::parts::{Found, Main};
 use super::planner::{Planner, Purpose};
 use super::start::settings;
 use super::state::{Event, Settings};
-use crate::config::{Plan, Surge};
+use crate::config::{Plan, Surge, Text};
+use crate::control::places::lock_beside;
 use crate::signals;
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
@@ -70,7 +71,9 @@ impl Main {
     fn begin_planner(&mut self, purpose: Purpose) -> Result<(), Cause> {
         let serving = self.serving().filter(|_| purpose == Purpose::Reread);
         let serving = serving.and_then(|serving| self.found.get(&serving)).map(|found| found.fingerprint.clone());
-        let planner = Planner::begin(purpose, &self.plan, serving, &self.environment, Instant::now() + PATIENCE);
+        let own_files = self.own_files();
+        let until = Instant::now() + PATIENCE;
+        let planner = Planner::begin(purpose, &self.plan, serving, own_files, &self.environment, until);
         let planner =
             planner.map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {error}")))?;
         self.children.add_planner(planner);
@@ -94,11 +97,16 @@ impl Main {
     pub(super) fn planner_ended(&mut self, planner: Planner, exit: Exit) {
         let (purpose, wanted, again) = (planner.purpose, planner.wanted, planner.again);
         let answered = planner.answered(exit);
+        if answered.as_ref().is_ok_and(|answer| answer.missing) {
+            self.restore_own_files();
+        }
+        let changed = answered.as_ref().is_ok_and(|answer| answer.changed);
+        let plan = answered.and_then(|answer| answer.plan.map_err(Cause::Configuration));
         match purpose {
             _ if !wanted || self.state.is_stopping() => {}
             Purpose::Generation(generation) if again => return self.plan_generation(generation),
             Purpose::Generation(generation) => {
-                let planned = answered.and_then(|(plan, _)| self.accept(plan));
+                let planned = plan.and_then(|plan| self.accept(plan));
                 let settings = planned.map(|plan| {
                     let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
                     self.plans.insert(generation, plan);
@@ -109,9 +117,9 @@ impl Main {
                     Err(cause) => Event::NotPlanned(generation, cause),
                 });
             }
-            Purpose::Reread => match answered.and_then(|(plan, changed)| self.tune(&plan).map(|()| changed)) {
-                Ok(false) => {}
-                Ok(true) => self.tell_of_new_release(),
+            Purpose::Reread => match plan.and_then(|plan| self.tune(&plan)) {
+                Ok(()) if changed => self.tell_of_new_release(),
+                Ok(()) => {}
                 Err(cause) => tell_not_reread(&cause),
             },
         }
@@ -130,6 +138,25 @@ impl Main {
         }
         log::info!("a listener becomes per-worker, or is no longer: this reload goes all at once, without shares");
         Surge::All
+    }
+
+    /// The files by which people and panzerctl find this instance.
+    fn own_files(&self) -> Vec<Text> {
+        let pid_file = self.pid_file.path();
+        let all = [pid_file.to_owned(), lock_beside(pid_file), self.operators.server.path().to_owned()];
+        all.into_iter().map(|path| Text(path.into())).collect()
+    }
+
+    /// Makes those anew that somebody has removed, if nobody else has the place by now.
+    pub(super) fn restore_own_files(&mut self) {
+        let restored = [self.pid_file.restore(), self.operators.server.restore(&self.poller)];
+        for restored in restored {
+            match restored {
+                Ok(None) => {}
+                Ok(Some(path)) => log::info!("{} had been removed; it is there again", path.display()),
+                Err(why) => log::warn!("a file of this panzer was removed, and is not made anew: {why}"),
+            }
+        }
     }
 
     /// Many tools replace the program on HUP, so whoever deployed one and sent that may wait for it.

@@ -33,9 +33,14 @@ impl Socket {
         Ok(Socket { listener, path: path.to_owned(), identity: (meta.dev(), meta.ino()) })
     }
 
+    /// Whether its file is still there.
+    pub(super) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity)
+    }
+
     /// Removes the file, if it is still ours.
     pub(super) fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity) {
+        if self.is_there() {
             // Whoever removed it in between did what was wanted.
             let _ = fs::remove_file(&self.path);
         }

@@ -5,9 +5,11 @@ use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 
-use super::kill_9;
-use crate::support::{Builder, Panzer};
+use super::{SOON, kill_9};
+use crate::control::run;
+use crate::support::{Builder, Panzer, eventually};
 
 fn sleeper() -> Builder {
     Panzer::builder().args(["-w", "1", "--bake", "100ms", "--", "sleep", "1000"])
@@ -144,4 +146,57 @@ fn of_many_that_start_at_once_one_wins() {
         }
     }
     assert!(!pid_file.exists());
+}
+
+/// Something tidies the runtime folder. Signals still work, and the next one brings the files back.
+#[test]
+fn files_that_were_removed_are_made_anew() {
+    let panzer = Panzer::builder().args(["-w", "1", "--bake", "50ms", "--name", "x", "--", "sleep", "1000"]).start();
+    panzer.wait_serving();
+    let all = ["run/x.pid", "run/x.pid.lock", "run/x.sock"];
+    let are_there = || all.iter().all(|file| fs::symlink_metadata(panzer.path(file)).is_ok());
+    assert!(are_there());
+    panzer.expect_line("/run/x.pid had been removed; it is there again");
+    panzer.expect_line("/run/x.sock had been removed; it is there again");
+    for (removed, signal) in [
+        (&all[..], Signal::SIGHUP),
+        (&all[..1], Signal::SIGHUP),
+        (&all[2..], Signal::SIGUSR1),
+        (&all[1..], Signal::SIGUSR2),
+        (&all[..], Signal::SIGTTIN),
+    ] {
+        removed.iter().for_each(|file| fs::remove_file(panzer.path(file)).unwrap());
+        panzer.signal(signal);
+        eventually(SOON, &format!("{signal} brings {removed:?} back"), are_there);
+        assert_eq!(fs::read_to_string(panzer.path("run/x.pid")).unwrap().trim(), panzer.pid().to_string());
+        let mode = fs::metadata(panzer.path("run/x.sock")).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        eventually(SOON, "it can be asked", || run(&panzer, &["--name", "x", "status"]).status.success());
+    }
+    panzer.stop();
+}
+
+/// Somebody else took the place meanwhile: the first one goes on, says so once, and leaves the files of the second alone.
+#[test]
+fn a_place_that_was_taken_meanwhile_is_left_to_who_has_it() {
+    let named = || Panzer::builder().args(["-w", "1", "--bake", "50ms", "--name", "x", "--", "sleep", "1000"]);
+    let first = named().start();
+    first.wait_serving();
+    for file in ["run/x.pid", "run/x.pid.lock", "run/x.sock"] {
+        fs::remove_file(first.path(file)).unwrap();
+    }
+    let second = named().env("RUNTIME_DIRECTORY", first.path("run")).start();
+    second.wait_serving();
+    first.expect_line("warning: a file of this panzer was removed, and is not made anew: *x.pid belongs to a panzer*");
+    first
+        .expect_line("warning: a file of this panzer was removed, and is not made anew: the control socket * belongs*");
+    first.signal(Signal::SIGTTIN);
+    first.wait_for_line("is not made anew: the control socket", SOON);
+    let folder = first.path("run");
+    assert_eq!(fs::read_to_string(folder.join("x.pid")).unwrap().trim(), second.pid().to_string());
+    first.signal(Signal::SIGTERM);
+    first.wait_for_line("panzer: stopped", SOON);
+    assert!(["x.pid", "x.pid.lock", "x.sock"].iter().all(|file| folder.join(file).exists()));
+    second.stop();
+    first.wait_exit();
 }
