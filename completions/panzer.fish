@@ -33,7 +33,7 @@ complete -c panzer -l max-draining -d 'Old generations that may drain at once; o
 complete -c panzer -l chdir -d 'The workers\' working directory, entered anew by each generation' -r -F
 complete -c panzer -l env -d 'Set this in the workers\' environment, with the placeholders of ARGS. May be given several times' -r
 complete -c panzer -l env-file -d 'Set the variables of this file as well, read anew by each generation: NAME=VALUE lines, quotes and # comments allowed; with a \'-\' before its name it may be missing. --env wins over it. May be given several times' -r
-complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. Needs root' -r
+complete -c panzer -l user -d 'The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each generation. Their HOME, USER, LOGNAME and SHELL are that user\'s. They may open /dev/stdout and /dev/stderr if these are pipes, or a terminal of root\'s. Needs root' -r
 complete -c panzer -l group -d 'The workers\' group, where it is not to be the user\'s own' -r
 complete -c panzer -l umask -d 'What is taken away from the mode of files that the workers create, as in 027' -r
 complete -c panzer -l nice -d 'The workers\' nice value, from -20 (first) to 19 (last)' -r
@@ -51,7 +51,7 @@ complete -c panzer -s p -l pid -d 'Write the pid there [NAME.pid in $RUNTIME_DIR
 complete -c panzer -l control -d 'Take commands of panzerctl there [NAME.sock beside NAME.pid]' -r -F
 complete -c panzer -l final-exit-stop -d 'The first worker that exits with a final exit code ends all: the others are stopped gracefully'
 complete -c panzer -l check -d 'Print every option\'s value and where it came from, and start nothing; exits with 2 where one is wrong'
-complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal: return once all workers are ready, with the exit code if they never are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start'
+complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal: return once all workers are ready, with the exit code if they never are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start. A pipe stays open: redirect it where somebody reads it to its end, as in $(panzer -d ...)'
 complete -c panzer -s q -l quiet -d 'Say only what is wrong'
 complete -c panzer -s v -l verbose -d 'Say each step'
 complete -c panzer -s h -l help -d 'Print help'

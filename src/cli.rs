@@ -143,7 +143,8 @@ struct Options {
     env_file: Vec<EnvFile>,
 
     /// The user, and after a colon the group, that the workers run as, without any capability; looked up anew by each
-    /// generation. Their HOME, USER, LOGNAME and SHELL are that user's. Needs root
+    /// generation. Their HOME, USER, LOGNAME and SHELL are that user's. They may open /dev/stdout and /dev/stderr if these
+    /// are pipes, or a terminal of root's. Needs root
     #[arg(long, env = "PANZER_USER", value_name = "USER[:GROUP]", allow_hyphen_values = true)]
     user: Option<UserAndGroup>,
 
@@ -180,7 +181,8 @@ struct Options {
     on: Vec<On>,
 
     /// Run in the background, without a terminal: return once all workers are ready, with the exit code if they never
-    /// are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start
+    /// are. Afterwards, stdout and stderr lead nowhere if they are a terminal, for the workers from the start. A pipe
+    /// stays open: redirect it where somebody reads it to its end, as in $(panzer -d ...)
     #[arg(short, long, env = "PANZER_DAEMONIZE", value_parser = FalseyValueParser::new())]
     daemonize: bool,
 
@@ -305,7 +307,8 @@ fn after_options() -> String {
          Signals to panzer, unless --signals or --on say otherwise:\n{}\n\n\
          Exit codes:\n  0    stopped as asked\n  1    gave up: respawn limit, fatal error\n  2    usage or configuration\n  \
          125  panzer itself could not start: address in use, pid file, control socket\n  126  PROGRAM cannot be executed\n  \
-         127  PROGRAM not found\n  or   the highest of --final-exit-codes that a worker ended with, once all have",
+         127  PROGRAM not found\n  or   the highest of --final-exit-codes that a worker ended with, once all have\n\
+         After Ctrl-C on its terminal panzer ends by SIGINT, so that a script ends with it; a shell shows that as 130.",
         signals.join("\n")
     )
 }

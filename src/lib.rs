@@ -80,9 +80,10 @@
 //! 5. A worker starts clean: default dispositions, an empty mask, descriptors 0-2 and the listeners from 3, no variable
 //!    of panzer's but the documented ones, its own process group. All that panzer opens is close-on-exec; what a shell
 //!    left open is closed in [`launch`].
-//! 6. Neither main nor a monitor waits for anything but its poller: a send that would block, or fails for
-//!    now, is queued ([`control::channel`]), a message that would block is counted and dropped ([`sys::stderr`]), and what may hang on
-//!    a dead file system is done by a monitor, by a planner, which reads the configuration, or by the child itself.
+//! 6. Neither main nor a monitor waits for anything but its poller: a send that would block, or fails for now, is queued
+//!    ([`control::channel`]), a message that would block is counted and dropped ([`sys::stderr`]; what workers write to
+//!    is opened anew for each, [`sys::output`]), and what may hang on a dead file system is done by a monitor, by a
+//!    planner, which reads the configuration, or by the child itself.
 //!
 //! # What knows what
 //!

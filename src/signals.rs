@@ -72,6 +72,11 @@ impl Action {
         ACTIONS[self as usize]
     }
 
+    /// Whether it ends panzer.
+    pub fn stops(self) -> bool {
+        matches!(self, Action::Stop | Action::StopThenNow | Action::StopNow)
+    }
+
     /// For help and manual.
     pub fn describe(self) -> &'static str {
         self.entry().2

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use panzer::cli::Ending;
 use panzer::control::role::{Environment, Role};
+use panzer::sys::stderr;
 use panzer::{launch, main_process, monitor};
 
 const FAILED: u8 = 1;
@@ -36,8 +37,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err((code, why)) => {
-            // In one write, as whoever else panzer has started may say something at the same moment.
-            let _ = std::io::stderr().write_all(format!("panzer: {why}\n").as_bytes());
+            stderr::last_words(&why);
             ExitCode::from(code)
         }
     }

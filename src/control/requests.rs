@@ -281,7 +281,7 @@ pub struct Worker {
     pub slot: u32,
     /// Its pid, where it has a process.
     pub pid: Option<i32>,
-    /// `starting`, `ready`, `stopping`, `waiting`, `ended` or `empty`.
+    /// `starting`, `ready`, `stopping`, `stopped` (by a signal such as STOP), `waiting`, `ended` or `empty`.
     pub state: String,
     /// For how long it has lived, or been in this state.
     pub since_ms: u64,

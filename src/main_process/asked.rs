@@ -1,9 +1,11 @@
 //! What people ask of main, by signals and over the control socket, and how things stand.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Instant;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -22,7 +24,7 @@ use crate::sys::stderr;
 impl Main {
     pub(super) fn signalled(&mut self, received: Signalled) {
         ::log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
-        if received.signal == Signal::SIGHUP && self.had_terminal && !has_terminal() {
+        if is_hang_up(received, self.had_terminal) {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
         if self.pid_file.is_removed() && !self.state.is_stopping() {
@@ -32,7 +34,9 @@ impl Main {
         if received.signal == Signal::SIGCONT && received.by_kernel {
             return;
         }
-        match self.plan.signals.action(received.signal) {
+        let asked = self.plan.signals.action(received.signal);
+        self.interrupted |= is_interrupt(received, asked);
+        match asked {
             Asked::Reload => self.events.push_back(Event::Reload),
             Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),
             Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
@@ -194,6 +198,18 @@ fn change(count: Option<&str>) -> Result<Change, String> {
     }
 }
 
+/// Whether the terminal was closed that panzer was started on.
+pub(super) fn is_hang_up(received: Signalled, had_terminal: bool) -> bool {
+    received.signal == Signal::SIGHUP && (received.by_kernel || (had_terminal && !has_terminal()))
+}
+
+/// Whether somebody pressed Ctrl-C to end panzer. Then it ends by that signal, as whoever waits for it expects: a shell
+/// that got it too ends its script only if the program did.
+pub(super) fn is_interrupt(received: Signalled, asked: Asked) -> bool {
+    received.signal == Signal::SIGINT && received.by_kernel && asked.stops()
+}
+
 pub(super) fn has_terminal() -> bool {
-    File::open("/dev/tty").is_ok()
+    // A line without a carrier would be waited for.
+    File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/tty").is_ok()
 }

@@ -3,9 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::asked::{is_hang_up, is_interrupt};
 use super::held::AllHeld;
 use crate::config::Plan;
-use crate::signals::{Action, Habits};
+use crate::signals::Habits;
 use crate::sockets::{Refusal, bind, queues};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -25,7 +26,10 @@ pub(super) enum Failure {
     /// Panzer cannot start, in a line.
     Refused(String),
     /// Asked to stop before it had begun.
-    Stopped,
+    Stopped {
+        /// By Ctrl-C.
+        interrupted: bool,
+    },
 }
 
 impl From<io::Error> for Failure {
@@ -36,7 +40,12 @@ impl From<io::Error> for Failure {
 
 /// All or none. What only processes hold that will soon be gone, such as the draining workers of a dead main, is waited
 /// for, at most one stop schedule.
-pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Result<AllHeld, Failure> {
+pub(super) fn bind_all(
+    plan: &Plan,
+    poller: &Poller,
+    signals: &Signals,
+    had_terminal: bool,
+) -> Result<AllHeld, Failure> {
     if let Some(shortage) = queues::shortage(plan) {
         return Err(Failure::Refused(shortage));
     }
@@ -50,9 +59,7 @@ pub(super) fn bind_all(plan: &Plan, poller: &Poller, signals: &Signals) -> Resul
                 wanted.next();
                 continue;
             }
-            Err(refusal) if patience.bears(&refusal) => {
-                stop_asked(poller, signals, &plan.signals)?.then_some(Failure::Stopped)
-            }
+            Err(refusal) if patience.bears(&refusal) => stop_asked(poller, signals, &plan.signals, had_terminal)?,
             Err(refusal) => Some(Failure::Refused(refusal.why())),
         };
         if let Some(failure) = failure {
@@ -96,11 +103,15 @@ impl Patience {
     }
 }
 
-/// Waits a moment. True where a signal asked for an end meanwhile.
-fn stop_asked(poller: &Poller, signals: &Signals, habits: &Habits) -> io::Result<bool> {
+/// Waits a moment. Returns the end that a signal asked for meanwhile, or the end of the terminal.
+fn stop_asked(poller: &Poller, signals: &Signals, habits: &Habits, had_terminal: bool) -> io::Result<Option<Failure>> {
     poller.wait(Some(Instant::now() + RETRY))?;
-    let asked = std::iter::from_fn(|| signals.read()).map(|received| habits.action(received.signal));
+    let (mut stops, mut interrupted) = (false, false);
     // All of them are taken: one that is left would wake the next wait at once.
-    let stops = asked.filter(|asked| matches!(asked, Action::Stop | Action::StopThenNow | Action::StopNow)).count();
-    Ok(stops > 0)
+    while let Some(received) = signals.read() {
+        let asked = habits.action(received.signal);
+        stops |= asked.stops() || is_hang_up(received, had_terminal);
+        interrupted |= is_interrupt(received, asked);
+    }
+    Ok(stops.then_some(Failure::Stopped { interrupted }))
 }

@@ -21,6 +21,7 @@ use crate::config::Plan;
 use crate::control::messages;
 use crate::control::role::OWN_IMAGE;
 use crate::sys::descriptors::FIRST;
+use crate::sys::output::TerminalRights;
 use crate::worker::program::Fingerprint;
 
 /// The version of this document; [`crate::carry`] says when it goes up.
@@ -79,6 +80,8 @@ pub(super) struct Carried {
     /// What each generation runs by.
     pub(super) plans: BTreeMap<u32, Plan>,
     pub(super) had_terminal: bool,
+    #[serde(default)]
+    pub(super) terminal_rights: TerminalRights,
     /// Whether HUP is left to whoever had it ignored.
     pub(super) ignores_hang_up: bool,
     pub(super) pid_file: pidfile::Carried,
@@ -96,6 +99,9 @@ pub(super) struct Carried {
     pub(super) found: BTreeMap<u32, Found>,
     pub(super) manager_told: upward::Told,
     pub(super) told_on_stderr: bool,
+    /// Number of messages that stderr did not take, and that nobody was told of.
+    #[serde(default)]
+    pub(super) lost_messages: u64,
     pub(super) dumps: bool,
     pub(super) operators: operators::Carried,
     pub(super) counters: Counters,

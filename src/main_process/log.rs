@@ -1,5 +1,7 @@
 //! What main tells people.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use log::{error, info, warn};
@@ -10,6 +12,8 @@ use super::state::{Note, Rejected};
 use crate::config::duration::show;
 use crate::config::{Listen, ListenAs, Plan, Ready};
 use crate::control::messages::Urgency;
+use crate::sys::descriptors::{Kind, kind};
+use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
 /// How many slots are named one by one.
@@ -20,6 +24,24 @@ pub(super) fn began(plan: &Plan, pid_path: &Path) {
     let named: Vec<String> = plan.listen.iter().map(named_listener).collect();
     let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
     info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
+    if plan.daemonize {
+        warn_of_open_output();
+    }
+}
+
+/// Whoever reads what a daemon holds open waits for its end.
+fn warn_of_open_output() {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let both = [("stdout", stdout.as_fd()), ("stderr", stderr.as_fd())];
+    let is_held = |fd| matches!(kind(fd), Kind::Pipe | Kind::Socket) && !stderr::is_journal(fd);
+    let held: Vec<&str> = both.into_iter().filter(|(_, fd)| is_held(*fd)).map(|(name, _)| name).collect();
+    if !held.is_empty() {
+        warn!(
+            "{} stays open while panzer runs: whoever reads it to its end, as $(panzer ...), ssh and ansible do, waits \
+             until then; redirect it, as in >>FILE 2>&1",
+            held.join(" and ")
+        );
+    }
 }
 
 fn named_listener(listen: &Listen) -> String {

@@ -25,11 +25,13 @@ use super::upward::Upward;
 use crate::config::Plan;
 use crate::control::role::Environment;
 use crate::sockets::sharing::Key;
+use crate::sys::output::TerminalRights;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::worker::program::Fingerprint;
 
 pub(super) const SIGNALS: u64 = 0;
+pub(super) const STDERR: u64 = 1;
 /// Monitors' channels are watched under this and up.
 pub(super) const FIRST_MONITOR: u64 = 16;
 
@@ -56,6 +58,7 @@ pub(super) struct Main {
     pub(super) plans: BTreeMap<u32, Plan>,
     pub(super) environment: Environment,
     pub(super) had_terminal: bool,
+    pub(super) terminal_rights: TerminalRights,
     /// Whether whoever started panzer had HUP ignored.
     pub(super) ignores_hang_up: bool,
     pub(super) signals: Signals,
@@ -92,6 +95,8 @@ pub(super) struct Main {
     pub(super) state: Generations,
     pub(super) events: VecDeque<Event>,
     pub(super) exit: Option<u8>,
+    /// Ctrl-C has asked for the end.
+    pub(super) interrupted: bool,
 }
 
 /// What the guard knows by that a worker has bound itself.

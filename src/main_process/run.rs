@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::binding::Failure;
 use super::inquiry::Inquiry;
-use super::parts::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, shared_name};
+use super::parts::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR, shared_name};
 use super::restart;
 use super::start::start;
 use super::starter::Starter;
@@ -24,6 +24,9 @@ const MAX_REPORTS_A_TURN: usize = 64;
 
 /// Panzer could not start.
 const CANNOT_START: u8 = 125;
+
+/// As a shell shows an end by Ctrl-C, where a signal cannot end us: for PID 1.
+const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
@@ -45,14 +48,20 @@ pub fn run(environment: Environment) -> Result<u8, String> {
             main.operators.server.end();
             main.ack_paths.remove_all();
             main.pid_file.remove();
-            code
+            main.terminal_rights.restore();
+            if !main.interrupted || code != Ok(0) {
+                return code;
+            }
         }
         Err(Failure::Refused(message)) => {
             ::log::error!("{message}");
-            Ok(CANNOT_START)
+            return Ok(CANNOT_START);
         }
-        Err(Failure::Stopped) => Ok(0),
+        Err(Failure::Stopped { interrupted: false }) => return Ok(0),
+        Err(Failure::Stopped { interrupted: true }) => {}
     }
+    signals::end_by(Signal::SIGINT);
+    Ok(INTERRUPTED)
 }
 
 impl Main {
@@ -83,6 +92,7 @@ impl Main {
             self.operators.server.tend(&self.poller, Instant::now());
             self.operators.forget_gone();
             self.shares.set_patience(self.plan.tuning.longest_start(self.plan.workers));
+            stderr::rearm(&self.poller, STDERR);
             let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
             let channels = self.children.channels().filter_map(|running| running.channel.deadline()).min();
             let deadline = [
@@ -102,6 +112,7 @@ impl Main {
             for token in self.poller.wait(deadline.into_iter().flatten().min())? {
                 match token {
                     SIGNALS => self.take_signals(),
+                    STDERR => stderr::catch_up(),
                     FIRST_GUARDED_UNIX.. => {
                         self.unix_guard.hung_up(token, Instant::now(), &self.held, &self.poller);
                     }

@@ -30,11 +30,14 @@ use crate::control::places;
 use crate::control::role::Environment;
 use crate::control::server::Server;
 use crate::sockets::sharing;
+use crate::sys::output::TerminalRights;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
 
 pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
+    // At once: a terminal that is closed from here on was there.
+    let had_terminal = has_terminal();
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
@@ -54,7 +57,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
     let children = Children::new();
     let pid_file = pidfile::claim(&plan).map_err(Failure::Refused)?;
     let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
-    let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals)?)));
+    let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals, had_terminal)?)));
     let (ack_paths, mut held) = match begun {
         Ok(begun) => begun,
         Err(failure) => {
@@ -89,7 +92,8 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         held,
         plan,
         environment,
-        had_terminal: has_terminal(),
+        had_terminal,
+        terminal_rights: TerminalRights::now(),
         ignores_hang_up,
         signals,
         poller,
@@ -115,6 +119,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
+        interrupted: false,
     };
     Ok(main)
 }

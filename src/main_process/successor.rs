@@ -152,6 +152,7 @@ impl Main {
             plan: self.plan.clone(),
             plans: self.plans.clone(),
             had_terminal: self.had_terminal,
+            terminal_rights: self.terminal_rights,
             ignores_hang_up: self.ignores_hang_up,
             found: self.found.iter().map(&mut found).collect(),
             pid_file: self.pid_file.carry(kept),
@@ -167,6 +168,7 @@ impl Main {
             children: self.children.carry(kept),
             manager_told: self.upward.told(),
             told_on_stderr: self.told_on_stderr,
+            lost_messages: stderr::lost(),
             dumps: self.dumps,
             operators: self.operators.carry(kept),
             counters: self.counters.clone(),
@@ -180,6 +182,7 @@ pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
     let carried = carried::read(&bytes)?;
     stderr::start(carried.plan.tuning.verbosity.level());
+    stderr::add_lost(carried.lost_messages);
     let (before, file) = (carried.build.clone(), carried.file);
     let mut main = resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {error}"))?;
     // Two builds of one version are told apart by their files.
@@ -228,6 +231,7 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         plans: carried.plans,
         environment,
         had_terminal: carried.had_terminal,
+        terminal_rights: carried.terminal_rights,
         ignores_hang_up: carried.ignores_hang_up,
         signals,
         operators: Operators::take_over(carried.operators, &poller)?,
@@ -258,5 +262,6 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
         state: carried.state,
         events: VecDeque::from([state::Event::Wake]),
         exit: None,
+        interrupted: false,
     })
 }

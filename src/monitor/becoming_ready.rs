@@ -125,6 +125,8 @@ impl Slots {
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
         match sight {
+            // What it did before it was stopped.
+            Sight::Accepting if slot.suspended => {}
             Sight::Accepting => self.become_ready(worker, true, now, actions),
             Sight::NotYet => {}
             Sight::Unseeable(why) => {
@@ -144,7 +146,7 @@ impl Slots {
         self.probes.remove(&worker);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
-        if succeeded {
+        if succeeded && !slot.suspended {
             self.become_ready(worker, false, now, actions);
         } else {
             watched.next = Some(now + watched.pause);
@@ -152,12 +154,12 @@ impl Slots {
         }
     }
 
-    /// Where nobody watches the worker, its own word counts, or that it lives.
-    fn become_ready_unseen(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    /// If nobody watches the worker, its own word counts, or that it lives; not while it is stopped.
+    pub(super) fn become_ready_unseen(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let notify = self.settings.notify;
         let Some(slot) = self.slot_of(worker) else { return };
         let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
-        if unwatched && (slot.notified || !notify) {
+        if unwatched && !slot.suspended && (slot.notified || !notify) {
             self.become_ready(worker, false, now, actions);
         }
     }

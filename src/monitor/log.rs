@@ -1,6 +1,7 @@
 //! What a monitor tells people.
 
 use log::{error, info, warn};
+use nix::sys::signal::Signal;
 
 use super::state::{Note, Worker};
 use crate::config::duration;
@@ -32,6 +33,10 @@ pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
         Note::Escalated(worker, signal) => {
             warn!("{} has not stopped yet; sent it {}", name(worker), signal_name(*signal as i32));
         }
+        Note::Suspended(worker, signal) => {
+            let pid = pid(*worker).map_or_else(|| "its pid".to_owned(), |pid| pid.to_string());
+            warn!("{} is stopped by {}: {}kill -CONT {pid} lets it go on", name(worker), signal.as_str(), why(*signal));
+        }
         Note::LeftBehind(worker) => {
             warn!("{} ended and left processes behind; stopping them", name(worker));
         }
@@ -39,5 +44,17 @@ pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             error!("more than {} respawns within {}; giving up", limit.count, duration::show(limit.window));
         }
         Note::MainGone => info!("main is gone; stopping the workers of generation {generation}"),
+    }
+}
+
+/// What stopped a worker, where that is known, and what prevents it.
+fn why(stopped_by: Signal) -> &'static str {
+    match stopped_by {
+        Signal::SIGTTOU => {
+            "it wrote to the terminal, which lets only the foreground write (stty tostop). Run stty -tostop, or redirect \
+             the output; "
+        }
+        Signal::SIGTTIN => "it read from the terminal, which workers may not; ",
+        _ => "",
     }
 }

@@ -17,4 +17,5 @@ mod scaling;
 mod start;
 pub mod state;
 mod stopping;
+mod suspension;
 mod vocabulary;

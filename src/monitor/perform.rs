@@ -72,6 +72,7 @@ impl Monitor {
             listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
             stdin: if as_stdin { self.first_of(worker) } else { None },
             output: None,
+            opens_output_anew: true,
             descriptors: if as_stdin { Vec::new() } else { self.given_to(worker) },
             // As stdin it is nowhere else.
             inherits_descriptors: !as_stdin,
@@ -135,6 +136,7 @@ impl Monitor {
             listen_pid: false,
             stdin: None,
             output: None,
+            opens_output_anew: true,
             descriptors: Vec::new(),
             inherits_descriptors: false,
             leads_group: true,

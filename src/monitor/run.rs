@@ -33,6 +33,7 @@ pub(super) const CHANNEL: u64 = 1;
 pub(super) const NOTIFY: u64 = 2;
 pub(super) const SHARING: u64 = 3;
 pub(super) const ACKS: u64 = 4;
+pub(super) const STDERR: u64 = 5;
 /// A worker's exec is watched under this and its slot.
 pub(super) const FIRST_SLOT: u64 = 16;
 
@@ -90,6 +91,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
     };
     let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {error}"))?;
     let Findings { variables, identity, directory } = findings;
+    identity.open_output();
     let mut inherited = identity.rename_in(environment.passed_on());
     inherited.retain(|(name, _)| name != "PWD");
     inherited.extend(directory.map(|directory| ("PWD".into(), directory.0)));
@@ -127,6 +129,7 @@ impl Monitor {
                 return Ok(());
             }
             self.channel.rearm(&self.poller, CHANNEL);
+            stderr::rearm(&self.poller, STDERR);
             let acks = self.acks.as_ref().and_then(AckSocket::deadline);
             let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
             let channel = self.channel.deadline();
@@ -158,6 +161,7 @@ impl Monitor {
         match token {
             SIGNALS => {
                 while self.signals.read().is_some() {}
+                self.notice_suspensions();
                 self.reap();
             }
             CHANNEL => {
@@ -167,6 +171,7 @@ impl Monitor {
             NOTIFY => self.take_notifications(),
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
+            STDERR => stderr::catch_up(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
         }
     }
@@ -217,6 +222,19 @@ impl Monitor {
         }
         self.poller.forget(child);
         live.executing = None;
+    }
+
+    /// Of those that have ended by now nothing is told.
+    fn notice_suspensions(&mut self) {
+        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued) {
+            let Some(slot) = self.roster.slot_of(pid) else { continue };
+            self.look_at_exec(slot);
+            let Some(worker) = self.roster.in_slot(slot).map(|live| live.worker) else { continue };
+            self.events.push_back(match stopped_by {
+                Some(signal) => Event::Suspended(worker, signal),
+                None => Event::Continued(worker),
+            });
+        }
     }
 
     pub(super) fn reap(&mut self) {

@@ -65,6 +65,9 @@ pub(super) struct Slot {
     pub(super) serves: Option<Instant>,
     /// Why it could not be seen whether the worker accepts.
     pub(super) hidden: Option<Hidden>,
+    /// Whether a signal has stopped the worker, and when that was last told.
+    pub(super) suspended: bool,
+    pub(super) suspension_told: Option<Instant>,
     pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     pub(super) ended_for: Option<Cause>,
@@ -86,6 +89,8 @@ impl Slot {
             listened: false,
             serves: None,
             hidden: None,
+            suspended: false,
+            suspension_told: None,
             backoff: Backoff::default(),
             ended_for: None,
         }
@@ -141,6 +146,8 @@ impl Slots {
             Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
+            Event::Suspended(worker, signal) => self.suspended(worker, signal, now, &mut actions),
+            Event::Continued(worker) => self.continued(worker, now, &mut actions),
             Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
@@ -195,6 +202,7 @@ impl Slots {
     pub fn view(&self, slot: u32) -> View {
         let slot = &self.slots[slot as usize];
         let phase = match slot.state {
+            _ if slot.suspended && slot.has_worker() => Phase::Suspended,
             State::Empty => Phase::Empty,
             State::Waiting { .. } => Phase::Waiting,
             State::Executing { .. } => Phase::Executing,
@@ -235,6 +243,7 @@ impl Slots {
         slot.listens = false;
         slot.serves = None;
         slot.hidden = None;
+        (slot.suspended, slot.suspension_told) = (false, None);
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }

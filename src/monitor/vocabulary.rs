@@ -77,6 +77,10 @@ pub enum Event {
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
     Ended(Worker, Cause),
+    /// A signal has stopped the worker: it runs no more until it gets CONT.
+    Suspended(Worker, Signal),
+    /// It goes on.
+    Continued(Worker),
     /// Processes of its group outlived a worker.
     LeftBehind(Worker),
     /// They have ended.
@@ -129,6 +133,8 @@ pub enum Note {
     HangsInExec(Worker),
     /// A worker had to be sent a later signal of the schedule.
     Escalated(Worker, Signal),
+    /// A signal has stopped a worker.
+    Suspended(Worker, Signal),
     /// Processes outlived their worker and are stopped.
     LeftBehind(Worker),
     /// More respawns than allowed.
@@ -152,6 +158,8 @@ pub enum Phase {
     Ready,
     /// A worker that is being stopped.
     Stopping,
+    /// A worker that a signal has stopped, whatever it was before.
+    Suspended,
     /// Nothing any more: the last worker ended for good.
     Ended,
 }
@@ -165,6 +173,7 @@ impl Phase {
             Phase::Executing | Phase::Starting => "starting",
             Phase::Ready => "ready",
             Phase::Stopping => "stopping",
+            Phase::Suspended => "stopped",
             Phase::Ended => "ended",
         }
     }

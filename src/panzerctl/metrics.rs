@@ -7,7 +7,7 @@ use crate::control::requests::{Queue, Status};
 
 /// Every standing and every state is shown, also where nothing is in it: a series that comes and goes is no good.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
-const STATES: [&str; 6] = ["starting", "ready", "stopping", "waiting", "ended", "empty"];
+const STATES: [&str; 7] = ["starting", "ready", "stopping", "stopped", "waiting", "ended", "empty"];
 
 /// The samples of one metric: labels, each with its value, and what was measured.
 type Samples = Vec<(Vec<(&'static str, String)>, f64)>;

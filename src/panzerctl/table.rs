@@ -12,7 +12,7 @@ const STATE: usize = 3;
 const LAST: usize = 8;
 
 /// The states of a worker, in the order in which they are counted.
-const STATES: [&str; 5] = ["ready", "starting", "stopping", "waiting", "empty"];
+const STATES: [&str; 6] = ["ready", "starting", "stopping", "stopped", "waiting", "empty"];
 
 /// What a table may take.
 #[derive(Debug, Clone, Copy)]
@@ -217,7 +217,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
     ];
     let tone = match worker.state.as_str() {
         "ready" => Tone::Good,
-        "waiting" => Tone::Bad,
+        "waiting" | "stopped" => Tone::Bad,
         "empty" => Tone::Faint,
         _ => Tone::Passing,
     };

@@ -1,10 +1,13 @@
 //! Descriptors that come from outside as numbers.
 
-use std::io;
+use std::ffi::CStr;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::termios::tcgetattr;
 
 /// The first descriptor that a program may be given; below are stdin, stdout and stderr.
 pub const FIRST: RawFd = 3;
@@ -76,4 +79,48 @@ pub fn fill_standard() -> io::Result<()> {
 pub fn silence_stdin() -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     Ok(nix::unistd::dup2_stdin(null)?)
+}
+
+/// What a descriptor leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A pipe, with a name or without.
+    Pipe,
+    /// A terminal.
+    Terminal,
+    /// A terminal that was taken away from us, by a hang-up.
+    Revoked,
+    /// A socket.
+    Socket,
+    /// A regular file.
+    File,
+    /// Something else, such as /dev/null, or nothing.
+    Other,
+}
+
+/// What `fd` leads to.
+pub fn kind(fd: BorrowedFd<'_>) -> Kind {
+    let format = fstat(fd).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    match format {
+        SFlag::S_IFIFO => Kind::Pipe,
+        SFlag::S_IFSOCK => Kind::Socket,
+        SFlag::S_IFREG => Kind::File,
+        SFlag::S_IFCHR => match tcgetattr(fd) {
+            Ok(_) => Kind::Terminal,
+            Err(Errno::EIO) => Kind::Revoked,
+            Err(_) => Kind::Other,
+        },
+        _ => Kind::Other,
+    }
+}
+
+/// Opens the pipe or terminal anew that `fd` leads to, without blocking: flags that are set on `fd`, by whomever, are not
+/// set there. Fails where it belongs to another user. Async-signal-safe.
+pub fn open_anew(fd: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
+    let mut path = [0; 32];
+    // Without its last byte, which ends the string.
+    write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).map_err(|_| Errno::ENAMETOOLONG)?;
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::ENAMETOOLONG)?;
+    // It must neither wait for a reader or for a line, nor become our controlling terminal.
+    open(path, flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
 }

@@ -8,6 +8,8 @@ pub mod epoll_sets;
 pub mod foreign;
 mod memory;
 pub mod options;
+mod outlet;
+pub mod output;
 pub mod packets;
 pub mod pidfd;
 pub mod poller;

@@ -62,6 +62,15 @@ impl Poller {
         Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, token))?)
     }
 
+    /// Wakes once with `token` when `fd` can be written to, or its other end is gone. To be called again for each time.
+    pub fn watch_once_for_writing(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let mut event = EpollEvent::new(EpollFlags::EPOLLOUT | EpollFlags::EPOLLONESHOT, token);
+        match self.epoll.add(&fd, event) {
+            Err(Errno::EEXIST) => Ok(self.epoll.modify(&fd, &mut event)?),
+            added => Ok(added?),
+        }
+    }
+
     /// Stops watching `fd`. To be called before it is closed: a copy in another process would keep it watched.
     pub fn forget(&self, fd: impl AsFd) {
         // It fails only for a descriptor that is not watched, which is what is wanted.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 
 /// How a child ended.
@@ -53,6 +54,17 @@ pub fn reap() -> Option<(Pid, Exit)> {
         Exit::Signal(libc::WTERMSIG(status), libc::WCOREDUMP(status))
     };
     Some((Pid::from_raw(pid), exit))
+}
+
+/// One child that was stopped since the last call, with the signal that did it, or that was continued. None where there is
+/// none.
+pub fn stopped_or_continued() -> Option<(Pid, Option<Signal>)> {
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED | WaitPidFlag::WNOHANG;
+    match waitid(Id::All, flags).ok()? {
+        WaitStatus::Stopped(pid, signal) => Some((pid, Some(signal))),
+        WaitStatus::Continued(pid) => Some((pid, None)),
+        _ => None,
+    }
 }
 
 /// Sends `signal` to an unreaped child of ours. One that has just ended is no error.

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -107,10 +109,57 @@ fn reset_number(number: libc::c_int) {
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
 }
 
+/// Makes `call`, in which a system call that waits fails with EINTR once `limit` is over, which is less than a second. None
+/// where there is no timer for it.
+pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option<T> {
+    extern "C" fn interrupt(_: libc::c_int) {}
+    // Nobody else's: the loop reads none of the real-time signals.
+    let number = libc::SIGRTMAX();
+    // SAFETY: all-zero values are valid for these plain C structures, each call gets pointers to values on this stack,
+    // and the handler does nothing. The timer is deleted before this returns.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_THREAD_ID, number);
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer: libc::timer_t = std::mem::zeroed();
+        if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+            return None;
+        }
+        let mut handler: libc::sigaction = std::mem::zeroed();
+        handler.sa_sigaction = interrupt as *const () as usize;
+        libc::sigaction(number, &handler, ptr::null_mut());
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut mask, number);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &mask, ptr::null_mut());
+        // Again and again: the first one may come before the call waits.
+        let every = libc::timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() };
+        libc::timer_settime(timer, 0, &libc::itimerspec { it_interval: every, it_value: every }, ptr::null_mut());
+        let made = call();
+        libc::timer_delete(timer);
+        libc::sigprocmask(libc::SIG_BLOCK, &mask, ptr::null_mut());
+        Some(made)
+    }
+}
+
 /// Ends this process as `signal` would have done, had it not been read: whoever waits for us sees that. Returns only
 /// where the kernel does not let it, as for PID 1.
 pub fn end_by(signal: Signal) {
     reset(signal);
     let _ = raise(signal);
     let _ = unblock(&[signal]);
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+    use nix::unistd::{pipe, read};
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_waits_is_interrupted() {
+        let (from, _to) = pipe().unwrap();
+        let read = || read(&from, &mut [0; 8]);
+        assert_eq!(interrupted_after(Duration::from_millis(1), read), Some(Err(Errno::EINTR)));
+    }
 }

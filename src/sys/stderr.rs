@@ -1,31 +1,44 @@
 //! Panzer's own messages. One line, one write, and never a wait: a reader that has stopped must not stop a supervisor.
+//! What stderr does not take is counted, and the count is said once it takes something again.
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::printable;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::tcgetattr;
-use nix::unistd::{dup2_stderr, dup2_stdout, write};
+use nix::sys::stat::fstat;
+use nix::unistd::{dup2_stderr, dup2_stdout};
+
+use super::descriptors::{Kind, kind};
+use super::outlet::Outlet;
+use super::poller::Poller;
+use super::printable;
 
 /// A pipe that can be written to takes at least this many bytes at once (PIPE_BUF), so a longer line is cut.
-const LONGEST_LINE: usize = 4096;
+const MAX_LINE_BYTES: usize = 4096;
 
 struct Messages;
 
 static MESSAGES: Messages = Messages;
-static LOST: AtomicU64 = AtomicU64::new(0);
+static OUTPUT: Mutex<Output> = Mutex::new(Output { to: None, is_journal: false, lost: 0, awaits: false });
 
-/// The terminal, where messages go to it while stderr itself does not lead there.
-static TERMINAL: Mutex<Option<OwnedFd>> = Mutex::new(None);
+/// Where messages go.
+#[derive(Debug)]
+struct Output {
+    /// None until there is a first message: then what stderr leads to at that time.
+    to: Option<Outlet>,
+    /// It is the journal, which writes the time beside each line, and takes a priority in front.
+    is_journal: bool,
+    /// Number of messages that were not written, and of which nobody has been told.
+    lost: u64,
+    /// A poller waits for stderr to take something again, or did so in vain.
+    awaits: bool,
+}
 
 /// Sends what is logged from here on to stderr.
 pub fn start(level: LevelFilter) {
+    output().open();
     // It is set once in each process.
     let _ = log::set_logger(&MESSAGES);
     set_level(level);
@@ -42,35 +55,71 @@ impl Log for Messages {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
-        let lost = LOST.swap(0, Ordering::Relaxed);
-        if lost > 0 && !put(&line(Level::Warn, &format!("{lost} messages were lost: stderr was full"))) {
-            LOST.fetch_add(lost, Ordering::Relaxed);
-        }
-        if !put(&line(record.level(), &record.args().to_string())) {
-            LOST.fetch_add(1, Ordering::Relaxed);
+        if self.enabled(record.metadata()) {
+            output().say(record.level(), &record.args().to_string());
         }
     }
 
     fn flush(&self) {}
 }
 
+/// Writes what somebody asked for, whatever the level, line by line.
+pub fn tell(text: &str) {
+    text.lines().for_each(|line| output().say(Level::Info, line));
+}
+
+/// Why this process ends: written as it is, also where nothing was started. In one write, as whoever else panzer has
+/// started may say something at the same moment.
+pub fn last_words(why: &str) {
+    let mut output = output();
+    output.open();
+    let line = output.ended(format!("panzer: {why}"), Level::Error);
+    output.put(&line);
+}
+
+/// How many messages were not written, and not told of: for the image that takes this one's place.
+pub fn lost() -> u64 {
+    output().lost
+}
+
+/// So many were not written by the image before.
+pub fn add_lost(count: u64) {
+    output().lost += count;
+}
+
+/// Has `poller` wake once with `token` when something was lost and can be told. Called before each sleep.
+pub fn rearm(poller: &Poller, token: u64) {
+    let mut output = output();
+    let Output { to: Some(to), lost, awaits: awaits @ false, .. } = &mut *output else { return };
+    if *lost > 0 || to.has_rest() {
+        // Where it cannot be awaited, the next message tells.
+        *awaits = poller.watch_once_for_writing(to, token).is_ok();
+    }
+}
+
+/// That time has come. Where it was in vain, the next message asks for another.
+pub fn catch_up() {
+    let mut output = output();
+    output.awaits = !output.settle();
+}
+
 /// Puts /dev/null where stdout or stderr is a terminal, for whatever is executed from here on. Messages still reach that
 /// terminal, until [`leave_terminal`].
 pub fn keep_terminal_to_itself() -> io::Result<()> {
-    let stderr = io::stderr();
-    let own = is_terminal(stderr.as_fd()).then(|| stderr.as_fd().try_clone_to_owned()).transpose()?;
-    leave_terminal()?;
-    *terminal() = own;
-    Ok(())
+    output().open();
+    redirect_terminals()
 }
 
 /// Puts /dev/null where stdout or stderr is a terminal: what was redirected stays as it is, but nothing of this process
 /// depends on a terminal any more.
 pub fn leave_terminal() -> io::Result<()> {
-    *terminal() = None;
+    let mut output = output();
+    (output.to, output.awaits) = (None, false);
+    drop(output);
+    redirect_terminals()
+}
+
+fn redirect_terminals() -> io::Result<()> {
     let null = || OpenOptions::new().write(true).open("/dev/null");
     if is_terminal(io::stdout().as_fd()) {
         dup2_stdout(null()?)?;
@@ -81,54 +130,102 @@ pub fn leave_terminal() -> io::Result<()> {
     Ok(())
 }
 
-/// Also one that has been closed, which answers with EIO.
 fn is_terminal(fd: BorrowedFd<'_>) -> bool {
-    matches!(tcgetattr(fd), Ok(_) | Err(Errno::EIO))
+    matches!(kind(fd), Kind::Terminal | Kind::Revoked)
 }
 
-fn terminal() -> MutexGuard<'static, Option<OwnedFd>> {
-    TERMINAL.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether `fd` is the stream that systemd has connected with the journal: JOURNAL_STREAM names it by device and inode.
+pub fn is_journal(fd: BorrowedFd<'_>) -> bool {
+    let Ok(stat) = fstat(fd) else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|named| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Writes what somebody asked for, whatever the level, line by line.
-pub fn tell(text: &str) {
-    for each in text.lines() {
-        if !put(&line(Level::Info, each)) {
-            LOST.fetch_add(1, Ordering::Relaxed);
+fn output() -> MutexGuard<'static, Output> {
+    OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Output {
+    fn open(&mut self) {
+        if self.to.is_none() {
+            self.to = Outlet::open(io::stderr().as_fd()).ok();
+            self.is_journal = is_journal(io::stderr().as_fd());
         }
     }
-}
 
-fn line(level: Level, text: &str) -> Vec<u8> {
-    let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-    let label = match level {
-        Level::Error => "error: ",
-        Level::Warn => "warning: ",
-        Level::Info | Level::Debug | Level::Trace => "",
-    };
-    let mut line = format!("{time} panzer: {label}{}\n", printable::lines(text)).into_bytes();
-    if line.len() > LONGEST_LINE {
-        line.truncate(LONGEST_LINE - 4);
-        line.extend_from_slice(b"...\n");
+    fn say(&mut self, level: Level, text: &str) {
+        self.open();
+        let line = self.line(level, text);
+        self.put(&line);
     }
-    line
-}
 
-/// False where it would have had to wait. A stderr that is closed or broken is nobody's to read: that is no loss.
-fn put(line: &[u8]) -> bool {
-    match &*terminal() {
-        Some(terminal) => put_on(terminal.as_fd(), line),
-        None => put_on(io::stderr().as_fd(), line),
-    }
-}
-
-fn put_on(to: BorrowedFd<'_>, line: &[u8]) -> bool {
-    let mut fds = [PollFd::new(to, PollFlags::POLLOUT)];
-    match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(0) => false,
-        _ => {
-            let _ = write(to, line);
-            true
+    fn put(&mut self, line: &[u8]) {
+        if !(self.settle() && self.to.as_mut().is_some_and(|to| to.write(line))) {
+            self.lost += 1;
+            self.awaits = false;
         }
+    }
+
+    /// Writes what is left of a line, and how many were lost. False where that is not taken.
+    fn settle(&mut self) -> bool {
+        let lost = (self.lost > 0).then(|| {
+            let (messages, were) = if self.lost == 1 { ("message", "was") } else { ("messages", "were") };
+            self.line(Level::Warn, &format!("{} {messages} {were} lost: stderr was full", self.lost))
+        });
+        let Some(to) = &mut self.to else { return false };
+        let settled = to.finish() && lost.is_none_or(|line| to.write(&line));
+        if settled {
+            self.lost = 0;
+        }
+        settled
+    }
+
+    fn line(&self, level: Level, text: &str) -> Vec<u8> {
+        let label = match level {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info | Level::Debug | Level::Trace => "",
+        };
+        let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        let time = if self.is_journal { String::new() } else { format!("{time} ") };
+        self.ended(format!("{time}panzer: {label}{text}"), level)
+    }
+
+    /// With a priority before each line, where that is for the journal, and an end.
+    fn ended(&self, text: String, level: Level) -> Vec<u8> {
+        let mut text = printable::lines(&text).to_string();
+        if self.is_journal {
+            let priority = match level {
+                Level::Error => 3,
+                Level::Warn => 4,
+                Level::Info => 6,
+                Level::Debug | Level::Trace => 7,
+            };
+            text = format!("<{priority}>{}", text.replace('\n', &format!("\n<{priority}>")));
+        }
+        let mut line = text.into_bytes();
+        if line.len() >= MAX_LINE_BYTES {
+            line.truncate(MAX_LINE_BYTES - 4);
+            line.extend_from_slice(b"...");
+        }
+        line.push(b'\n');
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_gets_a_priority_in_the_place_of_the_time() {
+        let line = |is_journal, level, text: &str| {
+            let output = Output { to: None, is_journal, lost: 0, awaits: false };
+            String::from_utf8(output.line(level, text)).unwrap()
+        };
+        assert_eq!(line(true, Level::Error, "a\nb"), "<3>panzer: error: a\n<3>b\n");
+        assert_eq!(line(true, Level::Info, "a"), "<6>panzer: a\n");
+        assert!(line(false, Level::Warn, "a").ends_with("Z panzer: warning: a\n"));
+        let long = line(true, Level::Debug, &"x".repeat(5000));
+        assert!(long.len() == MAX_LINE_BYTES && long.starts_with("<7>panzer: x") && long.ends_with("x...\n"));
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cause::Cause;
 use crate::config::identity::Named;
 use crate::config::{self, Text};
-use crate::sys::rights;
+use crate::sys::{output, rights};
 
 /// Variables that tell a program as whom it runs.
 const VARIABLES: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
@@ -129,6 +129,13 @@ impl Identity {
     /// The user that workers run as, where it is another than ours.
     pub fn other_user(&self) -> Option<u32> {
         self.whom.as_ref().map(|credentials| credentials.uid).filter(|uid| *uid != geteuid().as_raw())
+    }
+
+    /// Has /dev/stdout and /dev/stderr open to whom workers run as, if they run as another user.
+    pub fn open_output(&self) {
+        if let Some(whom) = self.whom.as_ref().filter(|whom| !whom.are_ours && whom.uid != 0) {
+            output::open_to_group(whom.gid);
+        }
     }
 
     /// In a forked child: becomes it, and proves that there is no way back. Allocates nothing, takes no lock.

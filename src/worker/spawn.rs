@@ -18,6 +18,7 @@ use nix::unistd::{Pid, pipe2, read};
 use super::identity::{Identity, Step};
 use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
+use crate::sys::output::open_output_anew;
 
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
 const BUSY_TRIES: u32 = 50;
@@ -57,6 +58,8 @@ pub struct Command<'a> {
     pub stdin: Option<BorrowedFd<'a>>,
     /// What it gets as stdout and stderr, in place of ours.
     pub output: Option<BorrowedFd<'a>>,
+    /// Gives it our stdout and stderr as open file descriptions of its own, where they are pipes or terminals.
+    pub opens_output_anew: bool,
     /// Descriptors it gets, the first as 3, and so on.
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// Gives it also what lies open from 3 on without close-on-exec.
@@ -86,6 +89,7 @@ impl<'a> Command<'a> {
             listen_pid: false,
             stdin: None,
             output: None,
+            opens_output_anew: false,
             descriptors,
             inherits_descriptors: false,
             leads_group: true,
@@ -270,6 +274,10 @@ fn become_program(
                 || libc::dup2(output.as_raw_fd(), libc::STDERR_FILENO) < 0)
         {
             return Errno::last().into();
+        }
+        // While it has the right to.
+        if command.opens_output_anew {
+            open_output_anew();
         }
         for (source, target) in sources.iter().zip(FIRST..) {
             if libc::dup2(*source, target) < 0 {

@@ -68,7 +68,15 @@ os._exit(os.waitstatus_to_exitcode(status) & 0xff)
 "#;
 
 fn keeper() -> Builder {
-    Panzer::builder().executable("keeper", KEEPER).through("keeper").arg("-d")
+    Panzer::builder().executable("keeper", KEEPER).through("keeper").arg("-d").allow_line(STAYS_OPEN)
+}
+
+/// What is said where the tests read its stderr.
+const STAYS_OPEN: &str = "warning: stderr stays open while panzer runs";
+
+/// On a terminal, and in the foreground.
+pub(crate) fn on_a_terminal() -> Builder {
+    Panzer::builder().executable("keeper", KEEPER).through("keeper").env("TERMINAL", "1")
 }
 
 fn sleeper() -> Builder {
@@ -86,7 +94,7 @@ fn starter(panzer: &Panzer) -> Option<i32> {
 }
 
 #[track_caller]
-fn wait_starter(panzer: &Panzer) -> i32 {
+pub(crate) fn wait_starter(panzer: &Panzer) -> i32 {
     eventually_some(SOON, "the starter ends", || starter(panzer))
 }
 
@@ -213,6 +221,19 @@ fn a_terminal_that_is_closed_is_nothing_to_a_daemon() {
 }
 
 #[test]
+fn who_reads_what_a_daemon_holds_open_is_told() {
+    let panzer = sleeper().start();
+    panzer.expect_line("warning: stderr stays open while panzer runs: *ssh*redirect it, as in >>FILE 2>&1");
+    assert_eq!(wait_starter(&panzer), 0);
+    assert_eq!(panzer.stop().code(), Some(0));
+    // A terminal does not.
+    let panzer = sleeper().env("TERMINAL", "1").start();
+    assert_eq!(wait_starter(&panzer), 0);
+    assert!(!panzer.lines().iter().any(|line| line.contains("stays open")));
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
 fn the_terminal_is_told_why_a_start_fails() {
     let panzer = keeper().env("TERMINAL", "1").args(["-w", "1", "--delay", "10ms", "--", "false"]).start();
     panzer.expect_line("warning: worker 0 * exited with code 1; respawning it in");
@@ -238,7 +259,7 @@ fn a_starter_that_is_gone_does_not_keep_it_from_serving() {
 #[test]
 fn variable_and_file_ask_for_it_as_well() {
     for by_file in [false, true] {
-        let builder = Panzer::builder().executable("keeper", KEEPER).through("keeper");
+        let builder = Panzer::builder().executable("keeper", KEEPER).through("keeper").allow_line(STAYS_OPEN);
         let builder = builder.args(["-w", "1", "--bake", "50ms", "--", "sleep", "1000"]);
         let panzer = if by_file {
             builder.file("panzer.yml", "daemonize: true\n").env("PANZER_CONFIG", "panzer.yml").start()
@@ -253,10 +274,14 @@ fn variable_and_file_ask_for_it_as_well() {
 
 /// As `keeper`, where this script executes panzer.
 fn keeper_through(opener: &str) -> Builder {
+    opened_by(opener).arg("-d").allow_line(STAYS_OPEN)
+}
+
+pub(crate) fn opened_by(opener: &str) -> Builder {
     let executes = "os.execv(sys.argv[1], sys.argv[1:])";
     assert!(KEEPER.contains(executes));
     let keeper = KEEPER.replace(executes, "os.execv('./opener', ['./opener'] + sys.argv[1:])");
-    Panzer::builder().executable("keeper", &keeper).through("keeper").executable("opener", opener).arg("-d")
+    Panzer::builder().executable("keeper", &keeper).through("keeper").executable("opener", opener)
 }
 
 #[test]

@@ -34,6 +34,7 @@ mod lookup;
 mod managed;
 mod my_app;
 mod operators;
+mod output;
 mod per_worker;
 mod per_worker_scaling;
 mod planning;

@@ -42,6 +42,8 @@ struct Slot {
     code: Option<u8>,
     finish_told: bool,
     pace: PaceWatch,
+    /// That it was stopped by a signal is told.
+    halt_told: bool,
 }
 
 pub(crate) struct MonitorCheck {
@@ -100,6 +102,10 @@ impl MonitorCheck {
         self.slots.get(slot as usize).map_or(0, |slot| slot.life)
     }
 
+    pub(crate) fn is_halted(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.alive && slot.readiness.halted)
+    }
+
     pub(crate) fn is_alive(&self, slot: u32) -> bool {
         self.slots.get(slot as usize).is_some_and(|slot| slot.alive)
     }
@@ -130,6 +136,13 @@ impl MonitorCheck {
         let ended = self.take_in(now, event);
         for action in actions {
             self.check_action(now, event, action, ended)?;
+        }
+        if let Event::Suspended(worker, _) = event
+            && let Some(slot) = self.alive(*worker)
+            && !std::mem::replace(&mut slot.halt_told, true)
+        {
+            let tells = |action: &Action| matches!(action, Action::Note(Note::Suspended(of, _)) if of == worker);
+            hold(actions.iter().any(tells), 0, || format!("that {worker:?} is stopped is not told"))?;
         }
         if let (Some(worker), false) = (ended, self.is_ending()) {
             let finished = self.slots[worker.slot as usize].finished && !self.on_trial;
@@ -170,6 +183,8 @@ impl MonitorCheck {
                 self.probes.over(*worker);
                 self.shows(now, *worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
             }
+            Event::Suspended(worker, _) => self.shows(now, *worker, |slot, _| slot.halted = true),
+            Event::Continued(worker) => self.shows(now, *worker, Readiness::continued),
             Event::Ended(worker, cause) => return self.ended(now, *worker, cause),
             Event::LeftBehind(worker) => {
                 // During a stop it has as long as the stop still takes.

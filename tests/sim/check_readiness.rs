@@ -21,6 +21,8 @@ pub(crate) struct Readiness {
     pub(crate) listens: bool,
     /// A worker before it in its slot listened.
     listened_before: bool,
+    /// A signal has stopped it: nothing that it has done before makes it ready.
+    pub(crate) halted: bool,
     /// It has shown all that is asked of it.
     pub(crate) ready: bool,
     /// By when it must be ready, and until when it is so for no more than being alive.
@@ -71,7 +73,7 @@ impl Readiness {
             return;
         }
         match sight {
-            Sight::Accepting => self.seen = true,
+            Sight::Accepting => self.seen |= !self.halted,
             Sight::NotYet => {}
             Sight::Unseeable(_) => self.hidden = true,
         }
@@ -80,12 +82,17 @@ impl Readiness {
 
     pub(crate) fn probed(&mut self, now: Time, succeeded: bool, wanted: &Settings) {
         self.looked = now;
-        self.probed |= succeeded && self.is_watched(wanted);
+        self.probed |= succeeded && !self.halted && self.is_watched(wanted);
+        self.settle(wanted);
+    }
+
+    pub(crate) fn continued(&mut self, wanted: &Settings) {
+        self.halted = false;
         self.settle(wanted);
     }
 
     fn settle(&mut self, wanted: &Settings) {
-        if let Some(executed) = self.executed.filter(|_| !self.ready && self.has_shown(wanted)) {
+        if let Some(executed) = self.executed.filter(|_| !self.ready && !self.halted && self.has_shown(wanted)) {
             (self.ready, self.unproven) = (true, executed + wanted.tuning.bake);
         }
     }

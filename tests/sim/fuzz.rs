@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
@@ -151,7 +152,7 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
-    match choices.below(32) {
+    match choices.below(34) {
         0..=2 => Event::Start,
         3..=7 => Event::Executed(worker),
         8..=10 => Event::Notified(worker),
@@ -180,6 +181,8 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
             ]),
         ),
         29 => Event::Probed(worker, choices.below(2) == 1),
+        32 => Event::Suspended(worker, Signal::SIGTTOU),
+        33 => Event::Continued(worker),
         _ => Event::Wake,
     }
 }

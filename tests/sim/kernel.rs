@@ -43,11 +43,21 @@ pub(crate) struct Program {
     pub(crate) held_back: Vec<Signal>,
     /// What the kernel sends it when its monitor dies.
     pub(crate) death_signal: Option<Signal>,
+    /// A signal has stopped it.
+    pub(crate) halted: bool,
 }
 
 impl Program {
     fn new(script: Script, executed: bool, death_signal: Option<Signal>) -> Program {
-        Program { script, executed, began: Time::ZERO, listens: false, held_back: Vec::new(), death_signal }
+        Program {
+            script,
+            executed,
+            began: Time::ZERO,
+            listens: false,
+            held_back: Vec::new(),
+            death_signal,
+            halted: false,
+        }
     }
 }
 

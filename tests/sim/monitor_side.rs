@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use nix::sys::signal::Signal;
 use panzer::control::messages::{Order, Report};
 use panzer::main_process::state::Monitor;
-use panzer::monitor::state::{Action, Event, Settings, Slots, Worker};
+use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};
@@ -53,6 +53,8 @@ pub(crate) struct MonitorNode {
     pub(crate) notifications: Vec<Pid>,
     /// Those that have called listen, and wait.
     pub(crate) listening: Vec<ProcessId>,
+    /// Those that were stopped by a signal, or go on, and are not known to be.
+    pub(crate) halts: Vec<(ProcessId, bool)>,
     /// Probes under way, and of whom.
     pub(crate) probes: BTreeMap<ProcessId, Worker>,
     done: bool,
@@ -83,6 +85,7 @@ impl MonitorNode {
             last_report: Time::ZERO,
             notifications: Vec::new(),
             listening: Vec::new(),
+            halts: Vec::new(),
             probes: BTreeMap::new(),
             done: false,
         }
@@ -171,6 +174,7 @@ impl World {
         self.take_orders(index);
         self.take_notifications(index);
         self.take_calls(index);
+        self.take_halts(index);
         let executing = self.monitors[index].roster.iter().filter(|(_, live)| live.executing);
         let executing: Vec<_> = executing.map(|(slot, _)| *slot).collect();
         executing.into_iter().for_each(|slot| self.look_at_exec(index, slot));
@@ -203,6 +207,15 @@ impl World {
                 self.look_at_exec(index, worker.slot);
                 self.monitors[index].events.push_back(Event::Notified(worker));
             }
+        }
+    }
+
+    fn take_halts(&mut self, index: usize) {
+        for (process, halted) in std::mem::take(&mut self.monitors[index].halts) {
+            let Some(worker) = self.monitors[index].worker_of(process) else { continue };
+            self.look_at_exec(index, worker.slot);
+            let event = if halted { Event::Suspended(worker, Signal::SIGSTOP) } else { Event::Continued(worker) };
+            self.monitors[index].push(event);
         }
     }
 
@@ -285,6 +298,13 @@ impl World {
         }
         let node = &mut self.monitors[index];
         node.check.observe(self.now, event, &actions, node.looping.punctual)?;
+        if let (Event::Suspended(worker, _) | Event::Continued(worker) | Event::Ended(worker, _), Some(state)) =
+            (event, &node.state)
+        {
+            let shown = state.view(worker.slot).phase == Phase::Suspended;
+            let right = shown == node.check.is_halted(worker.slot);
+            hold(right, 0, || format!("that the worker of slot {} is stopped is shown: {shown}", worker.slot))?;
+        }
         Ok(actions)
     }
 

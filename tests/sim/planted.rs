@@ -80,6 +80,9 @@ planted! {
     TakesAnyLook
     TakesAnyProbe
     ForgetsListening
+    OverlooksStops
+    ForgetsContinuing
+    HidesStops
     LooksOnWhenReady
     NeverLooks
     NeverEndsProbes
@@ -479,6 +482,8 @@ impl Planted {
             (Some(Planted::IgnoresMainGone), Event::MainGone) => None,
             (Some(Planted::ForgetsGroup), Event::LeftBehind(_)) => None,
             (Some(Planted::ForgetsListening), Event::Listens(_)) => None,
+            (Some(Planted::OverlooksStops), Event::Suspended(..)) => None,
+            (Some(Planted::ForgetsContinuing), Event::Continued(_)) => None,
             (Some(Planted::TakesAnyLook), Event::Seen(worker, _)) => Some(Event::Seen(worker, Sight::Accepting)),
             (Some(Planted::ConvictsWhoAccepts), Event::Examined(worker, _)) => {
                 Some(Event::Examined(worker, Some(Bypass::default())))
@@ -502,6 +507,9 @@ impl Planted {
         use monitor_state::{Action, Event};
         match planted {
             Some(Planted::SpawnsTwice) if *event == Event::Start => actions.extend(actions.last().cloned()),
+            Some(Planted::HidesStops) => {
+                actions.retain(|action| !matches!(action, Action::Note(monitor_state::Note::Suspended(..))))
+            }
             Some(Planted::SpawnsAfterStop) => {
                 if let (Event::Ended(worker, _), true) = (event, check.is_stopping()) {
                     actions.push(Action::Spawn(Worker { life: worker.life + 1, ..*worker }));

@@ -61,6 +61,8 @@ pub(crate) struct Script {
     pub(crate) leaves_behind: Option<Reaction>,
     /// The helper leads a group of its own, as a daemon does.
     pub(crate) daemonizes: bool,
+    /// When it is stopped by a signal, after its exec, and for how long.
+    pub(crate) halts: Option<(Time, Time)>,
     /// It changed its user: the kernel does not tell it of its monitor's death.
     pub(crate) other_user: bool,
 }
@@ -83,6 +85,7 @@ impl Script {
             quick: Reaction::EndsAfter(Duration::ZERO),
             leaves_behind: None,
             daemonizes: false,
+            halts: None,
             other_user: false,
         }
     }
@@ -112,7 +115,7 @@ impl Script {
     }
 
     fn add_trouble(&mut self, choices: &mut Choices) {
-        match choices.below(19) {
+        match choices.below(20) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
             4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
@@ -128,6 +131,7 @@ impl Script {
             11 => self.other_user = true,
             12 => self.accepts = None,
             13 => (self.accepts, self.elsewhere) = (Some(choices.millis(&[900, 3_000, 8_000])), true),
+            19 => self.halts = Some((choices.millis(&[0, 20, 400, 3_000]), choices.millis(&[10, 1_000, 20_000]))),
             14 => self.listens = None,
             15 => self.listens = self.listens.map(|_| choices.millis(&[900, 3_000, 8_000])),
             16 => self.hidden = Some(choices.millis(&[0, 300])),

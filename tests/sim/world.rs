@@ -58,6 +58,9 @@ enum Happening {
     /// Its own fault, as its script has it.
     Die(ProcessId),
     Continue(Node),
+    /// A worker is stopped by a signal, and goes on.
+    Halt(ProcessId, Time),
+    GoOn(ProcessId),
 }
 
 /// What main's loop and a monitor's have in common.
@@ -99,6 +102,8 @@ pub(crate) struct World {
     /// What is to happen: what comes first, and of that at one moment, what was planned first.
     agenda: BinaryHeap<Reverse<(Time, u32, Happening)>>,
     scheduled: u32,
+    /// What a worker that is stopped will do when it goes on.
+    deferred: Vec<(ProcessId, Happening)>,
     pub(crate) steps: u32,
     /// So many have asked for a reload, and want its verdict.
     pub(crate) requests: u64,
@@ -128,6 +133,7 @@ impl World {
             spec,
             agenda: BinaryHeap::with_capacity(64),
             scheduled: 0,
+            deferred: Vec::new(),
             steps: 0,
             requests: 0,
             kernel,
@@ -211,6 +217,12 @@ impl World {
         if !self.still_happens(at, what) {
             return Ok(());
         }
+        if let Happening::Notify(process) | Happening::Listen(process) | Happening::End(process, _) = what
+            && self.kernel.program(process).is_some_and(|program| program.halted)
+        {
+            self.deferred.push((process, what));
+            return Ok(());
+        }
         self.now = at;
         self.steps += 1;
         if self.steps > MOST_STEPS {
@@ -234,6 +246,14 @@ impl World {
             Happening::End(process, code) => self.end(process, Cause::Exited(code)),
             Happening::Die(process) => self.die(process),
             Happening::Continue(node) => self.resume(node),
+            Happening::Halt(process, length) => {
+                self.halt(process, length);
+                Ok(())
+            }
+            Happening::GoOn(process) => {
+                self.go_on(process);
+                Ok(())
+            }
         }
     }
 
@@ -244,7 +264,9 @@ impl World {
             Happening::Timer(node) => self.looping(node).timer == Some(at) && self.may_run(node),
             Happening::Continue(node) => self.looping(node).paused,
             Happening::Die(process) => self.faults && self.is_running(process),
+            Happening::Halt(process, _) => self.faults && self.is_running(process),
             Happening::Exec(process)
+            | Happening::GoOn(process)
             | Happening::Notify(process)
             | Happening::Listen(process)
             | Happening::End(process, _) => self.is_running(process),
@@ -334,7 +356,7 @@ impl World {
             let cause = cause.clone();
             return self.end(process, cause);
         }
-        let Script { notifies, listens, .. } = program.script;
+        let Script { notifies, listens, halts, .. } = program.script;
         let dies = program.script.dies.as_ref().map(|(after, _)| *after);
         program.executed = true;
         program.began = now;
@@ -345,6 +367,9 @@ impl World {
         }
         if let Some(after) = listens.filter(|_| self.spec.shares_ports) {
             self.schedule(self.now + after, Happening::Listen(process));
+        }
+        if let Some((after, length)) = halts {
+            self.schedule(self.now + after, Happening::Halt(process, length));
         }
         if let Some(after) = dies {
             self.schedule(self.now + after, Happening::Die(process));
@@ -388,6 +413,10 @@ impl World {
         }
         if signal == Signal::SIGKILL {
             return self.end(process, Cause::Killed(9, false));
+        }
+        if signal == Signal::SIGCONT {
+            self.go_on(process);
+            return Ok(());
         }
         let Some(program) = self.kernel.program(process) else { return Ok(()) };
         if !program.executed {
@@ -474,6 +503,32 @@ impl World {
     /// As main can see it, and the kernel minds it.
     pub(crate) fn has_other_user(&self, process: ProcessId) -> bool {
         self.kernel.process(process).program.as_ref().is_some_and(|program| program.script.other_user)
+    }
+
+    /// A worker gets SIGSTOP, and SIGCONT after a while.
+    fn halt(&mut self, process: ProcessId, length: Time) {
+        self.log(|_| format!("SIGSTOP process {process} for {length:?}"));
+        self.set_halted(process, true);
+        self.schedule(self.now + length, Happening::GoOn(process));
+    }
+
+    fn go_on(&mut self, process: ProcessId) {
+        self.set_halted(process, false);
+        let (own, others) = std::mem::take(&mut self.deferred).into_iter().partition(|(of, _)| *of == process);
+        self.deferred = others;
+        let own: Vec<_> = own;
+        own.into_iter().for_each(|(_, what)| self.schedule(self.now, what));
+    }
+
+    fn set_halted(&mut self, process: ProcessId, halted: bool) {
+        if let Some(program) = self.kernel.program(process) {
+            program.halted = halted;
+        }
+        let parent = self.kernel.process(process).parent.map(|parent| self.kernel.process(parent).role);
+        if let Some(Role::Monitor(index)) = parent {
+            self.monitors[index].halts.push((process, halted));
+            self.tell_parent(process);
+        }
     }
 
     /// SIGSTOP, and SIGCONT after a while.

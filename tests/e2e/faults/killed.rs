@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use nix::sys::signal::Signal;
+
 use super::{
     SOON, assert_answers, is_alive, kill_9, server, serving_app, start_app, wait_gone, wait_started, wait_workers,
 };
@@ -134,6 +136,30 @@ fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
     second.wait_serving();
     assert_answers(port, "good");
     second.stop();
+    first.wait_exit();
+}
+
+/// A terminal that closes meanwhile stops it, and so does Ctrl-C, as at any other time.
+#[test]
+fn what_waits_for_an_address_goes_with_its_terminal() {
+    let port = free_port();
+    let slow = SLOW_TO_STOP.replace("time.sleep(1)", "while not os.path.exists('go'): time.sleep(0.01)");
+    let slow = server("good").replace(RESET_INT, &slow);
+    let first = serving_app(port, 1).executable("app", &slow).start();
+    first.wait_serving();
+    kill_9(first.pid());
+    first.wait_for_line("main is gone", SOON);
+    let listen = format!("127.0.0.1:{port}");
+    for (end, status) in [("hang-up", 0), ("ctrl-c", -(Signal::SIGINT as i32))] {
+        let second = crate::daemon::on_a_terminal().args(["-w", "1", "-l", &listen, "--", "sleep", "1000"]).start();
+        second.expect_line("warning: 127.0.0.1:* is held by *; waiting until it has ended");
+        second.allow_line("^C");
+        second.wait_for_line("waiting until it has ended", SOON);
+        std::fs::write(second.path(end), "").unwrap();
+        assert_eq!(crate::daemon::wait_starter(&second), status, "{end}");
+        second.wait_exit();
+    }
+    fs::write(first.path("go"), "").unwrap();
     first.wait_exit();
 }
 

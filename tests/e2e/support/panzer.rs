@@ -36,6 +36,7 @@ pub struct Builder {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     expected: Vec<String>,
+    allowed: Vec<String>,
     directory: Option<PathBuf>,
     through: Option<PathBuf>,
 }
@@ -93,6 +94,12 @@ impl Builder {
         self
     }
 
+    /// As `Panzer::allow_line`, for whoever has the builder only.
+    pub fn allow_line(mut self, pattern: &str) -> Builder {
+        self.allowed.push(pattern.to_owned());
+        self
+    }
+
     /// Puts a file into its folder.
     pub fn file(self, name: &str, content: &str) -> Builder {
         fs::write(self.folder().join(name), content).expect("the folder is ours");
@@ -140,7 +147,7 @@ impl Builder {
             exit: None,
             stderr,
             expected: Mutex::new(self.expected),
-            allowed: Mutex::default(),
+            allowed: Mutex::new(self.allowed),
             seen: Mutex::default(),
             checked: false,
         }
@@ -173,6 +180,7 @@ impl Panzer {
             arguments: Vec::new(),
             environment: Vec::new(),
             expected: Vec::new(),
+            allowed: Vec::new(),
             directory: None,
             through: None,
         }

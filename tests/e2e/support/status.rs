@@ -6,7 +6,7 @@ pub struct Worker {
     pub slot: u32,
     /// None where the slot has no process.
     pub pid: Option<i32>,
-    /// `starting`, `ready`, `stopping`, `waiting` or `empty`.
+    /// `starting`, `ready`, `stopping`, `stopped`, `waiting` or `empty`.
     pub phase: String,
     /// The rest of the line: since when, respawns, and why the last one ended.
     pub rest: String,

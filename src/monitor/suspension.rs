@@ -1,0 +1,27 @@
+//! Workers that a signal has stopped: they live, and do nothing. Such a worker is shown as stopped, and is not found ready.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::state::{Action, Note, Slots, Worker};
+
+/// A worker that is stopped again and again, as by a tool that limits its CPU time, is told of so often.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+impl Slots {
+    pub(super) fn suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot_of(worker) else { return };
+        slot.suspended = true;
+        if slot.suspension_told.is_none_or(|told| told + TOLD_EVERY <= now) {
+            slot.suspension_told = Some(now);
+            actions.push(Action::Note(Note::Suspended(worker, signal)));
+        }
+    }
+
+    pub(super) fn continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot_of(worker) else { return };
+        slot.suspended = false;
+        self.become_ready_unseen(worker, now, actions);
+    }
+}

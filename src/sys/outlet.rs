@@ -1,0 +1,162 @@
+//! Writing to a descriptor that other processes share, without waiting for whoever reads it.
+//!
+//! | it leads to | way of writing |
+//! | --- | --- |
+//! | a pipe or a terminal | through an open file description of our own, without blocking |
+//! | the same, and to open it anew is refused (another user's) | a look first; a timer ends a write that waits |
+//! | a socket | MSG_DONTWAIT |
+//! | a regular file | as it is |
+//! | anything else | a look first; a timer ends a write that waits |
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::write;
+
+use super::descriptors::{Kind, kind, open_anew};
+use super::signals::interrupted_after;
+
+/// Longest wait of a write that others made wait after our look. Only where no description of our own can be had.
+const LONGEST_WRITE: Duration = Duration::from_millis(10);
+
+/// Where to write, and what is left of the last write.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    to: OwnedFd,
+    way: Way,
+    rest: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// The description is our own, and does not block.
+    Own,
+    Socket,
+    File,
+    /// The description is shared, and may block.
+    Shared,
+}
+
+impl Outlet {
+    /// Finds the best way to write to what `fd` leads to now, whatever `fd` becomes later.
+    pub(super) fn open(fd: BorrowedFd<'_>) -> io::Result<Outlet> {
+        let shared = |way| Ok(Outlet { to: fd.try_clone_to_owned()?, way, rest: Vec::new() });
+        match kind(fd) {
+            Kind::Pipe | Kind::Terminal => match open_anew(fd, OFlag::O_WRONLY) {
+                Ok(to) => Ok(Outlet { to, way: Way::Own, rest: Vec::new() }),
+                Err(_) => shared(Way::Shared),
+            },
+            Kind::Socket => shared(Way::Socket),
+            Kind::File => shared(Way::File),
+            Kind::Revoked | Kind::Other => shared(Way::Shared),
+        }
+    }
+
+    /// Whether the last write was only begun.
+    pub(super) fn has_rest(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
+    /// Writes the rest of the last write. False where some is left.
+    pub(super) fn finish(&mut self) -> bool {
+        let rest = std::mem::take(&mut self.rest);
+        let written = if rest.is_empty() { Ok(0) } else { self.put(&rest) };
+        match written {
+            Err(Errno::EAGAIN) => self.rest = rest,
+            // What else is wrong is nothing that waiting mends.
+            Err(_) => {}
+            Ok(count) => self.rest = rest[count..].to_vec(),
+        }
+        self.rest.is_empty()
+    }
+
+    /// Writes `bytes`, of which a part may be left for [`Outlet::finish`]; only once there is no rest. False where nothing
+    /// was written.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> bool {
+        match self.put(bytes) {
+            Err(_) => false,
+            Ok(count) => {
+                self.rest = bytes[count..].to_vec();
+                true
+            }
+        }
+    }
+
+    /// Never waits, but for a disk, and where the table above says so. EAGAIN where it would have had to.
+    fn put(&self, bytes: &[u8]) -> nix::Result<usize> {
+        let no_wait = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let written = match self.way {
+            Way::Own | Way::File => write(&self.to, bytes),
+            Way::Socket => send(self.to.as_raw_fd(), bytes, no_wait),
+            Way::Shared => match poll(&mut [PollFd::new(self.to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) {
+                Ok(1..) => interrupted_after(LONGEST_WRITE, || write(&self.to, bytes)).unwrap_or(Err(Errno::EAGAIN)),
+                _ => Err(Errno::EAGAIN),
+            },
+        };
+        written.map_err(|errno| if errno == Errno::EINTR { Errno::EAGAIN } else { errno })
+    }
+}
+
+impl AsFd for Outlet {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.to.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::pty::openpty;
+    use nix::unistd::pipe;
+
+    use super::*;
+
+    /// Writes until nothing more is taken. Returns how much was.
+    fn fill(outlet: &mut Outlet) -> usize {
+        let mut taken = 0;
+        while outlet.finish() && outlet.write(&[b'x'; 4096]) {
+            taken += 4096 - outlet.rest.len();
+        }
+        taken
+    }
+
+    #[test]
+    fn nobody_who_does_not_read_is_waited_for_and_nothing_is_cut() {
+        let (pipe_read, pipe_write) = pipe().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let pty = openpty(None, None).unwrap();
+        let sides: [(OwnedFd, OwnedFd); 3] =
+            [(pipe_write, pipe_read), (ours.into(), theirs.into()), (pty.slave, pty.master)];
+        for (to, from) in sides {
+            for way in [None, Some(Way::Shared)] {
+                let mut outlet = Outlet::open(to.as_fd()).unwrap();
+                if let Some(way) = way {
+                    outlet = Outlet { to: to.try_clone().unwrap(), way, rest: Vec::new() };
+                }
+                let taken = fill(&mut outlet);
+                assert!(taken > 0 && !outlet.finish() | !outlet.write(b"y"), "{:?}", outlet.way);
+                let flags = OFlag::from_bits_retain(fcntl(&to, FcntlArg::F_GETFL).unwrap());
+                assert!(!flags.contains(OFlag::O_NONBLOCK), "the others' descriptor is as it was");
+                // What was taken comes, and the rest of the last write behind it.
+                let mut read = 0;
+                let mut from = std::fs::File::from(from.try_clone().unwrap());
+                while read < taken || outlet.has_rest() {
+                    read += from.read(&mut [0; 4096]).unwrap();
+                    outlet.finish();
+                }
+                assert!(outlet.write(b"y"), "{:?}", outlet.way);
+                while read % 4096 != 1 {
+                    read += from.read(&mut [0; 4096]).unwrap();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Stdout and stderr as workers get them: open file descriptions of their own, and rights to open them by a path.
+//!
+//! | it leads to | opened anew for each worker | who may open /dev/stdout, if workers run as another user |
+//! | --- | --- | --- |
+//! | a pipe without a name | yes | whoever holds it, or may look into a process that does |
+//! | a pipe with a name | yes | whoever its owner lets |
+//! | a terminal of panzer's own user | yes | the workers' group, to write, until panzer ends |
+//! | another user's terminal | if that is not refused | whoever its owner lets |
+//! | a socket | no: it cannot be | nobody: it cannot be opened |
+//! | a file | no: the position in it is shared on purpose | whoever its owner lets |
+//! | /dev/null and the like | no | as before |
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::{Gid, dup2_stderr, dup2_stdout, fchown, geteuid};
+use serde::{Deserialize, Serialize};
+
+use super::descriptors::{Kind, kind, open_anew};
+
+/// The file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
+const PIPES: FsType = FsType(0x5049_5045);
+
+/// Group and mode that the terminals at stdout and stderr had before panzer changed them.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct TerminalRights([Option<(u32, u32)>; 2]);
+
+impl TerminalRights {
+    /// As they are now.
+    pub fn now() -> TerminalRights {
+        TerminalRights(both().map(|fd| own_terminal(fd).map(|stat| (stat.st_gid, stat.st_mode & 0o7777))))
+    }
+
+    /// Puts back what [`open_to_group`] has changed.
+    pub fn restore(self) {
+        for (fd, before) in both().into_iter().zip(self.0) {
+            let now = own_terminal(fd).map(|stat| stat.st_gid);
+            if let (Some((group, mode)), Some(now)) = (before, now)
+                && group != now
+            {
+                let restored = fchmod(fd, Mode::from_bits_truncate(mode))
+                    .and_then(|()| fchown(fd, None, Some(Gid::from_raw(group))));
+                if let Err(errno) = restored {
+                    log::warn!("the terminal's group cannot be restored: {}", errno.desc().to_lowercase());
+                }
+            }
+        }
+    }
+}
+
+/// Lets processes of `group` write to stdout and stderr by a path, as /dev/stdout, as far as these are ours to give: see
+/// above.
+pub fn open_to_group(group: u32) {
+    for fd in both() {
+        let Ok(stat) = fstat(fd) else { continue };
+        let writable = |bits| fchmod(fd, Mode::from_bits_truncate(stat.st_mode & 0o7777 | bits));
+        let opened = if kind(fd) == Kind::Pipe && fstatfs(fd).is_ok_and(|system| system.filesystem_type() == PIPES) {
+            writable(0o022)
+        } else if own_terminal(fd).is_some() {
+            fchown(fd, None, Some(Gid::from_raw(group))).and_then(|()| writable(0o020))
+        } else {
+            continue;
+        };
+        if let Err(errno) = opened {
+            log::debug!("stdout or stderr cannot be opened to group {group}: {}", errno.desc().to_lowercase());
+        }
+    }
+}
+
+/// Opens stdout and stderr anew where they are a pipe or a terminal, and lets them block: what this process, or whoever
+/// shares them, does to their flags concerns nobody else. One that cannot be opened stays. Async-signal-safe.
+pub fn open_output_anew() {
+    let [stdout, stderr] = both();
+    if let Some(anew) = blocking_anew(stdout) {
+        let _ = dup2_stdout(anew);
+    }
+    if let Some(anew) = blocking_anew(stderr) {
+        let _ = dup2_stderr(anew);
+    }
+}
+
+fn blocking_anew(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    if !matches!(kind(fd), Kind::Pipe | Kind::Terminal) {
+        return None;
+    }
+    let kept = OFlag::O_ACCMODE | OFlag::O_APPEND | OFlag::O_DIRECT;
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).ok()?) & kept;
+    let anew = open_anew(fd, flags).ok()?;
+    fcntl(&anew, FcntlArg::F_SETFL(flags)).ok()?;
+    Some(anew)
+}
+
+/// A terminal that belongs to us: what happens to another user's is that user's affair.
+fn own_terminal(fd: BorrowedFd<'_>) -> Option<FileStat> {
+    fstat(fd).ok().filter(|stat| kind(fd) == Kind::Terminal && stat.st_uid == geteuid().as_raw())
+}
+
+fn both() -> [BorrowedFd<'static>; 2] {
+    // SAFETY: stdout and stderr are open for as long as the process runs: the launcher has filled them.
+    [libc::STDOUT_FILENO, libc::STDERR_FILENO].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+}
