@@ -97,7 +97,7 @@ impl Main {
         };
         if let Ok(copy) = copy {
             self.guard.add(shared_name(key), copy.as_fd());
-            self.guard.look(&self.poller);
+            self.put_listeners_right();
         }
         self.tell_of_further_port(&before, key.address.port());
         [claimant].into_iter().chain(waiting).for_each(|claimant| self.send_shared(claimant, key, now));

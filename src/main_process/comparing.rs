@@ -53,7 +53,7 @@ impl Main {
                 log::warn!("{}: nothing is let in: {error}", held.name);
             }
         }
-        self.guard.look(&self.poller);
+        self.put_listeners_right();
         bound?;
         for new in self.held.iter().filter(|held| held.slot == 0 && added.contains(&held.number)) {
             log::info!("listening on {}", new.listen.address);

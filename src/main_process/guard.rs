@@ -1,8 +1,9 @@
 //! What a worker does to a TCP listener that it shares with all others is undone: a `shutdown()`, which closes it for
 //! everybody, and a `listen()` with a shorter queue.
 //!
-//! The kernel tells of a shutdown by a hang-up, and a queue is looked at when a worker says something that comes after
-//! its `listen()`: as long as nothing happens, none of this wakes anybody.
+//! The kernel tells of a shutdown by a hang-up. Queues are looked at when a worker becomes ready or ends, when a
+//! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late: as long as nothing
+//! happens, none of this wakes anybody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,11 +25,16 @@ const PACE: Duration = Duration::from_millis(20);
 /// And told of no more often than this.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
+/// After something has happened, queues are looked at again after so many seconds: a `listen()` may come late.
+const LOOKS: [u64; 3] = [1, 5, 30];
+
 /// The listeners that are looked after, by the token of each.
 #[derive(Debug)]
 pub(super) struct Guard {
     all: BTreeMap<u64, Guarded>,
     next_token: u64,
+    /// When queues are looked at again, the latest first.
+    looks: Vec<Instant>,
 }
 
 #[derive(Debug)]
@@ -45,6 +51,8 @@ struct Guarded {
     told: Option<Instant>,
     untold: u32,
     queue_told: bool,
+    /// Whether people were told that it cannot listen again.
+    failure_told: bool,
 }
 
 /// A listener that is looked after, as one main hands it on to the next.
@@ -59,7 +67,7 @@ pub(super) struct Carried {
 impl Guard {
     /// Over nothing yet. All tokens from `first_token` on are its own.
     pub(super) fn new(first_token: u64) -> Guard {
-        Guard { all: BTreeMap::new(), next_token: first_token }
+        Guard { all: BTreeMap::new(), next_token: first_token, looks: Vec::new() }
     }
 
     /// For the next main.
@@ -82,15 +90,16 @@ impl Guard {
             guard.all.insert(guard.next_token, guarded);
             guard.next_token += 1;
         }
-        guard.look(poller);
         Ok(guard)
     }
 
     /// Takes a socket in. It is watched once it listens. One may be here twice, as what is asked for and what workers have
     /// bound themselves.
     pub(super) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
-        let Ok(socket) = socket.try_clone_to_owned() else { return };
-        self.all.insert(self.next_token, Guarded::new(socket, name));
+        match socket.try_clone_to_owned() {
+            Ok(socket) => self.all.insert(self.next_token, Guarded::new(socket, name)),
+            Err(error) => return tell_unwatched(&name, &error),
+        };
         self.next_token += 1;
     }
 
@@ -115,28 +124,46 @@ impl Guard {
     pub(super) fn clear(&mut self, poller: &Poller) {
         self.all.values().for_each(|guarded| poller.forget(&guarded.socket));
         self.all.clear();
+        self.looks.clear();
     }
 
     /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
-    pub(super) fn look(&mut self, poller: &Poller) {
+    pub(super) fn look(&mut self, now: Instant, poller: &Poller) {
         for (token, guarded) in &mut self.all {
-            let Ok(Some(current)) = options::backlog(&guarded.socket) else { continue };
-            match guarded.queue {
-                None => {
+            let Ok(current) = options::backlog(&guarded.socket) else { continue };
+            match (guarded.queue, current) {
+                (None, None) => {}
+                (None, Some(current)) => {
                     guarded.queue = Some(current);
                     guarded.watch(*token, poller);
                 }
-                Some(queue) if current < queue => guarded.lengthen(current, queue),
-                Some(_) => guarded.queue = Some(current),
+                (Some(queue), Some(current)) if current < queue => guarded.lengthen(current, queue),
+                (Some(_), Some(current)) => guarded.queue = Some(current),
+                // Its end was not told, as where it could not be watched.
+                (Some(_), None) => {
+                    poller.forget(&guarded.socket);
+                    guarded.due.get_or_insert(guarded.next_revival(now));
+                }
             }
         }
+    }
+
+    /// Has queues looked at again some times from now on.
+    pub(super) fn look_again_after(&mut self, now: Instant) {
+        self.looks = LOOKS.iter().rev().map(|pause| now + Duration::from_secs(*pause)).collect();
+        self.looks.retain(|_| !self.all.is_empty());
+    }
+
+    /// Whether queues are to be looked at now.
+    pub(super) fn is_to_look(&mut self, now: Instant) -> bool {
+        self.looks.pop_if(|look| *look <= now).is_some()
     }
 
     /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
     pub(super) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
         let guarded = self.all.get_mut(&token)?;
         poller.forget(&guarded.socket);
-        guarded.due = Some(guarded.revived.map_or(now, |revived| now.max(revived + PACE)));
+        guarded.due = Some(guarded.next_revival(now));
         Some(&guarded.name)
     }
 
@@ -148,7 +175,8 @@ impl Guard {
     /// When something is to be done.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let telling = |guarded: &Guarded| guarded.told.filter(|_| guarded.untold > 0).map(|told| told + TOLD_EVERY);
-        self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten().min()
+        let listeners = self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten();
+        listeners.chain(self.looks.last().copied()).min()
     }
 
     /// Revives what is due, and tells of it. `suspects` says whose workers may have done it. Returns the names of what
@@ -178,13 +206,29 @@ impl Guard {
 impl Guarded {
     fn new(socket: OwnedFd, name: String) -> Guarded {
         let inode = fstat(&socket).map_or(0, |stat| stat.st_ino);
-        Guarded { socket, inode, name, queue: None, revived: None, due: None, told: None, untold: 0, queue_told: false }
+        let (revived, due, told) = (None, None, None);
+        Guarded {
+            socket,
+            inode,
+            name,
+            queue: None,
+            revived,
+            due,
+            told,
+            untold: 0,
+            queue_told: false,
+            failure_told: false,
+        }
     }
 
     fn watch(&self, token: u64, poller: &Poller) {
         if let Err(error) = poller.watch_hang_up(&self.socket, token) {
-            log::warn!("cannot watch over {}: {error}; should a worker shut it down, nobody will know", self.name);
+            tell_unwatched(&self.name, &error);
         }
+    }
+
+    fn next_revival(&self, now: Instant) -> Instant {
+        self.revived.map_or(now, |revived| now.max(revived + PACE))
     }
 
     fn revive(&mut self, token: u64, now: Instant, poller: &Poller) {
@@ -202,22 +246,37 @@ impl Guarded {
             Err(errno) => {
                 // Somebody else has taken the address, and may give it back.
                 self.due = Some(now + TOLD_EVERY);
-                log::error!("a worker shut down {}, and it cannot listen again: {}", self.name, errno.desc());
+                if !std::mem::replace(&mut self.failure_told, true) {
+                    let (name, why) = (&self.name, errno.desc().to_lowercase());
+                    log::error!("a worker shut down {name}, and it cannot listen again: {why}; trying every second");
+                }
             }
         }
     }
 
     fn is_revived(&mut self, token: u64, now: Instant, poller: &Poller) {
-        (self.revived, self.due) = (Some(now), None);
+        (self.revived, self.due, self.failure_told) = (Some(now), None, false);
         self.watch(token, poller);
     }
 
     fn lengthen(&mut self, current: u32, queue: u32) {
         let longer = listen(&self.socket, length(Some(queue)));
-        if longer.is_ok() && !std::mem::replace(&mut self.queue_told, true) {
-            log::info!("a worker cut the queue of {} to {current}; it is {queue} again (said once)", self.name);
+        if std::mem::replace(&mut self.queue_told, true) {
+            return;
+        }
+        let name = &self.name;
+        match longer {
+            Ok(()) => log::info!("a worker cut the queue of {name} to {current}; it is {queue} again (said once)"),
+            Err(errno) => {
+                let why = errno.desc().to_lowercase();
+                log::warn!("a worker cut the queue of {name} to {current}, and it cannot be {queue} again: {why}");
+            }
         }
     }
+}
+
+fn tell_unwatched(name: &str, error: &io::Error) {
+    log::warn!("cannot watch over {name}: {error}; should a worker shut it down, nobody will know");
 }
 
 /// nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.

@@ -94,9 +94,8 @@ impl Main {
             }
             (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
             (report, _) => {
-                if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
-                    self.guard.look(&self.poller);
-                    self.unix_guard.lengthen(&self.held);
+                if matches!(report, Report::Ready { .. } | Report::Died { .. }) {
+                    self.put_listeners_right();
                 }
                 self.events.push_back(Event::Told(monitor, report));
             }

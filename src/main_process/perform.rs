@@ -84,6 +84,7 @@ impl Main {
                 self.shares.release(generation, Instant::now());
                 self.conflicts.forget(generation);
                 self.close_dropped();
+                self.put_listeners_right();
             }
             Action::Promise(client, generation) => {
                 let starting = self.state.progress().map(|progress| progress.generation);
@@ -95,6 +96,7 @@ impl Main {
                     self.runs_by_plan_of(generation);
                     self.adopt_listeners_of(generation);
                 }
+                self.put_listeners_right();
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
                         let plan = self.plans.get(&generation).unwrap_or(&self.plan);

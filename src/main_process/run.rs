@@ -178,6 +178,15 @@ impl Main {
         }
     }
 
+    /// A worker may have called `listen()`, or may do so soon: what it did to the queues is undone, and what it shut down
+    /// is revived.
+    pub(super) fn put_listeners_right(&mut self) {
+        let now = Instant::now();
+        self.guard.look(now, &self.poller);
+        self.guard.look_again_after(now);
+        self.unix_guard.lengthen(&self.held);
+    }
+
     /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
     pub(super) fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
@@ -190,6 +199,10 @@ impl Main {
             }
         };
         let now = Instant::now();
+        if self.guard.is_to_look(now) {
+            self.guard.look(now, &self.poller);
+            self.unix_guard.lengthen(&self.held);
+        }
         if self.guard.is_due(now) {
             self.held.look_who_is_silent();
         }

@@ -81,7 +81,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
     held.iter().for_each(|held| guard.add(held.name.clone(), held.listener.as_fd()));
     let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
     unix_guard.watch_all(&held, &poller);
-    guard.look(&poller);
+    guard.look(Instant::now(), &poller);
     let main = Main {
         upward: Upward::new(&environment, Instant::now()),
         starter,

@@ -192,6 +192,7 @@ pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     let builds = Some((before, build().to_owned()));
     main.operators.restarted(&Answer { builds, build_file: file, ..Answer::done() });
     main.restore_own_files();
+    main.put_listeners_right();
     // Whoever ended in between may have been told of already, and not reaped.
     main.reap();
     if main.told_on_stderr || main.dumps || main.operators.want_status() {

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::control::run;
 use crate::load::http::Address;
 use crate::load::{Load, Mode};
@@ -10,13 +13,17 @@ use crate::support::{Builder, Panzer, eventually, free_port, get, require};
 const SOON: Duration = Duration::from_secs(20);
 
 /// Serves with a thread that shuts its listener down, or cuts its queue, when it is told so by a file. `-` as port: on
-/// what it was given.
+/// what it was given. As long as there is the file `short`, it cuts its queue as it starts, and ends if that says so.
 const SERVER: &str = r#"#!/usr/bin/env python3
 import os, socket, sys, threading, time
 if sys.argv[1] == "-":
     listener = socket.socket(fileno=3)
 else:
     listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=64)
+if os.path.exists("short"):
+    listener.listen(1)
+    os.close(os.open("was-cut", os.O_CREAT))
+    if open("short").read() == "end": sys.exit(3)
 def spoil():
     while True:
         for deed in ("shutdown", "crazy", "listen"):
@@ -107,18 +114,28 @@ fn a_shutdown_of_a_shared_port_is_undone() {
     }
 }
 
+#[test]
+fn a_shared_port_is_watched_though_its_workers_were_ready_before_they_bound_it() {
+    if require("python3") {
+        let port = free_port();
+        survives_a_shutdown(server(&["--ready", "alive"], &port.to_string()), port);
+    }
+}
+
+/// The length of the queue, as status shows it.
+pub fn queue(panzer: &Panzer) -> Option<u64> {
+    let status: serde_json::Value = serde_json::from_slice(&run(panzer, &["status", "--json"]).stdout).unwrap();
+    status["listeners"][0]["limit"].as_u64()
+}
+
 /// So many ask at once that a queue of one overflows, which keeps some waiting and loses none.
 const CROWD: usize = 16;
 
-/// Answers everybody while a worker would have its queue, of `length`, cut to one: it is of `cut` then, until `restore`.
-fn survives_a_cut(panzer: &Panzer, port: u16, (length, cut): (u64, u64), restore: impl FnOnce(&Panzer)) {
+/// Answers everybody while a worker would have its queue, of `length`, cut to one, until it is as long again.
+fn survives_a_cut(panzer: &Panzer, port: u16, length: u64, restore: impl FnOnce(&Panzer)) {
     panzer.wait_serving();
-    let now = || {
-        let status: serde_json::Value = serde_json::from_slice(&run(panzer, &["status", "--json"]).stdout).unwrap();
-        status["listeners"][0]["limit"].as_u64()
-    };
     eventually(SOON, "it answers, and its queue is as long as it was asked for", || {
-        get(port, "/").is_ok() && now() == Some(length)
+        get(port, "/").is_ok() && queue(panzer) == Some(length)
     });
     let load = Load::new(port, Mode::NewConnection, CROWD).pause(Duration::from_millis(2)).start();
     let goes_on = || {
@@ -127,11 +144,9 @@ fn survives_a_cut(panzer: &Panzer, port: u16, (length, cut): (u64, u64), restore
     };
     goes_on();
     is_spoilt(panzer, "listen");
-    assert_eq!(now(), Some(cut));
     goes_on();
-    assert_eq!(now(), Some(cut));
     restore(panzer);
-    assert_eq!(now(), Some(length));
+    assert_eq!(queue(panzer), Some(length));
     goes_on();
     let report = load.stop();
     eprintln!("{report}");
@@ -145,13 +160,48 @@ fn a_queue_that_a_worker_cut_gets_its_length_back() {
     }
     let port = free_port();
     let panzer = server(&["-l", &format!("{port},backlog=77")], "-").start();
-    panzer.allow_line("panzer: a worker cut the queue of ");
-    survives_a_cut(&panzer, port, (77, 1), |panzer| {
+    let again = format!("a worker cut the queue of port {port} to 1; it is 77 again");
+    panzer.allow_line(&again);
+    survives_a_cut(&panzer, port, 77, |panzer| {
         // Another worker becomes ready, and none is stopped, which would take with it what it has accepted.
         assert!(run(panzer, &["scale", "3"]).status.success());
-        panzer.wait_for_line(&format!("a worker cut the queue of port {port} to 1; it is 77 again"), SOON);
+        panzer.wait_for_line(&again, SOON);
     });
     panzer.stop();
+}
+
+#[test]
+fn a_failed_release_and_a_respawned_worker_leave_no_short_queue() {
+    if !require("python3") {
+        return;
+    }
+    for ready in ["auto", "alive"] {
+        let port = free_port();
+        let panzer = server(&["--ready", ready, "-l", &format!("127.0.0.1:{port},backlog=77")], "-").start();
+        panzer.wait_serving();
+        eventually(SOON, "it answers", || get(port, "/").is_ok() && queue(&panzer) == Some(77));
+        panzer.allow_line("a worker cut the queue of ");
+        if ready == "auto" {
+            let failed = "error: reload failed: generation 2: worker * exited with code 3; generation 1 serves on";
+            panzer.expect_line(failed);
+            std::fs::write(panzer.path("short"), "end").unwrap();
+            assert!(panzer.reload_and_wait().is_err());
+            panzer.wait_for_line("a worker cut the queue of * to 1; it is 77 again", SOON);
+            eventually(SOON, "the queue is as long as before", || queue(&panzer) == Some(77));
+            std::fs::remove_file(panzer.path("was-cut")).unwrap();
+        }
+        // By a worker that is respawned, and, under `alive`, counts as ready before it does so.
+        std::fs::write(panzer.path("short"), "stay").unwrap();
+        panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+        let before = panzer.workers();
+        kill(Pid::from_raw(before[0]), Signal::SIGKILL).unwrap();
+        let cut_by_another = || panzer.workers().len() == 2 && !panzer.workers().contains(&before[0]);
+        eventually(SOON, "the slot is filled again", cut_by_another);
+        eventually(SOON, "the queue was cut, and is as long again", || {
+            panzer.path("was-cut").exists() && queue(&panzer) == Some(77)
+        });
+        panzer.stop();
+    }
 }
 
 #[test]
@@ -161,6 +211,6 @@ fn a_queue_of_a_shared_port_is_cut_by_nobody() {
     }
     let port = free_port();
     let panzer = server(&[], &port.to_string()).start();
-    survives_a_cut(&panzer, port, (64, 64), |_| {});
+    survives_a_cut(&panzer, port, 64, |_| {});
     panzer.stop();
 }

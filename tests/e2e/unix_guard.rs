@@ -165,6 +165,10 @@ fn a_queue_of_a_unix_listener_that_a_worker_cut_gets_its_length_back() {
     let panzer = builder.start();
     panzer.wait_serving();
     is_spoilt(&panzer, "listen");
+    let queue = || crate::guard::queue(&panzer);
+    assert!(crate::control::run(&panzer, &["restart"]).status.success());
+    assert_eq!(queue(), Some(64), "a restart in place puts it right");
+    is_spoilt(&panzer, "listen");
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.wait_drained(1);
     std::fs::write(panzer.path("hold"), "").unwrap();
