@@ -1,6 +1,6 @@
 complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use [auto]' -r
-complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock, unix:@name, udp:53; OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several times' -r
-complete -c panzer -l also-speak -d 'Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT), einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)' -r -f -a "server-starter\t''
+complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, localhost:8080 (a socket for each address of the host), unix:/run/app.sock, unix:@name, udp:53. A port alone is of IPv4 and IPv6, and shows IPv4 clients as ::ffff:1.2.3.4: behind a proxy give one address. Port 0 is a free one, the same until panzer ends. OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several times' -r
+complete -c panzer -l also-speak -d 'Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT; a port alone is of IPv4 only), einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)' -r -f -a "server-starter\t''
 einhorn\t''
 nginx\t''
 unicorn\t''

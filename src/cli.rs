@@ -55,8 +55,8 @@ struct Options {
     #[arg(value_name = "PROGRAM")]
     program: Option<OsString>,
 
-    /// Arguments of the program, or PROGRAM ARGS. Replaced in them for each worker: {fd}, {fd:NAME}, {worker},
-    /// {generation}, {3000+worker}
+    /// Arguments of the program, or PROGRAM ARGS. Replaced in them for each worker: {fd}, {fd:NAME}, {port}, {port:NAME},
+    /// {worker}, {generation}, {3000+worker}
     #[arg(last = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 
@@ -64,10 +64,11 @@ struct Options {
     #[arg(short, long, env = "PANZER_WORKERS", value_name = "N|auto", allow_hyphen_values = true, value_parser = workers)]
     workers: Option<u32>,
 
-    /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, unix:/run/app.sock,
-    /// unix:@name, udp:53; OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A
-    /// socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several
-    /// times
+    /// Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, localhost:8080 (a socket for
+    /// each address of the host), unix:/run/app.sock, unix:@name, udp:53. A port alone is of IPv4 and IPv6, and shows IPv4
+    /// clients as ::ffff:1.2.3.4: behind a proxy give one address. Port 0 is a free one, the same until panzer ends.
+    /// OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A socket of that
+    /// address or NAME that panzer itself was started with, as by systemd, is taken. May be given several times
     #[arg(short, long, env = "PANZER_LISTEN", value_name = "[NAME=]ADDR[,OPT]", action = ArgAction::Append)]
     listen: Vec<String>,
 

@@ -8,8 +8,8 @@ use crate::worker::dialects;
 
 #[derive(Debug, Args)]
 pub(super) struct HandoverOptions {
-    /// Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT), einhorn (EINHORN_FD_0 ..., an
-    /// ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)
+    /// Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT; a port alone is of IPv4 only),
+    /// einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)
     #[arg(long, env = "PANZER_ALSO_SPEAK", value_name = "DIALECT,...", action = ArgAction::Append, value_delimiter = ',')]
     #[arg(hide_possible_values = true)]
     also_speak: Vec<Dialect>,

@@ -1,6 +1,7 @@
 //! From options to the plan: what each comes to where it is not given, and what clap does not see.
 
 use std::ffi::{OsStr, OsString};
+use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::{Ending, Habit, Options, When, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{Named, UserAndGroup};
-use crate::config::{self, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
+use crate::config::{self, Address, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::{Habits, Preset};
 use crate::sockets::inherited::join;
 use crate::worker::program::start_directory;
@@ -35,7 +36,7 @@ impl Options {
         let (start_directory, named_by_pwd) = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
             Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
         })?;
-        let listen = join(parse_listen(&self.listen)?, inherited.clone());
+        let mut listen = join(look_up(parse_listen(&self.listen)?)?, inherited.clone());
         if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {
             let address = &single.address;
             return Err(usage(format!(
@@ -43,6 +44,10 @@ impl Options {
             )));
         }
         check_count(listen.len())?;
+        let handover = self.handover.resolve(&listen)?;
+        if handover.speaks(config::Dialect::ServerStarter) {
+            listen.iter_mut().for_each(as_start_server_has_it);
+        }
         let When { ready, probe } = self.ready.unwrap_or(When { ready: config::Ready::Auto, probe: None });
         let share_ports = self.share_ports.unwrap_or_default();
         let shares = match share_ports {
@@ -63,7 +68,7 @@ impl Options {
             env_files: self.env_file,
             identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
-            handover: self.handover.resolve(&listen)?,
+            handover,
             listen,
             inherited,
             share_ports,
@@ -136,8 +141,11 @@ fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
     for text in texts {
         let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
         let listen: Listen = text.parse().map_err(|why: String| wrong(&why))?;
-        if all.iter().any(|other| other.address == listen.address) {
+        if all.iter().any(|other| other.address == listen.address && !listen.free_port) {
             return Err(wrong("the same address twice"));
+        }
+        if all.iter().any(|other| other.address == listen.address && other.name == listen.name) {
+            return Err(wrong("of several free ports each needs a NAME of its own, as in web=127.0.0.1:0"));
         }
         if listen.name.is_some() && all.iter().any(|other| other.name == listen.name) {
             return Err(wrong("the same name twice"));
@@ -145,6 +153,32 @@ fn parse_listen(texts: &[String]) -> Result<Vec<Listen>, Ending> {
         all.push(listen);
     }
     Ok(all)
+}
+
+/// One listener for each address of a host.
+fn look_up(asked: Vec<Listen>) -> Result<Vec<Listen>, Ending> {
+    let mut all: Vec<Listen> = Vec::new();
+    for listen in asked {
+        let text = listen.address.to_string();
+        let wrong = |why: &str| usage(format!("invalid value '{text}' for --listen: {why}"));
+        for found in listen.looked_up().map_err(|why| wrong(&why))? {
+            if all.iter().any(|other| other.address == found.address && !found.free_port) {
+                return Err(wrong(&format!("{} is listened on already, by another --listen", found.address)));
+            }
+            all.push(found);
+        }
+    }
+    Ok(all)
+}
+
+/// To start_server a port alone is one of IPv4, and so it is to the programs that it starts.
+fn as_start_server_has_it(listen: &mut Listen) {
+    listen.address = match listen.address {
+        _ if listen.inherited.is_some() => return,
+        Address::Any(port) => Address::Tcp((Ipv4Addr::UNSPECIFIED, port).into()),
+        Address::AnyUdp(port) => Address::Udp((Ipv4Addr::UNSPECIFIED, port).into()),
+        _ => return,
+    };
 }
 
 fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {

@@ -141,7 +141,8 @@ impl Plan {
     pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
         let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
         let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
-        let values = placeholders::Values { listeners: &listeners, first_fd, worker, generation };
+        let ports: Vec<_> = self.listen.iter().map(|listen| listen.address.port()).collect();
+        let values = placeholders::Values { listeners: &listeners, ports: &ports, first_fd, worker, generation };
         placeholders::expand(&text.0, values).map(Text)
     }
 }

@@ -8,6 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 pub struct Values<'a> {
     /// The listeners' names, in the order of their descriptors from `first_fd` on.
     pub listeners: &'a [Option<&'a str>],
+    /// Their ports, of those that have one.
+    pub ports: &'a [Option<u16>],
     /// The descriptor of the first listener.
     pub first_fd: i32,
     /// The worker's number, from 0.
@@ -16,10 +18,11 @@ pub struct Values<'a> {
     pub generation: u32,
 }
 
-/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{worker}`, `{generation}`, `{3000+worker}`. In a second
-/// pair of braces a placeholder stands for itself: `{{worker}}` becomes `{worker}`.
+/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{port}`, `{port:NAME}`, `{worker}`, `{generation}`,
+/// `{3000+worker}`. In a second pair of braces a placeholder stands for itself: `{{worker}}` becomes `{worker}`.
 ///
-/// Any other brace stays as it is. Fails for `{fd}` without a listener and for a NAME that no listener has.
+/// Any other brace stays as it is, as does `{port}` where no listener has one. Fails for `{fd}` without a listener and for
+/// a NAME that no listener has.
 pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
     let mut rest = text.as_bytes();
     let mut out = Vec::with_capacity(rest.len());
@@ -55,13 +58,16 @@ fn value(name: &str, values: Values<'_>) -> Option<Result<u64, String>> {
     match name {
         "fd" if values.listeners.is_empty() => Some(Err("{fd} needs a listener: add --listen".to_owned())),
         "fd" => Some(fd(0)),
+        "port" => values.ports.iter().flatten().next().map(|port| Ok((*port).into())),
         "worker" => Some(Ok(values.worker.into())),
         "generation" => Some(Ok(values.generation.into())),
         _ => {
-            if let Some(wanted) = name.strip_prefix("fd:") {
+            if let Some((kind @ ("fd" | "port"), wanted)) = name.split_once(':') {
                 let index = values.listeners.iter().position(|listener| *listener == Some(wanted));
                 let missing = || format!("{{{name}}}: no listener has this name; give it with --listen {wanted}=ADDR");
-                return Some(index.map_or_else(|| Err(missing()), fd));
+                let Some(index) = index else { return Some(Err(missing())) };
+                let port = || values.ports[index].ok_or_else(|| format!("{{{name}}}: that listener has no port"));
+                return Some(if kind == "fd" { fd(index) } else { port().map(u64::from) });
             }
             let base = name.strip_suffix("+worker").filter(|base| base.bytes().all(|byte| byte.is_ascii_digit()))?;
             Some(Ok(base.parse::<u32>().ok()? as u64 + u64::from(values.worker)))
@@ -74,13 +80,15 @@ mod tests {
     use super::*;
 
     fn expanded(text: &str) -> Result<String, String> {
-        let values = Values { listeners: &[None, Some("web")], first_fd: 3, worker: 7, generation: 2 };
+        let (listeners, ports) = (&[None, Some("web"), Some("api")], &[None, Some(80), Some(81)]);
+        let values = Values { listeners, ports, first_fd: 3, worker: 7, generation: 2 };
         expand(&text.into(), values).map(|text| text.into_string().unwrap())
     }
 
     #[test]
     fn placeholders_are_replaced_and_other_braces_stay() {
         assert_eq!(expanded("--fd={fd}/{fd:web}").unwrap(), "--fd=3/4");
+        assert_eq!(expanded("{port}/{port:api}").unwrap(), "80/81");
         assert_eq!(expanded("{worker} {generation} {3000+worker}").unwrap(), "7 2 3007");
         for text in
             ["{}", "{", "}", "{x}", "{{worker", "a{ b }c", "{+worker}", "{9999999999+worker}", "{\"a\": {\"b\": 1}}"]
@@ -94,15 +102,18 @@ mod tests {
 
     #[test]
     fn a_listener_that_is_not_there_is_an_error() {
-        assert!(expanded("{fd:api}").unwrap_err().contains("--listen api="));
-        let none = Values { listeners: &[], first_fd: 3, worker: 0, generation: 1 };
+        for missing in ["{fd:admin}", "{port:admin}"] {
+            assert!(expanded(missing).unwrap_err().contains("--listen admin="));
+        }
+        let none = Values { listeners: &[], ports: &[], first_fd: 3, worker: 0, generation: 1 };
         assert!(expand(&"{fd}".into(), none).unwrap_err().contains("--listen"));
+        assert_eq!(expand(&"{port}".into(), none).unwrap(), "{port}");
     }
 
     #[test]
     fn bytes_that_are_no_text_pass_through() {
         let text = OsString::from_vec(b"\xff{worker}\xfe{\xfd}".to_vec());
-        let values = Values { listeners: &[], first_fd: 3, worker: 1, generation: 1 };
+        let values = Values { listeners: &[], ports: &[], first_fd: 3, worker: 1, generation: 1 };
         assert_eq!(expand(&text, values).unwrap().as_bytes(), b"\xff1\xfe{\xfd}");
     }
 }

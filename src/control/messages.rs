@@ -292,6 +292,9 @@ pub struct Assignment {
     /// The slots whose worker ended for good under another monitor, and its exit code.
     #[serde(default)]
     pub ended: BTreeMap<u32, u8>,
+    /// How many starts there were, with this one.
+    #[serde(default)]
+    pub starts: u32,
     /// Whether it must first prove itself beside a serving one.
     pub trial: bool,
     /// Whether workers are ready only when they say so.

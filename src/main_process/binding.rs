@@ -53,9 +53,10 @@ pub(super) fn bind_all(
     let mut all = AllHeld::default();
     let mut wanted = queues::all(&plan.listen, plan.workers).peekable();
     while let Some(&(listen, slot)) = wanted.peek() {
-        let failure = match bind(listen, slot) {
+        let listen = all.with_port(listen);
+        let failure = match bind(&listen, slot) {
             Ok(listener) => {
-                all.add(listen.clone(), slot, listener);
+                all.add(listen, slot, listener);
                 wanted.next();
                 continue;
             }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::held::Held;
 use super::parts::{Main, shared_name};
 use crate::config::{Listen, Plan};
+use crate::sockets::listener::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, bind, queues};
 use crate::sys::options;
@@ -62,6 +63,7 @@ impl Main {
     }
 
     fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, String> {
+        let listen = &self.held.with_port(listen);
         if slot > 0 {
             self.set_joinable(listen, true)?;
         }
@@ -190,6 +192,7 @@ fn become_as(held: &Held, wanted: &Listen) {
     let is_said = wanted.backlog.is_some() || wanted.inherited.is_none();
     if held.listen.backlog != wanted.backlog && is_said && !held.is_silent() {
         done = held.listener.set_backlog(wanted.backlog);
+        tell_if_capped(wanted, held.slot);
     }
     // Never the other way round: whoever has it, by any generation, may rely on it.
     if wanted.nonblock && !held.listen.nonblock {

@@ -1,4 +1,4 @@
-//! What main has counted since it began: for metrics, and nothing is decided by it.
+//! What main has counted since it began: for metrics and for start_server's dialect, and nothing is decided by it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,11 +19,21 @@ pub(super) struct Counters {
     #[serde(with = "crate::carry::pairs")]
     respawns: BTreeMap<Kind, u64>,
     reloads: Reloads,
+    /// How often a generation, or a worker of one that was to serve, was started.
+    #[serde(default)]
+    starts: u32,
 }
 
 impl Counters {
+    /// A monitor starts workers: returns which start that is, from 1.
+    pub(super) fn started(&mut self) -> u32 {
+        self.starts = self.starts.saturating_add(1);
+        self.starts
+    }
+
     /// A worker of a generation that is not on trial has ended, and is replaced.
     pub(super) fn respawned(&mut self, cause: &Cause) {
+        self.started();
         let Failed { cause, code, signal, .. } = Failed::new(0, cause);
         *self.respawns.entry((cause, code, signal)).or_default() += 1;
     }

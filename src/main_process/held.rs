@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Address, Listen};
+use crate::config::{Address, Listen, Plan};
 use crate::sockets::sharing::{Key, is_at};
 use crate::sockets::{Listener, listener, queues};
 use crate::sys::descriptors::Kept;
@@ -86,8 +86,26 @@ impl AllHeld {
         carried.into_iter().map(one).collect::<io::Result<_>>().map(AllHeld)
     }
 
+    /// The same listener with the port that it was given when it was bound first, where the kernel was to choose one.
+    pub(super) fn with_port(&self, listen: &Listen) -> Listen {
+        let is_it = |held: &&Held| {
+            let other = &held.listen;
+            other.free_port && other.name == listen.name && other.address.with_port(0) == listen.address
+        };
+        let bound = self.iter().find(is_it).filter(|_| listen.lacks_port());
+        bound.map_or(listen.clone(), |held| Listen { address: held.listen.address.clone(), ..listen.clone() })
+    }
+
+    /// The same for all listeners of a plan.
+    pub(super) fn settle_ports(&self, plan: &mut Plan) {
+        plan.listen.iter_mut().for_each(|listen| *listen = self.with_port(listen));
+    }
+
     /// Takes one in that has just been bound, and so is the last of its group. Returns its number.
-    pub(super) fn add(&mut self, listen: Listen, slot: u32, listener: Listener) -> u64 {
+    pub(super) fn add(&mut self, mut listen: Listen, slot: u32, listener: Listener) -> u64 {
+        if let Some(port) = listener.port().filter(|_| listen.lacks_port()) {
+            listen.address = listen.address.with_port(port);
+        }
         let whose = if listen.per_worker { format!(" (the queue of worker {slot})") } else { String::new() };
         let name = format!("{}{whose}", listen.address);
         let number = self.0.iter().map(|held| held.number + 1).max().unwrap_or_default();

@@ -145,6 +145,7 @@ impl Main {
             version: VERSION,
             plan: Plan { workers, ..plan.clone() },
             generation: monitor.generation,
+            starts: self.counters.started(),
             ended,
             trial,
             notify,

@@ -117,7 +117,7 @@ impl Main {
                     Err(cause) => Event::NotPlanned(generation, cause),
                 });
             }
-            Purpose::Reread => match plan.and_then(|plan| self.tune(&plan)) {
+            Purpose::Reread => match plan.and_then(|plan| self.tune(plan)) {
                 Ok(()) if changed => self.tell_of_new_release(),
                 Ok(()) => {}
                 Err(cause) => tell_not_reread(&cause),
@@ -183,7 +183,9 @@ impl Main {
 
     /// The plan of a new generation, with what stays as it is while panzer runs.
     fn accept(&mut self, mut plan: Plan) -> Result<Plan, Cause> {
+        self.held.settle_ports(&mut plan);
         self.hold(&plan).map_err(Cause::Configuration)?;
+        self.held.settle_ports(&mut plan);
         let changed = differ(&self.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
         let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
@@ -205,9 +207,10 @@ impl Main {
     }
 
     /// Takes over what needs no new workers.
-    fn tune(&mut self, plan: &Plan) -> Result<(), Cause> {
+    fn tune(&mut self, mut plan: Plan) -> Result<(), Cause> {
+        self.held.settle_ports(&mut plan);
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
-        let others = self.other_changes(plan);
+        let others = self.other_changes(&plan);
         let before = self.plan.workers;
         // What the one that is starting was read by is older.
         let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));

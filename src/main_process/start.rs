@@ -35,7 +35,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
 
-pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
+pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
     // At once: a terminal that is closed from here on was there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
@@ -65,6 +65,7 @@ pub(super) fn start(plan: Plan, environment: Environment, starter: Starter) -> R
             return Err(failure);
         }
     };
+    held.settle_ports(&mut plan);
     let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
     let control = control.unwrap_or_else(|| places::socket_beside(pid_file.path()));
     let server = match Server::bind(&control, &poller) {

@@ -107,6 +107,7 @@ impl Monitor {
         Place {
             worker: worker.slot,
             generation: self.assignment.generation,
+            starts: self.assignment.starts.max(1) + worker.life - 1,
             main_pid: self.assignment.main_pid,
             monitor_pid: Pid::this().as_raw(),
             notify_socket: self.notify.name(),

@@ -44,7 +44,7 @@ pub(super) fn find(address: &Address) -> Vec<Holder> {
         Address::Udp(address) => port_inodes(UDP, address.port(), Some(address.ip())),
         Address::Unix(path) => unix_inodes(&path.to_string_lossy()),
         Address::Abstract(name) => unix_inodes(&format!("@{name}")),
-        Address::Other { .. } => Vec::new(),
+        Address::Other { .. } | Address::Host { .. } => Vec::new(),
     };
     if inodes.is_empty() {
         return Vec::new();

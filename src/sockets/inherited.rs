@@ -34,6 +34,8 @@ pub fn describe(socket: impl AsFd, name: Option<String>) -> Result<Listen, Strin
         nonblock: false,
         per_worker: false,
         access: Access::default(),
+        free_port: false,
+        bare: false,
         inherited,
     })
 }
@@ -91,6 +93,7 @@ pub fn join(mut asked: Vec<Listen>, mut inherited: Vec<Listen>) -> Vec<Listen> {
             let name = found.name.filter(|name| !taken.iter().flatten().any(|taken| taken == name));
             listen.name = listen.name.take().or(name);
             listen.address = found.address;
+            listen.free_port = false;
             listen.inherited = found.inherited;
         }
     }
@@ -141,7 +144,8 @@ mod tests {
     fn found(name: &str, address: Address, number: RawFd) -> Listen {
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
         let (backlog, access) = (None, Access::default());
-        Listen { name, address, backlog, nonblock: false, per_worker: false, access, inherited: Some(number) }
+        let (nonblock, per_worker, free_port, bare) = (false, false, false, false);
+        Listen { name, address, backlog, nonblock, per_worker, access, free_port, bare, inherited: Some(number) }
     }
 
     /// Name and descriptor of each.

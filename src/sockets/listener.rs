@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, UnixAddr, bind as bind_socket, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, UnixAddr,
+    bind as bind_socket, getsockname, listen, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 
@@ -98,6 +98,12 @@ impl Listener {
         self.path.as_ref().map_or(Ok(()), |(path, identity)| unix_path::change(path, *identity, access))
     }
 
+    /// The port that it has, where there is one.
+    pub fn port(&self) -> Option<u16> {
+        let name = getsockname::<SockaddrStorage>(self.fd.as_raw_fd()).ok()?;
+        name.as_sockaddr_in().map(|name| name.port()).or(name.as_sockaddr_in6().map(|name| name.port()))
+    }
+
     /// Lets others of this user join it at its address, or no longer. (Of TCP the kernel goes on letting them once it
     /// has; others of another user it never does.)
     pub fn set_joinable(&self, joinable: bool) -> io::Result<()> {
@@ -155,9 +161,10 @@ pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
         Address::Udp(address) => udp(*address, false, joining),
         Address::Unix(path) => unix(path, wanted.access, backlog),
         Address::Abstract(name) => abstract_unix(name, backlog),
-        Address::Other { .. } => Err(io::ErrorKind::Unsupported.into()),
+        Address::Other { .. } | Address::Host { .. } => Err(io::ErrorKind::Unsupported.into()),
     };
     let listener = bound.map_err(|error| why_not(&wanted.address, &error))?;
+    tell_if_capped(wanted, slot);
     if wanted.nonblock
         && let Err(errno) = fcntl(&listener.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
     {
@@ -165,6 +172,21 @@ pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
         return Err(why_not(&wanted.address, &errno.into()));
     }
     Ok(listener)
+}
+
+/// The kernel shortens a queue without a word.
+pub fn tell_if_capped(wanted: &Listen, slot: u32) {
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+    let most = most.ok().and_then(|most| most.trim().parse::<u32>().ok());
+    if let (Some(backlog), Some(most)) = (wanted.backlog, most)
+        && backlog > most
+        && slot == 0
+    {
+        log::warn!(
+            "{}: backlog={backlog} becomes {most}, the most that sysctl net.core.somaxconn allows",
+            wanted.address
+        );
+    }
 }
 
 /// Both families on one socket; IPv4 alone where the machine has no IPv6.

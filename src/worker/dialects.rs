@@ -33,7 +33,7 @@ pub fn variables(dialect: Dialect, listen: &[Listen], place: Place<'_>) -> Vec<(
         Dialect::Nginx | Dialect::Unicorn | Dialect::Fpm if listen.is_empty() => Vec::new(),
         Dialect::ServerStarter => vec![
             named("SERVER_STARTER_PORT", joined(listen.iter().map(starter_key).zip(fds()), ";")),
-            named("SERVER_STARTER_GENERATION", place.generation.to_string()),
+            named("SERVER_STARTER_GENERATION", place.starts.to_string()),
         ],
         Dialect::Einhorn => {
             let mut all = vec![
@@ -92,10 +92,11 @@ pub fn check(dialect: Dialect, listen: &[Listen]) -> Result<(), String> {
 fn starter_key(listen: &Listen) -> String {
     match &listen.address {
         Address::Any(port) | Address::AnyUdp(port) => port.to_string(),
+        Address::Tcp(address) | Address::Udp(address) if listen.bare => address.port().to_string(),
         Address::Tcp(address) | Address::Udp(address) => address.to_string(),
         Address::Unix(path) => path.display().to_string(),
         Address::Abstract(name) => format!("@{name}"),
-        Address::Other { .. } => listen.address.to_string(),
+        Address::Other { .. } | Address::Host { .. } => listen.address.to_string(),
     }
 }
 
@@ -108,7 +109,7 @@ fn fpm_key(listen: &Listen) -> String {
         Address::Tcp(address) | Address::Udp(address) => with_port(address.ip(), address.port()),
         Address::Unix(path) => path.display().to_string(),
         Address::Abstract(name) => format!("@{name}"),
-        Address::Other { .. } => listen.address.to_string(),
+        Address::Other { .. } | Address::Host { .. } => listen.address.to_string(),
     }
 }
 
@@ -120,7 +121,8 @@ mod tests {
         let listen: Vec<Listen> = listen.iter().map(|text| text.parse().unwrap()).collect();
         let place = Place {
             worker: 2,
-            generation: 7,
+            generation: 3,
+            starts: 7,
             main_pid: 10,
             monitor_pid: 11,
             notify_socket: "@n",

@@ -24,6 +24,8 @@ pub struct Place<'a> {
     pub worker: u32,
     /// Its generation's number, from 1.
     pub generation: u32,
+    /// How many starts there were, as start_server counts them: the first is 1, and each further attempt one more.
+    pub starts: u32,
     /// Main's pid.
     pub main_pid: i32,
     /// The pid of its parent.

@@ -52,7 +52,7 @@ fn all_are_spoken_at_once() {
     );
     assert_eq!(value("NGINX"), Some("3;4;"));
     assert_eq!(value("UNICORN_FD"), Some("3,4"));
-    assert_eq!(value("FPM_SOCKETS"), Some(format!(":::{first}=3,127.0.0.1:{second}=4").as_str()));
+    assert_eq!(value("FPM_SOCKETS"), Some(format!("0.0.0.0:{first}=3,127.0.0.1:{second}=4").as_str()));
     assert_eq!(value("LISTEN_FDS"), Some("2"));
     assert_eq!(value("LISTEN_PID"), value("pid"));
 }

@@ -11,6 +11,7 @@
 mod load;
 mod support;
 
+mod addresses;
 mod binding;
 mod bypass;
 mod config;

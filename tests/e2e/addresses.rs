@@ -1,0 +1,165 @@
+//! What `--listen` takes: names of hosts, free ports, and what is refused because it would mean something else.
+
+use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::control::run;
+use crate::support::{Builder, Panzer, eventually_some, free_port, require};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Answers each connection on all its listeners with its arguments and its environment, and takes its time to end.
+const TELLER: &str = r#"#!/usr/bin/env python3
+import json, os, selectors, socket, sys
+look = selectors.DefaultSelector()
+for number in range(int(os.environ["LISTEN_FDS"])):
+    look.register(socket.socket(fileno=3 + number), selectors.EVENT_READ)
+while True:
+    for key, _ in look.select():
+        connection, peer = key.fileobj.accept()
+        connection.sendall(json.dumps(dict(os.environ, ARGS=" ".join(sys.argv[1:]), PEER=peer[0])).encode())
+        connection.close()
+"#;
+
+fn teller(options: &[&str], arguments: &[&str]) -> Builder {
+    let builder = Panzer::builder().executable("teller", TELLER).args(["-w", "1", "--bake", "100ms"]).args(options);
+    builder.args(["--", "./teller"]).args(arguments)
+}
+
+/// What a worker tells who connects there.
+fn told(address: &str) -> Option<BTreeMap<String, String>> {
+    serde_json::from_reader(TcpStream::connect(address).ok()?).ok()
+}
+
+/// Starts panzer, which must end with this code, having said this.
+#[track_caller]
+fn refused(builder: Builder, code: i32, said: &str) {
+    let panzer = builder.start();
+    panzer.expect_line(said);
+    ["  |", "1 | ", "3 | "].iter().for_each(|line| panzer.allow_line(line));
+    panzer.wait_for_end();
+    assert_eq!(panzer.wait_exit().code(), Some(code));
+}
+
+#[test]
+fn an_option_that_became_an_address_is_refused_everywhere() {
+    let quote =
+        "'backlog=4096' for * backlog is an option, and stands behind an address and a comma: quote *\"8080,backlog";
+    for (name, text) in [("usual", "listen: [8000,backlog=4096]\n"), ("list", "listen:\n  - 8000\n  - backlog=4096\n")]
+    {
+        let builder = Panzer::builder().file(name, text).args(["--config", name, "./x"]);
+        refused(builder, 2, &quote.replace(" for *", " for listen:"));
+    }
+    refused(
+        Panzer::builder().args(["-l", "8000", "-l", "backlog=4096", "./x"]),
+        2,
+        &quote.replace("for *", "for --listen:"),
+    );
+    let variable = Panzer::builder().env("PANZER_LISTEN", "8000 backlog=4096").arg("./x");
+    refused(variable, 2, &quote.replace("for *", "for PANZER_LISTEN:"));
+    for (text, said) in
+        [("[\"unix:a.sock\",mode=0660]", "mode is an option"), ("[8000,nonblock]", "nonblock is an option")]
+    {
+        let builder = Panzer::builder().file("file", &format!("listen: {text}\n")).args(["--config", "file", "./x"]);
+        refused(builder, 2, &format!("{said}, and stands behind an address and a comma: quote the whole value"));
+    }
+    for (text, said) in
+        [("0660", "write 660"), ("\"8000,8001\"", "a second address"), ("\"8000, nonblock\"", "no blank")]
+    {
+        let builder = Panzer::builder().file("file", &format!("listen: {text}\n")).args(["--config", "file", "./x"]);
+        refused(builder, 2, said);
+    }
+}
+
+#[test]
+fn a_free_port_stays_over_reloads_hang_ups_and_a_restart() {
+    if !require("python3") {
+        return;
+    }
+    let options = ["-l", "web=127.0.0.1:0", "-l", "api=127.0.0.1:0,per-worker", "-l", "0"];
+    let panzer = teller(&options, &["{port}", "{port:api}", "{fd:api}"]).start();
+    let line = panzer.wait_for_line("listening on 127.0.0.1:*, 127.0.0.1:*, port ", SOON);
+    let places = line.rsplit("listening on ").next().unwrap().to_owned();
+    let ports: Vec<&str> = places.split(", ").map(|place| place.rsplit([':', ' ']).next().unwrap()).collect();
+    let is_same = |generation: &str| {
+        for address in ports.iter().map(|port| format!("127.0.0.1:{port}")) {
+            let told = eventually_some(SOON, "it answers by this generation", || {
+                told(&address).filter(|told| told["PANZER_GENERATION"] == generation)
+            });
+            assert_eq!(told["ARGS"], format!("{} {} 4", ports[0], ports[1]));
+            assert_eq!(told["LISTEN_FDNAMES"], "web:api:unknown");
+        }
+    };
+    is_same("1");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    is_same("2");
+    panzer.signal(Signal::SIGHUP);
+    panzer.wait_for_line("configuration read again", SOON);
+    assert!(!panzer.lines().iter().any(|line| line.contains("with the next reload")), "{:#?}", panzer.lines());
+    assert!(run(&panzer, &["restart"]).status.success());
+    assert!(run(&panzer, &["scale", "2"]).status.success());
+    is_same("2");
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.wait_drained(2);
+    is_same("3");
+    let status = String::from_utf8(run(&panzer, &["status", "--json"]).stdout).unwrap();
+    assert!(ports.iter().all(|port| status.contains(port)), "{status}");
+    panzer.stop();
+}
+
+#[test]
+fn a_host_is_listened_on_at_all_its_addresses() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = teller(&["-l", &format!("web=localhost:{port}")], &[]).start();
+    panzer.wait_serving();
+    let here = |address: &str| TcpStream::connect(address).is_ok();
+    let told = eventually_some(SOON, "it answers", || told(&format!("127.0.0.1:{port}")));
+    assert!(told["LISTEN_FDNAMES"].starts_with("web") && told["PEER"] == "127.0.0.1");
+    if told["LISTEN_FDS"] == "2" {
+        assert!(here(&format!("[::1]:{port}")));
+    }
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.stop();
+    let nobody = Panzer::builder().args(["-l", "no-such-host.invalid:80", "./x"]);
+    refused(nobody, 2, "'no-such-host.invalid:80' for --listen: the host 'no-such-host.invalid' cannot be looked up");
+    let twice = Panzer::builder().args(["-l", "localhost:80", "-l", "127.0.0.1:80", "./x"]);
+    refused(twice, 2, "127.0.0.1:80 is listened on already, by another --listen");
+}
+
+#[test]
+fn in_start_servers_words_a_port_is_of_ipv4_and_starts_are_counted() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = teller(&["--also-speak", "server-starter", "-l", &port.to_string()], &[]).start();
+    panzer.wait_serving();
+    let told = |starts: &str| {
+        let by = || told(&format!("127.0.0.1:{port}")).filter(|told| told["SERVER_STARTER_GENERATION"] == starts);
+        eventually_some(SOON, &format!("start {starts} answers"), by)
+    };
+    let first = told("1");
+    assert_eq!(first["PEER"], "127.0.0.1");
+    assert_eq!(first["SERVER_STARTER_PORT"], format!("{port}=3"));
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    kill(Pid::from_raw(panzer.workers()[0]), Signal::SIGKILL).unwrap();
+    told("2");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    told("3");
+    // An attempt that fails counts, too.
+    panzer.expect_line("error: reload failed: generation 3: ");
+    std::fs::rename(panzer.path("teller"), panzer.path("away")).unwrap();
+    assert!(panzer.reload_and_wait().is_err());
+    std::fs::rename(panzer.path("away"), panzer.path("teller")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(4));
+    assert_eq!(told("5")["PANZER_GENERATION"], "4");
+    panzer.stop();
+}
