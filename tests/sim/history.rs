@@ -105,7 +105,7 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(52) {
+        match self.choices.below(56) {
             0 => {}
             1..=3 => self.signal_main(Event::Reload),
             4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
@@ -140,6 +140,10 @@ impl World {
                 self.reread();
             }
             51 => self.reread(),
+            52..=55 => self.for_some_monitor(|world, index| {
+                world.trouble_channel(index);
+                Ok(())
+            })?,
             _ => self.scale(),
         }
         Ok(())
@@ -210,6 +214,7 @@ impl World {
         self.log(|_| "faults cease".to_owned());
         self.faults = false;
         self.main.looping.crash_in = None;
+        self.mend_channels();
         self.resume(Node::Main)?;
         for index in 0..self.monitors.len() {
             self.monitors[index].looping.crash_in = None;

@@ -10,6 +10,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 
+mod channel;
 mod check;
 mod check_bypass;
 mod check_count;

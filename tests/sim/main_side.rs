@@ -317,7 +317,8 @@ impl World {
         if order == Order::Commit {
             self.check_committed(index)?;
         }
-        let at = (self.now + self.choices.latency()).max(self.monitors[index].last_order);
+        let Some(late) = self.order_leaves(index)? else { return Ok(()) };
+        let at = (self.now + late + self.choices.latency()).max(self.monitors[index].last_order);
         self.monitors[index].last_order = at;
         self.monitors[index].inbox.push_back((at, order));
         self.wake(Node::Monitor(index), at);

@@ -8,6 +8,7 @@ use panzer::main_process::state::Monitor;
 use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;
 
+use crate::channel::Fault;
 use crate::check::{Checked, Violation, hold};
 use crate::check_monitor::MonitorCheck;
 use crate::kernel::{Pid, ProcessId, Time};
@@ -42,6 +43,9 @@ pub(crate) struct MonitorNode {
     roster: BTreeMap<u32, Live>,
     left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
     events: VecDeque<Event>,
+    /// What happens to the next order and the next report.
+    pub(crate) order_fault: Option<Fault>,
+    pub(crate) report_fault: Option<Fault>,
     /// Orders and when they can be read.
     pub(crate) inbox: VecDeque<(Time, Order)>,
     pub(crate) last_order: Time,
@@ -78,6 +82,8 @@ impl MonitorNode {
             roster: BTreeMap::new(),
             left_behind: BTreeMap::new(),
             events: VecDeque::new(),
+            order_fault: None,
+            report_fault: None,
             inbox: VecDeque::new(),
             last_order: Time::ZERO,
             main_gone: None,
@@ -136,6 +142,9 @@ impl World {
                     return Ok(true);
                 }
                 self.perform_as_monitor(index, action)?;
+                if self.has_ended(index) {
+                    return Ok(true);
+                }
             }
         }
         if self.monitors[index].done {
@@ -156,7 +165,7 @@ impl World {
                 self.wake(Node::Monitor(index), self.now);
             }
             Startup::CannotBegin(cause) => {
-                self.send_report(index, Report::CannotBegin(cause));
+                self.send_report(index, Report::CannotBegin(cause))?;
                 self.end(process, Cause::Exited(0))?;
             }
             Startup::Fails => self.end(process, Cause::Exited(1))?,
@@ -313,10 +322,7 @@ impl World {
             Action::Spawn(worker) => self.spawn_worker(index, worker),
             Action::Signal(worker, signal) => self.signal_worker(index, worker, signal),
             Action::SignalGroup(worker, signal) => self.signal_left_behind(index, worker, signal),
-            Action::Report(report) => {
-                self.send_report(index, report);
-                Ok(())
-            }
+            Action::Report(report) => self.send_report(index, report),
             Action::Exit => {
                 self.monitors[index].done = true;
                 Ok(())
@@ -371,11 +377,13 @@ impl World {
         groups.intersection(&alive).try_for_each(|group| self.kill_group(process, *group, signal))
     }
 
-    fn send_report(&mut self, index: usize, report: Report) {
-        let at = (self.now + self.choices.latency()).max(self.monitors[index].last_report);
+    fn send_report(&mut self, index: usize, report: Report) -> Checked {
+        let Some(late) = self.report_leaves(index)? else { return Ok(()) };
+        let at = (self.now + late + self.choices.latency()).max(self.monitors[index].last_report);
         self.monitors[index].last_report = at;
         self.monitors[index].outbox.push_back((at, report));
         self.wake(Node::Main, at);
+        Ok(())
     }
 
     fn exit_monitor(&mut self, index: usize) -> Checked {

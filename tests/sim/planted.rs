@@ -28,6 +28,8 @@ macro_rules! planted {
 }
 
 planted! {
+    LosesOrders
+    LosesReports
     DropsCommit
     RetiresBeforeBake
     RetiresWithOneMissing
