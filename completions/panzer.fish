@@ -12,12 +12,12 @@ stdin\t''"
 complete -c panzer -l share-ports -d 'Whether copies of a program that listens on its own TCP ports share them, without knowing of it; auto: all, where there is no --listen; PORTS, as in 8000,8443: these, and any other (a debugger, metrics) is the first copy\'s that binds it. A port that is bound as a lock is never shared. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
-complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive [auto]' -r -f -a "auto\t''
+complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID, PANZER_WORKER_ID and PANZER_GENERATION, and before that the worker accepts, where it has a listener; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive. A request by CMD to the shared address proves nothing about this worker, as others answer it too, old ones as well: give each worker an address of its own for that, with {worker} and {generation} in ARGS, or look at $PANZER_WORKER_PID [auto]' -r -f -a "auto\t''
 accept\t''
 notify\t''
 alive\t''
 exec:CMD\t''"
-complete -c panzer -l ready-timeout -d 'A generation that is not ready by then has failed [60s]' -r
+complete -c panzer -l ready-timeout -d 'Fail a generation that is not ready within this time. Where there is nothing to go back to, a worker that is not ready in time is started anew, with twice the time at each further try, up to 16 times [60s]' -r
 complete -c panzer -l bake -d 'How long a new generation must live, wholly ready, beside the old one before that is retired [1s]' -r
 complete -c panzer -l surge -d 'How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share, each ready before as many of the old one are stopped; only the first share bakes [all]' -r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r

@@ -83,13 +83,16 @@ struct Options {
     share_ports: Option<SharePorts>,
 
     /// When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs;
-    /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID and PANZER_WORKER_ID; auto, accept where it
-    /// has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else
-    /// alive [auto]
+    /// exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID, PANZER_WORKER_ID and PANZER_GENERATION, and
+    /// before that the worker accepts, where it has a listener; auto, accept where it has a listener, given or shared,
+    /// and that can be seen, else notify if the serving generation did send it, else alive. A request by CMD to the
+    /// shared address proves nothing about this worker, as others answer it too, old ones as well: give each worker an
+    /// address of its own for that, with {worker} and {generation} in ARGS, or look at $PANZER_WORKER_PID [auto]
     #[arg(long, env = "PANZER_READY", value_name = "WHEN", value_parser = WhenParser, hide_possible_values = true)]
     ready: Option<When>,
 
-    /// A generation that is not ready by then has failed [60s]
+    /// Fail a generation that is not ready within this time. Where there is nothing to go back to, a worker that is not
+    /// ready in time is started anew, with twice the time at each further try, up to 16 times [60s]
     #[arg(long, env = "PANZER_READY_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     ready_timeout: Option<Duration>,
 

@@ -189,10 +189,17 @@ pub enum Ready {
     Notify,
     /// When it is seen accepting on one of its listeners.
     Accept,
-    /// When [`Plan::probe`] succeeds.
+    /// When [`Plan::probe`] succeeds, where it has a listener and that can be seen: once it was seen accepting.
     Exec,
     /// When it runs.
     Alive,
+}
+
+impl Ready {
+    /// Whether a worker is to be seen accepting only if it has a listener, and if it can be seen.
+    pub fn looks_where_it_can(self) -> bool {
+        matches!(self, Ready::Auto | Ready::Exec)
+    }
 }
 
 /// How much panzer says of itself.

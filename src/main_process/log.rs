@@ -85,8 +85,8 @@ pub(super) fn write(note: &Note) {
             error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
         }
         Note::Unseeable(generation, why) => warn!(
-            "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready when they \
-             send READY=1 if the serving ones did, else when they run (--ready notify or alive chooses)"
+            "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready without it: \
+             when they send READY=1 if the serving ones did, else when they run, or by the probe (--ready chooses)"
         ),
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
@@ -160,7 +160,10 @@ fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, pla
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
             let (missing, all, time) = (missing.len(), count(*workers), show(*time));
-            format!("{missing} of {all} {were} not ready within {time} (worker {named}){}", measure(*accept, plan))
+            let measure = measure(*accept, plan);
+            format!(
+                "{missing} of {all} {were} not ready within {time} (worker {named}){measure} (--ready-timeout allows more time)"
+            )
         }
         (None, cause) => cause.to_string(),
     }
@@ -172,6 +175,9 @@ fn measure(accept: bool, plan: &Plan) -> &'static str {
         Ready::Accept => ": not seen accepting on a listener",
         Ready::Auto if accept || plan.has_listener() => ": not seen accepting on a listener",
         Ready::Auto | Ready::Notify => ": no READY=1 came",
+        Ready::Exec if accept || plan.has_listener() => {
+            ": not seen accepting on a listener, or its probe did not succeed after that"
+        }
         Ready::Exec => ": the probe did not succeed",
         Ready::Alive => "",
     }

@@ -133,7 +133,7 @@ impl Generations {
 
     /// Said once: it is the program that is so, in every worker of every generation.
     fn tell_unseeable(&mut self, generation: u32, ready: Ready, why: String, actions: &mut Vec<Action>) {
-        if ready == Ready::Auto && !std::mem::replace(&mut self.unseeable_told, true) {
+        if ready.looks_where_it_can() && !std::mem::replace(&mut self.unseeable_told, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }

@@ -213,7 +213,7 @@ impl Generations {
     /// do. While some of those are on their way there it must as well: in their place one would serve that has nobody
     /// who listens yet.
     fn must_accept(&self, ready: Ready, now: Instant) -> bool {
-        ready == Ready::Auto && self.serving.as_ref().is_some_and(|serving| serving.may_listen(now))
+        ready.looks_where_it_can() && self.serving.as_ref().is_some_and(|serving| serving.may_listen(now))
     }
 
     /// Starts its first monitor.
@@ -385,7 +385,7 @@ impl Generations {
             serving.grown = now;
             let (workers, ended) = (serving.settings.workers, serving.ended.clone());
             // One that has told, or listened, goes on doing so when its monitor is replaced.
-            let accept = ready == Ready::Auto && serving.listens();
+            let accept = ready.looks_where_it_can() && serving.listens();
             let notify = self.must_notify(ready);
             actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
         }

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::state::{Action, Slot, Slots, State, Watch, Worker};
+use super::state::{Action, Settings, Slot, Slots, State, Watch, Worker};
 use crate::control::messages::Report;
-use crate::readiness::watch::{Bypass, Sight};
+use crate::readiness::watch::{Bypass, Hidden, Sight};
 
 /// The pause after the first look at a worker; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -31,7 +31,14 @@ const LOADING: Duration = Duration::from_secs(5);
 /// So many workers are looked at before anything else has its turn.
 const LOOKS_AT_ONCE: usize = 16;
 
-/// When a worker is looked at or probed again; none while a probe of it is under way.
+/// A worker that stays hidden for this long counts as one that cannot be seen. Many are hidden for a moment, such as
+/// while they drop their rights.
+const HIDDEN_FOR_GOOD: Duration = Duration::from_secs(1);
+
+/// A slot whose workers were not ready in time gives the next one twice as long, so many times.
+const MOST_DOUBLINGS: u32 = 4;
+
+/// When a worker is looked at, or probed, again; none while a probe of it is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Watched {
     pub(super) next: Option<Instant>,
@@ -39,8 +46,49 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    fn from(now: Instant, watch: Watch) -> Watched {
-        Watched { next: Some(now), pause: if watch == Watch::Probe { FIRST_PROBE_PAUSE } else { FIRST_PAUSE } }
+    fn by_looks(now: Instant) -> Watched {
+        Watched { next: Some(now), pause: FIRST_PAUSE }
+    }
+
+    fn by_probes(now: Instant) -> Watched {
+        Watched { next: Some(now), pause: FIRST_PROBE_PAUSE }
+    }
+}
+
+/// What looks at one worker have shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Shown {
+    /// It was seen accepting.
+    pub(super) accepting: bool,
+    /// Since when it has been hidden from each look.
+    hidden_since: Option<Instant>,
+    /// Why it counts as one that cannot be seen.
+    pub(super) hidden: Option<Hidden>,
+    /// Why a process that it has started could not be seen by the last look.
+    pub(super) helper_hidden: Option<Hidden>,
+    /// The last reason that was reported.
+    reported: Option<Hidden>,
+}
+
+impl Shown {
+    fn note(&mut self, sight: Sight, now: Instant) {
+        match sight {
+            Sight::Unseeable(why) => {
+                let since = *self.hidden_since.get_or_insert(now);
+                if now >= since + HIDDEN_FOR_GOOD {
+                    self.hidden = Some(why);
+                }
+            }
+            Sight::Accepting => (self.accepting, self.hidden_since, self.hidden) = (true, None, None),
+            Sight::NotYet(helper) => (self.helper_hidden, self.hidden_since, self.hidden) = (helper, None, None),
+        }
+    }
+
+    /// Why it cannot be seen, where main does not know of it yet.
+    fn unreported(&mut self) -> Option<Hidden> {
+        let new = self.hidden.filter(|_| self.hidden != self.reported);
+        self.reported = self.hidden.or(self.reported);
+        new
     }
 }
 
@@ -55,32 +103,32 @@ pub(super) struct Probe {
 
 impl Slots {
     pub(super) fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, deadline) = (self.settings.watch, self.ready_deadline(now));
+        let (watch, deadline, time) = (self.settings.watch, self.ready_deadline(worker, now), self.ready_time(worker));
         let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
             return;
         }
-        let is_watched = match watch {
+        let is_looked_at = match watch {
             Watch::No => false,
             Watch::IfItListens => slot.listened,
-            Watch::IfSeeable | Watch::Always | Watch::Probe => true,
+            Watch::IfSeeable | Watch::Always => true,
         };
         slot.executed = Some(now);
-        slot.state = State::Starting { deadline, watched: is_watched.then_some(Watched::from(now, watch)) };
+        slot.state = State::Starting { deadline, look: is_looked_at.then(|| Watched::by_looks(now)), probe: None };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
         if self.settings.has_listener && matches!(watch, Watch::IfSeeable | Watch::Always) {
-            self.suspects.add(worker, Some(self.settings.tuning.ready_timeout), now);
+            self.suspects.add(worker, Some(time), now);
         }
-        self.become_ready_unseen(worker, now, actions);
+        self.go_on(worker, now, actions);
     }
 
     pub(super) fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
         match slot.state {
-            State::Starting { .. } => self.become_ready_unseen(worker, now, actions),
+            State::Starting { .. } => self.go_on(worker, now, actions),
             // It was ready by another measure; that it can tell is worth knowing for the next release.
             State::Ready { .. } if first_time => {
                 actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
@@ -89,14 +137,21 @@ impl Slots {
         }
     }
 
+    /// How long this worker may take to be ready: nothing is lost where it takes longer than those before it did.
+    pub(super) fn ready_time(&self, worker: Worker) -> Duration {
+        let tries = self.slots.get(worker.slot as usize).map_or(0, |slot| slot.unready);
+        self.settings.tuning.ready_timeout.saturating_mul(1 << tries.min(MOST_DOUBLINGS))
+    }
+
     /// On trial main times a generation as a whole.
-    pub(super) fn ready_deadline(&self, now: Instant) -> Option<Instant> {
-        (!self.settings.trial).then(|| now + self.settings.tuning.ready_timeout)
+    fn ready_deadline(&self, worker: Worker, now: Instant) -> Option<Instant> {
+        (!self.settings.trial).then(|| now + self.ready_time(worker))
     }
 
     /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
     pub(super) fn listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (watch, trial, deadline) = (self.settings.watch, self.settings.trial, self.ready_deadline(now));
+        let (watch, trial) = (self.settings.watch, self.settings.trial);
+        let deadline_anew = self.ready_deadline(worker, now);
         let Some(slot) = self.slot_of(worker) else { return };
         let is_first = !std::mem::replace(&mut slot.listens, true);
         if matches!(slot.state, State::Ready { .. }) {
@@ -108,69 +163,76 @@ impl Slots {
         slot.listened = true;
         let withdrawn = matches!(slot.state, State::Ready { unproven: Some(until) } if trial || now < until);
         actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn }));
-        let watched = Some(Watched::from(now, watch));
+        let look = Some(Watched::by_looks(now));
         match slot.state {
-            State::Starting { deadline, watched: None } if slot.hidden.is_none() => {
-                slot.state = State::Starting { deadline, watched };
+            State::Starting { deadline, look: None, .. } if !slot.shown.accepting => {
+                slot.state = State::Starting { deadline, look, probe: None };
             }
             State::Ready { .. } if withdrawn => {
-                slot.state = State::Starting { deadline, watched };
+                slot.state = State::Starting { deadline: deadline_anew, look, probe: None };
             }
             _ => {}
         }
     }
 
     pub(super) fn seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
-        let watch = self.settings.watch;
         let Some(slot) = self.slot_of(worker) else { return };
-        let State::Starting { watched: watched @ Some(_), .. } = &mut slot.state else { return };
-        match sight {
-            // What it did before it was stopped.
-            Sight::Accepting if slot.suspended => {}
-            Sight::Accepting => self.become_ready(worker, true, now, actions),
-            Sight::NotYet => {}
-            Sight::Unseeable(why) => {
-                if matches!(watch, Watch::IfSeeable | Watch::IfItListens) {
-                    *watched = None;
-                }
-                if slot.hidden.replace(why) != Some(why) {
-                    let why = why.to_string();
-                    actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why }));
-                }
-                self.become_ready_unseen(worker, now, actions);
-            }
+        let State::Starting { look, probe, .. } = &mut slot.state else { return };
+        // What it did before a signal stopped it is no proof.
+        if look.is_none() || (slot.suspended && sight == Sight::Accepting) {
+            return;
         }
+        slot.shown.note(sight, now);
+        match (slot.shown.accepting, slot.shown.hidden) {
+            (true, _) => *look = None,
+            // What was asked of it while it was hidden may have been answered by another.
+            (false, None) => *probe = None,
+            (false, Some(_)) => {}
+        }
+        if let Some(why) = slot.shown.unreported() {
+            actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why: why.to_string() }));
+        }
+        self.go_on(worker, now, actions);
     }
 
     pub(super) fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
-        self.probes.remove(&worker);
+        let ended = self.probes.remove(&worker).is_some_and(|probe| probe.ended);
         let Some(slot) = self.slot_of(worker) else { return };
-        let State::Starting { watched: Some(watched), .. } = &mut slot.state else { return };
-        if succeeded && !slot.suspended {
-            self.become_ready(worker, false, now, actions);
+        let State::Starting { probe: Some(watched), .. } = &mut slot.state else { return };
+        if succeeded && !ended && !slot.suspended {
+            self.become_ready(worker, now, actions);
         } else {
             watched.next = Some(now + watched.pause);
             watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
         }
     }
 
-    /// If nobody watches the worker, its own word counts, or that it lives; not while it is stopped.
-    pub(super) fn become_ready_unseen(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let notify = self.settings.notify;
+    /// One that was seen accepting, or of which that cannot be seen or asked, has its probe to pass; without a probe its
+    /// own word counts, or that it lives, unless it was seen; not while a signal has stopped it.
+    pub(super) fn go_on(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let Settings { notify, probe: is_probed, watch, .. } = self.settings;
         let Some(slot) = self.slot_of(worker) else { return };
-        let unwatched = matches!(slot.state, State::Starting { watched: None, .. });
-        if unwatched && !slot.suspended && (slot.notified || !notify) {
-            self.become_ready(worker, false, now, actions);
+        let State::Starting { look, probe, .. } = &mut slot.state else { return };
+        let unseeable = slot.shown.hidden.is_some() && watch != Watch::Always;
+        if look.is_some() && !unseeable {
+            return;
+        }
+        if is_probed {
+            probe.get_or_insert(Watched::by_probes(now));
+        } else if !slot.suspended && (slot.shown.accepting || slot.notified || !notify) {
+            self.become_ready(worker, now, actions);
         }
     }
 
-    fn become_ready(&mut self, worker: Worker, seen: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn become_ready(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
+        let is_probed = self.settings.probe;
         let Some(slot) = self.slot_of(worker) else { return };
-        let visible = slot.hidden.is_none();
-        let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && slot.hidden.is_none());
+        let (seen, visible) = (slot.shown.accepting, slot.shown.hidden.is_none());
+        let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
+        slot.unready = 0;
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
-        let is_measured = seen || slot.listens || watch == Watch::Probe || (watch == Watch::No && slot.notified);
+        let is_measured = seen || slot.listens || (watch == Watch::No && (is_probed || slot.notified));
         slot.serves = is_measured.then_some(now);
         actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
         match seen || !visible || !has_listener {
@@ -211,16 +273,20 @@ impl Slots {
 
     /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
     pub(super) fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let watched = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
-            State::Starting { watched: Some(watched), .. } if watched.next.is_some_and(|next| next <= now) => {
-                Some((Worker { slot: index, life: slot.life }, watched))
+        let mut due = Vec::new();
+        for (slot, index) in self.slots.iter_mut().zip(0..) {
+            let worker = Worker { slot: index, life: slot.life };
+            if let State::Starting { look, probe, .. } = &mut slot.state {
+                let is_due = |watched: &&mut Watched| watched.next.is_some_and(|next| next <= now);
+                due.extend(look.iter_mut().filter(is_due).map(|look| (worker, look, false)));
+                // The one before may still be on its way to its end.
+                let probe = probe.iter_mut().filter(|_| !self.probes.contains_key(&worker));
+                due.extend(probe.filter(is_due).map(|probe| (worker, probe, true)));
             }
-            _ => None,
-        });
-        let mut due: Vec<_> = watched.collect();
-        due.sort_by_key(|(_, watched)| watched.next);
-        for (worker, watched) in due.into_iter().take(LOOKS_AT_ONCE) {
-            if self.settings.watch == Watch::Probe {
+        }
+        due.sort_by_key(|(_, watched, _)| watched.next);
+        for (worker, watched, by_probe) in due.into_iter().take(LOOKS_AT_ONCE) {
+            if by_probe {
                 watched.next = None;
                 self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
                 actions.push(Action::Probe(worker));
@@ -245,7 +311,7 @@ impl Slots {
     pub(super) fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for (worker, probe) in &mut self.probes {
             let slot = &self.slots[worker.slot as usize];
-            let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { .. });
+            let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { probe: Some(_), .. });
             if probe.deadline <= now || (!awaited && !probe.ended) {
                 *probe = Probe { deadline: now + LONGEST_PROBE, ended: true };
                 actions.push(Action::EndProbe(*worker));

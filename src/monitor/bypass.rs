@@ -92,7 +92,7 @@ impl Suspects {
         let Some(suspect) = self.suspects.get_mut(&worker) else { return false };
         let (time, ran) = (now.saturating_duration_since(suspect.seen), shown.ran.saturating_sub(suspect.ran));
         (suspect.seen, suspect.ran) = (now, shown.ran);
-        let is_idle = ran * SHARE_WHEN_BUSY < time;
+        let is_idle = ran.saturating_mul(SHARE_WHEN_BUSY) < time;
         // Not at the first look: some open a port for their metrics, and then the one that they were given.
         let elsewhere = suspect.last.is_some() && !shown.own.is_empty() && suspect.looks > 1;
         self.told = elsewhere || (is_idle && suspect.looks >= PATIENT_LOOKS) || suspect.next.is_none();

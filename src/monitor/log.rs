@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::state::{Note, Worker};
 use crate::config::duration;
-use crate::worker::cause::signal_name;
+use crate::worker::cause::{Cause, signal_name};
 
 /// Writes `note`. `pid` gives the pid of a worker, or the last it had.
 pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
@@ -18,14 +18,17 @@ pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             warn!("{} {cause}; respawning it", name(worker));
         }
         Note::Respawning(worker, cause, delay) => {
-            warn!("{} {cause}; respawning it in {}", name(worker), duration::show(*delay));
+            let is_late = matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..));
+            let option = if is_late { " (--ready-timeout)" } else { "" };
+            warn!("{} {cause}; respawning it in {}{option}", name(worker), duration::show(*delay));
         }
         Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
         Note::EndedForGood(worker, code) => {
             warn!("{} exited with code {code}, which is final; it is not respawned", name(worker));
         }
-        Note::NotReady(worker, time) => {
-            warn!("{} is not ready after {}; stopping it", name(worker), duration::show(*time));
+        Note::NotReady(worker, time, next) => {
+            let (time, next) = (duration::show(*time), duration::show(*next));
+            warn!("{} is not ready after {time}; stopping it (--ready-timeout; the next try has {next})", name(worker));
         }
         Note::HangsInExec(worker) => {
             warn!("{} hangs in exec: is the program's file system reachable? Killing it", name(worker));

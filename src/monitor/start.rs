@@ -143,11 +143,12 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         notify: assignment.notify,
         watch: match plan.ready {
             Ready::Accept => Watch::Always,
-            Ready::Exec => Watch::Probe,
-            Ready::Auto if has_listener || assignment.accept => Watch::IfSeeable,
-            Ready::Auto if assignment.shares_ports => Watch::IfItListens,
-            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+            Ready::Auto | Ready::Exec if has_listener || assignment.accept => Watch::IfSeeable,
+            Ready::Auto | Ready::Exec if assignment.shares_ports => Watch::IfItListens,
+            Ready::Auto | Ready::Exec | Ready::Notify | Ready::Alive => Watch::No,
         },
+        // Before it accepts, another worker may answer in its place.
+        probe: plan.ready == Ready::Exec,
         has_listener,
         tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Schedule};
 use crate::control::messages::{Order, Report, Urgency};
-use crate::readiness::watch::Hidden;
 use crate::worker::cause::Cause;
 
-use super::becoming_ready::{Probe, Watched};
+use super::becoming_ready::{Probe, Shown, Watched};
 use super::bypass::Suspects;
 use super::pacing::Starts;
 use super::stopping::Stopping;
@@ -29,7 +28,10 @@ pub(super) enum State {
     },
     Starting {
         deadline: Option<Instant>,
-        watched: Option<Watched>,
+        /// When it is looked at; none where it was seen accepting, or that is not asked of it.
+        look: Option<Watched>,
+        /// When it is probed; none where it is to be seen accepting first, or no probe is asked for.
+        probe: Option<Watched>,
     },
     /// Until `unproven`, if at all, it is ready for no more than being alive.
     Ready {
@@ -63,11 +65,13 @@ pub(super) struct Slot {
     pub(super) listened: bool,
     /// Since when this worker serves: it is ready, and has shown that by more than being alive.
     pub(super) serves: Option<Instant>,
-    /// Why it could not be seen whether the worker accepts.
-    pub(super) hidden: Option<Hidden>,
     /// Whether a signal has stopped the worker, and when that was last told.
     pub(super) suspended: bool,
     pub(super) suspension_told: Option<Instant>,
+    /// Whether it accepts, as far as looks have shown.
+    pub(super) shown: Shown,
+    /// Number of workers since the last ready one that were not ready in time.
+    pub(super) unready: u32,
     pub(super) backoff: Backoff,
     /// Why the worker is being ended, where it is not for a stop.
     pub(super) ended_for: Option<Cause>,
@@ -88,9 +92,10 @@ impl Slot {
             listens: false,
             listened: false,
             serves: None,
-            hidden: None,
             suspended: false,
             suspension_told: None,
+            shown: Shown::default(),
+            unready: 0,
             backoff: Backoff::default(),
             ended_for: None,
         }
@@ -187,8 +192,9 @@ impl Slots {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
             State::Waiting { until } => Some(self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
-            State::Starting { deadline, watched } => {
-                deadline.iter().copied().chain(watched.and_then(|watched| watched.next)).min()
+            State::Starting { deadline, look, probe } => {
+                let watched = [look, probe].into_iter().flatten().filter_map(|watched| watched.next);
+                deadline.iter().copied().chain(watched).min()
             }
             State::Stopping(escalation) => escalation.deadline(),
             State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
@@ -242,8 +248,8 @@ impl Slots {
         slot.executed = None;
         slot.listens = false;
         slot.serves = None;
-        slot.hidden = None;
         (slot.suspended, slot.suspension_told) = (false, None);
+        slot.shown = Shown::default();
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
@@ -296,6 +302,7 @@ impl Slots {
         for slot in &mut self.slots {
             match &mut slot.state {
                 State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
+                // The first try of its slot: there was no other on trial.
                 State::Starting { deadline, .. } => *deadline = Some(now + timeout),
                 _ => {}
             }
@@ -333,8 +340,9 @@ impl Slots {
     }
 
     fn end_if_overdue(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
+        let worker = Worker { slot: index, life: self.slots[index as usize].life };
+        let time = self.ready_time(worker);
         let slot = &mut self.slots[index as usize];
-        let worker = Worker { slot: index, life: slot.life };
         match slot.state {
             State::Executing { deadline } if deadline <= now => {
                 // There is no program yet that could do anything about a gentler signal.
@@ -343,13 +351,14 @@ impl Slots {
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
-                let timeout = self.settings.tuning.ready_timeout;
                 slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
-                slot.ended_for = Some(match slot.hidden.filter(|_| self.settings.watch == Watch::Always) {
-                    Some(why) => Cause::NotSeen(timeout, why.to_string()),
-                    None => Cause::NotReady(timeout),
+                slot.unready = slot.unready.saturating_add(1);
+                slot.ended_for = Some(match (slot.shown.hidden, slot.shown.helper_hidden) {
+                    (Some(why), _) if self.settings.watch == Watch::Always => Cause::NotSeen(time, why.to_string()),
+                    (None, Some(why)) => Cause::NotSeen(time, why.of_helper()),
+                    _ => Cause::NotReady(time),
                 });
-                actions.push(Action::Note(Note::NotReady(worker, self.settings.tuning.ready_timeout)));
+                actions.push(Action::Note(Note::NotReady(worker, time, self.ready_time(worker))));
             }
             _ => {}
         }

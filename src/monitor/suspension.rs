@@ -22,6 +22,6 @@ impl Slots {
     pub(super) fn continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = false;
-        self.become_ready_unseen(worker, now, actions);
+        self.go_on(worker, now, actions);
     }
 }

@@ -26,8 +26,10 @@ pub struct Settings {
     pub workers: u32,
     /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
     pub notify: bool,
-    /// Whether a worker is watched until it is ready.
+    /// Whether a worker is looked at until it accepts.
     pub watch: Watch,
+    /// Whether a worker is ready only when a probe of it succeeds; one that is looked at is probed once it accepts.
+    pub probe: bool,
     /// Whether workers are given a listener to accept on.
     pub has_listener: bool,
     /// Delays, waits and limits. On trial main times a generation as a whole. Its bake is what a worker lives at least,
@@ -41,7 +43,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Whether a worker is watched until it is ready.
+/// Whether a worker is looked at until it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// It is not: readiness is by another measure.
@@ -53,8 +55,6 @@ pub enum Watch {
     IfItListens,
     /// It is ready when it is seen accepting, and never otherwise.
     Always,
-    /// It is ready when a probe of it succeeds.
-    Probe,
 }
 
 /// What can happen to a monitor.
@@ -127,8 +127,8 @@ pub enum Note {
     Respawning(Worker, Cause, Duration),
     /// A worker ended with this final exit code, and nobody follows it.
     EndedForGood(Worker, u8),
-    /// A worker is ended because it was not ready in time.
-    NotReady(Worker, Duration),
+    /// A worker is ended because it was not ready in this time; the next one has that time.
+    NotReady(Worker, Duration, Duration),
     /// A worker is ended because its exec hangs.
     HangsInExec(Worker),
     /// A worker had to be sent a later signal of the schedule.

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::{Builder, Panzer, eventually, free_port, get, require};
 
+mod hidden;
+mod probes;
 mod shared;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -234,56 +236,6 @@ telling.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])
     panzer.stop();
 }
 
-/// A ring of its own: io_uring_setup(8, zeroed parameters), under the same number on every architecture.
-const RING: &str = "import ctypes
-ring = ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120))
-assert ring > 2
-";
-
-/// Whether this kernel, or this container, has io_uring at all.
-fn has_io_uring() -> bool {
-    let status = std::process::Command::new("python3").args(["-c", RING]).stderr(std::process::Stdio::null()).status();
-    let has = status.is_ok_and(|status| status.success());
-    if !has {
-        eprintln!("skipped: io_uring is not to be had here");
-    }
-    has
-}
-
-#[test]
-fn what_cannot_be_seen_is_taken_as_alive() {
-    if !require("python3") || !has_io_uring() {
-        return;
-    }
-    let panzer = watched(2, &format!("{RING}note()\ntime.sleep(1000)\n")).start();
-    panzer.expect_line("warning: whether the workers of generation 1 accept cannot be seen: it uses io_uring");
-    panzer.wait_serving();
-    assert_eq!(panzer.reload_and_wait(), Ok(2));
-    let told = panzer.lines().iter().filter(|line| line.contains("cannot be seen")).count();
-    assert_eq!(told, 1, "it is said once");
-    panzer.stop();
-}
-
-#[test]
-fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
-    if !require("python3") || !has_io_uring() {
-        return;
-    }
-    let panzer = watched(1, &in_its_set_for("1.5")).args(["--ready", "accept", "--ready-timeout", "3s"]).start();
-    // With so little time to be ready, one that takes its own is soon suspected.
-    panzer.allow_line("unless it is still starting");
-    panzer.wait_serving();
-    replace(&panzer, &format!("{RING}time.sleep(1000)\n"));
-    panzer.expect_line("error: reload failed: generation 2: ");
-    let line = panzer.reload_and_wait().unwrap_err();
-    let why = "worker 0 was not ready within 3s: whether it accepts cannot be seen: it uses io_uring";
-    assert!(line.contains(why), "{line}");
-    // A ring for other things hinders nobody.
-    replace(&panzer, &(RING.to_owned() + &in_its_set_for("1")));
-    assert_eq!(panzer.reload_and_wait(), Ok(3));
-    panzer.stop();
-}
-
 #[test]
 fn to_be_seen_accepting_takes_a_listener() {
     let panzer = Panzer::start(["--ready", "accept", "--share-ports", "off", "--", "sleep", "1000"]);
@@ -337,63 +289,4 @@ fn nobody_is_looked_at_once_all_are_ready() {
     // The answer to the question above may have been under way; looks would have been thirty.
     assert!(switches() - before <= 2, "an idle monitor never wakes");
     panzer.stop();
-}
-
-/// A panzer with workers that do nothing, and this probe of them.
-fn probed(options: &[&str], probe: &str) -> Builder {
-    Panzer::builder().args(options).args(["--ready", &format!("exec:{probe}"), "--", "sleep", "1000"])
-}
-
-#[test]
-fn a_probe_decides_by_its_exit_code() {
-    // It is told whom it is to look at, runs where workers run, and has none of what is theirs alone.
-    let probe = "test -e allowed && grep -q sleep /proc/$PANZER_WORKER_PID/cmdline && test -z \"$NOTIFY_SOCKET\" \
-                 && test -z \"$LISTEN_FDS\" && ! test -e /proc/self/fd/3 && echo $PANZER_WORKER_ID >> probed";
-    let panzer = probed(&["-w", "2", "-l", &free_port().to_string()], probe).start();
-    panzer.wait_for_line("started as pid", SOON);
-    let tried = now() + Duration::from_secs(1);
-    eventually(SOON, "it was tried", || now() >= tried);
-    assert!(panzer.status().serving().workers.iter().all(|worker| worker.phase == "starting"));
-    fs::write(panzer.path("allowed"), "").unwrap();
-    assert_seen_by_probe(&panzer);
-    fs::remove_file(panzer.path("probed")).unwrap();
-    assert_eq!(panzer.reload_and_wait(), Ok(2));
-    assert_seen_by_probe(&panzer);
-    panzer.stop();
-}
-
-#[track_caller]
-fn assert_seen_by_probe(panzer: &Panzer) {
-    panzer.wait_serving();
-    let mut probed: Vec<String> =
-        fs::read_to_string(panzer.path("probed")).unwrap().lines().map(str::to_owned).collect();
-    probed.sort();
-    assert_eq!(probed, ["0", "1"], "one success each, and no probe after it");
-}
-
-#[test]
-fn a_probe_that_fails_fails_the_release() {
-    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "test $PANZER_GENERATION = 1").start();
-    panzer.wait_serving();
-    panzer.expect_line("error: reload failed: generation 2: 1 of 1 worker was not ready within 1s (worker 0)");
-    panzer.reload_and_wait().unwrap_err();
-    panzer.stop();
-}
-
-#[test]
-fn a_probe_that_hangs_ends_with_its_worker() {
-    let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "echo . >> probed; sleep 1000 & wait").start();
-    panzer.expect_line("warning: worker 0 * is not ready after 1s; stopping it");
-    panzer.expect_line("warning: worker 0 * was not ready within 1s; respawning it in");
-    let probes = || fs::read_to_string(panzer.path("probed")).map_or(0, |notes| notes.lines().count());
-    eventually(SOON, "the next worker is probed", || probes() == 2);
-    // That no probe is left is checked at the end.
-    panzer.stop();
-}
-
-#[test]
-fn a_probe_is_not_empty() {
-    let panzer = Panzer::start(["--ready", "exec:", "--", "sleep", "1000"]);
-    panzer.expect_line("invalid value 'exec:' for --ready: did you mean 'exec:CMD'? it must be one of auto, accept, notify, alive, exec:CMD");
-    assert_eq!(panzer.wait_exit().code(), Some(2));
 }

@@ -32,10 +32,10 @@ pub(crate) struct Bypass {
 }
 
 impl Bypass {
-    pub(crate) fn executed(&mut self, now: Time, wanted: &Settings) {
+    pub(crate) fn executed(&mut self, now: Time, ready_time: Time, wanted: &Settings) {
         if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.since.is_none() {
-            self.begin(now, FIRST_PAUSE.min(wanted.tuning.ready_timeout / 32), wanted);
-            self.last = Some(now + wanted.tuning.ready_timeout / 16 * 15);
+            self.begin(now, FIRST_PAUSE.min(ready_time / 32), wanted);
+            self.last = Some(now + ready_time / 16 * 15);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use panzer::config::{Ready, Schedule, Tuning};
+use panzer::config::{Schedule, Tuning};
 use panzer::control::messages::{Order, Report, Urgency};
 use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings};
 
@@ -361,7 +361,9 @@ impl MainCheck {
                     starting.due = if rolled { again } else { starting.due.max(again) };
                 }
             }
-            Report::Unseeable { .. } => self.unseeable |= wanted.ready == Ready::Auto,
+            Report::Unseeable { .. } => {
+                self.unseeable |= wanted.ready.looks_where_it_can();
+            }
             Report::Bypasses { own, .. } => {
                 self.tally.bypasses += 1;
                 let before = self.bypass_told.replace(!own.is_empty());

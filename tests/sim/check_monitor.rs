@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::messages::{Order, Report, Urgency, Which};
-use panzer::monitor::state::{Action, Event, Note, Settings, Watch, Worker};
+use panzer::monitor::state::{Action, Event, Note, Settings, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
@@ -157,7 +157,7 @@ impl MonitorCheck {
         for index in 0..self.slots.len() {
             self.check_slot(now, index, turn, punctual)?;
         }
-        self.probes.check(now, punctual, |worker| self.is_watched(worker))?;
+        self.probes.check(now, punctual, |worker| self.is_awaited(worker, true))?;
         self.check_whole()
     }
 
@@ -167,24 +167,24 @@ impl MonitorCheck {
         match event {
             Event::Executed(worker) => {
                 if let Some((slot, wanted)) = self.alive_of(*worker) {
-                    slot.bypass.executed(now, wanted);
+                    slot.bypass.executed(now, slot.readiness.ready_time(wanted), wanted);
                 }
                 self.shows(now, *worker, |slot, wanted| slot.executed(now, wanted));
             }
-            Event::Notified(worker) => self.shows(now, *worker, Readiness::notified),
+            Event::Notified(worker) => self.shows(now, *worker, |slot, wanted| slot.notified(now, wanted)),
             Event::Listens(worker) => self.shows(now, *worker, |slot, wanted| slot.listens(now, on_trial, wanted)),
-            Event::Seen(worker, sight) => self.shows(now, *worker, |slot, wanted| slot.seen(*sight, wanted)),
+            Event::Seen(worker, sight) => self.shows(now, *worker, |slot, wanted| slot.seen(now, *sight, wanted)),
             Event::Examined(worker, shown) => {
                 if let Some((slot, _)) = self.alive_of(*worker) {
                     slot.bypass.examined(now, shown.as_ref());
                 }
             }
             Event::Probed(worker, succeeded) => {
-                self.probes.over(*worker);
-                self.shows(now, *worker, |slot, wanted| slot.probed(now, *succeeded, wanted));
+                let ended = self.probes.over(*worker);
+                self.shows(now, *worker, |slot, wanted| slot.probed(now, *succeeded, ended, wanted));
             }
             Event::Suspended(worker, _) => self.shows(now, *worker, |slot, _| slot.halted = true),
-            Event::Continued(worker) => self.shows(now, *worker, Readiness::continued),
+            Event::Continued(worker) => self.shows(now, *worker, |slot, wanted| slot.continued(now, wanted)),
             Event::Ended(worker, cause) => return self.ended(now, *worker, cause),
             Event::LeftBehind(worker) => {
                 // During a stop it has as long as the stop still takes.
@@ -328,19 +328,22 @@ impl MonitorCheck {
         }
     }
 
-    /// Whether it is still to be found out that it is ready.
-    fn is_watched(&self, worker: Worker) -> bool {
+    /// Whether the answer of a look, or of a probe, is waited for.
+    fn is_awaited(&self, worker: Worker, probe: bool) -> bool {
         self.slots.get(worker.slot as usize).is_some_and(|slot| {
             let starts = slot.alive && slot.life == worker.life && !slot.signalled;
-            starts && slot.readiness.is_watched(&self.wanted)
+            let Slot { readiness, .. } = slot;
+            starts && if probe { readiness.is_probed(&self.wanted) } else { readiness.is_looked_at(&self.wanted) }
         })
     }
 
     fn check_look(&mut self, now: Time, worker: Worker, probes: bool) -> Checked {
-        let wanted = self.is_watched(worker) && probes == (self.wanted.watch == Watch::Probe);
-        hold(wanted, 13, || format!("{worker:?} is looked at, and it need not be"))?;
+        hold(self.is_awaited(worker, probes), 13, || format!("{worker:?} is looked at, and it need not be"))?;
+        if probes {
+            return self.probes.begun(now, worker);
+        }
         self.slots[worker.slot as usize].readiness.looked_at(now);
-        if probes { self.probes.begun(now, worker) } else { Ok(()) }
+        Ok(())
     }
 
     fn check_examination(&mut self, now: Time, worker: Worker) -> Checked {
@@ -364,12 +367,17 @@ impl MonitorCheck {
                 let pace = self.wanted.tuning.pace;
                 self.slots[worker.slot as usize].pace.told(*delay, pace)
             }
+            Action::Note(Note::NotReady(worker, time, next)) => {
+                let (so, wanted) = (!self.on_trial, &self.wanted);
+                let so = so && self.slots[worker.slot as usize].readiness.timed_out(now, (*time, *next), wanted);
+                hold(so, 7, || format!("{worker:?} is said to be late, or its slot to have another time: {action:?}"))
+            }
             Action::Note(_) => Ok(()),
             Action::Look(worker) => self.check_look(now, *worker, false),
             Action::Examine(worker) => self.check_examination(now, *worker),
             Action::Probe(worker) => self.check_look(now, *worker, true),
             Action::EndProbe(worker) => {
-                let awaited = self.is_watched(*worker);
+                let awaited = self.is_awaited(*worker, true);
                 self.probes.told_to_end(now, *worker, awaited)
             }
             Action::Exit => {
@@ -539,7 +547,8 @@ impl MonitorCheck {
         if slot.signalled {
             return Ok(());
         }
-        let neglected = punctual && !self.probes.has(worker) && slot.readiness.is_neglected(now, &self.wanted);
+        let probe_runs = self.probes.has(worker);
+        let neglected = punctual && slot.readiness.is_neglected(now, probe_runs, &self.wanted);
         hold(!neglected, 13, || format!("{worker:?} is not looked at"))?;
         let unexamined = punctual && !self.bypass_told && slot.bypass.is_late(now);
         hold(!unexamined, 13, || format!("{worker:?} is not examined"))?;

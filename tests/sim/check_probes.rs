@@ -34,8 +34,9 @@ impl Probes {
         hold(first, 4, || format!("{worker:?} is probed twice at a time"))
     }
 
-    pub(crate) fn over(&mut self, worker: Worker) {
-        self.0.remove(&worker);
+    /// Returns whether it was told to end.
+    pub(crate) fn over(&mut self, worker: Worker) -> bool {
+        self.0.remove(&worker).is_some_and(|probe| probe.ended)
     }
 
     /// It is told to end: it hangs, or nobody waits for it any more.

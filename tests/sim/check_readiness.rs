@@ -1,5 +1,7 @@
 //! The book of what one worker has shown of its readiness, by the measure that its monitor was given.
 
+use std::time::Duration;
+
 use panzer::monitor::state::{Settings, Watch};
 use panzer::readiness::watch::Sight;
 
@@ -10,14 +12,21 @@ use crate::kernel::Time;
 const LONGEST_PAUSE: Time = Time::from_millis(50);
 const LONGEST_PROBE_PAUSE: Time = Time::from_millis(500);
 
+/// How long a worker must be hidden without a break, and how often its slot's time is doubled, as the state has it.
+const HIDDEN_FOR_GOOD: Time = Time::from_secs(1);
+const MOST_DOUBLINGS: u32 = 4;
+
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
     pub(crate) executed: Option<Time>,
     pub(crate) notified: bool,
     pub(crate) seen: bool,
-    /// It could not be seen whether it accepts.
+    /// It could not be seen whether it accepts, for long enough, and since when.
     pub(crate) hidden: bool,
+    hidden_since: Option<Time>,
     probed: bool,
+    /// So many before it in its slot were not ready in time.
+    unready: u32,
     pub(crate) listens: bool,
     /// A worker before it in its slot listened.
     listened_before: bool,
@@ -33,27 +42,42 @@ pub(crate) struct Readiness {
     pub(crate) notified_told: bool,
     listens_told: bool,
     hidden_told: bool,
-    /// When it was last looked at, or the last probe of it ended.
+    /// When it was last looked at.
     looked: Time,
+    /// When the last probe of it ended, or it was first to be probed.
+    asked: Option<Time>,
 }
 
 impl Readiness {
     /// Of the slot's next worker.
     pub(crate) fn next(&self) -> Readiness {
-        Readiness { listened_before: self.listened_before || self.listens, ..Readiness::default() }
+        let listened_before = self.listened_before || self.listens;
+        Readiness { listened_before, unready: self.unready, ..Readiness::default() }
     }
 
     pub(crate) fn executed(&mut self, now: Time, wanted: &Settings) {
         if self.executed.is_none() {
-            (self.executed, self.due) = (Some(now), now + wanted.tuning.ready_timeout);
+            (self.executed, self.due) = (Some(now), now + self.ready_time(wanted));
         }
         self.looked = self.looked.max(now);
-        self.settle(wanted);
+        self.settle(now, wanted);
     }
 
-    pub(crate) fn notified(&mut self, wanted: &Settings) {
+    /// How long it may take.
+    pub(crate) fn ready_time(&self, wanted: &Settings) -> Duration {
+        wanted.tuning.ready_timeout * (1 << self.unready.min(MOST_DOUBLINGS))
+    }
+
+    /// It is said to be ended for not being ready in time; whether it is so, and the next one has so much.
+    pub(crate) fn timed_out(&mut self, now: Time, (time, next): (Duration, Duration), wanted: &Settings) -> bool {
+        let overdue = self.due().is_some_and(|due| due <= now) && time == self.ready_time(wanted);
+        self.unready += 1;
+        overdue && next == self.ready_time(wanted)
+    }
+
+    pub(crate) fn notified(&mut self, now: Time, wanted: &Settings) {
         self.notified = true;
-        self.settle(wanted);
+        self.settle(now, wanted);
     }
 
     /// One that was ready for no more than being alive no longer is, on trial, or where it happens within the bake.
@@ -61,71 +85,89 @@ impl Readiness {
         if std::mem::replace(&mut self.listens, true) || wanted.watch != Watch::IfItListens {
             return;
         }
-        if self.ready && !self.seen && !self.hidden && (on_trial || now < self.unproven) {
-            self.due = now + wanted.tuning.ready_timeout;
+        if !self.ready {
+            self.asked = None;
+        } else if !self.seen && !self.hidden && (on_trial || now < self.unproven) {
+            self.due = now + self.ready_time(wanted);
             (self.ready, self.ready_told, self.notified_told) = (false, false, false);
         }
         self.looked = now;
     }
 
-    pub(crate) fn seen(&mut self, sight: Sight, wanted: &Settings) {
-        if !self.is_watched(wanted) {
+    pub(crate) fn seen(&mut self, now: Time, sight: Sight, wanted: &Settings) {
+        if !self.is_looked_at(wanted) {
             return;
         }
         match sight {
-            Sight::Accepting => self.seen |= !self.halted,
-            Sight::NotYet => {}
-            Sight::Unseeable(_) => self.hidden = true,
+            Sight::Accepting if self.halted => {}
+            Sight::Accepting => (self.seen, self.hidden, self.hidden_since) = (true, false, None),
+            Sight::NotYet(_) => (self.hidden, self.hidden_since) = (false, None),
+            Sight::Unseeable(_) => {
+                self.hidden |= now >= *self.hidden_since.get_or_insert(now) + HIDDEN_FOR_GOOD;
+            }
         }
-        self.settle(wanted);
+        self.settle(now, wanted);
     }
 
-    pub(crate) fn probed(&mut self, now: Time, succeeded: bool, wanted: &Settings) {
-        self.looked = now;
-        self.probed |= succeeded && !self.halted && self.is_watched(wanted);
-        self.settle(wanted);
+    /// `ended` where it was told to end before.
+    pub(crate) fn probed(&mut self, now: Time, succeeded: bool, ended: bool, wanted: &Settings) {
+        self.probed = succeeded && !ended && !self.halted && self.is_probed(wanted);
+        self.asked = self.asked.map(|_| now);
+        self.settle(now, wanted);
     }
 
-    pub(crate) fn continued(&mut self, wanted: &Settings) {
+    pub(crate) fn continued(&mut self, now: Time, wanted: &Settings) {
         self.halted = false;
-        self.settle(wanted);
+        self.settle(now, wanted);
     }
 
-    fn settle(&mut self, wanted: &Settings) {
+    fn settle(&mut self, now: Time, wanted: &Settings) {
         if let Some(executed) = self.executed.filter(|_| !self.ready && !self.halted && self.has_shown(wanted)) {
             (self.ready, self.unproven) = (true, executed + wanted.tuning.bake);
+            self.unready = 0;
         }
+        // A success counts when it comes, or never.
+        self.probed = false;
+        self.asked = self.is_probed(wanted).then(|| self.asked.unwrap_or(now));
     }
 
     /// From its commit on a generation's workers are timed each by itself.
     pub(crate) fn committed(&mut self, now: Time, wanted: &Settings) {
-        self.due = now + wanted.tuning.ready_timeout;
+        self.due = now + self.ready_time(wanted);
+    }
+
+    /// Whether it was seen accepting, where that is asked of it and can be seen.
+    fn has_shown_itself(&self, wanted: &Settings) -> bool {
+        match wanted.watch {
+            Watch::No => true,
+            Watch::Always => self.seen,
+            Watch::IfSeeable => self.seen || self.hidden,
+            Watch::IfItListens => self.seen || self.hidden || !self.has_listener(),
+        }
     }
 
     fn has_shown(&self, wanted: &Settings) -> bool {
-        let word = self.notified || !wanted.notify;
-        match wanted.watch {
-            Watch::No => word,
-            Watch::Always => self.seen,
-            Watch::Probe => self.probed,
-            Watch::IfSeeable => self.seen || (self.hidden && word),
-            Watch::IfItListens => self.seen || (word && (self.hidden || !self.has_listener())),
-        }
+        let word = if wanted.probe { self.probed } else { self.seen || self.notified || !wanted.notify };
+        self.has_shown_itself(wanted) && word
     }
 
     fn has_listener(&self) -> bool {
         self.listens || self.listened_before
     }
 
-    /// Whether it is to be looked at, or probed. A worker that is ready never is.
-    pub(crate) fn is_watched(&self, wanted: &Settings) -> bool {
+    /// Whether it is to be looked at. A worker that is ready never is.
+    pub(crate) fn is_looked_at(&self, wanted: &Settings) -> bool {
         let watched = match wanted.watch {
             Watch::No => false,
-            Watch::Always | Watch::Probe => true,
-            Watch::IfSeeable => !self.hidden,
-            Watch::IfItListens => !self.hidden && self.has_listener(),
+            Watch::Always | Watch::IfSeeable => true,
+            Watch::IfItListens => self.has_listener(),
         };
-        watched && self.executed.is_some() && !self.ready
+        watched && !self.seen && self.executed.is_some() && !self.ready
+    }
+
+    /// Whether it is to be probed.
+    pub(crate) fn is_probed(&self, wanted: &Settings) -> bool {
+        wanted.probe && self.executed.is_some() && !self.ready && self.has_shown_itself(wanted)
     }
 
     /// By when it must be ready.
@@ -137,10 +179,11 @@ impl Readiness {
         self.looked = now;
     }
 
-    /// The next look, or probe, is overdue.
-    pub(crate) fn is_neglected(&self, now: Time, wanted: &Settings) -> bool {
-        let pause = if wanted.watch == Watch::Probe { LONGEST_PROBE_PAUSE } else { LONGEST_PAUSE };
-        self.is_watched(wanted) && now > self.looked + pause + SLACK
+    /// The next look is overdue, or with no probe under way the next of those.
+    pub(crate) fn is_neglected(&self, now: Time, probe_runs: bool, wanted: &Settings) -> bool {
+        let unseen = self.is_looked_at(wanted) && now > self.looked + LONGEST_PAUSE + SLACK;
+        let asked = self.asked.filter(|_| !probe_runs);
+        unseen || asked.is_some_and(|asked| now > asked + LONGEST_PROBE_PAUSE + SLACK)
     }
 
     pub(crate) fn listens_is_told(&mut self) -> Checked {
@@ -159,6 +202,6 @@ impl Readiness {
         hold(!self.ready || ready, 0, || "that a worker is ready is not told".to_owned())?;
         let minds = matches!(wanted.watch, Watch::IfItListens | Watch::IfSeeable);
         hold(!minds || self.listens == self.listens_told, 0, || "that a worker listens is not told".to_owned())?;
-        hold(self.hidden == self.hidden_told, 0, || "that a worker cannot be seen is not told".to_owned())
+        hold(!self.hidden || self.hidden_told, 0, || "that a worker cannot be seen is not told".to_owned())
     }
 }

@@ -152,7 +152,7 @@ impl MainCheck {
         };
         let young = self.serving.is_some_and(|serving| is_young(serving.generation));
         let some = trial && young && listening > 0 && self.is_all(usize::MAX);
-        let must = self.wanted.of(monitor.generation).ready == Ready::Auto && (some || self.all_listen());
+        let must = self.wanted.of(monitor.generation).ready.looks_where_it_can() && (some || self.all_listen());
         self.tally.half_listening += u64::from(must && !self.all_listen());
         hold(accept == must, 1, || format!("{monitor:?} must accept: {accept}, and {listening} workers listen"))
     }

@@ -75,7 +75,8 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
     monitor_state::Settings {
         workers: spec.main.workers,
         notify: choices.below(2) == 1,
-        watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always, Watch::Probe]),
+        watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always]),
+        probe: choices.below(3) == 0,
         has_listener: choices.below(2) == 1,
         tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
@@ -145,7 +146,8 @@ fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
 }
 
 fn draw_sight(choices: &mut Choices) -> Sight {
-    choices.among(&[Sight::NotYet, Sight::Accepting, Sight::Unseeable(Hidden::ByIoUring)])
+    let hidden = [Sight::NotYet(Some(Hidden::ByRights)), Sight::Unseeable(Hidden::ByIoUring)];
+    choices.among(&[Sight::NotYet(None), Sight::Accepting, hidden[0], hidden[1]])
 }
 
 fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::Event {

@@ -232,7 +232,8 @@ impl World {
     /// What may be under way: an exec that hangs, two reloads, whose workers may be late to listen, a stop of theirs and of what they leave behind twice.
     fn longest_rest(&self) -> Time {
         let starts = self.longest(|settings| settings.tuning.start_delay.longest(settings.workers + 8));
-        let ready = self.longest(|settings| settings.tuning.ready_timeout) * 2;
+        // Twice the longest that a slot whose workers are late again and again gives the next one.
+        let ready = self.longest(|settings| settings.tuning.ready_timeout) * 32;
         let bake = self.longest(|settings| settings.tuning.bake);
         let stop = self.longest(|settings| settings.tuning.stop.total());
         let reload = ready + bake + stop + starts * 2;

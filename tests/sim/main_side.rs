@@ -296,6 +296,7 @@ impl World {
             workers,
             notify,
             watch: self.spec.watch(by.ready, accept),
+            probe: by.ready == panzer::config::Ready::Exec,
             has_listener: self.spec.has_listener,
             tuning: by.tuning.clone(),
             ended,

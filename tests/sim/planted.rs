@@ -81,6 +81,10 @@ planted! {
     FallsBackUnderAccept
     TakesAnyLook
     TakesAnyProbe
+    ProbesBeforeItAccepts
+    TakesHelperForWorker
+    TakesGlimpseForGood
+    NeverGivesMoreTime
     ForgetsListening
     OverlooksStops
     ForgetsContinuing
@@ -164,6 +168,7 @@ impl Planted {
             Some(Planted::IgnoresStartDelay) => settings.tuning.start_delay = StartDelay::default(),
             Some(Planted::IgnoresLimit) => settings.tuning.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
+            Some(Planted::ProbesBeforeItAccepts) if settings.probe => settings.watch = Watch::No,
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
             _ => {}
         }
@@ -494,6 +499,10 @@ impl Planted {
                 Some(Event::Examined(worker, Some(Bypass { ran: Duration::ZERO, ..shown })))
             }
             (Some(Planted::IgnoresTuning), Event::Ordered(Order::Tune(_))) => None,
+            (Some(Planted::TakesHelperForWorker), Event::Seen(worker, Sight::NotYet(Some(why)))) => {
+                Some(Event::Seen(worker, Sight::Unseeable(why)))
+            }
+            (Some(Planted::TakesGlimpseForGood), Event::Seen(_, Sight::NotYet(_))) => None,
             (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
             (_, event) => Some(event),
         }
@@ -550,6 +559,13 @@ impl Planted {
             Some(Planted::ExaminesForEver) => {
                 if let Event::Examined(worker, Some(_)) = event {
                     actions.push(Action::Examine(*worker));
+                }
+            }
+            Some(Planted::NeverGivesMoreTime) => {
+                for action in actions {
+                    if let Action::Note(monitor_state::Note::NotReady(_, time, next)) = action {
+                        *next = *time;
+                    }
                 }
             }
             Some(Planted::NeverEndsProbes) => actions.retain(|action| !matches!(action, Action::EndProbe(_))),

@@ -138,6 +138,7 @@ fn monitor_settings(workers: u32, stop: &str) -> Settings {
         workers,
         notify: false,
         watch: Watch::No,
+        probe: false,
         has_listener: false,
         tuning: spec(workers, stop).main.tuning,
         ended: BTreeSet::new(),

@@ -14,10 +14,9 @@ impl Spec {
     pub(crate) fn watch(&self, ready: Ready, accept: bool) -> Watch {
         match ready {
             Ready::Accept => Watch::Always,
-            Ready::Exec => Watch::Probe,
-            Ready::Auto if self.has_listener || accept => Watch::IfSeeable,
-            Ready::Auto if self.shares_ports => Watch::IfItListens,
-            Ready::Auto | Ready::Notify | Ready::Alive => Watch::No,
+            Ready::Auto | Ready::Exec if self.has_listener || accept => Watch::IfSeeable,
+            Ready::Auto | Ready::Exec if self.shares_ports => Watch::IfItListens,
+            Ready::Auto | Ready::Exec | Ready::Notify | Ready::Alive => Watch::No,
         }
     }
 }
@@ -59,22 +58,25 @@ impl World {
             let own = if elsewhere { vec!["0.0.0.0:9000".to_owned()] } else { Vec::new() };
             // Busy all its life so far, some of it, or hardly.
             let ran = (self.now - began) / self.choices.among(&[1, 40, 1_000]);
-            let shown = (self.sight(process) == Sight::NotYet).then_some(Bypass { own, ran });
+            let shown = matches!(self.sight(process), Sight::NotYet(_)).then_some(Bypass { own, ran });
             self.monitors[index].push(Event::Examined(worker, shown));
         }
     }
 
     fn sight(&self, process: ProcessId) -> Sight {
-        let program = self.kernel.process(process).program.as_ref();
-        let hidden = program.and_then(|program| Some(program.began + program.script.hidden?));
-        if !self.is_running(process) {
-            return Sight::NotYet;
-        }
-        match hidden.is_some_and(|hidden| hidden <= self.now) {
+        let helper = self.kernel.process(process).program.as_ref().is_some_and(|program| program.script.helper_hidden);
+        match self.is_hidden(process) {
+            _ if !self.is_running(process) => Sight::NotYet(None),
             true => Sight::Unseeable(Hidden::ByIoUring),
             false if self.accepts(process) => Sight::Accepting,
-            false => Sight::NotYet,
+            false => Sight::NotYet(helper.then_some(Hidden::ByRights)),
         }
+    }
+
+    fn is_hidden(&self, process: ProcessId) -> bool {
+        let Some(program) = &self.kernel.process(process).program else { return false };
+        let after = |time: Option<Time>| time.is_some_and(|time| program.began + time <= self.now);
+        after(program.script.hidden) && !after(program.script.shown_again)
     }
 
     fn accepts(&self, process: ProcessId) -> bool {
@@ -114,7 +116,12 @@ impl World {
     pub(crate) fn check_committed(&self, index: usize) -> Checked {
         let is_ready = |process: ProcessId| match self.main.check.wanted.of(self.monitors[index].id.generation).ready {
             Ready::Accept => self.accepts(process),
-            Ready::Exec => self.answers(process),
+            // One that was hidden all along may be so no more.
+            Ready::Exec => {
+                let was_hidden =
+                    self.kernel.process(process).program.as_ref().is_some_and(|one| one.script.hidden.is_some());
+                self.answers(process) && (!self.spec.has_listener || self.accepts(process) || was_hidden)
+            }
             Ready::Auto | Ready::Notify | Ready::Alive => true,
         };
         let node = &self.monitors[index];

@@ -47,6 +47,10 @@ pub(crate) struct Script {
     pub(crate) elsewhere: bool,
     /// From when on it cannot be seen.
     pub(crate) hidden: Option<Time>,
+    /// From when on it can, again.
+    pub(crate) shown_again: Option<Time>,
+    /// A process that it has started cannot be seen.
+    pub(crate) helper_hidden: bool,
     /// When probes of it begin to succeed, after its exec.
     pub(crate) answers: Option<Time>,
     /// How long they take; none: they hang.
@@ -78,6 +82,8 @@ impl Script {
             accepts: Some(Duration::ZERO),
             elsewhere: false,
             hidden: None,
+            shown_again: None,
+            helper_hidden: false,
             answers: Some(Duration::ZERO),
             probe_takes: Some(Duration::ZERO),
             dies: None,
@@ -134,7 +140,11 @@ impl Script {
             19 => self.halts = Some((choices.millis(&[0, 20, 400, 3_000]), choices.millis(&[10, 1_000, 20_000]))),
             14 => self.listens = None,
             15 => self.listens = self.listens.map(|_| choices.millis(&[900, 3_000, 8_000])),
-            16 => self.hidden = Some(choices.millis(&[0, 300])),
+            16 => {
+                self.hidden = Some(choices.millis(&[0, 300]));
+                self.shown_again = choices.among(&[None, Some(Time::from_millis(700)), Some(Time::from_secs(3))]);
+                self.helper_hidden = choices.below(2) == 1;
+            }
             17 => {
                 self.answers = choices.among(&[None, Some(Time::from_secs(3))]);
                 self.probe_takes = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(12))]);

@@ -29,7 +29,7 @@ pub struct Bypass {
 /// Looks at `worker`, an unreaped child of ours, and at its descendants. None where it accepts on one of `listeners`,
 /// and where that cannot be seen. Never waits.
 pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
-    (look(worker, listeners) == Sight::NotYet).then(|| {
+    matches!(look(worker, listeners), Sight::NotYet(_)).then(|| {
         let (own, family) = own_of_family(worker, listeners);
         // One that has ended meanwhile counts no more.
         let time = |pid: Pid| clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);

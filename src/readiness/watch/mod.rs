@@ -34,9 +34,9 @@ const DEEPEST_SET: u32 = 5;
 pub enum Sight {
     /// It accepts.
     Accepting,
-    /// It does not, by all that can be seen.
-    NotYet,
-    /// It may or may not.
+    /// It does not, by all that can be seen: the reason where that is not all of the processes that it has started.
+    NotYet(Option<Hidden>),
+    /// It may or may not: it is hidden itself.
     Unseeable(Hidden),
 }
 
@@ -49,6 +49,17 @@ pub enum Hidden {
     ByRights,
     /// /proc tells nothing of the calls that threads wait in.
     ByKernel,
+}
+
+impl Hidden {
+    /// Completes the same where only a process is hidden that the worker has started.
+    pub fn of_helper(self) -> String {
+        match self {
+            Hidden::ByIoUring => "a process that it started uses io_uring".to_owned(),
+            Hidden::ByRights => "panzer has no permission to look at a process that it started".to_owned(),
+            Hidden::ByKernel => self.to_string(),
+        }
+    }
 }
 
 /// Completes "whether it accepts cannot be seen: …".
@@ -69,14 +80,20 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
     }
     let mut look = Look::new(listeners);
     let mut family = vec![worker];
+    // What the worker starts may be anything, such as sudo for a moment: only what hides the worker itself may stand in
+    // the place of a proof.
+    let mut own = None;
     let mut next = 0;
     while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
         next += 1;
         if look.accepts(pid, &mut family) {
             return Sight::Accepting;
         }
+        if next == 1 {
+            own = look.hidden.take();
+        }
     }
-    look.hidden.map_or(Sight::NotYet, Sight::Unseeable)
+    own.map_or(Sight::NotYet(look.hidden), Sight::Unseeable)
 }
 
 /// One look, and what is left of its limits.

@@ -14,13 +14,13 @@ fn look_at_us(listeners: &Listeners) -> Sight {
 fn a_held_listener_is_no_proof_and_a_connection_is() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let listeners = Listeners::among([&listener]);
-    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+    assert_eq!(look_at_us(&listeners), Sight::NotYet(None));
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert_eq!(look_at_us(&listeners), Sight::NotYet, "the client's end is none");
+    assert_eq!(look_at_us(&listeners), Sight::NotYet(None), "the client's end is none");
     let (connection, _) = listener.accept().unwrap();
     assert_eq!(look_at_us(&listeners), Sight::Accepting);
     drop((connection, client));
-    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+    assert_eq!(look_at_us(&listeners), Sight::NotYet(None));
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn a_connection_of_a_unix_listener_is_seen() {
     let listener = UnixListener::bind(&path).unwrap();
     let listeners = Listeners::among([&listener]);
     let client = UnixStream::connect(&path).unwrap();
-    assert_eq!(look_at_us(&listeners), Sight::NotYet);
+    assert_eq!(look_at_us(&listeners), Sight::NotYet(None));
     let (connection, _) = listener.accept().unwrap();
     assert_eq!(look_at_us(&listeners), Sight::Accepting);
     drop((connection, client));
