@@ -21,7 +21,8 @@
 //!
 //! Main and a monitor talk over a SOCK_SEQPACKET pair, [`control::channel`], in [`control::messages`]: orders go down,
 //! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
-//! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper.
+//! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper; whose a process is that has
+//! outlived its parent is found out in [`worker::kin`].
 //!
 //! What a generation is to be is found out anew for each by a planner, a child of main with the parser in it
 //! ([`main_process::planner`]): command line, environment and file become a [`config::Plan`]. A generation runs by its own
@@ -68,7 +69,8 @@
 //!    than are wanted, and never more alive than those and one share. Of those that drain, no more than
 //!    `--max-draining` take their time.
 //! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
-//!    and nothing else is ever signalled.
+//!    and nothing else is ever signalled; nor is a child that no worker has started. What a worker leaves behind ends with
+//!    that worker, and with no other.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.
 //! 4. Every listener is held by main from start to stop, so no accept queue is ever closed in between.
 //!    One that a reload drops from the configuration is closed once no generation has it any more.

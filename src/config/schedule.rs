@@ -175,6 +175,11 @@ impl Escalation {
         }
     }
 
+    /// When KILL was sent.
+    pub fn killed(&self) -> Option<Instant> {
+        (self.deadline().is_none() && !self.is_patient()).then_some(self.due)
+    }
+
     /// Whether a signal has been sent.
     pub fn has_begun(&self) -> bool {
         self.next > 0

@@ -131,6 +131,17 @@ pub enum Report {
     },
     /// No worker can be started at all.
     CannotBegin(Cause),
+    /// A worker has been forked. Main needs its pid for the case that the monitor dies.
+    Forked {
+        /// Its slot.
+        slot: u32,
+        /// Its pid.
+        pid: i32,
+        /// When it began, in the kernel's ticks: pids come again.
+        started: Option<u64>,
+    },
+    /// Pids of what does not end whatever it is sent, and when each began: nobody is to wait for it any more.
+    GivenUp(Vec<(i32, Option<u64>)>),
     /// The program runs; told once by each monitor.
     Executed,
     /// A worker is ready; told again when one that was ready by another measure says so itself.

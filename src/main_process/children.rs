@@ -12,14 +12,19 @@ use nix::unistd::Pid;
 
 use serde::{Deserialize, Serialize};
 
+use super::families::{Family, Known};
 use super::planner::{Planner, Purpose};
 use super::preflight::Preflight;
 use super::state::Monitor;
 use crate::control::channel::{self, Channel};
 use crate::control::messages::{OLDEST, VERSION};
 use crate::sys::descriptors::{Kept, take_over};
-use crate::sys::processes;
+use crate::sys::processes::{self, Clues};
+use crate::worker::kin::Kin;
 use crate::worker::spawn::Child;
+
+/// The pid of the process to which all fall whose parents have ended.
+const INIT: Pid = Pid::from_raw(1);
 
 /// A monitor's process.
 #[derive(Debug)]
@@ -43,9 +48,17 @@ pub(super) struct Running {
 pub(super) struct Children {
     monitors: BTreeMap<Monitor, Running>,
     /// What outlived a monitor and became ours.
-    orphans: BTreeMap<Monitor, BTreeSet<Pid>>,
-    /// Those that were there before us, from a shell that executed panzer in its place: none of our business.
-    strangers: BTreeSet<Pid>,
+    pub(super) kin: Kin<Monitor>,
+    /// What is known of the workers of each monitor, until nothing is left of it.
+    pub(super) families: BTreeMap<Monitor, Family>,
+    /// Those that no worker has started, and those that do not end whatever they are sent: they are only reaped.
+    pub(super) strangers: BTreeSet<Pid>,
+    /// Whether strangers may fall to us: we are PID 1, or some were there before us.
+    pub(super) has_strangers: bool,
+    /// The monitor after whose end children are left to be looked at.
+    pub(super) unmet: Option<Monitor>,
+    /// Whether more may have ended than were reaped.
+    pub(super) reaps_on: bool,
     /// A new build that is being tried.
     preflight: Option<Preflight>,
     /// Those that read the configuration, or are given up and have not ended yet.
@@ -61,6 +74,8 @@ pub(super) struct Carried {
     #[serde(with = "crate::carry::pairs")]
     orphans: BTreeMap<Monitor, BTreeSet<i32>>,
     strangers: BTreeSet<i32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    has_strangers: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,11 +104,15 @@ impl Carried {
 
 impl Children {
     pub(super) fn new() -> Children {
-        let strangers = processes::children().into_iter().collect();
+        let strangers: BTreeSet<Pid> = processes::children().into_iter().collect();
         Children {
             monitors: BTreeMap::new(),
-            orphans: BTreeMap::new(),
+            kin: Kin::default(),
+            families: BTreeMap::new(),
+            has_strangers: Pid::this() == INIT || !strangers.is_empty(),
             strangers,
+            unmet: None,
+            reaps_on: false,
             preflight: None,
             planners: Vec::new(),
         }
@@ -109,11 +128,16 @@ impl Children {
         };
         let monitors = self.monitors.iter().map(monitor).collect();
         let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
-        let orphans = self.orphans.iter().map(|(monitor, pids)| (*monitor, raw(pids))).collect();
+        let mut orphans: BTreeMap<Monitor, BTreeSet<i32>> = BTreeMap::new();
+        for (pid, monitor) in self.kin.owned() {
+            orphans.entry(monitor).or_default().insert(pid.as_raw());
+        }
         // Planners that are given up are nobody's any more.
         let planners = self.planners.iter().map(|planner| planner.pid().as_raw());
         let strangers = raw(&self.strangers).into_iter().chain(planners).collect();
-        Carried { monitors, orphans, strangers }
+        // As PID 1 the next main knows by itself.
+        let has_strangers = self.has_strangers && Pid::this() != INIT;
+        Carried { monitors, orphans, strangers, has_strangers }
     }
 
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
@@ -124,10 +148,31 @@ impl Children {
             let channel = Channel::take_over(channel)?;
             Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol }))
         };
-        let monitors = carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
-        let pids = |pids: BTreeSet<i32>| pids.into_iter().map(Pid::from_raw).collect();
-        let orphans = carried.orphans.into_iter().map(|(monitor, orphans)| (monitor, pids(orphans))).collect();
-        Ok(Children { monitors, orphans, strangers: pids(carried.strangers), preflight: None, planners: Vec::new() })
+        let monitors: BTreeMap<Monitor, Running> =
+            carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
+        let mut kin = Kin::default();
+        for (monitor, pids) in carried.orphans {
+            for pid in pids.into_iter().map(Pid::from_raw) {
+                kin.add(pid, Clues::of(pid), Some(monitor));
+            }
+        }
+        // All children of a monitor are its workers, or descend from these.
+        let family = |running: &Running| Family {
+            workers: (0..).zip(processes::children_of(running.child.pid)).map(known).collect(),
+            given_up: BTreeSet::new(),
+        };
+        let families = monitors.iter().map(|(monitor, running)| (*monitor, family(running))).collect();
+        Ok(Children {
+            monitors,
+            kin,
+            families,
+            strangers: carried.strangers.into_iter().map(Pid::from_raw).collect(),
+            has_strangers: carried.has_strangers || Pid::this() == INIT,
+            unmet: None,
+            reaps_on: false,
+            preflight: None,
+            planners: Vec::new(),
+        })
     }
 
     pub(super) fn add_preflight(&mut self, preflight: Preflight) {
@@ -141,7 +186,8 @@ impl Children {
     /// Forgets the pre-flight, if it was that which has been reaped; what it left in its group is killed.
     pub(super) fn take_preflight(&mut self, pid: Pid) -> Option<Preflight> {
         let ended = self.preflight.take_if(|preflight| preflight.pid() == pid)?;
-        for left in self.unattributed().into_iter().filter(|left| processes::group_of(*left) == Some(pid)) {
+        let others = processes::children().into_iter().filter(|child| !self.is_known(*child));
+        for left in others.filter(|left| processes::group_of(*left) == Some(pid)) {
             if let Err(error) = processes::signal_child(left, Signal::SIGKILL) {
                 log::warn!("cannot kill what a new build has left (pid {left}): {error}");
             }
@@ -183,6 +229,15 @@ impl Children {
         self.monitors.remove(&monitor);
     }
 
+    pub(super) fn monitors(&self) -> impl Iterator<Item = Monitor> {
+        self.monitors.keys().copied()
+    }
+
+    /// What a monitor tells of its workers' processes.
+    pub(super) fn family(&mut self, monitor: Monitor) -> &mut Family {
+        self.families.entry(monitor).or_default()
+    }
+
     pub(super) fn running(&mut self, monitor: Monitor) -> Option<&mut Running> {
         self.monitors.get_mut(&monitor)
     }
@@ -214,52 +269,53 @@ impl Children {
         self.monitors.iter().filter(|(_, running)| due(running)).map(|(monitor, _)| *monitor).collect()
     }
 
-    /// Takes in what outlived `monitor`, which has been reaped. False where nothing did.
-    pub(super) fn adopt(&mut self, monitor: Monitor) -> bool {
-        let adopted = self.unattributed();
-        let any = !adopted.is_empty();
-        if any {
-            self.orphans.entry(monitor).or_default().extend(adopted);
-        }
-        any
+    /// Whether there is more to be reaped, or looked at, at once.
+    pub(super) fn is_behind(&self) -> bool {
+        self.reaps_on || self.unmet.is_some()
     }
 
-    /// Forgets an orphan that has been reaped; what it left behind in turn is taken in. Returns the monitor whose last
-    /// it was.
-    pub(super) fn orphan_ended(&mut self, pid: Pid) -> Option<Monitor> {
-        let monitor = self.orphans.iter().find(|(_, orphans)| orphans.contains(&pid)).map(|(monitor, _)| *monitor)?;
-        let left = self.unattributed();
-        let orphans = self.orphans.get_mut(&monitor)?;
-        orphans.remove(&pid);
-        orphans.extend(left);
-        if orphans.is_empty() {
-            self.orphans.remove(&monitor);
-            return Some(monitor);
+    /// Whether nothing is left of a monitor that has been reaped.
+    pub(super) fn is_gone(&mut self, monitor: Monitor) -> bool {
+        let gone = self.unmet != Some(monitor) && self.kin.of(monitor).next().is_none();
+        if gone {
+            self.families.remove(&monitor);
         }
-        None
+        gone
     }
 
-    /// Sends `signal` to those that outlived `monitor`, if `chosen`; KILL to their groups as well.
-    pub(super) fn signal_orphans(&self, monitor: Monitor, signal: Signal, chosen: impl Fn(Pid) -> bool) {
-        for &pid in self.orphans.get(&monitor).into_iter().flatten().filter(|&&pid| chosen(pid)) {
-            let group = processes::group_of(pid).filter(|group| *group != nix::unistd::getpgrp());
-            let to_group = group
-                .filter(|_| signal == Signal::SIGKILL)
-                .map_or(Ok(()), |group| processes::signal_group(group, signal));
-            if let Err(error) = to_group.and_then(|()| processes::signal_child(pid, signal)) {
-                log::warn!("cannot send {} to the orphaned worker with pid {pid}: {error}", signal.as_str());
+    /// Sends `signal` to those that outlived `monitor`; KILL to their groups as well.
+    pub(super) fn signal_orphans(&mut self, monitor: Monitor, signal: Signal) {
+        for (pid, error) in self.kin.signal(monitor, signal, false, |_| false) {
+            let (name, generation) = (processes::name_of(pid), monitor.generation);
+            log::warn!("cannot send {} to pid {pid} ({name}) of generation {generation}: {error}", signal.as_str());
+        }
+    }
+
+    /// Sends `signal` to those among them of which this is true. All are continued: the kernel may have sent it to some
+    /// that are stopped.
+    pub(super) fn signal_unreached(&mut self, monitor: Monitor, signal: Signal, unreached: impl Fn(Pid) -> bool) {
+        for pid in self.kin.of(monitor) {
+            let sent = match unreached(pid) {
+                true => processes::stop_child(pid, signal),
+                false => processes::signal_child(pid, Signal::SIGCONT),
+            };
+            if let Err(error) = sent {
+                // The next step of the schedule tells of it.
+                log::debug!("cannot send {} to pid {pid}: {error}", signal.as_str());
             }
         }
     }
 
-    fn unattributed(&self) -> BTreeSet<Pid> {
-        let known = |pid: &Pid| {
-            self.strangers.contains(pid)
-                || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == *pid)
-                || self.planners.iter().any(|planner| planner.pid() == *pid)
-                || self.by_pid(*pid).is_some()
-                || self.orphans.values().any(|orphans| orphans.contains(pid))
-        };
-        processes::children().into_iter().filter(|pid| !known(pid)).collect()
+    /// Whether it is accounted for: a role of panzer's, an orphan, or a stranger.
+    pub(super) fn is_known(&self, pid: Pid) -> bool {
+        self.strangers.contains(&pid)
+            || self.kin.knows(pid)
+            || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == pid)
+            || self.planners.iter().any(|planner| planner.pid() == pid)
+            || self.by_pid(pid).is_some()
     }
+}
+
+fn known((slot, pid): (u32, Pid)) -> (u32, Known) {
+    (slot, (pid, processes::started(pid)))
 }

@@ -1,10 +1,12 @@
 //! What main hears of its children: what monitors report, what workers want to bind, and who has ended.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::claims::Bind;
 use super::parts::{Found, Main};
@@ -79,6 +81,13 @@ impl Main {
                 self.tell_of_unfollowed_symlink(monitor.generation, &found);
                 self.found.insert(monitor.generation, found);
             }
+            (Report::Forked { slot, pid, started }, _) => {
+                self.children.family(monitor).workers.insert(slot, (Pid::from_raw(pid), started));
+            }
+            (Report::GivenUp(pids), _) => {
+                let pids = pids.into_iter().map(|(pid, started)| (Pid::from_raw(pid), started));
+                self.children.family(monitor).given_up.extend(pids);
+            }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.inquiry {
                     inquiry.add(monitor, status);
@@ -104,7 +113,10 @@ impl Main {
 
     pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
-        let mut ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
+        let mut ended = processes::reap_all();
+        self.children.reaps_on = ended.len() == processes::MOST_REAPED;
+        let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
+        orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));
         // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
         ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
         for (pid, exit) in ended {
@@ -124,18 +136,38 @@ impl Main {
                 let again = self.shares.monitor_ended(monitor);
                 self.claim_again(again);
                 self.operators.give_up_signals(Instant::now(), Some(monitor));
-                let orphans = self.children.adopt(monitor);
+                let is_survived = self.meet(monitor) || !self.children.is_gone(monitor);
                 if let Some(inquiry) = &mut self.inquiry {
                     inquiry.complete(monitor);
                 }
-                self.events.push_back(Event::Ended(monitor, cause, orphans));
+                self.events.push_back(Event::Ended(monitor, cause, is_survived));
             } else if let Some(preflight) = self.children.take_preflight(pid) {
                 self.preflight_ended(preflight, exit);
             } else if let Some(planner) = self.children.take_planner(pid) {
                 self.planner_ended(planner, exit);
-            } else if let Some(monitor) = self.children.orphan_ended(pid) {
+            } else if let Some(monitor) = self.children.kin.owner(pid) {
+                orphans.entry(monitor).or_default().push(pid);
+            } else {
+                self.children.strangers.remove(&pid);
+            }
+        }
+        for (monitor, ended) in orphans {
+            // What they have left behind in turn is ours as well.
+            let joined = self.meet(monitor);
+            ended.into_iter().for_each(|pid| self.children.kin.remove(pid));
+            if joined {
+                self.events.push_back(Event::OrphansJoined(monitor));
+            } else if self.children.is_gone(monitor) {
                 self.events.push_back(Event::OrphansGone(monitor));
             }
         }
+    }
+
+    /// Takes in what has been adopted since; true where something is left of `dead`.
+    fn meet(&mut self, dead: Monitor) -> bool {
+        let mut more = self.children.meet(dead);
+        let is_left = more.remove(&dead);
+        self.events.extend(more.into_iter().map(Event::OrphansJoined));
+        is_left
     }
 }

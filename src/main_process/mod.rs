@@ -17,6 +17,7 @@ mod counters;
 mod draining;
 mod dump;
 mod emptying;
+mod families;
 mod final_exits;
 mod generation;
 mod guard;

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
+
 use serde::{Deserialize, Serialize};
 
 use super::draining::{Draining, GRACE, scheduled};
@@ -22,9 +24,9 @@ impl Orphans {
         self.escalation.hasten(&self.stop.quick(), now);
     }
 
-    /// When they are to get the next signal.
+    /// When they are to get the next signal, or are given up.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.escalation.deadline()
+        self.escalation.deadline().or(self.escalation.killed().map(|killed| killed + GRACE))
     }
 }
 
@@ -64,16 +66,27 @@ impl Generations {
         }
     }
 
+    /// An orphan leaves behind what becomes ours in its turn: that joins the others on their schedule.
+    pub(super) fn orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
+        match self.orphans.get(&monitor) {
+            Some(orphans) if orphans.escalation.killed().is_some() => {
+                actions.push(Action::SignalOrphans(monitor, Signal::SIGKILL));
+            }
+            Some(_) => {}
+            None => self.adopt(monitor, None, now, actions),
+        }
+    }
+
     pub(super) fn signal_orphans_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let urgency = self.urgency();
-        for (monitor, Orphans { stop, escalation }) in &mut self.orphans {
+        let mut given_up = Vec::new();
+        for (monitor, Orphans { escalation, .. }) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
-            }
-            if escalation.deadline().is_none() {
-                // Those that are left then have joined since: an orphan leaves behind what becomes ours in its turn.
-                *escalation = Escalation::begin(&scheduled(stop, urgency), now + GRACE);
+            } else if escalation.killed().is_some_and(|killed| killed + GRACE <= now) {
+                actions.push(Action::GiveUpOrphans(*monitor));
+                given_up.push(*monitor);
             }
         }
+        given_up.into_iter().for_each(|monitor| self.orphans_gone(monitor, actions));
     }
 }

@@ -62,9 +62,17 @@ impl Main {
             }
             Action::SignalUnreached(monitor, signal) => {
                 let given = self.found.get(&monitor.generation).and_then(|found| found.other_user);
-                self.children.signal_orphans(monitor, signal, |pid| processes::has_changed_user(pid, given));
+                self.children.signal_unreached(monitor, signal, |pid| processes::has_changed_user(pid, given));
             }
-            Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal, |_| true),
+            Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal),
+            Action::GiveUpOrphans(monitor) => {
+                for pid in self.children.give_up(monitor) {
+                    let (name, generation) = (processes::name_of(pid), monitor.generation);
+                    ::log::error!(
+                        "pid {pid} ({name}) of generation {generation} does not end, whatever it is sent; leaving it alone"
+                    );
+                }
+            }
             Action::CloseListeners => {
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.held, &self.poller);

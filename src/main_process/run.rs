@@ -109,7 +109,9 @@ impl Main {
                 self.emptyings.deadline(),
                 self.planning_deadline(),
             ];
-            for token in self.poller.wait(deadline.into_iter().flatten().min())? {
+            let is_behind = self.children.is_behind();
+            let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
+            for token in self.poller.wait(deadline)? {
                 match token {
                     SIGNALS => self.take_signals(),
                     STDERR => stderr::catch_up(),
@@ -130,6 +132,9 @@ impl Main {
             }
             for monitor in self.children.with_due_channel(Instant::now()) {
                 self.take_reports(monitor, MAX_REPORTS_A_TURN);
+            }
+            if is_behind {
+                self.reap();
             }
             for (client, request) in self.operators.server.requests(Instant::now()) {
                 self.asked(client, request);

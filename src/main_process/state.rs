@@ -107,6 +107,7 @@ impl Generations {
             Event::Told(monitor, report) => self.told(monitor, report, now, &mut actions),
             Event::NotStarted(monitor, cause) => self.ended(monitor, cause, false, now, &mut actions),
             Event::Ended(monitor, cause, orphans) => self.ended(monitor, cause, orphans, now, &mut actions),
+            Event::OrphansJoined(monitor) => self.orphans_joined(monitor, now, &mut actions),
             Event::OrphansGone(monitor) => self.orphans_gone(monitor, &mut actions),
             Event::Wake => {}
         }

@@ -69,6 +69,8 @@ pub enum Event {
     NotStarted(Monitor, Cause),
     /// A monitor has ended and been reaped; true where workers outlived it.
     Ended(Monitor, Cause, bool),
+    /// There is more left of this monitor, which has ended, than was known.
+    OrphansJoined(Monitor),
     /// The last worker that outlived this monitor has ended.
     OrphansGone(Monitor),
     /// A deadline has come.
@@ -129,6 +131,8 @@ pub enum Action {
     SignalUnreached(Monitor, Signal),
     /// Send this to all that outlived the monitor; KILL to their groups.
     SignalOrphans(Monitor, Signal),
+    /// Wait no longer for what outlived this monitor: nothing helps.
+    GiveUpOrphans(Monitor),
     /// Let go of the listeners.
     CloseListeners,
     /// Forget what was kept of a generation that is gone.

@@ -3,6 +3,7 @@
 //! [`state`] decides; [`run`] has the loop, `perform` does what was decided, and `orders` is what main wants of it. A
 //! monitor knows one generation, its own; what a generation means to the others is main's business.
 
+mod adopted;
 mod becoming_ready;
 mod bypass;
 mod claims;

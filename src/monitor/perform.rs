@@ -9,7 +9,7 @@ use super::log;
 use super::run::{FIRST_SLOT, Monitor};
 use super::state::{Action, Event, Worker};
 use crate::config::{ListenAs, ListenPid, text};
-use crate::control::messages::Assignment;
+use crate::control::messages::{Assignment, Report};
 use crate::readiness::watch;
 use crate::sockets::queues;
 use crate::sys::processes;
@@ -37,10 +37,13 @@ impl Monitor {
             }
             Action::Probe(worker) => self.probe(worker),
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
-            Action::Signal(worker, signal) => {
-                self.signal(worker, signal);
-            }
+            Action::Signal(worker, signal) => self.stop(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
+            Action::GiveUp(worker) => {
+                let pids = self.roster.give_up(worker);
+                let known = pids.into_iter().map(|pid| (pid.as_raw(), processes::started(pid))).collect();
+                self.channel.send(&Report::GivenUp(known));
+            }
             Action::CloseListeners => {
                 self.listeners.clear();
                 if let Some(sharing) = &mut self.sharing {
@@ -83,7 +86,10 @@ impl Monitor {
         };
         let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
-        self.roster.add(worker, child);
+        let pid = child.pid;
+        let started = processes::started(pid);
+        self.roster.add(worker, child, started);
+        self.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
         if watched.is_err() {
             self.look_at_unwatched_exec(worker.slot);
         }
@@ -150,17 +156,33 @@ impl Monitor {
         Ok(())
     }
 
+    /// Sends it, a step of a stop schedule, so that the worker can obey where it, or its group, is stopped.
+    fn stop(&mut self, worker: Worker, signal: Signal) {
+        if self.signal(worker, signal)
+            && processes::needs_to_run(signal)
+            && let Some(pid) = self.roster.pid_of(worker)
+        {
+            // Whoever refuses this has refused the signal as well, and that has been logged.
+            let _ = processes::signal_group(pid, Signal::SIGCONT);
+        }
+    }
+
     /// Whether it was sent.
     pub(super) fn signal(&mut self, worker: Worker, signal: Signal) -> bool {
         let Some(pid) = self.roster.pid_of(worker) else { return false };
         let sent = match signal {
-            Signal::SIGKILL => processes::signal_group(pid, signal).and_then(|()| processes::signal_child(pid, signal)),
+            // Where the worker itself cannot be reached, what is in its group can.
+            Signal::SIGKILL => {
+                let group = processes::signal_group(pid, signal);
+                processes::signal_child(pid, signal).and(group)
+            }
             _ => processes::signal_child(pid, signal),
         };
-        if let Err(error) = sent {
+        let Err(error) = sent else { return true };
+        let live = self.roster.in_slot(worker.slot);
+        if live.is_some_and(|live| !std::mem::replace(&mut live.refuses, true)) {
             ::log::warn!("cannot send {} to worker {} (pid {pid}): {error}", signal.as_str(), worker.slot);
-            return false;
         }
-        true
+        false
     }
 }

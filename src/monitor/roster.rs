@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::state::Worker;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
+use crate::worker::kin::Kin;
 use crate::worker::spawn::Child;
 
 /// How many generations of descendants a message may come from.
@@ -20,6 +21,10 @@ const DEEPEST: usize = 32;
 pub(super) struct Live {
     pub(super) worker: Worker,
     pid: Pid,
+    /// When it began, in the kernel's ticks.
+    pub(super) started: Option<u64>,
+    /// Whether it has been logged that it may not be signalled.
+    pub(super) refuses: bool,
     /// Until the outcome of its exec is known.
     pub(super) executing: Option<Child>,
     /// Why its exec was refused.
@@ -35,28 +40,47 @@ impl Live {
 /// All processes of a monitor.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    live: BTreeMap<u32, Live>,
-    slots: BTreeMap<Pid, u32>,
+    pub(super) live: BTreeMap<u32, Live>,
+    pub(super) slots: BTreeMap<Pid, u32>,
     /// Probes under way, and of whom.
-    probes: BTreeMap<Pid, Worker>,
-    /// Process groups that outlived their probe, and were killed for it.
-    left_by_probes: BTreeSet<Pid>,
-    /// Process groups that outlived their worker.
-    left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
+    pub(super) probes: BTreeMap<Pid, Worker>,
+    /// The worker that ended last in each slot, its pid, and when it began.
+    pub(super) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
+    /// The worker that ended last of all.
+    pub(super) last_ended: Option<Worker>,
+    /// What workers have started, and has outlived its parent.
+    pub(super) kin: Kin<Worker>,
+    /// What does not end, whatever it is sent, and is left alone.
+    pub(super) given_up: BTreeSet<Pid>,
+    /// Workers that have ended, and what is left of them.
+    pub(super) left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
+    /// Whether there are adopted children that have not been looked at yet.
+    pub(super) unmet: bool,
     last: BTreeMap<u32, (Pid, Cause)>,
 }
 
 impl Roster {
-    pub(super) fn add(&mut self, worker: Worker, child: Child) {
+    pub(super) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>) {
         let pid = child.pid;
         self.slots.insert(pid, worker.slot);
-        self.live.insert(worker.slot, Live { worker, pid, executing: Some(child), refused: None });
+        let live = Live { worker, pid, started, refuses: false, executing: Some(child), refused: None };
+        self.live.insert(worker.slot, live);
     }
 
     /// Forgets a process that has been reaped.
     pub(super) fn remove(&mut self, pid: Pid) -> Option<Live> {
         let slot = self.slots.remove(&pid)?;
-        self.live.remove(&slot)
+        let live = self.live.remove(&slot)?;
+        self.given_up.remove(&pid);
+        self.ended.insert(slot, (live.worker, pid, live.started));
+        self.last_ended = Some(live.worker);
+        Some(live)
+    }
+
+    /// Forgets another child that has been reaped.
+    pub(super) fn remove_adopted(&mut self, pid: Pid) {
+        self.kin.remove(pid);
+        self.given_up.remove(&pid);
     }
 
     pub(super) fn add_probe(&mut self, worker: Worker, child: Child) {
@@ -64,14 +88,20 @@ impl Roster {
     }
 
     /// Forgets a probe that has been reaped, and kills what it left in its group: a probe leaves nothing behind.
-    pub(super) fn remove_probe(&mut self, pid: Pid) -> Option<Worker> {
-        let worker = self.probes.remove(&pid)?;
+    pub(super) fn remove_probe(&mut self, pid: Pid, main: i32, generation: u32) -> Option<Worker> {
+        let worker = *self.probes.get(&pid)?;
+        if !processes::group_exists(pid) {
+            return self.probes.remove(&pid);
+        }
+        // While it is known as one, what is in its group is known as its own.
+        self.meet(main, generation);
+        self.probes.remove(&pid);
         // A group that holds an unreaped child of ours cannot be anybody else's.
-        if processes::group_exists(pid) && self.adopted_groups().any(|group| group == pid) {
-            self.left_by_probes.insert(pid);
-            if let Err(error) = processes::signal_group(pid, Signal::SIGKILL) {
-                log::warn!("cannot kill what a probe of worker {} left behind (group {pid}): {error}", worker.slot);
-            }
+        let left = |child: Pid| processes::group_of(child) == Some(pid);
+        if self.kin.of(worker).any(left)
+            && let Err(error) = processes::signal_group(pid, Signal::SIGKILL)
+        {
+            log::warn!("cannot kill what a probe of worker {} left behind (group {pid}): {error}", worker.slot);
         }
         Some(worker)
     }
@@ -85,10 +115,6 @@ impl Roster {
                 log::warn!("cannot kill the probe of worker {} (pid {pid}): {error}", worker.slot);
             }
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.live.is_empty()
     }
 
     pub(super) fn slot_of(&self, pid: Pid) -> Option<u32> {
@@ -133,55 +159,5 @@ impl Roster {
             candidate = processes::parent_of(candidate)?;
         }
         None
-    }
-
-    /// Whether a worker that has just been reaped left processes behind: of its own group, and with `strays` any other
-    /// that was adopted, as a program leaves them that goes to the background.
-    pub(super) fn note_left_behind(&mut self, pid: Pid, worker: Worker, strays: bool) -> bool {
-        if !strays && !processes::group_exists(pid) {
-            return false;
-        }
-        let groups: BTreeSet<Pid> = self.adopted_groups().filter(|group| strays || *group == pid).collect();
-        let known: BTreeSet<Pid> = self.left_behind.values().flatten().copied().collect();
-        let new: BTreeSet<Pid> = groups.difference(&known).copied().collect();
-        let any = !new.is_empty();
-        if any {
-            self.left_behind.insert(worker, new);
-        }
-        any
-    }
-
-    /// Those of whose groups nobody is left.
-    pub(super) fn groups_gone(&mut self) -> Vec<Worker> {
-        self.left_by_probes.retain(|group| processes::group_exists(*group));
-        let alive: BTreeSet<Pid> = self.adopted_groups().collect();
-        let mut gone = Vec::new();
-        self.left_behind.retain(|worker, groups| {
-            groups.retain(|group| alive.contains(group));
-            if groups.is_empty() {
-                gone.push(*worker);
-            }
-            !groups.is_empty()
-        });
-        gone
-    }
-
-    pub(super) fn signal_left_behind(&self, worker: Worker, signal: Signal) {
-        // A group that holds an unreaped child of ours cannot be anybody else's.
-        let alive: BTreeSet<Pid> = self.adopted_groups().collect();
-        for group in self.left_behind.get(&worker).into_iter().flatten().filter(|group| alive.contains(group)) {
-            if let Err(error) = processes::signal_group(*group, signal) {
-                log::warn!("cannot send {} to process group {group}: {error}", signal.as_str());
-            }
-        }
-    }
-
-    /// The groups of those children that are neither workers nor probes but were adopted; the groups of those are left
-    /// to them.
-    fn adopted_groups(&self) -> impl Iterator<Item = Pid> {
-        let is_ours = |pid: &Pid| self.slots.contains_key(pid) || self.probes.contains_key(pid);
-        let strangers = processes::children().into_iter().filter(move |child| !is_ours(child));
-        let is_known = move |group: &Pid| is_ours(group) || self.left_by_probes.contains(group);
-        strangers.filter_map(processes::group_of).filter(move |group| !is_known(group))
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use super::adopted::LeftBehind;
 use super::roster::Roster;
 use super::start::{find_release, read_assignment};
 use super::state::{Action, Event, Slots, Worker};
@@ -134,9 +135,13 @@ impl Monitor {
             let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
             let channel = self.channel.deadline();
             let calls = self.sharing.as_ref().and_then(Sharing::deadline);
-            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls];
+            let unmet = self.roster.unmet.then(Instant::now);
+            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet];
             for token in self.poller.wait(deadlines.into_iter().flatten().min())? {
                 self.look_at(token);
+            }
+            if unmet.is_some() {
+                self.reap();
             }
             for slot in std::mem::take(&mut self.unwatched) {
                 self.look_at_unwatched_exec(slot);
@@ -162,6 +167,8 @@ impl Monitor {
             SIGNALS => {
                 while self.signals.read().is_some() {}
                 self.notice_suspensions();
+                // Whether they are being stopped is to be known before it is judged how they ended.
+                self.take_orders();
                 self.reap();
             }
             CHANNEL => {
@@ -239,9 +246,12 @@ impl Monitor {
 
     pub(super) fn reap(&mut self) {
         // All at once first: what has ended as well was not left behind.
-        let ended: Vec<_> = std::iter::from_fn(processes::reap).collect();
-        for (pid, exit) in ended {
-            if let Some(worker) = self.roster.remove_probe(pid) {
+        let reaped = processes::reap_all();
+        let (main, generation) = (self.assignment.main_pid, self.assignment.generation);
+        let mut ended = Vec::new();
+        for (pid, exit) in &reaped {
+            let (pid, exit) = (*pid, *exit);
+            if let Some(worker) = self.roster.remove_probe(pid, main, generation) {
                 self.probe_ended(worker, exit);
                 continue;
             }
@@ -250,21 +260,22 @@ impl Monitor {
                 self.look_at_exec(slot);
             }
             let Some(mut live) = self.roster.remove(pid) else {
-                self.events.extend(self.roster.groups_gone().into_iter().map(Event::GroupGone));
+                self.roster.remove_adopted(pid);
                 continue;
             };
-            let went_to_background = exit == processes::Exit::Code(0);
-            let last = self.state.is_stopping() && self.roster.is_empty();
-            if self.roster.note_left_behind(pid, live.worker, went_to_background || last) {
-                self.events.push_back(Event::LeftBehind(live.worker));
-            }
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
             match self.state.is_retiring(live.worker.slot) {
                 true => self.roster.forget(live.worker.slot),
                 false => self.roster.remember(live.worker.slot, pid, &cause),
             }
-            self.events.push_back(Event::Ended(live.worker, cause));
+            ended.push(Event::Ended(live.worker, cause));
         }
+        self.roster.meet(main, generation);
+        self.roster.unmet |= reaped.len() == processes::MOST_REAPED;
+        let LeftBehind { more, gone } = self.roster.left_behind();
+        // Before the end of the workers: what they have left behind is waited for.
+        self.events.extend(more.into_iter().map(Event::LeftBehind).chain(ended));
+        self.events.extend(gone.into_iter().map(Event::GroupGone));
     }
 
     fn probe_ended(&mut self, worker: Worker, exit: processes::Exit) {

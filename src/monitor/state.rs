@@ -11,7 +11,7 @@ use crate::worker::cause::Cause;
 use super::becoming_ready::{Probe, Shown, Watched};
 use super::bypass::Suspects;
 use super::pacing::Starts;
-use super::stopping::Stopping;
+use super::stopping::{Left, Stopping};
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
@@ -107,7 +107,7 @@ impl Slot {
 pub struct Slots {
     pub(super) settings: Settings,
     pub(super) slots: Vec<Slot>,
-    pub(super) groups: BTreeMap<Worker, Escalation>,
+    pub(super) groups: BTreeMap<Worker, Left>,
     pub(super) probes: BTreeMap<Worker, Probe>,
     pub(super) starts: Starts,
     pub(super) suspects: Suspects,
@@ -196,11 +196,11 @@ impl Slots {
                 let watched = [look, probe].into_iter().flatten().filter_map(|watched| watched.next);
                 deadline.iter().copied().chain(watched).min()
             }
-            State::Stopping(escalation) => escalation.deadline(),
+            State::Stopping(escalation) => escalation.deadline().or_else(|| self.gives_up_at(escalation)),
             State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
-        let groups = self.groups.values().filter_map(Escalation::deadline);
+        let groups = self.groups.values().filter_map(Left::deadline);
         slots.chain(groups).chain(probes).chain(self.suspects.deadline()).min()
     }
 
@@ -319,11 +319,7 @@ impl Slots {
         self.look_if_due(now, actions);
         self.examine_if_due(now, actions);
         self.end_probes(now, actions);
-        for (worker, escalation) in &mut self.groups {
-            if let Some(signal) = escalation.signal_due(now) {
-                actions.push(Action::SignalGroup(*worker, signal));
-            }
-        }
+        self.stop_those_left_behind(now, actions);
     }
 
     /// A first worker, and one that is asked for anew, is no respawn.

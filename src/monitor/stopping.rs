@@ -1,10 +1,37 @@
 //! The stop of everything, of single workers, and of what they leave behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::state::{Action, Note, Slots, State, Worker};
 use crate::config::{Escalation, Schedule};
 use crate::control::messages::Urgency;
+
+/// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
+const LONGEST_FAREWELL: Duration = Duration::from_millis(500);
+
+/// What has not ended this long after KILL is not waited for: it may not be signalled, or the kernel cannot end it. Less
+/// than main gives the monitor beyond the schedule.
+const LONGEST_DYING: Duration = Duration::from_secs(4);
+
+/// What a worker has left behind.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Left {
+    /// When it gets this as its first signal, and is told of.
+    first: Option<(Instant, Signal)>,
+    /// What follows that.
+    escalation: Escalation,
+}
+
+impl Left {
+    /// When there is something to be done about it.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let first = self.first.map(|(due, _)| due);
+        let given_up = self.escalation.killed().map(|killed| killed + LONGEST_DYING);
+        [first, self.escalation.deadline(), given_up].into_iter().flatten().min()
+    }
+}
 
 /// The stop of everything: what the workers go through, and since when.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,29 +79,56 @@ impl Slots {
             }
         }
         if urgency != Urgency::Patient {
-            self.groups.values_mut().for_each(|escalation| escalation.hasten(&schedule, now));
+            self.groups.values_mut().for_each(|left| left.escalation.hasten(&schedule, now));
         }
     }
 
+    /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
     pub(super) fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        // Told just before the worker's own end.
-        if self.slot_of(worker).is_none() {
+        if self.slots.get(worker.slot as usize).is_none_or(|slot| worker.life == 0 || slot.life < worker.life) {
             return;
         }
-        let mut escalation = match &self.stopping {
-            Some(stopping) if stopping.urgency != Urgency::Patient => {
-                Escalation::resume(&stopping.schedule, stopping.begun, now)
+        if let Some(left) = self.groups.get(&worker) {
+            if left.escalation.killed().is_some() {
+                // It joins those that had to be killed.
+                actions.push(Action::SignalGroup(worker, Signal::SIGKILL));
             }
-            _ => Escalation::begin(&self.settings.tuning.stop, now),
-        };
-        actions.push(Action::Note(Note::LeftBehind(worker)));
-        if escalation.deadline().is_none() {
-            escalation = Escalation::begin(&Schedule::kill(), now);
-        } else if let Some(stopping) = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient) {
-            // It was its worker that got this; it has as long to end as the stop still takes.
-            actions.push(Action::SignalGroup(worker, stopping.schedule.first_signal()));
+            return;
         }
-        self.groups.insert(worker, escalation);
+        let heard = now + LONGEST_FAREWELL;
+        let (schedule, escalation) = match &self.stopping {
+            Some(stopping) if stopping.urgency != Urgency::Patient => {
+                (&stopping.schedule, Escalation::resume(&stopping.schedule, stopping.begun, now))
+            }
+            _ => (&self.settings.tuning.stop, Escalation::resume(&self.settings.tuning.stop, heard, heard)),
+        };
+        let first = escalation.deadline().map(|_| (heard, schedule.first_signal()));
+        // Where the schedule is over its KILL has been sent, but not to what had a group of its own.
+        let escalation = if first.is_none() { Escalation::begin(&Schedule::kill(), now) } else { escalation };
+        self.groups.insert(worker, Left { first, escalation });
+    }
+
+    pub(super) fn stop_those_left_behind(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.groups.retain(|worker, left| {
+            let due = left.deadline().is_some_and(|due| due <= now);
+            if let Some((_, first)) = left.first.take_if(|_| due) {
+                actions.push(Action::Note(Note::LeftBehind(*worker)));
+                actions.push(Action::SignalGroup(*worker, first));
+            }
+            if let Some(signal) = left.escalation.signal_due(now) {
+                actions.push(Action::SignalGroup(*worker, signal));
+            }
+            let given_up = left.escalation.killed().is_some_and(|killed| killed + LONGEST_DYING <= now);
+            if given_up {
+                actions.push(Action::GiveUp(*worker));
+            }
+            !given_up
+        });
+    }
+
+    /// When a stop no longer waits for a worker that is being stopped so.
+    pub(super) fn gives_up_at(&self, escalation: &Escalation) -> Option<Instant> {
+        self.stopping.as_ref().and_then(|_| escalation.killed()).map(|killed| killed + LONGEST_DYING)
     }
 
     pub(super) fn escalate_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
@@ -87,6 +141,10 @@ impl Slots {
             if later_step {
                 actions.push(Action::Note(Note::Escalated(worker, signal)));
             }
+        }
+        if self.stopping.is_some() && escalation.killed().is_some_and(|killed| killed + LONGEST_DYING <= now) {
+            slot.state = State::Empty;
+            actions.push(Action::GiveUp(worker));
         }
     }
 }

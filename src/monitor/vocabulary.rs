@@ -81,9 +81,9 @@ pub enum Event {
     Suspended(Worker, Signal),
     /// It goes on.
     Continued(Worker),
-    /// Processes of its group outlived a worker.
+    /// This worker has ended, or is about to be said to have, and there is something left of it, or more than was known.
     LeftBehind(Worker),
-    /// They have ended.
+    /// All that this worker left behind has ended.
     GroupGone(Worker),
     /// Main orders something.
     Ordered(Order),
@@ -110,6 +110,8 @@ pub enum Action {
     Signal(Worker, Signal),
     /// Send this to what the worker left behind.
     SignalGroup(Worker, Signal),
+    /// Wait no longer for this worker, and for what it left behind: nothing helps.
+    GiveUp(Worker),
     /// Let go of the listeners: nothing is started any more.
     CloseListeners,
     /// Tell main.

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -67,6 +67,14 @@ pub fn stopped_or_continued() -> Option<(Pid, Option<Signal>)> {
     }
 }
 
+/// So many children are reaped before anything else has its turn.
+pub const MOST_REAPED: usize = 1024;
+
+/// Reaps all children that have ended, as far as is done at once.
+pub fn reap_all() -> Vec<(Pid, Exit)> {
+    std::iter::from_fn(reap).take(MOST_REAPED).collect()
+}
+
 /// Sends `signal` to an unreaped child of ours. One that has just ended is no error.
 pub fn signal_child(pid: Pid, signal: Signal) -> io::Result<()> {
     ignore_gone(kill(pid, signal))
@@ -77,9 +85,32 @@ pub fn signal_group(group: Pid, signal: Signal) -> io::Result<()> {
     ignore_gone(killpg(group, signal))
 }
 
+/// Sends a signal that is to end an unreaped child of ours, and CONT, so that it can obey where it is stopped.
+pub fn stop_child(pid: Pid, signal: Signal) -> io::Result<()> {
+    signal_child(pid, signal)?;
+    if needs_to_run(signal) { signal_child(pid, Signal::SIGCONT) } else { Ok(()) }
+}
+
+/// The same for the process group that an unreaped child of ours is in.
+pub fn stop_group(group: Pid, signal: Signal) -> io::Result<()> {
+    signal_group(group, signal)?;
+    if needs_to_run(signal) { signal_group(group, Signal::SIGCONT) } else { Ok(()) }
+}
+
+/// Whether whoever gets this must run to do anything about it, and is meant to.
+pub fn needs_to_run(signal: Signal) -> bool {
+    use Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU};
+    ![SIGKILL, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal)
+}
+
 /// Whether any process is in this group, be it ours or a stranger's.
 pub fn group_exists(group: Pid) -> bool {
     killpg(group, None) != Err(Errno::ESRCH)
+}
+
+/// Whether there is a process of this pid, be it ours or a stranger's.
+pub fn exists(pid: Pid) -> bool {
+    kill(pid, None) != Err(Errno::ESRCH)
 }
 
 fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
@@ -91,9 +122,65 @@ fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
 
 /// Our children, the adopted ones too, as the kernel lists them. Each is unreaped, so its pid is nobody else's.
 pub fn children() -> Vec<Pid> {
-    // One thread, so the list of the main thread's children is the list of all.
-    let list = fs::read_to_string(format!("/proc/self/task/{}/children", Pid::this())).unwrap_or_default();
+    children_of(Pid::this())
+}
+
+/// The children of a process that has one thread.
+pub fn children_of(pid: Pid) -> Vec<Pid> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+}
+
+/// What tells a process from a later one of the same pid, and where it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clues {
+    /// Its process group, where that is not ours.
+    pub group: Option<Pid>,
+    /// Its session, where that is not ours.
+    pub session: Option<Pid>,
+    /// When it began, in the kernel's ticks.
+    pub started: Option<u64>,
+}
+
+impl Clues {
+    /// Those of an unreaped child of ours.
+    pub fn of(pid: Pid) -> Clues {
+        // A leader outside of our pid namespace is shown as 0.
+        let foreign = |leader: Pid| leader.as_raw() > 0;
+        let session = |pid: Option<Pid>| nix::unistd::getsid(pid).ok();
+        Clues {
+            group: group_of(pid).filter(|group| foreign(*group) && *group != nix::unistd::getpgrp()),
+            session: session(Some(pid)).filter(|its| foreign(*its) && Some(*its) != session(None)),
+            started: started(pid),
+        }
+    }
+}
+
+/// When a process began, in the kernel's ticks.
+pub fn started(pid: Pid) -> Option<u64> {
+    // Field 22 of proc_pid_stat(5).
+    const STARTED: usize = 22 - 3;
+    stat_after_name(pid)?.split_ascii_whitespace().nth(STARTED)?.parse().ok()
+}
+
+/// Up to `most` bytes of the environment that `pid` was executed with. None where we may not look, or might wait: a
+/// process that waits for a disk may hold the lock that the kernel takes for this.
+pub fn environment_of(pid: Pid, most: u64) -> Option<Vec<u8>> {
+    state_and_parent(pid).filter(|(state, _)| *state != 'D')?;
+    let mut environment = Vec::new();
+    let file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    file.take(most).read_to_end(&mut environment).ok()?;
+    Some(environment)
+}
+
+/// The short name of a process, fit to be shown.
+pub fn name_of(pid: Pid) -> String {
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&name)
+        .trim_end()
+        .chars()
+        .map(|letter| if letter.is_control() { '?' } else { letter })
+        .collect()
 }
 
 /// The process group of `pid`.

@@ -8,6 +8,7 @@ pub mod env_file;
 pub mod environment;
 pub mod findings;
 pub mod identity;
+pub mod kin;
 pub mod program;
 pub mod refusal;
 pub mod spawn;

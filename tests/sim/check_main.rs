@@ -78,6 +78,15 @@ pub(crate) struct Starting {
 }
 
 impl Watched {
+    /// Something outlived it, whose stop goes on from here.
+    fn adopted(&mut self, now: Time, stop_so_far: StopTimes, (quick, schedule): (bool, &Schedule)) {
+        self.orphans = Orphans::Present;
+        self.orphans_killed = false;
+        self.orphans_stop = stop_so_far;
+        self.orphans_stop.begin(quick, now, schedule);
+        self.orphans_schedule = schedule.clone();
+    }
+
     /// Notes since when it is whole.
     fn settle(&mut self, now: Time, wanted: &Settings) {
         if self.whole_since.is_none() {
@@ -286,12 +295,22 @@ impl MainCheck {
             Event::Told(monitor, report) => self.told(now, *monitor, report),
             Event::NotStarted(monitor, _) => self.ended(now, *monitor, false),
             Event::Ended(monitor, _, orphans) => self.ended(now, *monitor, *orphans),
+            Event::OrphansJoined(monitor) => self.joined(now, *monitor),
             Event::OrphansGone(monitor) => {
                 if let Some(watched) = self.monitors.get_mut(monitor) {
                     watched.orphans = Orphans::Gone;
                 }
             }
             Event::Wake => {}
+        }
+    }
+
+    /// There is more left of a monitor than was known, or anything at all.
+    fn joined(&mut self, now: Time, monitor: Monitor) {
+        let quick = self.stop.quick.is_some();
+        let stop = self.wanted.of(monitor.generation).tuning.stop.clone();
+        if let Some(watched) = self.monitors.get_mut(&monitor).filter(|watched| watched.orphans != Orphans::Present) {
+            watched.adopted(now, StopTimes::default(), (quick, &stop));
         }
     }
 
@@ -416,11 +435,9 @@ impl MainCheck {
         let Some(watched) = self.monitors.get_mut(&monitor) else { return };
         if orphans {
             self.tally.adoptions += 1;
-            watched.orphans = Orphans::Present;
             // What a monitor did that had to be killed nobody knows: the stop begins anew.
-            watched.orphans_stop = if watched.killed { StopTimes::default() } else { watched.ordered };
-            watched.orphans_stop.begin(stop.quick.is_some(), now, &tuning.stop);
-            watched.orphans_schedule = tuning.stop.clone();
+            let stop_so_far = if watched.killed { StopTimes::default() } else { watched.ordered };
+            watched.adopted(now, stop_so_far, (stop.quick.is_some(), &tuning.stop));
         }
         if self.serving == Some(monitor) && !self.stop.has_begun() {
             self.restarts.ended(now, tuning.pace);
@@ -462,9 +479,11 @@ impl MainCheck {
             Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
-                let adopted = matches!(event, Event::Ended(ended, _, true) if ended == monitor);
+                let adopted =
+                    matches!(event, Event::Ended(ended, _, true) | Event::OrphansJoined(ended) if ended == monitor);
                 hold(adopted, 3, || format!("signals the orphans of {monitor:?} once more"))
             }
+            Action::GiveUpOrphans(monitor) => self.check_given_up(now, *monitor),
             Action::SignalOrphans(monitor, signal) => self.check_orphan_signal(now, *monitor, *signal),
             Action::CloseListeners => {
                 let first = !std::mem::replace(&mut self.closed, true);

@@ -18,6 +18,10 @@ use crate::kernel::Time;
 /// The longest that an exec may hang, as the state has it.
 const LONGEST_EXEC: Time = Time::from_secs(10);
 
+/// What is left behind may end by itself within this time, and is given up so long after its KILL.
+const LONGEST_FAREWELL: Time = Time::from_millis(500);
+const LONGEST_DYING: Time = Time::from_secs(4);
+
 #[derive(Debug, Default)]
 struct Slot {
     /// No worker is wanted in it.
@@ -158,7 +162,7 @@ impl MonitorCheck {
             self.check_slot(now, index, turn, punctual)?;
         }
         self.probes.check(now, punctual, |worker| self.is_awaited(worker, true))?;
-        self.check_whole()
+        self.check_whole(now, punctual)
     }
 
     /// Returns the worker that ended, if it was alive.
@@ -192,7 +196,7 @@ impl MonitorCheck {
                 if !times.has_begun() {
                     times.begin(false, now, &self.wanted.tuning.stop);
                 }
-                self.groups.insert(*worker, times);
+                self.groups.entry(*worker).or_insert(times);
             }
             Event::GroupGone(worker) => {
                 self.groups.remove(worker);
@@ -357,6 +361,7 @@ impl MonitorCheck {
             Action::Spawn(worker) => self.check_spawn(now, event, *worker),
             Action::Signal(worker, signal) => self.check_signal(now, *worker, *signal),
             Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
+            Action::GiveUp(worker) => self.check_given_up(now, *worker),
             Action::CloseListeners => {
                 let first = !std::mem::replace(&mut self.closed, true);
                 hold(first && self.is_ending(), 9, || "the listeners are closed twice, or for no stop".to_owned())
@@ -461,6 +466,19 @@ impl MonitorCheck {
         hold(due || signal != Signal::SIGKILL, 6, || format!("KILL for the group of {worker:?} before it is due"))
     }
 
+    /// What has not ended for long after its KILL.
+    fn check_given_up(&mut self, now: Time, worker: Worker) -> Checked {
+        let left = self.groups.remove(&worker);
+        let stopping = self.is_ending();
+        let stop = left.or_else(|| {
+            let slot = self.alive(worker).filter(|_| stopping)?;
+            slot.alive = false;
+            Some(slot.stop)
+        });
+        let due = stop.and_then(StopTimes::kill_due).is_some_and(|due| due + LONGEST_DYING <= now);
+        hold(due, 6, || format!("{worker:?} is given up before it is due"))
+    }
+
     fn check_report(&mut self, now: Time, report: &Report, ended: Option<Worker>) -> Checked {
         match report {
             Report::Ready { slot, notified, seen } => {
@@ -557,8 +575,11 @@ impl MonitorCheck {
         slot.readiness.check_told(&self.wanted)
     }
 
-    fn check_whole(&self) -> Checked {
+    fn check_whole(&self, now: Time, punctual: bool) -> Checked {
         let stopping = self.is_ending();
+        let given_up = |times: &StopTimes| times.kill_due().map(|due| due + LONGEST_FAREWELL + LONGEST_DYING + SLACK);
+        let late = self.groups.values().filter_map(given_up).any(|due| due < now);
+        hold(!late || !punctual, 6, || "what is left behind is waited for for ever".to_owned())?;
         hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
         let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
         hold(right, 13, || format!("{} slots are kept, of {}", self.slots_wanted(), self.wanted.workers))?;

@@ -65,6 +65,17 @@ impl MainCheck {
         hold(due && first, 6, || format!("{monitor:?} is killed before it is due, or twice"))
     }
 
+    pub(crate) fn check_given_up(&mut self, now: Time, monitor: Monitor) -> Checked {
+        self.tally.given_up += 1;
+        let watched = self.monitors.get_mut(&monitor).filter(|watched| watched.orphans == Orphans::Present);
+        let due = watched.as_ref().and_then(|watched| watched.orphans_stop.kill_due());
+        if let Some(watched) = watched {
+            watched.orphans = Orphans::Gone;
+        }
+        let is_due = due.is_some_and(|due| due + GRACE <= now);
+        hold(is_due, 6, || format!("the orphans of {monitor:?} are given up before it is due"))
+    }
+
     pub(crate) fn check_orphan_signal(&mut self, now: Time, monitor: Monitor, signal: Signal) -> Checked {
         let watched = self.monitors.get_mut(&monitor).filter(|watched| watched.orphans == Orphans::Present);
         let Some(watched) = watched else {

@@ -105,7 +105,7 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(56) {
+        match self.choices.below(59) {
             0 => {}
             1..=3 => self.signal_main(Event::Reload),
             4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
@@ -144,6 +144,7 @@ impl World {
                 world.trouble_channel(index);
                 Ok(())
             })?,
+            56..=58 => self.stray(),
             _ => self.scale(),
         }
         Ok(())
@@ -260,7 +261,8 @@ impl World {
             is_patient(process.role)
                 || process.parent.is_some_and(|parent| is_patient(self.kernel.process(parent).role))
         };
-        let running = running.filter(|process| !process.is_daemon() && !patient(process));
+        let foreign = |process: &Process| process.role == Role::Stranger || process.is_unknown() || process.refuses();
+        let running = running.filter(|process| !foreign(process) && !patient(process));
         let running: Vec<_> = running.map(|process| process.role).collect();
         let expected = 2 + self.main.check.count() as usize - self.main.check.ended_for_good();
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
@@ -285,7 +287,7 @@ impl World {
     fn check_end(&self) -> Checked {
         // With main and its monitor killed both, nobody is there to end what ignores the kernel's signal.
         let left = self.kernel.unreaped().map(|id| self.kernel.process(id)).filter(|process| !process.abandoned);
-        let left: Vec<_> = left.map(|process| process.role).collect();
+        let left: Vec<_> = left.map(|process| process.role).filter(|role| *role != Role::Stranger).collect();
         hold(left.is_empty(), 6, || format!("after the end there run on: {left:?}"))
     }
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use panzer::sys::processes::Clues;
 use panzer::worker::cause::Cause;
 
 use crate::check::Violation;
@@ -28,6 +29,8 @@ pub(crate) enum Role {
     LeftBehind,
     /// A probe of a worker.
     Probe,
+    /// What falls to main as to PID 1, and no worker has started.
+    Stranger,
 }
 
 /// What a worker's process, or a helper's, has done so far.
@@ -75,6 +78,9 @@ pub(crate) struct Process {
     /// None: init.
     pub(crate) parent: Option<ProcessId>,
     pub(crate) role: Role,
+    /// The generation and the slot that its environment names.
+    pub(crate) mark: Option<(u32, u32)>,
+    pub(crate) began: Time,
     pub(crate) program: Option<Program>,
     life: Life,
     /// It was left to init: with both main and its monitor killed, nobody is there to end it.
@@ -86,9 +92,20 @@ impl Process {
         self.life == Life::Running
     }
 
-    /// A helper that nobody can tell from whatever else a living worker may have started.
-    pub(crate) fn is_daemon(&self) -> bool {
-        self.role == Role::LeftBehind && self.group == self.pid
+    /// A helper of which nothing says whose it is.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.role == Role::LeftBehind && self.group == self.pid && self.mark.is_none()
+    }
+
+    /// What nobody may signal.
+    pub(crate) fn refuses(&self) -> bool {
+        self.role == Role::LeftBehind && self.program.as_ref().is_some_and(|program| program.script.refuses)
+    }
+
+    pub(crate) fn clues(&self) -> Clues {
+        let number = |pid: Pid| nix::unistd::Pid::from_raw(pid.0 as i32);
+        let group = (self.group != NO_GROUP).then(|| number(self.group));
+        Clues { group, session: None, started: Some(self.began.as_nanos() as u64) }
     }
 }
 
@@ -107,10 +124,25 @@ const NO_GROUP: Pid = Pid(0);
 impl Kernel {
     pub(crate) fn start(&mut self, parent: Option<ProcessId>, role: Role) -> ProcessId {
         let pid = self.next_pid();
-        self.add(Process { pid, group: NO_GROUP, parent, role, program: None, life: Life::Running, abandoned: false })
+        let (mark, began, program) = (None, Time::ZERO, None);
+        let (group, life, abandoned) = (NO_GROUP, Life::Running, false);
+        self.add(Process { pid, group, parent, role, mark, began, program, life, abandoned })
     }
 
-    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script, death_signal: Signal) -> ProcessId {
+    /// What no worker has started, and falls to `parent`.
+    pub(crate) fn stray(&mut self, parent: ProcessId) -> ProcessId {
+        let process = self.start(Some(parent), Role::Stranger);
+        self.processes[process].group = self.processes[process].pid;
+        process
+    }
+
+    pub(crate) fn fork_worker(
+        &mut self,
+        parent: ProcessId,
+        (script, mark): (Script, (u32, u32)),
+        death_signal: Signal,
+        began: Time,
+    ) -> ProcessId {
         let pid = self.next_pid();
         let program = Some(Program::new(script, false, Some(death_signal)));
         let parent = Some(parent);
@@ -119,6 +151,8 @@ impl Kernel {
             group: pid,
             parent,
             role: Role::Worker,
+            mark: Some(mark),
+            began,
             program,
             life: Life::Running,
             abandoned: false,
@@ -126,13 +160,15 @@ impl Kernel {
     }
 
     /// The helper that `worker` left, which becomes its parent's child.
-    pub(crate) fn leave_behind(&mut self, worker: ProcessId, script: Script) -> ProcessId {
+    pub(crate) fn leave_behind(&mut self, worker: ProcessId, script: Script, began: Time) -> ProcessId {
+        let mark = self.processes[worker].mark.filter(|_| !script.unmarked);
         let parent = self.processes[worker].parent;
         let pid = self.next_pid();
         let group = if script.daemonizes { pid } else { self.processes[worker].group };
         let program = Some(Program::new(script, true, None));
         let abandoned = parent.is_none();
-        self.add(Process { pid, group, parent, role: Role::LeftBehind, program, life: Life::Running, abandoned })
+        let (role, life) = (Role::LeftBehind, Life::Running);
+        self.add(Process { pid, group, parent, role, mark, began, program, life, abandoned })
     }
 
     fn next_pid(&mut self) -> Pid {
@@ -175,12 +211,13 @@ impl Kernel {
     /// The unreaped child of `sender` that has this pid. Any other target is a stranger.
     pub(crate) fn target(&self, sender: ProcessId, pid: Pid) -> Result<ProcessId, Violation> {
         let child = self.children(sender).find(|&id| self.processes[id].pid == pid);
+        let child = child.filter(|&id| self.processes[id].role != Role::Stranger);
         child.ok_or_else(|| Violation::new(3, format!("a signal for pid {} hits a stranger", pid.0)))
     }
 
     /// All that run in a group, which must hold an unreaped child of `sender`.
     pub(crate) fn targets(&self, sender: ProcessId, group: Pid) -> Result<Vec<ProcessId>, Violation> {
-        let in_group = |&id: &ProcessId| self.processes[id].group == group;
+        let in_group = |&id: &ProcessId| self.processes[id].group == group && self.processes[id].role != Role::Stranger;
         if !self.children(sender).any(|id| in_group(&id)) {
             return Err(Violation::new(3, format!("a signal for group {} hits strangers", group.0)));
         }

@@ -8,11 +8,12 @@ use panzer::control::messages::Order;
 use panzer::main_process::state::{Action, Event, Generations, Monitor, Settings};
 use panzer::monitor::state as monitor_state;
 use panzer::worker::cause::Cause;
+use panzer::worker::kin::Kin;
 
 use crate::check::{Checked, SLACK, Violation, hold};
 use crate::check_main::MainCheck;
-use crate::kernel::{Pid, ProcessId, Role, Time};
-use crate::monitor_side::{MonitorNode, Startup};
+use crate::kernel::{Pid, Process, ProcessId, Role, Time};
+use crate::monitor_side::{MonitorNode, Startup, number};
 use crate::planted::Planted;
 use crate::world::{Looping, Node, Spec, World, next_arrived};
 
@@ -24,7 +25,12 @@ pub(crate) struct MainNode {
     pub(crate) check: MainCheck,
     /// By their place among the world's monitors.
     monitors: BTreeMap<Monitor, usize>,
-    pub(crate) orphans: BTreeMap<Monitor, BTreeSet<Pid>>,
+    pub(crate) kin: Kin<Monitor>,
+    /// Monitors of which something is left.
+    families: BTreeSet<Monitor>,
+    strangers: BTreeSet<Pid>,
+    /// Strangers may fall to it.
+    pub(crate) has_strangers: bool,
     /// Signals that are pending. Of each kind there is one, however often it was sent.
     pub(crate) signals: Vec<Event>,
     events: VecDeque<Event>,
@@ -43,7 +49,10 @@ impl MainNode {
             as_read: false,
             check: MainCheck::new(spec.main.clone()),
             monitors: BTreeMap::new(),
-            orphans: BTreeMap::new(),
+            kin: Kin::default(),
+            families: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            has_strangers: false,
             signals: Vec::new(),
             events: VecDeque::from([Event::Start]),
             planners: Vec::new(),
@@ -161,6 +170,7 @@ impl World {
         if !self.kernel.has_zombies(main) {
             return;
         }
+        let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
         let mut reaped = self.kernel.reap_children(main);
         reaped.sort_by_key(|(ended, _)| !matches!(self.kernel.process(*ended).role, Role::Monitor(_)));
         for (ended, cause) in reaped {
@@ -168,41 +178,84 @@ impl World {
                 let monitor = self.monitors[index].id;
                 self.take_reports(monitor, true);
                 self.main.monitors.remove(&monitor);
-                let orphans = self.adopt(monitor);
-                self.main.events.push_back(Event::Ended(monitor, cause, orphans));
-            } else if let Some(monitor) = self.orphan_ended(self.kernel.process(ended).pid) {
+                let survived = self.meet_as_main(monitor) || !self.is_gone(monitor);
+                self.main.events.push_back(Event::Ended(monitor, cause, survived));
+                continue;
+            }
+            let pid = self.kernel.process(ended).pid;
+            if let Some(monitor) = self.main.kin.owner(number(pid)) {
+                orphans.entry(monitor).or_default().push(pid);
+            } else if self.planted != Some(Planted::RemembersStrangers) {
+                self.main.strangers.remove(&pid);
+            }
+        }
+        for (monitor, ended) in orphans {
+            let joined = self.meet_as_main(monitor);
+            ended.into_iter().for_each(|pid| self.main.kin.remove(number(pid)));
+            if joined {
+                self.main.events.push_back(Event::OrphansJoined(monitor));
+            } else if self.is_gone(monitor) {
                 self.main.events.push_back(Event::OrphansGone(monitor));
             }
         }
     }
 
-    fn adopt(&mut self, monitor: Monitor) -> bool {
-        let adopted = self.unattributed();
-        let any = !adopted.is_empty();
-        if any {
-            self.main.orphans.entry(monitor).or_default().extend(adopted);
+    /// As src/main_process/families.rs has it. True where there is more left of `dead` than was known.
+    fn meet_as_main(&mut self, dead: Monitor) -> bool {
+        let new: Vec<_> =
+            self.kernel.children(self.main.looping.process).filter(|child| !self.is_known(*child)).collect();
+        let mut more = BTreeSet::new();
+        for child in new {
+            let (pid, clues) = (self.kernel.process(child).pid, self.kernel.process(child).clues());
+            match self.judge(child, dead) {
+                Some(monitor) if self.main.monitors.contains_key(&monitor) => {}
+                Some(monitor) => {
+                    self.main.kin.add(number(pid), clues, Some(monitor));
+                    more.insert(monitor);
+                }
+                None => drop(self.main.strangers.insert(pid)),
+            }
         }
-        any
+        let joined = more.remove(&dead);
+        self.main.events.extend(more.into_iter().map(Event::OrphansJoined));
+        joined
     }
 
-    fn orphan_ended(&mut self, pid: Pid) -> Option<Monitor> {
-        let monitor = self.main.orphans.iter().find(|(_, orphans)| orphans.contains(&pid)).map(|(id, _)| *id)?;
-        let left = self.unattributed();
-        let orphans = self.main.orphans.get_mut(&monitor)?;
-        orphans.remove(&pid);
-        orphans.extend(left);
-        if !orphans.is_empty() {
+    fn judge(&self, child: ProcessId, dead: Monitor) -> Option<Monitor> {
+        if self.monitors.iter().any(|node| node.given_up.values().any(|given_up| *given_up == child)) {
             return None;
         }
-        self.main.orphans.remove(&monitor);
-        Some(monitor)
+        let process = self.kernel.process(child);
+        let led = |leader| {
+            let now = self.kernel.unreaped().find(|id| number(self.kernel.process(*id).pid) == leader);
+            let families = self.monitors.iter().filter(|node| self.main.families.contains(&node.id));
+            families.filter_map(|node| Some((node.led(leader, now)?, node.id))).max().map(|(_, monitor)| monitor)
+        };
+        let by_mark = || {
+            let is = |monitor: &Monitor| process.mark.is_some_and(|(generation, _)| monitor.generation == generation);
+            let adopted = || self.main.kin.owned().map(|(_, monitor)| monitor).find(is);
+            let running = || self.main.monitors.keys().copied().find(is);
+            let any = || Some(dead).filter(is).or_else(adopted).or_else(running).unwrap_or(dead);
+            process.mark.map(|_| any())
+        };
+        let own =
+            led(number(process.pid)).or_else(|| self.main.kin.owner_by_group(&process.clues(), led)).or_else(by_mark);
+        let adopts_all = !self.main.has_strangers || self.planted == Some(Planted::AdoptsStrangers);
+        own.or(adopts_all.then_some(dead))
     }
 
-    fn unattributed(&self) -> BTreeSet<Pid> {
-        let monitors: BTreeSet<Pid> = self.main.monitors.values().map(|index| self.pid_of_monitor(*index)).collect();
-        let known = |pid: &Pid| monitors.contains(pid) || self.main.orphans.values().any(|all| all.contains(pid));
-        let children = self.kernel.children(self.main.looping.process);
-        children.map(|child| self.kernel.process(child).pid).filter(|pid| !known(pid)).collect()
+    fn is_gone(&mut self, monitor: Monitor) -> bool {
+        let gone = self.main.kin.of(monitor).next().is_none();
+        if gone {
+            self.main.families.remove(&monitor);
+        }
+        gone
+    }
+
+    fn is_known(&self, child: ProcessId) -> bool {
+        let pid = self.kernel.process(child).pid;
+        let is_monitor = self.main.monitors.values().any(|index| self.monitors[*index].looping.process == child);
+        is_monitor || self.main.kin.knows(number(pid)) || self.main.strangers.contains(&pid)
     }
 
     fn pid_of_monitor(&self, index: usize) -> Pid {
@@ -248,6 +301,14 @@ impl World {
             }
             Action::SignalUnreached(monitor, signal) => self.signal_orphans(monitor, signal, true),
             Action::SignalOrphans(monitor, signal) => self.signal_orphans(monitor, signal, false),
+            Action::GiveUpOrphans(monitor) => {
+                self.main.families.remove(&monitor);
+                for pid in self.main.kin.of(monitor).collect::<Vec<_>>() {
+                    self.main.kin.remove(pid);
+                    self.main.strangers.insert(Pid(pid.as_raw() as u32));
+                }
+                Ok(())
+            }
             Action::Exit(code) => {
                 self.main.exit = Some(code);
                 Ok(())
@@ -281,6 +342,7 @@ impl World {
         let given = Planted::monitor_settings(self.planted, given);
         let process = self.kernel.start(Some(self.main.looping.process), Role::Monitor(self.monitors.len()));
         self.main.monitors.insert(id, self.monitors.len());
+        self.main.families.insert(id);
         self.monitors.push(MonitorNode::new(id, process, startup, wanted, given));
         let at = self.now + self.choices.millis(&[0, 2, 40]);
         self.wake(Node::Monitor(self.monitors.len() - 1), at);
@@ -328,7 +390,8 @@ impl World {
 
     fn signal_orphans(&mut self, monitor: Monitor, signal: Signal, unreached_only: bool) -> Checked {
         let main = self.main.looping.process;
-        for pid in self.main.orphans.get(&monitor).cloned().unwrap_or_default() {
+        let orphans: Vec<_> = self.main.kin.of(monitor).map(|pid| Pid(pid.as_raw() as u32)).collect();
+        for pid in orphans {
             let target = self.kernel.target(main, pid)?;
             if unreached_only && !self.has_other_user(target) {
                 continue;
@@ -342,15 +405,22 @@ impl World {
     }
 
     fn exit_main(&mut self, code: u8) -> Checked {
-        let left: Vec<_> = self.kernel.running().filter(|id| !self.is_own(*id)).collect();
-        let left: Vec<_> = left.into_iter().map(|id| self.kernel.process(id).role).collect();
+        let left = self.kernel.running().filter(|id| !self.is_own(*id)).map(|id| self.kernel.process(id));
+        let foreign =
+            |process: &&Process| process.role == Role::Stranger || process.refuses() || self.may_be_strange(process);
+        let left: Vec<_> = left.filter(|process| !foreign(process)).map(|process| process.role).collect();
         hold(left.is_empty(), 6, || format!("main exits with {code}, and there run on: {left:?}"))?;
         let punctual = self.main.looping.punctual && self.monitors.iter().all(|node| node.looping.punctual);
         // An orphan that has been killed may leave another, which gets a schedule of its own.
-        let strict = punctual && self.main.check.tally.adoptions == 0;
+        let strict = punctual && self.main.check.tally.adoptions == 0 && self.main.check.tally.refused == 0;
         let late = strict && self.main.check.stop_due().is_none_or(|due| due + SLACK < self.now);
         hold(!late, 6, || "the end does not come within the schedule".to_owned())?;
         self.end(self.main.looping.process, Cause::Exited(code.into()))
+    }
+
+    /// It shows nothing, its monitor is gone, and main cannot tell it from a stranger.
+    pub(crate) fn may_be_strange(&self, process: &Process) -> bool {
+        process.is_unknown() && self.main.has_strangers
     }
 
     fn is_own(&self, process: ProcessId) -> bool {

@@ -7,6 +7,7 @@ use panzer::control::messages::{Order, Report};
 use panzer::main_process::state::Monitor;
 use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;
+use panzer::worker::kin::Kin;
 
 use crate::channel::Fault;
 use crate::check::{Checked, Violation, hold};
@@ -41,7 +42,11 @@ pub(crate) struct MonitorNode {
     pub(crate) state: Option<Slots>,
     pub(crate) check: MonitorCheck,
     roster: BTreeMap<u32, Live>,
-    left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
+    kin: Kin<Worker>,
+    ended: BTreeMap<u32, (Worker, Pid, ProcessId)>,
+    last_ended: Option<Worker>,
+    left_behind: BTreeMap<Worker, BTreeSet<nix::unistd::Pid>>,
+    pub(crate) given_up: BTreeMap<nix::unistd::Pid, ProcessId>,
     events: VecDeque<Event>,
     /// What happens to the next order and the next report.
     pub(crate) order_fault: Option<Fault>,
@@ -80,7 +85,11 @@ impl MonitorNode {
             state: None,
             check: MonitorCheck::new(wanted),
             roster: BTreeMap::new(),
+            kin: Kin::default(),
+            ended: BTreeMap::new(),
+            last_ended: None,
             left_behind: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             events: VecDeque::new(),
             order_fault: None,
             report_fault: None,
@@ -105,6 +114,14 @@ impl MonitorNode {
         self.roster.get(&worker.slot).filter(|live| live.worker == worker).map(|live| live.process)
     }
 
+    /// Whether this is, or was, the pid of one of its workers. A number that is another's by now says nothing.
+    pub(crate) fn led(&self, leader: nix::unistd::Pid, now: Option<ProcessId>) -> Option<ProcessId> {
+        let live = self.roster.values().map(|live| (live.pid, live.process));
+        let all = live.chain(self.ended.values().map(|(_, pid, process)| (*pid, *process)));
+        let is_it = |(pid, process): &(Pid, ProcessId)| number(*pid) == leader && now.is_none_or(|now| now == *process);
+        all.filter(is_it).map(|(_, process)| process).max()
+    }
+
     pub(crate) fn worker_of(&self, process: ProcessId) -> Option<Worker> {
         self.roster.values().find(|live| live.process == process).map(|live| live.worker)
     }
@@ -120,6 +137,11 @@ impl MonitorNode {
     fn holds(&self, pid: Pid) -> bool {
         self.roster.values().any(|live| live.pid == pid)
     }
+}
+
+/// As [`Kin`] has it.
+pub(crate) fn number(pid: Pid) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(pid.0 as i32)
 }
 
 impl World {
@@ -239,6 +261,7 @@ impl World {
 
     fn reap_workers(&mut self, index: usize) {
         let process = self.monitors[index].looping.process;
+        let mut all_ended = Vec::new();
         for (ended, cause) in self.kernel.reap_children(process) {
             if let Some(worker) = self.monitors[index].probes.remove(&ended) {
                 self.monitors[index].push(Event::Probed(worker, cause == Cause::Exited(0)));
@@ -248,50 +271,85 @@ impl World {
             let slot =
                 self.monitors[index].roster.iter().find(|(_, live)| live.process == ended).map(|(slot, _)| *slot);
             let Some(slot) = slot else {
-                self.note_groups_gone(index);
+                self.monitors[index].kin.remove(number(pid));
+                self.monitors[index].given_up.remove(&number(pid));
                 continue;
             };
             self.look_at_exec(index, slot);
             let Some(live) = self.monitors[index].roster.remove(&slot) else { continue };
-            self.note_left_behind(index, pid, live.worker, &cause);
-            self.monitors[index].events.push_back(Event::Ended(live.worker, cause));
-        }
-    }
-
-    fn note_left_behind(&mut self, index: usize, pid: Pid, worker: Worker, cause: &Cause) {
-        let node = &self.monitors[index];
-        let stopping = node.state.as_ref().is_some_and(Slots::is_stopping);
-        let strays = *cause == Cause::Exited(0) || (stopping && node.roster.is_empty());
-        let known: BTreeSet<Pid> = node.left_behind.values().flatten().copied().collect();
-        let groups = self.adopted_groups(index).into_iter().filter(|group| strays || *group == pid);
-        let new: BTreeSet<Pid> = groups.filter(|group| !known.contains(group)).collect();
-        if !new.is_empty() {
             let node = &mut self.monitors[index];
-            node.left_behind.insert(worker, new);
-            node.events.push_back(Event::LeftBehind(worker));
+            node.ended.insert(slot, (live.worker, pid, live.process));
+            node.last_ended = Some(live.worker);
+            all_ended.push(Event::Ended(live.worker, cause));
         }
+        self.meet_as_monitor(index);
+        let (more, gone) = self.look_who_is_left(index);
+        let events = &mut self.monitors[index].events;
+        events.extend(more.into_iter().map(Event::LeftBehind).chain(all_ended));
+        events.extend(gone.into_iter().map(Event::GroupGone));
     }
 
-    fn note_groups_gone(&mut self, index: usize) {
-        let alive = self.adopted_groups(index);
-        let node = &mut self.monitors[index];
-        let mut gone = Vec::new();
-        node.left_behind.retain(|worker, groups| {
-            groups.retain(|group| alive.contains(group));
-            if groups.is_empty() {
-                gone.push(*worker);
-            }
-            !groups.is_empty()
-        });
-        node.events.extend(gone.into_iter().map(Event::GroupGone));
-    }
-
-    fn adopted_groups(&self, index: usize) -> BTreeSet<Pid> {
+    /// As src/monitor/adopted.rs has it.
+    fn meet_as_monitor(&mut self, index: usize) {
         let node = &self.monitors[index];
-        let children = self.kernel.children(node.looping.process).filter(|child| !node.probes.contains_key(child));
-        let children = children.map(|child| self.kernel.process(child));
-        let strangers = children.filter(|child| !node.holds(child.pid));
-        strangers.map(|child| child.group).filter(|group| !node.holds(*group)).collect()
+        let is_new = |child: &ProcessId| {
+            let pid = self.kernel.process(*child).pid;
+            let known = node.kin.knows(number(pid)) || node.given_up.contains_key(&number(pid));
+            !node.probes.contains_key(child) && !node.holds(pid) && !known
+        };
+        let new: Vec<ProcessId> = self.kernel.children(node.looping.process).filter(is_new).collect();
+        for child in new {
+            let (process, node) = (self.kernel.process(child), &self.monitors[index]);
+            let owner = node.kin.owner_by_group(&process.clues(), |leader| self.led_by(index, leader, process.pid));
+            let owner = owner.or_else(|| self.owner_in_slot(index, process.mark?.1, process.began));
+            let owner = Planted::owner(self.planted, owner, node.last_ended);
+            let (pid, clues) = (number(process.pid), process.clues());
+            self.monitors[index].kin.add(pid, clues, owner);
+        }
+        let began = |live: &Live| self.kernel.process(live.process).clues().started;
+        let node = &self.monitors[index];
+        let (began, last): (Vec<_>, _) = (node.roster.values().map(began).collect(), node.last_ended);
+        let last = last.filter(|_| self.planted != Some(Planted::ForgetsTheUnknown));
+        self.monitors[index].kin.settle(|clues| last.filter(|_| !began.iter().any(|began| clues.started >= *began)));
+    }
+
+    fn led_by(&self, index: usize, leader: nix::unistd::Pid, who: Pid) -> Option<Worker> {
+        let node = &self.monitors[index];
+        let alive = node.roster.values().find(|live| number(live.pid) == leader).map(|live| live.worker);
+        let had_it = || node.ended.values().filter(|(_, pid, _)| number(*pid) == leader);
+        let ended = || had_it().max_by_key(|(.., process)| *process).map(|(worker, ..)| *worker);
+        let exists = || self.kernel.unreaped().any(|id| number(self.kernel.process(id).pid) == leader);
+        alive.or_else(|| ended().filter(|_| number(who) != leader && !exists()))
+    }
+
+    fn owner_in_slot(&self, index: usize, slot: u32, began: Time) -> Option<Worker> {
+        let node = &self.monitors[index];
+        let live = node.roster.get(&slot).filter(|live| began >= self.kernel.process(live.process).began);
+        live.map(|live| live.worker).or_else(|| node.ended.get(&slot).map(|(worker, ..)| *worker))
+    }
+
+    fn look_who_is_left(&mut self, index: usize) -> (Vec<Worker>, Vec<Worker>) {
+        let node = &mut self.monitors[index];
+        let mut left: BTreeMap<Worker, BTreeSet<nix::unistd::Pid>> = BTreeMap::new();
+        for (pid, worker) in node.kin.owned().filter(|(_, worker)| node.pid_of(*worker).is_none()) {
+            left.entry(worker).or_default().insert(pid);
+        }
+        let known = |worker: &Worker, all| node.left_behind.get(worker).is_some_and(|known| known.is_superset(all));
+        let more = left.iter().filter(|(worker, all)| !known(worker, all)).map(|(worker, _)| *worker).collect();
+        let gone = node.left_behind.keys().filter(|worker| !left.contains_key(worker)).copied().collect();
+        node.left_behind = left;
+        (more, gone)
+    }
+
+    fn give_up_as_monitor(&mut self, index: usize, worker: Worker) {
+        let node = &mut self.monitors[index];
+        let left: Vec<_> = node.kin.of(worker).chain(node.pid_of(worker).map(number)).collect();
+        for pid in left {
+            node.kin.remove(pid);
+            let mut children = self.kernel.children(node.looping.process);
+            let child = children.find(|id| number(self.kernel.process(*id).pid) == pid);
+            node.given_up.extend(child.map(|child| (pid, child)));
+        }
     }
 
     fn decide_as_monitor(&mut self, index: usize, event: &Event) -> Result<Vec<Action>, Violation> {
@@ -322,6 +380,10 @@ impl World {
             Action::Spawn(worker) => self.spawn_worker(index, worker),
             Action::Signal(worker, signal) => self.signal_worker(index, worker, signal),
             Action::SignalGroup(worker, signal) => self.signal_left_behind(index, worker, signal),
+            Action::GiveUp(worker) => {
+                self.give_up_as_monitor(index, worker);
+                Ok(())
+            }
             Action::Report(report) => self.send_report(index, report),
             Action::Exit => {
                 self.monitors[index].done = true;
@@ -355,7 +417,8 @@ impl World {
             return Ok(());
         }
         let signal = self.monitors[index].check.wanted().stop.first_signal();
-        let process = self.fork_worker(self.monitors[index].looping.process, script, signal);
+        let mark = (self.monitors[index].id.generation, worker.slot);
+        let process = self.fork_worker(self.monitors[index].looping.process, (script, mark), signal);
         let pid = self.kernel.process(process).pid;
         self.monitors[index].roster.insert(worker.slot, Live { worker, pid, process, executing: true });
         Ok(())
@@ -371,10 +434,17 @@ impl World {
     }
 
     fn signal_left_behind(&mut self, index: usize, worker: Worker, signal: Signal) -> Checked {
-        let process = self.monitors[index].looping.process;
-        let alive = self.adopted_groups(index);
-        let groups = self.monitors[index].left_behind.get(&worker).cloned().unwrap_or_default();
-        groups.intersection(&alive).try_for_each(|group| self.kill_group(process, *group, signal))
+        let node = &self.monitors[index];
+        let process = node.looping.process;
+        let of = |owner| node.kin.of(owner).map(|pid| Pid(pid.as_raw() as u32));
+        let group = |pid: Pid| self.kernel.target(process, pid).map(|id| self.kernel.process(id).group);
+        let groups = of(worker).map(group).collect::<Result<BTreeSet<Pid>, Violation>>()?;
+        groups
+            .into_iter()
+            .filter(|group| !node.holds(*group))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|group| self.kill_group(process, group, signal))
     }
 
     fn send_report(&mut self, index: usize, report: Report) -> Checked {
@@ -388,8 +458,8 @@ impl World {
 
     fn exit_monitor(&mut self, index: usize) -> Checked {
         let process = self.monitors[index].looping.process;
-        // Main takes over a daemon that no worker was left to be stopped with.
-        let minded = |child: &usize| self.is_running(*child) && !self.kernel.process(*child).is_daemon();
+        let given_up = |child: &usize| self.monitors[index].given_up.values().any(|process| process == child);
+        let minded = |child: &usize| self.is_running(*child) && !given_up(child);
         let left = self.kernel.children(process).filter(minded).count();
         hold(left == 0, 6, || format!("a monitor exits, and {left} processes of its run on"))?;
         self.end(process, Cause::Exited(0))

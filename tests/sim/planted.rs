@@ -139,6 +139,14 @@ planted! {
     PrefersTheScaledOnReload
     LosesTuningOverRestart
     IgnoresTuning
+    AdoptsStrangers
+    RemembersStrangers
+    TakesAnyHelper
+    ForgetsTheUnknown
+    NeverGivesUp
+    GivesUpAtOnce
+    NeverGivesUpOrphans
+    GivesUpOrphansAtOnce
 }
 
 impl Planted {
@@ -341,6 +349,16 @@ impl Planted {
             (Planted::NeverKillsMonitor, ..) => {
                 actions.retain(|action| !matches!(action, Action::KillMonitor(_)));
             }
+            (Planted::NeverGivesUpOrphans, ..) => {
+                actions.retain(|action| !matches!(action, Action::GiveUpOrphans(_)));
+            }
+            (Planted::GivesUpOrphansAtOnce, ..) => {
+                for action in actions {
+                    if let Action::SignalOrphans(monitor, _) = *action {
+                        *action = Action::GiveUpOrphans(monitor);
+                    }
+                }
+            }
             (Planted::NeverKillsOrphans, ..) => {
                 actions.retain(|action| !matches!(action, Action::SignalOrphans(_, Signal::SIGKILL)));
             }
@@ -541,6 +559,14 @@ impl Planted {
                     }
                 }
             }
+            Some(Planted::NeverGivesUp) => actions.retain(|action| !matches!(action, Action::GiveUp(_))),
+            Some(Planted::GivesUpAtOnce) => {
+                for action in actions {
+                    if let Action::SignalGroup(worker, _) = *action {
+                        *action = Action::GiveUp(worker);
+                    }
+                }
+            }
             Some(Planted::NeverKills) => {
                 actions.retain(|action| !matches!(action, Action::Signal(_, Signal::SIGKILL)));
             }
@@ -583,6 +609,15 @@ impl Planted {
                 actions.retain(|action| !matches!(action, Action::Report(Report::Ready { .. })));
             }
             _ => {}
+        }
+    }
+
+    /// Whose a process is taken for that a monitor has adopted.
+    pub(crate) fn owner(planted: Option<Planted>, owner: Option<Worker>, last_ended: Option<Worker>) -> Option<Worker> {
+        match planted {
+            Some(Planted::TakesAnyHelper) => last_ended,
+            Some(Planted::ForgetsTheUnknown) => None,
+            _ => owner,
         }
     }
 

@@ -157,7 +157,6 @@ fn events_of_the_dead() -> Checked {
     let _ = slots.on(now, Event::Ended(worker, Cause::Exited(1)));
     let before = format!("{slots:?}");
     for event in [
-        Event::LeftBehind(worker),
         Event::Notified(worker),
         Event::Executed(worker),
         Event::Ended(worker, Cause::Exited(1)),

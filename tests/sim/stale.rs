@@ -65,7 +65,7 @@ impl World {
             0 => Event::Ended(worker, Cause::Exited(3)),
             1 => Event::Executed(worker),
             2 => Event::Notified(worker),
-            3 => Event::LeftBehind(worker),
+            3 => Event::LeftBehind(Worker { life: node.check.life(slot) + 1, slot }),
             4 => Event::Seen(worker, Sight::Accepting),
             5 => Event::Probed(worker, true),
             6 => Event::Listens(worker),

@@ -11,6 +11,9 @@ pub(crate) struct Tally {
     pub(crate) monitor_restarts: u64,
     pub(crate) monitor_kills: u64,
     pub(crate) orphan_kills: u64,
+    pub(crate) given_up: u64,
+    pub(crate) refused: u64,
+    pub(crate) strangers: u64,
     pub(crate) gave_up: u64,
     pub(crate) fatal: u64,
     pub(crate) exits: u64,
@@ -44,7 +47,7 @@ impl Tally {
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
-        let half = [self.half_listening];
+        let half = [self.half_listening, self.given_up, self.refused, self.strangers];
         let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
         let configuration = [self.tuned, self.tuned_while_starting, self.recounted, self.replanned];
         let further = limits.iter().chain(&rolling).chain(&configuration).chain(&half);
@@ -60,6 +63,9 @@ impl Tally {
         self.monitor_restarts += other.monitor_restarts;
         self.monitor_kills += other.monitor_kills;
         self.orphan_kills += other.orphan_kills;
+        self.given_up += other.given_up;
+        self.refused += other.refused;
+        self.strangers += other.strangers;
         self.gave_up += other.gave_up;
         self.fatal += other.fatal;
         self.exits += other.exits;

@@ -67,6 +67,10 @@ pub(crate) struct Script {
     pub(crate) daemonizes: bool,
     /// When it is stopped by a signal, after its exec, and for how long.
     pub(crate) halts: Option<(Time, Time)>,
+    /// The helper has cleared its environment.
+    pub(crate) unmarked: bool,
+    /// The helper may not be signalled.
+    pub(crate) refuses: bool,
     /// It changed its user: the kernel does not tell it of its monitor's death.
     pub(crate) other_user: bool,
 }
@@ -92,6 +96,8 @@ impl Script {
             leaves_behind: None,
             daemonizes: false,
             halts: None,
+            unmarked: false,
+            refuses: false,
             other_user: false,
         }
     }
@@ -121,7 +127,7 @@ impl Script {
     }
 
     fn add_trouble(&mut self, choices: &mut Choices) {
-        match choices.below(20) {
+        match choices.below(22) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
             4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
@@ -149,7 +155,13 @@ impl Script {
                 self.answers = choices.among(&[None, Some(Time::from_secs(3))]);
                 self.probe_takes = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(12))]);
             }
-            _ => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
+            18 => self.exec = Exec::Runs(choices.millis(&[400, 2_500, 11_000])),
+            _ => {
+                self.leaves_behind = Some(choices.among(&[Reaction::EndsAfter(Time::ZERO), Reaction::Ignores]));
+                self.daemonizes = choices.below(2) == 1;
+                self.unmarked = choices.below(2) == 1;
+                self.refuses = choices.below(2) == 1;
+            }
         }
     }
 }

@@ -323,12 +323,17 @@ impl World {
     }
 
     /// Forks and lets the script run.
-    pub(crate) fn fork_worker(&mut self, parent: ProcessId, script: Script, death_signal: Signal) -> ProcessId {
+    pub(crate) fn fork_worker(
+        &mut self,
+        parent: ProcessId,
+        (script, mark): (Script, (u32, u32)),
+        death_signal: Signal,
+    ) -> ProcessId {
         let exec = match &script.exec {
             Exec::Runs(after) | Exec::Refused(after, _) => Some(*after),
             Exec::Hangs => None,
         };
-        let process = self.kernel.fork_worker(parent, script, death_signal);
+        let process = self.kernel.fork_worker(parent, (script, mark), death_signal, self.now);
         if let Some(after) = exec {
             self.schedule(self.now + after, Happening::Exec(process));
         }
@@ -402,13 +407,17 @@ impl World {
         match self.kernel.process(parent).role {
             Role::Main => self.wake(Node::Main, at),
             Role::Monitor(index) => self.wake(Node::Monitor(index), at),
-            Role::Worker | Role::LeftBehind | Role::Probe => {}
+            Role::Worker | Role::LeftBehind | Role::Probe | Role::Stranger => {}
         }
     }
 
     /// A signal arrives; the program does what its script says.
     pub(crate) fn deliver(&mut self, process: ProcessId, signal: Signal) -> Checked {
         if !self.is_running(process) {
+            return Ok(());
+        }
+        if self.kernel.process(process).refuses() {
+            self.main.check.tally.refused += 1;
             return Ok(());
         }
         if signal == Signal::SIGKILL {
@@ -459,11 +468,13 @@ impl World {
         }
         let role = self.kernel.process(process).role;
         self.log(|_| format!("process {process} ({role:?}) ends: {cause:?}"));
-        let left =
-            self.kernel.program(process).map(|program| (program.script.leaves_behind, program.script.daemonizes));
-        if let Some((Some(reaction), daemonizes)) = left {
-            let helper = Script { gentle: reaction, quick: reaction, daemonizes, ..Script::tame() };
-            self.kernel.leave_behind(process, helper);
+        let left = self.kernel.program(process).and_then(|program| {
+            let Script { leaves_behind, daemonizes, unmarked, refuses, .. } = program.script;
+            let reaction = leaves_behind?;
+            Some(Script { gentle: reaction, quick: reaction, daemonizes, unmarked, refuses, ..Script::tame() })
+        });
+        if let Some(helper) = left {
+            self.kernel.leave_behind(process, helper, self.now);
         }
         let main = self.main.looping.process;
         let heir = Some(main).filter(|_| role != Role::Main && self.is_running(main));
@@ -472,7 +483,7 @@ impl World {
         match role {
             Role::Main => self.main_gone(),
             Role::Monitor(_) => self.monitor_gone(children)?,
-            Role::Worker | Role::LeftBehind | Role::Probe => {}
+            Role::Worker | Role::LeftBehind | Role::Probe | Role::Stranger => {}
         }
         Ok(())
     }
@@ -498,6 +509,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A process falls to main that is none of its business, and ends at some time, or never.
+    pub(crate) fn stray(&mut self) {
+        if self.main_runs() {
+            self.main.has_strangers = true;
+            self.main.check.tally.strangers += 1;
+            let stranger = self.kernel.stray(self.main.looping.process);
+            let after = self.choices.among(&[None, Some(0), Some(300), Some(5_000)]);
+            if let Some(after) = after {
+                self.end_later(stranger, Time::from_millis(after), 0);
+            }
+        }
     }
 
     /// As main can see it, and the kernel minds it.

@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::{SOON, is_alive, kill_9, wait_gone, wait_workers};
-use crate::support::{Panzer, eventually_some};
+use crate::control::panzerctl;
+use crate::support::{Panzer, Process, eventually, eventually_some};
 
 fn noted_pid(panzer: &Panzer, name: &str) -> i32 {
     let path = panzer.path(name);
@@ -51,4 +52,78 @@ fn a_program_that_goes_to_the_background_is_noticed_and_ended() {
     let child = noted_pid(&panzer, "child");
     wait_gone(&[child]);
     panzer.stop();
+}
+
+/// A worker that puts a helper into a session of its own, notes its pid, and ends with 0 when it is told to.
+const WITH_DAEMON: &str = "#!/bin/sh
+(setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! > daemon-$PANZER_WORKER_ID)
+trap 'exit 0' TERM
+while :; do sleep 0.05; done
+";
+
+#[test]
+fn what_living_workers_have_started_is_left_alone() {
+    let panzer = Panzer::builder().executable("app", WITH_DAEMON).args(["-w", "2", "--bake", "300ms", "./app"]).start();
+    panzer.wait_serving();
+    let daemons = [0, 1].map(|slot| noted_pid(&panzer, &format!("daemon-{slot}")));
+    panzer.expect_line("warning: worker 1 * ended and left processes behind; stopping them");
+    assert!(panzerctl(&panzer, &["scale", "1"]).output().unwrap().status.success());
+    wait_gone(&daemons[1..]);
+    assert!(is_alive(daemons[0]), "the helper of a worker that lives was ended");
+    panzer.expect_line("warning: worker 0 * ended and left processes behind; stopping them");
+    panzer.stop();
+}
+
+#[test]
+fn helpers_that_end_with_their_worker_are_no_warning() {
+    let panzer = Panzer::builder()
+        .executable(
+            "app",
+            "#!/bin/sh\nworker=$$\n(while kill -0 $worker; do sleep 0.02; done) 2>/dev/null &\nexec sleep 1000\n",
+        )
+        .args(["-w", "1", "--bake", "300ms", "./app"])
+        .start();
+    panzer.wait_serving();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+#[test]
+fn what_no_worker_has_started_is_none_of_our_business() {
+    // Its detached job falls to panzer, which took the shell's place, while panzer runs.
+    let panzer = Panzer::builder()
+        .executable(
+            "sh",
+            "#!/bin/bash\n(until [ -e fall ]; do sleep 0.05; done; (sleep 1000 & echo $! > job)) &\nexec \"$@\"\n",
+        )
+        .through("sh")
+        .args(["-w", "1", "--bake", "300ms", "--stop", "TERM/1h/KILL", "--", "sleep", "1000"])
+        .start();
+    panzer.wait_serving();
+    fs::write(panzer.path("fall"), "").unwrap();
+    let job = noted_pid(&panzer, "job");
+    eventually(SOON, "the job has fallen to panzer", || {
+        Process::look(job).is_some_and(|job| job.parent == panzer.pid())
+    });
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert!(is_alive(job), "a reload has ended what no worker had started");
+    // Panzer itself does not wait for it, either.
+    panzer.signal(nix::sys::signal::Signal::SIGTERM);
+    panzer.wait_for_line("panzer: stopped", SOON);
+    kill_9(job);
+    panzer.wait_exit();
+}
+
+#[test]
+fn a_stopped_worker_can_obey() {
+    let panzer = Panzer::builder()
+        .executable("app", "#!/bin/sh\ntrap 'echo obeyed >> obeyed; exit 0' TERM\nwhile :; do sleep 0.05; done\n")
+        .args(["-w", "1", "--bake", "300ms", "--stop", "TERM/1h/KILL", "./app"])
+        .start();
+    panzer.wait_serving();
+    let worker = nix::unistd::Pid::from_raw(panzer.workers()[0]);
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    assert_eq!(panzer.stop().code(), Some(0));
 }

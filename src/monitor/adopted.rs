@@ -1,0 +1,128 @@
+//! Whose the children are that a monitor has adopted: each ends with the worker that it descends from, and with no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::roster::Roster;
+use super::state::Worker;
+use crate::sys::processes::{self, Clues};
+use crate::worker::kin::Mark;
+
+/// So many children are looked at before anything else has its turn.
+const MOST_LOOKS: usize = 256;
+
+/// What has become of those that workers left behind.
+#[derive(Debug, Default)]
+pub(super) struct LeftBehind {
+    /// Workers that have ended, and of which more is left than was known.
+    pub(super) more: Vec<Worker>,
+    /// Workers of which nothing is left any more.
+    pub(super) gone: Vec<Worker>,
+}
+
+impl Roster {
+    /// Finds out whose those are that have been adopted since the last look.
+    pub(super) fn meet(&mut self, main: i32, generation: u32) {
+        let is_known = |pid: &Pid| {
+            self.slots.contains_key(pid)
+                || self.probes.contains_key(pid)
+                || self.kin.knows(*pid)
+                || self.given_up.contains(pid)
+        };
+        let new: Vec<Pid> = processes::children().into_iter().filter(|pid| !is_known(pid)).collect();
+        self.unmet = new.len() > MOST_LOOKS;
+        for pid in new.into_iter().take(MOST_LOOKS) {
+            let clues = Clues::of(pid);
+            let owner = self.kin.owner_by_group(&clues, |leader| self.led_by(leader, pid));
+            let by_mark = |mark: Mark| match mark {
+                Mark { main: its, generation: of, worker } if (its, of) == (main, generation) => {
+                    self.owner_in_slot(worker, &clues)
+                }
+                // A panzer that is a worker has workers of its own.
+                Mark { main: other, .. } => self.led_by(Pid::from_raw(other), pid),
+            };
+            let owner = owner.or_else(|| by_mark(Mark::of(pid)?));
+            self.kin.add(pid, clues, owner);
+        }
+        self.settle_unknown();
+    }
+
+    /// The worker, or the probe's, whose pid this is or was. A number that is another process's by now says nothing.
+    fn led_by(&self, leader: Pid, who: Pid) -> Option<Worker> {
+        let probed = || self.probes.get(&leader).copied();
+        let alive =
+            self.slots.get(&leader).and_then(|slot| self.live.get(slot)).map(|live| live.worker).or_else(probed);
+        let is_free = || leader != who && !processes::exists(leader);
+        // Of several that had the number one after the other the last one counts.
+        let had_it = || self.ended.values().filter(|(_, pid, _)| *pid == leader);
+        let ended = || had_it().max_by_key(|(.., began)| *began).map(|(worker, ..)| *worker);
+        alive.or_else(|| ended().filter(|_| is_free()))
+    }
+
+    /// The worker of a slot that something descends from: the one that runs, unless that began later.
+    fn owner_in_slot(&self, slot: u32, clues: &Clues) -> Option<Worker> {
+        let live = self.live.get(&slot).filter(|live| clues.started.is_none() || clues.started >= live.started);
+        let ended = || self.ended.get(&slot).map(|(worker, ..)| *worker);
+        live.map(|live| live.worker).or_else(ended)
+    }
+
+    /// What shows nothing ends with the last of those workers that ran when it began.
+    fn settle_unknown(&mut self) {
+        let began: Vec<Option<u64>> = self.live.values().map(|live| live.started).collect();
+        let (last, unmet) = (self.last_ended, self.unmet);
+        self.kin.settle(|clues| {
+            let may_descend = |began: &Option<u64>| clues.started.is_none() || clues.started >= *began;
+            last.filter(|_| !unmet && !began.iter().any(may_descend))
+        });
+    }
+
+    /// What has changed since this was asked last.
+    pub(super) fn left_behind(&mut self) -> LeftBehind {
+        let mut left: BTreeMap<Worker, BTreeSet<Pid>> = BTreeMap::new();
+        for (pid, worker) in self.kin.owned().filter(|(_, worker)| self.pid_of(*worker).is_none()) {
+            left.entry(worker).or_default().insert(pid);
+        }
+        if let Some(last) = self.last_ended.filter(|_| self.unmet && self.live.is_empty()) {
+            // What has not been looked at yet may be all that is left.
+            left.entry(last).or_default();
+        }
+        let has_more = |(worker, all): &(&Worker, &BTreeSet<Pid>)| {
+            self.left_behind.get(worker).is_none_or(|known| !all.is_subset(known))
+        };
+        let more = left.iter().filter(has_more).map(|(worker, _)| *worker).collect();
+        let gone = self.left_behind.keys().filter(|worker| !left.contains_key(worker)).copied().collect();
+        self.left_behind = left;
+        LeftBehind { more, gone }
+    }
+
+    /// Sends `signal` to what this worker has left behind.
+    pub(super) fn signal_left_behind(&mut self, worker: Worker, signal: Signal) {
+        let (slots, probes) = (&self.slots, &self.probes);
+        let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
+        for (pid, error) in self.kin.signal(worker, signal, true, is_led) {
+            log::warn!(
+                "cannot send {} to pid {pid} ({}), which worker {} left behind: {error}",
+                signal.as_str(),
+                processes::name_of(pid),
+                worker.slot
+            );
+        }
+    }
+
+    /// Neither this worker nor what it has left behind is waited for any more. Returns them.
+    pub(super) fn give_up(&mut self, worker: Worker) -> Vec<Pid> {
+        let left: Vec<Pid> = self.kin.of(worker).chain(self.pid_of(worker)).collect();
+        for pid in &left {
+            self.kin.remove(*pid);
+            log::error!(
+                "pid {pid} ({}) of worker {} does not end, whatever it is sent; leaving it alone",
+                processes::name_of(*pid),
+                worker.slot
+            );
+        }
+        self.given_up.extend(&left);
+        left
+    }
+}
