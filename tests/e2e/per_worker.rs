@@ -70,6 +70,7 @@ fn what_waits_for_a_killed_worker_is_served_by_its_replacement() {
         panzer.wait_serving();
         let victim = in_slots(&panzer)[1];
         if stands_still {
+            panzer.allow_line("is stopped by SIGSTOP: ");
             stop_in_its_tracks(victim);
         } else {
             kill_9(victim);
@@ -111,6 +112,7 @@ fn datagrams_that_wait_for_a_killed_worker_are_answered_by_its_replacement() {
     panzer.expect_line("warning: worker 1 * was killed by SIGKILL; respawning it");
     panzer.wait_serving();
     let victim = in_slots(&panzer)[1];
+    panzer.allow_line("is stopped by SIGSTOP: ");
     stop_in_its_tracks(victim);
     let ask = |_| {
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -144,6 +144,7 @@ fn a_worker_that_takes_nothing_holds_nobody_up_for_ever() {
     let panzer = slow(port, 2).env("PANZER_STOP", "TERM/1s/KILL").start();
     panzer.wait_serving();
     let hung = panzer.workers()[1];
+    panzer.allow_line("is stopped by SIGSTOP: ");
     // SIGSTOP hits a worker of this panzer, by its pid.
     kill(Pid::from_raw(hung), Signal::SIGSTOP).unwrap();
     let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));

@@ -285,6 +285,7 @@ fn what_waits_for_empty_queues_does_not_undo_a_reload() {
     eventually(SOON, "it answers", || get(port, "/").is_ok());
     // SIGSTOP hits a worker of this panzer, by its pid: its queue is not emptied, and that is waited for.
     let hung = panzer.workers()[2];
+    panzer.allow_line("is stopped by SIGSTOP: ");
     kill(Pid::from_raw(hung), Signal::SIGSTOP).unwrap();
     let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
     let waiting: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
