@@ -68,8 +68,11 @@ pub enum Order {
         #[serde(default)]
         which: Which,
     },
-    /// A further queue of a single worker comes along as a descriptor, behind those that came before.
-    Queue,
+    /// A further queue of a single worker comes along as a descriptor.
+    QueueAt {
+        /// Its place among all sockets of the generation, as `sockets::queues` has them.
+        place: usize,
+    },
     /// Delays and waits are so from now on.
     Tune(Box<Tuning>),
     /// What was claimed is held: it comes along as a descriptor.
@@ -209,6 +212,11 @@ pub enum Report {
     Worker(WorkerStatus),
     /// That was the last one.
     StatusEnd,
+    /// A worker cannot be started, as its queue has not come: it is to be sent again.
+    QueueMissing {
+        /// Its place, as of [`Order::QueueAt`].
+        place: usize,
+    },
     /// So many workers got the signal of [`Order::Signal`].
     Signalled {
         /// The ticket of the order.
@@ -258,7 +266,7 @@ pub enum Report {
 
 impl Message for Order {
     fn carries(&self, descriptors: usize) -> bool {
-        descriptors == usize::from(matches!(self, Order::Queue | Order::Shared { .. }))
+        descriptors == usize::from(matches!(self, Order::QueueAt { .. } | Order::Shared { .. }))
     }
 }
 

@@ -101,6 +101,7 @@ impl Main {
                     inquiry.complete(monitor);
                 }
             }
+            (Report::QueueMissing { place }, _) => self.send_queue_again(monitor, place),
             (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Died { .. }) {

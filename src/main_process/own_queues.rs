@@ -1,11 +1,12 @@
 //! Queues of single workers while their count changes: more of them are bound and handed out, and before there are
 //! fewer, the kernel is told to leave those alone that will have no worker.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::children::Running;
 use super::emptying::Then;
 use super::held::Held;
 use super::parts::Main;
@@ -107,15 +108,22 @@ impl Main {
         running.workers = workers;
         match self.held.sockets(&plan.listen, workers, running.queues) {
             Ok(more) => {
-                for queue in more {
-                    match queue.try_clone_to_owned() {
-                        Ok(copy) => running.channel.send_along(&Order::Queue, vec![copy]),
-                        // That one and those behind it are handed out by the next change of the count.
-                        Err(error) => return ::log::warn!("a worker's queue cannot be handed out: {error}"),
-                    }
-                    running.queues += 1;
-                }
+                let first = running.queues;
+                running.queues += more.len();
+                (first..).zip(more).for_each(|(place, queue)| send_queue(running, place, queue));
             }
+            Err(error) => ::log::warn!("{error}"),
+        }
+    }
+
+    /// A queue did not arrive: sends it again.
+    pub(super) fn send_queue_again(&mut self, monitor: Monitor, place: usize) {
+        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+            return;
+        };
+        match self.held.sockets(&plan.listen, running.workers, place).map(|queues| queues.first().copied()) {
+            Ok(Some(queue)) => send_queue(running, place, queue),
+            Ok(None) => {}
             Err(error) => ::log::warn!("{error}"),
         }
     }
@@ -175,6 +183,16 @@ impl Main {
     pub(super) fn give_up_emptying(&mut self) {
         for then in self.emptyings.give_up() {
             self.do_at_last(then);
+        }
+    }
+}
+
+/// Where that fails, a worker that has none asks for it.
+fn send_queue(running: &mut Running, place: usize, queue: BorrowedFd<'_>) {
+    match queue.try_clone_to_owned() {
+        Ok(copy) => running.channel.send_along(&Order::QueueAt { place }, vec![copy]),
+        Err(error) => {
+            ::log::warn!("the queue of a worker cannot be handed out: {error}; its worker is started once it can")
         }
     }
 }

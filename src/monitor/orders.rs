@@ -22,9 +22,15 @@ impl Monitor {
                         ::log::warn!("the terminal cannot be left: {error}");
                     }
                 }
-                Received::Message(Order::Queue, descriptors) => {
+                Received::Message(Order::QueueAt { place }, descriptors) => {
                     descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
-                    self.listeners.extend(descriptors);
+                    let placed = descriptors.into_iter().all(|queue| self.listeners.put(place, queue));
+                    if !placed {
+                        ::log::warn!("main sends a queue for place {place}, where no worker has one");
+                    }
+                }
+                Received::Cut(Order::QueueAt { .. }) => {
+                    ::log::warn!("no descriptor is left for the queue of a worker, which is started once there is one");
                 }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let Some(held) = descriptors.into_iter().next() {

@@ -57,6 +57,11 @@ impl Monitor {
     }
 
     fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
+        if let Err(place) = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot) {
+            self.channel.send(&Report::QueueMissing { place });
+            let why = "could not be started: its queue has not come from main, which is asked for it again";
+            return Err(Cause::CannotStart(why.to_owned()));
+        }
         let Assignment { plan, generation, .. } = &self.assignment;
         let run = self.release.run();
         if run.mixed && !self.mixed_release_told {
@@ -97,16 +102,18 @@ impl Monitor {
     }
 
     fn first_of(&self, worker: Worker) -> Option<BorrowedFd<'_>> {
-        let places = queues::of_slot(&self.assignment.plan.listen, worker.slot);
-        self.listeners.get(*places.first()?).map(AsFd::as_fd)
+        let found = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot).ok()?;
+        found.first().copied().map(AsFd::as_fd)
     }
 
     /// The listeners of a worker, unless it inherits them where they lie.
     fn given_to(&self, worker: Worker) -> Vec<BorrowedFd<'_>> {
         let places = queues::of_slot(&self.assignment.plan.listen, worker.slot);
-        let inherits_all = places.iter().copied().eq(0..places.len());
-        let given = places.into_iter().filter(|_| !inherits_all);
-        given.filter_map(|at| self.listeners.get(at)).map(AsFd::as_fd).collect()
+        if places.iter().copied().eq(0..places.len()) {
+            return Vec::new();
+        }
+        let given = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot).unwrap_or_default();
+        given.into_iter().map(AsFd::as_fd).collect()
     }
 
     fn place(&self, worker: Worker) -> Place<'_> {

@@ -17,6 +17,7 @@ use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
+use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -51,7 +52,7 @@ pub(super) struct Monitor {
     pub(super) release: Release,
     pub(super) identity: Identity,
     pub(super) mixed_release_told: bool,
-    pub(super) listeners: Vec<OwnedFd>,
+    pub(super) listeners: Placed<OwnedFd>,
     /// What workers are seen accepting on.
     pub(super) accepted_on: Listeners,
     pub(super) channel: Channel,

@@ -19,6 +19,7 @@ use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
+use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
@@ -92,7 +93,7 @@ impl Monitor {
             release,
             identity,
             mixed_release_told: false,
-            listeners,
+            listeners: Placed::new(listeners),
             accepted_on,
             channel,
             notify,

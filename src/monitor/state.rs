@@ -164,7 +164,7 @@ impl Slots {
             Event::Ordered(
                 Order::Status
                 | Order::Own
-                | Order::Queue
+                | Order::QueueAt { .. }
                 | Order::Shared { .. }
                 | Order::Bound { .. }
                 | Order::Again { .. }

@@ -1,11 +1,11 @@
 //! Which socket is whose, where each slot has a queue of its own (`per-worker`).
 //!
 //! The ordinary places, in the order of the addresses, have the queue of slot 0, or that of all. Behind them lie the
-//! queues of the other slots, slot by slot.
+//! queues of the other slots, slot by slot. A queue that is sent says its place: one that gets lost moves no other.
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{Listen, Plan};
+use crate::config::{Listen, MOST_LISTENERS, MOST_WORKERS, Plan};
 
 /// Descriptors that main and a monitor have besides sockets and workers, with room to spare.
 const OTHERS: u64 = 128;
@@ -22,6 +22,38 @@ pub fn of_slot(listen: &[Listen], slot: u32) -> Vec<usize> {
     let mut own = listen.len() + earlier..;
     let place = |(at, listen): (usize, &Listen)| if listen.per_worker && slot > 0 { own.next() } else { Some(at) };
     listen.iter().enumerate().filter_map(place).collect()
+}
+
+/// The sockets of a monitor, each at its place, as far as they have come.
+#[derive(Debug)]
+pub struct Placed<S>(Vec<Option<S>>);
+
+impl<S> Placed<S> {
+    /// These from the first place on.
+    pub fn new(sockets: Vec<S>) -> Placed<S> {
+        Placed(sockets.into_iter().map(Some).collect())
+    }
+
+    /// Takes one in at its place. False if there is no such place.
+    pub fn put(&mut self, place: usize, socket: S) -> bool {
+        if place >= MOST_LISTENERS * MOST_WORKERS as usize {
+            return false;
+        }
+        self.0.resize_with(self.0.len().max(place + 1), || None);
+        self.0[place] = Some(socket);
+        true
+    }
+
+    /// Those of `slot`, in the order of the addresses. Or the place of one that has not come.
+    pub fn of_slot(&self, listen: &[Listen], slot: u32) -> Result<Vec<&S>, usize> {
+        let at = |place: usize| self.0.get(place).and_then(Option::as_ref).ok_or(place);
+        of_slot(listen, slot).into_iter().map(at).collect()
+    }
+
+    /// Lets go of all.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// Says what is wrong where the queues of the workers take more descriptors than this process may have.

@@ -35,6 +35,7 @@ mod kernel;
 mod main_side;
 mod monitor_side;
 mod planted;
+mod queues;
 mod regressions;
 mod report;
 mod restart;
