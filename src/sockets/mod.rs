@@ -7,4 +7,5 @@ pub mod queues;
 pub mod sharing;
 mod unix_path;
 
+pub use holder::is_bound;
 pub use listener::{Listener, Refusal, bind};

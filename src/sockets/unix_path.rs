@@ -122,7 +122,7 @@ fn own(handle: &OwnedFd, access: Access) -> io::Result<()> {
     })
 }
 
-/// Removes the path of a socket on which nobody listens any more.
+/// Removes the path of a socket that nobody holds any more.
 fn remove_stale(path: &Path) -> io::Result<()> {
     if !is_socket(path) {
         return Ok(());
@@ -131,7 +131,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     // Without waiting: a queue that is full belongs to somebody who lives.
     let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
-        Err(Errno::ECONNREFUSED) => {
+        Err(Errno::ECONNREFUSED) if !super::holder::is_bound(path) => {
             remove(path, identity);
             Ok(())
         }

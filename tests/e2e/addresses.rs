@@ -35,6 +35,46 @@ fn told(address: &str) -> Option<BTreeMap<String, String>> {
     serde_json::from_reader(TcpStream::connect(address).ok()?).ok()
 }
 
+/// Binds a path and does not listen, in a network namespace of its own if it may.
+const BINDER: &str = r#"#!/usr/bin/env python3
+import ctypes, os, socket, sys, time
+if sys.argv[2] == "elsewhere" and ctypes.CDLL(None).unshare(0x40000000): sys.exit(77)
+os.chdir(os.path.dirname(sys.argv[1]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(os.path.basename(sys.argv[1]))
+os.close(os.open("bound", os.O_CREAT))
+time.sleep(1000)
+"#;
+
+#[test]
+fn a_path_that_somebody_has_bound_and_does_not_listen_on_yet_is_his() {
+    if !require("python3") {
+        return;
+    }
+    for place in ["here", "elsewhere"] {
+        let place_of_it = Panzer::builder().executable("binder", BINDER);
+        let (path, bound) = (place_of_it.folder().join("app.sock"), place_of_it.folder().join("bound"));
+        let binder = std::process::Command::new(place_of_it.folder().join("binder")).arg(&path).arg(place).spawn();
+        let mut binder = binder.unwrap();
+        if !eventually_some(SOON, "it is bound, or cannot be", || {
+            bound.exists().then_some(true).or(binder.try_wait().unwrap().map(|_| false))
+        }) {
+            continue;
+        }
+        let listen = format!("unix:{}", path.display());
+        refused(Panzer::builder().args(["-l", &listen, "./x"]), 125, "app.sock: in use by ");
+        let control = path.display().to_string();
+        refused(
+            Panzer::builder().args(["--control", &control, "./x"]),
+            125,
+            "the control socket *app.sock belongs to ",
+        );
+        assert!(path.exists());
+        binder.kill().unwrap();
+        binder.wait().unwrap();
+    }
+}
+
 /// Starts panzer, which must end with this code, having said this.
 #[track_caller]
 fn refused(builder: Builder, code: i32, said: &str) {
@@ -43,6 +83,45 @@ fn refused(builder: Builder, code: i32, said: &str) {
     ["  |", "1 | ", "3 | "].iter().for_each(|line| panzer.allow_line(line));
     panzer.wait_for_end();
     assert_eq!(panzer.wait_exit().code(), Some(code));
+}
+
+/// Binds a socket for datagrams, one that nobody listens on, one that is named after its process, and its own.
+const OWN_PATH: &str = r#"#!/usr/bin/env python3
+import os, signal, socket, sys
+sockets = []
+for name, kind in (("datagrams", socket.SOCK_DGRAM), ("lock", socket.SOCK_STREAM), (f"mine-{os.getpid()}", socket.SOCK_STREAM)):
+    sockets.append(socket.socket(socket.AF_UNIX, kind))
+    if os.path.exists(name): os.unlink(name)
+    sockets[-1].bind(name)
+sockets[-1].listen()
+if len(sys.argv) > 1:
+    if os.path.exists(sys.argv[1]): os.unlink(sys.argv[1])
+    sockets.append(socket.socket(socket.AF_UNIX))
+    sockets[-1].bind(sys.argv[1])
+    sockets[-1].listen()
+os.close(os.open("bound", os.O_CREAT))
+while True: signal.pause()
+"#;
+
+#[test]
+fn a_unix_path_of_its_own_is_told_of_with_the_remedy() {
+    if !require("python3") {
+        return;
+    }
+    let own = |path: &[&str]| {
+        let builder = Panzer::builder().executable("own", OWN_PATH).args(["-w", "1", "--", "./own"]);
+        let panzer = builder.args(path).start();
+        eventually_some(SOON, "all are bound", || panzer.path("bound").exists().then_some(()));
+        panzer
+    };
+    let panzer = own(&["own.sock"]);
+    let said =
+        "warning: pid * listens on a unix path of its own, */own.sock: *--listen unix:*/own.sock, which panzer keeps";
+    panzer.expect_line(said);
+    panzer.wait_for_line(said, SOON);
+    panzer.stop();
+    // What nobody listens on, and what is of one process only, is nothing to speak of.
+    own(&[]).stop();
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn is_listened_on(path: &Path) -> bool {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let Ok(asking) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return true };
     let connected = UnixAddr::new(path).and_then(|address| connect(asking.as_raw_fd(), &address));
-    connected != Err(Errno::ECONNREFUSED)
+    connected != Err(Errno::ECONNREFUSED) || crate::sockets::is_bound(path)
 }
 
 fn reason(error: &io::Error) -> String {

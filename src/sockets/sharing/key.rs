@@ -3,12 +3,13 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind, getsockname, setsockopt, socket,
-    sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, UnixAddr, bind, getsockname,
+    setsockopt, socket, sockopt,
 };
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +203,14 @@ pub(super) fn is_privileged(port: u16) -> bool {
     const USUAL: u16 = 1024;
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     port < first.ok().and_then(|first| first.trim().parse().ok()).unwrap_or(USUAL)
+}
+
+/// The path of a unix socket that can listen. None for any other.
+pub(super) fn unix_path(socket: &impl AsFd) -> Option<PathBuf> {
+    let (family, kind, _) = options::kind(socket).ok()?;
+    let may_listen = family == libc::AF_UNIX && kind != libc::SOCK_DGRAM;
+    let name = may_listen.then(|| getsockname::<UnixAddr>(socket.as_fd().as_raw_fd()).ok())??;
+    name.path().map(Path::to_owned)
 }
 
 #[cfg(test)]

@@ -109,6 +109,7 @@ pub struct Sharing {
     told_hidden: bool,
     told_other_architecture: bool,
     told_capabilities: bool,
+    told_path: bool,
 }
 
 /// Whether ports can be shared here. The error is a line for people.
@@ -138,6 +139,7 @@ impl Sharing {
             told_hidden: false,
             told_other_architecture: false,
             told_capabilities: false,
+            told_path: false,
         };
         Ok((sharing, gave_up))
     }
@@ -372,7 +374,10 @@ impl Sharing {
             }
             return Ok(Next::Listens(process));
         }
-        let Some(bound) = self.bound.get(&inode) else { return Ok(Next::Kernel) };
+        let Some(bound) = self.bound.get(&inode) else {
+            self.tell_own_path(&call, process);
+            return Ok(Next::Kernel);
+        };
         let (key, since) = (bound.key.clone(), Instant::now());
         let Some(socket) = copy_of(&call)? else { return self.listen_on_another(call, key, process) };
         // Inodes come again.
@@ -424,6 +429,27 @@ impl Sharing {
                 call.thread
             );
         }
+    }
+
+    /// The workers of the next release take a unix path over, and those of the old one remove it when they end.
+    fn tell_own_path(&mut self, call: &Call, process: Pid) {
+        if self.told_path {
+            return;
+        }
+        let socket = foreign::descriptor_of(call.thread, descriptor(call));
+        let Some(path) = socket.ok().and_then(|socket| key::unix_path(&socket)) else { return };
+        // One that is named after its process is nobody else's.
+        let pid = process.to_string();
+        if path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(|part| part == pid) {
+            return;
+        }
+        self.told_path = true;
+        let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
+        log::warn!(
+            "pid {process} listens on a unix path of its own, {path}: other workers and each reload take it away; have it \
+             take the listener of --listen unix:{path}, which panzer keeps",
+            path = path.display()
+        );
     }
 
     fn tell_capabilities(&mut self, call: &Call, address: std::net::SocketAddr) {
