@@ -40,7 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_millis(20);
 
 /// So does one that has not read its answer for this long.
-const DEAF: Duration = Duration::from_secs(1);
+const DEAF: Duration = Duration::from_millis(200);
+
+/// If all places are taken by those who have waited for their answer for this long, whoever comes is told to try again.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 
 /// If no descriptor is left, nobody is accepted for this long.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -224,6 +227,7 @@ impl Server {
                 None => {}
                 Some(Ok(request)) => {
                     client.busy = true;
+                    client.since = now;
                     requests.push((*id, request));
                 }
                 Some(Err(why)) => client.put(&Answer::refused(why), now),
@@ -285,8 +289,9 @@ impl Server {
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
         for _ in 0..ACCEPTED_AT_ONCE {
-            if !self.make_room(poller, now) && self.clients.values().any(|client| !client.busy) {
-                // Somebody's request has come or is on its way: there will be room in a moment.
+            let is_passing = |client: &Client| !client.busy || client.since + LONG_WAIT > now;
+            if !self.make_room(poller, now) && self.clients.values().any(is_passing) {
+                // Somebody's request is on its way, or has just come: there will be room in a moment.
                 return self.pause(MOMENT, poller, now);
             }
             match self.socket.listener.accept() {
