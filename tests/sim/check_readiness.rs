@@ -131,6 +131,11 @@ impl Readiness {
         self.asked = self.is_probed(wanted).then(|| self.asked.unwrap_or(now));
     }
 
+    /// Whether its death is that of a ready worker: it has shown that it is, or has lived through the bake.
+    pub(crate) fn had_become_ready(&self, now: Time, is_probed: bool) -> bool {
+        self.ready && (self.seen || self.notified || is_probed || now >= self.unproven)
+    }
+
     /// From its commit on a generation's workers are timed each by itself.
     pub(crate) fn committed(&mut self, now: Time, wanted: &Settings) {
         self.due = now + self.ready_time(wanted);

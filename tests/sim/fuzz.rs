@@ -182,6 +182,7 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
                 Some(Bypass { own: vec![String::new()], ran: Duration::MAX }),
             ]),
         ),
+        31 => Event::Looked(choices.among(&[Duration::ZERO, Duration::from_millis(1), Duration::from_secs(3600)])),
         29 => Event::Probed(worker, choices.below(2) == 1),
         32 => Event::Suspended(worker, Signal::SIGTTOU),
         33 => Event::Continued(worker),
