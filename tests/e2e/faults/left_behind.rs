@@ -124,6 +124,7 @@ fn a_stopped_worker_can_obey() {
         .start();
     panzer.wait_serving();
     let worker = nix::unistd::Pid::from_raw(panzer.workers()[0]);
+    panzer.allow_line("warning: worker 0 (pid *) is stopped by SIGSTOP");
     nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
     assert_eq!(panzer.stop().code(), Some(0));
 }

@@ -46,7 +46,7 @@ fn one_address_twice_is_refused_as_that() {
     let port = crate::support::free_port();
     let again = Panzer::start(["-l", &format!("127.0.0.1:{port}"), "-l", &format!("{port}"), "--", "sleep", "1000"]);
     again.expect_line(&format!(
-        "error: cannot listen on port {port}: panzer listens there already, for another --listen"
+        "error: cannot listen on port {port}: another --listen of this panzer covers that address already"
     ));
     assert_eq!(again.wait_exit().code(), Some(125));
 }
