@@ -180,6 +180,13 @@ impl Escalation {
         (self.deadline().is_none() && !self.is_patient()).then_some(self.due)
     }
 
+    /// The next signal is not due before `until`, if one was sent and KILL was not.
+    pub fn extend(&mut self, until: Instant) {
+        if self.has_begun() && self.deadline().is_some() {
+            self.due = self.due.max(until);
+        }
+    }
+
     /// Whether a signal has been sent.
     pub fn has_begun(&self) -> bool {
         self.next > 0

@@ -23,6 +23,9 @@ pub const VERSION: u32 = 2;
 /// The oldest version of this protocol that main still speaks with a monitor.
 pub const OLDEST: u32 = 1;
 
+/// The longest time that a worker gets by one word, which it may repeat.
+pub const MAX_EXTENSION: Duration = Duration::from_secs(3600);
+
 /// How a stop is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -164,6 +167,13 @@ pub enum Report {
         /// Whether it was ready for no more than being alive, and no longer is: it must be seen accepting.
         #[serde(default)]
         withdrawn: bool,
+    },
+    /// A worker asks for more time, from now on, to be ready or to stop.
+    Extends {
+        /// Its slot.
+        slot: u32,
+        /// How much; bounded.
+        by: Duration,
     },
     /// It cannot be seen whether a worker accepts that is to be watched; told once for each reason in each life.
     Unseeable {

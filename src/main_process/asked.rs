@@ -42,7 +42,15 @@ impl Main {
             Asked::RestartWorkers => self.events.push_back(Event::ReloadRetiring(Urgency::Quick)),
             Asked::Stop => self.events.push_back(Event::Stop(Urgency::Graceful)),
             Asked::StopThenNow => self.events.push_back(Event::StopThenNow),
-            Asked::StopNow => self.events.push_back(Event::Stop(Urgency::Quick)),
+            Asked::StopNow => {
+                if Pid::this().as_raw() == 1 && received.signal == Signal::SIGQUIT && !self.state.is_stopping() {
+                    ::log::warn!(
+                        "QUIT stops at once, and requests under way are cut; where it is the STOPSIGNAL of the image, \
+                         --on QUIT=stop makes it graceful"
+                    );
+                }
+                self.events.push_back(Event::Stop(Urgency::Quick));
+            }
             Asked::ScaleUp => self.scale(None, Change::By(1)),
             Asked::ScaleDown => self.scale(None, Change::By(-1)),
             Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
@@ -56,10 +64,17 @@ impl Main {
                 self.dumps = true;
                 self.inquire();
             }
-            Asked::Reread => self.reread(),
+            Asked::Reread => {
+                self.upward.reading_asked();
+                self.reread();
+            }
             // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
             Asked::Reopen => {
+                self.upward.reading_asked();
                 ::log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+            }
+            Asked::Ignore if Pid::this().as_raw() == 1 && received.signal == Signal::SIGWINCH => {
+                ::log::warn!("WINCH does nothing; where it is the STOPSIGNAL of the image, use --on WINCH=stop")
             }
             Asked::Ignore => ::log::debug!("{}: nothing to do", received.signal.as_str()),
         }

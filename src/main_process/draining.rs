@@ -37,6 +37,14 @@ impl Draining {
         Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
     }
 
+    /// One of its workers has until then before it gets the next signal.
+    pub(super) fn extend(&mut self, until: Instant) {
+        if self.urgency != Urgency::Quick {
+            let end = until + self.schedule.total() + GRACE;
+            self.kill_at = self.kill_at.map(|kill_at| kill_at.max(end));
+        }
+    }
+
     /// It is stopped so urgently from here on; the order to do so, unless it is already.
     pub(super) fn hasten(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
         if self.urgency >= urgency {

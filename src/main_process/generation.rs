@@ -48,6 +48,9 @@ pub(super) struct Generation {
     pub(super) phase: Phase,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
+    /// By when its first workers are to be ready at the earliest, by their own word.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::carry::moment::option")]
+    pub(super) extended_to: Option<Instant>,
     /// When workers were last added to it: the youngest may still be on their way to listen.
     #[serde(with = "crate::carry::moment")]
     pub(super) grown: Instant,
@@ -111,6 +114,7 @@ impl Generation {
             bypass: None,
             phase: Phase::Planning,
             begun: now,
+            extended_to: None,
             grown: now,
             backoff: Backoff::default(),
             retires: Urgency::Graceful,

@@ -1,5 +1,6 @@
 //! What main tells people.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -40,6 +41,22 @@ fn warn_of_open_output() {
             "{} stays open while panzer runs: whoever reads it to its end, as $(panzer ...), ssh and ansible do, waits \
              until then; redirect it, as in >>FILE 2>&1",
             held.join(" and ")
+        );
+    }
+}
+
+/// By this, platforms have servers start several processes of their own.
+pub(super) const WEB_CONCURRENCY: &str = "WEB_CONCURRENCY";
+
+/// Each worker may start as many again as panzer starts.
+pub(super) fn multiplied(plan: &Plan, inherited: Option<&OsStr>) {
+    let is_set = plan.env.iter().any(|(name, _)| name.0 == WEB_CONCURRENCY);
+    let count: Option<u32> = inherited.filter(|_| !is_set).and_then(|count| count.to_str()?.parse().ok());
+    if let Some(count) = count.filter(|count| *count > 1 && plan.workers > 1) {
+        info!(
+            "WEB_CONCURRENCY={count} is passed on: a server that heeds it, such as puma or gunicorn, starts {count} processes \
+             of its own in each of {}; --env WEB_CONCURRENCY=1 leaves the count to panzer",
+            self::count(plan.workers)
         );
     }
 }

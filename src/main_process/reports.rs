@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use super::generation::Phase;
 use super::state::{Action, Generations, Monitor, Note};
 use crate::config::Ready;
-use crate::control::messages::{Report, Urgency};
+use crate::control::messages::{MAX_EXTENSION, Report, Urgency};
 use crate::worker::cause::Cause;
 
 impl Generations {
     pub(super) fn told(&mut self, monitor: Monitor, report: Report, now: Instant, actions: &mut Vec<Action>) {
+        if let (Report::Extends { by, .. }, Some(draining)) = (&report, self.draining.get_mut(&monitor)) {
+            draining.extend(now + (*by).min(MAX_EXTENSION));
+        }
         if self.starting.as_ref().is_some_and(|(starting, _)| starting.monitor() == Some(monitor)) {
             self.starting_told(report, now, actions);
         } else if self.serving.as_ref().is_some_and(|serving| serving.monitor() == Some(monitor)) {
@@ -62,6 +65,11 @@ impl Generations {
                 let number = starting.number;
                 self.tell_bypass(number, slot, own, actions);
             }
+            // What is waited for then is up to the workers of the other one.
+            Report::Extends { .. } if matches!(starting.phase, Phase::Rolling) => {}
+            Report::Extends { by, .. } => {
+                *deadline = (*deadline).max(now + by.min(MAX_EXTENSION));
+            }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
             Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
             _ => {}
@@ -100,6 +108,9 @@ impl Generations {
             Report::Bypasses { slot, own } => {
                 let number = serving.number;
                 self.tell_bypass(number, slot, own, actions);
+            }
+            Report::Extends { by, .. } => {
+                serving.extended_to = serving.extended_to.max(Some(now + by.min(MAX_EXTENSION)));
             }
             Report::Died { slot, cause } => {
                 serving.ready.remove(&slot);

@@ -12,7 +12,7 @@ use crate::config::Ready;
 use crate::control::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
-use super::draining::Draining;
+use super::draining::{Draining, GRACE};
 use super::generation::{Generation, Life, Phase};
 use super::orphans::Orphans;
 use super::renewal::Renewal;
@@ -156,7 +156,25 @@ impl Generations {
             begun: self.last_number,
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
+            busy_until: self.busy_until(),
         }
+    }
+
+    /// By when what is under way ends: a stop, a reload, or the first start, as far as its first try.
+    fn busy_until(&self) -> Option<Instant> {
+        if self.is_stopping() {
+            let draining = self.draining.values().filter_map(|draining| draining.kill_at);
+            return draining.chain(self.orphans.values().filter_map(Orphans::deadline)).max().map(|end| end + GRACE);
+        }
+        let end = |generation: &Generation, due: Instant| match generation.phase {
+            Phase::Baking { until } => until,
+            _ => due + generation.settings.tuning.bake,
+        };
+        let first = self.serving.as_ref().filter(|serving| !matches!(serving.phase, Phase::Proven));
+        let first = first.map(|first| {
+            end(first, (first.begun + first.longest_start()).max(first.extended_to.unwrap_or(first.begun)))
+        });
+        self.starting.as_ref().map(|(starting, due)| end(starting, *due)).or(first)
     }
 
     /// Whether everything is being stopped.
@@ -334,7 +352,7 @@ impl Generations {
         let Some(serving) = &mut self.serving else { return };
         let pace = serving.settings.tuning.pace;
         let Life::Running { since, .. } = serving.monitor else { return };
-        let delay = serving.backoff.after(now.saturating_duration_since(since), false, pace, random);
+        let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.lose_monitor(now + delay, now);
     }

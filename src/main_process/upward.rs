@@ -13,8 +13,15 @@ use serde::{Deserialize, Serialize};
 use super::state::{Overview, Progress};
 use crate::control::role::Environment;
 
-/// When what a full socket did not take is tried again.
+/// What the manager did not take is tried again after this time, which doubles up to the longest.
 const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// After this time panzer no longer wakes for what the manager does not take; it is tried whenever panzer is awake.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// The manager is asked for this much more time at once, and again when a third of it is over.
+const EXTENSION: Duration = Duration::from_secs(30);
 
 /// The way up.
 #[derive(Debug)]
@@ -22,9 +29,21 @@ pub(super) struct Upward {
     to: Option<(OwnedFd, UnixAddr)>,
     watchdog: Option<Watchdog>,
     told: Told,
-    /// The manager's queue was full.
-    retry_at: Option<Instant>,
+    /// The time of a signal that asked for a reading of the configuration, as the manager is to be told.
+    reading_asked: Option<i64>,
+    /// Until when the manager waits because it was asked to, and when it is to be asked again.
+    extended_to: Option<Instant>,
+    extend_at: Option<Instant>,
+    stuck: Option<Stuck>,
     failure_told: bool,
+}
+
+/// The manager does not take what it is told.
+#[derive(Debug, Clone, Copy)]
+struct Stuck {
+    since: Instant,
+    pause: Duration,
+    retry_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,7 +85,16 @@ impl Upward {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
             });
-        Upward { to, watchdog, told: Told::default(), retry_at: None, failure_told: false }
+        Upward {
+            to,
+            watchdog,
+            told: Told::default(),
+            reading_asked: None,
+            extended_to: None,
+            extend_at: None,
+            stuck: None,
+            failure_told: false,
+        }
     }
 
     /// What the manager knows, for the next main.
@@ -79,27 +107,79 @@ impl Upward {
         Upward { told, ..self }
     }
 
-    /// When it has something to do if nothing happens.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        // Until a full socket is tried again, a watchdog that is due waits as well.
-        self.retry_at.or(self.watchdog.as_ref().map(|watchdog| watchdog.next))
+    /// A signal asks for a reading of the configuration: `Type=notify-reload` waits for its beginning and its end, also
+    /// where nothing comes of it.
+    pub(super) fn reading_asked(&mut self) {
+        self.reading_asked = Some(monotonic_micros());
     }
 
-    /// Tells what has changed, and that main lives where that is due.
-    pub(super) fn tell(&mut self, overview: Overview, now: Instant) {
-        if self.to.is_none() || self.retry_at.is_some_and(|at| now < at) {
+    /// When it has something to do if nothing happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.next);
+        let retry = self.stuck.and_then(|stuck| stuck.retry_at);
+        // Nothing is tried before the next try of what is stuck.
+        retry.or(watchdog.into_iter().chain(self.extend_at).min())
+    }
+
+    /// Tells what has changed, and that main lives where that is due. `reading`: the configuration is being read.
+    pub(super) fn tell(&mut self, overview: Overview, reading: bool, now: Instant) {
+        let waits = self.stuck.and_then(|stuck| stuck.retry_at).is_some_and(|at| now < at);
+        if self.to.is_none() || waits {
             return;
         }
-        self.retry_at = self.tell_changes(overview).is_none().then_some(now + RETRY);
+        match self.tell_all(overview, reading, now) {
+            Some(()) => self.stuck = None,
+            None => self.put_off(now),
+        }
+    }
+
+    /// None where the manager does not take it: the rest is told later.
+    fn tell_all(&mut self, overview: Overview, reading: bool, now: Instant) -> Option<()> {
+        self.tell_changes(overview, reading)?;
+        self.ask_for_time(overview, now)?;
+        if self.watchdog.as_ref().is_some_and(|watchdog| watchdog.next <= now) {
+            self.send("WATCHDOG=1")?;
+        }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.next <= now) {
             watchdog.next = now + watchdog.every;
-            // One that is not taken is made up for by the next.
-            let _ = self.send("WATCHDOG=1");
         }
+        Some(())
+    }
+
+    fn put_off(&mut self, now: Instant) {
+        let (since, pause) =
+            self.stuck.map_or((now, RETRY), |stuck| (stuck.since, (stuck.pause * 2).min(LONGEST_RETRY)));
+        let retry_at = (now < since + GIVE_UP).then_some(now + pause);
+        self.stuck = Some(Stuck { since, pause, retry_at });
+        if retry_at.is_none() {
+            self.extend_at = None;
+            // One that is not taken is made up for by the next.
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.next = watchdog.next.max(now + watchdog.every);
+            }
+        }
+    }
+
+    /// While something is under way that the manager waits for, it is asked to wait for as long as panzer's own limits
+    /// allow, and a little at a time, so that it notices where panzer itself hangs.
+    fn ask_for_time(&mut self, overview: Overview, now: Instant) -> Option<()> {
+        self.extend_at = None;
+        let waits = !self.told.ready || self.told.reloading || overview.stopping;
+        let Some(until) = overview.busy_until.filter(|until| waits && *until > now) else {
+            self.extended_to = None;
+            return Some(());
+        };
+        if self.extended_to.is_none_or(|to| to < until && now + EXTENSION * 2 / 3 >= to) {
+            let to = until.min(now + EXTENSION);
+            self.send(&format!("EXTEND_TIMEOUT_USEC={}", (to - now).as_micros()))?;
+            self.extended_to = Some(to);
+        }
+        self.extend_at = self.extended_to.filter(|to| *to < until).map(|to| to - EXTENSION * 2 / 3);
+        Some(())
     }
 
     /// None where the manager's queue is full: the rest is told later.
-    fn tell_changes(&mut self, overview: Overview) -> Option<()> {
+    fn tell_changes(&mut self, overview: Overview, reading: bool) -> Option<()> {
         let status = describe(overview);
         if overview.serves && !self.told.ready && !overview.stopping {
             self.send(&format!("READY=1{}\nSTATUS={status}", main_pid()))?;
@@ -108,11 +188,15 @@ impl Upward {
             self.told.status.clone_from(&status);
         }
         if self.told.ready && !overview.stopping {
-            self.tell_reload(overview)?;
+            self.tell_reload(overview, reading)?;
+        } else {
+            // The end of a reload would be told by the word that the start is over.
+            self.reading_asked = None;
         }
         if overview.stopping && !self.told.stopping {
             self.send("STOPPING=1")?;
             self.told.stopping = true;
+            self.extended_to = None;
         }
         if status != self.told.status {
             self.send(&format!("STATUS={status}"))?;
@@ -122,37 +206,50 @@ impl Upward {
     }
 
     /// Each reload begins and ends, also one that came to nothing at once: `Type=notify-reload` waits for both.
-    fn tell_reload(&mut self, overview: Overview) -> Option<()> {
-        self.tell_end_of_reload(overview)?;
-        if overview.begun > self.told.begun {
-            self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_micros()))?;
-            self.told.begun = overview.begun;
-            self.told.reloading = true;
+    fn tell_reload(&mut self, overview: Overview, reading: bool) -> Option<()> {
+        self.tell_end_of_reload(overview, reading || self.reading_asked.is_some())?;
+        if let Some(asked) = self.reading_asked {
+            self.begin_reload(asked)?;
+            self.reading_asked = None;
         }
-        self.tell_end_of_reload(overview)
+        if overview.begun > self.told.begun {
+            self.begin_reload(monotonic_micros())?;
+            self.told.begun = overview.begun;
+        }
+        self.tell_end_of_reload(overview, reading)
     }
 
-    fn tell_end_of_reload(&mut self, overview: Overview) -> Option<()> {
-        let goes_on = overview.starting.is_some_and(|starting| starting.generation == self.told.begun);
-        if self.told.reloading && !goes_on {
+    fn begin_reload(&mut self, asked: i64) -> Option<()> {
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={asked}"))?;
+        self.told.reloading = true;
+        self.extended_to = None;
+        Some(())
+    }
+
+    fn tell_end_of_reload(&mut self, overview: Overview, reading: bool) -> Option<()> {
+        let starts = overview.starting.is_some_and(|starting| starting.generation == self.told.begun);
+        if self.told.reloading && !starts && !reading {
             self.send("READY=1")?;
             self.told.reloading = false;
         }
         Some(())
     }
 
-    /// None where it would have had to wait.
+    /// None where the manager did not take it. Never waits.
     fn send(&mut self, message: &str) -> Option<()> {
         let Some((from, to)) = &self.to else { return Some(()) };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match sendto(from.as_raw_fd(), message.as_bytes(), to, flags) {
-            Err(Errno::EAGAIN | Errno::ENOBUFS) => return None,
-            Err(errno) if !std::mem::replace(&mut self.failure_told, true) => {
-                log::warn!("NOTIFY_SOCKET cannot be told anything: {}", errno.desc().to_lowercase());
+            Ok(_) => Some(()),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR) => None,
+            // One that is being started anew listens again in a moment.
+            Err(errno) => {
+                if !std::mem::replace(&mut self.failure_told, true) {
+                    log::warn!("NOTIFY_SOCKET cannot be told anything: {}", errno.desc().to_lowercase());
+                }
+                None
             }
-            _ => {}
         }
-        Some(())
     }
 }
 
@@ -200,9 +297,18 @@ mod tests {
     fn a_watchdog_that_is_due_waits_until_a_full_socket_is_tried_again() {
         let now = Instant::now();
         let watchdog = Some(Watchdog { every: RETRY, next: now });
-        let mut upward = Upward { to: None, watchdog, told: Told::default(), retry_at: None, failure_told: false };
+        let mut upward = Upward {
+            to: None,
+            watchdog,
+            told: Told::default(),
+            reading_asked: None,
+            extended_to: None,
+            extend_at: None,
+            stuck: None,
+            failure_told: false,
+        };
         assert_eq!(upward.deadline(), Some(now));
-        upward.retry_at = Some(now + RETRY);
+        upward.put_off(now);
         assert_eq!(upward.deadline(), Some(now + RETRY));
     }
 }

@@ -1,7 +1,7 @@
 //! What can happen to main, what it does, and what it tells people.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -267,4 +267,6 @@ pub struct Overview {
     pub serves: bool,
     /// Whether everything is being stopped.
     pub stopping: bool,
+    /// By when the first start, the reload or the stop that is under way ends, by panzer's own limits.
+    pub busy_until: Option<Instant>,
 }

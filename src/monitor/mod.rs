@@ -8,7 +8,6 @@ mod becoming_ready;
 mod bypass;
 mod claims;
 mod final_exits;
-mod limits;
 mod log;
 mod orders;
 mod pacing;

@@ -8,6 +8,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::state::Worker;
+use crate::readiness::notify::NotifySocket;
+use crate::readiness::watch;
+use crate::sys::packets::Sender;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::kin::Kin;
@@ -29,6 +32,8 @@ pub(super) struct Live {
     pub(super) executing: Option<Child>,
     /// Why its exec was refused.
     pub(super) refused: Option<Cause>,
+    /// What it alone was given to tell us on.
+    pub(super) notify: Option<NotifySocket>,
 }
 
 impl Live {
@@ -60,10 +65,10 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    pub(super) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>) {
+    pub(super) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
         let pid = child.pid;
         self.slots.insert(pid, worker.slot);
-        let live = Live { worker, pid, started, refuses: false, executing: Some(child), refused: None };
+        let live = Live { worker, pid, started, refuses: false, executing: Some(child), refused: None, notify };
         self.live.insert(worker.slot, live);
     }
 
@@ -117,6 +122,11 @@ impl Roster {
         }
     }
 
+    /// Number of workers that live.
+    pub(super) fn count(&self) -> usize {
+        self.live.len()
+    }
+
     pub(super) fn slot_of(&self, pid: Pid) -> Option<u32> {
         self.slots.get(&pid).copied()
     }
@@ -159,5 +169,21 @@ impl Roster {
             candidate = processes::parent_of(candidate)?;
         }
         None
+    }
+
+    /// Whether a message may be this worker's that came where only this worker was told to send it, from nobody who is seen
+    /// to descend from a worker: of one that was adopted since, or of one that has ended, if the worker has waited for any.
+    pub(super) fn may_have_sent(&self, worker: Worker, sender: Sender) -> bool {
+        let Some(pid) = self.pid_of(worker) else { return false };
+        let users = [processes::user_of(pid), Some(nix::unistd::geteuid().as_raw())];
+        if !users.contains(&Some(sender.user)) {
+            return false;
+        }
+        let mut ancestors = std::iter::successors(Some(sender.pid), |pid| processes::parent_of(*pid)).take(DEEPEST);
+        let is_gone = processes::parent_of(sender.pid).is_none() && processes::group_of(sender.pid).is_none();
+        match is_gone {
+            true => watch::family(pid).into_iter().any(processes::has_reaped),
+            false => ancestors.any(|ancestor| ancestor == Pid::this()),
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::control::channel::Channel;
 use crate::control::messages::{Assignment, Report};
 use crate::control::role::Environment;
 use crate::readiness::ack::AckSocket;
-use crate::readiness::notify::NotifySocket;
+use crate::readiness::notify::{Notification, NotifySocket};
 use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
@@ -27,6 +27,7 @@ use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
 use crate::worker::identity::Identity;
 use crate::worker::program::Release;
+use crate::worker::refusal;
 use crate::worker::spawn::Outcome;
 
 pub(super) const SIGNALS: u64 = 0;
@@ -37,6 +38,8 @@ pub(super) const ACKS: u64 = 4;
 pub(super) const STDERR: u64 = 5;
 /// A worker's exec is watched under this and its slot.
 pub(super) const FIRST_SLOT: u64 = 16;
+/// What a worker alone tells us on, under this and its slot.
+pub(super) const FIRST_NOTIFY: u64 = 1 << 40;
 
 /// So many notifications are read before the loop looks at anything else.
 const NOTIFY_BATCH: usize = 64;
@@ -56,6 +59,10 @@ pub(super) struct Monitor {
     pub(super) accepted_on: Listeners,
     pub(super) channel: Channel,
     pub(super) notify: NotifySocket,
+    /// So many workers have a notify socket of their own; those beyond share one.
+    pub(super) own_sockets: usize,
+    pub(super) unattributed_told: bool,
+    pub(super) too_long_told: bool,
     pub(super) acks: Option<AckSocket>,
     pub(super) sharing: Option<Sharing>,
     pub(super) signals: Signals,
@@ -137,7 +144,10 @@ impl Monitor {
             let calls = self.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
             let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet];
-            for token in self.poller.wait(deadlines.into_iter().flatten().min())? {
+            let mut tokens = self.poller.wait(deadlines.into_iter().flatten().min())?;
+            // Who has ended may have said something before: it is heard while it is still known who that was.
+            tokens.sort_by_key(|token| *token == SIGNALS);
+            for token in tokens {
                 self.look_at(token);
             }
             if unmet.is_some() {
@@ -165,8 +175,7 @@ impl Monitor {
     fn look_at(&mut self, token: u64) {
         match token {
             SIGNALS => {
-                // Further ones wake again.
-                self.signals.read();
+                while self.signals.read().is_some() {}
                 self.notice_suspensions();
                 // Whether they are being stopped is to be known before it is judged how they ended.
                 self.take_orders();
@@ -176,21 +185,61 @@ impl Monitor {
                 self.channel.flush();
                 self.take_orders();
             }
-            NOTIFY => self.take_notifications(),
+            NOTIFY => self.take_notifications(None),
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
+            FIRST_NOTIFY.. => self.take_notifications(Some((token - FIRST_NOTIFY) as u32)),
             STDERR => stderr::catch_up(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
         }
     }
 
-    fn take_notifications(&mut self) {
+    /// Reads what workers say; `slot` where it is said on the socket of the worker there.
+    fn take_notifications(&mut self, slot: Option<u32>) {
         for _ in 0..NOTIFY_BATCH {
-            let Some(notification) = self.notify.receive() else { return };
-            if notification.ready {
-                self.told_ready(notification.sender);
-            }
+            let live = slot.and_then(|slot| self.roster.in_slot(slot));
+            let own = live.and_then(|live| Some((live.worker, live.notify.as_ref()?)));
+            let (worker, heard) = match own {
+                Some((worker, socket)) => (Some(worker), socket.receive()),
+                None if slot.is_some() => return,
+                None => (None, self.notify.receive()),
+            };
+            let Some(notification) = heard else { return };
+            self.notified(notification, worker);
         }
+    }
+
+    fn notified(&mut self, Notification { sender, ready, extends, is_too_long }: Notification, own: Option<Worker>) {
+        if is_too_long && !std::mem::replace(&mut self.too_long_told, true) {
+            ::log::warn!(
+                "pid {} sent more to NOTIFY_SOCKET than is read at once; it is left out (said once)",
+                sender.pid
+            );
+        }
+        if !ready && extends.is_none() {
+            return;
+        }
+        let seen = self.roster.find_ancestor(sender.pid);
+        let Some(worker) = seen.or(own.filter(|own| self.roster.may_have_sent(*own, sender))) else {
+            // What somebody has left who belonged to a worker that has ended as well means nothing any more.
+            let is_late =
+                own.and_then(|own| self.roster.pid_of(own)).is_some_and(|pid| processes::user_of(pid).is_none());
+            if !is_late && !std::mem::replace(&mut self.unattributed_told, true) {
+                ::log::warn!(
+                    "{} came from pid {} (user {}), which cannot be seen to belong to a worker of generation {}, and does not \
+                     count (said once)",
+                    if ready { "READY=1" } else { "EXTEND_TIMEOUT_USEC" },
+                    sender.pid,
+                    sender.user,
+                    self.assignment.generation
+                );
+            }
+            return;
+        };
+        // What it was told by is past its exec, whether that has been looked at or not.
+        self.look_at_exec(worker.slot);
+        self.events.extend(extends.map(|by| Event::Extends(worker, by)));
+        self.events.extend(ready.then_some(Event::Notified(worker)));
     }
 
     fn take_acks(&mut self) {
@@ -219,21 +268,13 @@ impl Monitor {
 
     pub(super) fn look_at_exec(&mut self, slot: u32) {
         let Some(live) = self.roster.in_slot(slot) else { return };
-        let Some(child) = &mut live.executing else { return };
-        let outcome = child.outcome();
-        if child.is_mixed && !std::mem::replace(&mut self.mixed_release_told, true) {
-            ::log::warn!(
-                "{} leads to another file by now; workers of generation {} run a mix of releases until a reload",
-                self.release.path.display(),
-                self.assignment.generation
-            );
-        }
-        match outcome {
+        let Some(child) = &live.executing else { return };
+        match child.outcome() {
             Outcome::Pending => return,
             Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
             // The child is about to exit; that it did, and why, is told when it has been reaped.
-            Outcome::Failed(refused, cause) => {
-                live.refused = cause.or_else(|| Some(Cause::CannotStart(refused.errno.desc().to_lowercase())));
+            Outcome::Failed(refused) => {
+                live.refused = Some(refusal::explain_child(refused, &self.release.path, &self.identity));
             }
         }
         self.poller.forget(child);
@@ -242,7 +283,7 @@ impl Monitor {
 
     /// Of those that have ended by now nothing is told.
     fn notice_suspensions(&mut self) {
-        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MOST_REAPED) {
+        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued) {
             let Some(slot) = self.roster.slot_of(pid) else { continue };
             self.look_at_exec(slot);
             let Some(worker) = self.roster.in_slot(slot).map(|live| live.worker) else { continue };
@@ -267,11 +308,14 @@ impl Monitor {
             let slot = self.roster.slot_of(pid);
             if let Some(slot) = slot {
                 self.look_at_exec(slot);
+                // Its last words.
+                self.take_notifications(Some(slot));
             }
             let Some(mut live) = self.roster.remove(pid) else {
                 self.roster.remove_adopted(pid);
                 continue;
             };
+            live.notify.iter().for_each(|socket| self.poller.forget(socket));
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
             match self.state.is_retiring(live.worker.slot) {
                 true => self.roster.forget(live.worker.slot),

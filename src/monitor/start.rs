@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
@@ -33,6 +34,9 @@ use crate::worker::refusal;
 
 /// Time that main has for its answer to a worker's bind, beyond the longest that another worker may take to listen.
 const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
+
+/// This part of the descriptors that a monitor may have goes to sockets that single workers notify on.
+const SHARE_FOR_NOTIFY: u64 = 4;
 
 pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
     let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
@@ -85,6 +89,7 @@ impl Monitor {
         for queue in listeners.iter().skip(assignment.plan.listen.len()) {
             descriptors::set_inherited(queue, false)?;
         }
+        let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         Ok(Monitor {
@@ -97,6 +102,9 @@ impl Monitor {
             accepted_on,
             channel,
             notify,
+            own_sockets: usize::try_from(allowed / SHARE_FOR_NOTIFY).unwrap_or(usize::MAX),
+            unattributed_told: false,
+            too_long_told: false,
             acks,
             sharing,
             signals,

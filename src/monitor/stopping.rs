@@ -83,6 +83,10 @@ impl Slots {
         }
     }
 
+    pub(super) fn is_stopping_quickly(&self) -> bool {
+        self.stopping.as_ref().is_some_and(|stopping| stopping.urgency == Urgency::Quick)
+    }
+
     /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
     pub(super) fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         if self.slots.get(worker.slot as usize).is_none_or(|slot| worker.life == 0 || slot.life < worker.life) {

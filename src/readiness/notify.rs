@@ -2,16 +2,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt};
-use nix::unistd::Pid;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, getsockname, sendto, setsockopt, socket, sockopt,
+};
 
-use crate::sys::packets;
+use crate::sys::packets::{self, Sender};
 
-/// The longest datagram that is read; the rest of a longer one is lost.
-const LONGEST: usize = 4096;
+/// A longer datagram is left out, as systemd does.
+const MAX_DATAGRAM_BYTES: usize = 4096;
 
-/// The socket that workers of one generation tell their monitor on.
+/// A socket that workers tell their monitor on: one worker, or several where there are too many for one each.
+///
+/// What they may say besides (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, WATCHDOG, FDSTORE and the like) means nothing to
+/// a monitor, which sees for itself which of its children live.
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: OwnedFd,
@@ -21,19 +26,26 @@ pub struct NotifySocket {
 /// One message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Notification {
-    /// The process that sent it, by the kernel's word.
-    pub sender: Pid,
+    /// Who sent it.
+    pub sender: Sender,
     /// Whether it said `READY=1`.
     pub ready: bool,
+    /// The time that it asked for (`EXTEND_TIMEOUT_USEC=`).
+    pub extends: Option<Duration>,
+    /// Whether it was too long, and left out.
+    pub is_too_long: bool,
 }
 
 impl NotifySocket {
-    /// Binds an abstract name that the kernel chooses: no file to be removed, and reachable from any root directory.
+    /// Has an abstract name that the kernel chooses: no file to be removed, and reachable from any root directory. Nothing
+    /// is bound, which a monitor that shares ports cannot do: who asks for credentials is named when it sends (unix(7)).
     pub fn new() -> io::Result<NotifySocket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&fd, sockopt::PassCred, &true)?;
-        bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        let nobody = UnixAddr::new_abstract(b"panzer: nobody")?;
+        // That it reaches nobody is no failure; that it has no name would be.
+        let _ = sendto(fd.as_raw_fd(), &[], &nobody, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         let address: UnixAddr = getsockname(fd.as_raw_fd())?;
         let name = address.as_abstract().map(|name| format!("@{}", String::from_utf8_lossy(name)));
         Ok(NotifySocket { fd, name: name.ok_or_else(|| io::Error::other("the kernel chose no abstract name"))? })
@@ -46,14 +58,20 @@ impl NotifySocket {
 
     /// The next message that waits. Descriptors that came along are closed, which is what a `BARRIER=1` waits for.
     pub fn receive(&self) -> Option<Notification> {
-        let mut bytes = [0; LONGEST];
+        let mut bytes = [0; MAX_DATAGRAM_BYTES];
         let (length, sender) = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
-        Some(Notification { sender, ready: says_ready(&bytes[..length]) })
+        let (ready, extends) = bytes.get(..length).map_or((false, None), read);
+        Some(Notification { sender, ready, extends, is_too_long: length > MAX_DATAGRAM_BYTES })
     }
 }
 
-fn says_ready(datagram: &[u8]) -> bool {
-    datagram.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
+/// Whether it says `READY=1`, and the time that it asks for.
+fn read(datagram: &[u8]) -> (bool, Option<Duration>) {
+    // C programs may send the end of their string along.
+    let text = datagram.strip_suffix(b"\0").unwrap_or(datagram);
+    let lines = || text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    let mut micros = lines().filter_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse().ok());
+    (lines().any(|line| line == "READY=1"), micros.next_back().map(Duration::from_micros))
 }
 
 impl AsFd for NotifySocket {
@@ -65,6 +83,7 @@ impl AsFd for NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::Pid;
     use std::io::Read;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -76,15 +95,31 @@ mod tests {
         let sender = UnixDatagram::unbound().unwrap();
         for (text, ready) in [
             ("STATUS=loading\nREADY=1\n", true),
+            ("READY=1\0", true),
             ("READY=1", true),
             ("READY=0", false),
             ("", false),
             ("XREADY=1", false),
         ] {
             sender.send_to_addr(text.as_bytes(), &address).unwrap();
-            assert_eq!(socket.receive(), Some(Notification { sender: Pid::this(), ready }), "{text:?}");
+            let heard = socket.receive().unwrap();
+            assert_eq!((heard.sender.pid, heard.ready, heard.is_too_long), (Pid::this(), ready, false), "{text:?}");
+            assert_eq!(heard.sender.user, nix::unistd::getuid().as_raw());
         }
+        sender.send_to_addr(&[b"READY=1\n".as_slice(), &[b'x'; MAX_DATAGRAM_BYTES]].concat(), &address).unwrap();
+        let long = socket.receive().unwrap();
+        assert!(long.is_too_long && !long.ready, "{long:?}");
         assert_eq!(socket.receive(), None);
+    }
+
+    #[test]
+    fn the_time_that_is_asked_for_is_read() {
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(read(b"EXTEND_TIMEOUT_USEC=1000000"), (false, second));
+        assert_eq!(read(b"STATUS=x\nEXTEND_TIMEOUT_USEC=1000000\nREADY=1"), (true, second));
+        for wrong in ["", "-1", "1s", "18446744073709551616", " 1"] {
+            assert_eq!(read(format!("EXTEND_TIMEOUT_USEC={wrong}").as_bytes()), (false, None), "{wrong}");
+        }
     }
 
     #[test]
@@ -97,7 +132,7 @@ mod tests {
             let (mut reader, writer) = std::io::pipe().unwrap();
             packets::send(&sender, b"READY=1", &vec![writer.as_fd(); count]).unwrap();
             drop(writer);
-            assert_eq!(socket.receive(), Some(Notification { sender: Pid::this(), ready: true }), "{count}");
+            assert!(socket.receive().is_some_and(|heard| heard.ready && heard.sender.pid == Pid::this()), "{count}");
             // Nobody has the other end any more.
             assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");
         }

@@ -60,19 +60,28 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// Receives a datagram of anybody's, without waiting. Returns its length and the process that the kernel says sent it,
-/// 0 where that is in another pid namespace (which `rustix` takes for impossible). All descriptors are closed.
-pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usize, Pid), Errno> {
+/// Who sent a datagram, by the kernel's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// The process, which may have ended; 0 where that is in another pid namespace (which `rustix` takes for impossible).
+    pub pid: Pid,
+    /// Its user.
+    pub user: u32,
+}
+
+/// Receives a datagram of anybody's, without waiting. Returns its whole length, also where the buffer was shorter, and who
+/// sent it. All descriptors are closed.
+pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usize, Sender), Errno> {
     let mut space = [0u64; 32];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: all zeroes are an empty header.
     let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
     (header.msg_control, header.msg_controllen) = (space.as_mut_ptr().cast(), size_of_val(&space) as _);
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
     // SAFETY: the header names two buffers that live longer than the call, with their lengths.
     let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })?;
-    let mut sender = 0;
+    let mut sender = Sender { pid: Pid::from_raw(0), user: u32::MAX };
     // SAFETY: the kernel filled `space`, which is aligned for it, and wrote into the header how far. The macros yield null
     // or a whole message within that. Each descriptor that lies in one is open, and nobody else's.
     unsafe {
@@ -82,7 +91,10 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
             let whole: usize = one.cmsg_len as _;
             let length = whole - (data as usize - message as usize);
             match (one.cmsg_level, one.cmsg_type) {
-                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => sender = data.cast::<libc::ucred>().read_unaligned().pid,
+                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                    let credentials = data.cast::<libc::ucred>().read_unaligned();
+                    sender = Sender { pid: Pid::from_raw(credentials.pid), user: credentials.uid };
+                }
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS) => (0..length / size_of::<i32>()).for_each(|at| {
                     drop(OwnedFd::from_raw_fd(data.cast::<i32>().add(at).read_unaligned()));
                 }),
@@ -91,5 +103,5 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
             message = libc::CMSG_NXTHDR(&raw const header, message);
         }
     }
-    Ok((length as usize, Pid::from_raw(sender)))
+    Ok((length as usize, sender))
 }

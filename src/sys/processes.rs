@@ -208,6 +208,15 @@ pub fn is_exiting(pid: Pid) -> bool {
     flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
+/// Whether `pid` has waited for a child of its own that had ended.
+pub fn has_reaped(pid: Pid) -> bool {
+    // Field 11 of proc_pid_stat(5): page faults of such children. No process gets by without one.
+    const FAULTS_OF_CHILDREN: usize = 11 - 3;
+    let stat = stat_after_name(pid);
+    let faults = stat.as_ref().and_then(|stat| stat.split_ascii_whitespace().nth(FAULTS_OF_CHILDREN));
+    faults.is_some_and(|faults| faults != "0")
+}
+
 fn state_and_parent(pid: Pid) -> Option<(char, Pid)> {
     let stat = stat_after_name(pid)?;
     let mut fields = stat.split_ascii_whitespace();
@@ -223,12 +232,16 @@ fn stat_after_name(pid: Pid) -> Option<String> {
     String::from_utf8(stat).ok()
 }
 
+/// The user that `pid` runs as; none where it has ended and been reaped.
+pub fn user_of(pid: Pid) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
+}
+
 /// Whether `pid` runs under another user than it was `given`, or than we do, and may so have lost the signal of its
 /// parent's death.
 pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(format!("/proc/{pid}"))
-        .is_ok_and(|meta| meta.uid() != given.unwrap_or(nix::unistd::geteuid().as_raw()))
+    user_of(pid).is_some_and(|user| user != given.unwrap_or(nix::unistd::geteuid().as_raw()))
 }
 
 /// The path that we were executed by, as whoever did that gave it.

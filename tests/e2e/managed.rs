@@ -95,3 +95,28 @@ fn ps_tells_the_processes_apart() {
     assert_eq!(shown(serving.pids()[0]), ("sleep".to_owned(), "sleep 1000".to_owned()));
     panzer.stop();
 }
+
+/// Images of nginx, php-fpm and httpd have QUIT or WINCH as their STOPSIGNAL.
+#[test]
+fn as_pid_1_it_says_what_makes_a_stopsignal_graceful() {
+    if !nix::unistd::geteuid().is_root() || !require("unshare") {
+        eprintln!("skipped: a pid namespace takes root");
+        return;
+    }
+    let panzer = Panzer::builder()
+        .executable("container", "#!/bin/sh\nexec unshare -pf --mount-proc \"$@\"\n")
+        .through("container")
+        .env("WEB_CONCURRENCY", "3")
+        .args(["-w", "2", "--bake", "50ms", "--", "sleep", "1000"])
+        .start();
+    panzer.expect_line("WEB_CONCURRENCY=3 is passed on: * starts 3 processes of its own in each of 2 workers");
+    panzer.wait_for_line("started as pid 1 ", SOON);
+    panzer.wait_serving();
+    let main = Pid::from_raw(eventually_some(SOON, "panzer is in its namespace", || child_of(panzer.pid())));
+    panzer.expect_line("warning: WINCH does nothing; where it is the STOPSIGNAL of the image, use --on WINCH=stop");
+    kill(main, Signal::SIGWINCH).unwrap();
+    panzer.wait_for_line("WINCH does nothing", SOON);
+    panzer.expect_line("warning: QUIT stops at once, * --on QUIT=stop makes it graceful");
+    kill(main, Signal::SIGQUIT).unwrap();
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}

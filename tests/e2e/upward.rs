@@ -170,3 +170,86 @@ fn a_manager_that_is_gone_or_deaf_disturbs_nothing() {
     }
     assert_eq!(panzer.stop().code(), Some(0));
 }
+
+/// `systemctl reload` of a unit with `Type=notify-reload` sends HUP, and waits for both words.
+#[test]
+fn a_hang_up_is_answered_whatever_comes_of_it() {
+    let name = name_for("hang-up");
+    let manager = Manager::at(&name);
+    let panzer = Panzer::builder()
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .file("p.yml", "workers: 1\nbake: 50ms\n")
+        .args(["--config", "p.yml", "--", "sleep", "1000"])
+        .start();
+    manager.hear_until("READY=1");
+    panzer.wait_serving();
+    let answered = || {
+        let before = monotonic_micros();
+        panzer.signal(Signal::SIGHUP);
+        let heard = manager.hear_until("RELOADING=1");
+        let micros = heard.last().unwrap().split_once("MONOTONIC_USEC=").unwrap().1.parse::<i64>().unwrap();
+        assert!((before..=monotonic_micros()).contains(&micros), "{before} {micros}");
+        manager.hear_until("READY=1");
+    };
+    answered();
+    panzer.wait_for_line("configuration read again", SOON);
+    answered();
+    std::fs::write(panzer.path("p.yml"), "workers: nobody\n").unwrap();
+    panzer.expect_line("error: configuration not read again: ");
+    answered();
+    panzer.wait_for_line("configuration not read again", SOON);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+fn monotonic_micros() -> i64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000
+}
+
+#[test]
+fn the_manager_is_asked_for_time_within_panzers_own_limits() {
+    let name = name_for("extends");
+    let manager = Manager::at(&name);
+    let stubborn = "trap 'while ! test -e let-go; do sleep 0.05; done; exit' TERM; while :; do sleep 0.05; done";
+    let panzer = Panzer::builder()
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .args(["-w", "1", "--bake", "50ms", "--ready", "exec:test -e ready", "--ready-timeout", "50s"])
+        .args(["--stop", "TERM/20s/KILL", "--", "sh", "-c", stubborn])
+        .start();
+    let micros = |message: &str| -> u64 { message.strip_prefix("EXTEND_TIMEOUT_USEC=").unwrap().parse().unwrap() };
+    // Never more than half a minute at once.
+    let asked = manager.hear_until("EXTEND_TIMEOUT_USEC=");
+    assert!((1..=30_000_000).contains(&micros(asked.last().unwrap())), "{asked:?}");
+    std::fs::write(panzer.path("ready"), "").unwrap();
+    manager.hear_until("READY=1");
+    panzer.wait_serving();
+    panzer.allow_line("left processes behind");
+    panzer.signal(Signal::SIGTERM);
+    manager.hear_until("STOPPING=1");
+    let asked = manager.hear_until("EXTEND_TIMEOUT_USEC=");
+    assert!((20_000_000..=30_000_000).contains(&micros(asked.last().unwrap())), "{asked:?}");
+    std::fs::write(panzer.path("let-go"), "").unwrap();
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
+/// A watchdog that is due then must not keep main awake.
+#[test]
+fn a_manager_that_does_not_read_is_no_reason_to_spin() {
+    let name = name_for("full");
+    let _deaf = Manager::at(&name);
+    let panzer = sleepers(&name).env("WATCHDOG_USEC", "20000").start();
+    panzer.wait_serving();
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", panzer.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    // Its queue takes some, and then no more.
+    let end = Instant::now() + Duration::from_secs(4);
+    let begun = ticks();
+    crate::support::eventually(SOON, "four seconds have passed", || Instant::now() >= end);
+    // A hundred a second, where one spins.
+    let spent = ticks() - begun;
+    assert!(spent < 100, "{spent} ticks");
+    assert_eq!(panzer.stop().code(), Some(0));
+}

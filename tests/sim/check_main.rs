@@ -47,6 +47,8 @@ pub(crate) struct Watched {
     /// It is said to serve.
     pub(crate) proven: bool,
     pub(crate) ordered: StopTimes,
+    /// One of its workers asked for more time to stop.
+    pub(crate) extended: bool,
     /// It was told to end in its own time.
     pub(crate) patient: bool,
     pub(crate) killed: bool,
@@ -215,6 +217,11 @@ impl MainCheck {
         self.stop.has_begun()
     }
 
+    /// Whether a worker asked for more time to stop.
+    pub(crate) fn is_extended(&self) -> bool {
+        self.monitors.values().any(|watched| watched.extended)
+    }
+
     /// When a stop must have come to its end.
     pub(crate) fn stop_due(&self) -> Option<Time> {
         let begun = self.stop.graceful.into_iter().chain(self.stop.quick);
@@ -342,6 +349,13 @@ impl MainCheck {
         if is_serving || is_starting || self.falling_back == Some(monitor) {
             self.left(monitor, report);
         }
+        if let (Report::Extends { by, .. }, Some(watched)) = (report, self.monitors.get_mut(&monitor)) {
+            watched.extended |= watched.ordered.has_begun();
+            let filling = |starting: &&mut Starting| is_starting && starting.room_due.is_none();
+            if let Some(starting) = self.starting.as_mut().filter(filling) {
+                starting.due = starting.due.max(now + *by);
+            }
+        }
         if self.is_stopping() || !(is_serving || is_starting) {
             return;
         }
@@ -440,7 +454,7 @@ impl MainCheck {
             watched.adopted(now, stop_so_far, (stop.quick.is_some(), &tuning.stop));
         }
         if self.serving == Some(monitor) && !self.stop.has_begun() {
-            self.restarts.ended(now, false, tuning.pace);
+            self.restarts.ended(now, tuning.pace);
         }
         if let Some(starting) = self.starting.as_mut().filter(|starting| starting.monitor == monitor) {
             starting.failed = true;
@@ -682,7 +696,8 @@ impl MainCheck {
         hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
-        let overdue = watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now) && !watched.killed;
+        let overdue =
+            watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now) && !watched.killed && !watched.extended;
         hold(!overdue, 6, || format!("{monitor:?} is stuck, and not killed"))
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Readiness {
     /// By when it must be ready, and until when it is so for no more than being alive.
     due: Time,
     unproven: Time,
+    /// Until when it may take by its own word.
+    extended_to: Time,
     /// Reports that have been sent: that it is ready, at all, and of having said so; that it listens; that it is hidden.
     pub(crate) ready_told: bool,
     pub(crate) notified_told: bool,
@@ -70,9 +72,18 @@ impl Readiness {
 
     /// It is said to be ended for not being ready in time; whether it is so, and the next one has so much.
     pub(crate) fn timed_out(&mut self, now: Time, (time, next): (Duration, Duration), wanted: &Settings) -> bool {
-        let overdue = self.due().is_some_and(|due| due <= now) && time == self.ready_time(wanted);
+        let is_own = self.extended_to == Time::ZERO;
+        let overdue = self.due().is_some_and(|due| due <= now) && (!is_own || time == self.ready_time(wanted));
         self.unready += 1;
         overdue && next == self.ready_time(wanted)
+    }
+
+    /// It has so much time from now on.
+    pub(crate) fn extends(&mut self, now: Time, by: Time) {
+        if self.executed.is_some() && !self.ready {
+            self.due = self.due.max(now + by);
+            self.extended_to = self.due;
+        }
     }
 
     pub(crate) fn notified(&mut self, now: Time, wanted: &Settings) {
@@ -131,14 +142,9 @@ impl Readiness {
         self.asked = self.is_probed(wanted).then(|| self.asked.unwrap_or(now));
     }
 
-    /// Whether its death is that of a ready worker: it has shown that it is, or has lived through the bake.
-    pub(crate) fn had_become_ready(&self, now: Time, is_probed: bool) -> bool {
-        self.ready && (self.seen || self.notified || is_probed || now >= self.unproven)
-    }
-
     /// From its commit on a generation's workers are timed each by itself.
     pub(crate) fn committed(&mut self, now: Time, wanted: &Settings) {
-        self.due = now + self.ready_time(wanted);
+        self.due = (now + self.ready_time(wanted)).max(self.extended_to);
     }
 
     /// Whether it was seen accepting, where that is asked of it and can be seen.

@@ -60,7 +60,7 @@ impl MainCheck {
     pub(crate) fn check_kill(&mut self, now: Time, monitor: Monitor) -> Checked {
         self.tally.monitor_kills += 1;
         let watched = self.live(monitor)?;
-        let due = watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now);
+        let due = watched.extended || watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now);
         let first = !std::mem::replace(&mut watched.killed, true);
         hold(due && first, 6, || format!("{monitor:?} is killed before it is due, or twice"))
     }

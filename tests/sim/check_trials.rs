@@ -110,6 +110,7 @@ impl MainCheck {
             committed: false,
             proven: false,
             ordered: StopTimes::default(),
+            extended: false,
             patient: false,
             killed: false,
             ended: false,

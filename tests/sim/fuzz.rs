@@ -130,7 +130,8 @@ fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(18) {
+    match choices.below(19) {
+        18 => Report::Extends { slot, by: choices.among(&[Duration::ZERO, Duration::MAX]) },
         17 => Report::Bypasses { slot, own: choices.among(&[Vec::new(), vec![String::new()]]) },
         14 => Report::Retired { slot, empty: choices.below(2) == 1 },
         15 => Report::Gone { slot },
@@ -182,7 +183,7 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
                 Some(Bypass { own: vec![String::new()], ran: Duration::MAX }),
             ]),
         ),
-        31 => Event::Looked(choices.among(&[Duration::ZERO, Duration::from_millis(1), Duration::from_secs(3600)])),
+        31 => Event::Extends(worker, choices.among(&[Duration::from_secs(1), Duration::MAX])),
         29 => Event::Probed(worker, choices.below(2) == 1),
         32 => Event::Suspended(worker, Signal::SIGTTOU),
         33 => Event::Continued(worker),

@@ -22,6 +22,9 @@ use crate::world::{Node, Spec, World};
 const LONGEST_EXEC: Time = Duration::from_secs(10);
 const GRACE: Time = Duration::from_secs(5);
 
+/// What workers that stop may ask for in all.
+const LONGEST_EXTENSIONS: Time = Duration::from_secs(30);
+
 /// Who bypasses its listener is known so long after it is ready, also where it is never idle.
 const LONGEST_EXAMINATION: Time = Duration::from_secs(255);
 
@@ -239,7 +242,13 @@ impl World {
         let stop = self.longest(|settings| settings.tuning.stop.total());
         let reload = ready + bake + stop + starts * 2;
         let delay = self.longest(|settings| settings.tuning.pace.delay_max);
-        LONGEST_EXEC + LONGEST_EXAMINATION + reload * 2 + (stop + GRACE) * 4 + delay * 4 + Duration::from_secs(5)
+        LONGEST_EXEC
+            + LONGEST_EXAMINATION
+            + LONGEST_EXTENSIONS
+            + reload * 2
+            + (stop + GRACE) * 4
+            + delay * 4
+            + Duration::from_secs(5)
     }
 
     fn check_rest(&self) -> Checked {
@@ -278,7 +287,7 @@ impl World {
     pub(crate) fn come_to_an_end(&mut self) -> Checked {
         let stop = self.longest(|settings| settings.tuning.stop.total()) + GRACE;
         // What leaves a group behind as its last deed gives that a schedule of its own.
-        let longest = stop * 3 + LONGEST_EXEC + Duration::from_secs(1);
+        let longest = stop * 3 + LONGEST_EXTENSIONS + LONGEST_EXEC + Duration::from_secs(1);
         let rests = self.rest(self.now + longest)?;
         hold(rests && !self.main_runs(), 6, || "the end does not come within the schedule".to_owned())?;
         self.check_end()

@@ -60,6 +60,8 @@ pub(crate) struct MonitorNode {
     pub(crate) outbox: VecDeque<(Time, Report)>,
     last_report: Time,
     pub(crate) notifications: Vec<Pid>,
+    /// Who asks for more time, and how much.
+    pub(crate) extensions: Vec<(Pid, Time)>,
     /// Those that have called listen, and wait.
     pub(crate) listening: Vec<ProcessId>,
     /// Those that were stopped by a signal, or go on, and are not known to be.
@@ -99,6 +101,7 @@ impl MonitorNode {
             outbox: VecDeque::new(),
             last_report: Time::ZERO,
             notifications: Vec::new(),
+            extensions: Vec::new(),
             listening: Vec::new(),
             halts: Vec::new(),
             probes: BTreeMap::new(),
@@ -232,6 +235,13 @@ impl World {
     }
 
     fn take_notifications(&mut self, index: usize) {
+        for (pid, by) in std::mem::take(&mut self.monitors[index].extensions) {
+            let sender = self.monitors[index].roster.values().find(|live| live.pid == pid).map(|live| live.worker);
+            if let Some(worker) = sender {
+                self.look_at_exec(index, worker.slot);
+                self.monitors[index].events.push_back(Event::Extends(worker, by));
+            }
+        }
         for pid in std::mem::take(&mut self.monitors[index].notifications) {
             let sender = self.monitors[index].roster.values().find(|live| live.pid == pid).map(|live| live.worker);
             if let Some(worker) = sender {
@@ -391,12 +401,10 @@ impl World {
             }
             Action::Look(worker) => {
                 self.look_at_worker(index, worker);
-                self.take_time_to_look(index);
                 Ok(())
             }
             Action::Examine(worker) => {
                 self.examine_worker(index, worker);
-                self.take_time_to_look(index);
                 Ok(())
             }
             Action::Probe(worker) => {

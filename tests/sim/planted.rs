@@ -63,8 +63,6 @@ planted! {
     SpawnsTwice
     SpawnsAfterStop
     RespawnsAtOnce
-    TakesAnyLifeForHealthy
-    KeepsTheReadyWaiting
     SkipsRespawn
     RespawnsOnTrial
     SignalsReaped
@@ -84,6 +82,8 @@ planted! {
     TakesAnyLook
     TakesAnyProbe
     ProbesBeforeItAccepts
+    RejectsTheExtended
+    EndsTheExtended
     TakesHelperForWorker
     TakesGlimpseForGood
     NeverGivesMoreTime
@@ -93,7 +93,6 @@ planted! {
     HidesStops
     LooksOnWhenReady
     NeverLooks
-    LooksWithoutRest
     NeverEndsProbes
     WakesWhenIdle
     ForgetsToRequireAccept
@@ -173,8 +172,6 @@ impl Planted {
     ) -> monitor_state::Settings {
         match planted {
             Some(Planted::RespawnsAtOnce) => settings.tuning.pace.delay = Duration::ZERO,
-            Some(Planted::TakesAnyLifeForHealthy) => settings.tuning.pace.healthy_after = Duration::ZERO,
-            Some(Planted::KeepsTheReadyWaiting) => settings.tuning.bake = Duration::from_secs(3600),
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
             Some(Planted::RespawnsTheFinal) => settings.tuning.final_exits = FinalExits::default(),
@@ -211,6 +208,7 @@ impl Planted {
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
+            (Some(Planted::RejectsTheExtended), Event::Told(_, Report::Extends { .. })) => None,
             (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
             (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
                 Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
@@ -521,11 +519,11 @@ impl Planted {
             (Some(Planted::ConvictsTheBusy), Event::Examined(worker, Some(shown))) => {
                 Some(Event::Examined(worker, Some(Bypass { ran: Duration::ZERO, ..shown })))
             }
-            (Some(Planted::LooksWithoutRest), Event::Looked(_)) => Some(Event::Looked(Duration::ZERO)),
             (Some(Planted::IgnoresTuning), Event::Ordered(Order::Tune(_))) => None,
             (Some(Planted::TakesHelperForWorker), Event::Seen(worker, Sight::NotYet(Some(why)))) => {
                 Some(Event::Seen(worker, Sight::Unseeable(why)))
             }
+            (Some(Planted::EndsTheExtended), Event::Extends(..)) => None,
             (Some(Planted::TakesGlimpseForGood), Event::Seen(_, Sight::NotYet(_))) => None,
             (Some(Planted::TakesAnyProbe), Event::Probed(worker, _)) => Some(Event::Probed(worker, true)),
             (_, event) => Some(event),

@@ -40,6 +40,8 @@ pub(crate) struct Script {
     pub(crate) exec: Exec,
     /// When it says that it is ready, after its exec.
     pub(crate) notifies: Option<Time>,
+    /// How much more time it asks for, early in its life and each time it is told to stop.
+    pub(crate) extends: Option<Time>,
     /// When it listens on a port of its own, and when it accepts on whatever it has, after its exec.
     pub(crate) listens: Option<Time>,
     pub(crate) accepts: Option<Time>,
@@ -82,6 +84,7 @@ impl Script {
             fork_fails: false,
             exec: Exec::Runs(Duration::ZERO),
             notifies: Some(Duration::ZERO),
+            extends: None,
             listens: None,
             accepts: Some(Duration::ZERO),
             elsewhere: false,
@@ -130,7 +133,10 @@ impl Script {
         match choices.below(22) {
             0..=2 => self.dies = Some((choices.millis(&[0, 10, 300, 2_000, 6_000]), draw_end(choices))),
             3 => self.notifies = None,
-            4 => self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000])),
+            4 => {
+                self.notifies = self.notifies.map(|_| choices.millis(&[900, 3_000, 8_000]));
+                self.extends = choices.among(&[None, Some(Time::from_secs(1)), Some(Time::from_secs(4))]);
+            }
             5 => self.gentle = Reaction::Ignores,
             6 => (self.gentle, self.quick) = (Reaction::Ignores, Reaction::Ignores),
             7 => self.gentle = Reaction::EndsAfter(choices.millis(&[3_000, 9_000])),

@@ -19,6 +19,9 @@ use crate::worker_script::{Exec, Reaction, Script, Traits};
 /// No history is longer; one that is never comes to rest.
 const MOST_STEPS: u32 = 20_000;
 
+/// When a worker asks for more time, after its exec and after a signal.
+const EXTENDS_AFTER: Time = Time::from_millis(100);
+
 /// So often a loop may wake at one moment without news: a schedule may have steps that do not wait.
 const MOST_SPINS: u32 = 20;
 
@@ -53,6 +56,7 @@ enum Happening {
     Exec(ProcessId),
     Notify(ProcessId),
     Listen(ProcessId),
+    Extend(ProcessId),
     /// It has done what it does when told to end, or all that it was started for, and exits with this code.
     End(ProcessId, i32),
     /// Its own fault, as its script has it.
@@ -243,6 +247,10 @@ impl World {
                 self.listen(process);
                 Ok(())
             }
+            Happening::Extend(process) => {
+                self.extend(process);
+                Ok(())
+            }
             Happening::End(process, code) => self.end(process, Cause::Exited(code)),
             Happening::Die(process) => self.die(process),
             Happening::Continue(node) => self.resume(node),
@@ -269,6 +277,7 @@ impl World {
             | Happening::GoOn(process)
             | Happening::Notify(process)
             | Happening::Listen(process)
+            | Happening::Extend(process)
             | Happening::End(process, _) => self.is_running(process),
         }
     }
@@ -362,6 +371,7 @@ impl World {
             return self.end(process, cause);
         }
         let Script { notifies, listens, halts, .. } = program.script;
+        let extends = program.script.extends.is_some();
         let dies = program.script.dies.as_ref().map(|(after, _)| *after);
         program.executed = true;
         program.began = now;
@@ -369,6 +379,9 @@ impl World {
         self.tell_parent(process);
         if let Some(after) = notifies {
             self.schedule(self.now + after, Happening::Notify(process));
+        }
+        if extends {
+            self.schedule(self.now + EXTENDS_AFTER, Happening::Extend(process));
         }
         if let Some(after) = listens.filter(|_| self.spec.shares_ports) {
             self.schedule(self.now + after, Happening::Listen(process));
@@ -398,6 +411,16 @@ impl World {
             self.tell_parent(process);
         }
         Ok(())
+    }
+
+    fn extend(&mut self, process: ProcessId) {
+        let sender = self.kernel.process(process);
+        let by = sender.program.as_ref().and_then(|program| program.script.extends);
+        let (pid, parent) = (sender.pid, sender.parent.map(|parent| self.kernel.process(parent).role));
+        if let (Some(Role::Monitor(index)), Some(by)) = (parent, by) {
+            self.monitors[index].extensions.push((pid, by));
+            self.tell_parent(process);
+        }
     }
 
     /// Something about a child is to be seen.
@@ -433,6 +456,9 @@ impl World {
             return Ok(());
         }
         let reaction = if signal == Signal::SIGINT { program.script.quick } else { program.script.gentle };
+        if program.script.extends.is_some() && signal != Signal::SIGINT {
+            self.schedule(self.now + EXTENDS_AFTER, Happening::Extend(process));
+        }
         if let Reaction::EndsAfter(after) = reaction {
             self.end_later(process, after, 0);
         }

@@ -96,6 +96,20 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
     own.map_or(Sight::NotYet(look.hidden), Sight::Unseeable)
 }
 
+/// `worker` and its descendants, as far as one look goes.
+pub fn family(worker: Pid) -> Vec<Pid> {
+    let mut family = vec![worker];
+    let (mut next, mut steps) = (0, MOST_STEPS);
+    while let Some(&pid) = family.get(next).filter(|_| steps > 0) {
+        next += 1;
+        for thread in proc::threads(pid) {
+            steps = steps.saturating_sub(1);
+            family.extend(thread.children());
+        }
+    }
+    family
+}
+
 /// One look, and what is left of its limits.
 struct Look<'a> {
     listeners: &'a Listeners,
