@@ -16,6 +16,9 @@ _panzerctl() {
             ",$1")
                 cmd="panzerctl"
                 ;;
+            panzerctl,drain)
+                cmd="panzerctl__subcmd__drain"
+                ;;
             panzerctl,exit)
                 cmd="panzerctl__subcmd__exit"
                 ;;
@@ -59,12 +62,50 @@ _panzerctl() {
 
     case "${cmd}" in
         panzerctl)
-            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload restart stop shutdown exit scale quiet signal reopen"
+            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload drain restart stop shutdown exit scale quiet signal reopen"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        panzerctl__subcmd__drain)
+            opts="-p -h --now --generation --no-wait --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --generation)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -34,6 +34,7 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'Show 
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counts and gauges in Prometheus\' text format'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait for its verdict'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "drain" -d 'Wait until no old generation drains any more; with --now, end what drains'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "restart" -d 'Upgrade panzer itself in place; workers go on untouched'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "stop" -d 'Stop gracefully, and wait until panzer has ended and its pid file is free'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "shutdown" -d 'Stop gracefully, and wait until panzer has ended and its pid file is free'
@@ -68,6 +69,14 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l timeout -
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l drained -d 'Wait until the old generation is gone, too'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l generation -d 'This generation only' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l now -d 'Hurry: go on to the rest of the stop schedule, without its first step'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l no-wait -d 'Do not wait'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -s h -l help -d 'Print help'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l name -d 'The panzer of this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l control -d 'The panzer with this control socket' -r -F

@@ -28,12 +28,18 @@ pub struct Request {
     pub version: u32,
     /// What is to be done.
     pub command: Command,
-    /// Of a reload or a stop: do not wait for its outcome.
+    /// Of a reload, a drain or a stop: do not wait for its outcome.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_wait: bool,
     /// Of a reload: wait until the old generation is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
+    /// Of a drain: do not leave the workers their time any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
+    /// Of a drain: the only generation that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
     /// Of a scale: how many workers, or with a sign how many more or less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<String>,
@@ -48,7 +54,17 @@ pub struct Request {
 impl Request {
     /// One with nothing but a command.
     pub fn new(command: Command) -> Request {
-        Request { version: VERSION, command, no_wait: false, drained: false, count: None, signal: None, worker: None }
+        Request {
+            version: VERSION,
+            command,
+            no_wait: false,
+            drained: false,
+            now: false,
+            generation: None,
+            count: None,
+            signal: None,
+            worker: None,
+        }
     }
 }
 
@@ -60,6 +76,8 @@ pub enum Command {
     Status,
     /// Replace the program with a new generation.
     Reload,
+    /// Wait for the end of what drains, or hurry it.
+    Drain,
     /// Stop gracefully.
     Stop,
     /// Stop by the schedule without its first step.

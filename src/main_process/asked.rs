@@ -101,6 +101,7 @@ impl Main {
                 Ok(change) => self.scale(Some(client), change),
                 Err(why) => self.operators.answer(client, &Answer::refused(why)),
             },
+            Wanted::Drain => self.drain_asked(client, &request),
             Wanted::Restart => self.restart_asked(Some(client)),
             Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
@@ -110,6 +111,27 @@ impl Main {
             }
             // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
             Wanted::Reopen => self.operators.answer(client, &Answer::done()),
+        }
+    }
+
+    fn drain_asked(&mut self, client: u64, request: &Request) {
+        let mut draining = self.state.draining();
+        if let Some(generation) = request.generation
+            && !draining.contains(&generation)
+        {
+            let others: Vec<String> = draining.iter().map(u32::to_string).collect();
+            let others =
+                if others.is_empty() { "none does".to_owned() } else { format!("these do: {}", others.join(", ")) };
+            let why = format!("generation {generation} does not drain; {others}");
+            return self.operators.answer(client, &Answer::refused(why));
+        }
+        draining.retain(|one| request.generation.is_none_or(|only| only == *one));
+        if request.now {
+            self.events.push_back(Event::HastenDraining(request.generation));
+        }
+        match request.no_wait || draining.is_empty() {
+            true => self.operators.answer(client, &Answer::done()),
+            false => self.operators.wants_drained(client, draining),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Generations that drain: how each is stopped, and how many may take their time over it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,23 @@ impl Draining {
 }
 
 impl Generations {
+    /// The generations that are being stopped, or of which something is left that is.
+    pub fn draining(&self) -> BTreeSet<u32> {
+        self.draining.keys().chain(self.orphans.keys()).map(|monitor| monitor.generation).collect()
+    }
+
+    /// These, or the only one that is meant, go on to the rest of their schedule.
+    pub(super) fn hasten_draining(&mut self, generation: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
+        let is_meant = |monitor: &Monitor| generation.is_none_or(|generation| generation == monitor.generation);
+        for (monitor, draining) in self.draining.iter_mut().filter(|(monitor, _)| is_meant(monitor)) {
+            if let Some(order) = draining.hasten(*monitor, Urgency::Quick, now) {
+                actions.push(Action::Note(Note::Hurried(monitor.generation)));
+                actions.push(order);
+            }
+        }
+        self.orphans.iter_mut().filter(|(monitor, _)| is_meant(monitor)).for_each(|(_, orphans)| orphans.hasten(now));
+    }
+
     /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
     /// own time, and what was let go to end when it likes is not counted.
     pub(super) fn hasten_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {

@@ -108,6 +108,9 @@ pub(super) fn write(note: &Note) {
         Note::MonitorStuck(generation) => {
             error!("the monitor of generation {generation} did not stop in time; killing it");
         }
+        Note::Hurried(generation) => {
+            info!("generation {generation} goes on to the rest of its stop schedule, as asked");
+        }
         Note::Hastened(generation, limit) => warn!(
             "generation {generation} still drains beside {limit} that began later (--max-draining); it goes on to the rest of \
              its stop schedule"

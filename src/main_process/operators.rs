@@ -1,6 +1,6 @@
 //! Who has asked main for something over the control socket, and what they are told of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ enum Waiting {
     Promise(Request),
     /// For the verdict on this generation.
     Verdict { generation: u32, drained: bool, told: Option<Progress> },
+    /// For the end of all these generations.
+    Ended(BTreeSet<u32>),
     /// For the end of this generation; with what is said then.
     Drained(u32, Box<Answer>),
     /// For an answer to an inquiry.
@@ -167,6 +169,14 @@ impl Operators {
         }
     }
 
+    /// These generations drain, and somebody waits for their end.
+    pub(super) fn wants_drained(&mut self, client: u64, generations: BTreeSet<u32>) {
+        for generation in &generations {
+            self.send(client, &Answer { retiring: Some(*generation), ..Answer::event("draining", *generation) });
+        }
+        self.waiting.insert(client, Waiting::Ended(generations));
+    }
+
     /// A stop is under way.
     pub(super) fn wants_end(&mut self, client: u64, no_wait: bool) {
         if no_wait {
@@ -271,6 +281,16 @@ impl Operators {
 
     /// A generation is gone, with all its processes.
     pub(super) fn gone(&mut self, generation: u32) {
+        let mut last_gone = Vec::new();
+        for (client, waiting) in &mut self.waiting {
+            if let Waiting::Ended(generations) = waiting
+                && generations.remove(&generation)
+                && generations.is_empty()
+            {
+                last_gone.push(*client);
+            }
+        }
+        last_gone.into_iter().for_each(|client| self.answer(client, &Answer::done()));
         let waits = |(client, waiting): (&u64, &Waiting)| match waiting {
             Waiting::Drained(old, answer) if *old == generation => Some((*client, answer.clone())),
             _ => None,

@@ -112,7 +112,10 @@ impl Main {
             ];
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
-            for token in self.poller.wait(deadline)? {
+            let mut tokens = self.poller.wait(deadline)?;
+            // Signals first: a worker that ended by a stop which reached main as well is no failure.
+            tokens.sort_unstable();
+            for token in tokens {
                 match token {
                     SIGNALS => self.take_signals(),
                     STDERR => stderr::catch_up(),

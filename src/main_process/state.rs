@@ -101,6 +101,7 @@ impl Generations {
             Event::Tuned(workers, tuning) => self.tuned(workers, tuning, now, &mut actions),
             Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
             Event::Rebound => self.rebound(now, &mut actions),
+            Event::HastenDraining(generation) => self.hasten_draining(generation, now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
             Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
             Event::StopThenNow => self.stop(Urgency::Graceful, 0, now, &mut actions),

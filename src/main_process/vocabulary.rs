@@ -59,6 +59,8 @@ pub enum Event {
     ReloadRetiring(Urgency),
     /// A listener was bound anew, and no generation so far has it.
     Rebound,
+    /// What drains, or this generation only, is to take no more time.
+    HastenDraining(Option<u32>),
     /// Somebody wants an end.
     Stop(Urgency),
     /// As a graceful stop; where one is under way already, a quick one.
@@ -222,6 +224,8 @@ pub enum Note {
     Bypasses(u32, u32, Vec<String>),
     /// A monitor did not obey and is killed.
     MonitorStuck(u32),
+    /// This generation takes no more time to drain, as an operator wants it.
+    Hurried(u32),
     /// This generation drains for longest, beside so many: it has to go on to the rest of its schedule.
     Hastened(u32, u32),
     /// This worker, or every one, of the generation has ended for good, and that ends all.

@@ -1,11 +1,57 @@
 //! What a monitor tells people.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use log::{error, info, warn};
 use nix::sys::signal::Signal;
 
 use super::state::{Note, Worker};
-use crate::config::duration;
+use crate::config::{Schedule, duration};
 use crate::worker::cause::{Cause, signal_name};
+
+/// Whoever ends by a signal that panzer gets as well, as from a manager that signals all of a control group, has been
+/// stopped and has not crashed: main hears of its own within this time.
+const LONGEST_HOLD: Duration = Duration::from_millis(250);
+
+/// Ends that may be part of a stop. They are logged once it is clear that they are not.
+#[derive(Debug, Default)]
+pub(super) struct Held(VecDeque<(Instant, Note, Option<i32>)>);
+
+impl Held {
+    /// Whether this is the end of a worker as a stop brings it about.
+    pub(super) fn concerns(note: &Note, stop: &Schedule) -> bool {
+        let ends = |signal: i32| {
+            let usual = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+            usual.into_iter().chain([stop.first_signal()]).any(|one| one as i32 == signal)
+        };
+        match note {
+            Note::Respawning(_, Cause::Killed(signal, _), _) => ends(*signal),
+            // What handles the signal ends with 0, or as a shell shows it.
+            Note::Respawning(_, Cause::Exited(code), _) => *code == 0 || ends(code - 128),
+            _ => false,
+        }
+    }
+
+    pub(super) fn hold(&mut self, note: Note, pid: Option<i32>) {
+        self.0.push_back((Instant::now() + LONGEST_HOLD, note, pid));
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.0.front().map(|(due, ..)| *due)
+    }
+
+    /// Writes those that are due; none any more in a stop.
+    pub(super) fn tend(&mut self, stopping: bool, generation: u32) {
+        if stopping {
+            self.0.clear();
+        }
+        while self.deadline().is_some_and(|due| due <= Instant::now()) {
+            let Some((_, note, pid)) = self.0.pop_front() else { return };
+            write(&note, generation, |_| pid);
+        }
+    }
+}
 
 /// Writes `note`. `pid` gives the pid of a worker, or the last it had.
 pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::log;
 use super::run::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
-use super::state::{Action, Event, Worker};
+use super::state::{Action, Event, Note, Worker};
 use crate::config::{ListenAs, ListenPid, text};
 use crate::control::messages::{Assignment, Report};
 use crate::readiness::notify::NotifySocket;
@@ -52,6 +52,10 @@ impl Monitor {
                 }
             }
             Action::Report(report) => self.channel.send(&report),
+            Action::Note(note) if log::Held::concerns(&note, &self.assignment.plan.tuning.stop) => {
+                let pid = if let Note::Respawning(worker, ..) = note { self.roster.shown_pid(worker) } else { None };
+                self.held_notes.hold(note, pid);
+            }
             Action::Note(note) => log::write(&note, self.assignment.generation, |worker| self.roster.shown_pid(worker)),
             Action::Exit => self.done = true,
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::adopted::LeftBehind;
+use super::log;
 use super::roster::Roster;
 use super::start::{find_release, read_assignment};
 use super::state::{Action, Event, Slots, Worker};
@@ -74,6 +75,7 @@ pub(super) struct Monitor {
     pub(super) events: VecDeque<Event>,
     /// Why nothing more can be heard of main, or said to it, though it is there.
     pub(super) cut_off: Option<String>,
+    pub(super) held_notes: log::Held,
     pub(super) done: bool,
 }
 
@@ -133,6 +135,7 @@ impl Monitor {
                     actions.into_iter().partition(|action| matches!(action, Action::Spawn(_)));
                 spawns.into_iter().chain(others).for_each(|action| self.perform(action));
             }
+            self.held_notes.tend(self.state.is_stopping(), self.assignment.generation);
             if self.done {
                 return Ok(());
             }
@@ -143,7 +146,7 @@ impl Monitor {
             let channel = self.channel.deadline();
             let calls = self.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
-            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet];
+            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
             let mut tokens = self.poller.wait(deadlines.into_iter().flatten().min())?;
             // Who has ended may have said something before: it is heard while it is still known who that was.
             tokens.sort_by_key(|token| *token == SIGNALS);

@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
+use super::log::Held;
 use super::roster::Roster;
 use super::run::{ACKS, CHANNEL, Monitor, NOTIFY, SHARING, SIGNALS};
 use super::state::{Event, Settings, Slots, Watch};
@@ -114,6 +115,7 @@ impl Monitor {
             state,
             events: VecDeque::from([Event::Start]),
             cut_off: None,
+            held_notes: Held::default(),
             done: false,
         })
     }

@@ -86,6 +86,18 @@ pub(super) enum Command {
         #[arg(long)]
         drained: bool,
     },
+    /// Wait until no old generation drains any more; with --now, end what drains
+    Drain {
+        /// Hurry: go on to the rest of the stop schedule, without its first step
+        #[arg(long)]
+        now: bool,
+        /// This generation only
+        #[arg(long, value_name = "N")]
+        generation: Option<u32>,
+        /// Do not wait
+        #[arg(long, requires = "now")]
+        no_wait: bool,
+    },
     /// Upgrade panzer itself in place; workers go on untouched
     ///
     /// Main becomes the build that the path it was started by leads to now, under the same pid.

@@ -85,6 +85,9 @@ fn perform(options: &Options) -> Result<(), Trouble> {
         }
         Command::Metrics => of(options).map(|found| tell(&metrics::render(&found))),
         Command::Reload { no_wait, drained } => follow(options, Request { no_wait, drained, ..plain(Wanted::Reload) }),
+        Command::Drain { now, generation, no_wait } => {
+            follow(options, Request { now, generation, no_wait, ..plain(Wanted::Drain) })
+        }
         Command::Restart => follow(options, plain(Wanted::Restart)),
         Command::Stop { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Stop) }),
         Command::Exit { no_wait } => follow(options, Request { no_wait, ..plain(Wanted::Exit) }),
@@ -198,6 +201,7 @@ fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
             tell(&format!("generation {generation} serves after {took}{}\n", draining.unwrap_or_default()));
         }
         (Wanted::Reload, None) => tell(&format!("generation {generation} will follow\n")),
+        (Wanted::Drain, _) if !request.no_wait => tell("nothing drains any more\n"),
         (Wanted::Restart, _) => {
             let (before, now) = answer.builds.unwrap_or_default();
             let file = answer.build_file.map(|file| format!(" ({file})")).unwrap_or_default();

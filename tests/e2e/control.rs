@@ -389,6 +389,26 @@ fn a_reload_says_that_the_old_generation_still_drains() {
     panzer.stop();
 }
 
+#[test]
+fn a_draining_generation_can_be_hurried() {
+    let panzer = Panzer::builder()
+        .executable("app", "#!/bin/sh\ntrap '' TERM\ntrap 'exit 0' INT\nwhile :; do sleep 0.05; done\n")
+        .args(["-w", "1", "--bake", "50ms", "--stop", "TERM/1h/INT/1h/KILL", "./app"])
+        .start();
+    panzer.wait_serving();
+    assert_eq!(text(&run(&panzer, &["drain"]).stdout), "nothing drains any more\n");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let wrong = run(&panzer, &["drain", "--now", "--generation", "2"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("generation 2 does not drain; these do: 1"), "{}", text(&wrong.stderr));
+    panzer.expect_line("generation 1 goes on to the rest of its stop schedule, as asked");
+    let told = text(&run(&panzer, &["drain", "--now", "--timeout", "20s"]).stdout);
+    assert_eq!(told, "generation 1 is draining\nnothing drains any more\n");
+    assert_eq!(panzer.status().generations.len(), 1);
+    panzer.signal(nix::sys::signal::Signal::SIGQUIT);
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
 /// A file that is called "pid", as many deploy tools have it, names nobody.
 #[test]
 fn a_pid_file_by_that_name_is_not_what_an_instance_is_called() {

@@ -51,6 +51,8 @@ pub(crate) struct Watched {
     pub(crate) extended: bool,
     /// It was told to end in its own time.
     pub(crate) patient: bool,
+    /// An operator wants its end.
+    pub(crate) hurried: bool,
     pub(crate) killed: bool,
     pub(crate) ended: bool,
     pub(crate) orphans: Orphans,
@@ -296,6 +298,7 @@ impl MainCheck {
             Event::Scale(_, change) => self.scaled(now, *change),
             Event::Planned(generation, settings) => self.planned(*generation, settings),
             Event::Tuned(workers, tuning) => self.tuned(now, *workers, tuning),
+            Event::HastenDraining(generation) => self.hurried(now, *generation),
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
@@ -309,6 +312,17 @@ impl MainCheck {
                 }
             }
             Event::Wake => {}
+        }
+    }
+
+    fn hurried(&mut self, now: Time, generation: Option<u32>) {
+        for (monitor, watched) in &mut self.monitors {
+            if generation.is_none_or(|only| only == monitor.generation) {
+                if watched.orphans == Orphans::Present {
+                    watched.orphans_stop.begin(true, now, &watched.orphans_schedule);
+                }
+                watched.hurried |= !watched.ended && (watched.ordered.has_begun() || watched.patient);
+            }
         }
     }
 
@@ -694,7 +708,7 @@ impl MainCheck {
         let must_stop = self.is_stopping() || !goes_on;
         let ends = watched.ordered.has_begun() || (watched.patient && !self.is_stopping());
         hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
-        let quickly = self.stop.quick.is_none() || watched.ordered.quick.is_some();
+        let quickly = (self.stop.quick.is_none() && !watched.hurried) || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;
         let overdue =
             watched.ordered.kill_due().is_some_and(|due| due + GRACE <= now) && !watched.killed && !watched.extended;

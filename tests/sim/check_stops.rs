@@ -36,7 +36,9 @@ impl MainCheck {
             }
             _ => false,
         };
-        let hastened = urgency == Urgency::Quick && !asked && self.is_beyond_limit(monitor);
+        let hurried = self.monitors.get(&monitor).is_some_and(|watched| watched.hurried);
+        self.tally.hurried += u64::from(hurried);
+        let hastened = urgency == Urgency::Quick && !asked && (hurried || self.is_beyond_limit(monitor));
         self.tally.hastened += u64::from(hastened);
         let back = self.falling_back.take_if(|back| *back == monitor).is_some();
         self.restores |= back;

@@ -108,7 +108,7 @@ impl World {
 
     /// What an operator, or bad luck, does.
     fn interfere(&mut self) -> Checked {
-        match self.choices.below(59) {
+        match self.choices.below(61) {
             0 => {}
             1..=3 => self.signal_main(Event::Reload),
             4 => self.signal_main(Event::ReloadRetiring(Urgency::Patient)),
@@ -148,6 +148,10 @@ impl World {
                 Ok(())
             })?,
             56..=58 => self.stray(),
+            59..=60 => {
+                let generation = self.choices.below(5) as u32;
+                self.signal_main(Event::HastenDraining((generation > 0).then_some(generation)));
+            }
             _ => self.scale(),
         }
         Ok(())

@@ -141,6 +141,8 @@ planted! {
     PrefersTheScaledOnReload
     LosesTuningOverRestart
     IgnoresTuning
+    ForgetsToHurry
+    HurriesTheServing
     AdoptsStrangers
     RemembersStrangers
     TakesAnyHelper
@@ -200,6 +202,7 @@ impl Planted {
                 None
             }
             (Some(Planted::ForgetsRebound), Event::Rebound) => None,
+            (Some(Planted::ForgetsToHurry), Event::HastenDraining(_)) => None,
             (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
             (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
             (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
@@ -306,6 +309,9 @@ impl Planted {
                 actions.retain(
                     |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
                 );
+            }
+            Planted::HurriesTheServing if matches!(event, Event::HastenDraining(_)) => {
+                actions.extend(check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Quick))));
             }
             Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
             _ => {}

@@ -14,6 +14,7 @@ pub(crate) struct Tally {
     pub(crate) given_up: u64,
     pub(crate) refused: u64,
     pub(crate) strangers: u64,
+    pub(crate) hurried: u64,
     pub(crate) gave_up: u64,
     pub(crate) fatal: u64,
     pub(crate) exits: u64,
@@ -47,7 +48,7 @@ impl Tally {
         let ends = [self.gave_up, self.fatal, self.exits];
         let watching = [self.seen, self.late_listens, self.must_accept, self.unseeable, self.scaled, self.quiet];
         let limits = [self.finished, self.finished_by_one, self.ended_before, self.hastened];
-        let half = [self.half_listening, self.given_up, self.refused, self.strangers];
+        let half = [self.half_listening, self.given_up, self.refused, self.strangers, self.hurried];
         let rolling = [self.shares, self.fall_backs, self.patient, self.restarts, self.bypasses];
         let configuration = [self.tuned, self.tuned_while_starting, self.recounted, self.replanned];
         let further = limits.iter().chain(&rolling).chain(&configuration).chain(&half);
@@ -66,6 +67,7 @@ impl Tally {
         self.given_up += other.given_up;
         self.refused += other.refused;
         self.strangers += other.strangers;
+        self.hurried += other.hurried;
         self.gave_up += other.gave_up;
         self.fatal += other.fatal;
         self.exits += other.exits;

@@ -239,3 +239,17 @@ while :; do sleep 0.02; done
     assert_eq!(noted(), ["1 USR2", "1 USR2", "2 TERM", "2 USR2"]);
     panzer.wait_exit();
 }
+
+/// As a service manager does it that signals all of a control group: the workers are no crash.
+#[test]
+fn workers_that_are_told_to_end_together_with_panzer_are_no_crash() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let panzer = Panzer::start(["-w", "4", "--bake", "50ms", "--", "sleep", "1000"]);
+        panzer.wait_serving();
+        for worker in panzer.workers() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), signal).unwrap();
+        }
+        panzer.signal_quietly(signal);
+        assert_eq!(panzer.wait_exit().code(), Some(0));
+    }
+}
