@@ -27,14 +27,15 @@ impl Main {
         if is_hang_up(received, self.had_terminal) {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
-        if self.pid_file.is_removed() && !self.state.is_stopping() {
-            self.restore_own_files();
-        }
         // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
         if received.signal == Signal::SIGCONT && received.by_kernel {
             return;
         }
         let asked = self.plan.signals.action(received.signal);
+        // A stop must not wait for a file system, and removes them anyway.
+        if !asked.stops() && !self.state.is_stopping() && !self.pid_file.is_lost() {
+            self.restore_own_files();
+        }
         self.interrupted |= is_interrupt(received, asked);
         match asked {
             Asked::Reload => self.events.push_back(Event::Reload),

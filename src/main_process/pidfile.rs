@@ -131,9 +131,9 @@ impl PidFile {
         &self.path
     }
 
-    /// Whether somebody has removed the lock: asked of what is open, so that no file system is waited for.
-    pub(super) fn is_removed(&self) -> bool {
-        !self.lost && self.lock.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    /// Whether it was removed and could not be made anew.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// Makes it and its lock anew where they are not there. Returns the path where it did; the error is a line.

@@ -110,6 +110,7 @@ impl UnixGuard {
                 self.dead.remove(&number);
                 continue;
             };
+            held.listener.remove_path();
             match renew(&held.listen) {
                 Ok(new) => {
                     held.listener = new;

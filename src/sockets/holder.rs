@@ -1,28 +1,22 @@
-//! Who holds an address that is in use: found through /proc, for the message only; and whether a unix path is held on
-//! which nobody listens.
+//! Who holds an address that is in use: found through /proc, for the message only.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 
 use nix::unistd::Pid;
 
 use crate::config::Address;
 use crate::sys::printable;
 use crate::sys::processes::{is_alive, is_exiting};
-use crate::sys::unix_queue;
 
 /// Where sockets of a protocol are listed, and in which state those are that hold a port.
 const TCP: ([&str; 2], &str) = (["/proc/net/tcp", "/proc/net/tcp6"], "0A");
 const UDP: ([&str; 2], &str) = (["/proc/net/udp", "/proc/net/udp6"], "07");
 
-/// The state of a unix socket in /proc/net/unix that is not connected, whether it listens or not (`SS_UNCONNECTED`); and
-/// of those the flags of one that does not.
+/// State of a unix socket that is bound and not connected, whether it listens or not (SS_UNCONNECTED).
 const UNIX_UNCONNECTED: &str = "01";
-const UNIX_NO_FLAGS: &str = "00000000";
 
-/// A process that holds a listening socket.
+/// A process that holds a socket that is bound there.
 #[derive(Debug)]
 pub(super) struct Holder {
     pub(super) pid: i32,
@@ -41,7 +35,7 @@ pub(super) enum Prospect {
     Exiting,
 }
 
-/// Every process that can be seen to listen on `address`, or on what collides with it.
+/// Every process that can be seen to hold `address`, or on what collides with it.
 pub(super) fn find(address: &Address) -> Vec<Holder> {
     let inodes = match address {
         Address::Any(port) => port_inodes(TCP, *port, None),
@@ -102,36 +96,6 @@ fn unix_inodes(path: &str) -> Vec<String> {
         (*fields.get(5)? == UNIX_UNCONNECTED && *fields.get(7)? == path).then(|| fields[6].to_owned())
     });
     rows.collect()
-}
-
-/// Whether a process has bound this unix path and does not listen yet: who connects is refused as if nobody were there.
-pub fn is_bound(path: &Path) -> bool {
-    let ours = || bound_in("/proc/net/unix", path);
-    unix_queue::is_bound(path).unwrap_or_else(|_| ours()) || is_bound_elsewhere(path)
-}
-
-/// The same by a process in another network namespace: sockets with a path are of all of them.
-fn is_bound_elsewhere(path: &Path) -> bool {
-    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let mut known: BTreeSet<_> = network("self").into_iter().collect();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut others = pids.filter(|pid| network(pid).is_some_and(|network| known.insert(network)));
-    others.any(|pid| bound_in(&format!("/proc/{pid}/net/unix"), path))
-}
-
-/// A relative path is of a folder that is not known: it is taken to be this one.
-fn bound_in(table: &str, path: &Path) -> bool {
-    let table = fs::read_to_string(table).unwrap_or_default();
-    let wanted = std::path::absolute(path).unwrap_or_default();
-    table.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, _, _, flags, _, state, _, found @ ..] = &fields[..] else { return false };
-        let found = found.join(" ");
-        let found = Path::new(&found);
-        let is_it = if found.is_absolute() { found == wanted } else { found.file_name() == wanted.file_name() };
-        *flags == UNIX_NO_FLAGS && *state == UNIX_UNCONNECTED && is_it && found.file_name().is_some()
-    })
 }
 
 fn holds(pid: i32, links: &[String]) -> bool {

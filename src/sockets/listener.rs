@@ -118,6 +118,11 @@ impl Listener {
 
     /// Closes the socket and removes its path, if that is still ours.
     pub fn close(self) {
+        self.remove_path();
+    }
+
+    /// Removes its path, if that is still ours, so that another one can be bound there.
+    pub fn remove_path(&self) {
         if let Some((path, identity)) = &self.path {
             unix_path::remove(path, *identity);
         }

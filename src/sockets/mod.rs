@@ -7,5 +7,4 @@ pub mod queues;
 pub mod sharing;
 mod unix_path;
 
-pub use holder::is_bound;
 pub use listener::{Listener, Refusal, bind};

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind as bind_socket, connect, socket};
+use nix::sys::socket::{UnixAddr, bind as bind_socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::config::Access;
+use crate::sys::unix_paths::is_in_use;
 
 /// Device and inode: what a path leads to.
 pub(super) type Identity = (u64, u64);
@@ -36,7 +37,7 @@ pub(super) fn remove(path: &Path, identity: Identity) {
     }
 }
 
-/// Binds `fd` to `path`, where a socket that nobody listens on any more is replaced. What is no socket is left alone,
+/// Binds `fd` to `path`, where a socket that no process has any more is replaced. What is no socket is left alone,
 /// and refuses the bind. To be done before it listens: until then nobody is let in whatever the access.
 pub(super) fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
     remove_stale(path)?;
@@ -122,19 +123,15 @@ fn own(handle: &OwnedFd, access: Access) -> io::Result<()> {
     })
 }
 
-/// Removes the path of a socket that nobody holds any more.
+/// Removes the path of a socket that no process has any more.
 fn remove_stale(path: &Path) -> io::Result<()> {
     if !is_socket(path) {
         return Ok(());
     }
     let Some(identity) = identity_at(path) else { return Ok(()) };
-    // Without waiting: a queue that is full belongs to somebody who lives.
-    let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
-        Err(Errno::ECONNREFUSED) if !super::holder::is_bound(path) => {
-            remove(path, identity);
-            Ok(())
-        }
-        _ => Err(Errno::EADDRINUSE.into()),
+    if is_in_use(path)? {
+        return Err(Errno::EADDRINUSE.into());
     }
+    remove(path, identity);
+    Ok(())
 }

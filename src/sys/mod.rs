@@ -21,4 +21,5 @@ pub mod seccomp;
 pub mod signals;
 pub mod stderr;
 pub mod terminal;
+pub mod unix_paths;
 pub mod unix_queue;

@@ -109,7 +109,8 @@ fn a_control_socket_that_is_taken_is_an_error() {
     let first = serving_sleeper();
     let path = first.path("run/sleep.sock");
     let second = Panzer::builder().arg("--control").arg(&path).args(["--", "sleep", "1000"]).start();
-    second.expect_line("error: the control socket *sleep.sock belongs to a panzer that runs; stop it, or give another");
+    second
+        .expect_line("error: the control socket *sleep.sock belongs to a process that runs; stop it, or give another");
     assert_eq!(second.wait_exit().code(), Some(125));
     assert_eq!(run(&first, &["status"]).status.code(), Some(0));
 }

@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+
 use crate::control::text;
+use crate::support::Panzer;
 
 /// What answers in a folder of somebody else's, as another user where that can be had.
 const STRANGER: &str = r#"
@@ -88,5 +92,37 @@ fn folders_of_strangers_are_not_looked_at_and_what_they_say_acts_on_no_terminal(
         // Root may go there, if sent there.
         let socket = folder.join("x.sock");
         assert!(ask(&["--control", socket.to_str().unwrap(), "reload"]).contains("forged"));
+    }
+}
+
+/// A server that binds first and listens later lives all the same.
+#[test]
+fn a_unix_path_that_is_bound_and_not_listened_on_yet_is_left_to_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.sock");
+    let address = UnixAddr::new(&path).unwrap();
+    for kind in [SockType::Stream, SockType::SeqPacket, SockType::Datagram] {
+        let bound = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(bound.as_raw_fd(), &address).unwrap();
+        let own = path.display();
+        for (arguments, why) in [
+            (
+                ["--listen".to_owned(), format!("unix:{own}")],
+                format!("error: cannot listen on unix:{own}: in use by *"),
+            ),
+            (
+                ["--control".to_owned(), own.to_string()],
+                format!("error: the control socket {own} belongs to a process *"),
+            ),
+        ] {
+            let panzer = Panzer::builder().args(["-w", "1"]).args(arguments).args(["--", "sleep", "1000"]).start();
+            panzer.expect_line(&why);
+            assert_eq!(panzer.wait_exit().code(), Some(125));
+            assert!(path.exists());
+        }
+        drop(bound);
+        let panzer = Panzer::builder().args(["-w", "1", "--control", &own.to_string(), "--", "sleep", "1000"]).start();
+        panzer.wait_serving();
+        panzer.stop();
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, umask};
+
+use crate::sys::unix_paths::is_in_use;
 
 /// The socket, and the file that is ours to remove.
 #[derive(Debug)]
@@ -65,20 +65,13 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             "cannot listen on the control socket {shown}: a file that is no socket is in its place; remove it"
         ));
     }
-    match is_listened_on(path) {
-        false => fs::remove_file(path).map_err(|error| format!("cannot replace {shown}: {}", reason(&error))),
-        true => {
-            Err(format!("the control socket {shown} belongs to a panzer that runs; stop it, or give another --control"))
-        }
+    // One that cannot be asked for is left alone.
+    if is_in_use(path).unwrap_or(true) {
+        return Err(format!(
+            "the control socket {shown} belongs to a process that runs; stop it, or give another --control"
+        ));
     }
-}
-
-/// Asked without waiting: whoever is stopped may have a full queue.
-fn is_listened_on(path: &Path) -> bool {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let Ok(asking) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return true };
-    let connected = UnixAddr::new(path).and_then(|address| connect(asking.as_raw_fd(), &address));
-    connected != Err(Errno::ECONNREFUSED) || crate::sockets::is_bound(path)
+    fs::remove_file(path).map_err(|error| format!("cannot replace {shown}: {}", reason(&error)))
 }
 
 fn reason(error: &io::Error) -> String {

@@ -164,6 +164,8 @@ fn files_that_were_removed_are_made_anew() {
         (&all[2..], Signal::SIGUSR1),
         (&all[1..], Signal::SIGUSR2),
         (&all[..], Signal::SIGTTIN),
+        (&all[..1], Signal::SIGTTIN),
+        (&all[2..], Signal::SIGCONT),
     ] {
         removed.iter().for_each(|file| fs::remove_file(panzer.path(file)).unwrap());
         panzer.signal(signal);
