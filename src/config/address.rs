@@ -177,8 +177,10 @@ impl FromStr for Listen {
         };
         let key = name.unwrap_or(address);
         if OPTION_NAMES.contains(&key.to_ascii_lowercase().as_str()) {
+            let is_of_paths = ["mode", "owner", "group"].contains(&key.to_ascii_lowercase().as_str());
+            let address = if is_of_paths { "unix:/run/app.sock" } else { "8080" };
             return Err(format!(
-                "{key} is an option, and stands behind an address and a comma: quote the whole value, as in \"8080,{first}\""
+                "{key} is an option, and stands behind an address and a comma: quote the whole value, as in \"{address},{first}\""
             ));
         }
         let name = name.map(checked_name).transpose()?;
@@ -465,6 +467,8 @@ mod tests {
         for option in ["backlog=4096", "mode=0660", "owner=nobody", "Group=www", "nonblock", "per-worker", "backlog"] {
             assert!(reason(option).contains("quote the whole value"), "{option}");
         }
+        // What is shown can be written so.
+        assert!(reason("mode=0660").contains("\"unix:/run/app.sock,mode=0660\""));
         assert!(reason("80,").contains("right behind a comma") && reason("80, nonblock").contains("with no blank"));
         assert!(reason("80,81").contains("a second address") && reason("80,[::1]:81").contains("a second address"));
         assert!(reason("80,backlog=5,backlog=6").contains("backlog is given twice"));

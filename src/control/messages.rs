@@ -307,6 +307,9 @@ pub struct WorkerStatus {
     pub respawns: u32,
     /// Why the last one ended.
     pub last: Option<Cause>,
+    /// How long ago the worker last said that it lives, where it does (einhorn's ping).
+    #[serde(default)]
+    pub sign_of_life: Option<Duration>,
 }
 
 /// What a monitor is to do, handed to it in a memfd.

@@ -308,6 +308,9 @@ pub struct Worker {
     /// Why the last one in its slot ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<Failed>,
+    /// How long ago it last said that it lives, where it does (einhorn's ping).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_of_life_ms: Option<u64>,
 }
 
 /// The accept queue of a listener; the queues of all workers together where each has its own.

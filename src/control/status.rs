@@ -40,7 +40,8 @@ pub fn render(main: i32, generations: &[GenerationStatus]) -> String {
                 Cause::Exited(code) if worker.phase == "ended" => format!("last: exited with code {code}"),
                 _ => format!("last: {cause}"),
             });
-            let remarks: Vec<String> = respawned.into_iter().chain(last).collect();
+            let sign = worker.sign_of_life.map(|ago| format!("sign of life {} ago", duration::show(ago)));
+            let remarks: Vec<String> = respawned.into_iter().chain(sign).chain(last).collect();
             let _ = write!(out, " {}", remarks.join(", "));
             out.truncate(out.trim_end().len());
         }

@@ -79,6 +79,7 @@ impl Inquiry {
             since_ms: worker.since.as_millis() as u64,
             respawns: worker.respawns,
             last: worker.last.as_ref().map(|cause| requests::Failed::new(worker.slot, cause)),
+            sign_of_life_ms: worker.sign_of_life.map(|ago| ago.as_millis() as u64),
         };
         let generation = |answer: &Answer| requests::Generation {
             number: answer.number,

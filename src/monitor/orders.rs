@@ -122,13 +122,16 @@ impl Monitor {
         let now = Instant::now();
         for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
             let view = self.state.view(slot);
+            let live = self.roster.in_slot(slot);
+            let sign_of_life = live.as_ref().and_then(|live| live.sign_of_life);
             let status = WorkerStatus {
                 slot,
-                pid: self.roster.in_slot(slot).map(|live| live.pid().as_raw()),
+                pid: live.map(|live| live.pid().as_raw()),
                 phase: view.phase.word().to_owned(),
                 since: now.saturating_duration_since(view.since),
                 respawns: view.respawns,
                 last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
+                sign_of_life: sign_of_life.map(|at| now.saturating_duration_since(at)),
             };
             self.channel.send(&Report::Worker(status));
         }

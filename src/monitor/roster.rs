@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -34,6 +36,8 @@ pub(super) struct Live {
     pub(super) refused: Option<Cause>,
     /// What it alone was given to tell us on.
     pub(super) notify: Option<NotifySocket>,
+    /// When it last said that it lives.
+    pub(super) sign_of_life: Option<Instant>,
 }
 
 impl Live {
@@ -68,7 +72,8 @@ impl Roster {
     pub(super) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
         let pid = child.pid;
         self.slots.insert(pid, worker.slot);
-        let live = Live { worker, pid, started, refuses: false, executing: Some(child), refused: None, notify };
+        let executing = Some(child);
+        let live = Live { worker, pid, started, refuses: false, executing, refused: None, notify, sign_of_life: None };
         self.live.insert(worker.slot, live);
     }
 
@@ -125,6 +130,14 @@ impl Roster {
     /// Number of workers that live.
     pub(super) fn count(&self) -> usize {
         self.live.len()
+    }
+
+    /// This process, or the worker that it descends from, lives.
+    pub(super) fn note_sign_of_life(&mut self, sender: Pid, now: Instant) {
+        let live = self.find_ancestor(sender).and_then(|worker| self.live.get_mut(&worker.slot));
+        if let Some(live) = live {
+            live.sign_of_life = Some(now);
+        }
     }
 
     pub(super) fn slot_of(&self, pid: Pid) -> Option<u32> {

@@ -15,7 +15,7 @@ use super::state::{Action, Event, Slots, Worker};
 use crate::control::channel::Channel;
 use crate::control::messages::{Assignment, Report};
 use crate::control::role::Environment;
-use crate::readiness::ack::AckSocket;
+use crate::readiness::ack::{AckSocket, Said};
 use crate::readiness::notify::{Notification, NotifySocket};
 use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
@@ -248,8 +248,12 @@ impl Monitor {
     fn take_acks(&mut self) {
         let Some(acks) = &mut self.acks else { return };
         let is_known = |sender| self.roster.find_ancestor(sender).is_some();
-        for sender in acks.tend(&self.poller, Instant::now(), is_known) {
-            self.told_ready(sender);
+        let now = Instant::now();
+        for (sender, said) in acks.tend(&self.poller, now, is_known) {
+            match said {
+                Said::Ack => self.told_ready(sender),
+                Said::Ping => self.roster.note_sign_of_life(sender, now),
+            }
         }
     }
 

@@ -116,6 +116,7 @@ struct Row {
     tone: Tone,
     /// The cause in full, where the cell does not say all of it.
     cause: Option<String>,
+    sign_of_life: Option<String>,
 }
 
 impl Table {
@@ -135,12 +136,13 @@ impl Table {
             columns.saturating_sub(widths[..LAST].iter().map(|width| width + 1).sum()).max(HEADS[LAST].len());
         let mut table = Table { widths, rows };
         for row in &mut table.rows {
-            let Some(cause) = &row.cause else { continue };
-            if width(cause) <= widths[LAST] {
+            if row.cause.as_ref().is_some_and(|cause| width(cause) <= widths[LAST]) {
                 row.cells[LAST] = row.cause.take().unwrap_or_default();
-            } else {
-                row.cells[LAST] = cut(&row.cells[LAST], widths[LAST]);
             }
+            let last = std::mem::take(&mut row.cells[LAST]);
+            let said: Vec<String> =
+                row.sign_of_life.take().into_iter().chain((!last.is_empty()).then_some(last)).collect();
+            row.cells[LAST] = cut(&said.join("; "), widths[LAST]);
         }
         table
     }
@@ -221,7 +223,8 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
         "empty" => Tone::Faint,
         _ => Tone::Passing,
     };
-    Row { generation, slot: worker.slot, cells, tone, cause }
+    let sign_of_life = worker.sign_of_life_ms.map(|ago| format!("sign of life {} ago", time(ago)));
+    Row { generation, slot: worker.slot, cells, tone, cause, sign_of_life }
 }
 
 /// In a few words; and the whole cause, where these do not say it.
@@ -273,7 +276,7 @@ mod tests {
 
     fn worker(slot: u32, pid: Option<i32>, state: &str, respawns: u32, last: Option<Cause>) -> Worker {
         let last = last.map(|cause| Failed::new(slot, &cause));
-        Worker { slot, pid, state: state.to_owned(), since_ms: 11_000_000, respawns, last }
+        Worker { slot, pid, state: state.to_owned(), since_ms: 11_000_000, respawns, last, sign_of_life_ms: None }
     }
 
     fn status(workers: Vec<Worker>) -> Status {
@@ -316,9 +319,10 @@ mod tests {
 
     #[test]
     fn a_table_fits_a_terminal_and_reads_well() {
+        let pinged = |worker| Worker { sign_of_life_ms: Some(3_200), ..worker };
         let status = status(vec![
-            worker(0, Some(4_194_304), "ready", 0, None),
-            worker(4095, Some(71), "ready", 4_294_967_295, Some(Cause::Killed(11, true))),
+            pinged(worker(0, Some(4_194_304), "ready", 0, None)),
+            pinged(worker(4095, Some(71), "ready", 4_294_967_295, Some(Cause::Killed(11, true)))),
             worker(2, None, "waiting", 2, Some(Cause::NotFound("there is no ./my_app in /srv; build it".repeat(3)))),
         ]);
         let expected = "\
@@ -327,8 +331,8 @@ my_app: ready, main 41, up 3d11h, 2 of 3 workers ready
 GEN WORKER     PID STATE   UPTIME RESPAWNS  CPU%    PSS LAST EXIT
   6 draining, monitor 42, which does not answer: is it stopped?
   7 serving, monitor 42, 2 ready, 1 waiting
-  7      0 4194304 ready    3h03m        0 100.0 700.0M
-  7   4095      71 ready    3h03m     4.2G 100.0 700.0M SIGSEGV, core
+  7      0 4194304 ready    3h03m        0 100.0 700.0M sign of life 3s ago
+  7   4095      71 ready    3h03m     4.2G 100.0 700.0M sign of life 3s ago; SI…
   7      2       - waiting      -        2     -      - not found
 
 LISTENER                                    QUEUED     LIMIT    QUEUES   FULLEST

@@ -1,5 +1,5 @@
-//! The acknowledgement of einhorn's workers: a line on a unix socket with a path, from a sender that the kernel vouches
-//! for. There is no reply.
+//! What einhorn's workers say: a line on a unix socket with a path, from a sender that the kernel vouches for. There is no
+//! reply.
 
 use std::fs;
 use std::io::{self, Read};
@@ -31,6 +31,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause after a crowd of strangers.
 const PAUSE_AFTER_STRANGERS: Duration = Duration::from_millis(10);
+
+/// What a worker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It is ready.
+    Ack,
+    /// It lives.
+    Ping,
+}
 
 /// The socket that workers of one generation acknowledge on.
 #[derive(Debug)]
@@ -85,14 +94,14 @@ impl AckSocket {
         self.clients.iter().map(|client| client.until).chain(self.resume).min()
     }
 
-    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who acknowledged. Never waits.
-    pub fn tend(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) -> Vec<Pid> {
+    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who said what. Never waits.
+    pub fn tend(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) -> Vec<(Pid, Said)> {
         self.accept(poller, now, is_known);
-        let mut acknowledged = Vec::new();
+        let mut all = Vec::new();
         self.clients.retain_mut(|client| {
             let heard = client.hear();
-            if matches!(heard, Heard::Line) && is_ack(&client.line) {
-                acknowledged.push(client.sender);
+            if let (Heard::Line, Some(said)) = (&heard, said(&client.line)) {
+                all.push((client.sender, said));
             }
             let stays = matches!(heard, Heard::Nothing) && now < client.until;
             if !stays {
@@ -101,7 +110,7 @@ impl AckSocket {
             stays
         });
         self.watch_if_there_is_room(poller, now);
-        acknowledged
+        all
     }
 
     fn accept(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) {
@@ -205,14 +214,18 @@ struct Message {
 
 /// A line is JSON, or, from einhorn's own library, YAML with its line ends written %0A. Which process it names does not
 /// matter: the kernel says who sent it.
-fn is_ack(line: &[u8]) -> bool {
-    const ACK: &str = "worker:ack";
+fn said(line: &[u8]) -> Option<Said> {
+    let said = |command: &str| match command {
+        "worker:ack" => Some(Said::Ack),
+        "worker:ping" => Some(Said::Ping),
+        _ => None,
+    };
     if let Ok(message) = serde_json::from_slice::<Message>(line) {
-        return message.command == ACK;
+        return said(&message.command);
     }
     let text = String::from_utf8_lossy(line).replace("%0A", "\n");
     let mut commands = text.lines().filter_map(|line| line.strip_prefix("command:"));
-    commands.any(|command| command.trim().trim_matches(['"', '\'']) == ACK)
+    commands.find_map(|command| said(command.trim().trim_matches(['"', '\''])))
 }
 
 #[cfg(test)]
@@ -226,13 +239,18 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_is_known_in_both_forms() {
-        assert!(is_ack(br#"{"command":"worker:ack","pid":17}"#));
-        assert!(is_ack(b"--- %0Acommand: worker:ack%0Apid: 17%0A"));
-        assert!(is_ack(b"---%0Apid: 17%0Acommand: \"worker:ack\"%0A"));
-        for other in [&br#"{"command":"worker:ping","pid":17}"#[..], b"", b"worker:ack", b"{}", b"\xff", b"--- %0Aack"]
-        {
-            assert!(!is_ack(other), "{other:?}");
+    fn what_is_said_is_known_in_both_forms() {
+        for (name, meant) in [("ack", Said::Ack), ("ping", Said::Ping)] {
+            for line in [
+                format!(r#"{{"command":"worker:{name}","pid":17}}"#),
+                format!("--- %0Acommand: worker:{name}%0Apid: 17%0A"),
+                format!("---%0Apid: 17%0Acommand: \"worker:{name}\"%0A"),
+            ] {
+                assert_eq!(said(line.as_bytes()), Some(meant), "{line}");
+            }
+        }
+        for other in [&br#"{"command":"worker:fly","pid":17}"#[..], b"", b"worker:ack", b"{}", b"\xff", b"--- %0Aack"] {
+            assert_eq!(said(other), None, "{other:?}");
         }
     }
 
@@ -248,7 +266,7 @@ mod tests {
         assert_eq!(socket.tend(&poller, now, |_| true), []);
         assert_eq!(socket.clients.len(), 1, "the endless one is let go of");
         client.write_all(b"ack\",\"pid\":1}\n").unwrap();
-        assert_eq!(socket.tend(&poller, now, |_| true), [Pid::this()]);
+        assert_eq!(socket.tend(&poller, now, |_| true), [(Pid::this(), Said::Ack)]);
         assert!(socket.clients.is_empty() && socket.deadline().is_none());
         let path = socket.path().to_owned();
         drop(socket);

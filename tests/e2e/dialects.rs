@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::control::{run, text};
 use crate::servers::{NGINX, nginx_in, survives_a_reload};
 use crate::support::{Builder, Panzer, eventually, eventually_some, free_port, require};
 
@@ -336,6 +337,13 @@ fn who_says_something_else_is_not_ready() {
     eventually(SOON, "both have said something", || acks(&panzer) == 2);
     let phases = || panzer.status().serving().workers.iter().map(|worker| worker.phase.clone()).collect::<Vec<_>>();
     assert_eq!(phases(), ["starting", "starting"]);
+    // But it lives, and that is shown.
+    eventually(SOON, "both signs of life are shown", || {
+        let json: serde_json::Value = serde_json::from_slice(&run(&panzer, &["status", "--json"]).stdout).unwrap();
+        let workers = json["generations"][0]["workers"].as_array().unwrap();
+        workers.len() == 2 && workers.iter().all(|worker| worker["sign_of_life_ms"].is_u64())
+    });
+    assert!(text(&run(&panzer, &["status"]).stdout).matches("sign of life").count() == 2);
     panzer.stop();
 }
 

@@ -77,6 +77,27 @@ fn as_pid_1_it_reaps_whatever_comes_and_obeys() {
     assert_eq!(panzer.wait_exit().code(), Some(0));
 }
 
+/// Who sends from outside has no pid in there, as the kernel has none: what the kernel itself sends is told by its code.
+#[test]
+fn a_cont_from_outside_of_the_pid_namespace_counts() {
+    if !nix::unistd::geteuid().is_root() || !require("unshare") {
+        eprintln!("skipped: a pid namespace takes root");
+        return;
+    }
+    let panzer = Panzer::builder()
+        .executable("container", "#!/bin/sh\nexec unshare -pf --mount-proc \"$@\"\n")
+        .through("container")
+        .args(["-w", "1", "--bake", "50ms", "--signals", "serverengine", "--name", "x", "--", "sleep", "1000"])
+        .start();
+    panzer.wait_serving();
+    panzer.expect_line("the state is in */run/x.dump");
+    let main = eventually_some(SOON, "panzer is in its namespace", || child_of(panzer.pid()));
+    kill(Pid::from_raw(main), Signal::SIGCONT).unwrap();
+    eventually(SOON, "it has dumped its state", || panzer.path("run/x.dump").exists());
+    kill(Pid::from_raw(main), Signal::SIGTERM).unwrap();
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
 #[test]
 fn ps_tells_the_processes_apart() {
     let panzer = Panzer::start(["-w", "1", "--bake", "50ms", "--", "sleep", "1000"]);
