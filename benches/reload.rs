@@ -11,15 +11,16 @@ use std::process::ExitCode;
 
 use measure::program::{Program, Role};
 use measure::table::{self, Table};
-use measure::{Measured, cost, machine, memory, respawn, spread, start, under_load, wake_ups};
+use measure::{Measured, cost, machine, many, memory, respawn, spread, start, under_load, wake_ups};
 
 /// A part by its name, and what measures it.
 type Part = (&'static str, fn(&Program, &mut Table) -> Measured<()>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("load", under_load::measure),
     ("respawn", respawn::measure),
     ("start", start::measure),
+    ("many", many::measure),
     ("memory", memory::measure),
     ("wakeups", wake_ups::measure),
     ("cost", cost::measure),

@@ -23,9 +23,9 @@ complete -c panzer -l surge -d 'How many workers beyond --workers a reload may r
 complete -c panzer -l timeout -d 'How long a worker may take to stop gracefully: the first wait of --stop [60s]' -r
 complete -c panzer -l stop -d 'Signals and waits by which a worker is stopped [TERM/60s/INT/5s/KILL]' -r
 complete -c panzer -l retire -d 'Signals and waits by which a worker is stopped that a reload or a scale ends [as --stop]' -r
-complete -c panzer -l delay -d 'The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]' -r
-complete -c panzer -l delay-max -d 'The longest delay before a respawn [30s]' -r
-complete -c panzer -l healthy-after -d 'A worker that lived this long was healthy [10s]' -r
+complete -c panzer -l delay -d 'First delay before a respawn; it doubles with each further failure, and is 10ms at least from the second one on. None after a healthy life, nor for the first death of a worker that was ready [100ms]' -r
+complete -c panzer -l delay-max -d 'Longest delay before a respawn, at least 10ms [30s]' -r
+complete -c panzer -l healthy-after -d 'A worker that ran this long counts as healthy; its restart delay is reset. At least 100ms [10s]' -r
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
 complete -c panzer -l final-exit-codes -d 'A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with CODE, as in 5,6=0, or else with the highest of theirs. In a new generation that does not serve yet, such an exit is a failed release [none]' -r
 complete -c panzer -l start-delay -d 'The pause between two starts of workers, more or less by up to 20 %; --ready-timeout counts from the last one [0s]' -r

@@ -15,9 +15,17 @@ pub struct Pace {
     pub healthy_after: Duration,
 }
 
-/// The waits between the starts of one slot: none after a healthy life, then doubling with jitter.
+/// The shortest wait from the second failure on, and the shortest `delay_max`: nothing fails in a loop without a pause.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// A worker that had become ready makes up for one failure with each life of this many first waits.
+const RECOVERY: u32 = 10;
+
+/// The waits between the starts of one slot.
 ///
-/// Until a healthy life no wait is shorter than the one before.
+/// There is none after a healthy life, and none after the first death of a worker that had become ready. From then on, and
+/// for what dies before it is ready, they double with jitter. Without recovery no wait is shorter than the one before,
+/// except for the jitter of a fifth at the longest wait.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
@@ -27,16 +35,34 @@ pub struct Backoff {
 impl Backoff {
     /// The wait after a life of `lived`. `random` is any number, and makes the slots differ.
     #[must_use]
-    pub fn after(&mut self, lived: Duration, pace: Pace, random: u64) -> Duration {
-        if lived >= pace.healthy_after {
+    pub fn after(&mut self, lived: Duration, was_ready: bool, pace: Pace, random: u64) -> Duration {
+        let step = pace.delay.max(SHORTEST);
+        if lived >= pace.healthy_after.max(SHORTEST * RECOVERY) {
             *self = Backoff::default();
             return Duration::ZERO;
         }
-        let doubled = pace.delay.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX));
-        self.failures = self.failures.saturating_add(1);
+        if was_ready {
+            let made_up = lived.as_nanos() / step.saturating_mul(RECOVERY).as_nanos();
+            if made_up > 0 {
+                self.failures = self.failures.saturating_sub(u32::try_from(made_up).unwrap_or(u32::MAX));
+                self.last = Duration::ZERO;
+            }
+            if self.failures == 0 {
+                self.failures = 1;
+                return Duration::ZERO;
+            }
+        }
+        let first = if self.failures == 0 { pace.delay } else { step };
+        let failures = self.failures.max(1);
+        let doubled = first.saturating_mul(1u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
+        self.failures = failures.saturating_add(1);
+        let most = pace.delay_max.max(SHORTEST);
         // The longest of one step is still shorter than the shortest of the next.
-        let jittered = jittered(doubled.min(pace.delay_max), random);
-        self.last = jittered.clamp(self.last.min(pace.delay_max), pace.delay_max);
+        let wait = match jittered(doubled, random) {
+            wait if wait <= most => wait,
+            _ => most.saturating_mul(80 + (random % 21) as u32) / 100,
+        };
+        self.last = wait.max(self.last.min(most / 5 * 4));
         self.last
     }
 }
@@ -76,6 +102,13 @@ mod tests {
         healthy_after: Duration::from_secs(10),
     };
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn waits(lived: Duration, was_ready: bool, pace: Pace, count: usize) -> Vec<Duration> {
+        let (mut random, mut backoff) = (Random::new(7), Backoff::default());
+        (0..count).map(|_| backoff.after(lived, was_ready, pace, random.draw())).collect()
+    }
+
     #[test]
     fn waits_grow_to_the_limit_and_a_healthy_life_resets_them() {
         for seed in 0..100 {
@@ -83,22 +116,59 @@ mod tests {
             let mut backoff = Backoff::default();
             let mut last = Duration::ZERO;
             for life in 0..100 {
-                let wait = backoff.after(Duration::from_secs(1), PACE, random.draw());
-                assert!(wait >= last && wait <= PACE.delay_max, "life {life}: {wait:?} after {last:?}");
+                let wait = backoff.after(SECOND, false, PACE, random.draw());
+                let least = last.min(PACE.delay_max * 8 / 10);
+                assert!(wait >= least && wait <= PACE.delay_max, "life {life}: {wait:?} after {last:?}");
                 last = wait;
             }
             assert!(last > PACE.delay_max / 2);
-            assert_eq!(backoff.after(PACE.healthy_after, PACE, random.draw()), Duration::ZERO);
-            assert!(backoff.after(Duration::ZERO, PACE, random.draw()) <= PACE.delay * 12 / 10);
+            assert_eq!(backoff.after(PACE.healthy_after, false, PACE, random.draw()), Duration::ZERO);
+            assert!(backoff.after(Duration::ZERO, false, PACE, random.draw()) <= PACE.delay * 12 / 10);
         }
+    }
+
+    #[test]
+    fn at_the_limit_a_fleet_is_not_respawned_in_step() {
+        let longest: std::collections::BTreeSet<_> =
+            waits(Duration::ZERO, false, PACE, 60).into_iter().skip(20).collect();
+        assert!(longest.len() > 10 && longest.iter().all(|wait| *wait >= PACE.delay_max * 8 / 10), "{longest:?}");
+    }
+
+    #[test]
+    fn the_first_death_of_a_ready_worker_is_for_nothing_and_those_that_follow_at_once_are_not() {
+        let crashes = waits(Duration::from_millis(50), true, PACE, 4);
+        assert!(crashes[0].is_zero() && crashes[1] >= PACE.delay * 8 / 10, "{crashes:?}");
+        assert!(crashes[3] >= PACE.delay * 4 * 8 / 10, "{crashes:?}");
+        // One that serves for a while in between costs no more than a start a second.
+        assert_eq!(waits(SECOND, true, PACE, 100), [Duration::ZERO; 100]);
+        let mut backoff = Backoff::default();
+        for _ in 0..3 {
+            let _ = backoff.after(Duration::ZERO, false, PACE, 0);
+        }
+        assert!(!backoff.after(SECOND, true, PACE, 0).is_zero());
+        assert!(backoff.after(SECOND * 5, true, PACE, 0).is_zero());
+    }
+
+    #[test]
+    fn nothing_fails_in_a_loop_without_a_pause() {
+        let no_delay = Pace { delay: Duration::ZERO, ..PACE };
+        let always_healthy = Pace { healthy_after: Duration::ZERO, ..PACE };
+        let nothing = Pace { delay: Duration::ZERO, delay_max: Duration::ZERO, healthy_after: Duration::ZERO };
+        for pace in [no_delay, always_healthy, nothing] {
+            for was_ready in [true, false] {
+                let all = waits(Duration::from_millis(1), was_ready, pace, 20);
+                assert!(all.iter().skip(1).all(|wait| *wait >= SHORTEST * 8 / 10), "{pace:?}: {all:?}");
+            }
+        }
+        assert_eq!(waits(Duration::ZERO, false, no_delay, 1), [Duration::ZERO]);
     }
 
     #[test]
     fn the_largest_delays_do_not_overflow() {
         let pace = Pace { delay: Duration::MAX, delay_max: Duration::MAX, healthy_after: Duration::MAX };
         let mut backoff = Backoff::default();
-        for _ in 0..50 {
-            assert!(backoff.after(Duration::ZERO, pace, 0) > Duration::ZERO);
+        for was_ready in [false, true].repeat(25) {
+            assert!(backoff.after(Duration::ZERO, was_ready, pace, 0) > Duration::ZERO);
         }
     }
 }

@@ -118,15 +118,16 @@ struct Options {
     #[arg(long, env = "PANZER_RETIRE", value_name = "SCHEDULE")]
     retire: Option<Schedule>,
 
-    /// The first delay before a respawn; it doubles with each further one. After a healthy life there is none [100ms]
+    /// First delay before a respawn; it doubles with each further failure, and is 10ms at least from the second one on.
+    /// None after a healthy life, nor for the first death of a worker that was ready [100ms]
     #[arg(long, env = "PANZER_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     delay: Option<Duration>,
 
-    /// The longest delay before a respawn [30s]
+    /// Longest delay before a respawn, at least 10ms [30s]
     #[arg(long, env = "PANZER_DELAY_MAX", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     delay_max: Option<Duration>,
 
-    /// A worker that lived this long was healthy [10s]
+    /// A worker that ran this long counts as healthy; its restart delay is reset. At least 100ms [10s]
     #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     healthy_after: Option<Duration>,
 

@@ -6,6 +6,7 @@ pub(crate) mod crowd;
 #[path = "../../tests/support/load.rs"]
 pub(crate) mod load;
 pub(crate) mod machine;
+pub(crate) mod many;
 pub(crate) mod memory;
 pub(crate) mod page_server;
 pub(crate) mod panzer;

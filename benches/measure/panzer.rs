@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeWriter};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -21,7 +22,7 @@ use super::{LIMIT, Measured, stamps};
 pub(crate) struct Panzer {
     main: Child,
     messages: Receiver<String>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Panzer {
@@ -49,7 +50,7 @@ impl Panzer {
                 BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| said.send(line))
             });
         }
-        Ok(Panzer { main, messages, _directory: directory })
+        Ok(Panzer { main, messages, directory })
     }
 
     /// Waits until it says `text`.
@@ -72,6 +73,13 @@ impl Panzer {
             Ok(line) => Err(format!("panzer was not idle: {line}").into()),
             Err(RecvTimeoutError::Disconnected) => Err("panzer has ended".into()),
         }
+    }
+
+    /// Where operators connect.
+    pub(crate) fn control_socket(&self) -> Measured<PathBuf> {
+        let mut paths = fs::read_dir(self.directory.path())?.map_while(Result::ok).map(|entry| entry.path());
+        let socket = paths.find(|path| path.extension().is_some_and(|it| it == "sock"));
+        Ok(socket.ok_or("there is no control socket")?)
     }
 
     /// Asks for a reload.

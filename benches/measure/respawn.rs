@@ -1,7 +1,9 @@
 //! From `kill -9` of a worker to its replacement's first instruction.
 
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 
 use super::Measured;
@@ -10,7 +12,10 @@ use super::program::{BARE_RESPAWN, Program, own_executable};
 use super::stamps::{Stamp, Stamps, now};
 use super::table::{Table, percentile};
 
-const ROUNDS: usize = 300;
+const ROUNDS: usize = 200;
+
+/// Each life is so long that its end is respawned at once.
+const LIFE: Duration = Duration::from_millis(110);
 
 /// Something that keeps one worker running, and the worker that runs now.
 struct Kept {
@@ -48,7 +53,6 @@ impl Drop for Killed {
 /// Both in turns.
 pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     let (mut stamps, stdout) = Stamps::pipe()?;
-    // Every life is a healthy one, so that no respawn is delayed.
     let panzer = Panzer::start(&["--workers", "1", "--healthy-after", "0s"], program.command(), stdout)?;
     stamps.next()?;
     let mut ours = Kept::new(stamps)?;
@@ -63,6 +67,7 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     let mut bare = Kept::new(stamps)?;
 
     for round in 0..ROUNDS {
+        poll(&mut [], PollTimeout::try_from(LIFE)?)?;
         // Each is as often the one that comes right after the other.
         let (first, second) = if round % 2 == 0 { (&mut ours, &mut bare) } else { (&mut bare, &mut ours) };
         first.kill_worker()?;

@@ -40,7 +40,7 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
 }
 
 /// How often they have been switched out so far: each wake-up ends in one.
-fn switches(pids: &[Pid]) -> Measured<u64> {
+pub(crate) fn switches(pids: &[Pid]) -> Measured<u64> {
     let mut sum = 0;
     for pid in pids {
         for line in fs::read_to_string(format!("/proc/{pid}/status"))?.lines() {

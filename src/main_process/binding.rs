@@ -3,6 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use super::asked::{is_hang_up, is_interrupt};
 use super::held::AllHeld;
 use crate::config::Plan;
@@ -54,7 +56,8 @@ pub(super) fn bind_all(
     let mut wanted = queues::all(&plan.listen, plan.workers).peekable();
     while let Some(&(listen, slot)) = wanted.peek() {
         let listen = all.with_port(listen);
-        let failure = match bind(&listen, slot) {
+        let bound = bind(&listen, slot).map_err(|refusal| refusal.looked_up(Pid::this()));
+        let failure = match bound {
             Ok(listener) => {
                 all.add(listen, slot, listener);
                 wanted.next();
@@ -99,7 +102,7 @@ impl Patience {
                 true
             }
             Refusal::Unseen(_) => now < self.unseen_until,
-            Refusal::Final(_) => false,
+            Refusal::Final(_) | Refusal::InUse(_) => false,
         }
     }
 }

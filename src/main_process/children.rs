@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -41,7 +41,26 @@ pub(super) struct Running {
     pub(super) workers: u32,
     /// The version of the protocol that it speaks.
     pub(super) protocol: u32,
+    pub(super) first_word: FirstWord,
 }
+
+/// The first message of a monitor comes once it has found its release. Until then it has no workers, and may hang on a
+/// dead file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FirstWord {
+    /// It is killed if it has sent nothing by then.
+    Until(Instant),
+    /// It hung, and was killed.
+    Missed,
+    /// It has come.
+    Heard,
+}
+
+/// To find a release takes milliseconds; a monitor that takes this long hangs, and is killed.
+pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+
+/// The same for one that is to stop.
+const LONGEST_SILENCE_AT_STOP: Duration = Duration::from_secs(1);
 
 /// All children of main.
 #[derive(Debug)]
@@ -87,6 +106,9 @@ struct CarriedMonitor {
     queues: usize,
     workers: u32,
     protocol: u32,
+    /// It has sent nothing yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    silent: bool,
 }
 
 impl Carried {
@@ -124,7 +146,8 @@ impl Children {
             let pid = running.child.pid.as_raw();
             let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
             let Running { queues, workers, protocol, .. } = *running;
-            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol })
+            let silent = running.first_word != FirstWord::Heard;
+            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent })
         };
         let monitors = self.monitors.iter().map(monitor).collect();
         let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
@@ -143,10 +166,11 @@ impl Children {
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
     pub(super) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
         let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
-            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol } = carried;
+            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent } = carried;
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
             let channel = Channel::take_over(channel)?;
-            Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol }))
+            let first_word = if silent { FirstWord::Until(Instant::now() + LONGEST_SILENCE) } else { FirstWord::Heard };
+            Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol, first_word }))
         };
         let monitors: BTreeMap<Monitor, Running> =
             carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
@@ -257,6 +281,42 @@ impl Children {
 
     pub(super) fn by_pid(&self, pid: Pid) -> Option<Monitor> {
         self.monitors.iter().find(|(_, running)| running.child.pid == pid).map(|(monitor, _)| *monitor)
+    }
+
+    /// When the next monitor is killed that has sent nothing yet.
+    pub(super) fn silence_deadline(&self) -> Option<Instant> {
+        let until = |running: &Running| match running.first_word {
+            FirstWord::Until(until) => Some(until),
+            FirstWord::Missed | FirstWord::Heard => None,
+        };
+        self.monitors.values().filter_map(until).min()
+    }
+
+    /// Kills the monitors that have sent nothing for too long.
+    pub(super) fn kill_silent(&mut self, now: Instant) {
+        for (monitor, running) in &mut self.monitors {
+            if matches!(running.first_word, FirstWord::Until(until) if until <= now) {
+                running.first_word = FirstWord::Missed;
+                // At once: one that waits for a file system may not end by it.
+                log::error!(
+                    "the monitor of generation {} hangs while it looks up what it is to run: are the file systems of \
+                     program, directory and --env-file reachable, and the users' data base? Killing it",
+                    monitor.generation
+                );
+                if let Err(error) = processes::signal_child(running.child.pid, Signal::SIGKILL) {
+                    log::warn!("cannot kill the monitor of generation {}: {error}", monitor.generation);
+                }
+            }
+        }
+    }
+
+    /// Everything is stopped: those that have sent nothing yet are not waited for.
+    pub(super) fn hasten_silent(&mut self, now: Instant) {
+        for running in self.monitors.values_mut() {
+            if let FirstWord::Until(until) = &mut running.first_word {
+                *until = (*until).min(now + LONGEST_SILENCE_AT_STOP);
+            }
+        }
     }
 
     pub(super) fn channels(&mut self) -> impl Iterator<Item = &mut Running> {

@@ -10,38 +10,39 @@ use super::parts::{Main, shared_name};
 use crate::config::{Listen, Plan};
 use crate::sockets::listener::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
-use crate::sockets::{Listener, bind, queues};
+use crate::sockets::{Listener, Refusal, bind, queues};
 use crate::sys::options;
 
 impl Main {
     /// Holds whatever `plan` has, for as many workers as it will have. Or nothing more than before, and without waiting for
     /// an address in use.
-    pub(super) fn hold(&mut self, plan: &Plan) -> Result<(), String> {
+    pub(super) fn hold(&mut self, plan: &Plan) -> Result<(), Refusal> {
         let workers = self.state.count_for(plan.workers);
         for listen in &plan.listen {
             let Some(held) = self.held.first(listen).filter(|held| held.listen.access != listen.access) else {
                 continue;
             };
             let may_have = held.listener.may_have(listen.access);
-            may_have.map_err(|error| format!("the access of {} cannot be changed: {error}", listen.address))?;
+            let wrong = |error| format!("the access of {} cannot be changed: {error}", listen.address);
+            may_have.map_err(|error| Refusal::Final(wrong(error)))?;
         }
         self.hold_for(plan, workers)
     }
 
     /// The same, for so many workers.
-    pub(super) fn hold_for(&mut self, plan: &Plan, workers: u32) -> Result<(), String> {
+    pub(super) fn hold_for(&mut self, plan: &Plan, workers: u32) -> Result<(), Refusal> {
         let missing = self.held.missing(&plan.listen, workers);
         if missing.is_empty() {
             return Ok(());
         }
         if let Some(shortage) = queues::shortage(&Plan { workers, ..plan.clone() }) {
-            return Err(shortage);
+            return Err(Refusal::Final(shortage));
         }
         // What is bound belongs to its group at once, and has no worker yet.
         self.held.look_who_is_silent();
         self.steer_before_more_join();
         let mut added = Vec::new();
-        let bound: Result<(), String> = missing.into_iter().try_for_each(|(listen, slot)| {
+        let bound: Result<(), Refusal> = missing.into_iter().try_for_each(|(listen, slot)| {
             added.push(self.add(listen, slot)?);
             Ok(())
         });
@@ -62,10 +63,10 @@ impl Main {
         Ok(())
     }
 
-    fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, String> {
+    fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, Refusal> {
         let listen = &self.held.with_port(listen);
         if slot > 0 {
-            self.set_joinable(listen, true)?;
+            self.set_joinable(listen, true).map_err(Refusal::Final)?;
         }
         let number = match self.shared_at(listen).filter(|_| slot == 0) {
             Some(listener) => {
@@ -75,7 +76,7 @@ impl Main {
             }
             None => {
                 let bound = bind(listen, slot);
-                let bound = bound.map_err(|refusal| self.shared_instead(listen).unwrap_or(refusal.why()))?;
+                let bound = bound.map_err(|refusal| self.shared_instead(listen).map_or(refusal, Refusal::Final))?;
                 self.held.add(listen.clone(), slot, bound)
             }
         };

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::children::{FirstWord, LONGEST_SILENCE};
 use super::claims::Bind;
 use super::parts::{Found, Main};
 use super::state::{Event, Monitor};
@@ -23,7 +24,11 @@ impl Main {
         for _ in 0..count {
             let Some(running) = self.children.running(monitor) else { return };
             running.channel.flush();
-            match running.channel.receive::<Report>() {
+            let received = running.channel.receive::<Report>();
+            if !matches!(received, Received::Nothing | Received::Gone) {
+                running.first_word = FirstWord::Heard;
+            }
+            match received {
                 Received::Message(Report::Claim { ticket, key, process, late, .. }, descriptors) => {
                     let socket = descriptors.into_iter().next();
                     self.claimed((monitor, ticket), Bind { key, process, late, socket });
@@ -124,9 +129,14 @@ impl Main {
             if let Some(monitor) = self.children.by_pid(pid) {
                 // Its last words come before its end.
                 self.take_reports(monitor, usize::MAX);
+                let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
-                    Some(Outcome::Failed(refused)) => {
+                    Some(Outcome::Failed(refused, _)) => {
                         Cause::CannotStart(format!("could not be executed: {}", refused.errno.desc()))
+                    }
+                    _ if silent => {
+                        let time = LONGEST_SILENCE.as_secs();
+                        Cause::CannotStart(format!("hung for {time}s before its first word, and was killed"))
                     }
                     _ => exit.into(),
                 };

@@ -48,9 +48,9 @@ impl Helper {
     }
 
     /// Why it was never executed, in words, now that it has been reaped.
-    pub(super) fn refused(&self) -> Option<String> {
+    pub(super) fn refused(&mut self) -> Option<String> {
         match self.child.outcome() {
-            Outcome::Failed(refused) => Some(refused.errno.desc().to_lowercase()),
+            Outcome::Failed(refused, _) => Some(refused.errno.desc().to_lowercase()),
             Outcome::Pending | Outcome::Done => None,
         }
     }

@@ -15,6 +15,7 @@ use super::state::{Change, Event, Monitor, Standing};
 use crate::config::{Listen, Plan};
 use crate::control::messages::{Order, Urgency};
 use crate::control::requests::Answer;
+use crate::sockets::Refusal;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.
 const LONGEST_AT_END: Duration = Duration::from_secs(3);
@@ -76,7 +77,7 @@ impl Main {
     /// Binds the queues that so many workers need. On failure there are none more than before.
     pub(super) fn bind_queues(&mut self, workers: u32) -> Result<(), String> {
         let plans: Vec<Plan> = self.plans_that_go_on().filter(|plan| has_queues(&plan.listen)).cloned().collect();
-        plans.iter().try_for_each(|plan| self.hold_for(plan, workers))
+        plans.iter().try_for_each(|plan| self.hold_for(plan, workers)).map_err(Refusal::why)
     }
 
     /// Sends an order; of what another count of workers needs, or leaves, first things first.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::children::Running;
+use super::children::{FirstWord, LONGEST_SILENCE, Running};
 use super::log;
 use super::parts::Main;
 use super::restart;
@@ -74,6 +74,7 @@ impl Main {
                 }
             }
             Action::CloseListeners => {
+                self.children.hasten_silent(Instant::now());
                 self.guard.clear(&self.poller);
                 self.unix_guard.clear(&self.held, &self.poller);
                 self.give_up_emptying();
@@ -186,8 +187,10 @@ impl Main {
         self.poller.watch(&channel, token)?;
         let command = Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
         let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
+        let first_word = FirstWord::Until(Instant::now() + LONGEST_SILENCE);
         let (queues, asked) = (sockets, false);
-        self.children.add(monitor, Running { child, channel, asked, token, queues, workers, protocol: VERSION });
+        let running = Running { child, channel, asked, token, queues, workers, protocol: VERSION, first_word };
+        self.children.add(monitor, running);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! A planner: a child that reads command line, environment and file anew, in the directory panzer was started in. All
-//! of that may hang on a dead file system, or go wrong in ways that main must not.
+//! of that may hang on a dead file system, or go wrong in ways that main must not. A planner also looks up who holds an
+//! address that a new generation was to listen on.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -12,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::helper::Helper;
 use crate::cli::{self, Ending};
-use crate::config::{Listen, Plan, Text};
+use crate::config::{Address, Listen, Plan, Text};
 use crate::control::role::{Environment, OWN_IMAGE};
+use crate::sockets::Refusal;
 use crate::sys::document;
 use crate::sys::processes::{self, Exit};
 use crate::worker::cause::Cause;
@@ -31,6 +33,8 @@ struct Question {
     serving: Option<Fingerprint>,
     /// The files by which this instance is found.
     own_files: Vec<Text>,
+    /// An address of which is asked only who holds it.
+    in_use: Option<Address>,
 }
 
 /// What a planner has found out.
@@ -57,11 +61,14 @@ pub fn run(environment: &Environment) -> Result<(), String> {
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
-    let Question { arguments, start_directory, inherited, serving, own_files } = question;
+    let Question { arguments, start_directory, inherited, serving, own_files, in_use } = question;
     let is_missing =
         |file: &Text| fs::symlink_metadata(&file.0).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let missing = own_files.iter().any(is_missing);
-    let plan = plan(arguments, &start_directory, inherited, environment).map_err(Cause::bounded);
+    let plan = match in_use {
+        Some(address) => Err(Refusal::InUse(address).looked_up(Pid::parent()).why()),
+        None => plan(arguments, &start_directory, inherited, environment).map_err(Cause::bounded),
+    };
     let changed = serving.is_some_and(|serving| {
         let Ok(plan) = &plan else { return false };
         // What cannot be found is not a new release.
@@ -118,6 +125,7 @@ impl Planner {
         plan: &Plan,
         serving: Option<Fingerprint>,
         own_files: Vec<Text>,
+        in_use: Option<Address>,
         environment: &Environment,
         until: Instant,
     ) -> io::Result<Planner> {
@@ -127,6 +135,7 @@ impl Planner {
             inherited: plan.inherited.clone(),
             serving,
             own_files,
+            in_use,
         };
         let question = document::write(&serde_json::to_vec(&question)?)?;
         let answer = document::write(&[])?;
@@ -146,7 +155,7 @@ impl Planner {
     }
 
     /// What it has found out, now that it has been reaped: see [`Answer`].
-    pub(super) fn answered(self, exit: Exit) -> Result<Answer, Cause> {
+    pub(super) fn answered(mut self, exit: Exit) -> Result<Answer, Cause> {
         let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
         if let Some(why) = self.helper.refused() {
             return Err(failed(format!("could not be executed: {why}")));

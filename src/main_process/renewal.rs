@@ -31,7 +31,7 @@ impl Renewal {
             return None;
         }
         let lived = self.begun.map(|begun| now.saturating_duration_since(begun));
-        let wait = lived.map_or(Duration::ZERO, |lived| self.backoff.after(lived, pace, random));
+        let wait = lived.map_or(Duration::ZERO, |lived| self.backoff.after(lived, false, pace, random));
         self.due = Some(now + wait);
         Some(wait)
     }
@@ -49,7 +49,7 @@ impl Renewal {
         if self.lacking.is_none() || self.due.is_some() {
             return None;
         }
-        let wait = self.backoff.after(Duration::ZERO, pace, random);
+        let wait = self.backoff.after(Duration::ZERO, false, pace, random);
         self.due = Some(now + wait);
         Some(wait)
     }

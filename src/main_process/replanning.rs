@@ -12,9 +12,10 @@ use super::parts::{Found, Main};
 use super::planner::{Planner, Purpose};
 use super::start::settings;
 use super::state::{Event, Settings};
-use crate::config::{Plan, Surge, Text};
+use crate::config::{Address, Plan, Surge, Text};
 use crate::control::places::lock_beside;
 use crate::signals;
+use crate::sockets::Refusal;
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -35,7 +36,16 @@ const STAY: [(&str, &str); 6] = [
 impl Main {
     /// Finds out what this generation is to be.
     pub(super) fn plan_generation(&mut self, generation: u32) {
-        if let Err(cause) = self.begin_planner(Purpose::Generation(generation)) {
+        if let Err(cause) = self.begin_planner(Purpose::Generation(generation), None) {
+            self.events.push_back(Event::NotPlanned(generation, cause));
+        }
+    }
+
+    /// Has a child find out who holds an address that this generation was to listen on. Its answer is why it fails.
+    fn look_up_holder(&mut self, generation: u32, address: Address) {
+        let begun = self.begin_planner(Purpose::Generation(generation), Some(address.clone()));
+        if begun.is_err() {
+            let cause = Cause::Configuration(Refusal::InUse(address).why());
             self.events.push_back(Event::NotPlanned(generation, cause));
         }
     }
@@ -63,17 +73,17 @@ impl Main {
             under_way.again = true;
             return;
         }
-        if let Err(cause) = self.begin_planner(Purpose::Reread) {
+        if let Err(cause) = self.begin_planner(Purpose::Reread, None) {
             tell_not_reread(&cause);
         }
     }
 
-    fn begin_planner(&mut self, purpose: Purpose) -> Result<(), Cause> {
+    fn begin_planner(&mut self, purpose: Purpose, in_use: Option<Address>) -> Result<(), Cause> {
         let serving = self.serving().filter(|_| purpose == Purpose::Reread);
         let serving = serving.and_then(|serving| self.found.get(&serving)).map(|found| found.fingerprint.clone());
         let own_files = self.own_files();
         let until = Instant::now() + PATIENCE;
-        let planner = Planner::begin(purpose, &self.plan, serving, own_files, &self.environment, until);
+        let planner = Planner::begin(purpose, &self.plan, serving, own_files, in_use, &self.environment, until);
         let planner =
             planner.map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {error}")))?;
         self.children.add_planner(planner);
@@ -106,7 +116,19 @@ impl Main {
             _ if !wanted || self.state.is_stopping() => {}
             Purpose::Generation(generation) if again => return self.plan_generation(generation),
             Purpose::Generation(generation) => {
-                let planned = plan.and_then(|plan| self.accept(plan));
+                let held = plan.map(|mut plan| {
+                    self.held.settle_ports(&mut plan);
+                    let held = self.hold(&plan);
+                    self.held.settle_ports(&mut plan);
+                    (held, plan)
+                });
+                if let Ok((Err(Refusal::InUse(address)), _)) = held {
+                    return self.look_up_holder(generation, address);
+                }
+                let planned = held.and_then(|(held, plan)| match held {
+                    Ok(()) => Ok(self.accept(plan)),
+                    Err(refusal) => Err(Cause::Configuration(refusal.why())),
+                });
                 let settings = planned.map(|plan| {
                     let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
                     self.plans.insert(generation, plan);
@@ -182,10 +204,7 @@ impl Main {
     }
 
     /// The plan of a new generation, with what stays as it is while panzer runs.
-    fn accept(&mut self, mut plan: Plan) -> Result<Plan, Cause> {
-        self.held.settle_ports(&mut plan);
-        self.hold(&plan).map_err(Cause::Configuration)?;
-        self.held.settle_ports(&mut plan);
+    fn accept(&self, mut plan: Plan) -> Plan {
         let changed = differ(&self.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
         let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
@@ -193,7 +212,7 @@ impl Main {
             log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
         }
         self.keep_what_stays(&mut plan);
-        Ok(plan)
+        plan
     }
 
     fn keep_what_stays(&self, plan: &mut Plan) {

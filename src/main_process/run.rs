@@ -27,6 +27,8 @@ const CANNOT_START: u8 = 125;
 
 /// As a shell shows an end by Ctrl-C, where a signal cannot end us: for PID 1.
 const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
+/// Signals that are read before everything else has its turn.
+const MAX_SIGNALS_A_TURN: usize = 64;
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
@@ -109,6 +111,7 @@ impl Main {
                 self.restart.deadline(),
                 self.emptyings.deadline(),
                 self.planning_deadline(),
+                self.children.silence_deadline(),
             ];
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
@@ -147,6 +150,7 @@ impl Main {
             self.watch_over_listeners();
             self.tend_queues(Instant::now());
             self.give_up_hanging_plan(Instant::now());
+            self.children.kill_silent(Instant::now());
             self.operators.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.tend_claims();
@@ -166,7 +170,8 @@ impl Main {
 
     pub(super) fn take_signals(&mut self) {
         let mut reap = false;
-        while let Some(received) = self.signals.read() {
+        for _ in 0..MAX_SIGNALS_A_TURN {
+            let Some(received) = self.signals.read() else { break };
             match received.signal {
                 Signal::SIGCHLD => reap = true,
                 _ => self.signalled(received),

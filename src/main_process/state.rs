@@ -353,7 +353,7 @@ impl Generations {
         let Some(serving) = &mut self.serving else { return };
         let pace = serving.settings.tuning.pace;
         let Life::Running { since, .. } = serving.monitor else { return };
-        let delay = serving.backoff.after(now.saturating_duration_since(since), pace, random);
+        let delay = serving.backoff.after(now.saturating_duration_since(since), false, pace, random);
         actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
         serving.lose_monitor(now + delay, now);
     }

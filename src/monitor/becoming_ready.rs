@@ -28,11 +28,8 @@ const BEFORE_LISTEN: Duration = Duration::from_secs(1);
 /// Time that a program loads between bind and listen, if nothing shows but that it is alive.
 const LOADING: Duration = Duration::from_secs(5);
 
-/// So many workers are looked at before anything else has its turn.
-const LOOKS_AT_ONCE: usize = 16;
-
-/// A worker that stays hidden for this long counts as one that cannot be seen. Many are hidden for a moment, such as
-/// while they drop their rights.
+/// A worker that stays hidden for this long, or for half of the time that it has to be ready, counts as one that cannot
+/// be seen. Many are hidden for a moment, such as while they drop their rights.
 const HIDDEN_FOR_GOOD: Duration = Duration::from_secs(1);
 
 /// A slot whose workers were not ready in time gives the next one twice as long, so many times.
@@ -71,11 +68,11 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    fn note(&mut self, sight: Sight, now: Instant) {
+    fn note(&mut self, sight: Sight, patience: Duration, now: Instant) {
         match sight {
             Sight::Unseeable(why) => {
                 let since = *self.hidden_since.get_or_insert(now);
-                if now >= since + HIDDEN_FOR_GOOD {
+                if now >= since + patience {
                     self.hidden = Some(why);
                 }
             }
@@ -127,6 +124,9 @@ impl Slots {
     pub(super) fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.notified, true);
+        if matches!(slot.state, State::Ready { .. }) {
+            slot.proven = slot.proven.min(Some(now)).or(Some(now));
+        }
         match slot.state {
             State::Starting { .. } => self.go_on(worker, now, actions),
             // It was ready by another measure; that it can tell is worth knowing for the next release.
@@ -185,6 +185,7 @@ impl Slots {
                 slot.state = State::Starting { deadline, look, probe: None };
             }
             State::Ready { .. } if withdrawn => {
+                slot.proven = None;
                 slot.state = State::Starting { deadline: deadline_anew, look, probe: None };
             }
             _ => {}
@@ -192,13 +193,14 @@ impl Slots {
     }
 
     pub(super) fn seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
+        let patience = HIDDEN_FOR_GOOD.min(self.settings.tuning.ready_timeout / 2);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
         // What it did before a signal stopped it is no proof.
         if look.is_none() || (slot.suspended && sight == Sight::Accepting) {
             return;
         }
-        slot.shown.note(sight, now);
+        slot.shown.note(sight, patience, now);
         match (slot.shown.accepting, slot.shown.hidden) {
             (true, _) => *look = None,
             // What was asked of it while it was hidden may have been answered by another.
@@ -247,6 +249,8 @@ impl Slots {
         let (seen, visible) = (slot.shown.accepting, slot.shown.hidden.is_none());
         let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
         slot.unready = 0;
+        let has_shown = seen || slot.notified || is_probed;
+        slot.proven = slot.executed.map(|executed| if has_shown { now } else { executed + bake });
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
         let is_measured = seen || slot.listens || (watch == Watch::No && (is_probed || slot.notified));
         slot.serves = is_measured.then_some(now);
@@ -287,40 +291,71 @@ impl Slots {
         }
     }
 
-    /// Looks at those that have waited longest for it; the rest has its turn at the next wake-up, at once.
+    /// Looks at the one that has waited longest for it. Looks take turns with everything else: see [`Looking`].
     pub(super) fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let mut due = Vec::new();
-        for (slot, index) in self.slots.iter_mut().zip(0..) {
-            let worker = Worker { slot: index, life: slot.life };
-            if let State::Starting { look, probe, .. } = &mut slot.state {
-                let is_due = |watched: &&mut Watched| watched.next.is_some_and(|next| next <= now);
-                due.extend(look.iter_mut().filter(is_due).map(|look| (worker, look, false)));
-                // The one before may still be on its way to its end.
-                let probe = probe.iter_mut().filter(|_| !self.probes.contains_key(&worker));
-                due.extend(probe.filter(is_due).map(|probe| (worker, probe, true)));
-            }
+        if !self.looking.may_begin(now) {
+            return;
         }
-        due.sort_by_key(|(_, watched, _)| watched.next);
-        for (worker, watched, by_probe) in due.into_iter().take(LOOKS_AT_ONCE) {
-            if by_probe {
-                watched.next = None;
-                self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
-                actions.push(Action::Probe(worker));
-            } else {
-                watched.next = Some(now + watched.pause);
-                watched.pause = (watched.pause * 2).min(LONGEST_PAUSE);
-                actions.push(Action::Look(worker));
+        let due = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
+            State::Starting { look: Some(look), .. } if look.next.is_some_and(|next| next <= now) => {
+                Some((Worker { slot: index, life: slot.life }, look))
             }
+            _ => None,
+        });
+        if let Some((worker, look)) = due.min_by_key(|(_, look)| look.next) {
+            look.next = Some(now + look.pause);
+            look.pause = (look.pause * 2).min(LONGEST_PAUSE);
+            self.looking.begin();
+            actions.push(Action::Look(worker));
         }
     }
 
+    /// Probes as many as may be started in this turn.
+    pub(super) fn probe_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let mut due: Vec<_> = self.probes_to_come().filter(|(next, _)| *next <= now).collect();
+        due.sort_unstable();
+        for (_, worker) in due {
+            if !self.starts.take_one_of_turn() {
+                return;
+            }
+            if let State::Starting { probe: Some(probe), .. } = &mut self.slots[worker.slot as usize].state {
+                probe.next = None;
+            }
+            self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
+            actions.push(Action::Probe(worker));
+        }
+    }
+
+    /// Who is to be probed, and when. One whose last probe is still on its way to its end waits for that.
+    pub(super) fn probes_to_come(&self) -> impl Iterator<Item = (Instant, Worker)> {
+        let slots = self.slots.iter().zip(0..).filter(|_| self.settings.probe);
+        slots.filter_map(|(slot, index)| match slot.state {
+            State::Starting { probe: Some(Watched { next: Some(next), .. }), .. } => {
+                let worker = Worker { slot: index, life: slot.life };
+                (!self.probes.contains_key(&worker)).then_some((next, worker))
+            }
+            _ => None,
+        })
+    }
+
     pub(super) fn examine_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if !self.looking.may_begin(now) || self.suspects.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        self.forget_suspects_that_end();
+        if let Some(worker) = self.suspects.due(now) {
+            self.looking.begin();
+            actions.push(Action::Examine(worker));
+        }
+    }
+
+    /// Whoever has ended, or is being stopped, is examined no more.
+    pub(super) fn forget_suspects_that_end(&mut self) {
         let slots = &self.slots;
         self.suspects.keep(|worker| {
             let runs = |slot: &Slot| matches!(slot.state, State::Starting { .. } | State::Ready { .. });
             slots.get(worker.slot as usize).is_some_and(|slot| slot.life == worker.life && runs(slot))
         });
-        actions.extend(self.suspects.due(now).map(Action::Examine));
     }
 
     /// Ends the probes that hang, and those of whose result nobody waits any more.

@@ -8,6 +8,7 @@ mod becoming_ready;
 mod bypass;
 mod claims;
 mod final_exits;
+mod limits;
 mod log;
 mod orders;
 mod pacing;

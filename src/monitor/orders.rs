@@ -12,9 +12,12 @@ use crate::control::messages::{Order, Report, WorkerStatus};
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
+/// Orders that are read before the loop looks at anything else.
+const MAX_ORDERS_A_TURN: usize = 64;
+
 impl Monitor {
     pub(super) fn take_orders(&mut self) {
-        loop {
+        for _ in 0..MAX_ORDERS_A_TURN {
             match self.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
                 Received::Message(Order::LeaveTerminal, _) => {

@@ -5,14 +5,31 @@ use std::time::Instant;
 use super::state::{Action, Slots, State};
 use crate::config::StartDelay;
 
+/// Processes that are started before signals, orders and messages are read again: some milliseconds.
+const MAX_STARTS_A_TURN: u32 = 8;
+
 /// The starts that were made.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Starts {
     /// When the next may be made.
     next: Option<Instant>,
+    /// Number of processes that may still be started in this turn of the loop.
+    left: u32,
 }
 
 impl Starts {
+    /// Everything that was ready has been read.
+    pub(super) fn begin_turn(&mut self) {
+        self.left = MAX_STARTS_A_TURN;
+    }
+
+    /// Whether one more process may be started in this turn, which then counts as started.
+    pub(super) fn take_one_of_turn(&mut self) -> bool {
+        let any = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        any
+    }
+
     /// When a worker can be started that is to be at `wanted`.
     pub(super) fn earliest(&self, wanted: Instant) -> Instant {
         self.next.map_or(wanted, |next| next.max(wanted))
@@ -46,7 +63,7 @@ impl Slots {
         let mut due: Vec<_> = waiting.collect();
         due.sort_unstable();
         for (until, index) in due {
-            if self.starts.earliest(until) > now {
+            if self.starts.earliest(until) > now || !self.starts.take_one_of_turn() {
                 return;
             }
             self.fill(index, now, actions);

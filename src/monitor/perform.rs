@@ -1,17 +1,19 @@
 //! Performs what the state decides.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::log;
 use super::run::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
 use super::state::{Action, Event, Note, Worker};
 use crate::config::{ListenAs, ListenPid, text};
-use crate::control::messages::{Assignment, Report};
+use crate::control::messages::Report;
 use crate::readiness::notify::NotifySocket;
-use crate::readiness::watch;
+use crate::readiness::watch::{self, Listeners};
 use crate::sockets::queues;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
@@ -27,14 +29,10 @@ impl Monitor {
                 }
             }
             Action::Look(worker) => {
-                if let Some(pid) = self.roster.pid_of(worker) {
-                    self.events.push_back(Event::Seen(worker, watch::look(pid, &self.accepted_on)));
-                }
+                self.look(worker, |pid, listeners| Event::Seen(worker, watch::look(pid, listeners)))
             }
             Action::Examine(worker) => {
-                if let Some(pid) = self.roster.pid_of(worker) {
-                    self.events.push_back(Event::Examined(worker, watch::bypass(pid, &self.accepted_on)));
-                }
+                self.look(worker, |pid, listeners| Event::Examined(worker, watch::bypass(pid, listeners)));
             }
             Action::Probe(worker) => self.probe(worker),
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
@@ -61,28 +59,28 @@ impl Monitor {
         }
     }
 
+    /// One that has ended is not looked at.
+    fn look(&mut self, worker: Worker, look: impl FnOnce(Pid, &Listeners) -> Event) {
+        let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+        let before = used();
+        self.events.extend(self.roster.pid_of(worker).map(|pid| look(pid, &self.accepted_on)));
+        self.events.push_back(Event::Looked(used().saturating_sub(before)));
+    }
+
     fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
         if let Err(place) = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot) {
             self.channel.send(&Report::QueueMissing { place });
             let why = "could not be started: its queue has not come from main, which is asked for it again";
             return Err(Cause::CannotStart(why.to_owned()));
         }
-        let Assignment { plan, generation, .. } = &self.assignment;
-        let run = self.release.run();
-        if run.mixed && !self.mixed_release_told {
-            self.mixed_release_told = true;
-            ::log::warn!(
-                "{} leads to another file by now; workers of generation {generation} run a mix of releases until a reload",
-                self.release.path.display()
-            );
-        }
+        let plan = &self.assignment.plan;
         // With one of its own, it is known whose word it is that somebody left who has ended by now.
         let own = (self.roster.count() < self.own_sockets).then(|| NotifySocket::new().ok()).flatten();
         let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
         let place = self.place(worker, own.as_ref().unwrap_or(&self.notify).name());
         let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
         let command = Command {
-            image: run.image,
+            image: self.release.image(),
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
             environment: variables(plan, &self.common, place).map_err(Cause::CannotStart)?,
             listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,

@@ -28,7 +28,6 @@ use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
 use crate::worker::identity::Identity;
 use crate::worker::program::Release;
-use crate::worker::refusal;
 use crate::worker::spawn::Outcome;
 
 pub(super) const SIGNALS: u64 = 0;
@@ -178,7 +177,8 @@ impl Monitor {
     fn look_at(&mut self, token: u64) {
         match token {
             SIGNALS => {
-                while self.signals.read().is_some() {}
+                // Further ones wake again.
+                self.signals.read();
                 self.notice_suspensions();
                 // Whether they are being stopped is to be known before it is judged how they ended.
                 self.take_orders();
@@ -275,13 +275,21 @@ impl Monitor {
 
     pub(super) fn look_at_exec(&mut self, slot: u32) {
         let Some(live) = self.roster.in_slot(slot) else { return };
-        let Some(child) = &live.executing else { return };
-        match child.outcome() {
+        let Some(child) = &mut live.executing else { return };
+        let outcome = child.outcome();
+        if child.is_mixed && !std::mem::replace(&mut self.mixed_release_told, true) {
+            ::log::warn!(
+                "{} leads to another file by now; workers of generation {} run a mix of releases until a reload",
+                self.release.path.display(),
+                self.assignment.generation
+            );
+        }
+        match outcome {
             Outcome::Pending => return,
             Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
             // The child is about to exit; that it did, and why, is told when it has been reaped.
-            Outcome::Failed(refused) => {
-                live.refused = Some(refusal::explain_child(refused, &self.release.path, &self.identity));
+            Outcome::Failed(refused, cause) => {
+                live.refused = cause.or_else(|| Some(Cause::CannotStart(refused.errno.desc().to_lowercase())));
             }
         }
         self.poller.forget(child);
@@ -290,7 +298,7 @@ impl Monitor {
 
     /// Of those that have ended by now nothing is told.
     fn notice_suspensions(&mut self) {
-        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued) {
+        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MOST_REAPED) {
             let Some(slot) = self.roster.slot_of(pid) else { continue };
             self.look_at_exec(slot);
             let Some(worker) = self.roster.in_slot(slot).map(|live| live.worker) else { continue };

@@ -10,6 +10,7 @@ use crate::worker::cause::Cause;
 
 use super::becoming_ready::{Probe, Shown, Watched};
 use super::bypass::Suspects;
+use super::limits::{AtOnce, Looking};
 use super::pacing::Starts;
 use super::stopping::{Left, Stopping};
 pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
@@ -75,6 +76,9 @@ pub(super) struct Slot {
     /// Number of workers since the last ready one that were not ready in time.
     pub(super) unready: u32,
     pub(super) backoff: Backoff,
+    /// From when on its worker counts as one that had become ready, should it die: of one that nobody waits for to be
+    /// seen, or told, once it has lived through the bake.
+    pub(super) proven: Option<Instant>,
     /// Why the worker is being ended, where it is not for a stop.
     pub(super) ended_for: Option<Cause>,
 }
@@ -100,6 +104,7 @@ impl Slot {
             extended_to: None,
             unready: 0,
             backoff: Backoff::default(),
+            proven: None,
             ended_for: None,
         }
     }
@@ -113,6 +118,8 @@ pub struct Slots {
     pub(super) groups: BTreeMap<Worker, Left>,
     pub(super) probes: BTreeMap<Worker, Probe>,
     pub(super) starts: Starts,
+    pub(super) at_once: AtOnce,
+    pub(super) looking: Looking,
     pub(super) suspects: Suspects,
     pub(super) recent_respawns: VecDeque<Instant>,
     pub(super) stopping: Option<Stopping>,
@@ -130,6 +137,8 @@ impl Slots {
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
             starts: Starts::default(),
+            at_once: AtOnce::default(),
+            looking: Looking::default(),
             suspects: Suspects::default(),
             recent_respawns: VecDeque::new(),
             stopping: None,
@@ -145,6 +154,11 @@ impl Slots {
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        let may_end_workers =
+            matches!(event, Event::Start | Event::Wake | Event::Ended(..) | Event::Ordered(_) | Event::MainGone);
+        if matches!(event, Event::Start | Event::Wake) {
+            self.starts.begin_turn();
+        }
         match event {
             Event::Start => self.start(now),
             Event::Executed(worker) => self.executed(worker, now, &mut actions),
@@ -152,6 +166,7 @@ impl Slots {
             Event::Extends(worker, by) => self.extends(worker, by, now, &mut actions),
             Event::Listens(worker) => self.listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
+            Event::Looked(took) => self.looking.looked(took, now),
             Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
@@ -186,6 +201,10 @@ impl Slots {
             }
             Event::Wake => {}
         }
+        // Not after each of a thousand looks.
+        if may_end_workers {
+            self.forget_suspects_that_end();
+        }
         self.do_what_is_due(now, &mut actions);
         self.exit_if_done(&mut actions);
         actions
@@ -196,16 +215,17 @@ impl Slots {
         let slots = self.slots.iter().filter_map(|slot| match &slot.state {
             State::Waiting { until } => Some(self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
-            State::Starting { deadline, look, probe } => {
-                let watched = [look, probe].into_iter().flatten().filter_map(|watched| watched.next);
-                deadline.iter().copied().chain(watched).min()
+            State::Starting { deadline, look, .. } => {
+                let look = look.and_then(|look| look.next).and_then(|next| self.looking.earliest(next));
+                deadline.iter().copied().chain(look).min()
             }
             State::Stopping(escalation) => escalation.deadline().or_else(|| self.gives_up_at(escalation)),
             State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);
         let groups = self.groups.values().filter_map(Left::deadline);
-        slots.chain(groups).chain(probes).chain(self.suspects.deadline()).min()
+        let suspects = self.suspects.deadline().and_then(|deadline| self.looking.earliest(deadline));
+        slots.chain(groups).chain(probes).chain(suspects).chain(self.probes_to_come().map(|(next, _)| next)).min()
     }
 
     /// What a slot looks like.
@@ -255,6 +275,7 @@ impl Slots {
         (slot.suspended, slot.suspension_told) = (false, None);
         slot.shown = Shown::default();
         slot.extended_to = None;
+        slot.proven = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
@@ -287,8 +308,13 @@ impl Slots {
         if let Some(code) = self.final_code(&cause) {
             return self.end_for_good(worker, code, actions);
         }
+        let count = self.slots.len();
         let Some(slot) = self.slots.get_mut(worker.slot as usize) else { return };
-        let delay = slot.backoff.after(lived, pace, random);
+        let was_ready = slot.proven.is_some_and(|since| since <= now);
+        let mut delay = slot.backoff.after(lived, was_ready, pace, random);
+        if delay.is_zero() && !trial {
+            delay = self.at_once.wait(count, now);
+        }
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
         actions.push(Action::Report(Report::Died { slot: worker.slot, cause: cause.clone() }));
         // What cannot be executed at all is told by main, once for all slots, where it ends panzer or a reload.
@@ -321,8 +347,9 @@ impl Slots {
             self.escalate_if_due(index, now, actions);
         }
         self.fill_those_due(now, actions);
-        self.look_if_due(now, actions);
         self.examine_if_due(now, actions);
+        self.look_if_due(now, actions);
+        self.probe_if_due(now, actions);
         self.end_probes(now, actions);
         self.stop_those_left_behind(now, actions);
     }

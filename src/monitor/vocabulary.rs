@@ -75,6 +75,8 @@ pub enum Event {
     /// What a look at the worker gave that asks whether it bypasses its listener: none where it does not, as far as can
     /// be seen.
     Examined(Worker, Option<Bypass>),
+    /// A look, of either kind, is over and took this much processor time. It comes after what the look gave.
+    Looked(Duration),
     /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
@@ -91,7 +93,7 @@ pub enum Event {
     Ordered(Order),
     /// Main is gone.
     MainGone,
-    /// A deadline has come.
+    /// A turn of the loop is over: everything that was ready has been read.
     Wake,
 }
 
@@ -100,9 +102,9 @@ pub enum Event {
 pub enum Action {
     /// Start this worker.
     Spawn(Worker),
-    /// Look whether this worker accepts; the answer is [`Event::Seen`].
+    /// Look whether this worker accepts; the answers are [`Event::Seen`] and [`Event::Looked`]. One look at a time.
     Look(Worker),
-    /// Look whether this worker bypasses its listener; the answer is [`Event::Examined`].
+    /// Look whether this worker bypasses its listener; the answers are [`Event::Examined`] and [`Event::Looked`].
     Examine(Worker),
     /// Start a probe of this worker; its end is [`Event::Probed`].
     Probe(Worker),

@@ -51,13 +51,28 @@ pub enum Refusal {
     Unseen(String),
     /// Somebody holds it, or it cannot be bound at all.
     Final(String),
+    /// It is in use; by whom has not been looked up.
+    InUse(Address),
 }
 
 impl Refusal {
     /// The line.
     pub fn why(self) -> String {
-        let (Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why)) = self;
-        why
+        match self {
+            Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why) => why,
+            Refusal::InUse(address) => {
+                format!("cannot listen on {address}: in use; stop whoever has it, or listen elsewhere")
+            }
+        }
+    }
+
+    /// With who holds an address that is in use. To find that out takes long on a machine with many descriptors: a
+    /// process that has anything else to do leaves it to a child. `main` is panzer's pid.
+    pub fn looked_up(self, main: Pid) -> Refusal {
+        match self {
+            Refusal::InUse(address) => in_use(&address, main),
+            other => other,
+        }
     }
 }
 
@@ -279,7 +294,7 @@ fn length(backlog: u32) -> Backlog {
 
 fn why_not(address: &Address, error: &io::Error) -> Refusal {
     let reason = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EADDRINUSE) => return in_use(address),
+        Some(Errno::EADDRINUSE) => return Refusal::InUse(address.clone()),
         Some(Errno::EACCES) => match address {
             Address::Unix(_) => "permission denied for its directory".to_owned(),
             _ => "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
@@ -292,10 +307,10 @@ fn why_not(address: &Address, error: &io::Error) -> Refusal {
     Refusal::Final(format!("cannot listen on {address}: {reason}"))
 }
 
-fn in_use(address: &Address) -> Refusal {
+fn in_use(address: &Address, main: Pid) -> Refusal {
     let holders = holder::find(address);
     if let Some(holder) = holders.iter().find(|holder| holder.prospect == Prospect::Stays) {
-        if holder.pid == Pid::this().as_raw() {
+        if holder.pid == main.as_raw() {
             return Refusal::Final(format!(
                 "cannot listen on {address}: another --listen of this panzer covers that address already; drop one of them"
             ));

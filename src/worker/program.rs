@@ -1,6 +1,6 @@
 //! Releases: which file and which directory a generation runs, found anew for each generation and then held.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::refusal;
-use super::spawn::Image;
+use super::spawn::{Image, Program};
 use crate::config::Plan;
 
 /// One release, held: the directory and the program stay what they were when it was found, whatever becomes of the
@@ -30,15 +30,6 @@ pub struct Release {
     pub path: PathBuf,
     /// Device and inode of the program.
     identity: (u64, u64),
-}
-
-/// How a respawn runs a release.
-#[derive(Debug)]
-pub struct Run<'a> {
-    /// What is executed.
-    pub image: Image<'a>,
-    /// A `#!` program whose path leads to another file by now: what runs is no longer only this release.
-    pub mixed: bool,
 }
 
 /// What a release is on disk, to tell it from a later one: device, inode, size and change time of its directory, its
@@ -81,17 +72,8 @@ impl Release {
     }
 
     /// What to execute for one more worker of this release.
-    pub fn run(&self) -> Run<'_> {
-        let by_path = |mixed| Run { image: Image::Path(c_path(&self.path)), mixed };
-        let now = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
-        if now.is_ok_and(|now| now == self.identity) {
-            by_path(false)
-        } else if self.is_script() {
-            // The kernel hands a script to its interpreter by path, so the held descriptor is of no use.
-            by_path(true)
-        } else {
-            Run { image: Image::Descriptor(self.program.as_fd()), mixed: false }
-        }
+    pub fn image(&self) -> Image<'_> {
+        Image::Release(Program { path: &self.path, file: self.program.as_fd(), identity: self.identity })
     }
 
     /// The name of the working directory: as `plan` has it, symlinks and all, where that leads there, else as the kernel
@@ -101,10 +83,6 @@ impl Release {
         let is_plain = named.components().all(|part| part != Component::ParentDir);
         let leads_there = fs::metadata(&named).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity(&self.directory));
         if is_plain && leads_there { Some(named) } else { resolved_path(&self.directory) }
-    }
-
-    fn is_script(&self) -> bool {
-        refusal::first_bytes(&self.program).is_some_and(|bytes| bytes.starts_with(b"#!"))
     }
 }
 
@@ -200,11 +178,6 @@ fn resolved_path(program: &OwnedFd) -> Option<PathBuf> {
 
 fn identity(program: &OwnedFd) -> (u64, u64) {
     fs::metadata(refusal::through_proc(program)).map_or((0, 0), |meta| (meta.dev(), meta.ino()))
-}
-
-fn c_path(path: &Path) -> CString {
-    // A path that was opened holds no NUL.
-    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
 }
 
 fn errno_of(error: &io::Error) -> Errno {

@@ -30,15 +30,15 @@ const MACHINES: [(u16, &str); 8] = [
     (243, "RISC-V"),
 ];
 
-/// Why a child that was to run as `identity` did not execute `path`.
-pub fn explain_child(refused: Refused, path: &Path, identity: &Identity) -> Cause {
-    match refused {
-        Refused { step: Some(step), errno } => identity.explain(step, errno),
-        Refused { errno: Errno::EACCES, .. } => match identity.barrier(path) {
+/// Why a child that was to run as `identity` did not execute `path`. To be asked in the child: it asks the file system.
+pub fn explain_child(refused: Refused, path: &Path, identity: Option<&Identity>) -> Cause {
+    match (refused, identity) {
+        (Refused { step: Some(step), errno }, Some(identity)) => identity.explain(step, errno),
+        (Refused { errno: Errno::EACCES, .. }, Some(identity)) => match identity.barrier(path) {
             Some(why) => Cause::CannotExecute(Cause::bounded(format!("{} cannot be executed: {why}", path.display()))),
             None => explain(Errno::EACCES, path),
         },
-        Refused { errno, .. } => explain(errno, path),
+        (Refused { errno, .. }, _) => explain(errno, path),
     }
 }
 
@@ -62,11 +62,6 @@ pub fn explain(errno: Errno, path: &Path) -> Cause {
         other => format!("{shown} cannot be executed: {}", other.desc()),
     };
     Cause::CannotExecute(Cause::bounded(text))
-}
-
-/// The first bytes of a file of which only a handle is held. None where it may not be read.
-pub fn first_bytes(handle: &OwnedFd) -> Option<Vec<u8>> {
-    head(&through_proc(handle))
 }
 
 /// A path that leads to exactly the file of this handle.

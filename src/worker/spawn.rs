@@ -7,15 +7,19 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::ptr;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::libc;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, pipe2, read};
+use nix::sys::stat::{Mode, stat};
+use nix::unistd::{Pid, pipe2, read, write};
 
+use super::cause::Cause;
 use super::identity::{Identity, Step};
+use super::refusal::explain_child;
 use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
 use crate::sys::output::open_output_anew;
@@ -23,6 +27,12 @@ use crate::sys::output::open_output_anew;
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// What the child reports before its exec if it executes another file than the release's: no errno or step begins so.
+const MIXED: u8 = b'm';
+
+/// The longest report of a child, in bytes: a refusal with its explanation.
+const LONGEST_REPORT: usize = 8192;
 
 /// Room for the pid, which is known only after the fork.
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
@@ -39,8 +49,54 @@ fn listen_pid_entry() -> ListenPid {
 pub enum Image<'a> {
     /// The file at this path.
     Path(CString),
-    /// The file behind this descriptor, wherever it is by now.
-    Descriptor(BorrowedFd<'a>),
+    /// The program of a release. The child looks where its path leads by now: to ask a file system may hang.
+    Release(Program<'a>),
+}
+
+/// The program of a release.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// Where it was found.
+    pub path: &'a Path,
+    /// Its file, held open. It is executed if the path leads elsewhere by now.
+    pub file: BorrowedFd<'a>,
+    /// Device and inode of the file.
+    pub identity: (u64, u64),
+}
+
+/// A program, made ready for a child that does not allocate.
+struct Executable<'a> {
+    path: CString,
+    release: Option<&'a Program<'a>>,
+    /// A path that leads to the held file.
+    through_proc: CString,
+}
+
+impl<'a> Executable<'a> {
+    fn of(image: &'a Image<'_>) -> Executable<'a> {
+        match image {
+            Image::Path(path) => Executable { path: path.clone(), release: None, through_proc: CString::default() },
+            Image::Release(program) => Executable {
+                path: c_string(program.path.as_os_str()),
+                release: Some(program),
+                through_proc: c_string(format!("/proc/self/fd/{}", program.file.as_raw_fd()).as_ref()),
+            },
+        }
+    }
+
+    /// In the child: whether the path still leads to the program. Allocates nothing.
+    fn is_at_its_path(&self) -> bool {
+        let Some(program) = self.release else { return true };
+        stat(self.path.as_c_str()).is_ok_and(|found| (found.st_dev, found.st_ino) == program.identity)
+    }
+
+    /// In the child: whether the held file begins with `#!`. The kernel hands it to its interpreter by a path then, and its
+    /// descriptor is of no use. Allocates nothing.
+    fn is_script(&self) -> bool {
+        let mut bytes = [0; 2];
+        let file = open(self.through_proc.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        file.is_ok_and(|file| read(&file, &mut bytes) == Ok(2)) && bytes == *b"#!"
+    }
 }
 
 /// One process to be started. Built anew for each, as its environment differs.
@@ -105,18 +161,20 @@ impl<'a> Command<'a> {
 pub struct Child {
     /// Its pid; an unreaped child of ours.
     pub pid: Pid,
+    /// Whether the path of a `#!` program leads to another file by now, so that not only this release runs.
+    pub is_mixed: bool,
     outcome: OwnedFd,
 }
 
 /// What came of the exec so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Not tried yet, or under way.
     Pending,
     /// The program runs, or the process was killed before.
     Done,
-    /// Refused.
-    Failed(Refused),
+    /// Refused; with the child's explanation, if a release was to be executed.
+    Failed(Refused, Option<Cause>),
 }
 
 /// Why a child did not execute its program.
@@ -154,16 +212,31 @@ impl From<Errno> for Refused {
 impl Child {
     /// One that the main before has forked, with what [`Child::as_fd`] showed there.
     pub fn taken_over(pid: Pid, outcome: OwnedFd) -> Child {
-        Child { pid, outcome }
+        Child { pid, is_mixed: false, outcome }
     }
 
     /// What has come of the exec. Never waits.
-    pub fn outcome(&self) -> Outcome {
-        let mut bytes = [0; Refused::BYTES];
-        match read(&self.outcome, &mut bytes) {
-            Ok(Refused::BYTES) => Outcome::Failed(Refused::from_bytes(bytes)),
-            Err(Errno::EAGAIN | Errno::EINTR) => Outcome::Pending,
-            _ => Outcome::Done,
+    pub fn outcome(&mut self) -> Outcome {
+        let mut bytes = [0; LONGEST_REPORT];
+        loop {
+            let count = match read(&self.outcome, &mut bytes) {
+                Err(Errno::EAGAIN | Errno::EINTR) => return Outcome::Pending,
+                other => other.unwrap_or(0),
+            };
+            let mut report = &bytes[..count];
+            if let Some(rest) = report.strip_prefix(&[MIXED]) {
+                self.is_mixed = true;
+                report = rest;
+                if rest.is_empty() {
+                    continue;
+                }
+            }
+            return match report.split_first_chunk() {
+                Some((refused, cause)) => {
+                    Outcome::Failed(Refused::from_bytes(*refused), serde_json::from_slice(cause).ok())
+                }
+                None => Outcome::Done,
+            };
         }
     }
 }
@@ -193,18 +266,27 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
     let mut arguments: Vec<*const libc::c_char> = command.arguments.iter().map(|entry| entry.as_ptr()).collect();
     arguments.push(ptr::null());
 
+    let executable = Executable::of(&command.image);
+
     let parent = Pid::this();
     // SAFETY: panzer has one thread, and until its exec the child makes async-signal-safe calls only, on memory that
     // was prepared above: it allocates nothing and takes no lock.
     let forked = unsafe { libc::fork() };
     if forked == 0 {
-        let refused = become_program(command, &sources, &arguments, &environment, listen_pid, parent);
-        let bytes = refused.to_bytes();
-        // SAFETY: write and _exit are async-signal-safe; the bytes live on this stack.
-        unsafe {
-            libc::write(reporter.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
-            libc::_exit(127)
+        let is_there = executable.is_at_its_path();
+        let by_path = is_there || executable.is_script();
+        if by_path && !is_there {
+            report(&reporter, &[MIXED]);
         }
+        let held = executable.release.filter(|_| !by_path).map(|program| program.file.as_raw_fd());
+        let image = held.map_or(Ok(&executable.path), Err);
+        let refused = become_program(command, image, &sources, &arguments, &environment, listen_pid, parent);
+        // Why it was refused only the file system knows. This allocates, which a child may whose parent has one thread.
+        let explained = executable.release.map(|program| explain_child(refused, program.path, command.identity));
+        let explained = explained.and_then(|cause| serde_json::to_vec(&cause).ok()).unwrap_or_default();
+        report(&reporter, &[&refused.to_bytes()[..], &explained].concat());
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(127) }
     }
     let fork_error = Errno::last();
     drop(raised);
@@ -216,7 +298,12 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
         // The child does the same; whichever comes first, a signal to the group finds it. After the exec it is refused.
         let _ = nix::unistd::setpgid(pid, pid);
     }
-    Ok(Child { pid, outcome })
+    Ok(Child { pid, is_mixed: false, outcome })
+}
+
+/// In the child: the pipe is empty, and has room for every report.
+fn report(reporter: &OwnedFd, bytes: &[u8]) {
+    let _ = write(reporter, bytes);
 }
 
 fn move_up(fd: OwnedFd, free_from: RawFd) -> nix::Result<OwnedFd> {
@@ -254,6 +341,7 @@ fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<Raised<'_>> {
 /// In the child: puts everything in order and executes the program. Returns why that was not possible.
 fn become_program(
     command: &Command<'_>,
+    image: Result<&CString, RawFd>,
     sources: &[libc::c_int],
     arguments: &[*const libc::c_char],
     environment: &[*const libc::c_char],
@@ -308,14 +396,14 @@ fn become_program(
             libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
         }
         for _ in 0..BUSY_TRIES {
-            match &command.image {
-                Image::Path(path) => {
+            match image {
+                Ok(path) => {
                     libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
                 }
-                Image::Descriptor(fd) => {
+                Err(file) => {
                     libc::syscall(
                         libc::SYS_execveat,
-                        fd.as_raw_fd(),
+                        file,
                         c"".as_ptr(),
                         arguments.as_ptr(),
                         environment.as_ptr(),

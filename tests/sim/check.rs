@@ -32,7 +32,9 @@ impl Violation {
             2 => "at most one generation is starting, and of those that drain no more than allowed take their time",
             3 => "each child is reaped once, and none is signalled after",
             4 => "at most one live process per slot",
-            5 => "respawns are bounded, and their delays grow until a healthy life",
+            5 => {
+                "respawns are bounded: at once after a healthy life, or the first death of a ready worker, else later and later"
+            }
             6 => "after a stop nothing is started, KILL comes at its deadline only, and the end within the schedule",
             7 => "every accepted reload gives a generation started after it, or a stated failure",
             8 => "a failed reload leaves everything as before",
@@ -87,12 +89,19 @@ impl StopTimes {
     }
 }
 
+/// As the state has them: the shortest wait from the second failure on, and how many first waits a ready worker lives to
+/// make up for a failure.
+const SHORTEST: Time = Time::from_millis(10);
+const RECOVERY: u32 = 10;
+
 /// Follows the starts and ends of a slot, or of a generation's monitors, with a reckoning of its own.
 #[derive(Debug, Default)]
 pub(crate) struct PaceWatch {
-    unhealthy: u32,
+    failures: u32,
     begun: Time,
     ended: Time,
+    /// The next start is not to wait at all.
+    at_once: bool,
     least: Time,
     last_told: Time,
     /// When the next start is overdue.
@@ -104,25 +113,33 @@ impl PaceWatch {
         PaceWatch { begun, ..PaceWatch::default() }
     }
 
-    pub(crate) fn ended(&mut self, now: Time, pace: Pace) {
-        self.ended = now;
-        self.latest = now + pace.delay_max + SLACK;
-        if now - self.begun >= pace.healthy_after {
-            self.unhealthy = 0;
-            self.least = Time::ZERO;
+    /// A life is over; `ready` if the worker had become ready.
+    pub(crate) fn ended(&mut self, now: Time, ready: bool, pace: Pace) {
+        let (lived, step) = (now - self.begun, pace.delay.max(SHORTEST));
+        let healthy = lived >= pace.healthy_after.max(SHORTEST * RECOVERY);
+        let made_up = if ready { lived.as_nanos() / (step * RECOVERY).as_nanos() } else { 0 };
+        if healthy || made_up > 0 {
+            self.failures = if healthy { 0 } else { self.failures.saturating_sub(made_up as u32) };
             self.last_told = Time::ZERO;
-        } else {
-            let doubled = pace.delay.saturating_mul(1 << self.unhealthy.min(20));
-            self.least = doubled.min(pace.delay_max) * 8 / 10;
-            self.unhealthy += 1;
         }
+        self.at_once = healthy || (ready && self.failures == 0);
+        let first = if self.failures == 0 { pace.delay } else { step };
+        let doubled = first.saturating_mul(1 << self.failures.saturating_sub(1).min(20));
+        self.least = if self.at_once { Time::ZERO } else { doubled.min(pace.delay_max) * 8 / 10 };
+        self.failures = match self.at_once {
+            true => u32::from(!healthy),
+            false => self.failures.max(1) + 1,
+        };
+        self.ended = now;
+        self.latest = now + if self.at_once { Time::ZERO } else { pace.delay_max } + SLACK;
     }
 
     /// People are told of this delay.
     pub(crate) fn told(&mut self, delay: Time, pace: Pace) -> Checked {
-        let last = std::mem::replace(&mut self.last_told, delay).min(pace.delay_max);
+        let last = std::mem::replace(&mut self.last_told, delay).min(pace.delay_max * 8 / 10);
         let bounded = (last.max(self.least)..=pace.delay_max).contains(&delay);
-        hold(bounded, 5, || format!("a delay of {delay:?} after one of {last:?}"))
+        hold(bounded, 5, || format!("a delay of {delay:?} after one of {last:?}"))?;
+        hold(!self.at_once || delay.is_zero(), 5, || format!("a delay of {delay:?} where none is due"))
     }
 
     /// The next start need not wait: a commit fills slots at once.

@@ -468,7 +468,7 @@ impl MainCheck {
             watched.adopted(now, stop_so_far, (stop.quick.is_some(), &tuning.stop));
         }
         if self.serving == Some(monitor) && !self.stop.has_begun() {
-            self.restarts.ended(now, tuning.pace);
+            self.restarts.ended(now, false, tuning.pace);
         }
         if let Some(starting) = self.starting.as_mut().filter(|starting| starting.monitor == monitor) {
             starting.failed = true;

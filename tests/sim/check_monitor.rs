@@ -12,8 +12,11 @@ use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};
 use crate::check_bypass::Bypass;
 use crate::check_probes::Probes;
 use crate::check_readiness::Readiness;
-use crate::check_starts::StartsWatch;
+use crate::check_starts::{LooksWatch, StartsWatch};
 use crate::kernel::Time;
+
+/// Processes that are started in one turn of a monitor's loop, as the state has it.
+const MAX_STARTS_A_TURN: u32 = 8;
 
 /// The longest that an exec may hang, as the state has it.
 const LONGEST_EXEC: Time = Time::from_secs(10);
@@ -67,6 +70,8 @@ pub(crate) struct MonitorCheck {
     starts: StartsWatch,
     executed_told: bool,
     bypass_told: bool,
+    looks: LooksWatch,
+    started_in_turn: u32,
     gave_up: bool,
     closed: bool,
     exited: bool,
@@ -90,6 +95,8 @@ impl MonitorCheck {
             starts,
             executed_told: false,
             bypass_told: false,
+            looks: LooksWatch::default(),
+            started_in_turn: 0,
             gave_up: false,
             closed: false,
             exited: false,
@@ -167,9 +174,18 @@ impl MonitorCheck {
         self.check_whole(now, punctual)
     }
 
+    /// One more process is started before everything else has its turn.
+    fn count_start(&mut self) -> Checked {
+        self.started_in_turn += 1;
+        hold(self.started_in_turn <= MAX_STARTS_A_TURN, 13, || "too many are started in one turn".to_owned())
+    }
+
     /// Returns the worker that ended, if it was alive.
     fn take_in(&mut self, now: Time, event: &Event) -> Option<Worker> {
         let on_trial = self.on_trial;
+        if matches!(event, Event::Start | Event::Wake) {
+            self.started_in_turn = 0;
+        }
         match event {
             Event::Executed(worker) => {
                 if let Some((slot, wanted)) = self.alive_of(*worker) {
@@ -232,6 +248,7 @@ impl MonitorCheck {
                     (slot.due, slot.finished) = (now, self.wanted.ended.contains(&index));
                 }
             }
+            Event::Looked(took) => self.looks.over(now, *took),
             Event::Wake => {}
         }
         None
@@ -239,6 +256,7 @@ impl MonitorCheck {
 
     fn ended(&mut self, now: Time, worker: Worker, cause: &Cause) -> Option<Worker> {
         let (pace, on_trial, stopping) = (self.wanted.tuning.pace, self.on_trial, self.is_ending());
+        let is_probed = self.wanted.probe;
         let code = match cause {
             Cause::Exited(code) if self.wanted.tuning.final_exits.contains(*code) => u8::try_from(*code).ok(),
             _ => None,
@@ -255,7 +273,8 @@ impl MonitorCheck {
         slot.code = code.filter(|_| !slot.signalled && !stopping);
         slot.finished = slot.code.is_some();
         slot.ended = now;
-        slot.pace.ended(now, pace);
+        let ready = slot.readiness.had_become_ready(now, is_probed);
+        slot.pace.ended(now, ready, pace);
         if on_trial {
             slot.pace.excuse();
         }
@@ -369,7 +388,10 @@ impl MonitorCheck {
 
     fn check_action(&mut self, now: Time, event: &Event, action: &Action, ended: Option<Worker>) -> Checked {
         match action {
-            Action::Spawn(worker) => self.check_spawn(now, event, *worker),
+            Action::Spawn(worker) => {
+                self.count_start()?;
+                self.check_spawn(now, event, *worker)
+            }
             Action::Signal(worker, signal) => self.check_signal(now, *worker, *signal),
             Action::SignalGroup(worker, signal) => self.check_group_signal(now, *worker, *signal),
             Action::GiveUp(worker) => self.check_given_up(now, *worker),
@@ -389,9 +411,12 @@ impl MonitorCheck {
                 hold(so, 7, || format!("{worker:?} is said to be late, or its slot to have another time: {action:?}"))
             }
             Action::Note(_) => Ok(()),
-            Action::Look(worker) => self.check_look(now, *worker, false),
-            Action::Examine(worker) => self.check_examination(now, *worker),
-            Action::Probe(worker) => self.check_look(now, *worker, true),
+            Action::Look(worker) => self.looks.begun(now).and_then(|()| self.check_look(now, *worker, false)),
+            Action::Examine(worker) => self.looks.begun(now).and_then(|()| self.check_examination(now, *worker)),
+            Action::Probe(worker) => {
+                self.count_start()?;
+                self.check_look(now, *worker, true)
+            }
             Action::EndProbe(worker) => {
                 let awaited = self.is_awaited(*worker, true);
                 self.probes.told_to_end(now, *worker, awaited)
@@ -420,7 +445,10 @@ impl MonitorCheck {
         hold(worker.life == slot.life + 1, 4, || format!("{worker:?} comes after life {}", slot.life))?;
         let first = worker.life == 1 && !anew;
         let at_start = *event == Event::Start;
-        let in_time = if at_once { first == at_start } else { first || !at_start };
+        let in_time = match at_once {
+            true => first == at_start || (first && *event == Event::Wake),
+            false => first || !at_start,
+        };
         hold(in_time, 5, || format!("{worker:?} is spawned at {event:?}"))?;
         hold(first || anew || !on_trial, 7, || format!("{worker:?} is a respawn on trial"))?;
         let mut pace = if anew { PaceWatch::default() } else { std::mem::take(&mut slot.pace) };
@@ -552,7 +580,7 @@ impl MonitorCheck {
         let stopping = self.is_ending();
         hold(!slot.retiring || slot.signalled || !slot.alive, 6, || format!("{worker:?} is not retired"))?;
         let goes_on = !stopping && !self.gave_up;
-        let waits_long = punctual && now >= slot.due + turn;
+        let waits_long = punctual && now >= slot.due + turn && self.started_in_turn < MAX_STARTS_A_TURN;
         hold(!slot.anew || !goes_on || !waits_long, 5, || format!("the slot of {worker:?} is not filled"))?;
         let untold = slot.code.is_some() && !slot.finish_told && slot.finished && !self.on_trial;
         hold(!untold || stopping, 0, || format!("that {worker:?} has ended for good is not told"))?;
@@ -561,7 +589,8 @@ impl MonitorCheck {
         }
         if slot.life == 0 {
             let waits = !turn.is_zero() && (!goes_on || !waits_long);
-            return hold(waits, 5, || format!("slot {index} is not filled"));
+            let next_turn = self.started_in_turn >= MAX_STARTS_A_TURN;
+            return hold(waits || next_turn, 5, || format!("slot {index} is not filled"));
         }
         if !slot.alive {
             let wanted = !stopping && !self.on_trial && !self.gave_up && punctual;

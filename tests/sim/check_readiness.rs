@@ -106,6 +106,7 @@ impl Readiness {
     }
 
     pub(crate) fn seen(&mut self, now: Time, sight: Sight, wanted: &Settings) {
+        let patience = HIDDEN_FOR_GOOD.min(wanted.tuning.ready_timeout / 2);
         if !self.is_looked_at(wanted) {
             return;
         }
@@ -114,7 +115,7 @@ impl Readiness {
             Sight::Accepting => (self.seen, self.hidden, self.hidden_since) = (true, false, None),
             Sight::NotYet(_) => (self.hidden, self.hidden_since) = (false, None),
             Sight::Unseeable(_) => {
-                self.hidden |= now >= *self.hidden_since.get_or_insert(now) + HIDDEN_FOR_GOOD;
+                self.hidden |= now >= *self.hidden_since.get_or_insert(now) + patience;
             }
         }
         self.settle(now, wanted);
@@ -140,6 +141,11 @@ impl Readiness {
         // A success counts when it comes, or never.
         self.probed = false;
         self.asked = self.is_probed(wanted).then(|| self.asked.unwrap_or(now));
+    }
+
+    /// Whether its death is that of a ready worker: it has shown that it is, or has lived through the bake.
+    pub(crate) fn had_become_ready(&self, now: Time, is_probed: bool) -> bool {
+        self.ready && (self.seen || self.notified || is_probed || now >= self.unproven)
     }
 
     /// From its commit on a generation's workers are timed each by itself.

@@ -1,4 +1,4 @@
-//! When a monitor starts workers, one after the other, with a reckoning of its own.
+//! When a monitor starts workers, one after the other, and looks at them, with a reckoning of its own.
 
 use panzer::config::StartDelay;
 
@@ -34,5 +34,26 @@ impl StartsWatch {
     /// What may pass until it is the turn of one among so many slots.
     pub(crate) fn turn(&self, slots: usize) -> Time {
         if self.may_wait() { self.longest.longest(slots as u32 + 1) + SLACK } else { Time::ZERO }
+    }
+}
+
+/// The looks at workers: one at a time, and a quarter of the time at most.
+#[derive(Debug, Default)]
+pub(crate) struct LooksWatch {
+    under_way: bool,
+    /// When the rest after all of them is over.
+    rested: Time,
+}
+
+impl LooksWatch {
+    pub(crate) fn begun(&mut self, now: Time) -> Checked {
+        let alone = !std::mem::replace(&mut self.under_way, true);
+        let rested = self.rested <= now + Time::from_millis(20);
+        hold(alone && rested, 13, || "looks take more than their share of the time".to_owned())
+    }
+
+    pub(crate) fn over(&mut self, now: Time, took: Time) {
+        self.under_way = false;
+        self.rested = self.rested.max(now) + took * 4;
     }
 }

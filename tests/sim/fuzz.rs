@@ -155,7 +155,7 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
-    match choices.below(34) {
+    match choices.below(35) {
         0..=2 => Event::Start,
         3..=7 => Event::Executed(worker),
         8..=10 => Event::Notified(worker),
@@ -184,6 +184,7 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
             ]),
         ),
         31 => Event::Extends(worker, choices.among(&[Duration::from_secs(1), Duration::MAX])),
+        34 => Event::Looked(choices.among(&[Duration::ZERO, Duration::from_millis(1), Duration::from_secs(3600)])),
         29 => Event::Probed(worker, choices.below(2) == 1),
         32 => Event::Suspended(worker, Signal::SIGTTOU),
         33 => Event::Continued(worker),

@@ -401,10 +401,12 @@ impl World {
             }
             Action::Look(worker) => {
                 self.look_at_worker(index, worker);
+                self.take_time_to_look(index);
                 Ok(())
             }
             Action::Examine(worker) => {
                 self.examine_worker(index, worker);
+                self.take_time_to_look(index);
                 Ok(())
             }
             Action::Probe(worker) => {

@@ -63,6 +63,8 @@ planted! {
     SpawnsTwice
     SpawnsAfterStop
     RespawnsAtOnce
+    TakesAnyLifeForHealthy
+    KeepsTheReadyWaiting
     SkipsRespawn
     RespawnsOnTrial
     SignalsReaped
@@ -93,6 +95,7 @@ planted! {
     HidesStops
     LooksOnWhenReady
     NeverLooks
+    LooksWithoutRest
     NeverEndsProbes
     WakesWhenIdle
     ForgetsToRequireAccept
@@ -174,6 +177,8 @@ impl Planted {
     ) -> monitor_state::Settings {
         match planted {
             Some(Planted::RespawnsAtOnce) => settings.tuning.pace.delay = Duration::ZERO,
+            Some(Planted::TakesAnyLifeForHealthy) => settings.tuning.pace.healthy_after = Duration::ZERO,
+            Some(Planted::KeepsTheReadyWaiting) => settings.tuning.bake = Duration::from_secs(3600),
             Some(Planted::RespawnsOnTrial) => settings.trial = false,
             Some(Planted::IsReadyUntold) => settings.notify = false,
             Some(Planted::RespawnsTheFinal) => settings.tuning.final_exits = FinalExits::default(),
@@ -525,6 +530,7 @@ impl Planted {
             (Some(Planted::ConvictsTheBusy), Event::Examined(worker, Some(shown))) => {
                 Some(Event::Examined(worker, Some(Bypass { ran: Duration::ZERO, ..shown })))
             }
+            (Some(Planted::LooksWithoutRest), Event::Looked(_)) => Some(Event::Looked(Duration::ZERO)),
             (Some(Planted::IgnoresTuning), Event::Ordered(Order::Tune(_))) => None,
             (Some(Planted::TakesHelperForWorker), Event::Seen(worker, Sight::NotYet(Some(why)))) => {
                 Some(Event::Seen(worker, Sight::Unseeable(why)))

@@ -44,6 +44,11 @@ impl World {
         }
     }
 
+    pub(crate) fn take_time_to_look(&mut self, index: usize) {
+        let took = self.choices.among(&[Time::from_micros(50), Time::from_micros(50), Time::from_millis(10)]);
+        self.monitors[index].push(Event::Looked(took));
+    }
+
     pub(crate) fn look_at_worker(&mut self, index: usize, worker: Worker) {
         if let Some(process) = self.monitors[index].process_of(worker) {
             let sight = self.sight(process);

@@ -1,11 +1,13 @@
 //! What is refused to panzer, or hangs, hinders nothing else, and leaves nothing behind.
 
 use std::fs;
+use std::net::TcpListener;
 
 use nix::libc;
+use nix::sys::signal::Signal;
 
 use super::{SOON, kill_9, wait_workers};
-use crate::support::{Panzer, Tracer, eventually};
+use crate::support::{Panzer, Tracer, eventually, free_port, require};
 
 #[track_caller]
 fn monitor_of(panzer: &Panzer) -> i32 {
@@ -30,12 +32,78 @@ fn an_exec_that_the_poller_refuses_to_watch_is_looked_at_all_the_same() {
     ]);
     panzer.wait_serving();
     let before = panzer.workers();
-    let refuse = ["-e", "trace=epoll_ctl,execve", "-e", "inject=epoll_ctl:error=ENOSPC"];
+    let refuse = ["-f", "-e", "trace=epoll_ctl,execve", "-e", "inject=epoll_ctl:error=ENOSPC"];
     let slow = ["-e", "inject=execve:delay_enter=300000"];
     let Some(tracer) = Tracer::attach(monitor_of(&panzer), &[refuse.as_slice(), &slow].concat()) else { return };
     panzer.expect_line("warning: worker 0 (pid *, generation 1) was killed by SIGKILL; respawning it");
     kill_9(before[0]);
     wait_workers(&panzer, 1, &before);
+    drop(tracer);
+    panzer.stop();
+}
+
+/// The file system with the program stops answering, and a worker dies.
+#[test]
+fn a_program_that_cannot_be_looked_at_hinders_its_own_slot_only() {
+    let app = "#!/bin/sh\ntrap 'echo >>ended; exit 0' TERM\necho >>begun\nwhile :; do sleep 0.1; done\n";
+    let options = ["-w", "3", "--ready", "alive", "--bake", "100ms", "--share-ports", "off", "--stop", "TERM/1s/KILL"];
+    let panzer = Panzer::builder().executable("app", app).args(options).arg("./app").start();
+    panzer.wait_serving();
+    let lines = |name: &str| fs::read(panzer.path(name)).map_or(0, |lines| lines.len());
+    eventually(SOON, "all have begun", || lines("begun") == 3);
+    let (before, app) = (panzer.workers(), panzer.path("app"));
+    let hang = ["-f", "-P", app.to_str().unwrap(), "-e", "trace=%file", "-e", "inject=%file:delay_enter=100000000"];
+    let Some(tracer) = Tracer::attach(monitor_of(&panzer), &hang) else { return };
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    panzer.allow_line("has not stopped yet; sent it SIGKILL");
+    // The sleep that its shell waited for.
+    panzer.allow_line("ended and left processes behind");
+    kill_9(before[0]);
+    eventually(SOON, "its slot is being filled", || panzer.status().serving().workers[0].phase == "starting");
+    kill_9(before[1]);
+    eventually(SOON, "the monitor goes on", || panzer.status().serving().workers[1].phase == "starting");
+    panzer.signal(Signal::SIGTERM);
+    eventually(SOON, "TERM reaches the worker that lives", || lines("ended") == 1);
+    drop(tracer);
+    panzer.wait_exit();
+}
+
+#[test]
+fn a_monitor_that_hangs_before_its_first_word_is_told_of_and_killed() {
+    if !require("strace") {
+        return;
+    }
+    let hang = "-P \"$PWD/app\" -e trace=%file -e inject=%file:delay_enter=12000000";
+    let panzer = Panzer::builder()
+        .executable("app", "#!/bin/sh\nexec sleep 1000\n")
+        .executable("tracer", &format!("#!/bin/sh\nexec strace -D -f -qq -o /dev/null {hang} \"$@\"\n"))
+        .through("tracer")
+        .args(["-w", "1", "--ready", "alive", "--share-ports", "off", "./app"])
+        .start();
+    panzer.expect_line("error: the monitor of generation 1 hangs while it looks up what it is to run");
+    panzer.allow_line("strace: ");
+    panzer.allow_line("error: the monitor of generation 1 hung for 10s before its first word, and was killed");
+    panzer.wait_for_line("hangs while it looks up", 3 * SOON);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// To read all of /proc takes long on a machine with many descriptors; here it takes main for ever.
+#[test]
+fn main_does_not_look_itself_who_holds_an_address() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = |ports: &[u16]| {
+        let ports: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        format!("program: sleep\nargs: [1000]\nworkers: 1\nready: alive\nbake: 100ms\nlisten: [{}]\n", ports.join(", "))
+    };
+    let own = free_port();
+    let panzer = Panzer::builder().file("p.yml", &config(&[own])).args(["--config", "p.yml"]).start();
+    panzer.wait_serving();
+    let hang = ["-P", "/proc", "-e", "trace=openat", "-e", "inject=openat:delay_enter=100000000"];
+    let Some(tracer) = Tracer::attach(panzer.pid(), &hang) else { return };
+    fs::write(panzer.path("p.yml"), config(&[own, taken.local_addr().unwrap().port()])).unwrap();
+    let holder = format!("error: reload failed: *in use by * (pid {}); stop it", std::process::id());
+    panzer.expect_line(&holder);
+    assert!(panzer.reload_and_wait().is_err());
     drop(tracer);
     panzer.stop();
 }

@@ -14,13 +14,13 @@ use super::waiting::eventually;
 pub struct Tracer(Child);
 
 impl Tracer {
-    /// Attaches strace to `pid`, and to what that starts from now on. None if there is no strace or it may not attach.
+    /// Attaches strace with `options` to `pid`. None if there is no strace or it may not attach.
     pub fn attach(pid: i32, options: &[&str]) -> Option<Tracer> {
         if !require("strace") {
             return None;
         }
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-qq", "-o", "/dev/null", "-p", &pid.to_string()]).args(options);
+        strace.args(["-qq", "-o", "/dev/null", "-p", &pid.to_string()]).args(options);
         let mut tracer = Tracer(strace.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace is there"));
         let is_traced = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
