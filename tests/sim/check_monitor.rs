@@ -1,5 +1,6 @@
 //! The invariants of one monitor: follows its events and actions with a book of its own, and compares.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
@@ -60,6 +61,7 @@ pub(crate) struct MonitorCheck {
     wanted: Settings,
     slots: Vec<Slot>,
     groups: BTreeMap<Worker, StopTimes>,
+    left_since: BTreeMap<Worker, Time>,
     probes: Probes,
     stop: StopTimes,
     /// It was told to end in its own time.
@@ -86,6 +88,7 @@ impl MonitorCheck {
         MonitorCheck {
             slots: (0..wanted.workers).map(|_| Slot::default()).collect(),
             groups: BTreeMap::new(),
+            left_since: BTreeMap::new(),
             probes: Probes::default(),
             stop: StopTimes::default(),
             patient: false,
@@ -223,7 +226,10 @@ impl MonitorCheck {
                 if !times.has_begun() {
                     times.begin(false, now, &self.wanted.tuning.stop);
                 }
-                self.groups.entry(*worker).or_insert(times);
+                if let Entry::Vacant(group) = self.groups.entry(*worker) {
+                    group.insert(times);
+                    self.left_since.insert(*worker, now);
+                }
             }
             Event::GroupGone(worker) => {
                 self.groups.remove(worker);
@@ -621,8 +627,10 @@ impl MonitorCheck {
 
     fn check_whole(&self, now: Time, punctual: bool) -> Checked {
         let stopping = self.is_ending();
-        let given_up = |times: &StopTimes| times.kill_due().map(|due| due + LONGEST_FAREWELL + LONGEST_DYING + SLACK);
-        let late = self.groups.values().filter_map(given_up).any(|due| due < now);
+        // A worker may have been given more time than the stop, and have left it behind only then.
+        let killed = |worker: &Worker, times: &StopTimes| Some(times.kill_due()?.max(*self.left_since.get(worker)?));
+        let killed = self.groups.iter().filter_map(|(worker, times)| killed(worker, times));
+        let late = killed.map(|killed| killed + LONGEST_FAREWELL + LONGEST_DYING + SLACK).any(|due| due < now);
         hold(!late || !punctual, 6, || "what is left behind is waited for for ever".to_owned())?;
         hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
         let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;
