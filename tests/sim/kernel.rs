@@ -114,6 +114,8 @@ pub(crate) struct Kernel {
     processes: Vec<Process>,
     /// Those whose pid is taken.
     unreaped: Vec<ProcessId>,
+    /// So many of those have ended.
+    zombies: usize,
     free: Vec<Pid>,
     highest: u32,
 }
@@ -205,7 +207,7 @@ impl Kernel {
     }
 
     pub(crate) fn has_zombies(&self, parent: ProcessId) -> bool {
-        self.children(parent).any(|id| !self.processes[id].is_running())
+        self.zombies > 0 && self.children(parent).any(|id| !self.processes[id].is_running())
     }
 
     /// The unreaped child of `sender` that has this pid. Any other target is a stranger.
@@ -227,6 +229,7 @@ impl Kernel {
     /// Makes a zombie of a process; its children become `heir`'s. Returns these.
     pub(crate) fn end(&mut self, id: ProcessId, cause: Cause, heir: Option<ProcessId>) -> Vec<ProcessId> {
         self.processes[id].life = Life::Ended(cause);
+        self.zombies += 1;
         let children: Vec<_> = self.children(id).collect();
         for &child in &children {
             self.processes[child].parent = heir;
@@ -240,6 +243,9 @@ impl Kernel {
     }
 
     pub(crate) fn reap_children(&mut self, parent: ProcessId) -> Vec<(ProcessId, Cause)> {
+        if !self.has_zombies(parent) {
+            return Vec::new();
+        }
         let ended = |id: ProcessId| match &self.processes[id].life {
             Life::Ended(cause) => Some((id, cause.clone())),
             Life::Running | Life::Reaped => None,
@@ -253,6 +259,7 @@ impl Kernel {
 
     fn reap(&mut self, id: ProcessId) {
         self.processes[id].life = Life::Reaped;
+        self.zombies -= 1;
         self.unreaped.retain(|&other| other != id);
         let Process { pid, group, .. } = self.processes[id];
         // A number that still names a group is not given away.

@@ -5,8 +5,9 @@
 //! - `PANZER_SIM_FROM=1000000000` begins with this seed instead of 0,
 //! - `PANZER_SIM_SEED=4711` plays one and prints its trace.
 //!
-//! All that break an invariant are listed with their seeds, and the first is shrunk. A long run, here and there:
-//! `PANZER_SIM_FROM=10000000 PANZER_SIM_HISTORIES=10000000 cargo test --test sim histories -- --nocapture`
+//! All that break an invariant are listed with their seeds, and the first is shrunk. Long runs have a profile of their
+//! own, which takes longer to build and plays half as fast again:
+//! `PANZER_SIM_HISTORIES=10000000 cargo test --profile long --test sim histories -- --nocapture`
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking, its helpers as well")]
 

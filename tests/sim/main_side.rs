@@ -20,8 +20,8 @@ use crate::world::{Looping, Node, Spec, World, next_arrived};
 pub(crate) struct MainNode {
     pub(crate) looping: Looping,
     pub(crate) state: Generations,
-    /// It is as it was read back after a restart: nothing has happened since.
-    pub(crate) as_read: bool,
+    /// What was last read back in a restart.
+    pub(crate) as_read: Option<Generations>,
     pub(crate) check: MainCheck,
     /// By their place among the world's monitors.
     monitors: BTreeMap<Monitor, usize>,
@@ -46,7 +46,7 @@ impl MainNode {
         MainNode {
             looping: Looping::new(process),
             state: Generations::new(Planted::main_settings(planted, spec.main.clone())),
-            as_read: false,
+            as_read: None,
             check: MainCheck::new(spec.main.clone()),
             monitors: BTreeMap::new(),
             kin: Kin::default(),
@@ -265,7 +265,6 @@ impl World {
     fn decide_as_main(&mut self, event: &Event) -> Result<Vec<Action>, Violation> {
         let instant = self.instant();
         let main = &mut self.main;
-        main.as_read = false;
         let given = Planted::main_event(self.planted, event.clone(), &main.check);
         let mut actions = given.map_or(Vec::new(), |given| main.state.on(instant, given));
         Planted::main_actions(self.planted, event, &mut actions, &main.check);

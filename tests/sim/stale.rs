@@ -22,7 +22,6 @@ impl World {
         }
         let event = self.draw_stale_main_event(monitor);
         let before = self.main.state.clone();
-        self.main.as_read = false;
         let Some(given) = Planted::main_event(self.planted, event, &self.main.check) else { return Ok(()) };
         let told = format!("{given:?} of a retired {monitor:?}");
         let actions = self.main.state.on(instant, given);

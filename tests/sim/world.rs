@@ -89,6 +89,11 @@ impl Looping {
     }
 }
 
+/// When it is, of the agenda's order.
+fn moment(order: u128) -> Time {
+    Time::from_nanos((order >> 32) as u64)
+}
+
 /// The next of a channel's messages that can be read by `now`. They keep their order.
 pub(crate) fn next_arrived<T>(channel: &mut VecDeque<(Time, T)>, now: Time) -> Option<T> {
     channel.front().filter(|(at, _)| *at <= now)?;
@@ -104,7 +109,7 @@ pub(crate) struct World {
     pub(crate) configured: main_state::Settings,
     pub(crate) ever_configured: Vec<main_state::Settings>,
     /// What is to happen: what comes first, and of that at one moment, what was planned first.
-    agenda: BinaryHeap<Reverse<(Time, u32, Happening)>>,
+    agenda: BinaryHeap<Reverse<(u128, Happening)>>,
     scheduled: u32,
     /// What a worker that is stopped will do when it goes on.
     deferred: Vec<(ProcessId, Happening)>,
@@ -187,7 +192,7 @@ impl World {
 
     fn schedule(&mut self, at: Time, what: Happening) {
         self.scheduled += 1;
-        self.agenda.push(Reverse((at, self.scheduled, what)));
+        self.agenda.push(Reverse((at.as_nanos() << 32 | u128::from(self.scheduled), what)));
     }
 
     /// Has a loop look for news at `at`.
@@ -201,7 +206,7 @@ impl World {
 
     /// Lets everything happen until then.
     pub(crate) fn run_until(&mut self, until: Time) -> Checked {
-        while self.agenda.peek().is_some_and(|Reverse((at, ..))| *at <= until) {
+        while self.agenda.peek().is_some_and(|Reverse((at, _))| moment(*at) <= until) {
             self.step()?;
         }
         self.now = until;
@@ -217,7 +222,8 @@ impl World {
     }
 
     pub(crate) fn step(&mut self) -> Checked {
-        let Some(Reverse((at, _, what))) = self.agenda.pop() else { return Ok(()) };
+        let Some(Reverse((at, what))) = self.agenda.pop() else { return Ok(()) };
+        let at = moment(at);
         if !self.still_happens(at, what) {
             return Ok(());
         }
@@ -324,8 +330,8 @@ impl World {
             return Err(Violation::new(13, format!("{node:?} never sleeps")));
         }
         let timer = at.map(|at| at.max(now) + self.choices.latency());
-        self.looping(node).timer = timer;
-        if let Some(timer) = timer {
+        let known = std::mem::replace(&mut self.looping(node).timer, timer);
+        if let Some(timer) = timer.filter(|_| known != timer) {
             self.schedule(timer, Happening::Timer(node));
         }
         Ok(())
@@ -593,7 +599,7 @@ impl World {
     pub(crate) fn resume(&mut self, node: Node) -> Checked {
         let looping = self.looping(node);
         looping.paused = false;
-        looping.news = None;
+        (looping.news, looping.timer) = (None, None);
         self.wake(node, self.now);
         Ok(())
     }
