@@ -486,7 +486,7 @@ impl MonitorCheck {
         hold(hangs || patient || slot.stop.has_begun(), 1, || {
             format!("{signal} for {worker:?}, which nobody stopped")
         })?;
-        slot.signalled = true;
+        (slot.signalled, slot.readiness.ended) = (true, true);
         if signal == Signal::SIGKILL {
             slot.killed = true;
             let due = slot.extended || slot.stop.kill_due().is_some_and(|due| due <= now);

@@ -19,6 +19,8 @@ const MOST_DOUBLINGS: u32 = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
     pub(crate) executed: Option<Time>,
+    /// It was told to end: what it shows from then on makes nobody ready.
+    pub(crate) ended: bool,
     pub(crate) notified: bool,
     pub(crate) seen: bool,
     /// It could not be seen whether it accepts, for long enough, and since when.
@@ -134,7 +136,9 @@ impl Readiness {
     }
 
     fn settle(&mut self, now: Time, wanted: &Settings) {
-        if let Some(executed) = self.executed.filter(|_| !self.ready && !self.halted && self.has_shown(wanted)) {
+        if let Some(executed) =
+            self.executed.filter(|_| !self.ready && !self.ended && !self.halted && self.has_shown(wanted))
+        {
             (self.ready, self.unproven) = (true, executed + wanted.tuning.bake);
             self.unready = 0;
         }
