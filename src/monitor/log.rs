@@ -46,10 +46,17 @@ impl Held {
         if stopping {
             self.0.clear();
         }
-        while self.deadline().is_some_and(|due| due <= Instant::now()) {
-            let Some((_, note, pid)) = self.0.pop_front() else { return };
-            write(&note, generation, |_| pid);
-        }
+        let due = self.0.iter().take_while(|(due, ..)| *due <= Instant::now()).count();
+        self.write(due, generation);
+    }
+
+    /// Writes all: they are why panzer gives up, and the stop that follows is not their cause.
+    pub(super) fn write_all(&mut self, generation: u32) {
+        self.write(self.0.len(), generation);
+    }
+
+    fn write(&mut self, count: usize, generation: u32) {
+        self.0.drain(..count).for_each(|(_, note, pid)| write(&note, generation, |_| pid));
     }
 }
 

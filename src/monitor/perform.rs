@@ -54,7 +54,13 @@ impl Monitor {
                 let pid = if let Note::Respawning(worker, ..) = note { self.roster.shown_pid(worker) } else { None };
                 self.held_notes.hold(note, pid);
             }
-            Action::Note(note) => log::write(&note, self.assignment.generation, |worker| self.roster.shown_pid(worker)),
+            Action::Note(note) => {
+                let generation = self.assignment.generation;
+                if matches!(note, Note::GaveUp(_)) {
+                    self.held_notes.write_all(generation);
+                }
+                log::write(&note, generation, |worker| self.roster.shown_pid(worker));
+            }
             Action::Exit => self.done = true,
         }
     }

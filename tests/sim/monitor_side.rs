@@ -312,7 +312,8 @@ impl World {
             let (process, node) = (self.kernel.process(child), &self.monitors[index]);
             let owner = node.kin.owner_by_group(&process.clues(), |leader| self.led_by(index, leader, process.pid));
             let owner = owner.or_else(|| self.owner_in_slot(index, process.mark?.1, process.began));
-            let owner = Planted::owner(self.planted, owner, node.last_ended);
+            let living = node.roster.values().next().map(|live| live.worker);
+            let owner = Planted::owner(self.planted, owner, living);
             let (pid, clues) = (number(process.pid), process.clues());
             self.monitors[index].kin.add(pid, clues, owner);
         }

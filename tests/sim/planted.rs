@@ -629,9 +629,9 @@ impl Planted {
     }
 
     /// Whose a process is taken for that a monitor has adopted.
-    pub(crate) fn owner(planted: Option<Planted>, owner: Option<Worker>, last_ended: Option<Worker>) -> Option<Worker> {
+    pub(crate) fn owner(planted: Option<Planted>, owner: Option<Worker>, living: Option<Worker>) -> Option<Worker> {
         match planted {
-            Some(Planted::TakesAnyHelper) => last_ended,
+            Some(Planted::TakesAnyHelper) => living.or(owner),
             Some(Planted::ForgetsTheUnknown) => None,
             _ => owner,
         }
