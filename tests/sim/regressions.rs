@@ -38,6 +38,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("a first share that is another before it was judged is none", another_share_before_it_was_judged),
     ("of a share that is no longer wanted nobody relies on more than is kept", a_proven_share_that_shrinks),
     ("a share that shrinks before it was judged bakes once more", a_share_that_shrinks_before_it_was_judged),
+    ("who cannot be seen is ready also where that is to be soon", hidden_within_a_short_time),
 ];
 
 fn spec(workers: u32, stop: &str) -> Spec {
@@ -416,4 +417,17 @@ fn a_proven_share_that_shrinks() -> Checked {
     world.pass(10_000)?;
     world.calm_down()?;
     hold(world.main.state.ready() == 5, 7, || format!("{} workers are ready", world.main.state.ready()))
+}
+
+/// It counted as one that cannot be seen only after a second, and each release was rejected before that.
+fn hidden_within_a_short_time() -> Checked {
+    let mut spec = spec(2, "TERM/9s/KILL");
+    (spec.main.ready, spec.has_listener, spec.traits.hidden) = (Ready::Auto, true, true);
+    spec.main.tuning.ready_timeout = Time::from_millis(500);
+    let mut world = World::new(spec, Choices::replay(Vec::new()), None, false);
+    world.pass(10_000)?;
+    world.signal_main(main_state::Event::Reload);
+    world.calm_down()?;
+    let serving = world.main.check.serving().map(|monitor| monitor.generation);
+    hold(serving == Some(2), 7, || format!("generation {serving:?} serves"))
 }
