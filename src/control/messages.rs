@@ -32,6 +32,8 @@ pub const MAX_EXTENSION: Duration = Duration::from_secs(3600);
 pub enum Urgency {
     /// By the first signal of the schedule, and then for as long as it takes.
     Patient,
+    /// By the whole schedule for workers that a reload ends.
+    Retiring,
     /// By the whole schedule.
     Graceful,
     /// By the schedule without its first step.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Action, Generations, Monitor, Note};
-use crate::config::Schedule;
+use crate::config::{Schedule, Tuning};
 use crate::control::messages::{Order, Urgency};
 
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
@@ -32,8 +32,10 @@ pub(super) struct Draining {
 
 impl Draining {
     /// One that is told now.
-    pub(super) fn begin(stop: Schedule, served: bool, urgency: Urgency, now: Instant) -> Draining {
-        let schedule = scheduled(&stop, urgency);
+    pub(super) fn begin(tuning: Tuning, served: bool, urgency: Urgency, now: Instant) -> Draining {
+        let retires = matches!(urgency, Urgency::Patient | Urgency::Retiring);
+        let schedule = scheduled(if retires { tuning.retirement() } else { &tuning.stop }, urgency);
+        let stop = tuning.stop;
         let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
         Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
     }
@@ -79,7 +81,10 @@ impl Generations {
                 actions.push(order);
             }
         }
-        self.orphans.iter_mut().filter(|(monitor, _)| is_meant(monitor)).for_each(|(_, orphans)| orphans.hasten(now));
+        self.orphans
+            .iter_mut()
+            .filter(|(monitor, _)| is_meant(monitor))
+            .for_each(|(_, orphans)| orphans.hasten(Urgency::Quick, now));
     }
 
     /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
@@ -89,7 +94,8 @@ impl Generations {
             return;
         }
         let limit = self.settings.max_draining;
-        let slow = self.draining.iter_mut().filter(|(_, draining)| draining.urgency == Urgency::Graceful);
+        let is_slow = |draining: &Draining| matches!(draining.urgency, Urgency::Retiring | Urgency::Graceful);
+        let slow = self.draining.iter_mut().filter(|(_, draining)| is_slow(draining));
         let mut slow: Vec<_> = slow.collect();
         slow.sort_by_key(|(monitor, draining)| (draining.since, **monitor));
         let beyond = slow.len().saturating_sub(limit as usize);
@@ -104,7 +110,7 @@ impl Generations {
 pub(super) fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
     match urgency {
         Urgency::Patient => stop.patient(),
-        Urgency::Graceful => stop.clone(),
+        Urgency::Retiring | Urgency::Graceful => stop.clone(),
         Urgency::Quick => stop.quick(),
     }
 }

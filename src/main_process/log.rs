@@ -120,7 +120,7 @@ pub(super) fn write(note: &Note) {
             let level = if *code == 0 { log::Level::Info } else { log::Level::Error };
             log::log!(level, "{who} of generation {generation} has ended for good; stopping with exit code {code}");
         }
-        Note::Stopping(Urgency::Patient | Urgency::Graceful) => info!("stopping gracefully"),
+        Note::Stopping(Urgency::Patient | Urgency::Retiring | Urgency::Graceful) => info!("stopping gracefully"),
         Note::Stopping(Urgency::Quick) => info!("stopping now"),
         Note::Stopped => info!("stopped"),
         Note::Fatal(cause) => error!("{cause}"),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::draining::{Draining, GRACE, scheduled};
 use super::state::{Action, Generations, Monitor};
 use crate::config::{Escalation, Schedule};
+use crate::control::messages::Urgency;
 
 /// What outlived one monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,9 +20,9 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// They are stopped quickly from here on.
-    pub(super) fn hasten(&mut self, now: Instant) {
-        self.escalation.hasten(&self.stop.quick(), now);
+    /// They are stopped so urgently from here on, if they end sooner by that.
+    pub(super) fn hasten(&mut self, urgency: Urgency, now: Instant) {
+        self.escalation.hasten(&scheduled(&self.stop, urgency), now);
     }
 
     /// When they are to get the next signal, or are given up.

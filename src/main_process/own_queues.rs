@@ -86,7 +86,9 @@ impl Main {
         let now = Instant::now();
         match &order {
             Order::Scale { workers, .. } => self.hand_out_queues(monitor, *workers),
-            Order::Stop(Urgency::Graceful) if !self.state.is_stopping() && self.leaves_queues(monitor, kept) => {
+            Order::Stop(Urgency::Retiring | Urgency::Graceful)
+                if !self.state.is_stopping() && self.leaves_queues(monitor, kept) =>
+            {
                 let then = Then::Ordered(monitor, order);
                 return self.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
             }

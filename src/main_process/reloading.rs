@@ -134,12 +134,9 @@ impl Generations {
         let retired = old.as_ref().map(|old| old.number);
         actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
         actions.push(Action::Note(Note::Committed(number, retired, took)));
-        if let Some(mut old) = old {
-            // Its monitor knows one schedule for a stop of all its workers.
-            if let Some(retire) = old.settings.tuning.retire.take() {
-                old.settings.tuning.stop = retire;
-                actions.push(Action::Tune(old.number, old.settings.tuning.clone()));
-            }
+        if let Some(old) = old {
+            let has_own = retires == Urgency::Graceful && old.settings.tuning.retire.is_some();
+            let retires = if has_own { Urgency::Retiring } else { retires };
             self.drain(old, true, retires, now, actions);
         }
         // It may allow fewer than the one before.

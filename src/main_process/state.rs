@@ -265,7 +265,7 @@ impl Generations {
             return;
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
-        self.draining.insert(monitor, Draining::begin(old.settings.tuning.stop, served, urgency, now));
+        self.draining.insert(monitor, Draining::begin(old.settings.tuning, served, urgency, now));
         self.hasten_those_beyond_limit(now, actions);
     }
 
@@ -308,9 +308,7 @@ impl Generations {
         for (monitor, draining) in &mut self.draining {
             actions.extend(draining.hasten(*monitor, urgency, now));
         }
-        if urgency == Urgency::Quick {
-            self.orphans.values_mut().for_each(|orphans| orphans.hasten(now));
-        }
+        self.orphans.values_mut().for_each(|orphans| orphans.hasten(urgency, now));
     }
 
     fn ended(&mut self, monitor: Monitor, cause: Cause, orphans: bool, now: Instant, actions: &mut Vec<Action>) {

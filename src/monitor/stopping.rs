@@ -51,7 +51,8 @@ impl Slots {
             actions.push(Action::CloseListeners);
         }
         let schedule = match urgency {
-            Urgency::Patient => self.settings.tuning.stop.patient(),
+            Urgency::Patient => self.settings.tuning.retirement().patient(),
+            Urgency::Retiring => self.settings.tuning.retirement().clone(),
             Urgency::Graceful => self.settings.tuning.stop.clone(),
             Urgency::Quick => self.settings.tuning.stop.quick(),
         };

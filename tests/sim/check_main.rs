@@ -51,6 +51,8 @@ pub(crate) struct Watched {
     pub(crate) extended: bool,
     /// It was told to end in its own time.
     pub(crate) patient: bool,
+    /// It is stopped as what a reload ends, and nothing else has been ordered since.
+    pub(crate) by_retire: bool,
     /// An operator wants its end.
     pub(crate) hurried: bool,
     pub(crate) killed: bool,
@@ -259,6 +261,10 @@ impl MainCheck {
         self.monitors.get(&monitor).is_some_and(|watched| watched.patient)
     }
 
+    pub(crate) fn is_by_retire(&self, monitor: Monitor) -> bool {
+        self.monitors.get(&monitor).is_some_and(|watched| watched.by_retire)
+    }
+
     /// Whether main has done with this monitor and all that it left.
     pub(crate) fn is_retired(&self, monitor: Monitor) -> bool {
         self.monitors.get(&monitor).is_none_or(|watched| watched.ended && watched.orphans != Orphans::Present)
@@ -351,10 +357,8 @@ impl MainCheck {
         self.count.failed();
         let starting = self.starting.take().filter(|starting| !starting.begun);
         self.planned_in_vain = starting.map(|starting| starting.monitor.generation);
-        if quick {
-            for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
-                watched.orphans_stop.begin(true, now, &watched.orphans_schedule);
-            }
+        for watched in self.monitors.values_mut().filter(|watched| watched.orphans == Orphans::Present) {
+            watched.orphans_stop.begin(quick, now, &watched.orphans_schedule);
         }
     }
 
@@ -466,6 +470,9 @@ impl MainCheck {
             // What a monitor did that had to be killed nobody knows: the stop begins anew.
             let stop_so_far = if watched.killed { StopTimes::default() } else { watched.ordered };
             watched.adopted(now, stop_so_far, (stop.quick.is_some(), &tuning.stop));
+            if watched.by_retire && !watched.killed {
+                watched.orphans_stop = stop_so_far;
+            }
         }
         if self.serving == Some(monitor) && !self.stop.has_begun() {
             self.restarts.ended(now, false, tuning.pace);
@@ -707,6 +714,7 @@ impl MainCheck {
         let goes_on = self.serving == Some(monitor) || self.starting() == Some(monitor) || back;
         let must_stop = self.is_stopping() || !goes_on;
         let ends = watched.ordered.has_begun() || (watched.patient && !self.is_stopping());
+        let ends = ends && !(watched.by_retire && self.is_stopping());
         hold(!must_stop || ends, 7, || format!("{monitor:?} is not stopped"))?;
         let quickly = (self.stop.quick.is_none() && !watched.hurried) || watched.ordered.quick.is_some();
         hold(quickly, 6, || format!("{monitor:?} is not stopped quickly"))?;

@@ -66,6 +66,8 @@ pub(crate) struct MonitorCheck {
     stop: StopTimes,
     /// It was told to end in its own time.
     patient: bool,
+    /// Its workers are stopped as what a reload ends.
+    retiring: bool,
     on_trial: bool,
     committed: Time,
     respawns: VecDeque<Time>,
@@ -92,6 +94,7 @@ impl MonitorCheck {
             probes: Probes::default(),
             stop: StopTimes::default(),
             patient: false,
+            retiring: false,
             on_trial: wanted.trial,
             committed: Time::ZERO,
             respawns: VecDeque::new(),
@@ -328,7 +331,7 @@ impl MonitorCheck {
         if slot.alive {
             slot.retiring = true;
             // Where it is being stopped already, and that would take longer, it ends by what is configured by now.
-            slot.stop.begin(false, now, &self.wanted.tuning.stop);
+            slot.stop.begin(false, now, self.wanted.tuning.retirement());
         }
         Ok(())
     }
@@ -338,11 +341,13 @@ impl MonitorCheck {
             self.patient |= !self.is_ending();
             return;
         }
-        if urgency == Urgency::Graceful && self.stop.has_begun() {
+        let retiring = urgency == Urgency::Retiring;
+        if self.stop.has_begun() && (retiring || (urgency == Urgency::Graceful && !self.retiring)) {
             return;
         }
+        self.retiring = retiring;
         let quick = urgency == Urgency::Quick;
-        let schedule = &self.wanted.tuning.stop;
+        let schedule = if retiring { self.wanted.tuning.retirement() } else { &self.wanted.tuning.stop };
         self.stop.begin(quick, now, schedule);
         let slots = self.slots.iter_mut().map(|slot| &mut slot.stop);
         for times in slots.chain(self.groups.values_mut()) {
@@ -474,6 +479,7 @@ impl MonitorCheck {
     fn check_signal(&mut self, now: Time, worker: Worker, signal: Signal) -> Checked {
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
         let (schedule, patient) = (self.wanted.tuning.stop.clone(), self.patient);
+        let ends_patience = self.wanted.tuning.retirement().first_signal() == Signal::SIGKILL;
         let Some(slot) = self.alive(worker) else {
             return hold(false, 3, || format!("{signal} for {worker:?}, which is not alive"));
         };
@@ -490,8 +496,7 @@ impl MonitorCheck {
         if signal == Signal::SIGKILL {
             slot.killed = true;
             let due = slot.extended || slot.stop.kill_due().is_some_and(|due| due <= now);
-            let first = patient && schedule.first_signal() == Signal::SIGKILL;
-            hold(due || hangs || first, 6, || format!("KILL for {worker:?} before it is due"))?;
+            hold(due || hangs || (patient && ends_patience), 6, || format!("KILL for {worker:?} before it is due"))?;
         }
         Ok(())
     }

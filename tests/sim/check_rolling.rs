@@ -191,8 +191,9 @@ impl MainCheck {
             && self.wanted.of(starting.monitor.generation).surge.of(self.count.next()) != watched.workers;
         if baked && !other_share && watched.workers < self.count.next() {
             let proven = watched.workers;
-            let stop =
-                self.serving.map_or(Time::ZERO, |serving| self.wanted.of(serving.generation).tuning.stop.total());
+            let stop = self
+                .serving
+                .map_or(Time::ZERO, |serving| self.wanted.of(serving.generation).tuning.retirement().total());
             self.starting = Some(Starting { proven, room_due: Some(now + stop + GRACE), ..starting });
             // One that has fewer as it is keeps these.
             self.serving_keeps(self.kept_by_serving().min(self.count.next().saturating_sub(proven)));

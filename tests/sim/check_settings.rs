@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::Tuning;
+use panzer::control::messages::Urgency;
 use panzer::main_process::state::Settings;
 
 use crate::check::{Checked, hold};
@@ -28,6 +29,12 @@ impl Wanted {
     /// What this generation runs by, or ran by to its end.
     pub(crate) fn of(&self, generation: u32) -> &Settings {
         self.of.get(&generation).unwrap_or(&self.current)
+    }
+
+    /// How a generation is stopped that a reload retires in this way.
+    pub(crate) fn retirement(&self, generation: u32, asked: Urgency) -> Urgency {
+        let has_own = asked == Urgency::Graceful && self.of(generation).tuning.retire.is_some();
+        if has_own { Urgency::Retiring } else { asked }
     }
 
     pub(crate) fn planned(&mut self, generation: u32, settings: Settings) {

@@ -24,11 +24,11 @@ impl MainCheck {
         all: &[Action],
     ) -> Checked {
         let asked = match urgency {
-            Urgency::Patient => false,
+            Urgency::Patient | Urgency::Retiring => false,
             Urgency::Graceful => self.stop.graceful.is_some(),
             Urgency::Quick => self.stop.quick.is_some(),
         };
-        let how = self.retired;
+        let how = self.wanted.retirement(monitor.generation, self.retired);
         let retired = |action: &Action| match action {
             Action::Note(Note::Committed(_, old, _)) => *old == Some(monitor.generation) && urgency == how,
             Action::Note(Note::Rejected(generation, _)) => {
@@ -47,9 +47,13 @@ impl MainCheck {
         }
         self.trials_due += u32::from(back && std::mem::take(&mut self.reload_queued));
         let retired = back || all.iter().any(retired);
-        let schedule = self.wanted.of(monitor.generation).tuning.stop.clone();
+        let tuning = &self.wanted.of(monitor.generation).tuning;
+        let retiring = urgency == Urgency::Retiring;
+        let schedule = if retiring { tuning.retirement() } else { &tuning.stop }.clone();
         let watched = self.live(monitor)?;
-        let repeated = watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency == Urgency::Graceful);
+        let goes_over = std::mem::replace(&mut watched.by_retire, retiring) && !retiring;
+        let repeated =
+            watched.ordered.quick.is_some() || (watched.ordered.has_begun() && urgency != Urgency::Quick && !goes_over);
         if urgency == Urgency::Patient {
             watched.patient = true;
         } else {

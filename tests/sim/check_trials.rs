@@ -112,6 +112,7 @@ impl MainCheck {
             ordered: StopTimes::default(),
             extended: false,
             patient: false,
+            by_retire: false,
             hurried: false,
             killed: false,
             ended: false,

@@ -69,7 +69,7 @@ impl MainCheck {
         hold(ordered(Action::Order(monitor, Order::Commit)), 7, || format!("{monitor:?} is not told of its commit"))?;
         hold(old == self.serving.map(|old| old.generation), 7, || format!("{old:?} did not serve"))?;
         if let Some(old) = self.serving.filter(|old| self.monitors.get(old).is_some_and(|watched| !watched.ended)) {
-            let told = ordered(Action::Order(old, Order::Stop(retires)));
+            let told = ordered(Action::Order(old, Order::Stop(self.wanted.retirement(old.generation, retires))));
             hold(told, 7, || format!("{old:?} is not retired"))?;
         }
         self.retired = retires;

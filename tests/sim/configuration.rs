@@ -29,7 +29,7 @@ pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
         surge: draw_surge(choices),
         ready,
         tuning: Tuning {
-            retire: None,
+            retire: draw_retire(choices),
             ready_timeout: draw_ready_timeout(choices),
             bake: draw_bake(choices),
             stop,
@@ -42,6 +42,10 @@ pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
         max_draining: draw_max_draining(choices),
         seed: choices.below(1_000),
     }
+}
+
+fn draw_retire(choices: &mut Choices) -> Option<Schedule> {
+    choices.one_in(4).then(|| choices.among(&*STOPS))
 }
 
 fn draw_surge(choices: &mut Choices) -> Surge {
@@ -108,6 +112,7 @@ impl World {
                 0..=2 => configured.workers = 1 + choices.below(6) as u32,
                 3 => tuning.ready_timeout = draw_ready_timeout(choices),
                 4 => tuning.bake = draw_bake(choices),
+                5 if choices.below(2) == 0 => tuning.retire = draw_retire(choices),
                 5 => tuning.stop = choices.among(&*STOPS),
                 6 => tuning.pace = draw_pace(choices),
                 7 => tuning.respawn_limit = draw_respawn_limit(choices),

@@ -162,9 +162,12 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
         11..=16 => Event::Ended(worker, draw_cause(choices)),
         17 => Event::LeftBehind(worker),
         18 => Event::GroupGone(worker),
-        19 if choices.one_in(4) => {
-            Event::Ordered(Order::Stop(choices.among(&[Urgency::Patient, Urgency::Graceful, Urgency::Quick])))
-        }
+        19 if choices.one_in(4) => Event::Ordered(Order::Stop(choices.among(&[
+            Urgency::Patient,
+            Urgency::Retiring,
+            Urgency::Graceful,
+            Urgency::Quick,
+        ]))),
         20 if choices.one_in(4) => Event::MainGone,
         21 => Event::Ordered(Order::Commit),
         22 if choices.below(2) == 1 => Event::Ordered(Order::Scale {

@@ -243,7 +243,7 @@ impl World {
         // Twice the longest that a slot whose workers are late again and again gives the next one.
         let ready = self.longest(|settings| settings.tuning.ready_timeout) * 32;
         let bake = self.longest(|settings| settings.tuning.bake);
-        let stop = self.longest(|settings| settings.tuning.stop.total());
+        let stop = self.longest(|settings| settings.tuning.stop.total().max(settings.tuning.retirement().total()));
         let reload = ready + bake + stop + starts * 2;
         let delay = self.longest(|settings| settings.tuning.pace.delay_max);
         LONGEST_EXEC

@@ -132,6 +132,8 @@ planted! {
     StaysOnItsWay
     SurgesAtOnce
     ForgetsPatience
+    ForgetsToRetire
+    LeavesTheRetiring
     LeavesThePatient
     IsReadyWithOne
     IsUnreadyForOne
@@ -307,6 +309,18 @@ impl Planted {
                         *urgency = Urgency::Graceful;
                     }
                 }
+            }
+            Planted::ForgetsToRetire => {
+                for action in actions {
+                    if let Action::Order(_, Order::Stop(urgency @ Urgency::Retiring)) = action {
+                        *urgency = Urgency::Graceful;
+                    }
+                }
+            }
+            Planted::LeavesTheRetiring => {
+                actions.retain(
+                    |action| !matches!(action, Action::Order(monitor, Order::Stop(Urgency::Graceful)) if check.is_by_retire(*monitor)),
+                );
             }
             Planted::LeavesThePatient
                 if check.is_stopping() || matches!(event, Event::Stop(_) | Event::StopThenNow) =>

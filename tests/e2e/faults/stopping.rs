@@ -240,6 +240,28 @@ while :; do sleep 0.02; done
     panzer.wait_exit();
 }
 
+/// A stop has a schedule of its own, and takes no longer than that: what a reload has left to drain goes over to it.
+#[test]
+fn a_stop_takes_no_longer_where_a_retired_generation_may_drain_for_hours() {
+    const NOTED: &str = "#!/bin/sh
+trap 'echo $PANZER_GENERATION USR2 >> noted' USR2
+trap 'echo $PANZER_GENERATION TERM >> noted; exit 0' TERM
+while :; do sleep 0.02; done
+";
+    let arguments = ["-w", "1", "--bake", "100ms", "--retire", "USR2/1h/KILL", "--stop", "TERM/30s/KILL", "./app"];
+    let panzer = Panzer::builder().executable("app", NOTED).args(arguments).start();
+    panzer.wait_serving();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let noted = || fs::read_to_string(panzer.path("noted")).unwrap_or_default();
+    eventually(SOON, "the old one is retired", || noted() == "1 USR2\n");
+    panzer.signal(Signal::SIGTERM);
+    eventually(SOON, "both are stopped", || {
+        let noted = noted();
+        noted.contains("1 TERM") && noted.contains("2 TERM")
+    });
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
 /// As a service manager does it that signals all of a control group: the workers are no crash.
 #[test]
 fn workers_that_are_told_to_end_together_with_panzer_are_no_crash() {
