@@ -17,9 +17,8 @@ use nix::unistd::execve;
 use crate::cli::{self, Ending};
 use crate::config::Listen;
 use crate::config::text::c_string;
-use crate::control::activation;
-use crate::control::role::{Environment, OWN_IMAGE};
-use crate::sockets::inherited;
+use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
 use crate::sys::{document, processes, signals};
 
@@ -63,7 +62,7 @@ fn next_image(start_directory: &Path) -> PathBuf {
 
 /// What whoever started panzer has opened for it, held where it lies until main takes it there.
 fn inherited_sockets(environment: &Environment) -> Result<(Vec<OwnedFd>, Vec<Listen>), String> {
-    let names = activation::passed(environment)?;
+    let names = activation::passed(|name| environment.of_manager(name))?;
     let count = names.len();
     let wrong = |number: RawFd, why: String| {
         format!("LISTEN_FDS={count}, but descriptor {number} {why}; correct what starts panzer, or unset LISTEN_FDS")

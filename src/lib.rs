@@ -12,15 +12,14 @@
 //!     └── my_app (worker 1)
 //! ```
 //!
-//! The binary is executed once for each role, by the environment protocol in [`control::role`]. A user's command line
-//! is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
+//! The binary is executed once for each role, by the environment protocol in [`control::environment`]. A user's command
+//! line is checked in [`launch`], which turns the process into **main** ([`main_process`]) by an exec of itself with the
 //! resolved [`config::Plan`]: under the same pid, without a page of the parser; of a daemon, in a child that the process
-//! waits for until it serves. Main starts one **monitor**
-//! ([`monitor`]) for each generation, and a monitor keeps its slots filled with **workers** ([`worker`]), which are the
-//! user's program and nothing else.
+//! waits for until it serves. Main starts one **monitor** ([`monitor`]) for each generation, and a monitor keeps its
+//! slots filled with **workers** ([`worker`]), which are the user's program and nothing else.
 //!
-//! Main and a monitor talk over a SOCK_SEQPACKET pair, [`control::channel`], in [`control::messages`]: orders go down,
-//! reports go up. The end of that channel is the end of the other: a monitor whose main is gone stops its workers
+//! Main and a monitor talk over a SOCK_SEQPACKET pair ([`control::monitor`]): orders go down, reports go up. The end of
+//! that channel is the end of the other: a monitor whose main is gone stops its workers
 //! gracefully and exits. What outlives a monitor is adopted by main, which is a subreaper; whose a process is that has
 //! outlived its parent is found out in [`worker::kin`].
 //!
@@ -33,8 +32,8 @@
 //! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
 //! named by anything but numbers that stay: children by their pids, descriptors by theirs.
 //!
-//! Operators talk to main over its control socket ([`control::server`], [`control::requests`]), a JSON object a line;
-//! [`panzerctl`] is the other end. What a signal asks of main is in one table, [`signals`], by whose habits it is sent.
+//! Operators talk to main over its control socket ([`control::operator`]), a JSON object a line; [`panzerctl`] is the
+//! other end. What a signal asks of main is in one table, [`signals`], by whose habits it is sent.
 //! Both ask for the same things, and main does them in the same way.
 //!
 //! # How each process works
@@ -83,7 +82,7 @@
 //!    of panzer's but the documented ones, its own process group. All that panzer opens is close-on-exec; what a shell
 //!    left open is closed in [`launch`].
 //! 6. Neither main nor a monitor waits for anything but its poller: a send that would block, or fails for now, is queued
-//!    ([`control::channel`]), a message that would block is counted and dropped ([`sys::stderr`]; what workers write to
+//!    ([`control::monitor`]), a message that would block is counted and dropped ([`sys::stderr`]; what workers write to
 //!    is opened anew for each, [`sys::output`]), and what may hang on a dead file system is done by a monitor, by a
 //!    planner, which reads the configuration, or by the child itself.
 //!

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use panzer::cli::Ending;
-use panzer::control::role::{Environment, Role};
+use panzer::control::environment::{Environment, Role};
 use panzer::sys::stderr;
 use panzer::{launch, main_process, monitor};
 

@@ -1,10 +1,8 @@
-//! What the processes tell each other, and what people are shown of it.
+//! The two protocols of main, with its monitors and with operators, and what all processes agree on: the variables that
+//! give a process its role, and the names of an instance's files.
 
-pub mod activation;
-pub mod channel;
-pub mod messages;
-pub mod places;
-pub mod requests;
-pub mod role;
-pub mod server;
+pub mod environment;
+pub mod files;
+pub mod monitor;
+pub mod operator;
 pub mod status;

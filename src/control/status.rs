@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::messages::WorkerStatus;
+use super::monitor::messages::WorkerStatus;
 use crate::config::duration;
 use crate::worker::cause::Cause;
 

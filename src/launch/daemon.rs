@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read, setsid};
 
 use crate::cli::Ending;
-use crate::control::role::{STARTED, Starter};
+use crate::control::environment::{STARTED, Starter};
 use crate::sys::descriptors::set_inherited;
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit, Forked};

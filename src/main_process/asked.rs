@@ -14,9 +14,9 @@ use super::dump;
 use super::inquiry::Inquiry;
 use super::parts::Main;
 use super::state::{Change, Event, Standing};
-use crate::control::messages::{Order, Urgency};
-use crate::control::places;
-use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+use crate::control::files;
+use crate::control::monitor::messages::{Order, Urgency};
+use crate::control::operator::requests::{Answer, Command as Wanted, Request, Status};
 use crate::signals::Action as Asked;
 use crate::sys::signals::{Received as Signalled, parse_signal_or_number};
 use crate::sys::stderr;
@@ -196,7 +196,7 @@ impl Main {
 
     /// What people call this instance. A pid file by the name of "pid" does not name it.
     fn name(&self) -> String {
-        let by_file = places::name_of(self.pid_file.path());
+        let by_file = files::name_of(self.pid_file.path());
         match &self.plan.name {
             Some(name) => name.clone(),
             None if by_file == "pid" => {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::parts::{Main, shared_name};
 use super::shares::{Claimant, Claimed};
 use crate::config::MOST_LISTENERS;
-use crate::control::messages::Order;
+use crate::control::monitor::messages::Order;
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
 use crate::sys::options;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Action, Generations, Monitor, Note};
 use crate::config::{Schedule, Tuning};
-use crate::control::messages::{Order, Urgency};
+use crate::control::monitor::messages::{Order, Urgency};
 
 /// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
 pub(super) const GRACE: Duration = Duration::from_secs(5);

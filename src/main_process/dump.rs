@@ -7,13 +7,13 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-use crate::control::places;
+use crate::control::files;
 
 /// Writes `text` to `NAME.dump`, beside the pid file, and says so. It takes the place of what was there, whole and at
 /// once: whoever owned that, whatever its mode and wherever a symlink led, the new file is ours alone.
 pub(super) fn write(pid_file: &Path, text: &str) {
-    let path = places::beside(pid_file, ".dump");
-    match replace(&path, &places::beside(pid_file, ".dump.new"), text) {
+    let path = files::beside(pid_file, ".dump");
+    match replace(&path, &files::beside(pid_file, ".dump.new"), text) {
         Ok(()) => log::info!("the state is in {}", path.display()),
         Err(error) => log::warn!("the state cannot be written to {}: {error}", path.display()),
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Event, Monitor};
-use crate::control::messages::Order;
+use crate::control::monitor::messages::Order;
 
 /// How often the queues are looked at.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::generation::Generation;
 use super::state::{Action, Generations, Note};
-use crate::control::messages::Urgency;
+use crate::control::monitor::messages::Urgency;
 
 impl Generation {
     /// The worker of this slot was the last in it.

@@ -9,7 +9,7 @@ use super::rolling::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
 use crate::config::Ready;
-use crate::control::messages::Urgency;
+use crate::control::monitor::messages::Urgency;
 use crate::worker::cause::Cause;
 
 /// A generation that is meant to go on.

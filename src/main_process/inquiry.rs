@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::state::{Monitor, Standing};
-use crate::control::messages::WorkerStatus;
-use crate::control::requests;
+use crate::control::monitor::messages::WorkerStatus;
+use crate::control::operator::requests;
 use crate::control::status::{GenerationStatus, render};
 
 /// A monitor that lives answers in microseconds; one that is stopped is not waited for longer than this.

@@ -12,7 +12,7 @@ use super::conflicts::Conflicts;
 use super::state::{Note, Rejected};
 use crate::config::duration::show;
 use crate::config::{Listen, ListenAs, Plan, Ready};
-use crate::control::messages::Urgency;
+use crate::control::monitor::messages::Urgency;
 use crate::sys::descriptors::{Kind, kind};
 use crate::sys::stderr;
 use crate::worker::cause::Cause;

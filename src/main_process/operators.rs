@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Monitor, Progress, Rejected, Verdict};
-use crate::control::requests::{Answer, Failed, Request};
-use crate::control::server::{self, Server};
+use crate::control::operator::requests::{Answer, Failed, Request};
+use crate::control::operator::server::{self, Server};
 use crate::sys::descriptors::Kept;
 use crate::sys::poller::Poller;
 

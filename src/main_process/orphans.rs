@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::draining::{Draining, GRACE, scheduled};
 use super::state::{Action, Generations, Monitor};
 use crate::config::{Escalation, Schedule};
-use crate::control::messages::Urgency;
+use crate::control::monitor::messages::Urgency;
 
 /// What outlived one monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

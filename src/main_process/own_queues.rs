@@ -13,8 +13,8 @@ use super::parts::Main;
 use super::scaling::changed;
 use super::state::{Change, Event, Monitor, Standing};
 use crate::config::{Listen, Plan};
-use crate::control::messages::{Order, Urgency};
-use crate::control::requests::Answer;
+use crate::control::monitor::messages::{Order, Urgency};
+use crate::control::operator::requests::Answer;
 use crate::sockets::Refusal;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.

@@ -23,7 +23,7 @@ use super::steering::Served;
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
 use crate::config::Plan;
-use crate::control::role::Environment;
+use crate::control::environment::Environment;
 use crate::sockets::sharing::Key;
 use crate::sys::output::TerminalRights;
 use crate::sys::poller::Poller;

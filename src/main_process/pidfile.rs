@@ -13,7 +13,7 @@ use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Plan;
-use crate::control::places::{self, lock_beside};
+use crate::control::files::{self, lock_beside};
 use crate::sys::descriptors::{Kept, take_over};
 
 /// A pid and a line end are no longer than this, in bytes.
@@ -50,7 +50,7 @@ pub(super) fn claim(plan: &Plan) -> Result<PidFile, String> {
             Ok(file) => Ok(file),
         };
     }
-    let directory = places::make_runtime_directory().map_err(|(path, error)| {
+    let directory = files::make_runtime_directory().map_err(|(path, error)| {
         format!(
             "cannot use the directory {} for the pid file: {error}; give --pid or set RUNTIME_DIRECTORY",
             path.display()
@@ -96,7 +96,7 @@ impl PidFile {
     /// Writes it. It appears whole and at once.
     fn write(&self) -> io::Result<()> {
         let content = format!("{}\n", Pid::this());
-        let new = places::beside(&self.path, ".pid.new");
+        let new = files::beside(&self.path, ".pid.new");
         let replaced = remove(&new).and_then(|()| {
             let mut file = open().write(true).create_new(true).mode(0o644).open(&new)?;
             file.write_all(content.as_bytes()).and_then(|()| fs::rename(&new, &self.path))

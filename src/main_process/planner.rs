@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::helper::Helper;
 use crate::cli::{self, Ending};
 use crate::config::{Address, Listen, Plan, Text};
-use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::sockets::Refusal;
 use crate::sys::document;
 use crate::sys::processes::{self, Exit};

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::carried;
 use super::helper::Helper;
-use crate::control::channel::{Channel, Message, Received};
-use crate::control::role::{Environment, OWN_IMAGE};
+use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::control::monitor::channel::{Channel, Message, Received};
 use crate::sys::processes::Exit;
 use crate::sys::{document, printable};
 use crate::worker::cause::signal_name;

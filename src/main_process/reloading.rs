@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::generation::{Generation, Phase};
 use super::state::{Action, Generations, Note, Rejected, Settings, Verdict};
-use crate::control::messages::{Order, Urgency};
+use crate::control::monitor::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
 /// To read a configuration takes milliseconds; one that takes this long is on a dead file system.

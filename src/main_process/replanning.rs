@@ -13,7 +13,7 @@ use super::planner::{Planner, Purpose};
 use super::start::settings;
 use super::state::{Event, Settings};
 use crate::config::{Address, Plan, Surge, Text};
-use crate::control::places::lock_beside;
+use crate::control::files::lock_beside;
 use crate::signals;
 use crate::sockets::Refusal;
 use crate::sys::processes::Exit;

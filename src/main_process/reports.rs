@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::generation::Phase;
 use super::state::{Action, Generations, Monitor, Note};
 use crate::config::Ready;
-use crate::control::messages::{MAX_EXTENSION, Report, Urgency};
+use crate::control::monitor::messages::{MAX_EXTENSION, Report, Urgency};
 use crate::worker::cause::Cause;
 
 impl Generations {

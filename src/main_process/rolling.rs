@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::draining::GRACE;
 use super::generation::{Generation, Phase};
 use super::state::{Action, Generations};
-use crate::control::messages::{Order, Urgency, Which};
+use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 /// How far a generation has come that replaces another share by share.

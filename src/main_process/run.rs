@@ -14,9 +14,9 @@ use super::starter::Starter;
 use super::state::Event;
 use super::successor;
 use crate::config::Plan;
-use crate::control::messages::{Order, Report};
-use crate::control::role::{Begin, Environment};
-use crate::control::server;
+use crate::control::environment::{Begin, Environment};
+use crate::control::monitor::messages::{Order, Report};
+use crate::control::operator::server;
 use crate::sys::{document, processes, signals, stderr};
 
 /// Number of reports read from one monitor before the loop looks at anything else.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::generation::{Generation, Phase};
 use super::state::{Action, Change, Generations, Note};
 use crate::config::{MOST_WORKERS, Tuning};
-use crate::control::messages::{Order, Urgency, Which};
+use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {

@@ -26,9 +26,9 @@ use super::state::{Event, Generations, Settings};
 use super::unix_guard::UnixGuard;
 use super::upward::Upward;
 use crate::config::{Plan, Ready, SharePorts};
-use crate::control::places;
-use crate::control::role::Environment;
-use crate::control::server::Server;
+use crate::control::environment::Environment;
+use crate::control::files;
+use crate::control::operator::server::Server;
 use crate::sockets::sharing;
 use crate::sys::output::TerminalRights;
 use crate::sys::poller::Poller;
@@ -67,7 +67,7 @@ pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
     };
     held.settle_ports(&mut plan);
     let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
-    let control = control.unwrap_or_else(|| places::socket_beside(pid_file.path()));
+    let control = control.unwrap_or_else(|| files::socket_beside(pid_file.path()));
     let server = match Server::bind(&control, &poller) {
         Ok(server) => server,
         Err(why) => {

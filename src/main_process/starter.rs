@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use nix::unistd::write;
 
 use super::state::Overview;
-use crate::control::role::STARTED;
+use crate::control::environment::STARTED;
 use crate::sys::stderr;
 
 /// The one who waits, until it has been told.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Random;
 use crate::config::Ready;
-use crate::control::messages::{Order, Urgency};
+use crate::control::monitor::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
 use super::draining::{Draining, GRACE};

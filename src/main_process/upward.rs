@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Overview, Progress};
-use crate::control::role::Environment;
+use crate::control::environment::Environment;
 
 /// What the manager did not take is tried again after this time, which doubles up to the longest.
 const RETRY: Duration = Duration::from_millis(200);

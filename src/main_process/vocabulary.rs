@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Ready, Surge, Tuning};
-use crate::control::messages::{Order, Report, Urgency};
+use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
 /// One monitor process. A generation whose monitor died goes on under another one.

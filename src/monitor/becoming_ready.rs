@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::state::{Action, Settings, Slot, Slots, State, Watch, Worker};
-use crate::control::messages::{MAX_EXTENSION, Report};
+use crate::control::monitor::messages::{MAX_EXTENSION, Report};
 use crate::readiness::watch::{Bypass, Hidden, Sight};
 
 /// The pause after the first look at a worker; it doubles with each further one.

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::run::Monitor;
 use super::state::Event;
-use crate::control::messages::Report;
+use crate::control::monitor::messages::Report;
 use crate::readiness::watch;
 use crate::sockets::sharing::{Claim, Sharing, Taken};
 

@@ -1,7 +1,7 @@
 //! Workers that ended for good: their slots are not filled again.
 
 use super::state::{Action, Note, Slots, State, Worker};
-use crate::control::messages::Report;
+use crate::control::monitor::messages::Report;
 use crate::worker::cause::Cause;
 
 impl Slots {

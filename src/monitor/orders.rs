@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::run::Monitor;
 use super::state::Event;
-use crate::control::channel::Received;
-use crate::control::messages::{Order, Report, WorkerStatus};
+use crate::control::monitor::channel::Received;
+use crate::control::monitor::messages::{Order, Report, WorkerStatus};
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 

@@ -11,7 +11,7 @@ use super::log;
 use super::run::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
 use super::state::{Action, Event, Note, Worker};
 use crate::config::{ListenAs, ListenPid, text};
-use crate::control::messages::Report;
+use crate::control::monitor::messages::Report;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
 use crate::sockets::queues;

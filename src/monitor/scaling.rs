@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::state::{Action, Slot, Slots, State};
 use crate::backoff::Backoff;
 use crate::config::{Escalation, MOST_WORKERS};
-use crate::control::messages::{Report, Which};
+use crate::control::monitor::messages::{Report, Which};
 
 impl Slots {
     /// So many workers are wanted from now on.

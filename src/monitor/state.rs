@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::{Backoff, Random};
 use crate::config::{Escalation, Schedule};
-use crate::control::messages::{Order, Report, Urgency};
+use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
 use super::becoming_ready::{Probe, Shown, Watched};

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::state::{Action, Note, Slots, State, Worker};
 use crate::config::{Escalation, Schedule};
-use crate::control::messages::Urgency;
+use crate::control::monitor::messages::Urgency;
 
 /// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
 const LONGEST_FAREWELL: Duration = Duration::from_millis(500);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::config::{RespawnLimit, Tuning};
-use crate::control::messages::{Order, Report};
+use crate::control::monitor::messages::{Order, Report};
 use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
 

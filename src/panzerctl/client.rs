@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::instances::Instance;
-use crate::control::requests::{Answer, Request};
+use crate::control::operator::requests::{Answer, Request};
 use crate::sys::pidfd::PidFd;
 use crate::sys::printable;
 

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use super::client::{Client, Trouble};
 use super::command_line::Options;
-use crate::control::places::{is_folder_given, is_trusted, lock_beside, name_of, runtime_directory, socket_beside};
+use crate::control::files::{is_folder_given, is_trusted, lock_beside, name_of, runtime_directory, socket_beside};
 use crate::sys::printable;
 
 /// One that runs or did.

@@ -21,7 +21,7 @@ use client::{Client, PATIENCE, Trouble};
 use command_line::{Command, Options};
 use instances::Instance;
 
-use crate::control::requests::{Answer, Command as Wanted, Request, Status};
+use crate::control::operator::requests::{Answer, Command as Wanted, Request, Status};
 use crate::sys::printable;
 
 /// Between two looks whether it is ready.

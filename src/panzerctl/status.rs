@@ -12,7 +12,7 @@ use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
 use super::usage::{Meter, Usages};
 use super::{PAUSE, connect, tell};
-use crate::control::requests::{Command as Wanted, Request, Status};
+use crate::control::operator::requests::{Command as Wanted, Request, Status};
 use crate::sys::{terminal::window, unix_queue};
 
 /// Where it is not known how wide lines may be.

@@ -1,5 +1,6 @@
 //! Listening sockets: bound once by main, and held for its whole life; those that a program binds itself, too.
 
+pub mod activation;
 mod holder;
 pub mod inherited;
 pub mod listener;

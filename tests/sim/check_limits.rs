@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use panzer::control::messages::Urgency;
+use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::state::Monitor;
 
 use crate::check::{Checked, hold};

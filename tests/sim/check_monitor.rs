@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
-use panzer::control::messages::{Order, Report, Urgency, Which};
+use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
 use panzer::monitor::state::{Action, Event, Note, Settings, Worker};
 use panzer::worker::cause::Cause;
 

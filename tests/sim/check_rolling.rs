@@ -1,7 +1,7 @@
 //! Reloads that go share by share, and other changes of the count: never fewer ready than are wanted, never more alive
 //! than those and one share.
 
-use panzer::control::messages::{Report, Which};
+use panzer::control::monitor::messages::{Report, Which};
 use panzer::main_process::state::{Change, Event, Monitor};
 
 use crate::check::{Checked, hold};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::Tuning;
-use panzer::control::messages::Urgency;
+use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::state::Settings;
 
 use crate::check::{Checked, hold};

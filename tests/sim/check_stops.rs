@@ -1,7 +1,7 @@
 //! What main does to generations that end, and to what they leave behind.
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::Urgency;
+use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::state::{Action, Monitor, Note};
 
 use crate::check::{Checked, hold};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::{Ready, Schedule};
-use panzer::control::messages::Urgency;
+use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::state::{Event, Monitor};
 
 use crate::check::{Checked, StopTimes, hold};

@@ -1,6 +1,6 @@
 //! What operators are promised and told, and what a verdict takes.
 
-use panzer::control::messages::{Order, Urgency};
+use panzer::control::monitor::messages::{Order, Urgency};
 use panzer::main_process::state::{Action, Event, Note, Verdict};
 
 use crate::check::{Checked, PaceWatch, hold};

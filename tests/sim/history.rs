@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use panzer::config::Ready;
-use panzer::control::messages::Urgency;
+use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::state::{Change, Event, Standing};
 use panzer::worker::cause::Cause;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
-use panzer::control::messages::Order;
+use panzer::control::monitor::messages::Order;
 use panzer::main_process::state::{Action, Event, Generations, Monitor, Settings};
 use panzer::monitor::state as monitor_state;
 use panzer::worker::cause::Cause;

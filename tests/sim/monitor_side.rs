@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
-use panzer::control::messages::{Order, Report};
+use panzer::control::monitor::messages::{Order, Report};
 use panzer::main_process::state::Monitor;
 use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;

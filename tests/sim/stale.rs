@@ -1,6 +1,6 @@
 //! Events of unknown and retired monitors, workers and lives: they must change nothing.
 
-use panzer::control::messages::Report;
+use panzer::control::monitor::messages::Report;
 use panzer::main_process::state::{Event as MainEvent, Monitor};
 use panzer::monitor::state::{Event, Worker};
 use panzer::readiness::watch::{Bypass, Sight};

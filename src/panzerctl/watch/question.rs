@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use super::super::client::read_answer;
 use super::super::instances::Instance;
-use crate::control::requests::{Answer, Command, Request, Status};
+use crate::control::operator::requests::{Answer, Command, Request, Status};
 
 /// The longest line of an answer.
 const LONGEST_ANSWER: usize = 16 << 20;

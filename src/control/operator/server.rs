@@ -3,9 +3,6 @@
 //! Nobody is waited for: a client that sends no line, or reads no answer, is given up at its deadline, and one that
 //! floods is read a little at a time, so that the others are served in between.
 
-mod client;
-mod socket;
-
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::RawFd;
@@ -18,11 +15,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
+use super::client::{self, Client};
 use super::requests::{Answer, LONGEST_REQUEST, Request, VERSION};
+use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::poller::Poller;
-use client::Client;
-use socket::Socket;
 
 /// The listener is watched under this.
 pub const LISTENER: u64 = 1 << 32;

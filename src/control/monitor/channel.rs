@@ -373,7 +373,7 @@ impl AsFd for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::messages::{Order, Report, Urgency};
+    use crate::control::monitor::messages::{Order, Report, Urgency};
 
     #[test]
     fn a_peer_that_does_not_read_delays_nobody_and_loses_nothing() {

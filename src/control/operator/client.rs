@@ -11,7 +11,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::control::requests::{Answer, LONGEST_REQUEST};
+use crate::control::operator::requests::{Answer, LONGEST_REQUEST};
 use crate::sys::descriptors::{Kept, take_over};
 
 #[derive(Debug)]
