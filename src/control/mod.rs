@@ -5,4 +5,3 @@ pub mod environment;
 pub mod files;
 pub mod monitor;
 pub mod operator;
-pub mod status;

@@ -7,7 +7,7 @@ use nix::sys::stat::fstat;
 
 use super::held::AllHeld;
 use super::shares::Shares;
-use crate::control::operator::requests::Queue;
+use crate::control::operator::status::Queue;
 use crate::sys::options;
 
 /// Of each address its queues together, in the order of the addresses; then those of the shared ports.

@@ -16,7 +16,8 @@ use super::parts::Main;
 use super::state::{Change, Event, Standing};
 use crate::control::files;
 use crate::control::monitor::messages::{Order, Urgency};
-use crate::control::operator::requests::{Answer, Command as Wanted, Request, Status};
+use crate::control::operator::requests::{Command as Wanted, Outcome, Request};
+use crate::control::operator::status::{Generation, Status};
 use crate::signals::Action as Asked;
 use crate::sys::signals::{Received as Signalled, parse_signal_or_number};
 use crate::sys::stderr;
@@ -100,18 +101,18 @@ impl Main {
             }
             Wanted::Scale => match change(request.count.as_deref()) {
                 Ok(change) => self.scale(Some(client), change),
-                Err(why) => self.operators.answer(client, &Answer::refused(why)),
+                Err(why) => self.operators.answer(client, Outcome::refused(why)),
             },
             Wanted::Drain => self.drain_asked(client, &request),
             Wanted::Restart => self.restart_asked(Some(client)),
             Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
-                    self.operators.answer(client, &Answer::refused(why));
+                    self.operators.answer(client, Outcome::refused(why));
                 }
             }
             // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
-            Wanted::Reopen => self.operators.answer(client, &Answer::done()),
+            Wanted::Reopen => self.operators.answer(client, Outcome::done()),
         }
     }
 
@@ -124,14 +125,14 @@ impl Main {
             let others =
                 if others.is_empty() { "none does".to_owned() } else { format!("these do: {}", others.join(", ")) };
             let why = format!("generation {generation} does not drain; {others}");
-            return self.operators.answer(client, &Answer::refused(why));
+            return self.operators.answer(client, Outcome::refused(why));
         }
         draining.retain(|one| request.generation.is_none_or(|only| only == *one));
         if request.now {
             self.events.push_back(Event::HastenDraining(request.generation));
         }
         match request.no_wait || draining.is_empty() {
-            true => self.operators.answer(client, &Answer::done()),
+            true => self.operators.answer(client, Outcome::done()),
             false => self.operators.wants_drained(client, draining),
         }
     }
@@ -178,16 +179,16 @@ impl Main {
         let now = Instant::now();
         let is_over = |inquiry: &mut Inquiry| inquiry.is_complete() || inquiry.deadline() <= now;
         let Some(inquiry) = self.inquiry.take_if(is_over) else { return };
+        let status = self.status(inquiry.into_generations());
         if std::mem::take(&mut self.told_on_stderr) {
-            stderr::tell(&inquiry.render(Pid::this().as_raw()));
+            stderr::tell(&status.to_string());
         }
         if std::mem::take(&mut self.dumps) {
-            dump::write(self.pid_file.path(), &inquiry.render(Pid::this().as_raw()));
+            dump::write(self.pid_file.path(), &status.to_string());
         }
         let askers = std::mem::take(&mut self.askers);
         if !askers.is_empty() {
-            let answer = Answer { status: Some(self.status(&inquiry)), ..Answer::done() };
-            self.operators.answer_all(askers, &answer);
+            self.operators.answer_all(askers, Outcome { status: Some(status), ..Outcome::done() });
         }
         if self.operators.want_status() {
             self.inquire();
@@ -207,7 +208,7 @@ impl Main {
         }
     }
 
-    pub(super) fn status(&self, inquiry: &Inquiry) -> Status {
+    fn status(&self, generations: Vec<Generation>) -> Status {
         Status {
             name: self.name(),
             pid: Pid::this().as_raw(),
@@ -215,7 +216,7 @@ impl Main {
             ready: self.state.is_ready(),
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.begun.elapsed().as_millis() as u64,
-            generations: inquiry.generations(),
+            generations,
             listeners: accept_queues::all(&self.held, &self.shares),
             respawns: self.counters.respawns(),
             reloads: self.counters.reloads(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state::Verdict;
-use crate::control::operator::requests::{Failed, Reloads, Respawns};
+use crate::control::operator::status::{Failed, Reloads, Respawns};
 use crate::worker::cause::Cause;
 
 /// The kind of a cause, with an exit code or a signal: a few hundred at most, whatever happens.

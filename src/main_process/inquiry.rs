@@ -6,27 +6,17 @@ use nix::unistd::Pid;
 
 use super::state::{Monitor, Standing};
 use crate::control::monitor::messages::WorkerStatus;
-use crate::control::operator::requests;
-use crate::control::status::{GenerationStatus, render};
+use crate::control::operator::status::{Failed, Generation, Worker};
 
-/// A monitor that lives answers in microseconds; one that is stopped is not waited for longer than this.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A live monitor answers in microseconds; main waits this long for a stopped one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One question under way.
+/// A question to all monitors that is under way.
 #[derive(Debug)]
 pub(super) struct Inquiry {
     deadline: Instant,
-    generations: Vec<Answer>,
-}
-
-#[derive(Debug)]
-struct Answer {
-    monitor: Option<Monitor>,
-    pid: Option<Pid>,
-    standing: Standing,
-    number: u32,
-    workers: Vec<WorkerStatus>,
-    complete: bool,
+    /// The monitor of each generation that has one, and what is known of the generation.
+    generations: Vec<(Option<Monitor>, Generation)>,
 }
 
 impl Inquiry {
@@ -35,12 +25,14 @@ impl Inquiry {
         pid_of: impl Fn(Monitor) -> Option<Pid>,
         now: Instant,
     ) -> Inquiry {
-        let answer = |(standing, number, monitor): (Standing, u32, Option<Monitor>)| {
+        let generation = |(standing, number, monitor): (Standing, u32, Option<Monitor>)| {
             let pid = monitor.and_then(&pid_of);
-            // One that has just been reaped never answers.
-            Answer { monitor, pid, standing, number, workers: Vec::new(), complete: pid.is_none() }
+            let standing = word(standing).to_owned();
+            // A monitor that has just been reaped never answers.
+            let answered = pid.is_none();
+            (monitor, Generation { number, standing, monitor: pid.map(Pid::as_raw), answered, workers: Vec::new() })
         };
-        Inquiry { deadline: now + LONGEST_WAIT, generations: standings.into_iter().map(answer).collect() }
+        Inquiry { deadline: now + ANSWER_TIMEOUT, generations: standings.into_iter().map(generation).collect() }
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -48,58 +40,37 @@ impl Inquiry {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.generations.iter().all(|answer| answer.complete)
+        self.generations.iter().all(|(_, generation)| generation.answered)
     }
 
     pub(super) fn add(&mut self, monitor: Monitor, status: WorkerStatus) {
-        if let Some(answer) = self.answer(monitor) {
-            // One that was stopped may answer an earlier question as well.
-            answer.workers.retain(|known| known.slot != status.slot);
-            answer.workers.push(status);
-        }
+        let Some(generation) = self.generation(monitor) else { return };
+        // A monitor that was stopped may answer an earlier question as well.
+        generation.workers.retain(|known| known.slot != status.slot);
+        generation.workers.push(Worker {
+            slot: status.slot,
+            pid: status.pid,
+            state: status.phase,
+            since_ms: status.since.as_millis() as u64,
+            respawns: status.respawns,
+            last: status.last.as_ref().map(|cause| Failed::new(status.slot, cause)),
+            sign_of_life_ms: status.sign_of_life.map(|ago| ago.as_millis() as u64),
+        });
     }
 
-    /// The monitor has said everything, or is gone.
+    /// The monitor has reported everything, or is gone.
     pub(super) fn complete(&mut self, monitor: Monitor) {
-        if let Some(answer) = self.answer(monitor) {
-            answer.complete = true;
+        if let Some(generation) = self.generation(monitor) {
+            generation.answered = true;
         }
     }
 
-    fn answer(&mut self, monitor: Monitor) -> Option<&mut Answer> {
-        self.generations.iter_mut().find(|answer| answer.monitor == Some(monitor))
+    fn generation(&mut self, asked: Monitor) -> Option<&mut Generation> {
+        self.generations.iter_mut().find(|(monitor, _)| *monitor == Some(asked)).map(|(_, generation)| generation)
     }
 
-    /// The same for whoever asked over the control socket.
-    pub(super) fn generations(&self) -> Vec<requests::Generation> {
-        let worker = |worker: &WorkerStatus| requests::Worker {
-            slot: worker.slot,
-            pid: worker.pid,
-            state: worker.phase.clone(),
-            since_ms: worker.since.as_millis() as u64,
-            respawns: worker.respawns,
-            last: worker.last.as_ref().map(|cause| requests::Failed::new(worker.slot, cause)),
-            sign_of_life_ms: worker.sign_of_life.map(|ago| ago.as_millis() as u64),
-        };
-        let generation = |answer: &Answer| requests::Generation {
-            number: answer.number,
-            standing: word(answer.standing).to_owned(),
-            monitor: answer.pid.map(Pid::as_raw),
-            answered: answer.complete,
-            workers: answer.workers.iter().map(worker).collect(),
-        };
-        self.generations.iter().map(generation).collect()
-    }
-
-    pub(super) fn render(&self, main: i32) -> String {
-        let generation = |answer: &Answer| GenerationStatus {
-            number: answer.number,
-            standing: word(answer.standing),
-            monitor: answer.pid.map(Pid::as_raw),
-            workers: answer.complete.then(|| answer.workers.clone()),
-        };
-        let generations: Vec<GenerationStatus> = self.generations.iter().map(generation).collect();
-        render(main, &generations)
+    pub(super) fn into_generations(self) -> Vec<Generation> {
+        self.generations.into_iter().map(|(_, generation)| generation).collect()
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Monitor, Progress, Rejected, Verdict};
-use crate::control::operator::requests::{Answer, Failed, Request};
+use crate::control::operator::requests::{self, Answer, Counts, Outcome, Request};
 use crate::control::operator::server::{self, Server};
+use crate::control::operator::status::Failed;
 use crate::sys::descriptors::Kept;
 use crate::sys::poller::Poller;
 
@@ -83,19 +84,19 @@ impl Operators {
     /// A new build is being tried.
     pub(super) fn wants_restart(&mut self, client: u64) {
         self.waiting.insert(client, Waiting::Restart);
-        self.send(client, &Answer { generation: None, ..Answer::event("trying", 0) });
+        self.send(client, requests::Progress::Trying);
     }
 
     /// What became of a restart.
-    pub(super) fn restarted(&mut self, answer: &Answer) {
+    pub(super) fn restarted(&mut self, outcome: Outcome) {
         let waits = |(client, waiting): (&u64, &Waiting)| matches!(waiting, Waiting::Restart).then_some(*client);
-        for client in self.waiting.iter().filter_map(waits).collect::<Vec<_>>() {
-            self.answer(client, answer);
-        }
+        let clients: Vec<u64> = self.waiting.iter().filter_map(waits).collect();
+        self.waiting.retain(|_, waiting| !matches!(waiting, Waiting::Restart));
+        self.answer_all(clients, outcome);
     }
 
-    fn send(&mut self, client: u64, answer: &Answer) {
-        self.server.send(client, answer, Instant::now());
+    fn send(&mut self, client: u64, answer: impl Into<Answer>) {
+        self.server.send_all([client], &answer.into(), Instant::now());
     }
 
     /// Forgets those that are gone.
@@ -103,14 +104,14 @@ impl Operators {
         self.waiting.retain(|client, _| self.server.has(*client));
     }
 
-    pub(super) fn answer(&mut self, client: u64, answer: &Answer) {
+    pub(super) fn answer(&mut self, client: u64, answer: impl Into<Answer>) {
         self.waiting.remove(&client);
         self.send(client, answer);
     }
 
     /// The same answer to all who asked for the same.
-    pub(super) fn answer_all(&mut self, clients: Vec<u64>, answer: &Answer) {
-        self.server.send_all(clients, answer, Instant::now());
+    pub(super) fn answer_all(&mut self, clients: Vec<u64>, outcome: Outcome) {
+        self.server.send_all(clients, &outcome.into(), Instant::now());
     }
 
     pub(super) fn wants_reload(&mut self, client: u64, request: Request) {
@@ -137,10 +138,10 @@ impl Operators {
         };
         let Some(client) = self.waiting.iter().find_map(waits) else { return };
         let answer = match reached {
-            0 => Answer::refused("no worker got it: none of those meant runs just now; see panzerctl status"),
-            _ => Answer::done(),
+            0 => Outcome::refused("no worker got it: none of those meant runs just now; see panzerctl status"),
+            _ => Outcome::done(),
         };
-        self.answer(client, &Answer { signalled: Some(reached), generation: Some(by.generation), ..answer });
+        self.answer(client, Outcome { signalled: Some(reached), generation: Some(by.generation), ..answer });
     }
 
     /// When somebody has waited long enough for a signal to be sent.
@@ -165,14 +166,14 @@ impl Operators {
             _ => None,
         };
         for (client, why) in self.waiting.iter().filter_map(over).collect::<Vec<_>>() {
-            self.answer(client, &Answer::refused(why));
+            self.answer(client, Outcome::refused(why));
         }
     }
 
     /// These generations drain, and somebody waits for their end.
     pub(super) fn wants_drained(&mut self, client: u64, generations: BTreeSet<u32>) {
         for generation in &generations {
-            self.send(client, &Answer { retiring: Some(*generation), ..Answer::event("draining", *generation) });
+            self.send(client, requests::Progress::Draining { generation: *generation, retiring: *generation });
         }
         self.waiting.insert(client, Waiting::Ended(generations));
     }
@@ -180,10 +181,10 @@ impl Operators {
     /// A stop is under way.
     pub(super) fn wants_end(&mut self, client: u64, no_wait: bool) {
         if no_wait {
-            return self.answer(client, &Answer::done());
+            return self.answer(client, Outcome::done());
         }
         self.waiting.insert(client, Waiting::End);
-        self.send(client, &Answer { generation: None, ..Answer::event("stopping", 0) });
+        self.send(client, requests::Progress::Stopping);
     }
 
     /// Whether somebody waits for an inquiry.
@@ -203,42 +204,49 @@ impl Operators {
     pub(super) fn promised(&mut self, client: u64, generation: Option<u32>, now_starting: Option<u32>) {
         let Some(Waiting::Promise(request)) = self.waiting.remove(&client) else { return };
         let Some(generation) = generation else {
-            return self.send(client, &Answer::refused("panzer is being stopped"));
+            return self.send(client, Outcome::refused("panzer is being stopped"));
         };
         if request.no_wait {
-            return self.send(client, &Answer { generation: Some(generation), ..Answer::done() });
+            return self.send(client, Outcome { generation: Some(generation), ..Outcome::done() });
         }
-        let event = if now_starting == Some(generation) { "starting" } else { "queued" };
-        self.send(client, &Answer::event(event, generation));
+        let progress = match now_starting == Some(generation) {
+            true => requests::Progress::Starting { generation, counts: None },
+            false => requests::Progress::Queued { generation },
+        };
+        self.send(client, progress);
         self.waiting.insert(client, Waiting::Verdict { generation, drained: request.drained, told: None });
     }
 
     /// A change of the count of workers waits until some queues are empty.
     pub(super) fn emptying(&mut self, client: u64) {
-        self.send(client, &Answer { generation: None, ..Answer::event("emptying", 0) });
+        self.send(client, requests::Progress::Emptying);
     }
 
     /// What became of a change of the count of workers.
     pub(super) fn scaled(&mut self, client: u64, from: u32, to: Result<u32, &str>) {
         let answer = match to {
-            Ok(to) => Answer { from: Some(from), workers: Some(to), ..Answer::done() },
-            Err(why) => Answer::refused(why),
+            Ok(to) => Outcome { from: Some(from), workers: Some(to), ..Outcome::done() },
+            Err(why) => Outcome::refused(why),
         };
-        self.answer(client, &answer);
+        self.answer(client, answer);
     }
 
     /// How far the generation has come that is starting.
     pub(super) fn tell_progress(&mut self, progress: Option<Progress>) {
         let Some(progress) = progress else { return };
-        let event = if progress.baking { "baking" } else { "starting" };
-        let (ready, workers) = (Some(progress.ready), Some(progress.workers));
-        let answer = Answer { ready, workers, ..Answer::event(event, progress.generation) };
+        let Progress { generation, ready, workers, baking } = progress;
+        let counts = Counts { ready, workers };
+        let line = match baking {
+            true => requests::Progress::Baking { generation, counts },
+            false => requests::Progress::Starting { generation, counts: Some(counts) },
+        };
+        let answer = line.into();
         for (client, waiting) in &mut self.waiting {
             if let Waiting::Verdict { generation, told, .. } = waiting
                 && *generation == progress.generation
                 && told.replace(progress) != Some(progress)
             {
-                self.server.send(*client, &answer, Instant::now());
+                self.server.send_all([*client], &answer, Instant::now());
             }
         }
     }
@@ -246,20 +254,20 @@ impl Operators {
     /// What became of a generation; `why` says it of a failed one.
     pub(super) fn judged(&mut self, generation: u32, verdict: &Verdict, why: impl Fn() -> String) {
         let answer = match verdict {
-            Verdict::Serves(retiring, took) => Answer {
+            Verdict::Serves(retiring, took) => Outcome {
                 generation: Some(generation),
                 retiring: *retiring,
                 took_ms: Some(took.as_millis() as u64),
-                ..Answer::done()
+                ..Outcome::done()
             },
-            Verdict::Rejected(Rejected { failed, .. }) => Answer {
+            Verdict::Rejected(Rejected { failed, .. }) => Outcome {
                 generation: Some(generation),
                 failed: failed.iter().take(MOST_NAMED).map(|(slot, cause)| Failed::new(*slot, cause)).collect(),
-                ..Answer::refused(why())
+                ..Outcome::refused(why())
             },
-            Verdict::Stopped => Answer {
+            Verdict::Stopped => Outcome {
                 generation: Some(generation),
-                ..Answer::refused(format!(
+                ..Outcome::refused(format!(
                     "reload given up: panzer is being stopped before generation {generation} serves"
                 ))
             },
@@ -271,10 +279,10 @@ impl Operators {
         for (client, drained) in self.waiting.iter().filter_map(waits).collect::<Vec<_>>() {
             match (drained, answer.retiring) {
                 (true, Some(old)) => {
-                    self.send(client, &Answer { retiring: Some(old), ..Answer::event("draining", generation) });
-                    self.waiting.insert(client, Waiting::Drained(old, Box::new(answer.clone())));
+                    self.send(client, requests::Progress::Draining { generation, retiring: old });
+                    self.waiting.insert(client, Waiting::Drained(old, Box::new(answer.clone().into())));
                 }
-                _ => self.answer(client, &answer),
+                _ => self.answer(client, answer.clone()),
             }
         }
     }
@@ -290,13 +298,13 @@ impl Operators {
                 last_gone.push(*client);
             }
         }
-        last_gone.into_iter().for_each(|client| self.answer(client, &Answer::done()));
+        last_gone.into_iter().for_each(|client| self.answer(client, Outcome::done()));
         let waits = |(client, waiting): (&u64, &Waiting)| match waiting {
             Waiting::Drained(old, answer) if *old == generation => Some((*client, answer.clone())),
             _ => None,
         };
         for (client, answer) in self.waiting.iter().filter_map(waits).collect::<Vec<_>>() {
-            self.answer(client, &answer);
+            self.answer(client, *answer);
         }
     }
 
@@ -304,8 +312,8 @@ impl Operators {
     pub(super) fn ended(&mut self, code: u8) {
         for (client, waiting) in std::mem::take(&mut self.waiting) {
             match waiting {
-                Waiting::End => self.send(client, &Answer { exit_code: Some(code), ..Answer::done() }),
-                _ => self.send(client, &Answer::refused("panzer has ended")),
+                Waiting::End => self.send(client, Outcome { exit_code: Some(code), ..Outcome::done() }),
+                _ => self.send(client, Outcome::refused("panzer has ended")),
             }
         }
     }

@@ -14,7 +14,7 @@ use super::scaling::changed;
 use super::state::{Change, Event, Monitor, Standing};
 use crate::config::{Listen, Plan};
 use crate::control::monitor::messages::{Order, Urgency};
-use crate::control::operator::requests::Answer;
+use crate::control::operator::requests::Outcome;
 use crate::sockets::Refusal;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.
@@ -39,7 +39,7 @@ impl Main {
         };
         if let Err(why) = self.bind_queues(to) {
             match request {
-                Some(client) => self.operators.answer(client, &Answer::refused(why)),
+                Some(client) => self.operators.answer(client, Outcome::refused(why)),
                 None => ::log::warn!("{why}"),
             }
             return;

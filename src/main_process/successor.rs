@@ -29,7 +29,7 @@ use super::upward::Upward;
 use super::{pidfile::PidFile, state};
 use crate::config::text::c_string;
 use crate::control::environment::Environment;
-use crate::control::operator::requests::Answer;
+use crate::control::operator::requests::Outcome;
 use crate::sys::descriptors::{Kept, set_inherited, take_over as take_descriptor};
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit};
@@ -45,7 +45,7 @@ impl Main {
         };
         if let Some(why) = refused {
             match client {
-                Some(client) => self.operators.answer(client, &Answer::refused(why)),
+                Some(client) => self.operators.answer(client, Outcome::refused(why)),
                 None => ::log::warn!("no restart: {why}"),
             }
             return;
@@ -95,7 +95,7 @@ impl Main {
     /// Whoever waits is told why this main goes on, and what waited for the next one is done by this one.
     fn end_restart(&mut self, why: &str) {
         self.next_build = None;
-        self.operators.restarted(&Answer::refused(why));
+        self.operators.restarted(Outcome::refused(why));
         if self.told_on_stderr || self.dumps || self.operators.want_status() {
             self.inquire();
         }
@@ -190,7 +190,7 @@ pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     let added = file.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();
     log::info!("restarted in place: panzer {before} -> {}{added}", build());
     let builds = Some((before, build().to_owned()));
-    main.operators.restarted(&Answer { builds, build_file: file, ..Answer::done() });
+    main.operators.restarted(Outcome { builds, build_file: file, ..Outcome::done() });
     main.restore_own_files();
     main.put_listeners_right();
     // Whoever ended in between may have been told of already, and not reaped.

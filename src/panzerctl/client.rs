@@ -13,7 +13,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::instances::Instance;
-use crate::control::operator::requests::{Answer, Request};
+use crate::control::operator::requests::{Answer, Line, Outcome, Request};
+use crate::control::operator::status::Status;
 use crate::sys::pidfd::PidFd;
 use crate::sys::printable;
 
@@ -109,6 +110,13 @@ pub(super) fn read_answer(line: &[u8]) -> Result<Answer, String> {
     let mut value: Value = serde_json::from_slice(line).map_err(wrong)?;
     clean(&mut value);
     serde_json::from_value(value).map_err(wrong)
+}
+
+/// The state in an answer.
+pub(super) fn status_in(answer: Answer) -> Result<Status, String> {
+    let Line::Last(outcome) = answer.line else { return Err("an answer without a status".to_owned()) };
+    let Outcome { status, error, .. } = *outcome;
+    status.ok_or_else(|| error.unwrap_or_else(|| "an answer without a status".to_owned()))
 }
 
 fn clean(value: &mut Value) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::control::operator::requests::{Queue, Status};
+use crate::control::operator::status::{Queue, Respawns, Status};
 
 /// Every standing and every state is shown, also where nothing is in it: a series that comes and goes is no good.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
@@ -83,9 +83,8 @@ fn respawns(status: &Status) -> Samples {
         let signal = signal.map(|signal| ("signal", signal.clone()));
         [("cause", cause.to_owned())].into_iter().chain(code).chain(signal).collect()
     };
-    let sample = |respawns: &crate::control::operator::requests::Respawns| {
-        (labels(&respawns.cause, respawns.code, respawns.signal.as_ref()), respawns.count as f64)
-    };
+    let sample =
+        |respawns: &Respawns| (labels(&respawns.cause, respawns.code, respawns.signal.as_ref()), respawns.count as f64);
     status.respawns.iter().map(sample).collect()
 }
 

@@ -21,7 +21,8 @@ use client::{Client, PATIENCE, Trouble};
 use command_line::{Command, Options};
 use instances::Instance;
 
-use crate::control::operator::requests::{Answer, Command as Wanted, Request, Status};
+use crate::control::operator::requests::{Command as Wanted, Counts, Line, Outcome, Progress, Request};
+use crate::control::operator::status::Status;
 use crate::sys::printable;
 
 /// Between two looks whether it is ready.
@@ -143,46 +144,50 @@ fn follow(options: &Options, request: Request) -> Result<(), Trouble> {
     // The first line comes at once; what follows takes as long as a release takes.
     let mut deadline = overall.or(Some(Instant::now() + PATIENCE));
     let in_place = io::stdout().is_terminal();
-    let mut shown = false;
-    loop {
-        let answer = client.answer(deadline);
+    let outcome = loop {
+        let line = client.answer(deadline).map(|answer| answer.line);
         deadline = overall;
-        let event = answer.as_ref().ok().filter(|answer| answer.ok.is_none()).map(progress);
-        match event {
-            Some(text) if in_place => tell(&format!("\r\x1b[K{text}")),
-            Some(text) => tell(&format!("{text}\n")),
-            None if shown && in_place => tell("\r\x1b[K"),
-            None => {}
+        let text = if let Ok(Line::Progress(progress)) = &line { shown(progress) } else { String::new() };
+        if in_place {
+            // Each text takes the place of the one before, and the last one of nothing.
+            tell(&format!("\r\x1b[K{text}"));
+        } else if !text.is_empty() {
+            tell(&format!("{text}\n"));
         }
-        shown = true;
-        let answer = answer?;
-        if answer.ok.is_some() {
-            // Main lets go of its pid file with its end, and what starts next wants that.
-            let ended = main.is_none_or(|main| client::wait_for_end(&main, overall));
-            if !ended && answer.ok == Some(true) {
-                return Err(Trouble::Unknown("panzer stops, but has not ended in time; --timeout waits longer".into()));
-            }
-            return conclude(&request, answer);
+        if let Line::Last(outcome) = line? {
+            break outcome;
         }
+    };
+    // Main releases its pid file when it ends, and the next panzer needs that file.
+    let has_ended = main.is_none_or(|main| client::wait_for_end(&main, overall));
+    if !has_ended && outcome.ok {
+        return Err(Trouble::Unknown("panzer stops, but has not ended in time; --timeout waits longer".into()));
+    }
+    conclude(&request, *outcome)
+}
+
+fn shown(progress: &Progress) -> String {
+    match progress {
+        Progress::Queued { generation } => {
+            format!("generation {generation}: queued behind the reload that is under way")
+        }
+        Progress::Starting { generation, counts: None } => format!("generation {generation}: starting"),
+        Progress::Starting { generation, counts: Some(Counts { ready, workers }) } => {
+            format!("generation {generation}: {ready} of {workers} ready")
+        }
+        Progress::Baking { generation, .. } => {
+            format!("generation {generation}: all ready, must live beside the old one")
+        }
+        Progress::Draining { retiring, .. } => format!("generation {retiring} is draining"),
+        Progress::Emptying => "waiting for the queues of the workers that go to be empty".to_owned(),
+        Progress::Trying => "trying the new build".to_owned(),
+        Progress::Stopping => "stopping".to_owned(),
+        Progress::Other => String::new(),
     }
 }
 
-fn progress(answer: &Answer) -> String {
-    let generation = answer.generation.unwrap_or_default();
-    match (answer.event.as_deref().unwrap_or_default(), answer.ready, answer.workers) {
-        ("starting", Some(ready), Some(workers)) => format!("generation {generation}: {ready} of {workers} ready"),
-        ("queued", ..) => format!("generation {generation}: queued behind the reload that is under way"),
-        ("baking", ..) => format!("generation {generation}: all ready, must live beside the old one"),
-        ("draining", ..) => format!("generation {} is draining", answer.retiring.unwrap_or_default()),
-        ("emptying", ..) => "waiting for the queues of the workers that go to be empty".to_owned(),
-        ("trying", ..) => "trying the new build".to_owned(),
-        ("stopping", ..) => "stopping".to_owned(),
-        (event, ..) => format!("generation {generation}: {event}"),
-    }
-}
-
-fn conclude(request: &Request, answer: Answer) -> Result<(), Trouble> {
-    if answer.ok != Some(true) {
+fn conclude(request: &Request, answer: Outcome) -> Result<(), Trouble> {
+    if !answer.ok {
         let mut why = answer.error.unwrap_or_else(|| "refused".to_owned());
         if answer.failed.len() > 1 {
             let each = answer.failed.iter().map(|failed| format!("\n  worker {} {}", failed.worker, failed.message));

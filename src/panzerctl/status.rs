@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::client::{PATIENCE, Trouble};
+use super::client::{PATIENCE, Trouble, status_in};
 use super::command_line::Options;
 use super::instances::{self, Instance};
 use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
 use super::usage::{Meter, Usages};
 use super::{PAUSE, connect, tell};
-use crate::control::operator::requests::{Command as Wanted, Request, Status};
+use crate::control::operator::requests::{Command as Wanted, Request};
+use crate::control::operator::status::Status;
 use crate::sys::{terminal::window, unix_queue};
 
 /// Where it is not known how wide lines may be.
@@ -32,8 +33,7 @@ pub(super) fn is_coloured() -> bool {
 pub(super) fn of(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
     let mut client = connect(instance, &Request::new(Wanted::Status))?;
     let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
-    let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
-    let mut status = answer.status.ok_or(Trouble::Unknown(why))?;
+    let mut status = status_in(answer).map_err(Trouble::Unknown)?;
     complete(&mut status);
     Ok(status)
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
 use super::usage::{Usage, Usages};
-use crate::control::operator::requests::{Failed, Generation, Queue, Status, Worker};
+use crate::control::operator::status::{Failed, Generation, Queue, Status, Worker};
 
 const HEADS: [&str; 9] = ["GEN", "WORKER", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "LAST EXIT"];
 const STATE: usize = 3;

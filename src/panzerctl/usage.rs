@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::control::operator::requests::{Status, Worker};
+use crate::control::operator::status::{Status, Worker};
 
 /// The kernel walks through the tables of a process to sum its memory up, and whoever wants to map something waits
 /// for it meanwhile: of a span of time, at most this part is spent so.
@@ -136,7 +136,7 @@ fn tick() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::operator::requests::Generation;
+    use crate::control::operator::status::Generation;
 
     fn status(pid: u32, monitor: u32) -> Status {
         let (pid, monitor) = (Some(pid.cast_signed()), Some(monitor.cast_signed()));

@@ -11,7 +11,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::control::operator::requests::{Answer, LONGEST_REQUEST};
+use crate::control::operator::requests::{Answer, MAX_REQUEST_BYTES};
 use crate::sys::descriptors::{Kept, take_over};
 
 #[derive(Debug)]
@@ -102,8 +102,8 @@ impl Client {
         Some(self.input.drain(..=end).collect())
     }
 
-    pub(super) fn put(&mut self, answer: &Answer, now: Instant) {
-        self.put_line(line(answer), now);
+    pub(super) fn put(&mut self, answer: impl Into<Answer>, now: Instant) {
+        self.put_line(line(&answer.into()), now);
     }
 
     pub(super) fn put_line(&mut self, line: Rc<[u8]>, now: Instant) {
@@ -136,11 +136,11 @@ impl Client {
 
     /// Reads a little. False where it is gone.
     pub(super) fn read(&mut self) -> bool {
-        if !self.may_ask() || self.ended || self.input.len() >= LONGEST_REQUEST {
+        if !self.may_ask() || self.ended || self.input.len() >= MAX_REQUEST_BYTES {
             return true;
         }
-        let mut bytes = [0; LONGEST_REQUEST];
-        match self.stream.read(&mut bytes[..LONGEST_REQUEST - self.input.len()]) {
+        let mut bytes = [0; MAX_REQUEST_BYTES];
+        match self.stream.read(&mut bytes[..MAX_REQUEST_BYTES - self.input.len()]) {
             Ok(0) => self.ended = true,
             Ok(count) => self.input.extend_from_slice(&bytes[..count]),
             Err(error) => return is_passing(&error),

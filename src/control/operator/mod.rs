@@ -4,3 +4,4 @@ mod client;
 pub mod requests;
 pub mod server;
 mod socket;
+pub mod status;

@@ -1,4 +1,4 @@
-//! What operators ask of main over its control socket, and what they are answered: JSON, one object a line each way.
+//! The requests of operators to main, and the lines of the answers: JSON, one object a line each way.
 //!
 //! ```text
 //! → {"version":1,"command":"reload"}
@@ -7,52 +7,53 @@
 //! ← {"version":1,"ok":true,"generation":2,"retiring":1,"took_ms":1312}
 //! ```
 //!
-//! A line with `event` is followed by another one; the line with `ok` is the last of an answer. A client may then ask
-//! again. Fields are only ever added; [`VERSION`] goes up where that does not do.
+//! Another line follows a line with `event`; the line with `ok` is the last one of an answer. The client may then send
+//! its next request. A new build may add fields and events. A change that an old build cannot read needs a higher
+//! [`VERSION`].
 
 use serde::{Deserialize, Serialize};
 
-use crate::worker::cause::{Cause, signal_name};
+use super::status::{Failed, Status};
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 
-/// The longest request, in bytes, with its line feed.
-pub const LONGEST_REQUEST: usize = 4096;
+/// Limit of a request, with its line feed.
+pub const MAX_REQUEST_BYTES: usize = 4096;
 
-/// A request. What is not known in it is an error, so that a slip of the keyboard is told.
+/// A request. An unknown field is an error, so that a typing error is noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// [`VERSION`] of whoever asks.
+    /// [`VERSION`] of the client.
     pub version: u32,
-    /// What is to be done.
+    /// What main shall do.
     pub command: Command,
-    /// Of a reload, a drain or a stop: do not wait for its outcome.
+    /// Reload, drain and stop: answer at once, before the outcome is known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_wait: bool,
-    /// Of a reload: wait until the old generation is gone.
+    /// Reload: answer when the old generation is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drained: bool,
-    /// Of a drain: do not leave the workers their time any more.
+    /// Drain: end the workers instead of waiting for them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
-    /// Of a drain: the only generation that is meant.
+    /// Drain: only this generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// Of a scale: how many workers, or with a sign how many more or less.
+    /// Scale: the number of workers, or with a sign how many more or fewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<String>,
-    /// Of a signal: its name or number.
+    /// Signal: its name or number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// Of a signal: the only worker that is meant.
+    /// Signal: only this worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<u32>,
 }
 
 impl Request {
-    /// One with nothing but a command.
+    /// A request with nothing but a command.
     pub fn new(command: Command) -> Request {
         Request {
             version: VERSION,
@@ -68,273 +69,243 @@ impl Request {
     }
 }
 
-/// What can be asked for.
+/// What an operator can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// Tell the state of everything.
+    /// Report the state of main, monitors and workers.
     Status,
     /// Replace the program with a new generation.
     Reload,
-    /// Wait for the end of what drains, or hurry it.
+    /// Wait until old generations have drained, or hurry them.
     Drain,
     /// Stop gracefully.
     Stop,
-    /// Stop by the schedule without its first step.
+    /// Stop with the stop schedule but without its first step.
     Exit,
-    /// Keep another count of workers.
+    /// Change the number of workers.
     Scale,
-    /// End all workers and go on without, until a reload or a scale.
+    /// End all workers and keep main, until a reload or a scale.
     Quiet,
-    /// Open anew what panzer has open for writing.
+    /// Reopen panzer's own log files.
     Reopen,
     /// Send a signal to the workers of the serving generation.
     Signal,
-    /// Execute main anew in place, by the build that panzer's path leads to.
+    /// Execute main in place, with the build that is now at panzer's path.
     Restart,
 }
 
 /// A line of an answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// [`VERSION`] of the panzer that answers.
+    #[serde(default)]
     pub version: u32,
-    /// What goes on, where another line follows: `queued`, `starting`, `baking`, `draining`, `emptying`, `trying` (the new
-    /// build of a restart) or `stopping`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub event: Option<String>,
-    /// In the last line: whether it was done.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ok: Option<bool>,
-    /// Why it was not.
+    /// The rest of the line.
+    #[serde(flatten)]
+    pub line: Line,
+}
+
+/// What a line says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// The request is under way: another line follows.
+    Progress(Progress),
+    /// The last line of the answer.
+    Last(Box<Outcome>),
+}
+
+/// How far a request has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    /// A reload waits for the one before it.
+    Queued {
+        /// The generation that the reload will start.
+        generation: u32,
+    },
+    /// A reload has begun.
+    Starting {
+        /// The new generation.
+        generation: u32,
+        /// Its workers, once main has counted them.
+        #[serde(flatten)]
+        counts: Option<Counts>,
+    },
+    /// All workers of a new generation are ready, and must now live for the bake.
+    Baking {
+        /// The new generation.
+        generation: u32,
+        /// Its workers.
+        #[serde(flatten)]
+        counts: Counts,
+    },
+    /// An old generation drains.
+    Draining {
+        /// The generation that the request is about.
+        generation: u32,
+        /// The generation that drains.
+        retiring: u32,
+    },
+    /// A change of the number of workers waits until the queues of the workers that leave are empty.
+    Emptying,
+    /// A restart tries the new build.
+    Trying,
+    /// Panzer is stopping.
+    Stopping,
+    /// An event of a newer panzer.
+    #[serde(other)]
+    Other,
+}
+
+/// The workers of a generation that starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Number of workers that are ready.
+    pub ready: u32,
+    /// Number of workers that must become ready.
+    pub workers: u32,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether it was done.
+    pub ok: bool,
+    /// Why it was not done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The generation it is about.
+    /// The generation that the answer is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// So many of its workers are ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready: Option<u32>,
-    /// Of so many. Of a scale: so many are kept from now on.
+    /// Scale: number of workers from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
-    /// Of a scale: so many were kept before.
+    /// Scale: number of workers before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<u32>,
-    /// The generation that is being retired for it.
+    /// Reload: the old generation, which drains now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retiring: Option<u32>,
-    /// How long it took.
+    /// Reload: how long it took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
-    /// The exit code that panzer ends with.
+    /// Stop: the exit code of panzer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
-    /// So many workers got the signal.
+    /// Signal: number of workers that it was sent to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signalled: Option<u32>,
-    /// Of a restart: the build that main was, and the one that it is.
+    /// Restart: the versions of the build before and of the build now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub builds: Option<(String, String)>,
-    /// Of a restart to the same version: whether it is the same file, in words.
+    /// Restart to the same version: whether the file of the build is the same, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_file: Option<String>,
-    /// The workers that brought a release down; at most 64 are named.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Reload: the workers that made it fail, at most 64 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<Failed>,
-    /// The state of everything.
+    /// The state of this instance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
 }
 
-impl Answer {
-    /// That it was done.
-    pub fn done() -> Answer {
-        Answer { version: VERSION, ok: Some(true), ..Answer::default() }
+impl Outcome {
+    /// The request was done.
+    pub fn done() -> Outcome {
+        Outcome { ok: true, ..Outcome::default() }
     }
 
-    /// That it was not, and why.
-    pub fn refused(error: impl Into<String>) -> Answer {
-        Answer { version: VERSION, ok: Some(false), error: Some(error.into()), ..Answer::default() }
-    }
-
-    /// What goes on.
-    pub fn event(event: &str, generation: u32) -> Answer {
-        let event = Some(event.to_owned());
-        Answer { version: VERSION, event, generation: Some(generation), ..Answer::default() }
+    /// The request was not done, and why.
+    pub fn refused(error: impl Into<String>) -> Outcome {
+        Outcome { error: Some(error.into()), ..Outcome::default() }
     }
 }
 
-/// A worker that failed, or why one ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Failed {
-    /// Its slot.
-    pub worker: u32,
-    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
-    pub cause: String,
-    /// Its exit code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<i32>,
-    /// The signal that ended it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<String>,
-    /// The deadline that it missed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline_ms: Option<u64>,
-    /// The cause in words, completing "worker N …".
-    pub message: String,
-}
-
-impl Failed {
-    /// Takes a cause apart.
-    pub fn new(worker: u32, cause: &Cause) -> Failed {
-        let mut failed = Failed { worker, message: cause.to_string(), ..Failed::default() };
-        failed.cause = match cause {
-            Cause::Exited(code) => {
-                failed.code = Some(*code);
-                "exited"
-            }
-            Cause::Killed(signal, _) => {
-                failed.signal = Some(signal_name(*signal));
-                "killed"
-            }
-            Cause::NotReady(time) | Cause::NotSeen(time, _) | Cause::Bypassed(time, _) => {
-                failed.deadline_ms = Some(time.as_millis() as u64);
-                "not_ready"
-            }
-            Cause::HungInExec(time) | Cause::HungInPlan(time) => {
-                failed.deadline_ms = Some(time.as_millis() as u64);
-                "hung"
-            }
-            Cause::NotFound(_) => "not_found",
-            Cause::CannotExecute(_) => "not_executable",
-            Cause::CannotStart(_) | Cause::CannotBecome(_) => "not_started",
-            Cause::Configuration(_) => "configuration",
-        }
-        .to_owned();
-        failed
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Answer {
+        Answer { version: VERSION, line: Line::Last(Box::new(outcome)) }
     }
 }
 
-/// The state of everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    /// What this instance is called.
-    pub name: String,
-    /// Main's pid.
-    pub pid: i32,
-    /// So many workers are to run.
-    pub workers: u32,
-    /// Whether all workers that are wanted have been ready together once, since there are to be so many, and one is now.
-    pub ready: bool,
-    /// Whether everything is being stopped.
-    pub stopping: bool,
-    /// For how long main has run.
-    pub uptime_ms: u64,
-    /// Each generation that has a process.
-    pub generations: Vec<Generation>,
-    /// The accept queues.
-    pub listeners: Vec<Queue>,
-    /// Workers that ended unasked and were replaced since main began, by how they ended.
-    pub respawns: Vec<Respawns>,
-    /// Reloads since main began.
-    pub reloads: Reloads,
-}
-
-/// So many workers ended in this way.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Respawns {
-    /// As [`Failed::cause`].
-    pub cause: String,
-    /// The exit code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<i32>,
-    /// The signal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<String>,
-    /// How many.
-    pub count: u64,
-}
-
-/// Reloads by verdict.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Reloads {
-    /// The new generation came to serve.
-    pub done: u64,
-    /// It failed.
-    pub rejected: u64,
-    /// Panzer was stopped before.
-    pub stopped: u64,
-    /// How long the last one took that came to serve.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_ms: Option<u64>,
-}
-
-/// One generation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Generation {
-    /// Its number.
-    pub number: u32,
-    /// `serving`, `starting` or `draining`.
-    pub standing: String,
-    /// The pid of its monitor.
-    pub monitor: Option<i32>,
-    /// Whether the monitor answered within a second.
-    pub answered: bool,
-    /// Its workers.
-    pub workers: Vec<Worker>,
-}
-
-/// One worker.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Worker {
-    /// Its slot.
-    pub slot: u32,
-    /// Its pid, where it has a process.
-    pub pid: Option<i32>,
-    /// `starting`, `ready`, `stopping`, `stopped` (by a signal such as STOP), `waiting`, `ended` or `empty`.
-    pub state: String,
-    /// For how long it has lived, or been in this state.
-    pub since_ms: u64,
-    /// How often its slot was filled again.
-    pub respawns: u32,
-    /// Why the last one in its slot ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<Failed>,
-    /// How long ago it last said that it lives, where it does (einhorn's ping).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sign_of_life_ms: Option<u64>,
-}
-
-/// The accept queue of a listener; the queues of all workers together where each has its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Queue {
-    /// Where it listens.
-    pub address: String,
-    /// So many connections wait; not of datagrams.
-    pub queued: Option<u32>,
-    /// So many may wait; not of datagrams.
-    pub limit: Option<u32>,
-    /// So many queues these are.
-    pub queues: u32,
-    /// So many wait in the fullest of them; not of datagrams.
-    pub fullest: Option<u32>,
-    /// Of a unix socket: by this panzerctl asks the kernel for the queue, which may take longer than main has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub inode: Option<u64>,
+impl From<Progress> for Answer {
+    fn from(progress: Progress) -> Answer {
+        Answer { version: VERSION, line: Line::Progress(progress) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::cause::Cause;
+
+    /// Programs of others read these lines.
+    #[test]
+    fn each_line_is_written_as_documented_and_read_again() {
+        let counts = Counts { ready: 1, workers: 4 };
+        let lines: [(Answer, &str); 14] = [
+            (Progress::Queued { generation: 2 }.into(), r#"{"version":1,"event":"queued","generation":2}"#),
+            (
+                Progress::Starting { generation: 2, counts: None }.into(),
+                r#"{"version":1,"event":"starting","generation":2}"#,
+            ),
+            (
+                Progress::Starting { generation: 2, counts: Some(counts) }.into(),
+                r#"{"version":1,"event":"starting","generation":2,"ready":1,"workers":4}"#,
+            ),
+            (
+                Progress::Baking { generation: 2, counts }.into(),
+                r#"{"version":1,"event":"baking","generation":2,"ready":1,"workers":4}"#,
+            ),
+            (
+                Progress::Draining { generation: 2, retiring: 1 }.into(),
+                r#"{"version":1,"event":"draining","generation":2,"retiring":1}"#,
+            ),
+            (Progress::Emptying.into(), r#"{"version":1,"event":"emptying"}"#),
+            (Progress::Trying.into(), r#"{"version":1,"event":"trying"}"#),
+            (Progress::Stopping.into(), r#"{"version":1,"event":"stopping"}"#),
+            (Outcome::done().into(), r#"{"version":1,"ok":true}"#),
+            (Outcome::refused("no").into(), r#"{"version":1,"ok":false,"error":"no"}"#),
+            (
+                Outcome { generation: Some(2), retiring: Some(1), took_ms: Some(7), ..Outcome::done() }.into(),
+                r#"{"version":1,"ok":true,"generation":2,"retiring":1,"took_ms":7}"#,
+            ),
+            (
+                Outcome {
+                    generation: Some(2),
+                    workers: Some(3),
+                    from: Some(1),
+                    exit_code: Some(0),
+                    signalled: Some(3),
+                    ..Outcome::done()
+                }
+                .into(),
+                r#"{"version":1,"ok":true,"generation":2,"workers":3,"from":1,"exit_code":0,"signalled":3}"#,
+            ),
+            (
+                Outcome {
+                    builds: Some(("1".to_owned(), "2".to_owned())),
+                    build_file: Some("same".to_owned()),
+                    ..Outcome::done()
+                }
+                .into(),
+                r#"{"version":1,"ok":true,"builds":["1","2"],"build_file":"same"}"#,
+            ),
+            (
+                Outcome { failed: vec![Failed::new(3, &Cause::Exited(9))], ..Outcome::refused("no") }.into(),
+                r#"{"version":1,"ok":false,"error":"no","failed":[{"worker":3,"cause":"exited","code":9,"message":"exited with code 9"}]}"#,
+            ),
+        ];
+        for (answer, text) in lines {
+            assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Answer>(text).unwrap(), answer);
+        }
+        let newer = r#"{"version":1,"event":"flying","generation":2,"height":7}"#;
+        let newer: Answer = serde_json::from_str(newer).unwrap();
+        assert_eq!(newer.line, Line::Progress(Progress::Other));
+        assert!(serde_json::from_str::<Answer>(r#"{"version":1}"#).is_err());
+    }
 
     #[test]
     fn what_is_unknown_is_refused() {

@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::client::{self, Client};
-use super::requests::{Answer, LONGEST_REQUEST, Request, VERSION};
+use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Outcome, Request, VERSION};
 use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::poller::Poller;
@@ -155,7 +155,7 @@ impl Server {
         for mut client in late.into_iter().chain(waiting) {
             // One that does not read is not waited for.
             if client.stream.set_nonblocking(true).is_ok() {
-                client.put(&Answer::refused("panzer has ended"), now);
+                client.put(Outcome::refused("panzer has ended"), now);
             }
         }
     }
@@ -191,7 +191,7 @@ impl Server {
         for client in self.clients.values_mut().filter(|client| client.since + PATIENCE <= now) {
             let is_deaf = !client.output.is_empty();
             if !is_deaf && !client.busy && !client.has_line() {
-                client.put(&Answer::refused(format!("no complete line within {}s", PATIENCE.as_secs())), now);
+                client.put(Outcome::refused(format!("no complete line within {}s", PATIENCE.as_secs())), now);
                 client.give_up();
             } else if is_deaf {
                 client.give_up();
@@ -227,10 +227,10 @@ impl Server {
                     client.since = now;
                     requests.push((*id, request));
                 }
-                Some(Err(why)) => client.put(&Answer::refused(why), now),
+                Some(Err(why)) => client.put(Outcome::refused(why), now),
             }
-            if client.input.len() >= LONGEST_REQUEST && !client.has_line() {
-                client.put(&Answer::refused(format!("a line of more than {LONGEST_REQUEST} bytes")), now);
+            if client.input.len() >= MAX_REQUEST_BYTES && !client.has_line() {
+                client.put(Outcome::refused(format!("a line of more than {MAX_REQUEST_BYTES} bytes")), now);
                 client.closing = true;
                 client.input = Vec::new();
             }
@@ -238,18 +238,13 @@ impl Server {
         requests
     }
 
-    /// Sends a line; the last one of an answer makes room for the next request.
-    pub fn send(&mut self, id: u64, answer: &Answer, now: Instant) {
-        self.send_all([id], answer, now);
-    }
-
-    /// Sends the same line to several.
+    /// Sends a line to all of `ids`; after the last line of an answer, a client may ask again.
     pub fn send_all(&mut self, ids: impl IntoIterator<Item = u64>, answer: &Answer, now: Instant) {
         let line = client::line(answer);
         for id in ids {
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.put_line(line.clone(), now);
-            if answer.ok.is_some() {
+            if let Line::Last(_) = answer.line {
                 client.busy = false;
                 client.since = now;
             }
@@ -325,7 +320,7 @@ impl Server {
         let failure = watched.err().map(|error| format!("it cannot be waited for what you say: {error}"));
         if let Some(refusal) = refusal.or(failure) {
             // A fresh socket has room for it.
-            return client.put(&Answer::refused(refusal), now);
+            return client.put(Outcome::refused(refusal), now);
         }
         self.clients.insert(self.next, client);
     }
@@ -347,7 +342,7 @@ impl Server {
         let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
         if let Some(longest) = idle.min_by_key(|(_, client)| client.since).map(|(id, _)| *id) {
             if let Some(mut client) = self.remove(longest, poller) {
-                client.put(&Answer::refused("too many clients, and this one was silent"), now);
+                client.put(Outcome::refused("too many clients, and this one was silent"), now);
             }
             return true;
         }
@@ -431,7 +426,7 @@ mod tests {
             for turns in 0..100 {
                 let later = now + MOMENT * (round * 100 + turns);
                 let ids = turn(&mut server, &poller, later);
-                ids.iter().for_each(|id| server.send(*id, &Answer::done(), later));
+                ids.iter().for_each(|id| server.send_all([*id], &Outcome::done().into(), later));
                 asked += ids.len();
                 if !ids.is_empty() {
                     break;
@@ -452,12 +447,12 @@ mod tests {
         let now = Instant::now();
         let mut deaf = crowd(&path, MOST_CLIENTS);
         deaf.iter_mut().for_each(|one| one.write_all(&REQUEST.repeat(9)).unwrap());
-        let long = Answer { error: Some("x".repeat(700_000)), ..Answer::done() };
+        let long = Outcome { error: Some("x".repeat(700_000)), ..Outcome::done() }.into();
         let mut asked = 0;
         for _ in 0..100 {
             for id in turn(&mut server, &poller, now) {
                 asked += 1;
-                server.send(id, &long, now);
+                server.send_all([id], &long, now);
                 assert!(server.waiting_bytes() <= MAX_OUTPUT_BYTES);
             }
         }
@@ -467,7 +462,7 @@ mod tests {
         one.write_all(REQUEST).unwrap();
         let later = now + DEAF;
         let ids = (0..100).find_map(|_| Some(turn(&mut server, &poller, later)).filter(|ids| !ids.is_empty()));
-        server.send(ids.unwrap()[0], &Answer::done(), later);
+        server.send_all([ids.unwrap()[0]], &Outcome::done().into(), later);
         let mut answer = [0; 999];
         let length = one.read(&mut answer).unwrap();
         assert!(String::from_utf8_lossy(&answer[..length]).contains("\"ok\":true"));
@@ -487,7 +482,7 @@ mod tests {
         while ids.len() < all.len() {
             ids.extend(turn(&mut server, &poller, now));
         }
-        let long = Answer { error: Some("x".repeat(1_000_000)), ..Answer::done() };
+        let long = Outcome { error: Some("x".repeat(1_000_000)), ..Outcome::done() }.into();
         server.send_all(ids, &long, now);
         assert!(server.waiting_bytes() <= 1_000_100);
         // Nobody of them is let go of.

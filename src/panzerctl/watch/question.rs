@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use super::super::client::read_answer;
+use super::super::client::{read_answer, status_in};
 use super::super::instances::Instance;
-use crate::control::operator::requests::{Answer, Command, Request, Status};
+use crate::control::operator::requests::{Command, Request};
+use crate::control::operator::status::Status;
 
 /// The longest line of an answer.
 const LONGEST_ANSWER: usize = 16 << 20;
@@ -47,12 +48,7 @@ impl Question {
                 Err(error) => return Some(Err(format!("the connection broke: {error}"))),
             }
         }
-        let answer = read_answer(&self.input);
-        let status = |answer: Answer| {
-            let why = answer.error.unwrap_or_else(|| "an answer without a status".to_owned());
-            answer.status.ok_or(why)
-        };
-        Some(answer.and_then(status))
+        Some(read_answer(&self.input).and_then(status_in))
     }
 }
 

@@ -18,7 +18,7 @@ use super::super::text::{Line, Tone};
 use super::super::usage::{Meter, Usages};
 use super::question::Question;
 use super::screen::Screen;
-use crate::control::operator::requests::Status;
+use crate::control::operator::status::Status;
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Signals, block_all, unblock};
 
