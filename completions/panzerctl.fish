@@ -24,100 +24,100 @@ function __fish_panzerctl_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s h -l help -d 'Print help'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Print version'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'Show the panzers that run, and how each one is'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'List the panzers that run, with their state'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counts and gauges in Prometheus\' text format'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait for its verdict'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "drain" -d 'Wait until no old generation drains any more; with --now, end what drains'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "restart" -d 'Upgrade panzer itself in place; workers go on untouched'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counters and gauges in Prometheus\' text format'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait until it serves or has failed'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "drain" -d 'Wait until no old generation drains any more; with --now, end those that drain'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "restart" -d 'Upgrade panzer itself in place; workers are not touched'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "stop" -d 'Stop gracefully, and wait until panzer has ended and its pid file is free'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "shutdown" -d 'Stop gracefully, and wait until panzer has ended and its pid file is free'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop now: the stop schedule without its first step'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Keep N workers from now on, or N more or less'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop quickly: the stop schedule without its first step'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Change the number of workers to N, or by N'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "quiet" -d 'End all workers and keep main; a reload or a scale brings workers back'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "signal" -d 'Send a signal to the workers of the serving generation'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Open anew what panzer itself writes to'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Reopen panzer\'s own log files (it has none)'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l interval -d 'Between two looks of --watch, from 100ms on' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l interval -d 'Interval of --watch, at least 100ms' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d 'As JSON'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d 'Print JSON'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l wait-ready -d 'Wait until it runs and is ready'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show it again and again, in place on a terminal; q or Ctrl-C ends it'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show the state at each interval, in place on a terminal; q or Ctrl-C ends it'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l no-wait -d 'Do not wait'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l drained -d 'Wait until the old generation is gone, too'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -l drained -d 'Also wait until the old generation is gone'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l generation -d 'This generation only' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l generation -d 'Only this generation' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l now -d 'Hurry: go on to the rest of the stop schedule, without its first step'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l now -d 'Go on to the rest of the stop schedule, without its first step'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand drain" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand restart" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand stop" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand shutdown" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -l no-wait -d 'Do not wait'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand exit" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand scale" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand quiet" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l worker -d 'To this worker only' -r
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l worker -d 'Only to this worker' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand signal" -s h -l help -d 'Print help'
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l name -d 'The panzer of this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l control -d 'The panzer with this control socket' -r -F
-complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l timeout -d 'Give up after this long [5s; as long as it may take for what waits]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand reopen" -s h -l help -d 'Print help'

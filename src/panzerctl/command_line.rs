@@ -1,4 +1,4 @@
-//! The command line of panzerctl: the one definition of its commands and options.
+//! The command line of panzerctl: its commands and options.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use nix::sys::signal::Signal;
 use crate::config::duration;
 use crate::sys::signals::parse_signal_or_number;
 
-/// Over the options that name an instance, so that those of a command stand by themselves.
-const WHICH: &str = "Which panzer, where several run";
+/// Heading of the options that name an instance. It separates them from the options of a command.
+const SELECTION: &str = "Selecting an instance";
 
-const AFTER: &str = "Exit codes:\n  0  done; of status: it runs (with --wait-ready: it is ready)\n  1  refused or \
-    failed; of status: dead, and its pid file left\n  2  usage, or several run and none is named\n  3  not running\n  4  no answer, or not known\n\n\
-    The control socket takes one JSON object a line, as {\"version\":1,\"command\":\"reload\"}, and answers by lines: \
-    those with \"event\" tell what goes on, the one with \"ok\" is the last.";
+const AFTER: &str = "Exit codes:\n  0  done; status: it runs (with --wait-ready: it is ready)\n  1  refused or \
+    failed; status: it is dead and left its pid file\n  2  wrong usage, or several run and none is named\n  3  not running\n  4  no answer, or outcome unknown\n\n\
+    The control socket takes one JSON object a line, such as {\"version\":1,\"command\":\"reload\"}. It answers with \
+    lines: \"event\" reports progress, and the line with \"ok\" is the last one.";
 
-/// To look more often tells nobody more, and keeps main from its sleep.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+/// Shorter intervals would show nothing more, and would keep main awake.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Asks a running panzer for its state, and tells it what to do.
+/// Shows the state of a running panzer and controls it
 #[derive(Debug, Parser)]
 #[command(name = "panzerctl", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER)]
 pub(super) struct Options {
-    /// The panzer of this name
-    #[arg(long, value_name = "NAME", global = true, help_heading = WHICH, conflicts_with_all = ["pid", "control"])]
+    /// The panzer with this name
+    #[arg(long, value_name = "NAME", global = true, help_heading = SELECTION, conflicts_with_all = ["pid", "control"])]
     pub(super) name: Option<String>,
 
     /// The panzer with this pid file
-    #[arg(short, long, value_name = "FILE", global = true, help_heading = WHICH, conflicts_with = "control")]
+    #[arg(short, long, value_name = "FILE", global = true, help_heading = SELECTION, conflicts_with = "control")]
     pub(super) pid: Option<PathBuf>,
 
     /// The panzer with this control socket
-    #[arg(long, value_name = "PATH", global = true, help_heading = WHICH)]
+    #[arg(long, value_name = "PATH", global = true, help_heading = SELECTION)]
     pub(super) control: Option<PathBuf>,
 
-    /// Give up after this long [5s; as long as it may take for what waits]
+    /// Give up after this time [5s; commands that wait: no limit]
     #[arg(long, value_name = "D", global = true, display_order = 100, allow_hyphen_values = true)]
     #[arg(value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
@@ -47,60 +47,61 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show the panzers that run, and how each one is
+    /// List the panzers that run, with their state
     List,
     /// Show generations, workers and accept queues
     ///
-    /// CPU% is a worker's share of one CPU since its start, with --watch since the look before; PSS is its proportional
-    /// share of memory, with --watch summed up anew at most a twentieth of the time. Both are of its own process, "-"
-    /// where we may not look; in JSON they are cpu_percent and pss_bytes, and then missing.
+    /// CPU% is the worker's share of one CPU since its start, with --watch since the last interval. PSS is its
+    /// proportional share of memory; --watch spends at most a twentieth of the time on measuring it. Both count the
+    /// worker's own process only. They are "-" if panzerctl may not look. In JSON they are cpu_percent and pss_bytes,
+    /// left out if unknown.
     Status {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
         /// Wait until it runs and is ready
         ///
-        /// It is ready once as many workers as are wanted have been ready together: after a start, a scale to more, or the
-        /// loss of a monitor. From then on one that is ready is enough: neither a worker that is respawned nor a reload
-        /// makes a probe fail. Without workers (quiet) it is not ready.
+        /// It is ready once all wanted workers have been ready together. This counts anew after a start, a scale to more
+        /// workers, or the loss of a monitor. From then on one ready worker is enough: neither a respawn nor a reload
+        /// makes a health check fail. Without workers (quiet) it is not ready.
         #[arg(long)]
         wait_ready: bool,
-        /// Show it again and again, in place on a terminal; q or Ctrl-C ends it
+        /// Show the state at each interval, in place on a terminal; q or Ctrl-C ends it
         #[arg(long, conflicts_with = "wait_ready")]
         watch: bool,
-        /// Between two looks of --watch, from 100ms on
+        /// Interval of --watch, at least 100ms
         #[arg(long, value_name = "D", default_value = "1s", requires = "watch", value_parser = interval)]
         interval: Duration,
     },
-    /// Print counts and gauges in Prometheus' text format
+    /// Print counters and gauges in Prometheus' text format
     Metrics,
-    /// Start a new generation, and wait for its verdict
+    /// Start a new generation, and wait until it serves or has failed
     ///
-    /// It returns once the new generation serves. The old one still answers the connections that it has: --drained waits
-    /// until it is gone, and no old release answers any more.
+    /// The command returns once the new generation serves. The old generation still answers its open connections; with
+    /// --drained, the command returns when the old generation is gone.
     Reload {
         /// Do not wait
         #[arg(long, conflicts_with = "drained")]
         no_wait: bool,
-        /// Wait until the old generation is gone, too
+        /// Also wait until the old generation is gone
         #[arg(long)]
         drained: bool,
     },
-    /// Wait until no old generation drains any more; with --now, end what drains
+    /// Wait until no old generation drains any more; with --now, end those that drain
     Drain {
-        /// Hurry: go on to the rest of the stop schedule, without its first step
+        /// Go on to the rest of the stop schedule, without its first step
         #[arg(long)]
         now: bool,
-        /// This generation only
+        /// Only this generation
         #[arg(long, value_name = "N")]
         generation: Option<u32>,
         /// Do not wait
         #[arg(long, requires = "now")]
         no_wait: bool,
     },
-    /// Upgrade panzer itself in place; workers go on untouched
+    /// Upgrade panzer itself in place; workers are not touched
     ///
-    /// Main becomes the build that the path it was started by leads to now, under the same pid.
+    /// Main executes the build that is now at the path by which it was started, and keeps its pid.
     Restart,
     /// Stop gracefully, and wait until panzer has ended and its pid file is free
     #[command(visible_alias = "shutdown")]
@@ -109,17 +110,17 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Stop now: the stop schedule without its first step
+    /// Stop quickly: the stop schedule without its first step
     Exit {
         /// Do not wait
         #[arg(long)]
         no_wait: bool,
     },
-    /// Keep N workers from now on, or N more or less
+    /// Change the number of workers to N, or by N
     ///
-    /// Without a reload, and over reloads, until another count is configured.
+    /// This needs no reload. The number stays over reloads, until the configuration changes it.
     Scale {
-        /// As 8, +1 or -1
+        /// Such as 8, +1 or -1
         #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
         count: String,
     },
@@ -127,18 +128,18 @@ pub(super) enum Command {
     Quiet,
     /// Send a signal to the workers of the serving generation
     Signal {
-        /// Its name or number, as HUP, SIGHUP or 1
+        /// Its name or number, such as HUP, SIGHUP or 1
         #[arg(value_name = "SIG", value_parser = parse_signal_or_number)]
         signal: Signal,
-        /// To this worker only
+        /// Only to this worker
         #[arg(long, value_name = "N")]
         worker: Option<u32>,
     },
-    /// Open anew what panzer itself writes to
+    /// Reopen panzer's own log files (it has none)
     Reopen,
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration::parse(text)?;
-    if interval < SHORTEST_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
+    if interval < MIN_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
 }

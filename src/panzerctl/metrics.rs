@@ -1,15 +1,15 @@
-//! The state of a panzer in Prometheus' text format. No label holds a pid, a generation or anything else without end.
+//! The state in Prometheus' text format. No label has an unlimited number of values, as pids or generations have.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::control::operator::status::{Queue, Respawns, Status};
 
-/// Every standing and every state is shown, also where nothing is in it: a series that comes and goes is no good.
+/// Every standing and state is shown, even if its value is 0: series that come and go are hard to query.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
 const STATES: [&str; 7] = ["starting", "ready", "stopping", "stopped", "waiting", "ended", "empty"];
 
-/// The samples of one metric: labels, each with its value, and what was measured.
+/// The samples of one metric: labels with their values, and the number.
 type Samples = Vec<(Vec<(&'static str, String)>, f64)>;
 
 /// The whole page.
@@ -19,15 +19,15 @@ pub(super) fn render(status: &Status) -> String {
     let flag = |value: bool| single(u8::from(value).into());
     let mut gauge = |name, help, samples| metric(&mut out, (name, "gauge"), help, samples);
     gauge("panzer_info", "Always 1; the name of the instance.", vec![(vec![("name", status.name.clone())], 1.0)]);
-    gauge("panzer_uptime_seconds", "For how long main has run.", single(seconds(status.uptime_ms)));
+    gauge("panzer_uptime_seconds", "Time since main began.", single(seconds(status.uptime_ms)));
     gauge("panzer_ready", "Whether all wanted workers have been ready together, and one is now.", flag(status.ready));
-    gauge("panzer_stopping", "Whether everything is being stopped.", flag(status.stopping));
-    gauge("panzer_workers_wanted", "So many workers are to run.", single(status.workers.into()));
+    gauge("panzer_stopping", "Whether panzer is stopping.", flag(status.stopping));
+    gauge("panzer_workers_wanted", "Number of workers that shall run.", single(status.workers.into()));
     gauge("panzer_generations", "Generations by standing.", generations(status));
     gauge("panzer_monitors_silent", "Monitors that did not answer within a second.", single(silent(status)));
     gauge("panzer_workers", "Workers by their generation's standing and their own state.", workers(status));
     let last = status.reloads.last_ms.map(|millis| (Vec::new(), seconds(millis)));
-    let help = "How long the last reload took that came to serve; none yet where it is missing.";
+    let help = "Duration of the last reload that was done; missing before the first one.";
     gauge("panzer_reload_duration_seconds", help, last.into_iter().collect());
     let help = "Connections that wait in the accept queue of a listener.";
     gauge("panzer_accept_queue_depth", help, queues(&status.listeners, |queue| queue.queued));
@@ -35,9 +35,9 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_accept_queue_limit", help, queues(&status.listeners, |queue| queue.limit));
     let help = "Connections that wait in the fullest of the accept queues of a listener that has several.";
     gauge("panzer_accept_queue_fullest", help, fullest(&status.listeners));
-    let help = "Workers that ended unasked outside of a trial, and were replaced, by how they ended.";
+    let help = "Workers that ended on their own, outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
-    metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by verdict.", reloads(status));
+    metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by outcome.", reloads(status));
     out
 }
 
@@ -62,7 +62,7 @@ fn workers(status: &Status) -> Samples {
     all.map(sample).collect()
 }
 
-/// Summed where several listeners have one address: a series may be there only once.
+/// The sum of all listeners with the same address: a series may appear only once.
 fn queues(listeners: &[Queue], number: impl Fn(&Queue) -> Option<u32>) -> Samples {
     let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
     for (queue, number) in listeners.iter().filter_map(|queue| Some((queue, number(queue)?))) {
@@ -71,7 +71,7 @@ fn queues(listeners: &[Queue], number: impl Fn(&Queue) -> Option<u32>) -> Sample
     sums.into_iter().map(|(address, sum)| (vec![("listener", address.to_owned())], sum)).collect()
 }
 
-/// Where each worker has a queue, their sum says nothing of a worker that has stopped accepting.
+/// Only of listeners with a queue for each worker. A worker that has stopped accepting does not show in the sum.
 fn fullest(listeners: &[Queue]) -> Samples {
     let several: Vec<Queue> = listeners.iter().filter(|queue| queue.queues > 1).cloned().collect();
     queues(&several, |queue| queue.fullest)

@@ -1,44 +1,36 @@
-//! `panzerctl status` and `panzerctl list`: what is asked for once.
+//! `panzerctl status` and `panzerctl list`.
 
-use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::client::{PATIENCE, Trouble, status_in};
+use super::choose::{RETRY_PAUSE, choose, connect, running};
+use super::client::{ANSWER_TIMEOUT, status_in};
 use super::command_line::Options;
-use super::instances::{self, Instance};
+use super::instance::Instance;
+use super::output::{DEFAULT_COLUMNS, columns, print, rendered};
 use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
+use super::trouble::Trouble;
 use super::usage::{Meter, Usages};
-use super::{PAUSE, connect, tell};
 use crate::control::operator::requests::{Command as Wanted, Request};
 use crate::control::operator::status::Status;
-use crate::sys::{terminal::window, unix_queue};
+use crate::sys::unix_queue;
 
-/// Where it is not known how wide lines may be.
-pub(super) const USUAL_COLUMNS: usize = 80;
-
-/// Whether standard output is a terminal that understands more than text.
-pub(super) fn is_capable_terminal() -> bool {
-    let kind = std::env::var_os("TERM").unwrap_or_default();
-    io::stdout().is_terminal() && !kind.is_empty() && kind != "dumb"
+/// The state of the instance that the command line names.
+pub(super) fn of_chosen(options: &Options) -> Result<Status, Trouble> {
+    of(&choose(options)?, options)
 }
 
-/// Whether to colour: on a terminal only, and not where it is not wanted (<https://no-color.org>).
-pub(super) fn is_coloured() -> bool {
-    is_capable_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
-pub(super) fn of(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
+fn of(instance: &Instance, options: &Options) -> Result<Status, Trouble> {
     let mut client = connect(instance, &Request::new(Wanted::Status))?;
-    let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(PATIENCE)))?;
+    let answer = client.answer(Some(Instant::now() + options.timeout.unwrap_or(ANSWER_TIMEOUT)))?;
     let mut status = status_in(answer).map_err(Trouble::Unknown)?;
     complete(&mut status);
     Ok(status)
 }
 
-/// Adds what main does not tell: the queues of unix sockets. Where we may not look, they stay unknown.
+/// Adds the queues of unix sockets, which main does not report. They stay unknown if we may not look.
 pub(super) fn complete(status: &mut Status) {
     for queue in &mut status.listeners {
         let inode = queue.inode.and_then(|inode| u32::try_from(inode).ok());
@@ -51,21 +43,16 @@ pub(super) fn complete(status: &mut Status) {
 pub(super) fn show(status: &Status, json: bool) {
     let usages = Meter::default().look(status);
     let text = if json { as_json(status, &usages) } else { as_table(status, &usages) };
-    tell(&text);
+    print(&text);
 }
 
-/// As long as it gets.
+/// A table with any number of rows.
 pub(super) fn as_table(status: &Status, usages: &Usages) -> String {
-    let columns = window(io::stdout()).map_or(USUAL_COLUMNS, |(columns, _)| columns);
+    let columns = columns().unwrap_or(DEFAULT_COLUMNS);
     rendered(&table::lines(status, usages, Room { columns, rows: None }), columns)
 }
 
-fn rendered(lines: &[Line], columns: usize) -> String {
-    let coloured = is_coloured();
-    lines.iter().map(|line| line.render(columns, coloured) + "\n").collect()
-}
-
-/// A line, in which each worker also has what it uses.
+/// A line of JSON, with the usage of each worker added.
 pub(super) fn as_json(status: &Status, usages: &Usages) -> String {
     let mut value = json!(status);
     let generations = value["generations"].as_array_mut().into_iter().flatten();
@@ -78,34 +65,33 @@ pub(super) fn as_json(status: &Status, usages: &Usages) -> String {
     format!("{value}\n")
 }
 
-/// Also for one that does not run yet.
-#[allow(clippy::disallowed_methods, reason = "panzerctl is no supervisor: it has nothing else to do meanwhile")]
+/// Waits until the instance is ready, even if it does not run yet.
+#[allow(clippy::disallowed_methods, reason = "panzerctl is not a supervisor: it has nothing else to do meanwhile")]
 pub(super) fn wait_ready(options: &Options) -> Result<Status, Trouble> {
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     loop {
-        let found = instances::choose(options).and_then(|instance| of(&instance, options));
-        let why = match found {
+        let why = match of_chosen(options) {
             Ok(status) if status.ready && !status.stopping => return Ok(status),
-            Err(Trouble::Usage(why)) => return Err(Trouble::Usage(why)),
+            Err(trouble @ Trouble::Usage(_)) => return Err(trouble),
             Ok(status) if status.stopping => format!("{} is being stopped", status.name),
             Ok(status) => {
                 let (ready, wanted) = table::ready_of_wanted(&status);
                 format!("{} is not ready: {ready} of {wanted} workers are", status.name)
             }
-            Err(Trouble::Failed(why) | Trouble::Dead(why) | Trouble::NotRunning(why) | Trouble::Unknown(why)) => why,
+            Err(trouble) => trouble.into_parts().1,
         };
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Trouble::Failed(format!("not ready in time: {why}")));
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RETRY_PAUSE);
     }
 }
 
-/// All that run. Their sockets are named last, as those may be of any length.
+/// Lists all instances that run. The socket comes last because its path may have any length.
 pub(super) fn list(options: &Options) {
     let mut lines = Vec::new();
     let head = ["NAME", "PID", "STATE", "WORKERS", "GEN", "UPTIME"].map(str::to_owned);
-    for instance in instances::running() {
+    for instance in running() {
         let (name, tone, cells) = match of(&instance, options) {
             Ok(status) => {
                 let (tone, state) = table::condition(&status);
@@ -122,9 +108,8 @@ pub(super) fn list(options: &Options) {
         }
         lines.push(entry(&name, tone, &cells, &instance.socket.display().to_string()));
     }
-    // Not to be cut where somebody else reads it.
-    let columns = window(io::stdout()).map_or(usize::MAX, |(columns, _)| columns);
-    tell(&rendered(&lines, columns));
+    // A program that reads the list gets whole lines.
+    print(&rendered(&lines, columns().unwrap_or(usize::MAX)));
 }
 
 fn entry(name: &str, tone: Tone, cells: &[String], socket: &str) -> Line {

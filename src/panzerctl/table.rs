@@ -14,15 +14,15 @@ const LAST: usize = 8;
 /// The states of a worker, in the order in which they are counted.
 const STATES: [&str; 6] = ["ready", "starting", "stopping", "stopped", "waiting", "empty"];
 
-/// What a table may take.
+/// The size that a table may have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     pub(super) columns: usize,
-    /// None where it may be as long as it gets.
+    /// None for no limit.
     pub(super) rows: Option<usize>,
 }
 
-/// The lines of the table, the first of which says how it is on the whole.
+/// The lines of the table. The first one says how the instance is.
 pub(super) fn lines(status: &Status, usages: &Usages, room: Room) -> Vec<Line> {
     let queues = queues(&status.listeners, room);
     let others = 3 + 2 * status.generations.len() + queues.len();
@@ -46,7 +46,7 @@ pub(super) fn lines(status: &Status, usages: &Usages, room: Room) -> Vec<Line> {
     within(lines, room.rows)
 }
 
-/// Cut to so many rows, of which the last one says how many are missing.
+/// Cut to `rows` lines, the last of which says how many are missing.
 pub(super) fn within(mut lines: Vec<Line>, rows: Option<usize>) -> Vec<Line> {
     if let Some(rows) = rows.filter(|rows| *rows < lines.len()) {
         let missing = lines.len() - rows.saturating_sub(1);
@@ -63,7 +63,7 @@ fn headline(status: &Status) -> Line {
     Line::new(Tone::Heading, cut(&status.name, 24)).with(Tone::Plain, ": ").with(tone, state).with(Tone::Plain, rest)
 }
 
-/// How a panzer is, in a word.
+/// The state of an instance, in a word or two.
 pub(super) fn condition(status: &Status) -> (Tone, &'static str) {
     match (status.stopping, status.ready) {
         (true, _) => (Tone::Passing, "stopping"),
@@ -72,8 +72,8 @@ pub(super) fn condition(status: &Status) -> (Tone, &'static str) {
     }
 }
 
-/// So many workers are ready, of so many that are to run. Those of a generation that is starting serve as well, and
-/// with a rolling reload in the place of others; what there are too many is not told.
+/// Number of ready workers, and number of wanted workers. Ready workers of a starting generation serve too, so they
+/// count; the sum is never higher than the number wanted.
 pub(super) fn ready_of_wanted(status: &Status) -> (usize, u32) {
     let counted = status.generations.iter().filter(|generation| generation.standing != "draining");
     let ready: usize = counted.map(|generation| in_state(generation, "ready")).sum();
@@ -84,8 +84,8 @@ fn in_state(generation: &Generation, state: &str) -> usize {
     generation.workers.iter().filter(|worker| worker.state == state).count()
 }
 
-/// The workers for which there is room, by generation and slot: those first with which something is amiss.
-fn chosen(generations: &[Generation], most: Option<usize>) -> BTreeSet<(u32, u32)> {
+/// The workers to show, at most `max_rows`, by generation and slot. Workers that have a problem come first.
+fn chosen(generations: &[Generation], max_rows: Option<usize>) -> BTreeSet<(u32, u32)> {
     let rank = |generation: &Generation, worker: &Worker| match (generation.standing.as_str(), worker.state.as_str()) {
         ("draining", _) => 2,
         (_, "ready") => 1,
@@ -98,10 +98,10 @@ fn chosen(generations: &[Generation], most: Option<usize>) -> BTreeSet<(u32, u32
     };
     let mut all: Vec<_> = generations.iter().flat_map(of).collect();
     all.sort_unstable();
-    all.into_iter().take(most.unwrap_or(usize::MAX)).map(|(_, Reverse(number), slot)| (number, slot)).collect()
+    all.into_iter().take(max_rows.unwrap_or(usize::MAX)).map(|(_, Reverse(number), slot)| (number, slot)).collect()
 }
 
-/// The rows of the workers, and how wide their columns are.
+/// The rows of the workers, and the widths of the columns.
 #[derive(Debug)]
 struct Table {
     widths: [usize; 9],
@@ -114,7 +114,7 @@ struct Row {
     slot: u32,
     cells: [String; 9],
     tone: Tone,
-    /// The cause in full, where the cell does not say all of it.
+    /// The whole cause, if the cell does not say all of it.
     cause: Option<String>,
     sign_of_life: Option<String>,
 }
@@ -131,7 +131,7 @@ impl Table {
         for (at, widest) in widths.iter_mut().enumerate() {
             *widest = rows.iter().map(|row| width(&row.cells[at])).max().unwrap_or(0).max(*widest);
         }
-        // What the others leave, each followed by a space; a window may be narrower than all of them.
+        // The last column gets the rest of the width. A window may be narrower than the other columns.
         widths[LAST] =
             columns.saturating_sub(widths[..LAST].iter().map(|width| width + 1).sum()).max(HEADS[LAST].len());
         let mut table = Table { widths, rows };
@@ -178,26 +178,27 @@ impl Table {
         })
     }
 
-    /// The causes for which the column was too narrow, each once with the workers that it took.
+    /// The causes that did not fit the column, each with its workers.
     fn notes(&self, columns: usize) -> Vec<Line> {
-        /// More are not told apart, and none is longer.
-        const MOST: usize = 3;
+        /// Limit of the causes, of the workers named for a cause, and of the lines of a cause.
+        const MAX_NAMED: usize = 3;
         let mut workers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for row in &self.rows {
             let cause = row.cause.as_deref().into_iter();
             cause.for_each(|cause| workers.entry(cause).or_default().push(row.slot.to_string()));
         }
         let mut lines = Vec::new();
-        for (cause, workers) in workers.iter().take(MOST) {
-            let named = if workers.len() > MOST { format!("{} workers", workers.len()) } else { workers.join(", ") };
-            let named = if workers.len() > MOST { named } else { format!("worker {named}") };
+        for (cause, workers) in workers.iter().take(MAX_NAMED) {
+            let named =
+                if workers.len() > MAX_NAMED { format!("{} workers", workers.len()) } else { workers.join(", ") };
+            let named = if workers.len() > MAX_NAMED { named } else { format!("worker {named}") };
             lines.push(Line::default());
             lines.extend(
-                wrap(&format!("{named}: {cause}"), columns, MOST).iter().map(|line| Line::new(Tone::Plain, line)),
+                wrap(&format!("{named}: {cause}"), columns, MAX_NAMED).iter().map(|line| Line::new(Tone::Plain, line)),
             );
         }
-        if workers.len() > MOST {
-            lines.push(Line::new(Tone::Faint, format!("… {} more", workers.len() - MOST)));
+        if workers.len() > MAX_NAMED {
+            lines.push(Line::new(Tone::Faint, format!("… {} more", workers.len() - MAX_NAMED)));
         }
         lines
     }
@@ -227,7 +228,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
     Row { generation, slot: worker.slot, cells, tone, cause, sign_of_life }
 }
 
-/// In a few words; and the whole cause, where these do not say it.
+/// The cause in a few words; and the whole cause, if these words do not say it.
 fn short(last: &Failed) -> (String, Option<String>) {
     match (last.code, &last.signal) {
         (Some(code), _) => (format!("exit code {code}"), None),
@@ -237,7 +238,7 @@ fn short(last: &Failed) -> (String, Option<String>) {
     }
 }
 
-/// The accept queues, of which at most a third of the rows is made.
+/// The accept queues. They take at most a third of the rows.
 fn queues(listeners: &[Queue], room: Room) -> Vec<Line> {
     if listeners.is_empty() {
         return Vec::new();
@@ -262,7 +263,7 @@ fn queues(listeners: &[Queue], room: Room) -> Vec<Line> {
 fn fullness(queue: &Queue) -> Tone {
     let each = queue.limit.unwrap_or(u32::MAX) / queue.queues.max(1);
     match queue.fullest.or(queue.queued).unwrap_or_default() {
-        // The kernel takes one more than the limit, and no other.
+        // The kernel takes one connection more than the limit; then the queue is full.
         waiting if waiting >= each => Tone::Bad,
         waiting if waiting >= each.div_ceil(2) => Tone::Passing,
         _ => Tone::Plain,

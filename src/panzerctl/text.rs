@@ -1,8 +1,8 @@
-//! Text that fits: cut, wrapped and coloured for a terminal, and quantities in a few characters.
+//! Text that fits a terminal: cut, wrapped and coloured; and quantities in a few characters.
 
 use crate::sys::printable;
 
-/// What a piece of text says by its colour.
+/// What the colour of a text means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Plain,
@@ -26,7 +26,7 @@ impl Tone {
     }
 }
 
-/// A line in pieces, each with its tone. Nothing in it moves a cursor, whoever wrote the text.
+/// A line in pieces, each with its tone. Control characters in the texts are replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Line(Vec<(Tone, String)>);
 
@@ -64,29 +64,29 @@ impl Line {
     }
 }
 
-/// The columns that a text takes, or fewer: most scripts from the Hangul on are written wide.
+/// Number of columns that a text takes, or more: most scripts from Hangul on are written wide.
 pub(super) fn width(text: &str) -> usize {
     let columns = |letter: char| if matches!(letter, '\u{1100}'..='\u{115f}' | '\u{2e80}'..) { 2 } else { 1 };
     text.chars().map(columns).sum()
 }
 
-/// At most `most` columns, the last of them an ellipsis where something is missing.
-pub(super) fn cut(text: &str, most: usize) -> String {
-    if width(text) <= most {
+/// At most `columns` columns. If something is missing, the last one is an ellipsis.
+pub(super) fn cut(text: &str, columns: usize) -> String {
+    if width(text) <= columns {
         return text.to_owned();
     }
     let mut out = String::new();
     for letter in text.chars() {
-        if width(&out) + width(letter.encode_utf8(&mut [0; 4])) + 1 > most {
+        if width(&out) + width(letter.encode_utf8(&mut [0; 4])) + 1 > columns {
             break;
         }
         out.push(letter);
     }
-    if most > 0 { out.trim_end().to_owned() + "…" } else { out }
+    if columns > 0 { out.trim_end().to_owned() + "…" } else { out }
 }
 
-/// In lines of at most `columns` columns, at most `most` of them.
-pub(super) fn wrap(text: &str, columns: usize, most: usize) -> Vec<String> {
+/// At most `max_lines` lines of at most `columns` columns.
+pub(super) fn wrap(text: &str, columns: usize, max_lines: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in printable::line(text).split_whitespace() {
         match lines.last_mut() {
@@ -94,8 +94,8 @@ pub(super) fn wrap(text: &str, columns: usize, most: usize) -> Vec<String> {
             _ => lines.push(word.to_owned()),
         }
     }
-    if lines.len() > most {
-        lines.truncate(most);
+    if lines.len() > max_lines {
+        lines.truncate(max_lines);
         lines.last_mut().into_iter().for_each(|last| last.push('…'));
     }
     lines.iter().map(|line| cut(line, columns)).collect()
@@ -112,7 +112,7 @@ pub(super) fn time(millis: u64) -> String {
     }
 }
 
-/// Bytes, in at most six characters.
+/// A number of bytes, in at most six characters.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
     let mut amount = bytes as f64 / 1024.0;
@@ -125,7 +125,7 @@ pub(super) fn size(bytes: u64) -> String {
     if *unit == 'K' { format!("{}K", amount as u64) } else { format!("{amount:.1}{unit}") }
 }
 
-/// Whole below a million, then in thousands and so on: at most six characters.
+/// A count in at most six characters: whole below a million, then in millions or billions.
 pub(super) fn count(number: u32) -> String {
     match number {
         0..1_000_000 => number.to_string(),

@@ -4,7 +4,8 @@ use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -158,9 +159,7 @@ impl Clues {
 
 /// When a process began, in the kernel's ticks.
 pub fn started(pid: Pid) -> Option<u64> {
-    // Field 22 of proc_pid_stat(5).
-    const STARTED: usize = 22 - 3;
-    stat_after_name(pid)?.split_ascii_whitespace().nth(STARTED)?.parse().ok()
+    Stat::of(pid)?.field(22)
 }
 
 /// Up to `most` bytes of the environment that `pid` was executed with. None where we may not look, or might wait: a
@@ -200,36 +199,46 @@ pub fn is_alive(pid: Pid) -> bool {
 
 /// Whether `pid` runs no more: it has ended, or the kernel is about to end it and only takes it apart.
 pub fn is_exiting(pid: Pid) -> bool {
-    // Field 9 of proc_pid_stat(5), PF_EXITING among its flags. It is set before anything is taken away.
-    const FLAGS: usize = 9 - 3;
+    // Among the flags, set before anything is taken away.
     const PF_EXITING: u32 = 0x4;
-    let Some(stat) = stat_after_name(pid) else { return true };
-    let flags = stat.split_ascii_whitespace().nth(FLAGS).and_then(|flags| flags.parse::<u32>().ok());
-    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+    let Some(stat) = Stat::of(pid) else { return true };
+    stat.field::<u32>(9).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// Whether `pid` has waited for a child of its own that had ended.
 pub fn has_reaped(pid: Pid) -> bool {
-    // Field 11 of proc_pid_stat(5): page faults of such children. No process gets by without one.
-    const FAULTS_OF_CHILDREN: usize = 11 - 3;
-    let stat = stat_after_name(pid);
-    let faults = stat.as_ref().and_then(|stat| stat.split_ascii_whitespace().nth(FAULTS_OF_CHILDREN));
-    faults.is_some_and(|faults| faults != "0")
+    // Page faults of such children. No process gets by without one.
+    Stat::of(pid).and_then(|stat| stat.field::<u64>(11)).is_some_and(|faults| faults != 0)
 }
 
 fn state_and_parent(pid: Pid) -> Option<(char, Pid)> {
-    let stat = stat_after_name(pid)?;
-    let mut fields = stat.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, Pid::from_raw(fields.next()?.parse().ok()?)))
+    let stat = Stat::of(pid)?;
+    Some((stat.field(3)?, Pid::from_raw(stat.field(4)?)))
 }
 
-/// "state ppid …" of "pid (comm) state ppid …": comm may hold spaces and parentheses.
-fn stat_after_name(pid: Pid) -> Option<String> {
-    let mut stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 2;
-    stat.drain(..after.min(stat.len()));
-    String::from_utf8(stat).ok()
+/// The content of /proc/PID/stat behind the name of the process.
+#[derive(Debug)]
+pub struct Stat(String);
+
+impl Stat {
+    /// None if there is no such process.
+    pub fn of(pid: Pid) -> Option<Stat> {
+        Stat::read(Path::new(&format!("/proc/{pid}")))
+    }
+
+    /// Reads the file in this folder of /proc.
+    pub fn read(folder: &Path) -> Option<Stat> {
+        // "pid (comm) state ppid …", where comm may hold spaces and parentheses.
+        let mut stat = fs::read(folder.join("stat")).ok()?;
+        let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+        stat.drain(..after);
+        String::from_utf8(stat).ok().map(Stat)
+    }
+
+    /// A field by its number in proc_pid_stat(5), from 3 on.
+    pub fn field<T: FromStr>(&self, number: usize) -> Option<T> {
+        self.0.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+    }
 }
 
 /// The user that `pid` runs as; none where it has ended and been reaped.

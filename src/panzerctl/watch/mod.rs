@@ -1,6 +1,5 @@
-//! `panzerctl status --watch`: the state again and again, in place on a terminal.
+//! `panzerctl status --watch`: shows the state at each interval, in place on a terminal.
 
-mod question;
 mod run;
 mod screen;
 

@@ -1,24 +1,27 @@
-//! The loop: asks at each interval, shows what it is answered, and ends when it is told to or main has ended.
+//! The loop: asks at each interval and shows the answer. It ends on a key or a signal, or when main has ended.
 //!
-//! Each question has a connection of its own, so a main that is restarted in place is only asked again. One that does
-//! not answer, or takes nobody, is given up after [`PATIENCE`], until when the last state stands with a line that says
-//! so.
+//! Each question has its own connection, so that a restart of main in place costs only one question. If main does not
+//! answer, or takes no connection, the last state stays on the screen with a line that says so; after [`ANSWER_TIMEOUT`]
+//! the watch gives up.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 
-use super::super::client::{PATIENCE, Trouble};
-use super::super::command_line::Options;
-use super::super::instances::{self, Instance};
-use super::super::status::{as_json, as_table, complete, is_capable_terminal};
-use super::super::table;
-use super::super::text::{Line, Tone};
-use super::super::usage::{Meter, Usages};
-use super::question::Question;
 use super::screen::Screen;
+use crate::control::operator::requests::{Command, Request};
 use crate::control::operator::status::Status;
+use crate::panzerctl::choose::choose;
+use crate::panzerctl::client::{ANSWER_TIMEOUT, Client, status_in};
+use crate::panzerctl::command_line::Options;
+use crate::panzerctl::instance::Instance;
+use crate::panzerctl::output::{is_capable_terminal, write};
+use crate::panzerctl::status::{as_json, as_table, complete};
+use crate::panzerctl::table;
+use crate::panzerctl::text::{Line, Tone};
+use crate::panzerctl::trouble::Trouble;
+use crate::panzerctl::usage::{Meter, Usages};
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Signals, block_all, unblock};
 
@@ -26,11 +29,11 @@ const SIGNALS: u64 = 0;
 const KEYS: u64 = 1;
 const ANSWER: u64 = 2;
 
-/// What ends it, and what has it painted anew.
-const READ: [Signal; 6] =
+/// The signals that end the watch, suspend it or make it paint again.
+const SIGNALS_READ: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH];
 
-/// Whether it goes on.
+/// Whether the watch goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     GoOn,
@@ -44,25 +47,26 @@ struct Watch {
     interval: Duration,
     json: bool,
     poller: Poller,
-    /// None where each state is written below the one before.
+    /// None if each state is written below the one before.
     screen: Option<(Screen, Signals)>,
-    question: Option<Question>,
+    question: Option<Client>,
     /// When the next question is due.
     next: Instant,
-    /// When the question was asked that has had no answer, nor those after it.
+    /// When the first question was asked that has no answer yet.
     unanswered_since: Option<Instant>,
+    /// Why the last question failed.
     why: Option<String>,
     last: Option<(Status, Usages)>,
     meter: Meter,
 }
 
-/// Until it is told to end. An error where nobody answers, at first or any more.
-pub(in super::super) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
-    let instance = instances::choose(options)?;
+/// Watches until the user ends it. Fails if main does not answer.
+pub(in crate::panzerctl) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
+    let instance = choose(options)?;
     let cannot = |error: io::Error| Trouble::Failed(format!("cannot watch: {error}"));
     let poller = Poller::new().map_err(cannot)?;
     let screen = (!json && is_capable_terminal()).then(|| begin(&poller)).transpose().map_err(cannot)?;
-    let patience = options.timeout.unwrap_or(PATIENCE);
+    let patience = options.timeout.unwrap_or(ANSWER_TIMEOUT);
     let mut watch = Watch {
         instance,
         patience,
@@ -82,9 +86,9 @@ pub(in super::super) fn watch(options: &Options, json: bool, interval: Duration)
 
 fn begin(poller: &Poller) -> io::Result<(Screen, Signals)> {
     block_all()?;
-    // A job in the background is to be stopped when it reaches for the terminal, as always.
+    // A background job that uses the terminal must be stopped, as usual.
     unblock(&[Signal::SIGTTIN, Signal::SIGTTOU])?;
-    let signals = Signals::new(READ)?;
+    let signals = Signals::new(SIGNALS_READ)?;
     poller.watch(&signals, SIGNALS)?;
     let screen = Screen::enter();
     if screen.has_keys() {
@@ -97,14 +101,14 @@ impl Watch {
     fn run(&mut self) -> Result<(), Trouble> {
         loop {
             if self.next <= Instant::now() {
-                self.tick()?;
+                self.on_interval()?;
             }
             let ready = self.poller.wait(Some(self.next)).map_err(|error| Trouble::Failed(error.to_string()))?;
             for token in ready {
                 let next = match token {
-                    SIGNALS => self.heed_signals(),
-                    KEYS => read_keys(),
-                    _ => self.heed_answer(),
+                    SIGNALS => self.on_signals(),
+                    KEYS => on_keys(),
+                    _ => self.on_answer(),
                 };
                 if next == Next::End {
                     return Ok(());
@@ -113,13 +117,11 @@ impl Watch {
         }
     }
 
-    /// An interval is over.
-    fn tick(&mut self) -> Result<(), Trouble> {
+    /// Asks again, and gives up if there has been no answer for too long.
+    fn on_interval(&mut self) -> Result<(), Trouble> {
         let now = Instant::now();
         if self.question.is_none() {
-            let asked = Question::ask(&self.instance);
-            let asked = asked.and_then(|question| self.poller.watch(&question, ANSWER).map(|()| question));
-            match asked {
+            match self.ask() {
                 Ok(question) => self.question = Some(question),
                 Err(error) => self.note_absence(self.instance.absence(&error), now)?,
             }
@@ -132,20 +134,27 @@ impl Watch {
         if since < now {
             let _ = self.paint();
         }
-        // A moment that is over is not made up for.
+        // Intervals that were missed are skipped.
         self.next = (self.next + self.pause()).max(now + self.pause() / 2);
         Ok(())
     }
 
-    /// While there is no answer, how long there has been none is told each second at least.
+    fn ask(&self) -> io::Result<Client> {
+        let mut question = Client::connect_without_waiting(&self.instance)?;
+        question.ask(&Request::new(Command::Status));
+        self.poller.watch(&question, ANSWER)?;
+        Ok(question)
+    }
+
+    /// The time without an answer is shown at least once a second.
     fn pause(&self) -> Duration {
         let left = self.unanswered_since.map(|since| (since + self.patience).saturating_duration_since(Instant::now()));
         let longest = if left.is_some() { Duration::from_secs(1) } else { self.interval };
         self.interval.min(longest).min(left.unwrap_or(longest).max(Duration::from_millis(10)))
     }
 
-    /// Nobody is there. Without its socket it has ended, unless it is about to have one; while that is there somebody
-    /// may come back to it.
+    /// There is no connection. Without a socket the instance has ended, unless it is just starting. With a socket, main
+    /// may come back.
     fn note_absence(&mut self, trouble: Trouble, now: Instant) -> Result<(), Trouble> {
         let since = *self.unanswered_since.get_or_insert(now);
         let runs = self.instance.is_running();
@@ -155,12 +164,7 @@ impl Watch {
         if !runs && !self.instance.socket.exists() {
             return Err(Trouble::NotRunning(format!("{} has ended", self.instance.shown())));
         }
-        let (Trouble::Failed(why)
-        | Trouble::Dead(why)
-        | Trouble::Usage(why)
-        | Trouble::NotRunning(why)
-        | Trouble::Unknown(why)) = trouble;
-        self.note(why);
+        self.note(trouble.into_parts().1);
         Ok(())
     }
 
@@ -171,10 +175,10 @@ impl Watch {
         }
     }
 
-    fn heed_answer(&mut self) -> Next {
-        let Some(answer) = self.question.as_mut().and_then(Question::answer) else { return Next::GoOn };
+    fn on_answer(&mut self) -> Next {
+        let Some(answer) = self.question.as_mut().and_then(Client::answer_so_far) else { return Next::GoOn };
         self.question.take().into_iter().for_each(|question| self.poller.forget(question));
-        match answer {
+        match answer.and_then(status_in) {
             Ok(mut status) => {
                 complete(&mut status);
                 let usages = self.meter.look(&status);
@@ -191,7 +195,7 @@ impl Watch {
         }
     }
 
-    /// The state just answered. A reader that has gone has read enough.
+    /// Shows the last state. Ends if the reader is gone.
     fn show(&self) -> Next {
         let Some((status, usages)) = &self.last else { return Next::GoOn };
         let written = match self.screen {
@@ -212,14 +216,14 @@ impl Watch {
         screen.paint(&lines)
     }
 
-    fn heed_signals(&mut self) -> Next {
+    fn on_signals(&mut self) -> Next {
         while let Some(received) = self.screen.as_ref().and_then(|(_, signals)| signals.read()) {
             match received.signal {
                 Signal::SIGWINCH => {}
                 Signal::SIGTSTP => {
                     let Some((screen, _)) = &mut self.screen else { continue };
                     screen.leave();
-                    // What Ctrl-Z would have done, had it not been read here.
+                    // Ctrl-Z suspends the process, as it would without us reading the signal.
                     let _ = raise(Signal::SIGSTOP);
                     screen.take();
                 }
@@ -231,17 +235,11 @@ impl Watch {
     }
 }
 
-fn read_keys() -> Next {
+fn on_keys() -> Next {
     let mut keys = [0; 64];
     match io::stdin().lock().read(&mut keys) {
         Ok(0) | Err(_) => Next::End,
         Ok(length) if keys[..length].contains(&b'q') => Next::End,
         Ok(_) => Next::GoOn,
     }
-}
-
-fn write(text: &str) -> io::Result<()> {
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }

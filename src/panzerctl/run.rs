@@ -1,0 +1,78 @@
+//! Runs one command.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use super::command_line::{Command, Options};
+use super::follow::follow;
+use super::output::print;
+use super::trouble::Trouble;
+use super::watch::watch;
+use super::{metrics, status};
+use crate::control::operator::requests::{Command as Wanted, Request};
+use crate::sys::printable;
+
+/// The definition of the command line.
+pub fn command() -> clap::Command {
+    Options::command()
+}
+
+/// Runs the command. Returns the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match Options::try_parse_from(arguments) {
+        Ok(options) => options,
+        Err(error) => {
+            match error.kind() {
+                // A reader that is gone has read enough.
+                ErrorKind::DisplayHelp
+                | ErrorKind::DisplayVersion
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
+                _ => eprintln!("panzerctl: {}", refusal(&error)),
+            }
+            return if error.use_stderr() { 2 } else { 0 };
+        }
+    };
+    let Err(trouble) = perform(&options) else { return 0 };
+    let (code, why) = trouble.into_parts();
+    eprintln!("panzerctl: {}", printable::lines(&why));
+    code
+}
+
+/// Clap's error and its tips in one line, without the usage.
+fn refusal(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let parts: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+    let line = parts.join("; ").replace(":; ", ": ");
+    format!("{} (see panzerctl --help)", line.trim_start_matches("error: "))
+}
+
+fn perform(options: &Options) -> Result<(), Trouble> {
+    let plain = Request::new;
+    let request = match options.command {
+        Command::List => {
+            status::list(options);
+            return Ok(());
+        }
+        Command::Status { json, watch: true, interval, .. } => return watch(options, json, interval),
+        Command::Status { json, wait_ready, .. } => {
+            let status = if wait_ready { status::wait_ready(options) } else { status::of_chosen(options) };
+            return status.map(|status| status::show(&status, json));
+        }
+        Command::Metrics => return status::of_chosen(options).map(|status| print(&metrics::render(&status))),
+        Command::Reload { no_wait, drained } => Request { no_wait, drained, ..plain(Wanted::Reload) },
+        Command::Drain { now, generation, no_wait } => Request { now, generation, no_wait, ..plain(Wanted::Drain) },
+        Command::Restart => plain(Wanted::Restart),
+        Command::Stop { no_wait } => Request { no_wait, ..plain(Wanted::Stop) },
+        Command::Exit { no_wait } => Request { no_wait, ..plain(Wanted::Exit) },
+        Command::Scale { ref count } => Request { count: Some(count.clone()), ..plain(Wanted::Scale) },
+        Command::Quiet => plain(Wanted::Quiet),
+        Command::Signal { signal, worker } => {
+            Request { signal: Some(signal.as_str().to_owned()), worker, ..plain(Wanted::Signal) }
+        }
+        Command::Reopen => plain(Wanted::Reopen),
+    };
+    follow(options, &request)
+}
