@@ -129,7 +129,7 @@ impl Main {
                         let name = self.guard.hung_up(token, Instant::now(), &self.poller);
                         name.into_iter().for_each(|name| self.held.fell_silent(name));
                     }
-                    server::LISTENER.. => self.operators.server.look_at(token, &self.poller, Instant::now()),
+                    server::LISTENER.. => self.operators.server.on_ready(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
                             self.take_reports(monitor, MAX_REPORTS_A_TURN);

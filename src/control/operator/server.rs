@@ -1,7 +1,7 @@
-//! The control socket, main's side: clients, their lines and their limits. What a request means is not known here.
+//! Main's side of the control socket: the clients, their lines and their limits. Main itself executes the requests.
 //!
-//! Nobody is waited for: a client that sends no line, or reads no answer, is given up at its deadline, and one that
-//! floods is read a little at a time, so that the others are served in between.
+//! The server never waits for a client. A client that sends no line, or does not read its answer, is given up at its
+//! deadline. Of a client that floods the server, only a little is read at a time, so that the others are served too.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -15,60 +15,59 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::client::{self, Client};
-use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Outcome, Request, VERSION};
+use super::client::{self, CLIENT_TIMEOUT, Client, Input, Phase};
+use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::poller::Poller;
 
-/// The listener is watched under this.
+/// Token under which the listener is watched. Clients have higher ones.
 pub const LISTENER: u64 = 1 << 32;
 
-/// Most clients at a time, where there are descriptors for them.
-const MOST_CLIENTS: usize = 64;
+/// Limit of clients at a time. There are fewer if descriptors are short.
+const MAX_CLIENTS: usize = 64;
 
-/// Descriptors that are left for everything else: a reload needs some, too.
-const RESERVED: u64 = 26;
+/// Descriptors that clients leave for everything else, such as a reload.
+const RESERVED_DESCRIPTORS: u64 = 26;
 
-/// How long a client may be without a complete line, or without reading its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A client that has sent nothing for this time makes room for another client if all places are taken.
+const IDLE_AFTER: Duration = Duration::from_millis(20);
 
-/// One that sent nothing for this long makes room for another when there is none.
-const IDLE: Duration = Duration::from_millis(20);
+/// So does a client that has not read its answer for this time.
+const DEAF_AFTER: Duration = Duration::from_millis(200);
 
-/// So does one that has not read its answer for this long.
-const DEAF: Duration = Duration::from_millis(200);
+/// If every client has waited for its answer for longer than this, a new client is refused instead of kept waiting.
+const REFUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// If all places are taken by those who have waited for their answer for this long, whoever comes is told to try again.
-const LONG_WAIT: Duration = Duration::from_secs(1);
+/// Pause before the next accept if no descriptor is left.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 
-/// If no descriptor is left, nobody is accepted for this long.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Pause before the next accept if all places are taken, and one will be free soon.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
-/// If no place is left, and one will be soon, those who come wait in the kernel's queue for this long.
-const MOMENT: Duration = Duration::from_millis(5);
-
-/// How many bytes may wait for all clients together; only a single answer may be longer. A line that several wait for
-/// counts once.
+/// Limit of the bytes that wait for all clients together; only a single answer may be longer. A line that several
+/// clients wait for counts once.
 const MAX_OUTPUT_BYTES: usize = 3 << 20;
 
-/// So many who came too late are told so.
-const LONGEST_FAREWELL: usize = 1024;
+/// Limit of the clients in the kernel's queue that are still answered at the end.
+const MAX_FAREWELLS: usize = 1024;
 
-/// So many are accepted before anything else has its turn.
-const ACCEPTED_AT_ONCE: usize = 32;
+/// Limit of the clients that are accepted in one turn of main's loop.
+const MAX_ACCEPTED_AT_ONCE: usize = 32;
 
-/// The control socket and all who are connected to it.
+/// The control socket and its clients.
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
-    most: usize,
+    max_clients: usize,
     clients: BTreeMap<u64, Client>,
-    next: u64,
+    /// Token of the last client.
+    last_token: u64,
+    /// When to accept again.
     paused_until: Option<Instant>,
 }
 
-/// The control socket as one main hands it on to the next, with all who are connected.
+/// The control socket and its clients, as one main hands them on to the next.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Carried {
@@ -94,7 +93,7 @@ impl Server {
         let listener = kept.keep(listener);
         let client = |(id, client): (&u64, &'a Client)| (*id, client.carry(kept));
         let clients = self.clients.iter().map(client).collect();
-        Carried { listener, path: path.clone(), identity: *identity, clients, next: self.next }
+        Carried { listener, path: path.clone(), identity: *identity, clients, next: self.last_token }
     }
 
     /// What the main before has handed on.
@@ -103,33 +102,40 @@ impl Server {
         poller.watch(&listener, LISTENER)?;
         let client = |(id, client): (u64, client::Carried)| {
             let client = Client::take_over(client)?;
-            // Whatever it is watched for, `tend` puts right.
+            // `tend` corrects what it is watched for.
             poller.watch(&client.stream, id)?;
             Ok((id, client))
         };
         Ok(Server {
             socket: Socket { listener, path: carried.path, identity: carried.identity },
-            most: most_clients(),
+            max_clients: max_clients(),
             clients: carried.clients.into_iter().map(client).collect::<io::Result<_>>()?,
-            next: carried.next,
+            last_token: carried.next,
             paused_until: None,
         })
     }
 
-    /// Binds, with mode 0600 from the first moment. A socket that nobody listens on any more is replaced; what is no
-    /// socket, or a link, is refused. Not to be called with more than one thread: it changes the umask for a moment.
+    /// Binds the socket, with mode 0600 from the first moment. A socket on which no process listens any more is replaced;
+    /// a symlink, or a file that is not a socket, is refused. Changes the umask for a moment, so call it with one thread
+    /// only.
     pub fn bind(path: &Path, poller: &Poller) -> Result<Server, String> {
         let socket = Socket::bind(path)?;
         poller.watch(&socket.listener, LISTENER).map_err(|error| socket::why(path, &error))?;
-        Ok(Server { socket, most: most_clients(), clients: BTreeMap::new(), next: LISTENER + 1, paused_until: None })
+        Ok(Server {
+            socket,
+            max_clients: max_clients(),
+            clients: BTreeMap::new(),
+            last_token: LISTENER,
+            paused_until: None,
+        })
     }
 
-    /// Where it listens.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.socket.path
     }
 
-    /// Binds anew where the socket's file is not there any more; who is connected stays so. Returns the path where it did.
+    /// Binds the socket again if its file is gone, and then returns the path. Connected clients stay connected.
     pub fn restore(&mut self, poller: &Poller) -> Result<Option<PathBuf>, String> {
         let path = self.socket.path.clone();
         if self.socket.is_there() {
@@ -145,111 +151,100 @@ impl Server {
         Ok(Some(path))
     }
 
-    /// Removes the socket, and tells whoever has come by then that nobody is there any more to do what he wants.
+    /// Removes the socket, and answers every client whose request nobody will execute any more.
     pub fn end(&mut self) {
         self.socket.remove();
         let now = Instant::now();
-        let late = std::iter::from_fn(|| self.socket.listener.accept().ok()).take(LONGEST_FAREWELL);
+        let late = std::iter::from_fn(|| self.socket.listener.accept().ok()).take(MAX_FAREWELLS);
         let late = late.map(|(stream, _)| Client::new(stream, now)).collect::<Vec<_>>();
-        let waiting = std::mem::take(&mut self.clients).into_values().filter(|client| !client.busy);
+        let waiting = std::mem::take(&mut self.clients).into_values().filter(|client| client.phase != Phase::Asked);
         for mut client in late.into_iter().chain(waiting) {
-            // One that does not read is not waited for.
             if client.stream.set_nonblocking(true).is_ok() {
-                client.put(Outcome::refused("panzer has ended"), now);
+                client.refuse("panzer has ended", now);
             }
         }
     }
 
-    /// When somebody is given up, or accepted again.
+    /// When to call [`Server::tend`], or [`Server::requests`].
     pub fn deadline(&self) -> Option<Instant> {
-        let client = |client: &Client| match client {
-            client if client.may_ask() && client.has_line() => Some(client.since),
-            client if client.busy && client.output.is_empty() => None,
-            client => Some(client.since + PATIENCE),
-        };
-        self.clients.values().filter_map(client).chain(self.paused_until).min()
+        self.clients.values().filter_map(Client::deadline).chain(self.paused_until).min()
     }
 
-    /// What is watched under `token` is ready.
-    pub fn look_at(&mut self, token: u64, poller: &Poller, now: Instant) {
+    /// The poller reports `token`.
+    pub fn on_ready(&mut self, token: u64, poller: &Poller, now: Instant) {
         if token == LISTENER {
             return self.accept(poller, now);
         }
         let Some(client) = self.clients.get_mut(&token) else { return };
-        if !client.flush(now) || !client.read() || (client.busy && client.is_gone()) {
+        if !client.flush(now) || !client.read() || (client.phase == Phase::Asked && client.is_gone()) {
             self.remove(token, poller);
         }
     }
 
-    /// Gives up whom there is no patience with any more, and whom nothing is left to be told.
+    /// Gives up clients that are too slow, and removes those that are done.
     pub fn tend(&mut self, poller: &Poller, now: Instant) {
         if self.paused_until.take_if(|until| *until <= now).is_some()
             && poller.watch(&self.socket.listener, LISTENER).is_err()
         {
-            self.paused_until = Some(now + PAUSE);
+            self.paused_until = Some(now + DESCRIPTOR_PAUSE);
         }
-        for client in self.clients.values_mut().filter(|client| client.since + PATIENCE <= now) {
-            let is_deaf = !client.output.is_empty();
-            if !is_deaf && !client.busy && !client.has_line() {
-                client.put(Outcome::refused(format!("no complete line within {}s", PATIENCE.as_secs())), now);
-                client.give_up();
-            } else if is_deaf {
-                client.give_up();
+        for client in self.clients.values_mut().filter(|client| client.since + CLIENT_TIMEOUT <= now) {
+            match client.phase {
+                Phase::Reading if client.has_line() => {}
+                Phase::Reading => {
+                    client.refuse(format!("no complete line within {}s", CLIENT_TIMEOUT.as_secs()), now);
+                    client.give_up();
+                }
+                Phase::Asked if client.output.is_empty() => {}
+                Phase::Asked | Phase::Answering | Phase::Leaving => client.give_up(),
             }
         }
         self.clients.retain(|_, client| {
-            let over = client.closing || (client.ended && !client.busy && !client.has_line());
-            let stays = !(over && client.output.is_empty());
-            if !stays {
+            let is_over = client.is_over();
+            if is_over {
                 poller.forget(&client.stream);
             }
-            stays
+            !is_over
         });
         for (token, client) in &mut self.clients {
-            let wanted = (client.may_ask() && !client.ended, !client.output.is_empty());
+            let wanted = client.wanted();
             if wanted != client.watched && poller.watch_for(&client.stream, *token, wanted.0, wanted.1).is_ok() {
                 client.watched = wanted;
             }
         }
     }
 
-    /// The requests that have come, at most one of each client, which gets no other until it has read its last line.
+    /// The requests that have come, at most one of each client. A client may ask again when it has read its last line.
     pub fn requests(&mut self, now: Instant) -> Vec<(u64, Request)> {
         let mut requests = Vec::new();
-        for (id, client) in &mut self.clients {
-            if !client.may_ask() {
-                continue;
-            }
-            match client.next_line().map(|line| read_request(&line)) {
-                None => {}
-                Some(Ok(request)) => {
-                    client.busy = true;
-                    client.since = now;
-                    requests.push((*id, request));
+        for (id, client) in self.clients.iter_mut().filter(|(_, client)| client.phase == Phase::Reading) {
+            match client.next_line() {
+                Input::Partial => {}
+                Input::Line(line) => match read_request(&line) {
+                    Ok(request) => {
+                        (client.phase, client.since) = (Phase::Asked, now);
+                        requests.push((*id, request));
+                    }
+                    Err(why) => client.refuse(why, now),
+                },
+                Input::TooLong => {
+                    client.refuse(format!("a line of more than {MAX_REQUEST_BYTES} bytes"), now);
+                    client.phase = Phase::Leaving;
                 }
-                Some(Err(why)) => client.put(Outcome::refused(why), now),
-            }
-            if client.input.len() >= MAX_REQUEST_BYTES && !client.has_line() {
-                client.put(Outcome::refused(format!("a line of more than {MAX_REQUEST_BYTES} bytes")), now);
-                client.closing = true;
-                client.input = Vec::new();
             }
         }
         requests
     }
 
-    /// Sends a line to all of `ids`; after the last line of an answer, a client may ask again.
+    /// Sends a line to all of `ids`.
     pub fn send_all(&mut self, ids: impl IntoIterator<Item = u64>, answer: &Answer, now: Instant) {
-        let line = client::line(answer);
+        let (line, is_last) = (client::line(answer), matches!(answer.line, Line::Last(_)));
         for id in ids {
-            let Some(client) = self.clients.get_mut(&id) else { continue };
-            client.put_line(line.clone(), now);
-            if let Line::Last(_) = answer.line {
-                client.busy = false;
-                client.since = now;
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.put_line(line.clone(), is_last, now);
             }
         }
-        // Who reads has read by now, or will before others have asked for as much again.
+        // A client that reads at all has read by now, or will before others have asked for this much again.
         while self.waiting_bytes() > MAX_OUTPUT_BYTES.max(line.len()) {
             let Some(client) = self.deaf_since(now).and_then(|id| self.clients.get_mut(&id)) else { return };
             // `tend` removes it.
@@ -263,7 +258,7 @@ impl Server {
         distinct.into_values().sum()
     }
 
-    /// Of those that have not read their answer since then, the one that has not for longest.
+    /// Among the clients that have not read their answer since `then`, the one that has not for the longest time.
     fn deaf_since(&self, then: Instant) -> Option<u64> {
         let deaf = self.clients.iter().filter(|(_, client)| !client.output.is_empty() && client.since <= then);
         deaf.min_by_key(|(_, client)| client.since).map(|(id, _)| *id)
@@ -274,24 +269,23 @@ impl Server {
         self.clients.contains_key(&id)
     }
 
-    /// A process that main has just forked may hold a copy of the client's socket: closing ours does not end its watch.
+    /// A process that main has just forked may hold a copy of the socket, so closing it would not end the watch.
     fn remove(&mut self, id: u64, poller: &Poller) -> Option<Client> {
         self.clients.remove(&id).inspect(|client| poller.forget(&client.stream))
     }
 
     fn accept(&mut self, poller: &Poller, now: Instant) {
-        for _ in 0..ACCEPTED_AT_ONCE {
-            let is_passing = |client: &Client| !client.busy || client.since + LONG_WAIT > now;
-            if !self.make_room(poller, now) && self.clients.values().any(is_passing) {
-                // Somebody's request is on its way, or has just come: there will be room in a moment.
-                return self.pause(MOMENT, poller, now);
+        for _ in 0..MAX_ACCEPTED_AT_ONCE {
+            let leaves_soon = |client: &Client| client.phase != Phase::Asked || client.since + REFUSE_AFTER > now;
+            if !self.make_room(poller, now) && self.clients.values().any(leaves_soon) {
+                return self.pause(ROOM_PAUSE, poller, now);
             }
             match self.socket.listener.accept() {
                 Ok((stream, _)) => self.add(stream, poller, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                // No descriptor is left, and the listener stays ready: it is left alone for a while.
-                Err(_) => return self.pause(PAUSE, poller, now),
+                // No descriptor is left, and the listener stays ready, so watching it would be a busy loop.
+                Err(_) => return self.pause(DESCRIPTOR_PAUSE, poller, now),
             }
         }
     }
@@ -303,74 +297,75 @@ impl Server {
 
     fn add(&mut self, stream: UnixStream, poller: &Poller, now: Instant) {
         let mut client = Client::new(stream, now);
-        let peer = getsockopt(&client.stream, PeerCredentials).map(|peer| peer.uid());
-        let refusal = match peer {
+        self.last_token += 1;
+        let set = client.stream.set_nonblocking(true);
+        let watched = set.and_then(|()| poller.watch(&client.stream, self.last_token));
+        let refusal = match getsockopt(&client.stream, PeerCredentials).map(|peer| peer.uid()) {
             Ok(uid) if uid != 0 && uid != geteuid().as_raw() => {
                 Some(format!("uid {uid} is neither the owner of this panzer nor root"))
             }
-            Err(_) => Some("who asks cannot be seen".to_owned()),
-            Ok(_) if self.clients.len() >= self.most => {
-                Some(format!("there are {} clients already; try again", self.most))
+            Err(_) => Some("your user cannot be determined".to_owned()),
+            Ok(_) if self.clients.len() >= self.max_clients => {
+                Some(format!("there are {} clients already; try again", self.max_clients))
             }
-            Ok(_) => None,
+            Ok(_) => watched.err().map(|error| format!("your requests cannot be waited for: {error}")),
         };
-        let set = client.stream.set_nonblocking(true);
-        self.next += 1;
-        let watched = set.and_then(|()| poller.watch(&client.stream, self.next));
-        let failure = watched.err().map(|error| format!("it cannot be waited for what you say: {error}"));
-        if let Some(refusal) = refusal.or(failure) {
-            // A fresh socket has room for it.
-            return client.put(Outcome::refused(refusal), now);
+        match refusal {
+            // The buffer of a new socket has room for the line.
+            Some(why) => client.refuse(why, now),
+            None => drop(self.clients.insert(self.last_token, client)),
         }
-        self.clients.insert(self.next, client);
     }
 
-    /// If all places are taken, those that are gone lose theirs, then whoever has been silent for longest, then whoever
-    /// has not read its answer for longest. False if all the others are waited for.
+    /// If all places are taken, removes clients that are gone; else the client that was idle for longest; else the one
+    /// that has not read its answer for longest. Returns false if no client can be removed.
     fn make_room(&mut self, poller: &Poller, now: Instant) -> bool {
-        if self.clients.len() < self.most {
+        if self.clients.len() < self.max_clients {
             return true;
         }
-        // A request that has come counts, though nobody has looked yet.
+        // A client that is gone is kept if its request has come, even unread.
         let is_gone = |client: &mut Client| !client.read() || (client.is_gone() && !client.has_line());
         let gone = self.clients.iter_mut().filter_map(|(id, client)| is_gone(client).then_some(*id));
         gone.collect::<Vec<_>>().into_iter().for_each(|id| drop(self.remove(id, poller)));
-        if self.clients.len() < self.most {
+        if self.clients.len() < self.max_clients {
             return true;
         }
-        let is_idle = |client: &Client| client.may_ask() && !client.has_line() && client.since + IDLE <= now;
+        let is_idle =
+            |client: &Client| client.phase == Phase::Reading && !client.has_line() && client.since + IDLE_AFTER <= now;
         let idle = self.clients.iter().filter(|(_, client)| is_idle(client));
         if let Some(longest) = idle.min_by_key(|(_, client)| client.since).map(|(id, _)| *id) {
             if let Some(mut client) = self.remove(longest, poller) {
-                client.put(Outcome::refused("too many clients, and this one was silent"), now);
+                client.refuse("too many clients, and this one was silent", now);
             }
             return true;
         }
-        let deaf = now.checked_sub(DEAF).and_then(|then| self.deaf_since(then));
+        let deaf = now.checked_sub(DEAF_AFTER).and_then(|then| self.deaf_since(then));
         deaf.is_some_and(|id| self.remove(id, poller).is_some())
     }
 }
 
 fn read_request(line: &[u8]) -> Result<Request, String> {
-    #[derive(serde::Deserialize)]
+    #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let version = serde_json::from_slice::<Versioned>(line).map_err(|error| format!("no request: {error}"))?.version;
+    let invalid = |error: serde_json::Error| format!("not a request: {error}");
+    let Versioned { version } = serde_json::from_slice(line).map_err(invalid)?;
     if version != VERSION {
         return Err(format!("version {version} is not known here; this panzer speaks version {VERSION}"));
     }
-    serde_json::from_slice(line).map_err(|error| format!("no request: {error}"))
+    serde_json::from_slice(line).map_err(invalid)
 }
 
-fn most_clients() -> usize {
+fn max_clients() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    (soft.saturating_sub(RESERVED) as usize / 2).clamp(2, MOST_CLIENTS)
+    (soft.saturating_sub(RESERVED_DESCRIPTORS) as usize / 2).clamp(2, MAX_CLIENTS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::operator::requests::Outcome;
     use std::io::{Read, Write};
 
     #[test]
@@ -381,15 +376,15 @@ mod tests {
         let epoll = &poller;
         let wait = || epoll.wait(Some(Instant::now())).unwrap();
         let client = UnixStream::connect(&path).unwrap();
-        wait().into_iter().for_each(|token| server.look_at(token, &poller, Instant::now()));
+        wait().into_iter().for_each(|token| server.on_ready(token, &poller, Instant::now()));
         let id = *server.clients.keys().next().unwrap();
         // As a child has it that was forked and does not come to its exec.
         let copy = server.clients[&id].stream.try_clone().unwrap();
-        server.clients.get_mut(&id).unwrap().busy = true;
+        server.clients.get_mut(&id).unwrap().phase = Phase::Asked;
         server.tend(&poller, Instant::now());
         drop(client);
         assert_eq!(wait(), [id]);
-        server.look_at(id, &poller, Instant::now());
+        server.on_ready(id, &poller, Instant::now());
         assert!(!server.has(id));
         assert_eq!(wait(), [] as [u64; 0]);
         drop(copy);
@@ -404,7 +399,7 @@ mod tests {
         server.tend(poller, now);
         let epoll = poller;
         for token in epoll.wait(Some(Instant::now())).unwrap() {
-            server.look_at(token, poller, now);
+            server.on_ready(token, poller, now);
         }
         server.requests(now).into_iter().map(|(id, _)| id).collect()
     }
@@ -424,7 +419,7 @@ mod tests {
             one.write_all(REQUEST).unwrap();
             drop(crowd(&path, 20));
             for turns in 0..100 {
-                let later = now + MOMENT * (round * 100 + turns);
+                let later = now + ROOM_PAUSE * (round * 100 + turns);
                 let ids = turn(&mut server, &poller, later);
                 ids.iter().for_each(|id| server.send_all([*id], &Outcome::done().into(), later));
                 asked += ids.len();
@@ -445,7 +440,7 @@ mod tests {
         let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
         let mut server = Server::bind(&path, &poller).unwrap();
         let now = Instant::now();
-        let mut deaf = crowd(&path, MOST_CLIENTS);
+        let mut deaf = crowd(&path, MAX_CLIENTS);
         deaf.iter_mut().for_each(|one| one.write_all(&REQUEST.repeat(9)).unwrap());
         let long = Outcome { error: Some("x".repeat(700_000)), ..Outcome::done() }.into();
         let mut asked = 0;
@@ -456,17 +451,17 @@ mod tests {
                 assert!(server.waiting_bytes() <= MAX_OUTPUT_BYTES);
             }
         }
-        assert_eq!(asked, MOST_CLIENTS, "a request counts until its answer was read");
+        assert_eq!(asked, MAX_CLIENTS, "a request counts until its answer was read");
         // One that comes now is answered at once, whoever else is there.
         let mut one = UnixStream::connect(&path).unwrap();
         one.write_all(REQUEST).unwrap();
-        let later = now + DEAF;
+        let later = now + DEAF_AFTER;
         let ids = (0..100).find_map(|_| Some(turn(&mut server, &poller, later)).filter(|ids| !ids.is_empty()));
         server.send_all([ids.unwrap()[0]], &Outcome::done().into(), later);
         let mut answer = [0; 999];
         let length = one.read(&mut answer).unwrap();
         assert!(String::from_utf8_lossy(&answer[..length]).contains("\"ok\":true"));
-        turn(&mut server, &poller, now + PATIENCE);
+        turn(&mut server, &poller, now + CLIENT_TIMEOUT);
         assert_eq!(server.waiting_bytes(), 0);
     }
 
@@ -486,6 +481,6 @@ mod tests {
         server.send_all(ids, &long, now);
         assert!(server.waiting_bytes() <= 1_000_100);
         // Nobody of them is let go of.
-        assert!(server.clients.values().all(|client| !client.closing));
+        assert!(server.clients.values().all(|client| client.phase != Phase::Leaving));
     }
 }

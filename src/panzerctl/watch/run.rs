@@ -61,7 +61,7 @@ struct Watch {
 }
 
 /// Watches until the user ends it. Fails if main does not answer.
-pub(in crate::panzerctl) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
+pub(crate) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
     let instance = choose(options)?;
     let cannot = |error: io::Error| Trouble::Failed(format!("cannot watch: {error}"));
     let poller = Poller::new().map_err(cannot)?;
