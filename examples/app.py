@@ -1,7 +1,7 @@
 """The smallest applications there are, for servers that have workers of their own or none.
 
-panzer -w 4 -l 8000 -- uvicorn app:app --fd {fd}
-panzer -w 4 -l 8000 -- gunicorn app:wsgi
+    panzer -w 4 -l 127.0.0.1:8000 -- uvicorn app:app --fd {fd}
+    panzer -w 4 -l 127.0.0.1:8000 -- gunicorn app:wsgi
 """
 
 import os

@@ -1,6 +1,6 @@
 // A Node server that can be replaced while it serves:
 //
-//     panzer -w 4 -l 8000 -- node node_app.js
+//     panzer -w 4 -l 127.0.0.1:8000 -- node node_app.js
 //
 'use strict';
 

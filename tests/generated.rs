@@ -1,4 +1,4 @@
-//! Man page and completions are made from the definitions of the options and committed; so is the README's part.
+//! Man pages, completions, and tables of README.md and docs/ are made from the definitions in the code, and committed.
 //!
 //! To write them anew: `PANZER_GENERATE=1 cargo test --test generated`.
 
@@ -34,12 +34,120 @@ fn the_completions_know_every_option() {
 }
 
 #[test]
-fn the_readme_shows_help_and_signals() {
-    let readme = fs::read_to_string("README.md").unwrap();
-    let help = panzer::cli::command().term_width(80).render_help();
-    let readme = with_part(&readme, "help", &format!("```text\n{help}```\n"));
-    let readme = with_part(&readme, "signals", &signals());
-    hold_against("README.md", &readme);
+fn the_pages_show_what_the_code_says() {
+    let mut shown: Vec<String> = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        hold_against(&page, &with_parts(&page, &text, &mut shown));
+    }
+    let mut all: Vec<String> =
+        options(&panzer::cli::command()).map(|option| option.get_long().unwrap().to_owned()).collect();
+    all.sort();
+    shown.sort();
+    assert_eq!(shown, all, "each option is on one page");
+}
+
+fn pages() -> Vec<String> {
+    let pages = fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
+    pages.chain(["README.md".to_owned()]).collect()
+}
+
+/// `text` with everything that stands between a comment that names a part and the one that ends it made anew.
+fn with_parts(page: &str, text: &str, shown: &mut Vec<String>) -> String {
+    let mut result = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        result += &format!("{line}\n");
+        let Some((name, rest)) = part(line) else { continue };
+        let names: Vec<&str> = rest.split_whitespace().collect();
+        shown.extend(names.iter().map(|&name| name.to_owned()));
+        result += &match name {
+            "options" => option_table(&names),
+            "signals" if page == "README.md" => own_signals(),
+            "signals" => signals(),
+            "actions" => actions(),
+            "commands" => commands(),
+            _ => exit_codes(),
+        };
+        let end = format!("<!-- /{name} -->");
+        assert!(lines.any(|line| line == end), "{page} has no {end}");
+        result += &format!("{end}\n");
+    }
+    result
+}
+
+/// The name of the part that begins with this line, and what stands behind it.
+fn part(line: &str) -> Option<(&str, &str)> {
+    let comment = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
+    let (name, rest) = comment.split_once(": ").unwrap_or((comment, ""));
+    ["options", "signals", "actions", "commands", "exit-codes"].contains(&name).then_some((name, rest))
+}
+
+/// The options of a command, but for those that every command has.
+fn options(command: &clap::Command) -> impl Iterator<Item = &clap::Arg> {
+    command.get_arguments().filter(|option| option.get_long().is_some_and(|long| !["help", "version"].contains(&long)))
+}
+
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+fn option_table(names: &[&str]) -> String {
+    let command = panzer::cli::command();
+    let row = |name: &&str| {
+        let option = options(&command).find(|option| option.get_long() == Some(name));
+        let option = option.unwrap_or_else(|| panic!("there is no --{name}"));
+        format!("| {} | {} |\n", named(option), cell(&option.get_help().unwrap().to_string()))
+    };
+    format!("| option | |\n| --- | --- |\n{}", names.iter().map(row).collect::<String>())
+}
+
+/// How an option is written.
+fn named(option: &clap::Arg) -> String {
+    let short = option.get_short().map(|short| format!("`-{short}`, ")).unwrap_or_default();
+    let takes_value = option.get_action().takes_values();
+    let value = option.get_value_names().filter(|_| takes_value).map(|names| format!(" {}", names[0]));
+    format!("{short}`--{}{}`", option.get_long().unwrap(), cell(&value.unwrap_or_default()))
+}
+
+fn commands() -> String {
+    let row = |command: &clap::Command| {
+        let arguments =
+            command.get_positionals().map(|argument| format!(" {}", argument.get_value_names().unwrap()[0]));
+        let options = options(command).map(named).collect::<Vec<_>>().join(" ");
+        let name = format!("`{}{}`", command.get_name(), cell(&arguments.collect::<String>()));
+        format!("| {name} | {} | {options} |\n", cell(&command.get_about().unwrap().to_string()))
+    };
+    let rows: String = panzer::panzerctl::command().get_subcommands().map(row).collect();
+    format!("| command | | its options |\n| --- | --- | --- |\n{rows}")
+}
+
+/// The part of the help that lists them.
+fn exit_codes() -> String {
+    let help = panzer::cli::command().term_width(80).render_help().to_string();
+    let (_, codes) = help.split_once("Exit codes:\n").unwrap();
+    format!("```text\n{codes}```\n")
+}
+
+/// What signals do by default, in words.
+fn own_signals() -> String {
+    let row = |(name, actions): (&str, Vec<Action>)| format!("| {name} | {} |\n", actions[0].describe());
+    let rows: String = described(&[Preset::Panzer]).map(row).collect();
+    format!("| signal | |\n| --- | --- |\n{rows}")
+}
+
+/// What each action of the table is.
+fn actions() -> String {
+    let mut all: Vec<Action> = described(&Preset::ALL).flat_map(|(_, actions)| actions).collect();
+    let mut seen = Vec::new();
+    all.retain(|action| {
+        !seen.contains(action) && {
+            seen.push(*action);
+            *action != Action::Ignore
+        }
+    });
+    let rows: String = all.iter().map(|action| format!("| *{action}* | {} |\n", action.describe())).collect();
+    format!("| action | |\n| --- | --- |\n{rows}")
 }
 
 /// The whole table, a column for each preset.
@@ -51,14 +159,6 @@ fn signals() -> String {
     let names: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name()).collect();
     let rows: String = described(&Preset::ALL).map(row).collect();
     format!("| | {} |\n|{}\n{rows}", names.join(" | "), " --- |".repeat(names.len() + 1))
-}
-
-/// `text` with what stands between the comments of this name replaced.
-fn with_part(text: &str, name: &str, part: &str) -> String {
-    let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
-    let (before, rest) = text.split_once(&start).unwrap_or_else(|| panic!("README.md has no {start}"));
-    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md has no {end}"));
-    format!("{before}{start}{part}{end}{after}")
 }
 
 #[test]

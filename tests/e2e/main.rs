@@ -44,6 +44,7 @@ mod scaling;
 mod seeds;
 mod servers;
 mod sharing;
+mod shown;
 mod signals;
 mod strangers;
 mod surge;

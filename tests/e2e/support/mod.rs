@@ -16,6 +16,7 @@ pub use crate::load::http::{Address, Response, get};
 pub use descriptors::descriptor_of;
 pub use output::Mark;
 pub use panzer::{Builder, Panzer};
+pub use patterns::matches;
 pub use ports::free_port;
 pub use processes::{Process, descendants};
 pub use requirements::{require, require_module, there_is, with_real_interpreter};
