@@ -1,11 +1,17 @@
-//! The environment protocol by which panzer executes itself in another role.
+//! The variables by which panzer gives a process its role when it executes itself.
 //!
-//! `PANZER_ROLE` says which; main also gets `PANZER_IMAGE`, the path that leads to its next build, and `PANZER_PLAN_FD`,
-//! or `PANZER_STATE_FD` where it takes the place of another main; a pre-flight gets `PANZER_STATE_FD` and
-//! `PANZER_CHANNEL_FD`; a planner `PANZER_PLAN_FD` and `PANZER_ANSWER_FD`; a daemon's main also gets
-//! `PANZER_STARTED_FD`; a monitor `PANZER_CHANNEL_FD`, `PANZER_PLAN_FD`,
-//! `PANZER_GENERATION`, its listeners by `LISTEN_FDS` from descriptor 3, and the release's descriptors, where another
-//! monitor has found it before, by `PANZER_RELEASE_FDS`.
+//! | variable | role | value |
+//! | --- | --- | --- |
+//! | `PANZER_ROLE` | all | the role |
+//! | `PANZER_IMAGE` | main | the path at which its next build will be |
+//! | `PANZER_PLAN_FD` | main, monitor, planner | its plan, its assignment, its question |
+//! | `PANZER_STATE_FD` | main in place of another, pre-flight | what the main before knows |
+//! | `PANZER_STARTED_FD` | main of a daemon | where its parent waits for [`STARTED`] |
+//! | `PANZER_CHANNEL_FD` | monitor, pre-flight | its channel with main |
+//! | `PANZER_ANSWER_FD` | planner | where to write the plan |
+//! | `PANZER_GENERATION`, `PANZER_MAIN_PID` | monitor | for people who look at its environment |
+//! | `LISTEN_FDS` | monitor | number of its listeners, from descriptor 3 on |
+//! | `PANZER_RELEASE_FDS` | monitor | the release, if an earlier monitor has found it |
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -24,15 +30,18 @@ use crate::worker::dialects;
 pub enum Role {
     /// The process that owns the listeners.
     Main,
-    /// Keeper of one generation.
+    /// The process that keeps one generation running.
     Monitor,
-    /// A new build that shows whether it could take main's place.
+    /// A new build that tests whether it can take main's place.
     Preflight,
-    /// Reader of the configuration.
+    /// The process that reads the configuration.
     Planner,
 }
 
-/// What is always called so: the running build, also where the file was replaced meanwhile.
+const ROLES: [(&str, Role); 4] =
+    [("main", Role::Main), ("monitor", Role::Monitor), ("preflight", Role::Preflight), ("planner", Role::Planner)];
+
+/// Leads to the running build, even if its file has been replaced.
 pub const OWN_IMAGE: &str = "/proc/self/exe";
 
 const ROLE: &str = "PANZER_ROLE";
@@ -47,62 +56,64 @@ const GENERATION: &str = "PANZER_GENERATION";
 const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
-/// What the protocol sets, as opposed to what a user does.
+/// Variables that panzer sets, not the user.
 const OF_PROTOCOL: [&str; 10] =
     [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
 
-/// Variables that are meant for one process and never passed on as they came.
+/// Variables that are meant for one process only, and are never passed on unchanged.
 const NEVER_PASSED_ON: [&str; 7] =
     ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
 
-/// Variables of panzer's own service manager, which main needs.
+/// Variables that panzer's service manager sets and main needs.
 const OF_MANAGER: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", WATCHDOG_PID];
 
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 
-/// An environment, taken once at the start of a role.
+/// The environment of this process, taken once at its start.
 #[derive(Debug)]
 pub struct Environment {
+    /// Variables for panzer itself.
     own: Vec<(OsString, OsString)>,
+    /// Variables for the workers.
     passed_on: Vec<(OsString, OsString)>,
 }
 
-/// How main begins.
+/// What main begins with.
 #[derive(Debug)]
 pub enum Begin {
-    /// By this plan.
+    /// A plan.
     Anew(OwnedFd),
-    /// In the place of another, by what that knew.
+    /// The state of the main whose place it takes.
     InPlace(OwnedFd),
 }
 
-/// Who waits for a daemon to serve.
+/// The parent of a daemon, which waits until the daemon serves.
 #[derive(Debug)]
-pub struct Starter {
+pub struct WaitingParent {
     /// Its pid.
     pub pid: Pid,
-    /// Where it waits for [`STARTED`]; the end without it is a failure.
-    pub told: OwnedFd,
+    /// A pipe from which it reads [`STARTED`]. If the pipe ends without it, the start has failed.
+    pub pipe: OwnedFd,
 }
 
-/// What the starter of a daemon is told once it serves.
+/// Sent by the main of a daemon when it serves.
 pub const STARTED: &[u8] = b"started";
 
-/// What a monitor is given.
+/// The descriptors that a monitor gets.
 #[derive(Debug)]
 pub struct MonitorInheritance {
-    /// The end of its channel with main.
+    /// Its end of the channel with main.
     pub channel: OwnedFd,
     /// Its assignment.
     pub plan: OwnedFd,
-    /// Where each listener lies, from 3 on.
+    /// The listeners, from descriptor 3 on.
     pub listeners: Vec<OwnedFd>,
-    /// Directory and program of the release and what else was looked up, where another monitor has found them.
+    /// Directory, program and other findings of the release, if an earlier monitor has found them.
     pub release: Option<[OwnedFd; 3]>,
 }
 
 impl Environment {
-    /// Takes this process's environment, and what is meant for panzer itself out of what workers get.
+    /// Takes this process's environment, and separates the variables for panzer from those for workers.
     pub fn take() -> Environment {
         let is_own = |name: &OsStr| {
             is_for_panzer(name.as_bytes())
@@ -113,48 +124,38 @@ impl Environment {
         Environment { own, passed_on }
     }
 
-    /// What a worker inherits of it.
+    /// The variables that workers inherit.
     pub fn passed_on(&self) -> &[(OsString, OsString)] {
         &self.passed_on
     }
 
-    /// The value of `name` among what workers inherit.
+    /// The value of a variable that workers inherit.
     pub fn inherited(&self, name: &str) -> Option<&OsStr> {
         self.passed_on.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
     }
 
-    /// Which role this process is to take; none for one that a user started.
+    /// The role of this process. None if a user started it.
     pub fn role(&self) -> Result<Option<Role>, String> {
-        match self.own(ROLE) {
-            None => Ok(None),
-            Some("main") => Ok(Some(Role::Main)),
-            Some("monitor") => Ok(Some(Role::Monitor)),
-            Some("preflight") => Ok(Some(Role::Preflight)),
-            Some("planner") => Ok(Some(Role::Planner)),
-            Some(other) => Err(format!("{ROLE}={other}: there is no such role; unset it, panzer sets it itself")),
-        }
+        let Some(name) = self.own(ROLE) else { return Ok(None) };
+        let role = ROLES.into_iter().find(|(known, _)| *known == name).map(|(_, role)| role);
+        role.map(Some).ok_or_else(|| format!("{ROLE}={name}: there is no such role; unset it, panzer sets it itself"))
     }
 
-    /// The environment of `role`: what workers inherit, and what the role needs.
+    /// The environment for `role`: the variables for workers, and `own`.
     fn for_role(&self, role: Role, own: &[(&str, OsString)]) -> Vec<CString> {
-        let role = match role {
-            Role::Main => "main",
-            Role::Monitor => "monitor",
-            Role::Preflight => "preflight",
-            Role::Planner => "planner",
-        };
+        let role = ROLES.into_iter().find(|(_, known)| *known == role).map_or("", |(name, _)| name);
         let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
         let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
         inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
     }
 
-    /// The variables for a main that finds its plan at `plan`, and whose next build `image` will lead to; as a daemon it
-    /// is the child of `starter`.
-    pub fn for_main(&self, plan: RawFd, image: &Path, starter: Option<&Starter>) -> Vec<CString> {
-        self.for_either_main(PLAN_FD, plan, image, starter)
+    /// The variables for a main with its plan at descriptor `plan`, whose next build will be at `image`. A daemon has a
+    /// waiting parent.
+    pub fn for_main(&self, plan: RawFd, image: &Path, parent: Option<&WaitingParent>) -> Vec<CString> {
+        self.for_either_main(PLAN_FD, plan, image, parent)
     }
 
-    /// The variables for the main that takes our place, and finds what we know at `state`.
+    /// The variables for the main that takes our place, with our state at descriptor `state`.
     pub fn for_next_main(&self, state: RawFd, image: &Path) -> Vec<CString> {
         self.for_either_main(STATE_FD, state, image, None)
     }
@@ -164,62 +165,58 @@ impl Environment {
         document: &'static str,
         fd: RawFd,
         image: &Path,
-        starter: Option<&Starter>,
+        parent: Option<&WaitingParent>,
     ) -> Vec<CString> {
-        let number = |fd: RawFd| OsString::from(fd.to_string());
         let mut own = vec![(document, number(fd)), (IMAGE, image.as_os_str().to_owned())];
-        own.extend(starter.map(|starter| (STARTED_FD, number(starter.told.as_raw_fd()))));
-        // The manager meant the process that it started.
-        let is_starter = |value: &OsStr| starter.is_some_and(|starter| value == &*starter.pid.to_string());
-        let told = OF_MANAGER.iter().filter_map(|name| {
+        own.extend(parent.map(|parent| (STARTED_FD, number(parent.pipe.as_raw_fd()))));
+        own.extend(OF_MANAGER.iter().filter_map(|name| {
             let value = self.own_os(name)?;
-            let is_ours = *name == WATCHDOG_PID && is_starter(value);
-            Some((*name, if is_ours { Pid::this().to_string().into() } else { value.to_owned() }))
-        });
-        own.extend(told);
+            // The manager meant the process that it started; main takes the place of that process.
+            let is_parent = *name == WATCHDOG_PID && parent.is_some_and(|parent| value == &*parent.pid.to_string());
+            Some((*name, if is_parent { Pid::this().to_string().into() } else { value.to_owned() }))
+        }));
         own.extend(self.options());
         self.for_role(Role::Main, &own)
     }
 
-    /// The options that the user has set as variables. Main keeps them for the plans to come.
+    /// Options that the user has set as variables. Main keeps them for the next plans.
     fn options(&self) -> impl Iterator<Item = (&str, OsString)> {
         let named = self.own.iter().filter_map(|(name, value)| Some((name.to_str()?, value.clone())));
         named.filter(|(name, _)| name.starts_with("PANZER_") && !OF_PROTOCOL.contains(name))
     }
 
-    /// The variables for a planner that gets, from 3 on: what to read, and where to write what it comes to.
+    /// The variables for a planner that gets, from descriptor 3 on: its question, and where to write its answer.
     pub fn for_planner(&self) -> Vec<CString> {
-        let fds = [(PLAN_FD, FIRST), (ANSWER_FD, FIRST + 1)];
-        let fds = fds.map(|(name, fd)| (name, OsString::from(fd.to_string())));
-        let own: Vec<_> = fds.into_iter().chain(self.options()).collect();
+        let mut own = vec![(PLAN_FD, number(FIRST)), (ANSWER_FD, number(FIRST + 1))];
+        own.extend(self.options());
         self.for_role(Role::Planner, &own)
     }
 
-    /// The variables for a pre-flight that gets, from 3 on: what main knows, and a channel to say what it makes of it.
+    /// The variables for a pre-flight that gets, from descriptor 3 on: main's state, and a channel with main.
     pub fn for_preflight(&self) -> Vec<CString> {
-        let own = [(STATE_FD, FIRST), (CHANNEL_FD, FIRST + 1)];
-        self.for_role(Role::Preflight, &own.map(|(name, fd)| (name, OsString::from(fd.to_string()))))
+        self.for_role(Role::Preflight, &[(STATE_FD, number(FIRST)), (CHANNEL_FD, number(FIRST + 1))])
     }
 
-    /// The variables for a monitor that gets, from 3 on: `listeners` listeners, channel, plan, and the release if any.
+    /// The variables for a monitor that gets, from descriptor 3 on: its listeners, channel and assignment, and the release
+    /// if there is one.
     pub fn for_monitor(&self, generation: u32, listeners: usize, with_release: bool) -> Vec<CString> {
         let after = FIRST + listeners as RawFd;
-        let mut fds = vec![
+        let mut own = vec![
             (GENERATION, generation.to_string()),
-            // For whoever asks which main the holder of a socket belongs to.
+            // Shows which main the holder of a socket belongs to.
             (MAIN_PID, std::process::id().to_string()),
             (CHANNEL_FD, after.to_string()),
             (PLAN_FD, (after + 1).to_string()),
             (LISTEN_FDS, listeners.to_string()),
         ];
         if with_release {
-            fds.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
+            own.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
         }
-        let fds: Vec<_> = fds.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
-        self.for_role(Role::Monitor, &fds)
+        let own: Vec<_> = own.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
+        self.for_role(Role::Monitor, &own)
     }
 
-    /// Takes what main was given: its plan, where nothing came before, or what the main before knew.
+    /// Takes what main begins with.
     pub fn take_main(&self) -> Result<Begin, String> {
         match self.own(STATE_FD) {
             None => Ok(Begin::Anew(self.descriptor(PLAN_FD)?)),
@@ -227,29 +224,30 @@ impl Environment {
         }
     }
 
-    /// Takes what a pre-flight was given: what main knows, and the channel.
+    /// Takes the descriptors of a pre-flight: main's state, and the channel.
     pub fn take_preflight(&self) -> Result<(OwnedFd, OwnedFd), String> {
         Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
     }
 
-    /// Takes what a planner was given: what to read, and where to write what it comes to.
+    /// Takes the descriptors of a planner: its question, and where to write its answer.
     pub fn take_planner(&self) -> Result<(OwnedFd, OwnedFd), String> {
         Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
     }
 
-    /// The path that leads to main's next build.
+    /// The path at which main's next build will be.
     pub fn image(&self) -> Result<PathBuf, String> {
         Ok(PathBuf::from(self.own_os(IMAGE).ok_or_else(|| broken(IMAGE, "missing"))?))
     }
 
-    /// Takes where a daemon's starter waits.
+    /// Takes the pipe to the waiting parent of a daemon.
     pub fn take_started(&self) -> Result<Option<OwnedFd>, String> {
         self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
     }
 
-    /// Takes what a monitor was given. The listeners stay inheritable: workers find them where they are.
+    /// Takes the descriptors of a monitor. The listeners stay inheritable, since workers get them as they are.
     pub fn take_monitor(&self) -> Result<MonitorInheritance, String> {
-        let count: RawFd = self.number(LISTEN_FDS)?;
+        let count = self.own(LISTEN_FDS).ok_or_else(|| broken(LISTEN_FDS, "missing"))?;
+        let count: RawFd = count.parse().map_err(|_| broken(LISTEN_FDS, "not a number"))?;
         let listeners = (FIRST..FIRST.saturating_add(count))
             .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
             .collect::<Result<Vec<_>, _>>()?;
@@ -267,7 +265,7 @@ impl Environment {
         })
     }
 
-    /// What panzer's own service manager set for it.
+    /// A variable that panzer's service manager has set.
     pub fn of_manager(&self, name: &str) -> Option<&str> {
         self.own(name)
     }
@@ -280,14 +278,13 @@ impl Environment {
         self.own.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_os_str())
     }
 
-    fn number(&self, name: &str) -> Result<RawFd, String> {
-        let value = self.own(name).ok_or_else(|| broken(name, "missing"))?;
-        value.parse().map_err(|_| broken(name, "not a number"))
-    }
-
     fn descriptor(&self, name: &str) -> Result<OwnedFd, String> {
         descriptor(name, self.own(name).ok_or_else(|| broken(name, "missing"))?)
     }
+}
+
+fn number(fd: RawFd) -> OsString {
+    fd.to_string().into()
 }
 
 fn descriptor(name: &str, value: &str) -> Result<OwnedFd, String> {

@@ -1,4 +1,4 @@
-//! Where an instance keeps its files: `NAME.pid`, and beside it `NAME.sock`.
+//! The files of an instance: `NAME.pid`, and beside it `NAME.sock`, `NAME.pid.lock` and `NAME.dump`.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -10,26 +10,26 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-/// The control socket that goes with this pid file.
+/// The control socket beside this pid file.
 pub fn socket_beside(pid_file: &Path) -> PathBuf {
     beside(pid_file, ".sock")
 }
 
-/// The file beside this pid file that is locked for as long as its instance lives.
+/// The file beside this pid file that the instance locks for its whole life.
 pub fn lock_beside(pid_file: &Path) -> PathBuf {
     let mut path = pid_file.as_os_str().to_owned();
     path.push(".lock");
     PathBuf::from(path)
 }
 
-/// The path beside this pid file that ends in `ending` instead.
+/// The path of this pid file with another ending.
 pub fn beside(pid_file: &Path, ending: &str) -> PathBuf {
     let path = pid_file.as_os_str().as_bytes();
     let stem = path.strip_suffix(b".pid").unwrap_or(path);
     PathBuf::from(OsString::from_vec([stem, ending.as_bytes()].concat()))
 }
 
-/// What the instance with this pid file is called.
+/// The name of the instance with this pid file.
 pub fn name_of(pid_file: &Path) -> String {
     let name = pid_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.strip_suffix(".pid").map(str::to_owned).unwrap_or(name)
@@ -48,18 +48,18 @@ pub fn runtime_directory() -> PathBuf {
     }
 }
 
-/// Whether the environment names a folder: that one is used as it is.
+/// Whether RUNTIME_DIRECTORY names the folder, which is then used as it is.
 pub fn is_folder_given() -> bool {
     std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|folder| !folder.is_empty())
 }
 
-/// Whether nobody but its owner, this user or root, can put anything into this folder, and no link leads to it.
+/// Whether only root or this user can put files into this folder, and the path is not a symlink.
 pub fn is_trusted(folder: &Path) -> bool {
     fs::symlink_metadata(folder)
         .is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&meta.uid()))
 }
 
-/// The runtime directory, made where it is not there. Fails with the path where it cannot be used.
+/// The runtime directory, created if it is missing. The error is the path and why it cannot be used.
 pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
     let path = runtime_directory();
     let uid = geteuid();
@@ -69,7 +69,7 @@ pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
     }
     let is_given = is_folder_given();
     match fs::metadata(&path) {
-        Ok(meta) if !meta.is_dir() => Err((path, "it is no directory".to_owned())),
+        Ok(meta) if !meta.is_dir() => Err((path, "it is not a directory".to_owned())),
         Ok(meta) if meta.uid() != uid.as_raw() && !(is_given && uid.is_root()) => {
             Err((path, "it belongs to somebody else".to_owned()))
         }

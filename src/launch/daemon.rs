@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read, setsid};
 
 use crate::cli::Ending;
-use crate::control::environment::{STARTED, Starter};
+use crate::control::environment::{STARTED, WaitingParent};
 use crate::sys::descriptors::set_inherited;
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit, Forked};
@@ -26,7 +26,7 @@ const FAILED: u8 = 1;
 
 /// Returns in the child, which leads a session of its own by then. In the parent the error says how the start ended.
 /// All signals must be blocked: what comes in between waits for whoever reads it.
-pub(super) fn leave() -> Result<Starter, Ending> {
+pub(super) fn leave() -> Result<WaitingParent, Ending> {
     // Where it is ignored, the kernel keeps the exit code of a child to itself.
     signals::reset(Signal::SIGCHLD);
     let (word, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)?;
@@ -35,7 +35,7 @@ pub(super) fn leave() -> Result<Starter, Ending> {
         Forked::Child => {
             setsid().map_err(io::Error::from)?;
             set_inherited(&told, true)?;
-            Ok(Starter { pid, told })
+            Ok(WaitingParent { pid, pipe: told })
         }
         Forked::Parent(main) => {
             drop(told);

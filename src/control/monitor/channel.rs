@@ -1,8 +1,8 @@
-//! The channel between main and a monitor: a SOCK_SEQPACKET pair, on which no message gets lost in silence.
+//! The channel between main and a monitor: a SOCK_SEQPACKET pair that never loses a message silently.
 //!
-//! Sending never waits. What cannot be sent or received for the moment, for want of memory or of descriptors, is tried
-//! again for [`PATIENCE`]. A message either arrives whole, after all those before it, or the channel has failed: that is
-//! told once, and ends the monitor, since nobody could say what the two sides still agree on.
+//! Sending never waits. If memory or descriptors are short, the channel tries again until [`RETRY_TIMEOUT`]. A message
+//! arrives whole and after all messages before it, or the channel fails. A failure is reported once and ends the monitor,
+//! because the two sides may no longer agree on anything.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,24 +19,24 @@ use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::packets;
 use crate::sys::poller::Poller;
 
-/// Length of an ordinary message, in bytes. A longer one is read as well.
-const ORDINARY_BYTES: usize = 4096;
+/// Size of the buffer for most messages. A longer message gets a larger one.
+const BUFFER_BYTES: usize = 4096;
 
-/// How much memory may be taken by messages that wait for a peer that does not read. A status of 4096 workers fits twice.
+/// Limit of the memory for messages that wait for a peer that does not read. A status of 4096 workers fits twice.
 const MAX_WAITING_BYTES: usize = 16 << 20;
 
-/// What passes, such as a want of memory, is tried again after this pause.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Pause before the next attempt after an error that may pass, such as a shortage of memory.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// What has not passed by then is a failure.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// An error that lasts for this time is a failure.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for descriptors that cannot be taken: all other messages wait behind them.
-const PATIENCE_FOR_DESCRIPTORS: Duration = Duration::from_secs(1);
+/// Limit for descriptors that cannot be received. It is shorter, because all other messages wait behind them.
+const DESCRIPTOR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is sent over a channel. It says itself how many descriptors come along.
+/// A message, which says itself how many descriptors belong to it.
 pub trait Message: Serialize + DeserializeOwned {
-    /// Whether this message is whole with so many descriptors.
+    /// Whether this number of descriptors belongs to the message.
     fn carries(&self, descriptors: usize) -> bool;
 }
 
@@ -46,35 +46,36 @@ pub struct Channel {
     fd: OwnedFd,
     waiting: VecDeque<Packet>,
     waiting_bytes: usize,
-    /// What keeps the first message that waits from being sent, or the next one from being received.
+    /// The error because of which the first waiting message is not sent.
     sending: Option<Trouble>,
+    /// The error because of which the next message is not received.
     receiving: Option<Trouble>,
-    /// What the poller watches for: reading and writing.
+    /// Whether the poller watches for reading and for writing.
     watched: (bool, bool),
     state: State,
-    /// Nobody reads what is sent. What the peer said before it went is still to be read.
+    /// The peer no longer reads. Its last messages may still have to be received.
     unheard: bool,
-    /// Something that is no message has come, and was given as such.
+    /// A packet that is not a message has been reported.
     had_garbage: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// It has failed at that time, and nobody has been told why.
+    /// The channel has failed at this time, and the reason is not reported yet.
     Failed(Instant, String),
-    /// The peer is gone, or the failure was told.
+    /// The peer is gone, or the failure was reported.
     Over,
 }
 
-/// A failure that may pass.
+/// An error that may pass.
 #[derive(Debug, Clone, Copy)]
 struct Trouble {
     since: Instant,
     retry: Instant,
 }
 
-/// A message under way.
+/// A message that waits to be sent.
 #[derive(Debug)]
 struct Packet {
     bytes: Vec<u8>,
@@ -82,7 +83,7 @@ struct Packet {
 }
 
 impl Packet {
-    /// About so much memory it takes.
+    /// The memory that it takes, approximately.
     fn size(&self) -> usize {
         self.bytes.len() + 2 * size_of::<Packet>()
     }
@@ -107,41 +108,41 @@ struct CarriedPacket {
 }
 
 impl Carried {
-    /// All descriptors that go with it.
+    /// All its descriptors.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         self.waiting.iter().flat_map(|packet| packet.descriptors.iter().copied()).chain([self.fd])
     }
 }
 
-/// What a read of the channel gave.
+/// The result of [`Channel::receive`].
 #[derive(Debug)]
 pub enum Received<M> {
-    /// A message with its descriptors, as many as it says.
+    /// A message with all its descriptors.
     Message(M, Vec<OwnedFd>),
-    /// A message whose descriptors could not be taken: this process has none left.
+    /// A message without its descriptors: this process has no free ones.
     Cut(M),
-    /// The first message of this channel that is none we know, and why. The peer may be another build, and main and its
-    /// monitors say what has to be understood by a version: what is not is left out, with its descriptors.
+    /// The first packet of this channel that is not a message, and why. The peer may be another build. A message that
+    /// must be understood has a new protocol version, so this one may be skipped, with its descriptors.
     Garbage(String),
-    /// A further one.
+    /// Another such packet.
     MoreGarbage,
-    /// Nothing for now.
+    /// Nothing has come.
     Nothing,
-    /// A message was lost, and why. Given once; the channel is of no use any more.
+    /// A message was lost, and why. This is reported once, and then the channel is over.
     Failed(String),
     /// The peer is gone.
     Gone,
 }
 
 impl Channel {
-    /// The two ends; the second is handed to another process.
+    /// Creates a channel. The second end is for another process.
     pub fn pair() -> io::Result<(Channel, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         Ok((Channel::new(ours), theirs))
     }
 
-    /// The end that was handed to us; watched for reading, by whoever watches it.
+    /// The end that this process got. The caller watches it for reading.
     pub fn new(fd: OwnedFd) -> Channel {
         Channel {
             fd,
@@ -156,7 +157,7 @@ impl Channel {
         }
     }
 
-    /// For the next main, with what still waits to be sent.
+    /// For the next main, with the messages that still wait.
     pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
         let fd = kept.keep(&self.fd);
         let mut packet = |packet: &'a Packet| CarriedPacket {
@@ -167,7 +168,7 @@ impl Channel {
         Carried { fd, waiting: self.waiting.iter().map(&mut packet).collect(), failed }
     }
 
-    /// What the main before has handed on; watched by nobody yet.
+    /// From the main before. The caller has yet to watch it.
     pub fn take_over(carried: Carried) -> io::Result<Channel> {
         let mut channel = Channel::new(take_over(carried.fd)?);
         for CarriedPacket { bytes, descriptors } in carried.waiting {
@@ -178,25 +179,25 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Sends, or keeps the message until the peer reads. A peer that is gone is noticed by reading.
+    /// Sends the message, or keeps it until the peer reads. Receiving will show if the peer is gone.
     pub fn send(&mut self, message: &impl Message) {
         self.send_along(message, Vec::new());
     }
 
-    /// Sends descriptors along, as many as the message says.
+    /// Sends the message with its descriptors.
     pub fn send_along(&mut self, message: &impl Message, descriptors: Vec<OwnedFd>) {
         if self.state != State::Open {
             return;
         }
         let bytes = match serde_json::to_vec(message) {
             Ok(bytes) if message.carries(descriptors.len()) => bytes,
-            Ok(_) => return self.fail(format!("{} descriptors do not go with that message", descriptors.len())),
+            Ok(_) => return self.fail(format!("a message cannot be sent with {} descriptors", descriptors.len())),
             Err(error) => return self.fail(format!("a message cannot be written: {error}")),
         };
         self.enqueue(Packet { bytes, descriptors });
         self.flush();
         if self.waiting_bytes > MAX_WAITING_BYTES {
-            self.fail(format!("{} messages wait, and none is read", self.waiting.len()));
+            self.fail(format!("the other side does not read; {} messages wait", self.waiting.len()));
         }
     }
 
@@ -205,7 +206,7 @@ impl Channel {
         self.waiting.push_back(packet);
     }
 
-    /// Sends what waits, as far as the peer takes it.
+    /// Sends the waiting messages, as far as the peer takes them.
     pub fn flush(&mut self) {
         while let Some(packet) = self.waiting.front() {
             let descriptors: Vec<BorrowedFd<'_>> = packet.descriptors.iter().map(AsFd::as_fd).collect();
@@ -218,27 +219,25 @@ impl Channel {
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return self.sending = None,
-                // That is noticed by reading, after what the peer said last.
+                // Receiving shows this too, but only after the last messages of the peer.
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
                     self.unheard = true;
                     return self.drop_waiting();
                 }
-                Err(errno) => match put_off(&mut self.sending, PATIENCE) {
-                    true => return,
-                    false => return self.fail(format!("cannot send: {}", errno.desc())),
-                },
+                Err(_) if put_off(&mut self.sending, RETRY_TIMEOUT) => return,
+                Err(errno) => return self.fail(format!("cannot send: {}", errno.desc())),
             }
         }
     }
 
-    /// Gives it up: nothing more is sent or received.
+    /// Sends and receives nothing more.
     pub fn close(&mut self) {
         self.drop_waiting();
         self.state = State::Over;
     }
 
-    /// Waits until everything is sent. For a process that ends then, or has nothing else to do before. Fails where the
-    /// peer is gone (`BrokenPipe`) or the channel has failed.
+    /// Waits until everything is sent: for a process that has nothing else to do. Fails if the peer is gone
+    /// (`BrokenPipe`) or the channel has failed.
     pub fn finish(&mut self) -> io::Result<()> {
         loop {
             self.flush();
@@ -248,33 +247,32 @@ impl Channel {
                 _ if self.waiting.is_empty() => return Ok(()),
                 _ => {}
             }
-            let pause = PollTimeout::from(PAUSE.as_millis() as u16);
+            let pause = PollTimeout::from(RETRY_PAUSE.as_millis() as u16);
             let timeout = if self.sending.is_some() { pause } else { PollTimeout::NONE };
             let flags = if self.sending.is_some() { PollFlags::empty() } else { PollFlags::POLLOUT };
-            // Whatever it says, the next try shows what there is.
+            // The result does not matter: the next attempt shows what there is.
             let _ = poll(&mut [PollFd::new(self.fd.as_fd(), flags)], timeout);
         }
     }
 
-    /// When to look at this channel though nothing has come: what did not work is tried again, or has failed for good.
+    /// When to call `flush` and `receive` even if nothing has come: to try again, or to report a failure.
     pub fn deadline(&self) -> Option<Instant> {
-        let failed = || [&self.sending, &self.receiving].into_iter().flatten().map(|trouble| trouble.retry).min();
+        let retry = || [&self.sending, &self.receiving].into_iter().flatten().map(|trouble| trouble.retry).min();
         match self.state {
-            State::Open => failed(),
+            State::Open => retry(),
             State::Failed(since, _) => Some(since),
             State::Over => None,
         }
     }
 
-    /// Has `poller`, which watches this channel under `token`, wake for what can be done: reading, unless that is put off,
-    /// and writing while something waits.
+    /// Updates what `poller` watches under `token`: reading, unless that is put off, and writing while messages wait.
     pub fn rearm(&mut self, poller: &Poller, token: u64) {
         let open = self.state == State::Open;
         let reading = open && self.receiving.is_none();
         let wanted = (reading, open && !self.waiting.is_empty() && self.sending.is_none());
         if wanted != self.watched {
             self.watched = wanted;
-            // Refused only where it is no longer watched, its peer being gone.
+            // This fails only if the channel is not watched any more because its peer is gone.
             let _ = poller.watch_for(&self.fd, token, wanted.0, wanted.1);
         }
     }
@@ -294,7 +292,7 @@ impl Channel {
             }
             Err(Errno::EAGAIN) => Received::Nothing,
             Err(errno) => {
-                if !put_off(&mut self.receiving, PATIENCE) {
+                if !put_off(&mut self.receiving, RETRY_TIMEOUT) {
                     self.fail(format!("cannot receive: {}", errno.desc()));
                 }
                 Received::Nothing
@@ -302,13 +300,13 @@ impl Channel {
         }
     }
 
-    /// Takes the next packet, and none at the end. It is left where it is for as long as it cannot be had whole.
+    /// Takes the next packet; None at the end. A packet stays in the queue until it can be received whole.
     fn next_packet(&mut self) -> Result<Option<(Vec<u8>, packets::Packet)>, Errno> {
-        let mut bytes = vec![0; ORDINARY_BYTES];
+        let mut bytes = vec![0; BUFFER_BYTES];
         let mut was_reset = false;
         loop {
             let packet = match packets::peek(&self.fd, &mut bytes) {
-                // What the peer said before it went comes after this error, which the kernel gives once.
+                // The kernel reports this error once; the last messages of the peer come after it.
                 Err(Errno::ECONNRESET) if !std::mem::replace(&mut was_reset, true) => continue,
                 Err(Errno::ECONNRESET | Errno::ENOTCONN) => return Ok(None),
                 Err(Errno::EINTR) => continue,
@@ -321,7 +319,7 @@ impl Channel {
                 bytes.resize(packet.length, 0);
                 continue;
             }
-            if packet.lacks_descriptors && put_off(&mut self.receiving, PATIENCE_FOR_DESCRIPTORS) {
+            if packet.lacks_descriptors && put_off(&mut self.receiving, DESCRIPTOR_TIMEOUT) {
                 return Err(Errno::EAGAIN);
             }
             packets::discard(&self.fd)?;
@@ -338,7 +336,10 @@ impl Channel {
             Ok(message) if message.carries(descriptors.len()) => Received::Message(message, descriptors),
             Ok(_) => {
                 self.state = State::Over;
-                Received::Failed(format!("a message came with {} descriptors, and says otherwise", descriptors.len()))
+                Received::Failed(format!(
+                    "a message came with {} descriptors, which is not the right number",
+                    descriptors.len()
+                ))
             }
             Err(_) if std::mem::replace(&mut self.had_garbage, true) => Received::MoreGarbage,
             Err(error) => Received::Garbage(error.to_string()),
@@ -356,12 +357,12 @@ impl Channel {
     }
 }
 
-/// Whether what did not work is to be tried again, and has not failed for `patience` yet.
-fn put_off(trouble: &mut Option<Trouble>, patience: Duration) -> bool {
+/// Plans the next attempt. Returns false if the error has lasted for `timeout`.
+fn put_off(trouble: &mut Option<Trouble>, timeout: Duration) -> bool {
     let now = Instant::now();
     let trouble = trouble.get_or_insert(Trouble { since: now, retry: now });
-    trouble.retry = now + PAUSE;
-    now < trouble.since + patience
+    trouble.retry = now + RETRY_PAUSE;
+    now < trouble.since + timeout
 }
 
 impl AsFd for Channel {
@@ -470,9 +471,9 @@ mod tests {
     #[test]
     fn what_may_pass_is_tried_again_and_fails_in_the_end() {
         let mut trouble = None;
-        assert!(put_off(&mut trouble, PATIENCE));
+        assert!(put_off(&mut trouble, RETRY_TIMEOUT));
         let since = trouble.map(|trouble| trouble.since);
-        assert!(put_off(&mut trouble, PATIENCE));
+        assert!(put_off(&mut trouble, RETRY_TIMEOUT));
         assert_eq!(trouble.map(|trouble| trouble.since), since);
         assert!(!put_off(&mut trouble, Duration::ZERO));
     }

@@ -1,9 +1,9 @@
-//! The messages between main and a monitor, and what a monitor is assigned: JSON, one message a packet.
+//! The messages between main and a monitor, and the assignment of a monitor: JSON, one message a packet.
 //!
-//! Main may be another build than a running monitor, after a restart in place, and a newer or an older one. So fields are
-//! only ever added, with a default, and what the other side need not understand may be added as well: it leaves out what
-//! it does not know, and says so once. Where that does not do, [`VERSION`] goes up, and a main that does not speak the
-//! version of a running monitor does not take over (`main_process::carried`).
+//! After a restart in place, main may be a newer or an older build than a running monitor. So a field is only ever added,
+//! with a default. A message may be added if the other side can do without it: a process skips messages that it does not
+//! know, and logs the first one. Every other change needs a higher [`VERSION`]; a main that does not speak the version of
+//! a running monitor does not take over.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,195 +23,196 @@ pub const VERSION: u32 = 2;
 /// The oldest version of this protocol that main still speaks with a monitor.
 pub const OLDEST: u32 = 1;
 
-/// The longest time that a worker gets by one word, which it may repeat.
+/// Limit of the time that a worker gets with one request for more time. It may repeat the request.
 pub const MAX_EXTENSION: Duration = Duration::from_secs(3600);
 
-/// How a stop is meant.
+/// How fast to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Urgency {
-    /// By the first signal of the schedule, and then for as long as it takes.
+    /// Send the first signal of the schedule, and then wait without a limit.
     Patient,
-    /// By the whole schedule for workers that a reload ends.
+    /// Follow the whole schedule for workers that a reload ends.
     Retiring,
-    /// By the whole schedule.
+    /// Follow the whole stop schedule.
     Graceful,
-    /// By the schedule without its first step.
+    /// Follow the stop schedule without its first step.
     Quick,
 }
 
-/// Which workers go where there are to be fewer.
+/// Which workers to end if the number of workers is reduced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Which {
-    /// Those of the last slots.
+    /// The workers in the last slots.
     #[default]
     Last,
-    /// Those of the first slots: another generation has workers in these.
+    /// The workers in the first slots, for which another generation has workers.
     First,
-    /// Those that have run for longest.
+    /// The workers that have run for the longest time.
     Oldest,
 }
 
-/// What main orders a monitor to do.
+/// An order of main to a monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// The release has proved itself: it serves from now on.
+    /// The trial is over: the generation serves from now on.
     Commit,
     /// Stop all workers, then exit.
     Stop(Urgency),
     /// Report every worker.
     Status,
-    /// The daemon's start is over: its terminal is told nothing any more.
+    /// The daemon has started: write nothing to its terminal any more.
     LeaveTerminal,
-    /// Keep so many workers from now on.
+    /// Change the number of workers.
     Scale {
-        /// How many.
+        /// The new number.
         workers: u32,
-        /// Which go where there are to be fewer.
+        /// Which workers to end if there are too many.
         #[serde(default)]
         which: Which,
     },
-    /// A further queue of a single worker comes along as a descriptor.
+    /// Another queue for a single worker, which comes as a descriptor.
     QueueAt {
-        /// Its place among all sockets of the generation, as `sockets::queues` has them.
+        /// Its index among all sockets of the generation (see `sockets::queues`).
         place: usize,
     },
-    /// Delays and waits are so from now on.
+    /// Use these delays, waits and limits from now on.
     Tune(Box<Tuning>),
-    /// What was claimed is held: it comes along as a descriptor.
+    /// Main holds the claimed address; its socket comes as a descriptor.
     Shared {
         /// The ticket of [`Report::Claim`] or [`Report::Listen`].
         ticket: u64,
     },
-    /// What was claimed is free: main has bound the worker's own socket, if that came along. Nobody holds it yet.
+    /// The claimed address is free, and main does not hold it yet. If the worker's socket came with the claim, main has
+    /// bound it.
     Bound {
         /// The ticket of [`Report::Claim`].
         ticket: u64,
     },
-    /// What a claim has waited for is over: claim it again.
+    /// The claim had to wait; repeat it now.
     Again {
         /// The ticket of [`Report::Claim`].
         ticket: u64,
     },
-    /// Report where workers listen that panzer does not hold.
+    /// Report the addresses on which workers listen with sockets of their own.
     Own,
-    /// Report whether a socket that is bound may still listen: others wait for it.
+    /// Report whether a bound socket may still come to listen: other claims wait for it.
     Look {
-        /// The ticket of the [`Report::Claim`] by which it was bound.
+        /// The ticket of the [`Report::Claim`] for which it was bound.
         ticket: u64,
     },
-    /// What was claimed cannot be held.
+    /// Main cannot hold the claimed address.
     NotShared {
         /// The ticket of [`Report::Claim`] or [`Report::Listen`].
         ticket: u64,
-        /// The errno of its bind; without one, panzer leaves it to the kernel.
+        /// The errno for the worker. Without one, the system call is left to the kernel.
         errno: Option<i32>,
     },
     /// Send a signal to workers; answered with [`Report::Signalled`].
     Signal {
-        /// What the answer refers to.
+        /// Number that the answer repeats.
         ticket: u64,
         /// The signal's number.
         number: i32,
-        /// The only slot that is meant.
+        /// Only the worker in this slot.
         slot: Option<u32>,
     },
 }
 
-/// What a monitor tells main.
+/// A report of a monitor to main.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// The release was found. The packet carries as descriptors, in this order: its directory, its program, and a
-    /// document with what else was looked up.
+    /// The release was found. Three descriptors come with it: its directory, its program, and a document with the other
+    /// findings.
     Resolved {
-        /// Where the program is.
+        /// Path of the program.
         #[serde(with = "crate::config::text::path")]
         path: PathBuf,
-        /// The user that workers run as, where it is another than panzer's.
+        /// The user of the workers, if it is not panzer's.
         #[serde(default)]
         other_user: Option<u32>,
-        /// What it is on disk.
+        /// The identity of the program file.
         #[serde(default)]
         fingerprint: Fingerprint,
     },
     /// No worker can be started at all.
     CannotBegin(Cause),
-    /// A worker has been forked. Main needs its pid for the case that the monitor dies.
+    /// A worker was forked. Main needs its pid if the monitor dies.
     Forked {
         /// Its slot.
         slot: u32,
         /// Its pid.
         pid: i32,
-        /// When it began, in the kernel's ticks: pids come again.
+        /// Its start time in the kernel's ticks, since a pid may be used again.
         started: Option<u64>,
     },
-    /// Pids of what does not end whatever it is sent, and when each began: nobody is to wait for it any more.
+    /// Processes that end by no signal, with their start times: nobody shall wait for them any more.
     GivenUp(Vec<(i32, Option<u64>)>),
-    /// The program runs; told once by each monitor.
+    /// The program runs. Each monitor reports this once.
     Executed,
-    /// A worker is ready; told again when one that was ready by another measure says so itself.
+    /// A worker is ready. Reported again if a worker that counted as ready sends READY=1 later.
     Ready {
         /// Its slot.
         slot: u32,
-        /// Whether it said so itself.
+        /// Whether it sent READY=1.
         notified: bool,
         /// Whether it was seen accepting.
         #[serde(default)]
         seen: bool,
     },
-    /// A worker, or a descendant of it, listens on a shared port; told once in each life.
+    /// A worker, or a descendant of it, listens on a shared port. Reported once in the life of a worker.
     Listens {
         /// Its slot.
         slot: u32,
-        /// Whether it was ready for no more than being alive, and no longer is: it must be seen accepting.
+        /// Whether it counted as ready only because it was alive, and no longer does: now it must be seen accepting.
         #[serde(default)]
         withdrawn: bool,
     },
-    /// A worker asks for more time, from now on, to be ready or to stop.
+    /// A worker asks for more time to become ready or to stop.
     Extends {
         /// Its slot.
         slot: u32,
-        /// How much; bounded.
+        /// The time from now on, at most [`MAX_EXTENSION`].
         by: Duration,
     },
-    /// It cannot be seen whether a worker accepts that is to be watched; told once for each reason in each life.
+    /// A worker must be seen accepting, but cannot be seen. Reported once for each reason in the life of a worker.
     Unseeable {
         /// Its slot.
         slot: u32,
         /// The reason, completing "whether it accepts cannot be seen: …".
         why: String,
     },
-    /// A worker is not seen accepting on the listener that it was given; told at most once by each monitor.
+    /// A worker is not seen accepting on its listener. Each monitor reports this at most once.
     Bypasses {
         /// Its slot.
         slot: u32,
         /// The TCP addresses that it listens on instead.
         own: Vec<String>,
     },
-    /// A worker ended that was not to.
+    /// A worker ended that should have kept running.
     Died {
         /// Its slot.
         slot: u32,
         /// Why.
         cause: Cause,
     },
-    /// Nothing is wanted of this slot any more, and its worker, if any, is being stopped.
+    /// This slot is removed. Its worker, if any, is being stopped.
     Retired {
         /// The slot.
         slot: u32,
-        /// Whether it has no worker, or one whose end was to be told already.
+        /// Whether it has no worker, or one whose end was to be reported before.
         #[serde(default)]
         empty: bool,
     },
-    /// The worker of a slot of which nothing was wanted any more has ended.
+    /// The worker of a removed slot has ended.
     Gone {
         /// The slot.
         slot: u32,
     },
-    /// A worker ended with a final exit code, and is not respawned; nor does another monitor of the generation start it.
+    /// A worker ended with a final exit code. Neither this nor another monitor of the generation starts it again.
     EndedForGood {
         /// Its slot.
         slot: u32,
@@ -222,49 +223,48 @@ pub enum Report {
     GaveUp,
     /// A worker, in answer to [`Order::Status`].
     Worker(WorkerStatus),
-    /// That was the last one.
+    /// All workers have been reported.
     StatusEnd,
-    /// A worker cannot be started, as its queue has not come: it is to be sent again.
+    /// A worker cannot start because its queue has not come. Main shall send it again.
     QueueMissing {
-        /// Its place, as of [`Order::QueueAt`].
+        /// Its index, as in [`Order::QueueAt`].
         place: usize,
     },
-    /// So many workers got the signal of [`Order::Signal`].
+    /// The signal of [`Order::Signal`] was sent.
     Signalled {
         /// The ticket of the order.
         ticket: u64,
-        /// How many.
+        /// Number of workers that it was sent to.
         reached: u32,
     },
-    /// A worker wants to bind; its socket comes along as a descriptor, if it could be had.
+    /// A worker wants to bind. Its socket comes as a descriptor, if the monitor could get it.
     Claim {
-        /// What the answer refers to.
+        /// Number that the answer repeats.
         ticket: u64,
-        /// Where.
+        /// The address.
         key: Key,
-        /// Whether its socket comes along. Builds that do not say so send it if they have it.
+        /// Whether the socket comes with it. Monitors of older builds do not say this.
         #[serde(default)]
         socket: Option<bool>,
-        /// The process that binds. A monitor of an older build does not say it, and takes a port to be shared from its
-        /// bind on.
+        /// The process that binds. Monitors of older builds do not say this; for them a port is shared once it is bound.
         #[serde(default)]
         process: Option<i32>,
-        /// Whether the worker has served for long: a port that it opens now is its own, unless it is shared already.
+        /// Whether the worker has served for a while. A port that it opens now is its own, unless it is shared already.
         #[serde(default)]
         late: bool,
     },
-    /// A worker wants to listen on what it has bound; its socket comes along as a descriptor.
+    /// A worker wants to listen on its bound socket, which comes as a descriptor.
     Listen {
-        /// What the answer refers to.
+        /// Number that the answer repeats.
         ticket: u64,
-        /// Where.
+        /// The address.
         key: Key,
-        /// How many connections may wait.
+        /// Limit of the connections that wait.
         backlog: i32,
     },
-    /// The answer to [`Order::Own`]: TCP addresses, a few at most.
+    /// The answer to [`Order::Own`].
     Owns {
-        /// As people read them.
+        /// TCP addresses as people write them, at most a few.
         addresses: Vec<String>,
     },
     /// The answer to [`Order::Look`].
@@ -294,57 +294,57 @@ impl Message for Report {
     }
 }
 
-/// One worker, as people are shown it.
+/// The state of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// Its slot.
     pub slot: u32,
-    /// Its pid, where it has a process.
+    /// Its pid, if it has a process.
     pub pid: Option<i32>,
     /// The phase of its slot, in a word.
     pub phase: String,
-    /// Since when.
+    /// Time since the process began; without a process, since the slot came into this phase.
     pub since: Duration,
     /// How often the slot was filled again.
     pub respawns: u32,
     /// Why the last one ended.
     pub last: Option<Cause>,
-    /// How long ago the worker last said that it lives, where it does (einhorn's ping).
+    /// Time since the worker last said that it lives (einhorn's ping).
     #[serde(default)]
     pub sign_of_life: Option<Duration>,
 }
 
-/// What a monitor is to do, handed to it in a memfd.
+/// The assignment of a monitor, which gets it in a memfd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Assignment {
     /// [`VERSION`] of the main that wrote it.
     pub version: u32,
-    /// What was asked for.
+    /// The plan of the generation.
     pub plan: Plan,
     /// The generation's number, from 1.
     pub generation: u32,
-    /// The slots whose worker ended for good under another monitor, and its exit code.
+    /// Slots whose worker ended for good under an earlier monitor, with its exit code.
     #[serde(default)]
     pub ended: BTreeMap<u32, u8>,
-    /// How many starts there were, with this one.
+    /// Number of starts, this one included.
     #[serde(default)]
     pub starts: u32,
-    /// Whether it must first prove itself beside a serving one.
+    /// Whether the generation is on trial beside a serving one.
     pub trial: bool,
-    /// Whether workers are ready only when they say so.
+    /// Whether workers are ready only when they send READY=1.
     pub notify: bool,
-    /// Whether workers must be seen accepting, also those that have not listened on a shared port yet.
+    /// Whether workers must be seen accepting even if they do not listen on a shared port yet.
     #[serde(default)]
     pub accept: bool,
-    /// Whether workers share the ports that they bind themselves.
+    /// Whether workers share the ports that they bind.
     #[serde(default)]
     pub shares_ports: bool,
-    /// Where workers acknowledge as einhorn's do; none where that is not spoken.
+    /// Path of the socket on which workers acknowledge their start as with einhorn; None if that dialect is off.
     #[serde(default, with = "crate::config::text::path")]
     pub ack_socket: Option<PathBuf>,
     /// Main's pid.
     pub main_pid: i32,
-    /// Where the generation's program is, if another monitor has found it before.
+    /// Path of the generation's program, if an earlier monitor has found it.
     #[serde(default, with = "crate::config::text::path")]
     pub release_path: Option<PathBuf>,
 }
