@@ -6,6 +6,6 @@ pub mod inherited;
 pub mod listener;
 pub mod queues;
 pub mod sharing;
-mod unix_path;
+pub mod unix_path;
 
 pub use listener::{Listener, Refusal, bind};

@@ -17,20 +17,20 @@ use crate::config::Access;
 use crate::sys::unix_paths::is_in_use;
 
 /// Device and inode: what a path leads to.
-pub(super) type Identity = (u64, u64);
+pub type Identity = (u64, u64);
 
 /// What is at `path`, a symlink there not followed.
-pub(super) fn identity_at(path: &Path) -> Option<Identity> {
+pub fn identity_at(path: &Path) -> Option<Identity> {
     fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Whether a socket is at `path`, a symlink there not followed.
-pub(super) fn is_socket(path: &Path) -> bool {
+pub fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
 /// Removes what is at `path`, if it is still that.
-pub(super) fn remove(path: &Path, identity: Identity) {
+pub fn remove(path: &Path, identity: Identity) {
     if identity_at(path) == Some(identity) {
         // Whoever removed it in between did what was wanted.
         let _ = fs::remove_file(path);
@@ -39,7 +39,7 @@ pub(super) fn remove(path: &Path, identity: Identity) {
 
 /// Binds `fd` to `path`, where a socket that no process has any more is replaced. What is no socket is left alone,
 /// and refuses the bind. To be done before it listens: until then nobody is let in whatever the access.
-pub(super) fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
+pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
     remove_stale(path)?;
     // It appears with no access at all, under its own name: what it is bound to is what others know it by.
     let usual = umask(Mode::all());
