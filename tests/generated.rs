@@ -14,10 +14,22 @@ use panzer::signals::{Action, Preset, described};
 fn the_man_page_says_what_the_code_says() {
     let mut page = Vec::new();
     clap_mangen::Man::new(panzer::cli::manual()).render(&mut page).unwrap();
+    page.extend(examples().into_bytes());
     hold_against("man/panzer.1", &String::from_utf8(page).unwrap());
     let mut page = Vec::new();
     clap_mangen::Man::new(panzer::panzerctl::command()).render(&mut page).unwrap();
     hold_against("man/panzerctl.1", &String::from_utf8(page).unwrap());
+}
+
+/// The table of servers in README.md, whose commands `e2e` runs, as a part of the manual.
+fn examples() -> String {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix("` |")?.rsplit_once(" | `"));
+    let roff = |text: &str| text.replace('`', "").replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    let rows: Vec<String> =
+        rows.map(|(server, line)| format!(".TP\n{}\n\\fB{}\\fR\n", roff(server), roff(line))).collect();
+    assert!(rows.len() > 9, "README.md has no table of servers");
+    format!(".SH EXAMPLES\n{}", rows.concat())
 }
 
 #[test]
@@ -67,7 +79,8 @@ fn with_parts(page: &str, text: &str, shown: &mut Vec<String>) -> String {
             "signals" => signals(),
             "actions" => actions(),
             "commands" => commands(),
-            _ => exit_codes(),
+            "exit-codes" => exit_codes(panzer::cli::command()),
+            _ => exit_codes(panzer::panzerctl::command()),
         };
         let end = format!("<!-- /{name} -->");
         assert!(lines.any(|line| line == end), "{page} has no {end}");
@@ -80,7 +93,9 @@ fn with_parts(page: &str, text: &str, shown: &mut Vec<String>) -> String {
 fn part(line: &str) -> Option<(&str, &str)> {
     let comment = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
     let (name, rest) = comment.split_once(": ").unwrap_or((comment, ""));
-    ["options", "signals", "actions", "commands", "exit-codes"].contains(&name).then_some((name, rest))
+    ["options", "signals", "actions", "commands", "exit-codes", "panzerctl-exit-codes"]
+        .contains(&name)
+        .then_some((name, rest))
 }
 
 /// The options of a command, but for those that every command has.
@@ -123,10 +138,11 @@ fn commands() -> String {
 }
 
 /// The part of the help that lists them.
-fn exit_codes() -> String {
-    let help = panzer::cli::command().term_width(80).render_help().to_string();
+fn exit_codes(command: clap::Command) -> String {
+    let help = command.term_width(80).render_help().to_string();
     let (_, codes) = help.split_once("Exit codes:\n").unwrap();
-    format!("```text\n{codes}```\n")
+    let codes = codes.split_once("\n\n").map_or(codes, |(codes, _)| codes);
+    format!("```text\n{}\n```\n", codes.trim_end())
 }
 
 /// What signals do by default, in words.

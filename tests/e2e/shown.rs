@@ -47,43 +47,9 @@ const ELSEWHERE: [(&str, &str); 11] = [
 /// The ports that pages show.
 const PORTS: [u16; 5] = [8000, 8001, 8080, 8443, 9090];
 
-/// What pages leave to their reader: the program's own files.
-const FILES: [(&str, &str); 10] = [
-    ("consumer", "#!/bin/sh\nexec sleep 1000\n"),
-    ("release", "#!/bin/sh\nexec ./my_app\n"),
-    ("config.ru", "run proc { |env| [200, {'Content-Type' => 'text/plain'}, ['ruby']] }\n"),
-    ("app.psgi", "sub { [200, ['Content-Type' => 'text/plain'], ['perl']] }\n"),
-    ("public/index.php", "<?php echo 'php';\n"),
-    ("nginx.conf", NGINX),
-    ("haproxy.cfg", HAPROXY),
-    (
-        "fpm.conf",
-        "[global]\nerror_log = /dev/stderr\n[www]\nlisten = 127.0.0.1:8000\nuser = nobody\ngroup = nogroup\npm = static\npm.max_children = 1\n",
-    ),
-    ("einhorn_app", DESCRIPTOR),
-    ("inetd_app", DESCRIPTOR),
-];
-
-const NGINX: &str = "events { worker_connections 64; }
-http {
-    access_log off;
-    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-    server { listen 127.0.0.1:8000; return 200 'nginx'; }
-}
-";
-
-const HAPROXY: &str = "global
-    maxconn 100
-defaults
-    mode http
-    timeout client 5s
-    timeout connect 5s
-    timeout server 5s
-frontend web
-    bind fd@3
-    http-request return status 200 content-type text/plain string haproxy
-";
+/// What a page's folder has beside the files of examples/: programs of its readers.
+const FILES: [(&str, &str); 3] =
+    [("release", "#!/bin/sh\nexec ./my_app\n"), ("einhorn_app", DESCRIPTOR), ("inetd_app", DESCRIPTOR)];
 
 /// Takes its listener as einhorn's or inetd's programs do.
 const DESCRIPTOR: &str = "#!/usr/bin/env python3
@@ -290,12 +256,11 @@ impl Page {
         }
         symlink(Path::new(ROOT).join("examples"), path.join("examples")).unwrap();
         symlink(Path::new(ROOT).join("examples/my_app"), path.join("bin/my_app")).unwrap();
-        for example in ["my_app", "app.py", "node_app.js"] {
-            symlink(Path::new(ROOT).join("examples").join(example), path.join(example)).unwrap();
+        for example in fs::read_dir(Path::new(ROOT).join("examples")).unwrap() {
+            let example = example.unwrap().path();
+            page.write(example.file_name().unwrap().to_str().unwrap(), &fs::read_to_string(&example).unwrap());
         }
-        for (name, content) in FILES {
-            page.write(name, content);
-        }
+        FILES.iter().for_each(|(name, content)| page.write(name, content));
         for binary in [env!("CARGO_BIN_EXE_panzer"), env!("CARGO_BIN_EXE_panzerctl")] {
             symlink(binary, path.join("path").join(Path::new(binary).file_name().unwrap())).unwrap();
         }
