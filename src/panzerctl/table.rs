@@ -116,7 +116,7 @@ struct Row {
     tone: Tone,
     /// The whole cause, if the cell does not say all of it.
     cause: Option<String>,
-    sign_of_life: Option<String>,
+    sign_of_life: String,
 }
 
 impl Table {
@@ -134,17 +134,14 @@ impl Table {
         // The last column gets the rest of the width. A window may be narrower than the other columns.
         widths[LAST] =
             columns.saturating_sub(widths[..LAST].iter().map(|width| width + 1).sum()).max(HEADS[LAST].len());
-        let mut table = Table { widths, rows };
-        for row in &mut table.rows {
-            if row.cause.as_ref().is_some_and(|cause| width(cause) <= widths[LAST]) {
-                row.cells[LAST] = row.cause.take().unwrap_or_default();
+        for row in &mut rows {
+            if let Some(cause) = row.cause.take_if(|cause| width(cause) <= widths[LAST]) {
+                row.cells[LAST] = cause;
             }
-            let last = std::mem::take(&mut row.cells[LAST]);
-            let said: Vec<String> =
-                row.sign_of_life.take().into_iter().chain((!last.is_empty()).then_some(last)).collect();
-            row.cells[LAST] = cut(&said.join("; "), widths[LAST]);
+            let said = [&*row.sign_of_life, &*row.cells[LAST]].into_iter().filter(|text| !text.is_empty());
+            row.cells[LAST] = cut(&said.collect::<Vec<_>>().join("; "), widths[LAST]);
         }
-        table
+        Table { widths, rows }
     }
 
     fn heads(&self) -> Line {
@@ -184,18 +181,19 @@ impl Table {
         const MAX_NAMED: usize = 3;
         let mut workers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for row in &self.rows {
-            let cause = row.cause.as_deref().into_iter();
-            cause.for_each(|cause| workers.entry(cause).or_default().push(row.slot.to_string()));
+            if let Some(cause) = &row.cause {
+                workers.entry(cause).or_default().push(row.slot.to_string());
+            }
         }
         let mut lines = Vec::new();
         for (cause, workers) in workers.iter().take(MAX_NAMED) {
-            let named =
-                if workers.len() > MAX_NAMED { format!("{} workers", workers.len()) } else { workers.join(", ") };
-            let named = if workers.len() > MAX_NAMED { named } else { format!("worker {named}") };
+            let named = match workers.len() {
+                ..=MAX_NAMED => format!("worker {}", workers.join(", ")),
+                count => format!("{count} workers"),
+            };
             lines.push(Line::default());
-            lines.extend(
-                wrap(&format!("{named}: {cause}"), columns, MAX_NAMED).iter().map(|line| Line::new(Tone::Plain, line)),
-            );
+            let wrapped = wrap(&format!("{named}: {cause}"), columns, MAX_NAMED);
+            lines.extend(wrapped.iter().map(|line| Line::new(Tone::Plain, line)));
         }
         if workers.len() > MAX_NAMED {
             lines.push(Line::new(Tone::Faint, format!("… {} more", workers.len() - MAX_NAMED)));
@@ -224,7 +222,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
         "empty" => Tone::Faint,
         _ => Tone::Passing,
     };
-    let sign_of_life = worker.sign_of_life_ms.map(|ago| format!("sign of life {} ago", time(ago)));
+    let sign_of_life = worker.sign_of_life_ms.map(|ago| format!("sign of life {} ago", time(ago))).unwrap_or_default();
     Row { generation, slot: worker.slot, cells, tone, cause, sign_of_life }
 }
 

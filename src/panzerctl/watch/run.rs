@@ -33,13 +33,6 @@ const ANSWER: u64 = 2;
 const SIGNALS_READ: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH];
 
-/// Whether the watch goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    GoOn,
-    End,
-}
-
 #[derive(Debug)]
 struct Watch {
     instance: Instance,
@@ -105,12 +98,12 @@ impl Watch {
             }
             let ready = self.poller.wait(Some(self.next)).map_err(|error| Trouble::Failed(error.to_string()))?;
             for token in ready {
-                let next = match token {
+                let goes_on = match token {
                     SIGNALS => self.on_signals(),
                     KEYS => on_keys(),
                     _ => self.on_answer(),
                 };
-                if next == Next::End {
+                if !goes_on {
                     return Ok(());
                 }
             }
@@ -129,7 +122,7 @@ impl Watch {
         let since = *self.unanswered_since.get_or_insert(now);
         if now.saturating_duration_since(since) >= self.patience {
             let why = self.why.take().unwrap_or_else(|| "is it stopped (kill -STOP)?".to_owned());
-            return Err(Trouble::Unknown(format!("{} gives no answer any more: {why}", self.instance.shown())));
+            return Err(Trouble::Unknown(format!("{} does not answer any more: {why}", self.instance.shown())));
         }
         if since < now {
             let _ = self.paint();
@@ -175,9 +168,14 @@ impl Watch {
         }
     }
 
-    fn on_answer(&mut self) -> Next {
-        let Some(answer) = self.question.as_mut().and_then(Client::answer_so_far) else { return Next::GoOn };
-        self.question.take().into_iter().for_each(|question| self.poller.forget(question));
+    /// Like the other handlers, this returns whether the watch goes on.
+    fn on_answer(&mut self) -> bool {
+        let Some(answer) = self.question.as_mut().and_then(Client::answer_so_far) else {
+            return true;
+        };
+        if let Some(question) = self.question.take() {
+            self.poller.forget(question);
+        }
         match answer.and_then(status_in) {
             Ok(mut status) => {
                 complete(&mut status);
@@ -190,20 +188,20 @@ impl Watch {
             }
             Err(why) => {
                 self.note(why);
-                Next::GoOn
+                true
             }
         }
     }
 
-    /// Shows the last state. Ends if the reader is gone.
-    fn show(&self) -> Next {
-        let Some((status, usages)) = &self.last else { return Next::GoOn };
+    /// Shows the last state. Returns false if the reader is gone.
+    fn show(&self) -> bool {
+        let Some((status, usages)) = &self.last else { return true };
         let written = match self.screen {
             Some(_) => self.paint(),
             None if self.json => write(&as_json(status, usages)),
             None => write(&(as_table(status, usages) + "\n")),
         };
-        if written.is_ok() { Next::GoOn } else { Next::End }
+        written.is_ok()
     }
 
     fn paint(&self) -> io::Result<()> {
@@ -216,7 +214,7 @@ impl Watch {
         screen.paint(&lines)
     }
 
-    fn on_signals(&mut self) -> Next {
+    fn on_signals(&mut self) -> bool {
         while let Some(received) = self.screen.as_ref().and_then(|(_, signals)| signals.read()) {
             match received.signal {
                 Signal::SIGWINCH => {}
@@ -227,19 +225,15 @@ impl Watch {
                     let _ = raise(Signal::SIGSTOP);
                     screen.take();
                 }
-                _ => return Next::End,
+                _ => return false,
             }
         }
         let _ = self.paint();
-        Next::GoOn
+        true
     }
 }
 
-fn on_keys() -> Next {
+fn on_keys() -> bool {
     let mut keys = [0; 64];
-    match io::stdin().lock().read(&mut keys) {
-        Ok(0) | Err(_) => Next::End,
-        Ok(length) if keys[..length].contains(&b'q') => Next::End,
-        Ok(_) => Next::GoOn,
-    }
+    io::stdin().lock().read(&mut keys).is_ok_and(|length| length > 0 && !keys[..length].contains(&b'q'))
 }
