@@ -47,17 +47,6 @@ pub(super) struct Client {
     pub(super) watched: (bool, bool),
 }
 
-/// What a client has sent.
-#[derive(Debug)]
-pub(super) enum Input {
-    /// No complete line yet.
-    Partial,
-    /// A line.
-    Line(Vec<u8>),
-    /// A line that is longer than a request may be.
-    TooLong,
-}
-
 /// A client as one main hands it on to the next.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,13 +105,15 @@ impl Client {
         self.input.contains(&b'\n')
     }
 
-    /// Takes the next line.
-    pub(super) fn next_line(&mut self) -> Input {
-        match self.input.iter().position(|&byte| byte == b'\n') {
-            Some(end) => Input::Line(self.input.drain(..=end).collect()),
-            None if self.input.len() >= MAX_REQUEST_BYTES => Input::TooLong,
-            None => Input::Partial,
-        }
+    /// Takes the next line, if it is complete.
+    pub(super) fn next_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.input.iter().position(|&byte| byte == b'\n')?;
+        Some(self.input.drain(..=end).collect())
+    }
+
+    /// Whether the input is longer than a request may be. Meant for a client without a complete line.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.input.len() >= MAX_REQUEST_BYTES
     }
 
     /// When the client is given up, or its request is due. None while main works on its request.
@@ -200,7 +191,7 @@ impl Client {
 
     /// Reads some bytes. Returns false if the client is gone.
     pub(super) fn read(&mut self) -> bool {
-        if self.phase != Phase::Reading || self.ended || self.input.len() >= MAX_REQUEST_BYTES {
+        if self.phase != Phase::Reading || self.ended || self.is_too_long() {
             return true;
         }
         let mut bytes = [0; MAX_REQUEST_BYTES];

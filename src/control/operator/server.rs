@@ -15,7 +15,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::client::{self, CLIENT_TIMEOUT, Client, Input, Phase};
+use super::client::{self, CLIENT_TIMEOUT, Client, Phase};
 use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
@@ -218,19 +218,17 @@ impl Server {
     pub fn requests(&mut self, now: Instant) -> Vec<(u64, Request)> {
         let mut requests = Vec::new();
         for (id, client) in self.clients.iter_mut().filter(|(_, client)| client.phase == Phase::Reading) {
-            match client.next_line() {
-                Input::Partial => {}
-                Input::Line(line) => match read_request(&line) {
-                    Ok(request) => {
-                        (client.phase, client.since) = (Phase::Asked, now);
-                        requests.push((*id, request));
-                    }
-                    Err(why) => client.refuse(why, now),
-                },
-                Input::TooLong => {
+            match client.next_line().map(|line| read_request(&line)) {
+                Some(Ok(request)) => {
+                    (client.phase, client.since) = (Phase::Asked, now);
+                    requests.push((*id, request));
+                }
+                Some(Err(why)) => client.refuse(why, now),
+                None if client.is_too_long() => {
                     client.refuse(format!("a line of more than {MAX_REQUEST_BYTES} bytes"), now);
                     client.phase = Phase::Leaving;
                 }
+                None => {}
             }
         }
         requests
