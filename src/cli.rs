@@ -18,6 +18,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use crate::config::identity::{self, Named, UserAndGroup};
 use crate::config::{self, EnvFile, Listen, MOST_WORKERS, Plan, Schedule, SharePorts, Surge, duration};
 use crate::signals::{Action, On, Preset, described};
+use crate::sys::errno::words;
 use crate::worker::env_file;
 use refusal::refusal;
 use resolve::{check_placeholders, check_values};
@@ -37,7 +38,7 @@ pub enum Ending {
 
 impl From<io::Error> for Ending {
     fn from(error: io::Error) -> Ending {
-        Ending::CannotStart(format!("cannot start: {error}"))
+        Ending::CannotStart(format!("cannot start: {}", words(&error)))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::config::text::c_string;
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
+use crate::sys::errno::words;
 use crate::sys::{document, processes, signals};
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
@@ -43,7 +44,7 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
     let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
     let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
     execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables).map_err(|errno| {
-        Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", errno.desc()))
+        Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())))
     })?;
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::config::identity::{Named, UserAndGroup};
 use crate::config::{self, Address, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::{Habits, Preset};
 use crate::sockets::inherited::join;
+use crate::sys::errno::words;
 use crate::worker::program::start_directory;
 
 /// Whether each value by itself says what it must; what clap does not see.
@@ -34,7 +35,10 @@ impl Options {
             )
         })?;
         let (start_directory, named_by_pwd) = start_directory(pwd.map(OsStr::to_owned)).map_err(|error| {
-            Ending::CannotStart(format!("the current directory cannot be used: {error}; cd into one that exists"))
+            Ending::CannotStart(format!(
+                "the current directory cannot be used: {}; cd into one that exists",
+                words(&error)
+            ))
         })?;
         let mut listen = join(look_up(parse_listen(&self.listen)?)?, inherited.clone());
         if let Some(single) = listen.iter().find(|listen| listen.inherited.is_some() && listen.per_worker) {

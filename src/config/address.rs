@@ -11,6 +11,8 @@ use nix::net::if_::if_nametoindex;
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 
+use crate::sys::errno::words;
+
 /// `LISTEN_FDNAMES` has this for a descriptor without a name (sd_listen_fds(3)).
 const NO_NAME: &str = "unknown";
 
@@ -146,7 +148,7 @@ impl Listen {
     pub fn looked_up(self) -> Result<Vec<Listen>, String> {
         let Address::Host { host, port, datagrams } = &self.address else { return Ok(vec![self]) };
         let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| {
-            let why = error.to_string();
+            let why = words(&error);
             let why = why.rsplit(": ").next().unwrap_or_default().to_lowercase();
             format!("the host '{host}' cannot be looked up: {why}; correct it, or give its address")
         })?;
@@ -273,7 +275,7 @@ fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32
     match find(text) {
         Ok(Some(id)) => Ok(id),
         Ok(None) => Err(format!("there is no {kind} '{text}' on this machine; create it, or give its number")),
-        Err(errno) => Err(format!("{kind} '{text}' cannot be looked up: {}; give its number", errno.desc())),
+        Err(errno) => Err(format!("{kind} '{text}' cannot be looked up: {}; give its number", words(&errno.into()))),
     }
 }
 

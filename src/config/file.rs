@@ -9,8 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
+
+use crate::sys::errno::words;
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -108,8 +109,7 @@ pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 fn cannot_read(error: &std::io::Error) -> String {
-    let reason = error.raw_os_error().map(|errno| Errno::from_raw(errno).desc().to_lowercase());
-    format!("it cannot be read: {}", reason.unwrap_or_else(|| error.to_string()))
+    format!("it cannot be read: {}", words(error))
 }
 
 /// The keys of the file, in their order. An empty file has none.

@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 use crate::config::env_file::is_for_panzer;
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, take_over};
+use crate::sys::errno::words;
 use crate::worker::dialects;
 
 /// A role that panzer executes itself in.
@@ -249,7 +250,7 @@ impl Environment {
         let count = self.own(LISTEN_FDS).ok_or_else(|| broken(LISTEN_FDS, "missing"))?;
         let count: RawFd = count.parse().map_err(|_| broken(LISTEN_FDS, "not a number"))?;
         let listeners = (FIRST..FIRST.saturating_add(count))
-            .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &error.to_string())))
+            .map(|number| adopt(number).map_err(|error| broken(LISTEN_FDS, &words(&error))))
             .collect::<Result<Vec<_>, _>>()?;
         let three = |numbers: &str| {
             let all =
@@ -289,7 +290,7 @@ fn number(fd: RawFd) -> OsString {
 
 fn descriptor(name: &str, value: &str) -> Result<OwnedFd, String> {
     let number = value.parse().map_err(|_| broken(name, "not a number"))?;
-    take_over(number).map_err(|error| broken(name, &error.to_string()))
+    take_over(number).map_err(|error| broken(name, &words(&error)))
 }
 
 fn broken(name: &str, why: &str) -> String {

@@ -7,8 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::unistd::geteuid;
+
+use crate::sys::errno::words;
 
 /// The control socket beside this pid file.
 pub fn socket_beside(pid_file: &Path) -> PathBuf {
@@ -64,7 +65,7 @@ pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
     let path = runtime_directory();
     let uid = geteuid();
     match DirBuilder::new().mode(if uid.is_root() { 0o755 } else { 0o700 }).create(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err((path, reason(&error))),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err((path, words(&error))),
         _ => {}
     }
     let is_given = is_folder_given();
@@ -77,10 +78,6 @@ pub fn make_runtime_directory() -> Result<PathBuf, (PathBuf, String)> {
             Err((path, "it is a link, or others than its owner can put files there".to_owned()))
         }
         Ok(_) => Ok(path),
-        Err(error) => Err((path, reason(&error))),
+        Err(error) => Err((path, words(&error))),
     }
-}
-
-fn reason(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_lowercase())
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Dialect, Plan};
+use crate::sys::errno::words;
 
 /// The longest path of a unix socket, its closing NUL not counted (unix(7)).
 const LONGEST_PATH: usize = 107;
@@ -25,8 +26,8 @@ impl AckPaths {
         if !plan.handover.speaks(Dialect::Einhorn) {
             return Ok(AckPaths(None));
         }
-        let absolute =
-            std::path::absolute(pid_path).map_err(|error| format!("cannot use {}: {error}", pid_path.display()))?;
+        let absolute = std::path::absolute(pid_path)
+            .map_err(|error| format!("cannot use {}: {}", pid_path.display(), words(&error)))?;
         if absolute.to_str().is_none() {
             return Err(format!(
                 "--also-speak einhorn names a socket beside the pid file to workers, and {} is not UTF-8; give another \

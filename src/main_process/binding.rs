@@ -10,6 +10,7 @@ use super::held::AllHeld;
 use crate::config::Plan;
 use crate::signals::Habits;
 use crate::sockets::{Refusal, bind, queues};
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 
@@ -36,7 +37,7 @@ pub(super) enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Refused(format!("cannot start: {error}"))
+        Failure::Refused(format!("cannot start: {}", words(&error)))
     }
 }
 

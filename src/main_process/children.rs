@@ -213,7 +213,10 @@ impl Children {
         let others = processes::children().into_iter().filter(|child| !self.is_known(*child));
         for left in others.filter(|left| processes::group_of(*left) == Some(pid)) {
             if let Err(error) = processes::signal_child(left, Signal::SIGKILL) {
-                log::warn!("cannot kill what a new build has left (pid {left}): {error}");
+                log::warn!(
+                    "cannot kill what a new build has left (pid {left}): {}",
+                    processes::why_not_signalled(&error)
+                );
             }
         }
         Some(ended)
@@ -304,7 +307,11 @@ impl Children {
                     monitor.generation
                 );
                 if let Err(error) = processes::signal_child(running.child.pid, Signal::SIGKILL) {
-                    log::warn!("cannot kill the monitor of generation {}: {error}", monitor.generation);
+                    log::warn!(
+                        "cannot kill the monitor of generation {}: {}",
+                        monitor.generation,
+                        processes::why_not_signalled(&error)
+                    );
                 }
             }
         }
@@ -347,7 +354,11 @@ impl Children {
     pub(super) fn signal_orphans(&mut self, monitor: Monitor, signal: Signal) {
         for (pid, error) in self.kin.signal(monitor, signal, false, |_| false) {
             let (name, generation) = (processes::name_of(pid), monitor.generation);
-            log::warn!("cannot send {} to pid {pid} ({name}) of generation {generation}: {error}", signal.as_str());
+            log::warn!(
+                "cannot send {} to pid {pid} ({name}) of generation {generation}: {}",
+                signal.as_str(),
+                processes::why_not_signalled(&error)
+            );
         }
     }
 
@@ -361,7 +372,7 @@ impl Children {
             };
             if let Err(error) = sent {
                 // The next step of the schedule tells of it.
-                log::debug!("cannot send {} to pid {pid}: {error}", signal.as_str());
+                log::debug!("cannot send {} to pid {pid}: {}", signal.as_str(), processes::why_not_signalled(&error));
             }
         }
     }

@@ -12,6 +12,7 @@ use super::shares::{Claimant, Claimed};
 use crate::config::MOST_LISTENERS;
 use crate::control::monitor::messages::Order;
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
+use crate::sys::errno::words;
 use crate::sys::options;
 
 /// Number of ports that are told of at most.
@@ -69,7 +70,7 @@ impl Main {
             let longer = current.is_some_and(|current| current < backlog as u32);
             let lengthened = if longer { options::listen(held, backlog) } else { Ok(()) };
             if let Err(error) = lengthened {
-                ::log::warn!("the queue of {} cannot be made longer: {error}", key.address);
+                ::log::warn!("the queue of {} cannot be made longer: {}", key.address, words(&error));
             }
             return self.send_shared(claimant, key, now);
         }

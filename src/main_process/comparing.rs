@@ -11,6 +11,7 @@ use crate::config::{Listen, Plan};
 use crate::sockets::listener::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, Refusal, bind, queues};
+use crate::sys::errno::words;
 use crate::sys::options;
 
 impl Main {
@@ -23,7 +24,7 @@ impl Main {
                 continue;
             };
             let may_have = held.listener.may_have(listen.access);
-            let wrong = |error| format!("the access of {} cannot be changed: {error}", listen.address);
+            let wrong = |error| format!("the access of {} cannot be changed: {}", listen.address, words(&error));
             may_have.map_err(|error| Refusal::Final(wrong(error)))?;
         }
         self.hold_for(plan, workers)
@@ -52,7 +53,7 @@ impl Main {
         self.steer_anew();
         for held in self.held.iter().filter(|held| held.slot > 0 && added.contains(&held.number)) {
             if let Err(error) = held.listener.let_in() {
-                log::warn!("{}: nothing is let in: {error}", held.name);
+                log::warn!("{}: nothing is let in: {}", held.name, words(&error));
             }
         }
         self.put_listeners_right();
@@ -92,7 +93,7 @@ impl Main {
         let first = self.held.iter_mut().find(|held| held.slot == 0 && held.is_of(listen));
         let Some(first) = first.filter(|first| first.listen.per_worker != joinable) else { return Ok(()) };
         let set = first.listener.set_joinable(joinable);
-        set.map_err(|error| format!("{} cannot be given queues for each worker: {error}", first.name))?;
+        set.map_err(|error| format!("{} cannot be given queues for each worker: {}", first.name, words(&error)))?;
         first.listen.per_worker = joinable;
         Ok(())
     }
@@ -203,7 +204,7 @@ fn become_as(held: &Held, wanted: &Listen) {
         done = done.and_then(|()| held.listener.set_access(wanted.access));
     }
     if let Err(error) = done {
-        log::warn!("{} is not wholly as the configuration says: {error}", held.name);
+        log::warn!("{} is not wholly as the configuration says: {}", held.name, words(&error));
     }
 }
 

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::state::Rejected;
 use crate::config::Plan;
+use crate::sys::errno::words;
 use crate::worker::cause::Cause;
 
 /// By generation.
@@ -33,7 +34,10 @@ impl Conflicts {
             return String::new();
         }
         let refused = self.refused.get(&generation).map(|(address, errno)| {
-            format!(", after its generation was refused {address} ({}); generation {serving} may have it", errno.desc())
+            format!(
+                ", after its generation was refused {address} ({}); generation {serving} may have it",
+                words(&(*errno).into())
+            )
         });
         let own = self.own.get(&serving).filter(|own| !own.is_empty());
         let own = own.map(|own| format!("; generation {serving} listens on {} by itself", own.join(", ")));

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 
 use crate::control::files;
+use crate::sys::errno::words;
 
 /// Writes `text` to `NAME.dump`, beside the pid file, and says so. It takes the place of what was there, whole and at
 /// once: whoever owned that, whatever its mode and wherever a symlink led, the new file is ours alone.
@@ -15,7 +16,7 @@ pub(super) fn write(pid_file: &Path, text: &str) {
     let path = files::beside(pid_file, ".dump");
     match replace(&path, &files::beside(pid_file, ".dump.new"), text) {
         Ok(()) => log::info!("the state is in {}", path.display()),
-        Err(error) => log::warn!("the state cannot be written to {}: {error}", path.display()),
+        Err(error) => log::warn!("the state cannot be written to {}: {}", path.display(), words(&error)),
     }
 }
 

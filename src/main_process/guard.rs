@@ -16,6 +16,7 @@ use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
 use crate::sys::options;
 use crate::sys::poller::Poller;
 
@@ -247,7 +248,7 @@ impl Guarded {
                 // Somebody else has taken the address, and may give it back.
                 self.due = Some(now + TOLD_EVERY);
                 if !std::mem::replace(&mut self.failure_told, true) {
-                    let (name, why) = (&self.name, errno.desc().to_lowercase());
+                    let (name, why) = (&self.name, words(&errno.into()));
                     log::error!("a worker shut down {name}, and it cannot listen again: {why}; trying every second");
                 }
             }
@@ -268,7 +269,7 @@ impl Guarded {
         match longer {
             Ok(()) => log::info!("a worker cut the queue of {name} to {current}; it is {queue} again (said once)"),
             Err(errno) => {
-                let why = errno.desc().to_lowercase();
+                let why = words(&errno.into());
                 log::warn!("a worker cut the queue of {name} to {current}, and it cannot be {queue} again: {why}");
             }
         }
@@ -276,7 +277,7 @@ impl Guarded {
 }
 
 fn tell_unwatched(name: &str, error: &io::Error) {
-    log::warn!("cannot watch over {name}: {error}; should a worker shut it down, nobody will know");
+    log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
 }
 
 /// nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.

@@ -14,6 +14,7 @@ use super::parts::{Found, Main};
 use super::state::{Event, Monitor};
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::Report;
+use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::spawn::Outcome;
@@ -73,7 +74,11 @@ impl Main {
             self.poller.forget(&running.channel);
             running.channel.close();
             if let Err(error) = processes::signal_child(running.child.pid, Signal::SIGKILL) {
-                ::log::error!("cannot kill the monitor of generation {}: {error}", monitor.generation);
+                ::log::error!(
+                    "cannot kill the monitor of generation {}: {}",
+                    monitor.generation,
+                    processes::why_not_signalled(&error)
+                );
             }
         }
     }
@@ -132,7 +137,7 @@ impl Main {
                 let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
                     Some(Outcome::Failed(refused, _)) => {
-                        Cause::CannotStart(format!("could not be executed: {}", refused.errno.desc()))
+                        Cause::CannotStart(format!("could not be executed: {}", words(&refused.errno.into())))
                     }
                     _ if silent => {
                         let time = LONGEST_SILENCE.as_secs();

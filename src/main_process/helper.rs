@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::config::text::c_string;
+use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
 
@@ -42,7 +43,7 @@ impl Helper {
         let pid = self.pid();
         for sent in [processes::signal_group(pid, Signal::SIGKILL), processes::signal_child(pid, Signal::SIGKILL)] {
             if let Err(error) = sent {
-                log::warn!("cannot kill {} (pid {pid}): {error}", self.title);
+                log::warn!("cannot kill {} (pid {pid}): {}", self.title, processes::why_not_signalled(&error));
             }
         }
     }
@@ -50,7 +51,7 @@ impl Helper {
     /// Why it was never executed, in words, now that it has been reaped.
     pub(super) fn refused(&mut self) -> Option<String> {
         match self.child.outcome() {
-            Outcome::Failed(refused, _) => Some(refused.errno.desc().to_lowercase()),
+            Outcome::Failed(refused, _) => Some(words(&refused.errno.into())),
             Outcome::Pending | Outcome::Done => None,
         }
     }

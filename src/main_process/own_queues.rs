@@ -16,6 +16,7 @@ use crate::config::{Listen, Plan};
 use crate::control::monitor::messages::{Order, Urgency};
 use crate::control::operator::requests::Outcome;
 use crate::sockets::Refusal;
+use crate::sys::errno::words;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.
 const LONGEST_AT_END: Duration = Duration::from_secs(3);
@@ -195,7 +196,10 @@ fn send_queue(running: &mut Running, place: usize, queue: BorrowedFd<'_>) {
     match queue.try_clone_to_owned() {
         Ok(copy) => running.channel.send_along(&Order::QueueAt { place }, vec![copy]),
         Err(error) => {
-            ::log::warn!("the queue of a worker cannot be handed out: {error}; its worker is started once it can")
+            ::log::warn!(
+                "the queue of a worker cannot be handed out: {}; its worker is started once it can",
+                words(&error)
+            )
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::config::{Plan, text};
 use crate::control::environment::OWN_IMAGE;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Order, VERSION};
+use crate::sys::errno::words;
 use crate::sys::{document, processes};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, spawn};
@@ -49,7 +50,7 @@ impl Main {
                     self.ask_what_serves_by_itself();
                 }
                 if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
-                    let cause = Cause::CannotStart(format!("could not be started: {error}"));
+                    let cause = Cause::CannotStart(format!("could not be started: {}", words(&error)));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }
@@ -67,10 +68,8 @@ impl Main {
             Action::SignalOrphans(monitor, signal) => self.children.signal_orphans(monitor, signal),
             Action::GiveUpOrphans(monitor) => {
                 for pid in self.children.give_up(monitor) {
-                    let (name, generation) = (processes::name_of(pid), monitor.generation);
-                    ::log::error!(
-                        "pid {pid} ({name}) of generation {generation} does not end, whatever it is sent; leaving it alone"
-                    );
+                    let whose = format!("generation {}", monitor.generation);
+                    ::log::error!("{}", processes::does_not_end(pid, &whose));
                 }
             }
             Action::CloseListeners => {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Plan;
 use crate::control::files::{self, lock_beside};
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
 
 /// A pid and a line end are no longer than this, in bytes.
 const MAX_CONTENT_BYTES: u64 = 32;
@@ -250,11 +251,7 @@ fn why_not(path: &Path, error: &io::Error, remedy: &str) -> String {
     if error.raw_os_error() == Some(Errno::ELOOP as i32) {
         return format!("cannot write {shown}: it is a symlink, which is not followed; remove it");
     }
-    format!("cannot write {shown}: {}", reason(error))
-}
-
-fn reason(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |errno| Errno::from_raw(errno).desc().to_lowercase())
+    format!("cannot write {shown}: {}", words(error))
 }
 
 fn holder(path: &Path) -> String {

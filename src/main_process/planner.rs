@@ -17,6 +17,7 @@ use crate::config::{Address, Listen, Plan, Text};
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::sockets::Refusal;
 use crate::sys::document;
+use crate::sys::errno::words;
 use crate::sys::processes::{self, Exit};
 use crate::worker::cause::Cause;
 use crate::worker::findings::Findings;
@@ -52,12 +53,12 @@ pub(super) struct Answer {
 pub fn run(environment: &Environment) -> Result<(), String> {
     processes::set_name();
     let (question, answer) = environment.take_planner()?;
-    let bytes = document::read(question).map_err(|error| format!("the question cannot be read: {error}"))?;
+    let bytes = document::read(question).map_err(|error| format!("the question cannot be read: {}", words(&error)))?;
     let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
     let answer_to = answer;
     let answer = resolve(question, environment);
     let json = serde_json::to_vec(&answer).map_err(|error| format!("the plan cannot be written: {error}"))?;
-    document::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {error}"))
+    document::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {}", words(&error)))
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
@@ -86,7 +87,11 @@ fn plan(
 ) -> Result<Plan, String> {
     // By its name: a symlink in it is followed anew.
     std::env::set_current_dir(start_directory).map_err(|error| {
-        format!("the directory {} that panzer was started in cannot be entered: {error}", start_directory.display())
+        format!(
+            "the directory {} that panzer was started in cannot be entered: {}",
+            start_directory.display(),
+            words(&error)
+        )
     })?;
     let arguments = arguments.into_iter().map(|argument| argument.0);
     cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
@@ -163,7 +168,8 @@ impl Planner {
         if exit != Exit::Code(0) {
             return Err(failed(Cause::from(exit).to_string()));
         }
-        let bytes = document::read(self.answer).map_err(|error| failed(format!("left nothing to read: {error}")))?;
+        let bytes =
+            document::read(self.answer).map_err(|error| failed(format!("left nothing to read: {}", words(&error))))?;
         serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))
     }
 }

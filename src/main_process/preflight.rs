@@ -15,6 +15,7 @@ use super::carried;
 use super::helper::Helper;
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::monitor::channel::{Channel, Message, Received};
+use crate::sys::errno::words;
 use crate::sys::processes::Exit;
 use crate::sys::{document, printable};
 use crate::worker::cause::signal_name;
@@ -37,18 +38,18 @@ impl Message for Proof {
 /// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
 pub fn run(environment: &Environment) -> Result<(), String> {
     let (state, channel) = environment.take_preflight()?;
-    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
+    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     carried::read(&bytes)?;
     let image: OwnedFd = File::options()
         .read(true)
         .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
         .open(OWN_IMAGE)
-        .map_err(|error| format!("cannot open {OWN_IMAGE}: {error}"))?
+        .map_err(|error| format!("cannot open {OWN_IMAGE}: {}", words(&error)))?
         .into();
     let proof = Proof { build: carried::build().to_owned() };
     let mut channel = Channel::new(channel);
     channel.send_along(&proof, vec![image]);
-    channel.finish().map_err(|error| format!("main cannot be told: {error}"))
+    channel.finish().map_err(|error| format!("main cannot be told: {}", words(&error)))
 }
 
 /// A pre-flight under way.

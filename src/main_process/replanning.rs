@@ -16,6 +16,7 @@ use crate::config::{Address, Plan, Surge, Text};
 use crate::control::files::lock_beside;
 use crate::signals;
 use crate::sockets::Refusal;
+use crate::sys::errno::words;
 use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -84,8 +85,8 @@ impl Main {
         let own_files = self.own_files();
         let until = Instant::now() + PATIENCE;
         let planner = Planner::begin(purpose, &self.plan, serving, own_files, in_use, &self.environment, until);
-        let planner =
-            planner.map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {error}")))?;
+        let planner = planner
+            .map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {}", words(&error))))?;
         self.children.add_planner(planner);
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report};
 use crate::control::operator::server;
+use crate::sys::errno::words;
 use crate::sys::{document, processes, signals, stderr};
 
 /// Number of reports read from one monitor before the loop looks at anything else.
@@ -32,12 +33,12 @@ const MAX_SIGNALS_A_TURN: usize = 64;
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> Result<u8, String> {
-    signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
+    signals::block_all().map_err(|error| format!("cannot block signals: {}", words(&error)))?;
     processes::set_name();
     let begun = match environment.take_main()? {
         Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
         Begin::Anew(plan) => {
-            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
             stderr::start(plan.tuning.verbosity.level());
             let starter = Starter::new(environment.take_started()?);
@@ -46,7 +47,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     };
     match begun {
         Ok(mut main) => {
-            let code = main.run().map_err(|error| format!("main cannot go on: {error}"));
+            let code = main.run().map_err(|error| format!("main cannot go on: {}", words(&error)));
             main.operators.server.end();
             main.ack_paths.remove_all();
             main.pid_file.remove();

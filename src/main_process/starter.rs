@@ -6,6 +6,7 @@ use nix::unistd::write;
 
 use super::state::Overview;
 use crate::control::environment::STARTED;
+use crate::sys::errno::words;
 use crate::sys::stderr;
 
 /// The one who waits, until it has been told.
@@ -31,7 +32,7 @@ impl Starter {
     /// Lets go of the terminal, then of the starter: once that has returned nothing more may appear there.
     pub(super) fn tell(&mut self) {
         if let Err(error) = stderr::leave_terminal() {
-            log::warn!("the terminal cannot be left: {error}");
+            log::warn!("the terminal cannot be left: {}", words(&error));
         }
         if let Some(waiting) = self.0.take() {
             // The pipe is empty, so it takes this at once. A starter that is gone needs no word.

@@ -4,6 +4,7 @@
 use super::held::Held;
 use super::parts::Main;
 use crate::config::Listen;
+use crate::sys::errno::words;
 use crate::sys::reuseport;
 
 /// What the slots are that new connections go to.
@@ -63,7 +64,7 @@ impl Main {
             };
             if let Err(error) = steered {
                 let address = &group[0].listen.address;
-                log::warn!("{address}: new connections cannot be kept from queues without a worker: {error}");
+                log::warn!("{address}: new connections cannot be kept from queues without a worker: {}", words(&error));
             }
         }
         self.steered = Some(served);

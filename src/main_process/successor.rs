@@ -31,6 +31,7 @@ use crate::config::text::c_string;
 use crate::control::environment::Environment;
 use crate::control::operator::requests::Outcome;
 use crate::sys::descriptors::{Kept, set_inherited, take_over as take_descriptor};
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit};
 use crate::sys::{document, signals, stderr};
@@ -74,9 +75,9 @@ impl Main {
     fn begin_preflight(&mut self) -> Result<(), String> {
         let image = self.environment.image()?;
         log::info!("restart: trying {}", image.display());
-        let document = self.written().map_err(|error| format!("the state cannot be handed on: {error}"))?.0;
+        let document = self.written().map_err(|error| format!("the state cannot be handed on: {}", words(&error)))?.0;
         let preflight = Preflight::begin(&image, &document, &self.environment);
-        self.children.add_preflight(preflight.map_err(|error| format!("it could not be started: {error}"))?);
+        self.children.add_preflight(preflight.map_err(|error| format!("it could not be started: {}", words(&error)))?);
         Ok(())
     }
 
@@ -112,7 +113,7 @@ impl Main {
             None => Err(io::Error::other("it got lost")),
         };
         if let Err(error) = executed {
-            self.go_on_with_restart(Event::NotExecuted(format!("it cannot take over: {error}")));
+            self.go_on_with_restart(Event::NotExecuted(format!("it cannot take over: {}", words(&error))));
         }
     }
 
@@ -179,12 +180,13 @@ impl Main {
 
 /// Takes the place of the main before, by what that has written down. Fails only where the pre-flight should have.
 pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
-    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {error}"))?;
+    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     let carried = carried::read(&bytes)?;
     stderr::start(carried.plan.tuning.verbosity.level());
     stderr::add_lost(carried.lost_messages);
     let (before, file) = (carried.build.clone(), carried.file);
-    let mut main = resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {error}"))?;
+    let mut main =
+        resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {}", words(&error)))?;
     // Two builds of one version are told apart by their files.
     let file = file.zip(BuildFile::own()).filter(|_| before == build()).map(|(before, own)| own.against(before));
     let added = file.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();

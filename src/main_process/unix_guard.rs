@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::held::{AllHeld, Held};
 use crate::config::{Address, Listen};
 use crate::sockets::{Listener, bind};
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 
 /// What could not be bound anew is tried again after this.
@@ -55,7 +56,10 @@ impl UnixGuard {
         }
         if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + held.number) {
             let address = &held.name;
-            log::warn!("cannot watch over {address}: {error}; should a worker shut it down, nobody will know");
+            log::warn!(
+                "cannot watch over {address}: {}; should a worker shut it down, nobody will know",
+                words(&error)
+            );
         }
     }
 

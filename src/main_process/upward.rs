@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Overview, Progress};
 use crate::control::environment::Environment;
+use crate::sys::errno::words;
 
 /// What the manager did not take is tried again after this time, which doubles up to the longest.
 const RETRY: Duration = Duration::from_millis(200);
@@ -70,7 +71,7 @@ impl Upward {
         let to = environment.of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
             Err(errno) => {
-                log::warn!("NOTIFY_SOCKET {name} cannot be used: {}", errno.desc().to_lowercase());
+                log::warn!("NOTIFY_SOCKET {name} cannot be used: {}", words(&errno.into()));
                 None
             }
         });
@@ -245,7 +246,7 @@ impl Upward {
             // One that is being started anew listens again in a moment.
             Err(errno) => {
                 if !std::mem::replace(&mut self.failure_told, true) {
-                    log::warn!("NOTIFY_SOCKET cannot be told anything: {}", errno.desc().to_lowercase());
+                    log::warn!("NOTIFY_SOCKET cannot be told anything: {}", words(&errno.into()));
                 }
                 None
             }

@@ -103,10 +103,11 @@ impl Roster {
         let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
         for (pid, error) in self.kin.signal(worker, signal, true, is_led) {
             log::warn!(
-                "cannot send {} to pid {pid} ({}), which worker {} left behind: {error}",
+                "cannot send {} to pid {pid} ({}), which worker {} left behind: {}",
                 signal.as_str(),
                 processes::name_of(pid),
-                worker.slot
+                worker.slot,
+                processes::why_not_signalled(&error)
             );
         }
     }
@@ -116,11 +117,7 @@ impl Roster {
         let left: Vec<Pid> = self.kin.of(worker).chain(self.pid_of(worker)).collect();
         for pid in &left {
             self.kin.remove(*pid);
-            log::error!(
-                "pid {pid} ({}) of worker {} does not end, whatever it is sent; leaving it alone",
-                processes::name_of(*pid),
-                worker.slot
-            );
+            log::error!("{}", processes::does_not_end(*pid, &format!("worker {}", worker.slot)));
         }
         self.given_up.extend(&left);
         left

@@ -9,6 +9,7 @@ use super::run::Monitor;
 use super::state::Event;
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::{Order, Report, WorkerStatus};
+use crate::sys::errno::words;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
@@ -22,7 +23,7 @@ impl Monitor {
                 Received::Message(Order::Status, _) => self.report_status(),
                 Received::Message(Order::LeaveTerminal, _) => {
                     if let Err(error) = stderr::leave_terminal() {
-                        ::log::warn!("the terminal cannot be left: {error}");
+                        ::log::warn!("the terminal cannot be left: {}", words(&error));
                     }
                 }
                 Received::Message(Order::QueueAt { place }, descriptors) => {

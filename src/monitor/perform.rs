@@ -15,6 +15,7 @@ use crate::control::monitor::messages::Report;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
 use crate::sockets::queues;
+use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::environment::{Place, arguments, probe_variables, variables};
@@ -101,7 +102,8 @@ impl Monitor {
             death_signal: Some(plan.tuning.stop.first_signal()),
             identity: Some(&self.identity),
         };
-        let child = spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {error}")))?;
+        let child =
+            spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
         let pid = child.pid;
         let started = processes::started(pid);
@@ -171,7 +173,7 @@ impl Monitor {
             identity: Some(&self.identity),
         };
         // What comes of its exec shows in how it ends.
-        self.roster.add_probe(worker, spawn(&command).map_err(|error| error.to_string())?);
+        self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);
         Ok(())
     }
 
@@ -200,7 +202,12 @@ impl Monitor {
         let Err(error) = sent else { return true };
         let live = self.roster.in_slot(worker.slot);
         if live.is_some_and(|live| !std::mem::replace(&mut live.refuses, true)) {
-            ::log::warn!("cannot send {} to worker {} (pid {pid}): {error}", signal.as_str(), worker.slot);
+            ::log::warn!(
+                "cannot send {} to worker {} (pid {pid}): {}",
+                signal.as_str(),
+                worker.slot,
+                processes::why_not_signalled(&error)
+            );
         }
         false
     }

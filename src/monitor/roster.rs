@@ -111,7 +111,11 @@ impl Roster {
         if self.kin.of(worker).any(left)
             && let Err(error) = processes::signal_group(pid, Signal::SIGKILL)
         {
-            log::warn!("cannot kill what a probe of worker {} left behind (group {pid}): {error}", worker.slot);
+            log::warn!(
+                "cannot kill what a probe of worker {} left behind (group {pid}): {}",
+                worker.slot,
+                processes::why_not_signalled(&error)
+            );
         }
         Some(worker)
     }
@@ -122,7 +126,11 @@ impl Roster {
             let killed = processes::signal_group(*pid, Signal::SIGKILL)
                 .and_then(|()| processes::signal_child(*pid, Signal::SIGKILL));
             if let Err(error) = killed {
-                log::warn!("cannot kill the probe of worker {} (pid {pid}): {error}", worker.slot);
+                log::warn!(
+                    "cannot kill the probe of worker {} (pid {pid}): {}",
+                    worker.slot,
+                    processes::why_not_signalled(&error)
+                );
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::readiness::notify::{Notification, NotifySocket};
 use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals, stderr};
@@ -81,14 +82,14 @@ pub(super) struct Monitor {
 /// Takes the role of a monitor, until all its workers have ended. Fails where panzer itself is at fault.
 pub fn run(environment: &Environment) -> Result<(), String> {
     let inheritance = environment.take_monitor()?;
-    signals::block_all().map_err(|error| format!("cannot block signals: {error}"))?;
+    signals::block_all().map_err(|error| format!("cannot block signals: {}", words(&error)))?;
     processes::set_name();
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.tuning.verbosity.level());
     if assignment.plan.daemonize {
         // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
-        stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {error}"))?;
+        stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {}", words(&error)))?;
     }
     let (release, findings) = match find_release(&assignment, inheritance.release, environment) {
         Ok(found) => found,
@@ -98,7 +99,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
             return last_words(channel.finish());
         }
     };
-    let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {error}"))?;
+    let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {}", words(&error)))?;
     let Findings { variables, identity, directory } = findings;
     identity.open_output();
     let mut inherited = identity.rename_in(environment.passed_on());
@@ -110,16 +111,18 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         Ok(monitor) => monitor,
         // Main is gone before anything was started: there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-        Err(error) => return Err(format!("a monitor cannot start: {error}")),
+        Err(error) => return Err(format!("a monitor cannot start: {}", words(&error))),
     };
-    monitor.run().map_err(|error| format!("a monitor cannot go on: {error}"))?;
+    monitor.run().map_err(|error| format!("a monitor cannot go on: {}", words(&error)))?;
     last_words(monitor.channel.finish())
 }
 
 /// What became of what was said last. Where main is gone, nobody needs it.
 fn last_words(said: io::Result<()>) -> Result<(), String> {
     match said {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("main cannot be told: {error}")),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("main cannot be told: {}", words(&error)))
+        }
         _ => Ok(()),
     }
 }
@@ -289,7 +292,7 @@ impl Monitor {
             Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
             // The child is about to exit; that it did, and why, is told when it has been reaped.
             Outcome::Failed(refused, cause) => {
-                live.refused = cause.or_else(|| Some(Cause::CannotStart(refused.errno.desc().to_lowercase())));
+                live.refused = cause.or_else(|| Some(Cause::CannotStart(words(&refused.errno.into()))));
             }
         }
         self.poller.forget(child);

@@ -23,6 +23,7 @@ use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{descriptors, document, foreign, processes};
@@ -40,7 +41,7 @@ const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
 const SHARE_FOR_NOTIFY: u64 = 4;
 
 pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
-    let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {error}"))?;
+    let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
     let assignment: Assignment =
         serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
     if assignment.version > VERSION {
@@ -144,7 +145,7 @@ fn share_ports(assignment: &Assignment, release: &Release, poller: &Poller) -> i
 
 fn acknowledge_at(path: &Path, poller: &Poller) -> io::Result<AckSocket> {
     AckSocket::bind(path, poller, ACKS)
-        .map_err(|error| io::Error::other(format!("cannot listen on {}: {error}", path.display())))
+        .map_err(|error| io::Error::other(format!("cannot listen on {}: {}", path.display(), words(&error))))
 }
 
 fn settings(assignment: &Assignment, has_listener: bool) -> Settings {

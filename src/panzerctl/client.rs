@@ -16,6 +16,7 @@ use super::instance::Instance;
 use super::trouble::Trouble;
 use crate::control::operator::requests::{Answer, Line, Outcome, Request};
 use crate::control::operator::status::Status;
+use crate::sys::errno::words;
 use crate::sys::pidfd::PidFd;
 use crate::sys::printable;
 
@@ -81,7 +82,7 @@ impl Client {
         let left = MAX_ANSWER_BYTES - self.line.len();
         match (&mut self.stream).take(left as u64).read_until(b'\n', &mut self.line) {
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => return None,
-            Err(error) => return Some(Err(format!("the connection broke: {error}"))),
+            Err(error) => return Some(Err(format!("the connection broke: {}", words(&error)))),
             Ok(_) => {}
         }
         let line = std::mem::take(&mut self.line);

@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 
 use super::trouble::Trouble;
 use crate::control::files::{lock_beside, name_of, socket_beside};
+use crate::sys::errno::words;
 use crate::sys::printable;
 
 /// An instance that runs, or did.
@@ -63,7 +64,7 @@ impl Instance {
             ));
         }
         if why.kind() == ErrorKind::Other {
-            return Trouble::Unknown(format!("{socket} is not asked: {why}"));
+            return Trouble::Unknown(format!("{socket} is not asked: {}", words(why)));
         }
         let running = self.is_running();
         match self.pid_file.as_deref().filter(|path| path.exists()) {

@@ -19,6 +19,7 @@ use super::holder::{self, Prospect};
 use super::{inherited, unix_path};
 use crate::config::{Access, Address, Listen};
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
 use crate::sys::reuseport;
 
 /// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
@@ -301,8 +302,7 @@ fn why_not(address: &Address, error: &io::Error) -> Refusal {
         },
         Some(Errno::EADDRNOTAVAIL) => "this machine has no such address".to_owned(),
         Some(Errno::ENOENT) => "its directory does not exist; create it".to_owned(),
-        Some(errno) => errno.desc().to_lowercase(),
-        None => error.to_string(),
+        _ => words(error),
     };
     Refusal::Final(format!("cannot listen on {address}: {reason}"))
 }

@@ -5,6 +5,7 @@
 pub mod descriptors;
 pub mod document;
 pub mod epoll_sets;
+pub mod errno;
 pub mod foreign;
 mod memory;
 pub mod options;

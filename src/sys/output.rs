@@ -19,6 +19,7 @@ use nix::unistd::{Gid, dup2_stderr, dup2_stdout, fchown, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::descriptors::{Kind, kind, open_anew};
+use super::errno::words;
 
 /// The file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
 const PIPES: FsType = FsType(0x5049_5045);
@@ -43,7 +44,7 @@ impl TerminalRights {
                 let restored = fchmod(fd, Mode::from_bits_truncate(mode))
                     .and_then(|()| fchown(fd, None, Some(Gid::from_raw(group))));
                 if let Err(errno) = restored {
-                    log::warn!("the terminal's group cannot be restored: {}", errno.desc().to_lowercase());
+                    log::warn!("the terminal's group cannot be restored: {}", words(&errno.into()));
                 }
             }
         }
@@ -64,7 +65,7 @@ pub fn open_to_group(group: u32) {
             continue;
         };
         if let Err(errno) = opened {
-            log::debug!("stdout or stderr cannot be opened to group {group}: {}", errno.desc().to_lowercase());
+            log::debug!("stdout or stderr cannot be opened to group {group}: {}", words(&errno.into()));
         }
     }
 }

@@ -12,6 +12,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 
+use super::errno::words;
+use super::printable;
+
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -114,6 +117,24 @@ pub fn exists(pid: Pid) -> bool {
     kill(pid, None) != Err(Errno::ESRCH)
 }
 
+/// Why a signal was refused, and what helps.
+pub fn why_not_signalled(error: &io::Error) -> String {
+    let why = words(error);
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => format!("{why}; it has become another user: end it as that user, or as root"),
+        _ => why,
+    }
+}
+
+/// That a process is given up, and how to find out more.
+pub fn does_not_end(pid: Pid, whose: &str) -> String {
+    let name = name_of(pid);
+    format!(
+        "pid {pid} ({name}) of {whose} does not end, whatever it is sent; leaving it alone; ps -o user,stat,wchan {pid} \
+         shows whose it is, and what it waits for"
+    )
+}
+
 fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
     match sent {
         Err(Errno::ESRCH) => Ok(()),
@@ -175,11 +196,7 @@ pub fn environment_of(pid: Pid, most: u64) -> Option<Vec<u8>> {
 /// The short name of a process, fit to be shown.
 pub fn name_of(pid: Pid) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    String::from_utf8_lossy(&name)
-        .trim_end()
-        .chars()
-        .map(|letter| if letter.is_control() { '?' } else { letter })
-        .collect()
+    printable::line(String::from_utf8_lossy(&name).trim_end())
 }
 
 /// The process group of `pid`.

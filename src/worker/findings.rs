@@ -14,6 +14,7 @@ use super::identity::Identity;
 use super::program::Release;
 use crate::config::{Plan, Text};
 use crate::sys::document;
+use crate::sys::errno::words;
 
 /// What workers of a generation get in whichever life of its monitor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,7 +47,9 @@ impl Findings {
     /// Reads what [`Findings::to_document`] wrote.
     pub fn from_document(document: OwnedFd) -> Result<Findings, Cause> {
         let read = || -> io::Result<Findings> { Ok(serde_json::from_slice(&document::read(document)?)?) };
-        read().map_err(|error| Cause::CannotStart(format!("what its first monitor found cannot be read: {error}")))
+        read().map_err(|error| {
+            Cause::CannotStart(format!("what its first monitor found cannot be read: {}", words(&error)))
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cause::Cause;
 use crate::config::identity::Named;
 use crate::config::{self, Text};
+use crate::sys::errno::words;
 use crate::sys::{output, rights};
 
 /// Variables that tell a program as whom it runs.
@@ -152,7 +153,7 @@ impl Identity {
 
     /// Why `step` failed, in words.
     pub fn explain(&self, step: Step, errno: Errno) -> Cause {
-        let why = errno.desc().to_lowercase();
+        let why = words(&errno.into());
         let shown = self.whom.as_ref().map_or("", |credentials| credentials.shown.as_str());
         let text = match (step, errno) {
             (Step::Nice, _) => {
@@ -266,11 +267,7 @@ fn groups_of(user: &User, gid: u32) -> Result<Vec<u32>, Cause> {
     // A name that came from the system holds no NUL.
     let name = CString::new(user.name.as_str()).unwrap_or_default();
     let groups = getgrouplist(&name, Gid::from_raw(gid)).map_err(|errno| {
-        Cause::CannotBecome(format!(
-            "the groups of user {} cannot be looked up: {}",
-            user.name,
-            errno.desc().to_lowercase()
-        ))
+        Cause::CannotBecome(format!("the groups of user {} cannot be looked up: {}", user.name, words(&errno.into())))
     })?;
     Ok(groups.into_iter().map(Gid::as_raw).collect())
 }
@@ -282,6 +279,6 @@ fn no_such(kind: &str, named: &Named) -> Cause {
 fn cannot_find(kind: &str, named: &Named, errno: Errno) -> Cause {
     Cause::CannotBecome(format!(
         "{kind} {named} cannot be looked up: {}; try again, or give numbers",
-        errno.desc().to_lowercase()
+        words(&errno.into())
     ))
 }

@@ -17,6 +17,7 @@ use super::cause::Cause;
 use super::refusal;
 use super::spawn::{Image, Program};
 use crate::config::Plan;
+use crate::sys::errno::words;
 
 /// One release, held: the directory and the program stay what they were when it was found, whatever becomes of the
 /// paths that led there.
@@ -108,7 +109,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Cause> {
         Cause::CannotStart(format!(
             "the working directory {} cannot be entered: {}; create it or correct --chdir",
             path.display(),
-            errno_of(&error).desc()
+            words(&error)
         ))
     })
 }

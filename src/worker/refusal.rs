@@ -15,6 +15,8 @@ use super::cause::Cause;
 use super::identity::Identity;
 use super::spawn::Refused;
 
+use crate::sys::errno::words;
+
 /// As much of a file as the kernel itself looks at.
 const HEAD: usize = 256;
 
@@ -49,7 +51,7 @@ pub fn explain(errno: Errno, path: &Path) -> Cause {
         Errno::ENOENT if !path.exists() => {
             return Cause::NotFound(Cause::bounded(format!(
                 "{shown} was not found ({}); check the path",
-                errno.desc().to_lowercase()
+                words(&errno.into())
             )));
         }
         Errno::ENOENT => match interpreter(path) {
@@ -59,7 +61,7 @@ pub fn explain(errno: Errno, path: &Path) -> Cause {
         Errno::EACCES => format!("{shown} cannot be executed: {}", why_denied(path)),
         Errno::ENOEXEC => format!("{shown} cannot be executed: {}", why_no_program(path)),
         Errno::ETXTBSY => format!("{shown} cannot be executed: it is still open for writing (text file busy)"),
-        other => format!("{shown} cannot be executed: {}", other.desc()),
+        other => format!("{shown} cannot be executed: {}", words(&other.into())),
     };
     Cause::CannotExecute(Cause::bounded(text))
 }
@@ -85,7 +87,7 @@ fn interpreter(path: &Path) -> Option<String> {
 }
 
 fn why_denied(path: &Path) -> String {
-    let Ok(meta) = fs::metadata(path) else { return Errno::EACCES.desc().to_lowercase() };
+    let Ok(meta) = fs::metadata(path) else { return words(&Errno::EACCES.into()) };
     let mode = meta.permissions().mode() & 0o7777;
     if meta.is_dir() {
         "it is a directory".to_owned()

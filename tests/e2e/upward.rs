@@ -124,7 +124,7 @@ fn a_reload_that_comes_to_nothing_at_once_is_told_as_well() {
     let pid = panzer.pid().to_string();
     let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=3:"]).status().unwrap();
     assert!(limited.success());
-    panzer.expect_line("error: reload failed: generation 2: the configuration cannot be read: Too many open files");
+    panzer.expect_line("error: reload failed: generation 2: the configuration cannot be read: too many open files");
     assert!(panzer.reload_and_wait().is_err());
     let heard = manager.hear_until("READY=1");
     assert!(heard.iter().any(|message| message.starts_with("RELOADING=1\nMONOTONIC_USEC=")), "{heard:?}");

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
 use crate::sys::packets;
 use crate::sys::poller::Poller;
 
@@ -225,7 +226,7 @@ impl Channel {
                     return self.drop_waiting();
                 }
                 Err(_) if put_off(&mut self.sending, RETRY_TIMEOUT) => return,
-                Err(errno) => return self.fail(format!("cannot send: {}", errno.desc())),
+                Err(errno) => return self.fail(format!("cannot send: {}", words(&errno.into()))),
             }
         }
     }
@@ -293,7 +294,7 @@ impl Channel {
             Err(Errno::EAGAIN) => Received::Nothing,
             Err(errno) => {
                 if !put_off(&mut self.receiving, RETRY_TIMEOUT) {
-                    self.fail(format!("cannot receive: {}", errno.desc()));
+                    self.fail(format!("cannot receive: {}", words(&errno.into())));
                 }
                 Received::Nothing
             }

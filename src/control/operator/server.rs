@@ -19,6 +19,7 @@ use super::client::{self, CLIENT_TIMEOUT, Client, Phase};
 use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 
 /// Token under which the listener is watched. Clients have higher ones.
@@ -306,7 +307,7 @@ impl Server {
             Ok(_) if self.clients.len() >= self.max_clients => {
                 Some(format!("there are {} clients already; try again", self.max_clients))
             }
-            Ok(_) => watched.err().map(|error| format!("your requests cannot be waited for: {error}")),
+            Ok(_) => watched.err().map(|error| format!("your requests cannot be waited for: {}", words(&error))),
         };
         match refusal {
             // The buffer of a new socket has room for the line.

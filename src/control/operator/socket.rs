@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socke
 
 use crate::config::Access;
 use crate::sockets::unix_path;
+use crate::sys::errno::words;
 
 /// The socket, and the file that it owns.
 #[derive(Debug)]
@@ -58,8 +59,7 @@ pub(super) fn why(path: &Path, error: &io::Error) -> String {
         }
         Some(Errno::EADDRINUSE) => "a file that is not a socket is in its place; remove it".to_owned(),
         Some(Errno::ENAMETOOLONG) => "its path is longer than 107 bytes; give --control".to_owned(),
-        Some(errno) => errno.desc().to_lowercase(),
-        None => error.to_string(),
+        _ => words(error),
     };
     format!("cannot listen on the control socket {shown}: {reason}")
 }

@@ -22,6 +22,7 @@ use crate::panzerctl::table;
 use crate::panzerctl::text::{Line, Tone};
 use crate::panzerctl::trouble::Trouble;
 use crate::panzerctl::usage::{Meter, Usages};
+use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::{Signals, block_all, unblock};
 
@@ -56,7 +57,7 @@ struct Watch {
 /// Watches until the user ends it. Fails if main does not answer.
 pub(crate) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
     let instance = choose(options)?;
-    let cannot = |error: io::Error| Trouble::Failed(format!("cannot watch: {error}"));
+    let cannot = |error: io::Error| Trouble::Failed(format!("cannot watch: {}", words(&error)));
     let poller = Poller::new().map_err(cannot)?;
     let screen = (!json && is_capable_terminal()).then(|| begin(&poller)).transpose().map_err(cannot)?;
     let patience = options.timeout.unwrap_or(ANSWER_TIMEOUT);
@@ -96,7 +97,7 @@ impl Watch {
             if self.next <= Instant::now() {
                 self.on_interval()?;
             }
-            let ready = self.poller.wait(Some(self.next)).map_err(|error| Trouble::Failed(error.to_string()))?;
+            let ready = self.poller.wait(Some(self.next)).map_err(|error| Trouble::Failed(words(&error)))?;
             for token in ready {
                 let goes_on = match token {
                     SIGNALS => self.on_signals(),

@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 pub use key::{Key, bind_as_claimed, bind_own, bind_unbound, is_at, is_bound, key_of};
 use key::{LENGTH_V4, LENGTH_V6, Seen, look_at, look_from_outside, read_address, unbound};
 
+use crate::sys::errno::words;
 use crate::sys::seccomp::{self, Call, Calls, Trapped};
 use crate::sys::{epoll_sets, foreign, options};
 
@@ -118,7 +119,7 @@ pub fn try_out() -> Result<(), String> {
         Some(Errno::EBUSY) => "somebody else, such as an outer panzer, already answers for these processes".to_owned(),
         Some(Errno::EPERM | Errno::EACCES) => "seccomp is forbidden here, as by a container".to_owned(),
         Some(Errno::ENOSYS | Errno::EINVAL) => "it takes Linux 5.9 or later, with seccomp".to_owned(),
-        _ => error.to_string(),
+        _ => words(&error),
     })
 }
 
@@ -337,7 +338,7 @@ impl Sharing {
             let errno = error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
             // Withdrawn: the call comes again, or its caller has ended.
             if errno != Errno::ENOENT && self.calls.is_waiting(&waiting.call) {
-                log::warn!("cannot share {} with pid {}: {error}", waiting.key.address, waiting.call.thread);
+                log::warn!("cannot share {} with pid {}: {}", waiting.key.address, waiting.call.thread, words(&error));
             }
             errno
         });

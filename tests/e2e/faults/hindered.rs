@@ -128,7 +128,7 @@ fn a_monitor_that_lacks_descriptors_to_be_started_leaks_none() {
     let panzer = builder.args(["-w", "1", "--ready", "alive", "--bake", "100ms", "--", "sleep", "1000"]).start();
     panzer.wait_serving();
     let before = descriptors(panzer.pid());
-    panzer.expect_line("error: reload failed: *Too many open files");
+    panzer.expect_line("error: reload failed: *too many open files");
     for _ in 0..3 {
         limit_descriptors(panzer.pid(), before as u64 + 14);
         assert!(panzer.reload_and_wait().is_err());

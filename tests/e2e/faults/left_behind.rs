@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{SOON, is_alive, kill_9, wait_gone, wait_workers};
 use crate::control::panzerctl;
-use crate::support::{Panzer, Process, eventually, eventually_some};
+use crate::support::{Panzer, Process, eventually, eventually_some, require};
 
 fn noted_pid(panzer: &Panzer, name: &str) -> i32 {
     let path = panzer.path(name);
@@ -127,4 +127,51 @@ fn a_stopped_worker_can_obey() {
     panzer.allow_line("warning: worker 0 (pid *) is stopped by SIGSTOP");
     nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
     assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Panzer is nobody, and a worker starts something as root through a setuid program.
+#[test]
+fn what_may_not_be_signalled_holds_up_no_stop() {
+    if !nix::unistd::geteuid().is_root() || !require("setpriv") {
+        return;
+    }
+    for monitor_dies in [false, true] {
+        // A copy, as panzer itself may lie where nobody may not go.
+        let as_nobody = "#!/bin/sh
+cp \"$1\" $(command -v setpriv) . && chmod 4755 setpriv && touch left && chown nobody . run left && shift
+exec setpriv --reuid nobody --regid 65534 --clear-groups ./panzer \"$@\"
+";
+        let app = "#!/bin/sh
+if [ ! -s left ]; then
+    ./setpriv --reuid 0 --regid 0 --clear-groups setsid sleep 1000 </dev/null >/dev/null 2>&1 &
+    echo $! > left
+fi
+exec sleep 1000
+";
+        let panzer = Panzer::builder().executable("as-nobody", as_nobody).through("as-nobody").executable("app", app);
+        let alone =
+            ["-w", "1", "--bake", "300ms", "--share-ports", "off", "--ready", "alive", "--respawn-limit", "1/1h"];
+        let panzer = panzer.args(alone).args(["--stop", "TERM/300ms/KILL", "./app"]).start();
+        panzer.wait_serving();
+        let left = noted_pid(&panzer, "left");
+        eventually(SOON, "a helper of root's runs", || {
+            fs::metadata(format!("/proc/{left}")).is_ok_and(|helper| std::os::unix::fs::MetadataExt::uid(&helper) == 0)
+        });
+        let others = "; it has become another user: end it as that user, or as root";
+        panzer
+            .expect_line(&format!("warning: cannot send SIG* to pid {left} (sleep)*: operation not permitted{others}"));
+        panzer.expect_line(&format!(
+            "error: pid {left} (sleep) of * does not end, whatever it is sent; leaving it alone"
+        ));
+        panzer.allow_line("ended and left processes behind; stopping them");
+        if monitor_dies {
+            panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL");
+            kill_9(panzer.status().serving().monitor.unwrap());
+        } else {
+            panzer.signal(nix::sys::signal::Signal::SIGTERM);
+        }
+        panzer.wait_for_line(&format!("pid {left} (sleep) of * does not end"), SOON);
+        kill_9(left);
+        panzer.stop();
+    }
 }

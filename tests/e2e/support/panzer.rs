@@ -376,6 +376,9 @@ impl Panzer {
             |line: &String| is_usual(line) || expected.iter().chain(&allowed).any(|pattern| matches(pattern, line));
         let unexpected: Vec<&String> = lines.iter().filter(|line| !is_known(line)).collect();
         assert!(unexpected.is_empty(), "not expected on stderr: {unexpected:#?}");
+        let numbers: Vec<&String> =
+            lines.iter().filter(|line| line.contains("panzer: ") && line.contains("(os error")).collect();
+        assert!(numbers.is_empty(), "numbers instead of words: {numbers:#?}");
         for pattern in &expected {
             assert!(lines.iter().any(|line| matches(pattern, line)), "expected on stderr, and not there: {pattern:?}");
         }

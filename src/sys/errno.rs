@@ -1,0 +1,25 @@
+//! Why a system call failed, in words that stand within a sentence.
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// The words for `error`, such as "permission denied", without its number. For an errno: `words(&errno.into())`.
+pub fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_is_left() {
+        assert_eq!(words(&Errno::EPERM.into()), "operation not permitted");
+        assert_eq!(words(&io::Error::from_raw_os_error(2)), "no such file or directory");
+        assert_eq!(words(&io::Error::other("it is no regular file")), "it is no regular file");
+    }
+}
