@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Commands that cannot be run here, by how they begin, and why.
-const ELSEWHERE: [(&str, &str); 11] = [
+const ELSEWHERE: [(&str, &str); 12] = [
     ("cargo test", "CI runs it first of all, and it runs this test"),
     ("PANZER_SIM_", "a simulation that is longer or narrower than the one that CI runs"),
     ("cargo install --path .", "it installs into the user's home; what it builds, the other tests build"),
@@ -40,6 +40,7 @@ const ELSEWHERE: [(&str, &str); 11] = [
         "the units are for systemd as PID 1; `deploy` has systemd-analyze read them, and starts what they start",
     ),
     ("systemctl", "there is no systemd as PID 1; `deploy` runs what the units start and reload by"),
+    ("panzerctl --pid /run/my_app", "it asks a panzer that systemd has started; `control` tests --pid"),
     ("docker", "there is no engine; a linter reads the Dockerfile, and `deploy` runs its commands as in a container"),
     ("kubectl", "there is no cluster; `deploy` has the manifest validated, and runs its commands"),
 ];
