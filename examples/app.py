@@ -1,4 +1,4 @@
-"""The smallest applications there are, for servers that have workers of their own or none.
+"""The smallest applications for uvicorn and gunicorn.
 
     panzer -w 4 -l 127.0.0.1:8000 -- uvicorn app:app --fd {fd}
     panzer -w 4 -l 127.0.0.1:8000 -- gunicorn app:wsgi

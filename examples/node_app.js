@@ -7,7 +7,7 @@
 const http = require('node:http');
 const net = require('node:net');
 
-const GRACE = 5000; // so long a connection may be silent once we are to stop, in milliseconds
+const GRACE = 5000; // milliseconds that a connection may be silent once this worker is to stop
 
 const { PANZER_WORKER_ID: worker = '-', PANZER_GENERATION: generation = '-' } = process.env;
 let stopping = false;
@@ -15,15 +15,15 @@ let stopping = false;
 const server = http.createServer((request, response) => {
   const text = `worker ${worker} of generation ${generation}, pid ${process.pid}\n`;
   const headers = { 'Content-Type': 'text/plain', 'Content-Length': text.length };
-  // Whoever is told so opens a new connection, which another worker accepts.
+  // The client then opens a new connection, which another worker accepts.
   if (stopping) headers.Connection = 'close';
   response.writeHead(200, headers).end(text);
 });
 
 process.on('SIGTERM', () => {
   stopping = true;
-  // Stops accepting. The server's own close() would also cut the connections that are idle, on which the next request
-  // may be under way already.
+  // This stops accepting only. The server's own close() would also close idle connections, on which the next request may
+  // already be under way.
   net.Server.prototype.close.call(server);
   setTimeout(() => server.closeIdleConnections(), GRACE).unref();
 });
