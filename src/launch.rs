@@ -9,7 +9,6 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::execve;
@@ -21,6 +20,7 @@ use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 use crate::sys::{document, processes, signals};
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
@@ -52,12 +52,11 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
 /// The path that main's next build is looked for at: the one that led to this, no symlink in it resolved, so that an
 /// upgrade is followed. Where it does not lead here, the file that this is.
 fn next_image(start_directory: &Path) -> PathBuf {
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let own = Path::new(OWN_IMAGE);
     let named = processes::executed_by().map(|path| start_directory.join(path).components().collect::<PathBuf>());
     // A descriptor's path is only this process's own, and only for now.
     let named = named.filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev/fd"));
-    let named = named.filter(|path| identity(path).is_some() && identity(path) == identity(own));
+    let named = named.filter(|path| FileId::behind(path).is_some() && FileId::behind(path) == FileId::behind(own));
     named.or_else(|| fs::read_link(own).ok()).unwrap_or_else(|| own.to_owned())
 }
 

@@ -16,6 +16,7 @@ use crate::config::Plan;
 use crate::control::files::{self, lock_beside};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 
 /// A pid and a line end are no longer than this, in bytes.
 const MAX_CONTENT_BYTES: u64 = 32;
@@ -232,11 +233,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn leads_to(path: &Path, file: &File) -> bool {
-    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    match (fs::symlink_metadata(path), file.metadata()) {
-        (Ok(there), Ok(ours)) => identity(there) == identity(ours),
-        _ => false,
-    }
+    FileId::at(path).is_some_and(|there| FileId::of(file) == Some(there))
 }
 
 fn is_locked(error: &io::Error) -> bool {

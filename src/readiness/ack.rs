@@ -3,15 +3,17 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
+use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::poller::Poller;
 
 /// The longest line, in bytes, its end included.
@@ -47,7 +49,7 @@ pub struct AckSocket {
     listener: UnixListener,
     token: u64,
     path: PathBuf,
-    inode: u64,
+    id: FileId,
     clients: Vec<Client>,
     /// Whether the poller watches the listener; where not, and there is room, from when on it does.
     watched: bool,
@@ -77,11 +79,11 @@ impl AckSocket {
         }
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        let inode = fs::symlink_metadata(path)?.ino();
+        let id = FileId::at(path).ok_or(Errno::ENOENT)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
         poller.watch(&listener, token)?;
         let path = path.to_owned();
-        Ok(AckSocket { listener, token, path, inode, clients: Vec::new(), watched: true, resume: None })
+        Ok(AckSocket { listener, token, path, id, clients: Vec::new(), watched: true, resume: None })
     }
 
     /// Where it is.
@@ -200,10 +202,7 @@ impl Client {
 
 impl Drop for AckSocket {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
-            // Whoever removed it in between did what was wanted.
-            let _ = fs::remove_file(&self.path);
-        }
+        remove_if_still(&self.path, self.id);
     }
 }
 

@@ -20,6 +20,7 @@ use super::{inherited, unix_path};
 use crate::config::{Access, Address, Listen};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
+use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::reuseport;
 
 /// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
@@ -30,7 +31,7 @@ const BACKLOG: u32 = 4096;
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
-    path: Option<(PathBuf, unix_path::Identity)>,
+    path: Option<(PathBuf, FileId)>,
 }
 
 /// A listener as one main hands it on to the next.
@@ -40,7 +41,7 @@ pub struct Carried {
     /// Where it lies.
     pub fd: RawFd,
     #[serde(default, with = "crate::config::text::path")]
-    path: Option<(PathBuf, unix_path::Identity)>,
+    path: Option<(PathBuf, FileId)>,
 }
 
 /// Why an address could not be bound, each in a line.
@@ -111,7 +112,7 @@ impl Listener {
 
     /// Gives its path, if that is still ours, this access: at no moment more than it had or is to have.
     pub fn set_access(&self, access: Access) -> io::Result<()> {
-        self.path.as_ref().map_or(Ok(()), |(path, identity)| unix_path::change(path, *identity, access))
+        self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::change(path, *id, access))
     }
 
     /// The port that it has, where there is one.
@@ -139,8 +140,8 @@ impl Listener {
 
     /// Removes its path, if that is still ours, so that another one can be bound there.
     pub fn remove_path(&self) {
-        if let Some((path, identity)) = &self.path {
-            unix_path::remove(path, *identity);
+        if let Some((path, id)) = &self.path {
+            remove_if_still(path, *id);
         }
     }
 }
@@ -268,9 +269,9 @@ fn bind_to(fd: &OwnedFd, address: SocketAddr, joining: Joining) -> nix::Result<(
 
 fn unix(path: &Path, access: Access, backlog: u32) -> io::Result<Listener> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let identity = unix_path::bind(&fd, path, access)?;
-    let listener = listening(fd, backlog).inspect_err(|_| unix_path::remove(path, identity))?;
-    Ok(Listener { path: Some((path.to_owned(), identity)), ..listener })
+    let id = unix_path::bind(&fd, path, access)?;
+    let listener = listening(fd, backlog).inspect_err(|_| remove_if_still(path, id))?;
+    Ok(Listener { path: Some((path.to_owned(), id)), ..listener })
 }
 
 fn abstract_unix(name: &str, backlog: u32) -> io::Result<Listener> {
@@ -328,11 +329,9 @@ fn in_use(address: &Address, main: Pid) -> Refusal {
         return Refusal::Passing(format!("{address} is held by {name} (pid {pid}), {who}"));
     }
     match address {
-        Address::Unix(path) if unix_path::identity_at(path).is_some() && !unix_path::is_socket(path) => {
-            Refusal::Final(format!(
-                "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
-            ))
-        }
+        Address::Unix(path) if FileId::at(path).is_some() && !unix_path::is_socket(path) => Refusal::Final(format!(
+            "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
+        )),
         _ => Refusal::Unseen(format!(
             "cannot listen on {address}: in use by a process that cannot be seen from here; stop it, or listen elsewhere"
         )),

@@ -14,32 +14,17 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::config::Access;
+use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::unix_paths::is_in_use;
-
-/// Device and inode: what a path leads to.
-pub type Identity = (u64, u64);
-
-/// What is at `path`, a symlink there not followed.
-pub fn identity_at(path: &Path) -> Option<Identity> {
-    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
-}
 
 /// Whether a socket is at `path`, a symlink there not followed.
 pub fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-/// Removes what is at `path`, if it is still that.
-pub fn remove(path: &Path, identity: Identity) {
-    if identity_at(path) == Some(identity) {
-        // Whoever removed it in between did what was wanted.
-        let _ = fs::remove_file(path);
-    }
-}
-
 /// Binds `fd` to `path`, where a socket that no process has any more is replaced. What is no socket is left alone,
 /// and refuses the bind. To be done before it listens: until then nobody is let in whatever the access.
-pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
+pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<FileId> {
     remove_stale(path)?;
     // It appears with no access at all, under its own name: what it is bound to is what others know it by.
     let usual = umask(Mode::all());
@@ -47,9 +32,9 @@ pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<Identity> {
     umask(usual);
     bound?;
     let mode = access.mode.unwrap_or(0o777 & !usual.bits());
-    let identity = identity_at(path).ok_or(Errno::ENOENT)?;
-    grant(path, access, mode).inspect_err(|_| remove(path, identity))?;
-    Ok(identity)
+    let id = FileId::at(path).ok_or(Errno::ENOENT)?;
+    grant(path, access, mode).inspect_err(|_| remove_if_still(path, id))?;
+    Ok(id)
 }
 
 /// Gives the path that was just made its owner, then its mode. It is held meanwhile: whatever takes its place is not
@@ -83,11 +68,11 @@ pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
 
 /// Changes the access of what is ours at `path`. In between it has no more than both, so that nobody is let in whom
 /// neither lets in.
-pub(super) fn change(path: &Path, identity: Identity, access: Access) -> io::Result<()> {
+pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> {
     let handle = hold(path)?;
     let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
     let found = fs::metadata(&through_proc)?;
-    if (found.dev(), found.ino()) != identity {
+    if FileId::from(&found) != id {
         return Err(io::Error::other("another file has taken its place"));
     }
     let usual = umask(Mode::all());
@@ -128,10 +113,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !is_socket(path) {
         return Ok(());
     }
-    let Some(identity) = identity_at(path) else { return Ok(()) };
+    let Some(id) = FileId::at(path) else { return Ok(()) };
     if is_in_use(path)? {
         return Err(Errno::EADDRINUSE.into());
     }
-    remove(path, identity);
+    remove_if_still(path, id);
     Ok(())
 }

@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod document;
 pub mod epoll_sets;
 pub mod errno;
+pub mod file_id;
 pub mod foreign;
 mod memory;
 pub mod options;

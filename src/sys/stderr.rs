@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::sys::stat::fstat;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use super::descriptors::{Kind, kind};
+use super::file_id::FileId;
 use super::outlet::Outlet;
 use super::poller::Poller;
 use super::printable;
@@ -136,8 +136,8 @@ fn is_terminal(fd: BorrowedFd<'_>) -> bool {
 
 /// Whether `fd` is the stream that systemd has connected with the journal: JOURNAL_STREAM names it by device and inode.
 pub fn is_journal(fd: BorrowedFd<'_>) -> bool {
-    let Ok(stat) = fstat(fd) else { return false };
-    std::env::var("JOURNAL_STREAM").is_ok_and(|named| named == format!("{}:{}", stat.st_dev, stat.st_ino))
+    let stream = FileId::of(fd).map(|id| id.to_string());
+    stream.is_some() && std::env::var("JOURNAL_STREAM").ok() == stream
 }
 
 fn output() -> MutexGuard<'static, Output> {

@@ -18,6 +18,7 @@ use super::refusal;
 use super::spawn::{Image, Program};
 use crate::config::Plan;
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 
 /// One release, held: the directory and the program stay what they were when it was found, whatever becomes of the
 /// paths that led there.
@@ -29,8 +30,8 @@ pub struct Release {
     pub program: OwnedFd,
     /// Where the program was found, with all symlinks resolved.
     pub path: PathBuf,
-    /// Device and inode of the program.
-    identity: (u64, u64),
+    /// The program's file; none if it cannot be looked at.
+    id: Option<FileId>,
 }
 
 /// What a release is on disk, to tell it from a later one: device, inode, size and change time of its directory, its
@@ -51,8 +52,8 @@ impl Release {
         let state =
             |meta: Metadata| (meta.dev(), meta.ino(), meta.size(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
         // A directory's own size and time change with whatever is written into it.
-        let (device, inode) = identity(&self.directory);
-        Fingerprint(std::iter::once((device, inode, 0, 0)).chain(files.map(state)).collect())
+        let whole = fs::metadata(&directory).map_or((0, 0, 0, 0), |meta| (meta.dev(), meta.ino(), 0, 0));
+        Fingerprint(std::iter::once(whole).chain(files.map(state)).collect())
     }
 
     /// Finds program and directory as `plan` names them, from scratch. `search_path` is `PATH`, for a bare name.
@@ -68,13 +69,13 @@ impl Release {
 
     /// A release that was found before.
     pub fn held(directory: OwnedFd, program: OwnedFd, path: PathBuf) -> Release {
-        let identity = identity(&program);
-        Release { directory, program, path, identity }
+        let id = FileId::of(&program);
+        Release { directory, program, path, id }
     }
 
     /// What to execute for one more worker of this release.
     pub fn image(&self) -> Image<'_> {
-        Image::Release(Program { path: &self.path, file: self.program.as_fd(), identity: self.identity })
+        Image::Release(Program { path: &self.path, file: self.program.as_fd(), id: self.id })
     }
 
     /// The name of the working directory: as `plan` has it, symlinks and all, where that leads there, else as the kernel
@@ -82,7 +83,7 @@ impl Release {
     pub fn directory_name(&self, plan: &Plan) -> Option<PathBuf> {
         let named: PathBuf = working_directory(plan).components().collect();
         let is_plain = named.components().all(|part| part != Component::ParentDir);
-        let leads_there = fs::metadata(&named).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity(&self.directory));
+        let leads_there = FileId::behind(&named).is_some_and(|named| Some(named) == FileId::of(&self.directory));
         if is_plain && leads_there { Some(named) } else { resolved_path(&self.directory) }
     }
 }
@@ -91,11 +92,9 @@ impl Release {
 /// in it is followed anew by each generation. Also whether it does.
 pub fn start_directory(pwd: Option<OsString>) -> io::Result<(PathBuf, bool)> {
     let physical = std::env::current_dir()?;
-    let here = fs::metadata(".")?;
-    let logical = pwd
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .filter(|path| fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())));
+    let here = FileId::from(&fs::metadata(".")?);
+    let logical =
+        pwd.map(PathBuf::from).filter(|path| path.is_absolute()).filter(|path| FileId::behind(path) == Some(here));
     let is_named = logical.is_some();
     Ok((logical.unwrap_or(physical), is_named))
 }
@@ -175,10 +174,6 @@ fn check_executable(program: &OwnedFd, named: &Path) -> Result<(), Cause> {
 
 fn resolved_path(program: &OwnedFd) -> Option<PathBuf> {
     fs::read_link(refusal::through_proc(program)).ok().filter(|path| path.exists())
-}
-
-fn identity(program: &OwnedFd) -> (u64, u64) {
-    fs::metadata(refusal::through_proc(program)).map_or((0, 0), |meta| (meta.dev(), meta.ino()))
 }
 
 fn errno_of(error: &io::Error) -> Errno {

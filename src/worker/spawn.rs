@@ -22,6 +22,7 @@ use super::identity::{Identity, Step};
 use super::refusal::explain_child;
 use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
+use crate::sys::file_id::FileId;
 use crate::sys::output::open_output_anew;
 
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
@@ -60,8 +61,8 @@ pub struct Program<'a> {
     pub path: &'a Path,
     /// Its file, held open. It is executed if the path leads elsewhere by now.
     pub file: BorrowedFd<'a>,
-    /// Device and inode of the file.
-    pub identity: (u64, u64),
+    /// That file; none if it cannot be looked at.
+    pub id: Option<FileId>,
 }
 
 /// A program, made ready for a child that does not allocate.
@@ -87,7 +88,7 @@ impl<'a> Executable<'a> {
     /// In the child: whether the path still leads to the program. Allocates nothing.
     fn is_at_its_path(&self) -> bool {
         let Some(program) = self.release else { return true };
-        stat(self.path.as_c_str()).is_ok_and(|found| (found.st_dev, found.st_ino) == program.identity)
+        stat(self.path.as_c_str()).is_ok_and(|found| Some(FileId::from(&found)) == program.id)
     }
 
     /// In the child: whether the held file begins with `#!`. The kernel hands it to its interpreter by a path then, and its

@@ -20,6 +20,7 @@ use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 use crate::sys::poller::Poller;
 
 /// Token under which the listener is watched. Clients have higher ones.
@@ -75,7 +76,7 @@ pub struct Carried {
     listener: RawFd,
     #[serde(with = "crate::config::text::path")]
     path: PathBuf,
-    identity: (u64, u64),
+    identity: FileId,
     clients: BTreeMap<u64, client::Carried>,
     next: u64,
 }
@@ -90,11 +91,11 @@ impl Carried {
 impl Server {
     /// For the next main.
     pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let Socket { listener, path, identity } = &self.socket;
+        let Socket { listener, path, id } = &self.socket;
         let listener = kept.keep(listener);
         let client = |(id, client): (&u64, &'a Client)| (*id, client.carry(kept));
         let clients = self.clients.iter().map(client).collect();
-        Carried { listener, path: path.clone(), identity: *identity, clients, next: self.last_token }
+        Carried { listener, path: path.clone(), identity: *id, clients, next: self.last_token }
     }
 
     /// What the main before has handed on.
@@ -108,7 +109,7 @@ impl Server {
             Ok((id, client))
         };
         Ok(Server {
-            socket: Socket { listener, path: carried.path, identity: carried.identity },
+            socket: Socket { listener, path: carried.path, id: carried.identity },
             max_clients: max_clients(),
             clients: carried.clients.into_iter().map(client).collect::<io::Result<_>>()?,
             last_token: carried.next,

@@ -11,13 +11,14 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socke
 use crate::config::Access;
 use crate::sockets::unix_path;
 use crate::sys::errno::words;
+use crate::sys::file_id::{FileId, remove_if_still};
 
 /// The socket, and the file that it owns.
 #[derive(Debug)]
 pub(super) struct Socket {
     pub(super) listener: UnixListener,
     pub(super) path: PathBuf,
-    pub(super) identity: unix_path::Identity,
+    pub(super) id: FileId,
 }
 
 impl Socket {
@@ -29,19 +30,19 @@ impl Socket {
     fn listen(path: &Path) -> io::Result<Socket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        let identity = unix_path::bind(&fd, path, Access { mode: Some(0o600), owner: None, group: None })?;
-        listen(&fd, Backlog::MAXALLOWABLE).inspect_err(|_| unix_path::remove(path, identity))?;
-        Ok(Socket { listener: fd.into(), path: path.to_owned(), identity })
+        let id = unix_path::bind(&fd, path, Access { mode: Some(0o600), owner: None, group: None })?;
+        listen(&fd, Backlog::MAXALLOWABLE).inspect_err(|_| remove_if_still(path, id))?;
+        Ok(Socket { listener: fd.into(), path: path.to_owned(), id })
     }
 
     /// Whether the file is still there.
     pub(super) fn is_there(&self) -> bool {
-        unix_path::identity_at(&self.path) == Some(self.identity)
+        FileId::at(&self.path) == Some(self.id)
     }
 
     /// Removes the file, if it is still ours.
     pub(super) fn remove(&self) {
-        unix_path::remove(&self.path, self.identity);
+        remove_if_still(&self.path, self.id);
     }
 }
 

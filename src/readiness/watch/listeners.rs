@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::sys::socket::{
     SockType, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, sockopt,
 };
-use nix::sys::stat::fstat;
+
+use crate::sys::file_id::FileId;
 
 /// Listeners, as they are known from outside the processes that hold them.
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ fn is_stream(socket: BorrowedFd<'_>) -> bool {
 }
 
 fn inode_of(socket: BorrowedFd<'_>) -> Option<u64> {
-    fstat(socket).ok().map(|stat| stat.st_ino)
+    FileId::of(socket).map(FileId::inode)
 }
 
 pub(super) fn address_of(socket: BorrowedFd<'_>) -> Address {

@@ -14,10 +14,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::sys::file_id::FileId;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 pub use key::{Key, bind_as_claimed, bind_own, bind_unbound, is_at, is_bound, key_of};
@@ -488,5 +488,5 @@ fn copy_of(call: &Call) -> io::Result<Option<OwnedFd>> {
 }
 
 fn inode_of(socket: impl AsFd) -> io::Result<u64> {
-    Ok(fstat(socket)?.st_ino)
+    Ok(FileId::of(socket).ok_or(Errno::EBADF)?.inode())
 }
