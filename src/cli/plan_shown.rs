@@ -7,6 +7,7 @@ use clap::{Arg, Command};
 
 use super::layers::{Layers, Origin, keys};
 use crate::config::Plan;
+use crate::sys::printable;
 
 /// One line for program, arguments and each option: its name, where it came from, its value.
 pub(super) fn table(definition: &Command, layers: &Layers, plan: &Plan, by_file: bool) -> String {
@@ -31,7 +32,7 @@ pub(super) fn table(definition: &Command, layers: &Layers, plan: &Plan, by_file:
     let mut out = String::new();
     for (name, origin, value) in &rows {
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{}", format!("{name:names$}  {origin:origins$}  {value}").trim_end());
+        let _ = writeln!(out, "{}", printable::line(format!("{name:names$}  {origin:origins$}  {value}").trim_end()));
     }
     out
 }

@@ -134,7 +134,7 @@ fn read_answer(line: &[u8]) -> Result<Answer, String> {
 
 fn clean(value: &mut Value) {
     match value {
-        Value::String(text) => *text = printable::lines(text),
+        Value::String(text) => *text = printable::message(text),
         Value::Array(all) => all.iter_mut().for_each(clean),
         Value::Object(all) => all.values_mut().for_each(clean),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}

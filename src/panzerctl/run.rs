@@ -29,14 +29,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                 ErrorKind::DisplayHelp
                 | ErrorKind::DisplayVersion
                 | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
-                _ => eprintln!("panzerctl: {}", refusal(&error)),
+                _ => eprintln!("panzerctl: {}", printable::line(&refusal(&error))),
             }
             return if error.use_stderr() { 2 } else { 0 };
         }
     };
     let Err(trouble) = perform(&options) else { return 0 };
     let (code, why) = trouble.into_parts();
-    eprintln!("panzerctl: {}", printable::lines(&why));
+    eprintln!("panzerctl: {}", printable::message(&why));
     code
 }
 

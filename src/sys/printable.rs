@@ -1,8 +1,21 @@
 //! Text that is not ours, made fit to be printed: nothing in it moves a cursor, changes a title or turns a line around.
 
-/// A text of one or more lines. What a terminal would act on is shown as a question mark.
-pub fn lines(text: &str) -> String {
-    text.chars().map(|letter| if acts(letter) && !matches!(letter, '\n' | '\t') { '?' } else { letter }).collect()
+/// A message, which is one line, and may be followed by lines that cannot be taken for another message: those that show a
+/// place in a file, and panzerctl's list of workers. Every other line feed came with a name or a value from outside.
+pub fn message(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for (at, part) in text.split('\n').enumerate() {
+        if at > 0 {
+            shown.push(if belongs_to_message(part) { '\n' } else { '?' });
+        }
+        shown.push_str(&line(part));
+    }
+    shown
+}
+
+fn belongs_to_message(line: &str) -> bool {
+    let is_margin = |margin: &str| margin.bytes().all(|byte| byte == b' ' || byte.is_ascii_digit());
+    line.starts_with("  worker ") || line.split_once(" |").is_some_and(|(margin, _)| is_margin(margin))
 }
 
 /// A text that stands within a line, such as a name.
@@ -23,7 +36,10 @@ mod tests {
 
     #[test]
     fn nothing_acts_on_a_terminal() {
-        assert_eq!(lines("a\x1b[2J\r\u{9b}b\n\tc\u{202e}d\u{7f}"), "a?[2J??b\n\tc?d?");
+        assert_eq!(message("a\x1b[2J\r\u{9b}b\n\tc\u{202e}d\u{7f}"), "a?[2J??b??c?d?");
+        let place = "f.yml:3:1: wrong\n  |\n3 | a: |\n  | ^\n  worker 3 was killed by SIGKILL";
+        assert_eq!(message(place), place);
+        assert_eq!(message("./a\npanzer: stopped\n\n|b\n12"), "./a?panzer: stopped??|b?12");
         assert_eq!(line("a\nb\tc"), "a?b?c");
         assert_eq!(line("häßlich 日本 ‰ \u{fffd}"), "häßlich 日本 ‰ \u{fffd}");
     }

@@ -192,7 +192,7 @@ impl Output {
 
     /// With a priority before each line, where that is for the journal, and an end.
     fn ended(&self, text: String, level: Level) -> Vec<u8> {
-        let mut text = printable::lines(&text).to_string();
+        let mut text = printable::message(&text);
         if self.is_journal {
             let priority = match level {
                 Level::Error => 3,
@@ -222,7 +222,7 @@ mod tests {
             let output = Output { to: None, is_journal, lost: 0, awaits: false };
             String::from_utf8(output.line(level, text)).unwrap()
         };
-        assert_eq!(line(true, Level::Error, "a\nb"), "<3>panzer: error: a\n<3>b\n");
+        assert_eq!(line(true, Level::Error, "a\nb\n1 | c"), "<3>panzer: error: a?b\n<3>1 | c\n");
         assert_eq!(line(true, Level::Info, "a"), "<6>panzer: a\n");
         assert!(line(false, Level::Warn, "a").ends_with("Z panzer: warning: a\n"));
         let long = line(true, Level::Debug, &"x".repeat(5000));

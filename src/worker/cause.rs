@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::duration;
+use crate::sys::printable;
 use crate::sys::processes::Exit;
 
 /// The longest explanation that is passed on, in bytes.
@@ -43,8 +44,9 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Cuts the explanation to what is passed on.
+    /// Cleans the explanation, and cuts it to what is passed on.
     pub fn bounded(text: String) -> String {
+        let text = printable::message(&text);
         if text.len() <= LONGEST {
             return text;
         }
@@ -81,7 +83,7 @@ impl fmt::Display for Cause {
             | Cause::CannotExecute(what)
             | Cause::CannotStart(what)
             | Cause::CannotBecome(what)
-            | Cause::Configuration(what) => write!(f, "{what}"),
+            | Cause::Configuration(what) => write!(f, "{}", printable::message(what)),
             Cause::Exited(0) => write!(f, "exited with code 0, and a worker is meant to stay"),
             Cause::Exited(code) => write!(f, "exited with code {code}"),
             Cause::Killed(signal, core) => {

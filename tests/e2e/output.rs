@@ -249,3 +249,53 @@ fn what_a_terminal_stops_is_told_with_its_remedy() {
     assert!(text(&run(&panzer, &["status", "--json"]).stdout).contains("\"state\":\"stopped\""));
     panzer.stop();
 }
+
+/// A line feed in a name from outside makes no second message: on stderr, with the journal's priorities, in the table, in
+/// what panzerctl prints, and in its JSON.
+#[test]
+fn a_name_with_a_line_feed_stays_within_its_message() {
+    let name = "my\n<2>panzer: error: \x1b[2Japp";
+    let shown = "my?<2>panzer: error: ?[2Japp";
+    let panzer = Panzer::builder()
+        .executable("app", "#!/bin/sh\nexec sleep 1000\n")
+        .args([
+            "-w",
+            "1",
+            "--ready",
+            "alive",
+            "--bake",
+            "50ms",
+            "--share-ports",
+            "off",
+            "--delay",
+            "1h",
+            "--delay-max",
+            "1h",
+        ])
+        .arg(format!("./{name}"));
+    let program = panzer.folder().join(name);
+    fs::rename(panzer.folder().join("app"), &program).unwrap();
+    let panzer = panzer.start();
+    panzer.wait_serving();
+    panzer.wait_for_line(&format!("panzer: started as pid {} (*/{shown}.pid)", panzer.pid()), SOON);
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o600)).unwrap();
+    panzer.expect_line(&format!("error: reload failed: generation */{shown} cannot be executed: it is not executable"));
+    assert!(panzer.reload_and_wait().unwrap_err().contains(shown));
+    panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
+    panzer.expect_line(&format!("panzer:     worker 0 *{shown} *"));
+    panzer.expect_line(&format!("warning: worker 0 *{shown} *; respawning it in"));
+    kill_9(panzer.workers()[0]);
+    panzer.wait_for_line(&format!("warning: worker 0 *{shown} *; respawning it in"), SOON);
+    // The harness holds each line of the table against what is usual.
+    panzer.status();
+    let ctl = |arguments: &[&str]| {
+        let done = run(&panzer, arguments);
+        text(&done.stdout) + &text(&done.stderr)
+    };
+    for arguments in [&["list"][..], &["reload"], &["status", "--json"], &["status"]] {
+        let text = ctl(arguments);
+        assert!(text.contains("my?<2>panz") && !text.contains('\x1b'), "{text:?}");
+        assert!(!text.contains("\n<2>"), "{text:?}");
+    }
+    panzer.stop();
+}

@@ -24,6 +24,7 @@ use crate::panzerctl::trouble::Trouble;
 use crate::panzerctl::usage::{Meter, Usages};
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
+use crate::sys::printable;
 use crate::sys::signals::{Signals, block_all, unblock};
 
 const SIGNALS: u64 = 0;
@@ -165,7 +166,11 @@ impl Watch {
     fn note(&mut self, why: String) {
         let is_news = self.why.replace(why).is_none();
         if let (true, None, Some(why)) = (is_news, &self.screen, &self.why) {
-            eprintln!("panzerctl: {why}; trying again for {}", crate::config::duration::show(self.patience));
+            eprintln!(
+                "panzerctl: {}; trying again for {}",
+                printable::message(why),
+                crate::config::duration::show(self.patience)
+            );
         }
     }
 
