@@ -1,22 +1,22 @@
 complete -c panzer -s w -l workers -d 'How many copies run; auto: one for each CPU panzer may use [auto]' -r
 complete -c panzer -s l -l listen -d 'Listen there and pass the socket on as LISTEN_FDS: 8080, 127.0.0.1:8080, [::1]:8080, localhost:8080 (a socket for each address of the host), unix:/run/app.sock, unix:@name, udp:53. A port alone is of IPv4 and IPv6, and shows IPv4 clients as ::ffff:1.2.3.4: behind a proxy give one address. Port 0 is a free one, the same until panzer ends. OPT: backlog=N, nonblock, per-worker, and of a unix path mode=0660, owner=USER, group=GROUP. A socket of that address or NAME that panzer itself was started with, as by systemd, is taken. May be given several times' -r
-complete -c panzer -l also-speak -d 'Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT; a port alone is of IPv4 only), einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)' -r -f -a "server-starter\t''
-einhorn\t''
-nginx\t''
-unicorn\t''
-fpm\t''"
-complete -c panzer -l listen-pid -d 'none: LISTEN_PID is not set, for a worker that starts the server as its child, such as sh -c without exec [worker]' -r -f -a "worker\t''
-none\t''"
-complete -c panzer -l listen-as -d 'stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd\'s wait and Java\'s inheritedChannel have it [fds]' -r -f -a "fds\t''
-stdin\t''"
+complete -c panzer -l also-speak -d 'Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT; a port alone is of IPv4 only), einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)' -r -f -a "server-starter\t'`SERVER_STARTER_PORT`, `SERVER_STARTER_GENERATION`'
+einhorn\t'`EINHORN_FD_COUNT` and so on, with an acknowledgement at `EINHORN_SOCK_PATH`'
+nginx\t'`NGINX`'
+unicorn\t'`UNICORN_FD`'
+fpm\t'`FPM_SOCKETS`'"
+complete -c panzer -l listen-pid -d 'none: LISTEN_PID is not set, for a worker that starts the server as its child, such as sh -c without exec [worker]' -r -f -a "worker\t'The worker\'s pid'
+none\t'Not set: for a worker that is only a wrapper around the process that takes the listeners'"
+complete -c panzer -l listen-as -d 'stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd\'s wait and Java\'s inheritedChannel have it [fds]' -r -f -a "fds\t'From descriptor 3 on, as `LISTEN_FDS` says'
+stdin\t'The only one is descriptor 0, as inetd\'s `wait` has it'"
 complete -c panzer -l share-ports -d 'Whether copies of a program that listens on its own TCP ports share them, without knowing of it; auto: all, where there is no --listen; PORTS, as in 8000,8443: these, and any other (a debugger, metrics) is the first copy\'s that binds it. A port that is bound as a lock is never shared. Without CAP_SYS_ADMIN, setuid programs have no power in the workers then [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"
-complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID, PANZER_WORKER_ID and PANZER_GENERATION, and before that the worker accepts, where it has a listener; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive. A request by CMD to the shared address proves nothing about this worker, as others answer it too, old ones as well: give each worker an address of its own for that, with {worker} and {generation} in ARGS, or look at $PANZER_WORKER_PID [auto]' -r -f -a "auto\t''
-accept\t''
-notify\t''
-alive\t''
-exec:CMD\t''"
+complete -c panzer -l ready -d 'When a worker is ready: accept, it is seen accepting on a listener; notify, it sent READY=1; alive, it runs; exec:CMD, that shell command exits with 0, given PANZER_WORKER_PID, PANZER_WORKER_ID and PANZER_GENERATION, and before that the worker accepts, where it has a listener; auto, accept where it has a listener, given or shared, and that can be seen, else notify if the serving generation did send it, else alive. A request by CMD to the shared address proves nothing about this worker, as others answer it too, old ones as well: give each worker an address of its own for that, with {worker} and {generation} in ARGS, or look at $PANZER_WORKER_PID [auto]' -r -f -a "auto\t'as accept if it has a listener and that can be seen; else as notify if the serving generation sent READY=1, else as alive'
+accept\t'once it is seen accepting on one of its listeners'
+notify\t'once it has sent READY=1'
+alive\t'once it runs'
+exec:CMD\t'once it accepts, if it has a listener, and this shell command exits with 0'"
 complete -c panzer -l ready-timeout -d 'Fail a generation that is not ready within this time. Where there is nothing to go back to, a worker that is not ready in time is started anew, with twice the time at each further try, up to 16 times [60s]' -r
 complete -c panzer -l bake -d 'How long a new generation must live, wholly ready, beside the old one before that is retired [1s]' -r
 complete -c panzer -l surge -d 'How many workers beyond --workers a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share, each ready before as many of the old one are stopped; only the first share bakes [all]' -r

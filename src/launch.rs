@@ -21,7 +21,7 @@ use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
-use crate::sys::{document, processes, signals};
+use crate::sys::{memfd, processes, signals};
 
 /// Becomes main, by what the command line asks for. Returns only where that is not possible.
 pub fn run(environment: &Environment) -> Ending {
@@ -36,7 +36,7 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
     descriptors::close_from(FIRST + sockets.len() as RawFd);
     descriptors::silence_stdin()?;
     let json = serde_json::to_vec(&plan).map_err(io::Error::from)?;
-    let document = document::write(&json)?;
+    let document = memfd::write(&json)?;
     descriptors::set_inherited(&document, true)?;
     signals::block_all()?;
     // The same command line: it is what `ps` and `pgrep -f` know this instance by.

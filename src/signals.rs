@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -101,42 +102,25 @@ impl FromStr for Action {
     }
 }
 
-/// A set of habits: which signal does what.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A convention: which signal does what. The columns of the table below, in its order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "each is named after the supervisor whose convention it is")]
 pub enum Preset {
-    /// Panzer's own.
     #[default]
     Panzer,
-    /// Those of ServerEngine.
     Serverengine,
-    /// Those of preforker.
     Preforker,
-    /// Those of Kamisama.
     Kamisama,
-    /// Those of unicorn.
     Unicorn,
-    /// Those of Server::Starter's start_server.
     ServerStarter,
-    /// Those of einhorn.
     Einhorn,
 }
 
 impl Preset {
-    /// All of them, in the order of the table's columns.
-    pub const ALL: [Preset; 7] = [
-        Preset::Panzer,
-        Preset::Serverengine,
-        Preset::Preforker,
-        Preset::Kamisama,
-        Preset::Unicorn,
-        Preset::ServerStarter,
-        Preset::Einhorn,
-    ];
-
-    /// As people write it.
-    pub fn name(self) -> &'static str {
-        ["panzer", "serverengine", "preforker", "kamisama", "unicorn", "server-starter", "einhorn"][self as usize]
+    /// The name, as people write it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 

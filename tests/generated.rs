@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::Path;
 
+use clap::ValueEnum;
 use clap_complete::Shell;
 use panzer::signals::{Action, Preset, described};
 
@@ -154,7 +155,7 @@ fn own_signals() -> String {
 
 /// What each action of the table is.
 fn actions() -> String {
-    let mut all: Vec<Action> = described(&Preset::ALL).flat_map(|(_, actions)| actions).collect();
+    let mut all: Vec<Action> = described(Preset::value_variants()).flat_map(|(_, actions)| actions).collect();
     let mut seen = Vec::new();
     all.retain(|action| {
         !seen.contains(action) && {
@@ -172,8 +173,9 @@ fn signals() -> String {
     let row = |(name, actions): (&str, Vec<Action>)| {
         format!("| {name} | {} |\n", actions.iter().map(cells).collect::<Vec<_>>().join(" | "))
     };
-    let names: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name()).collect();
-    let rows: String = described(&Preset::ALL).map(row).collect();
+    let presets = Preset::value_variants();
+    let names: Vec<String> = presets.iter().map(|preset| preset.name()).collect();
+    let rows: String = described(presets).map(row).collect();
     format!("| | {} |\n|{}\n{rows}", names.join(" | "), " --- |".repeat(names.len() + 1))
 }
 

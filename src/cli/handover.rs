@@ -1,9 +1,9 @@
 //! The options of how listeners are handed to workers.
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 
-use super::{Ending, usage};
-use crate::config::{self, Handover, Listen, ListenAs, ListenPid};
+use super::refusal::{Ending, usage};
+use crate::config::{Dialect, Handover, Listen, ListenAs, ListenPid};
 use crate::worker::dialects;
 
 #[derive(Debug, Args)]
@@ -17,52 +17,24 @@ pub(super) struct HandoverOptions {
     /// none: LISTEN_PID is not set, for a worker that starts the server as its child, such as sh -c without exec
     /// [worker]
     #[arg(long, env = "PANZER_LISTEN_PID", value_name = "worker|none", hide_possible_values = true)]
-    listen_pid: Option<Pid>,
+    listen_pid: Option<ListenPid>,
 
     /// stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd's wait and Java's inheritedChannel
     /// have it [fds]
     #[arg(long, env = "PANZER_LISTEN_AS", value_name = "fds|stdin", hide_possible_values = true)]
-    listen_as: Option<As>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Dialect {
-    ServerStarter,
-    Einhorn,
-    Nginx,
-    Unicorn,
-    Fpm,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Pid {
-    Worker,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum As {
-    Fds,
-    Stdin,
+    listen_as: Option<ListenAs>,
 }
 
 impl HandoverOptions {
     pub(super) fn resolve(self, listen: &[Listen]) -> Result<Handover, Ending> {
         let mut also_speak = Vec::new();
-        for dialect in self.also_speak.into_iter().map(config::Dialect::from) {
+        for dialect in self.also_speak {
             dialects::check(dialect, listen).map_err(|why| usage(format!("--also-speak: {why}")))?;
             if !also_speak.contains(&dialect) {
                 also_speak.push(dialect);
             }
         }
-        let listen_pid = match self.listen_pid {
-            None | Some(Pid::Worker) => ListenPid::Worker,
-            Some(Pid::None) => ListenPid::None,
-        };
-        let listen_as = match self.listen_as {
-            None | Some(As::Fds) => ListenAs::Fds,
-            Some(As::Stdin) => ListenAs::Stdin,
-        };
+        let (listen_pid, listen_as) = (self.listen_pid.unwrap_or_default(), self.listen_as.unwrap_or_default());
         if listen_as == ListenAs::Stdin && listen.len() != 1 {
             let given = if listen.is_empty() { "none is".to_owned() } else { format!("{} are", listen.len()) };
             return Err(usage(format!("--listen-as stdin takes exactly one --listen, and {given} given")));
@@ -73,17 +45,5 @@ impl HandoverOptions {
             ));
         }
         Ok(Handover { also_speak, listen_pid, listen_as })
-    }
-}
-
-impl From<Dialect> for config::Dialect {
-    fn from(dialect: Dialect) -> config::Dialect {
-        match dialect {
-            Dialect::ServerStarter => config::Dialect::ServerStarter,
-            Dialect::Einhorn => config::Dialect::Einhorn,
-            Dialect::Nginx => config::Dialect::Nginx,
-            Dialect::Unicorn => config::Dialect::Unicorn,
-            Dialect::Fpm => config::Dialect::Fpm,
-        }
     }
 }

@@ -9,9 +9,8 @@ use clap::builder::{FalseyValueParser, Resettable, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::refusal::refusal;
-use super::{Ending, usage};
-use crate::config::file::{self, Entry, Place, Scalar, Value};
+use super::refusal::{Ending, refusal, usage};
+use crate::config::file::{self, Entry, Position, Scalar, Value};
 
 /// Where the file is looked for.
 const USUAL: &str = "config/panzer.yml";
@@ -152,8 +151,8 @@ struct Document<'a> {
 
 impl Document<'_> {
     /// First line: what, where, and what to do; then the place itself.
-    fn wrong(&self, place: Place, why: &str) -> Ending {
-        let Place { line, column } = place;
+    fn wrong(&self, place: Position, why: &str) -> Ending {
+        let Position { line, column } = place;
         usage(format!("{}:{line}:{column}: {why}{}", self.path.display(), file::snippet(self.text, place)))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
-use super::{Ending, usage};
+use super::refusal::{Ending, usage};
 use crate::config::{FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING, duration};
 
 #[derive(Debug, Args)]

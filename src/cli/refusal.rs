@@ -1,11 +1,34 @@
-//! What clap says of a wrong command line, in one line of ours.
+//! How panzer ends if it does not become main, and clap's errors in one line of ours.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::{Ending, usage};
+use crate::sys::errno::words;
+
+/// How it ends where it does not become main.
+#[derive(Debug)]
+pub enum Ending {
+    /// Help or version, for stdout.
+    Shown(String),
+    /// The command line or the environment is wrong, in a line.
+    Usage(String),
+    /// It has started a daemon, or tried to: its exit code, and in a line what the daemon has not said itself.
+    Left(u8, Option<String>),
+    /// Panzer cannot start, in a line.
+    CannotStart(String),
+}
+
+impl From<io::Error> for Ending {
+    fn from(error: io::Error) -> Ending {
+        Ending::CannotStart(format!("cannot start: {}", words(&error)))
+    }
+}
+
+pub(super) fn usage(message: impl Into<String>) -> Ending {
+    Ending::Usage(message.into())
+}
 
 /// Clap's error about `arguments` in one line: what, where, and what to do.
 pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {

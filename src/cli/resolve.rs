@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::{ArgMatches, FromArgMatches};
 
-use super::refusal::refusal;
-use super::{Ending, Habit, Options, When, usage};
+use super::options::{Options, When};
+use super::refusal::{Ending, refusal, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{Named, UserAndGroup};
 use crate::config::{self, Address, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
-use crate::signals::{Habits, Preset};
+use crate::signals::Habits;
 use crate::sockets::inherited::join;
 use crate::sys::errno::words;
 use crate::worker::program::start_directory;
@@ -79,7 +79,7 @@ impl Options {
             ready,
             probe,
             surge: self.surge.unwrap_or_default(),
-            signals: Habits { preset: Preset::ALL[self.signals.unwrap_or(Habit::Panzer) as usize], on: self.on },
+            signals: Habits { preset: self.signals.unwrap_or_default(), on: self.on },
             max_draining: self.limits.max_draining(),
             name: self.name,
             pid_file: self.pid,

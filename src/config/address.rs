@@ -16,6 +16,9 @@ use crate::sys::errno::words;
 /// `LISTEN_FDNAMES` has this for a descriptor without a name (sd_listen_fds(3)).
 const NO_NAME: &str = "unknown";
 
+/// More listeners than any service has.
+pub const MOST_LISTENERS: usize = 256;
+
 /// The longest name of a listener (sd_pid_notify_with_fds(3), FDNAME=).
 const LONGEST_NAME: usize = 255;
 

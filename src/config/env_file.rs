@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::Text;
-use super::file::{Place, Wrong};
+use super::file::{Position, Wrong};
+use super::text::Text;
 
 /// The longest `NAME=VALUE` that Linux passes on, its closing NUL counted (MAX_ARG_STRLEN), in bytes.
 const LONGEST: usize = 128 << 10;
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
         let line_starts = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         let column = 1 + String::from_utf8_lossy(&before[line_starts..]).chars().count();
-        Err(Wrong { place: Place { line, column }, why: why.to_owned() })
+        Err(Wrong { place: Position { line, column }, why: why.to_owned() })
     }
 }
 

@@ -21,7 +21,7 @@ const WIDEST: usize = 72;
 
 /// A place in the file, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// The line.
     pub line: usize,
     /// The column, in characters.
@@ -34,7 +34,7 @@ pub struct Scalar {
     /// Its text.
     pub text: String,
     /// Where it begins.
-    pub place: Place,
+    pub place: Position,
     /// Whether it is written without quotes, so that a null is one.
     pub plain: bool,
 }
@@ -65,14 +65,14 @@ pub struct Entry {
     /// Its value.
     pub value: Value,
     /// Where the value begins.
-    pub place: Place,
+    pub place: Position,
 }
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
     /// Where.
-    pub place: Place,
+    pub place: Position,
     /// What, and what to do.
     pub why: String,
 }
@@ -141,17 +141,17 @@ struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    fn next(&mut self) -> Result<(Event<'a>, Place), Wrong> {
+    fn next(&mut self) -> Result<(Event<'a>, Position), Wrong> {
         loop {
             match self.parser.next_event() {
                 Some(Ok((Event::Comment(..), _))) => {}
                 Some(Ok((event, span))) => return Ok((event, place(&span))),
                 Some(Err(error)) => {
                     let marker = error.marker();
-                    let place = Place { line: marker.line(), column: marker.col() + 1 };
+                    let place = Position { line: marker.line(), column: marker.col() + 1 };
                     return wrong(place, &format!("not YAML: {}", error.info()));
                 }
-                None => return Ok((Event::StreamEnd, Place { line: 1, column: 1 })),
+                None => return Ok((Event::StreamEnd, Position { line: 1, column: 1 })),
             }
         }
     }
@@ -221,7 +221,7 @@ impl<'a> Events<'a> {
     }
 }
 
-fn scalar(event: Event<'_>, place: Place) -> Result<Scalar, Wrong> {
+fn scalar(event: Event<'_>, place: Position) -> Result<Scalar, Wrong> {
     match event {
         Event::Scalar(text, style, anchor, tag) => {
             plain_node(anchor, tag.is_some(), place)?;
@@ -235,7 +235,7 @@ fn scalar(event: Event<'_>, place: Place) -> Result<Scalar, Wrong> {
     }
 }
 
-fn plain_node(anchor: usize, tagged: bool, place: Place) -> Result<(), Wrong> {
+fn plain_node(anchor: usize, tagged: bool, place: Position) -> Result<(), Wrong> {
     if anchor != 0 {
         return wrong(place, "anchors are not supported; write the value itself");
     }
@@ -245,16 +245,16 @@ fn plain_node(anchor: usize, tagged: bool, place: Place) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn place(span: &Span) -> Place {
-    Place { line: span.start.line(), column: span.start.col() + 1 }
+fn place(span: &Span) -> Position {
+    Position { line: span.start.line(), column: span.start.col() + 1 }
 }
 
-fn wrong<T>(place: Place, why: &str) -> Result<T, Wrong> {
+fn wrong<T>(place: Position, why: &str) -> Result<T, Wrong> {
     Err(Wrong { place, why: why.to_owned() })
 }
 
 /// The line of `text` that is meant, with a mark below it, to be shown after a message. No line where there is none.
-pub fn snippet(text: &str, place: Place) -> String {
+pub fn snippet(text: &str, place: Position) -> String {
     let Some(line) = text.lines().nth(place.line.saturating_sub(1)) else { return String::new() };
     let shown: String =
         line.chars().take(WIDEST).map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
@@ -329,9 +329,9 @@ mod tests {
 
     #[test]
     fn a_snippet_marks_its_place() {
-        let place = Place { line: 2, column: 4 };
+        let place = Position { line: 2, column: 4 };
         assert_eq!(snippet("a: 1\nb: 2\n", place), "\n  |\n2 | b: 2\n  |    ^");
         assert_eq!(snippet("a: 1", place), "");
-        assert!(snippet(&"x".repeat(500), Place { line: 1, column: 400 }).len() < 100);
+        assert!(snippet(&"x".repeat(500), Position { line: 1, column: 400 }).len() < 100);
     }
 }

@@ -1,5 +1,6 @@
 //! How a worker is handed its listeners, beside the plain descriptors.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// How a worker is handed its listeners.
@@ -22,7 +23,7 @@ impl Handover {
 }
 
 /// The variables by which another supervisor, or a server's own old process, tells a server of its listeners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
     /// `SERVER_STARTER_PORT`, `SERVER_STARTER_GENERATION`.
@@ -38,7 +39,7 @@ pub enum Dialect {
 }
 
 /// What `LISTEN_PID` is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ListenPid {
     /// The worker's pid.
@@ -49,7 +50,7 @@ pub enum ListenPid {
 }
 
 /// Where a worker finds its listeners.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ListenAs {
     /// From descriptor 3 on, as `LISTEN_FDS` says.

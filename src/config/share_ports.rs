@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::MOST_LISTENERS;
+use super::address::MOST_LISTENERS;
 
 /// Whether workers share the ports that they bind themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,8 +4,32 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FinalExits, RespawnLimit, Schedule, StartDelay, Verbosity};
+use super::limits::{FinalExits, RespawnLimit, StartDelay};
+use super::schedule::Schedule;
 use crate::backoff::Pace;
+
+/// How much panzer says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verbosity {
+    /// Warnings and errors.
+    Quiet,
+    /// What changes.
+    Normal,
+    /// Each step.
+    Verbose,
+}
+
+impl Verbosity {
+    /// The level of messages that it lets through.
+    pub fn level(self) -> log::LevelFilter {
+        match self {
+            Verbosity::Quiet => log::LevelFilter::Warn,
+            Verbosity::Normal => log::LevelFilter::Info,
+            Verbosity::Verbose => log::LevelFilter::Debug,
+        }
+    }
+}
 
 /// Delays, waits and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use nix::sys::stat::fstat;
 use super::held::AllHeld;
 use super::shares::Shares;
 use crate::control::operator::status::Queue;
-use crate::sys::options;
+use crate::sys::socket_options;
 
 /// Of each address its queues together, in the order of the addresses; then those of the shared ports.
 pub(super) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
@@ -33,11 +33,11 @@ pub(super) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
 
 fn add(sum: &mut Queue, socket: BorrowedFd<'_>) {
     sum.queues += 1;
-    if options::kind(socket).is_ok_and(|(family, ..)| family == AddressFamily::Unix as i32) {
+    if socket_options::kind(socket).is_ok_and(|(family, ..)| family == AddressFamily::Unix as i32) {
         sum.inode = fstat(socket).map(|stat| stat.st_ino).ok();
     }
     // Datagrams have none.
-    let Some((queued, limit)) = options::accept_queue(socket).ok().flatten() else { return };
+    let Some((queued, limit)) = socket_options::accept_queue(socket).ok().flatten() else { return };
     sum.queued = Some(sum.queued.unwrap_or_default().saturating_add(queued));
     sum.limit = Some(sum.limit.unwrap_or_default().saturating_add(limit));
     sum.fullest = sum.fullest.max(Some(queued));

@@ -13,7 +13,7 @@ use crate::config::MOST_LISTENERS;
 use crate::control::monitor::messages::Order;
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
 use crate::sys::errno::words;
-use crate::sys::options;
+use crate::sys::socket_options;
 
 /// Number of ports that are told of at most.
 const MAX_PORTS_TOLD: usize = 8;
@@ -66,9 +66,9 @@ impl Main {
     pub(super) fn listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
         let now = Instant::now();
         if let Some(held) = self.shares.take(key, claimant.0.generation, now) {
-            let current = options::backlog(held).ok().flatten();
+            let current = socket_options::backlog(held).ok().flatten();
             let longer = current.is_some_and(|current| current < backlog as u32);
-            let lengthened = if longer { options::listen(held, backlog) } else { Ok(()) };
+            let lengthened = if longer { socket_options::listen(held, backlog as u32) } else { Ok(()) };
             if let Err(error) = lengthened {
                 ::log::warn!("the queue of {} cannot be made longer: {}", key.address, words(&error));
             }
@@ -78,7 +78,7 @@ impl Main {
             return self.not_shared(claimant, None);
         };
         let bound = if is_bound(&socket) { Ok(()) } else { bind_unbound(&socket, key) };
-        let listens = bound.map_err(io::Error::from).and_then(|()| options::listen(&socket, backlog));
+        let listens = bound.map_err(io::Error::from).and_then(|()| socket_options::listen(&socket, backlog as u32));
         match listens {
             Ok(()) => self.share(claimant, key, socket, now),
             Err(error) => {

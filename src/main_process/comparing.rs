@@ -8,11 +8,11 @@ use std::time::Instant;
 use super::held::Held;
 use super::parts::{Main, shared_name};
 use crate::config::{Listen, Plan};
-use crate::sockets::listener::tell_if_capped;
+use crate::sockets::bind::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, Refusal, bind, queues};
 use crate::sys::errno::words;
-use crate::sys::options;
+use crate::sys::socket_options;
 
 impl Main {
     /// Holds whatever `plan` has, for as many workers as it will have. Or nothing more than before, and without waiting for
@@ -71,7 +71,7 @@ impl Main {
         }
         let number = match self.shared_at(listen).filter(|_| slot == 0) {
             Some(listener) => {
-                let backlog = options::backlog(&listener).unwrap_or_default();
+                let backlog = socket_options::backlog(&listener).unwrap_or_default();
                 let before = Listen { backlog, nonblock: false, per_worker: false, ..listen.clone() };
                 self.held.add(before, slot, listener)
             }
@@ -103,7 +103,7 @@ impl Main {
     fn shared_at(&self, listen: &Listen) -> Option<Listener> {
         let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
         let listener = Listener::without_path(socket.try_clone().ok()?);
-        if matches!(options::backlog(&listener), Ok(None)) {
+        if matches!(socket_options::backlog(&listener), Ok(None)) {
             listener.set_backlog(listen.backlog).ok()?;
         }
         Some(listener)

@@ -10,15 +10,15 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::fstat;
 
 use serde::{Deserialize, Serialize};
 
 use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
-use crate::sys::options;
 use crate::sys::poller::Poller;
+use crate::sys::socket_options;
 
 /// A listener that is shut down again and again is revived no more often than this.
 const PACE: Duration = Duration::from_millis(20);
@@ -107,7 +107,7 @@ impl Guard {
     /// What has this name was given a queue of another length.
     pub(super) fn note_queue(&mut self, name: &str) {
         for guarded in self.all.values_mut().filter(|guarded| guarded.name == name) {
-            guarded.queue = options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
+            guarded.queue = socket_options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
         }
     }
 
@@ -131,7 +131,7 @@ impl Guard {
     /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
     pub(super) fn look(&mut self, now: Instant, poller: &Poller) {
         for (token, guarded) in &mut self.all {
-            let Ok(current) = options::backlog(&guarded.socket) else { continue };
+            let Ok(current) = socket_options::backlog(&guarded.socket) else { continue };
             match (guarded.queue, current) {
                 (None, None) => {}
                 (None, Some(current)) => {
@@ -236,19 +236,19 @@ impl Guarded {
         self.revived = Some(now);
         // A second shutdown marked what was closed already, and all that it would accept: only one of a socket that
         // listens takes the mark away.
-        let listens = listen(&self.socket, length(self.queue));
+        let listens = socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX));
         // Refused only where somebody was faster, and has done the same.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-        match listens.and_then(|()| listen(&self.socket, length(self.queue))) {
+        match listens.and_then(|()| socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX))) {
             Ok(()) => {
                 self.untold += 1;
                 self.is_revived(token, now, poller);
             }
-            Err(errno) => {
+            Err(error) => {
                 // Somebody else has taken the address, and may give it back.
                 self.due = Some(now + TOLD_EVERY);
                 if !std::mem::replace(&mut self.failure_told, true) {
-                    let (name, why) = (&self.name, words(&errno.into()));
+                    let (name, why) = (&self.name, words(&error));
                     log::error!("a worker shut down {name}, and it cannot listen again: {why}; trying every second");
                 }
             }
@@ -261,15 +261,15 @@ impl Guarded {
     }
 
     fn lengthen(&mut self, current: u32, queue: u32) {
-        let longer = listen(&self.socket, length(Some(queue)));
+        let longer = socket_options::listen(&self.socket, queue);
         if std::mem::replace(&mut self.queue_told, true) {
             return;
         }
         let name = &self.name;
         match longer {
             Ok(()) => log::info!("a worker cut the queue of {name} to {current}; it is {queue} again (said once)"),
-            Err(errno) => {
-                let why = words(&errno.into());
+            Err(error) => {
+                let why = words(&error);
                 log::warn!("a worker cut the queue of {name} to {current}, and it cannot be {queue} again: {why}");
             }
         }
@@ -278,10 +278,4 @@ impl Guarded {
 
 fn tell_unwatched(name: &str, error: &io::Error) {
     log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
-}
-
-/// nix knows no backlog above 4096 but "as many as the kernel allows", which is what more than that means.
-fn length(queue: Option<u32>) -> Backlog {
-    let known = queue.and_then(|queue| i32::try_from(queue).ok()).and_then(|queue| Backlog::new(queue).ok());
-    known.unwrap_or(Backlog::MAXALLOWABLE)
 }

@@ -14,7 +14,7 @@ use crate::config::{Address, Listen, Plan};
 use crate::sockets::sharing::{Key, is_at};
 use crate::sockets::{Listener, listener, queues};
 use crate::sys::descriptors::Kept;
-use crate::sys::options;
+use crate::sys::socket_options;
 
 /// A listener that main holds.
 #[derive(Debug)]
@@ -187,7 +187,7 @@ impl AllHeld {
     pub(super) fn look_who_is_silent(&mut self) {
         let grouped = self.has_groups();
         let is_silent = |held: &Held| {
-            held.listen.address.accepts() && options::backlog(&held.listener).is_ok_and(|it| it.is_none())
+            held.listen.address.accepts() && socket_options::backlog(&held.listener).is_ok_and(|it| it.is_none())
         };
         while let Some(at) = self.leave(|held| grouped && held.listen.per_worker && !held.silent && is_silent(held)) {
             self.0[at].silent = true;

@@ -18,7 +18,7 @@ use crate::control::environment::OWN_IMAGE;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Order, VERSION};
 use crate::sys::errno::words;
-use crate::sys::{document, processes};
+use crate::sys::{memfd, processes};
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Command, Image, spawn};
 
@@ -166,7 +166,7 @@ impl Main {
             ack_socket: self.ack_paths.of(monitor.generation),
             release_path: found.map(|found| found.path.clone()),
         };
-        let document = document::write(&serde_json::to_vec(&assignment)?)?;
+        let document = memfd::write(&serde_json::to_vec(&assignment)?)?;
         let (channel, theirs) = Channel::pair()?;
         let mut descriptors = self.held.sockets(&plan.listen, workers, 0)?;
         let sockets = descriptors.len();

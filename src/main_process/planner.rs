@@ -16,8 +16,8 @@ use crate::cli::{self, Ending};
 use crate::config::{Address, Listen, Plan, Text};
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::sockets::Refusal;
-use crate::sys::document;
 use crate::sys::errno::words;
+use crate::sys::memfd;
 use crate::sys::processes::{self, Exit};
 use crate::worker::cause::Cause;
 use crate::worker::findings::Findings;
@@ -53,12 +53,12 @@ pub(super) struct Answer {
 pub fn run(environment: &Environment) -> Result<(), String> {
     processes::set_name();
     let (question, answer) = environment.take_planner()?;
-    let bytes = document::read(question).map_err(|error| format!("the question cannot be read: {}", words(&error)))?;
+    let bytes = memfd::read(question).map_err(|error| format!("the question cannot be read: {}", words(&error)))?;
     let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
     let answer_to = answer;
     let answer = resolve(question, environment);
     let json = serde_json::to_vec(&answer).map_err(|error| format!("the plan cannot be written: {error}"))?;
-    document::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {}", words(&error)))
+    memfd::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {}", words(&error)))
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
@@ -142,8 +142,8 @@ impl Planner {
             own_files,
             in_use,
         };
-        let question = document::write(&serde_json::to_vec(&question)?)?;
-        let answer = document::write(&[])?;
+        let question = memfd::write(&serde_json::to_vec(&question)?)?;
+        let answer = memfd::write(&[])?;
         let descriptors = vec![question.as_fd(), answer.as_fd()];
         let helper = Helper::start("panzer: plan", OWN_IMAGE.as_ref(), environment.for_planner(), descriptors, None)?;
         Ok(Planner { helper, answer, purpose, wanted: true, again: false, until })
@@ -169,7 +169,7 @@ impl Planner {
             return Err(failed(Cause::from(exit).to_string()));
         }
         let bytes =
-            document::read(self.answer).map_err(|error| failed(format!("left nothing to read: {}", words(&error))))?;
+            memfd::read(self.answer).map_err(|error| failed(format!("left nothing to read: {}", words(&error))))?;
         serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))
     }
 }

@@ -17,7 +17,7 @@ use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::monitor::channel::{Channel, Message, Received};
 use crate::sys::errno::words;
 use crate::sys::processes::Exit;
-use crate::sys::{document, printable};
+use crate::sys::{memfd, printable};
 use crate::worker::cause::signal_name;
 
 /// So much of what it printed is passed on, in bytes.
@@ -38,7 +38,7 @@ impl Message for Proof {
 /// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
 pub fn run(environment: &Environment) -> Result<(), String> {
     let (state, channel) = environment.take_preflight()?;
-    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
+    let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     carried::read(&bytes)?;
     let image: OwnedFd = File::options()
         .read(true)

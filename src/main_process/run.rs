@@ -18,7 +18,7 @@ use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report};
 use crate::control::operator::server;
 use crate::sys::errno::words;
-use crate::sys::{document, processes, signals, stderr};
+use crate::sys::{memfd, processes, signals, stderr};
 
 /// Number of reports read from one monitor before the loop looks at anything else.
 const MAX_REPORTS_A_TURN: usize = 64;
@@ -38,7 +38,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     let begun = match environment.take_main()? {
         Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
         Begin::Anew(plan) => {
-            let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
+            let bytes = memfd::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
             stderr::start(plan.tuning.verbosity.level());
             let starter = Starter::new(environment.take_started()?);

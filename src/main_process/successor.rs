@@ -34,7 +34,7 @@ use crate::sys::descriptors::{Kept, set_inherited, take_over as take_descriptor}
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit};
-use crate::sys::{document, signals, stderr};
+use crate::sys::{memfd, signals, stderr};
 
 impl Main {
     /// Somebody wants a restart; a client is told what becomes of it.
@@ -135,7 +135,7 @@ impl Main {
     fn written(&self) -> io::Result<(OwnedFd, Kept<'_>)> {
         let mut kept = Kept::default();
         let carried = self.carry(&mut kept)?;
-        Ok((document::write(&serde_json::to_vec(&carried)?)?, kept))
+        Ok((memfd::write(&serde_json::to_vec(&carried)?)?, kept))
     }
 
     fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> io::Result<Carried> {
@@ -180,7 +180,7 @@ impl Main {
 
 /// Takes the place of the main before, by what that has written down. Fails only where the pre-flight should have.
 pub(super) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
-    let bytes = document::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
+    let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     let carried = carried::read(&bytes)?;
     stderr::start(carried.plan.tuning.verbosity.level());
     stderr::add_lost(carried.lost_messages);

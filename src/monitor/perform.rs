@@ -18,7 +18,8 @@ use crate::sockets::queues;
 use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
-use crate::worker::environment::{Place, arguments, probe_variables, variables};
+use crate::worker::dialects::WorkerContext;
+use crate::worker::environment::{arguments, probe_variables, variables};
 use crate::worker::spawn::{Command, Image, spawn};
 
 impl Monitor {
@@ -130,8 +131,8 @@ impl Monitor {
         given.into_iter().map(AsFd::as_fd).collect()
     }
 
-    fn place<'a>(&'a self, worker: Worker, notify_socket: &'a str) -> Place<'a> {
-        Place {
+    fn place<'a>(&'a self, worker: Worker, notify_socket: &'a str) -> WorkerContext<'a> {
+        WorkerContext {
             worker: worker.slot,
             generation: self.assignment.generation,
             starts: self.assignment.starts.max(1) + worker.life - 1,

@@ -26,7 +26,7 @@ use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
-use crate::sys::{descriptors, document, foreign, processes};
+use crate::sys::{descriptors, memfd, other_process, processes};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
@@ -41,7 +41,7 @@ const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
 const SHARE_FOR_NOTIFY: u64 = 4;
 
 pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
-    let bytes = document::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
+    let bytes = memfd::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
     let assignment: Assignment =
         serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
     if assignment.version > VERSION {
@@ -129,7 +129,7 @@ fn share_ports(assignment: &Assignment, release: &Release, poller: &Poller) -> i
     poller.watch(&sharing, SHARING)?;
     // Once for all monitors of a generation; and but for what the program's file has, once for all generations.
     if gave_up && assignment.release_path.is_none() {
-        let capabilities = foreign::file_capabilities(refusal::through_proc(&release.program));
+        let capabilities = other_process::file_capabilities(refusal::through_proc(&release.program));
         let path = release.path.display();
         let nor = capabilities.map(|them| format!(", nor have the capabilities of {path} ({them})"));
         if assignment.generation == 1 || nor.is_some() {

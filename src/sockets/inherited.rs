@@ -6,18 +6,17 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt};
 
-use super::listener::{Listener, set_backlog};
+use super::listener::Listener;
 use crate::config::{Access, Address, Listen};
-use crate::sys::descriptors::{adopt, set_inherited};
-use crate::sys::options;
+use crate::sys::descriptors::{set_nonblocking, take_over};
+use crate::sys::socket_options;
 
 /// The listener that `socket` is, which main will find at the same number. The error completes "descriptor 3 …".
 pub fn describe(socket: impl AsFd, name: Option<String>) -> Result<Listen, String> {
-    let (domain, kind, _) = options::kind(&socket).map_err(|_| "is no socket".to_owned())?;
+    let (domain, kind, _) = socket_options::kind(&socket).map_err(|_| "is no socket".to_owned())?;
     let accepts = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&kind);
     if !accepts && kind != libc::SOCK_DGRAM {
         return Err("is a socket neither for connections nor for datagrams".to_owned());
@@ -48,7 +47,7 @@ fn address(socket: &impl AsFd, domain: libc::c_int, kind: libc::c_int) -> Option
         libc::AF_UNIX => return Some(unix_address(name.as_unix_addr()?, kind)),
         _ => return None,
     };
-    let is_any = inet.is_ipv6() && inet.ip().is_unspecified() && !options::v6_only(socket).ok()?;
+    let is_any = inet.is_ipv6() && inet.ip().is_unspecified() && !socket_options::v6_only(socket).ok()?;
     match kind {
         libc::SOCK_STREAM if is_any => Some(Address::Any(inet.port())),
         libc::SOCK_STREAM => Some(Address::Tcp(inet)),
@@ -120,14 +119,12 @@ fn is_meant(asked: &Address, bound: &Address) -> bool {
 
 /// Takes over the socket at `number`, once, with what is asked of it.
 pub(super) fn take(number: RawFd, wanted: &Listen) -> io::Result<Listener> {
-    let fd = adopt(number)?;
-    set_inherited(&fd, false)?;
+    let fd = take_over(number)?;
     if let Some(backlog) = wanted.backlog {
-        set_backlog(&fd, backlog)?;
+        socket_options::listen(&fd, backlog)?;
     }
     if wanted.nonblock {
-        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        set_nonblocking(&fd)?;
     }
     if wanted.access != Access::default() {
         log::warn!("{} is inherited: its mode, owner and group stay as whoever made it has set them", wanted.address);
@@ -138,6 +135,7 @@ pub(super) fn take(number: RawFd, wanted: &Listen) -> io::Result<Listener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::IntoRawFd;
 
@@ -225,7 +223,7 @@ mod tests {
             let wanted = Listen { inherited: None, ..text.parse().unwrap() };
             drop(take(listener.try_clone().unwrap().into_raw_fd(), &wanted).unwrap());
             let flags = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
-            (options::backlog(&listener).unwrap(), flags.contains(OFlag::O_NONBLOCK))
+            (socket_options::backlog(&listener).unwrap(), flags.contains(OFlag::O_NONBLOCK))
         };
         let (before, _) = set("80");
         assert_eq!(set("80"), (before, false));

@@ -1,6 +1,7 @@
 //! Listening sockets: bound once by main, and held for its whole life; those that a program binds itself, too.
 
 pub mod activation;
+pub mod bind;
 mod holder;
 pub mod inherited;
 pub mod listener;
@@ -8,4 +9,5 @@ pub mod queues;
 pub mod sharing;
 pub mod unix_path;
 
-pub use listener::{Listener, Refusal, bind};
+pub use bind::{Refusal, bind};
+pub use listener::Listener;

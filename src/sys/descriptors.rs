@@ -56,6 +56,13 @@ pub fn set_inherited(fd: impl AsFd, inherited: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Has reads, writes and accepts on this open file return at once instead of waiting, whoever shares it.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// Closes what the caller left open from `first` on. To be called before anything of ours is open there.
 pub fn close_from(first: RawFd) {
     // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process.

@@ -11,7 +11,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::foreign::descriptor_of;
+use super::other_process::descriptor_of;
 
 /// That a set watches a descriptor.
 #[derive(Debug)]

@@ -2,14 +2,14 @@
 //!
 //! Besides `worker::spawn` this is the only room with `unsafe` in it. Nothing here decides anything.
 
+pub mod credentials;
 pub mod descriptors;
-pub mod document;
 pub mod epoll_sets;
 pub mod errno;
 pub mod file_id;
-pub mod foreign;
+pub mod memfd;
 mod memory;
-pub mod options;
+pub mod other_process;
 mod outlet;
 pub mod output;
 pub mod packets;
@@ -18,9 +18,9 @@ pub mod poller;
 pub mod printable;
 pub mod processes;
 pub mod reuseport;
-pub mod rights;
 pub mod seccomp;
 pub mod signals;
+pub mod socket_options;
 pub mod stderr;
 pub mod terminal;
 pub mod unix_paths;

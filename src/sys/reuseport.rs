@@ -138,7 +138,7 @@ mod tests {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let spread = |count: usize| {
             let clients: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
-            let queued = |fd: &OwnedFd| super::super::options::accept_queue(fd).unwrap().unwrap().0;
+            let queued = |fd: &OwnedFd| super::super::socket_options::accept_queue(fd).unwrap().unwrap().0;
             let counts: Vec<u32> = sockets.iter().map(queued).collect();
             for (fd, count) in sockets.iter().zip(&counts) {
                 let listener = TcpListener::from(fd.try_clone().unwrap());
@@ -165,8 +165,9 @@ mod tests {
         let at = |place: u32| {
             steer(&sockets[3], &[place]).unwrap();
             let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-            let queued =
-                |fd: &OwnedFd| super::super::options::accept_queue(fd).unwrap().is_some_and(|(some, _)| some > 0);
+            let queued = |fd: &OwnedFd| {
+                super::super::socket_options::accept_queue(fd).unwrap().is_some_and(|(some, _)| some > 0)
+            };
             let found = sockets.iter().position(queued).unwrap();
             drop(TcpListener::from(sockets[found].try_clone().unwrap()).accept().unwrap());
             found

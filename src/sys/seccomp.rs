@@ -57,6 +57,13 @@ pub struct Call {
     pub arguments: [u64; 6],
 }
 
+impl Call {
+    /// The descriptor that the call is about: its first argument.
+    pub fn descriptor(&self) -> RawFd {
+        self.arguments[0] as RawFd
+    }
+}
+
 /// Where the calls come from. Once it is closed, every trapped call fails with ENOSYS.
 #[derive(Debug)]
 pub struct Calls {

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
 
-use super::environment::Place;
 use crate::config::handover::Dialect;
 use crate::config::{Address, Listen};
 use crate::sys::descriptors::FIRST;
@@ -18,6 +17,25 @@ const NAMES: [&str; 3] = ["NGINX", "UNICORN_FD", "FPM_SOCKETS"];
 /// So many sockets php-fpm expects in one variable (FPM_ENV_SOCKET_SET_SIZE).
 const FPM_SET: usize = 128;
 
+/// Facts about one worker that its environment and arguments state.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerContext<'a> {
+    /// Its number, from 0.
+    pub worker: u32,
+    /// Its generation's number, from 1.
+    pub generation: u32,
+    /// How many starts there were, as start_server counts them: the first is 1, and each further attempt one more.
+    pub starts: u32,
+    /// Main's pid.
+    pub main_pid: i32,
+    /// The pid of its parent.
+    pub monitor_pid: i32,
+    /// The value of `NOTIFY_SOCKET`.
+    pub notify_socket: &'a str,
+    /// The value of `EINHORN_SOCK_PATH`, where einhorn is spoken.
+    pub ack_socket: Option<&'a str>,
+}
+
 /// Whether a variable belongs to a dialect. One that panzer itself was given tells of descriptors that no worker has.
 pub fn owns(name: &OsStr) -> bool {
     let begins = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
@@ -25,7 +43,7 @@ pub fn owns(name: &OsStr) -> bool {
 }
 
 /// What a worker with these listeners, from descriptor 3 on, finds of `dialect` in its environment.
-pub fn variables(dialect: Dialect, listen: &[Listen], place: Place<'_>) -> Vec<(String, String)> {
+pub fn variables(dialect: Dialect, listen: &[Listen], context: WorkerContext<'_>) -> Vec<(String, String)> {
     let fds = || (FIRST..).take(listen.len());
     let named = |name: &str, value: String| (name.to_owned(), value);
     match dialect {
@@ -33,16 +51,16 @@ pub fn variables(dialect: Dialect, listen: &[Listen], place: Place<'_>) -> Vec<(
         Dialect::Nginx | Dialect::Unicorn | Dialect::Fpm if listen.is_empty() => Vec::new(),
         Dialect::ServerStarter => vec![
             named("SERVER_STARTER_PORT", joined(listen.iter().map(starter_key).zip(fds()), ";")),
-            named("SERVER_STARTER_GENERATION", place.starts.to_string()),
+            named("SERVER_STARTER_GENERATION", context.starts.to_string()),
         ],
         Dialect::Einhorn => {
             let mut all = vec![
-                named("EINHORN_MASTER_PID", place.monitor_pid.to_string()),
-                named("EINHORN_CHILD_INDEX", place.worker.to_string()),
+                named("EINHORN_MASTER_PID", context.monitor_pid.to_string()),
+                named("EINHORN_CHILD_INDEX", context.worker.to_string()),
                 named("EINHORN_FD_COUNT", listen.len().to_string()),
             ];
             all.extend(fds().enumerate().map(|(index, fd)| (format!("EINHORN_FD_{index}"), fd.to_string())));
-            all.extend(place.ack_socket.map(|path| named("EINHORN_SOCK_PATH", path.to_owned())));
+            all.extend(context.ack_socket.map(|path| named("EINHORN_SOCK_PATH", path.to_owned())));
             all
         }
         Dialect::Nginx => vec![named("NGINX", fds().map(|fd| format!("{fd};")).collect())],
@@ -119,7 +137,7 @@ mod tests {
 
     fn spoken(dialect: Dialect, listen: &[&str]) -> Vec<String> {
         let listen: Vec<Listen> = listen.iter().map(|text| text.parse().unwrap()).collect();
-        let place = Place {
+        let context = WorkerContext {
             worker: 2,
             generation: 3,
             starts: 7,
@@ -128,7 +146,7 @@ mod tests {
             notify_socket: "@n",
             ack_socket: Some("/run/a.sock"),
         };
-        variables(dialect, &listen, place).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        variables(dialect, &listen, context).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     #[test]

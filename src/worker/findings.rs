@@ -13,8 +13,8 @@ use super::env_file;
 use super::identity::Identity;
 use super::program::Release;
 use crate::config::{Plan, Text};
-use crate::sys::document;
 use crate::sys::errno::words;
+use crate::sys::memfd;
 
 /// What workers of a generation get in whichever life of its monitor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,12 +41,12 @@ impl Findings {
 
     /// Writes them down.
     pub fn to_document(&self) -> io::Result<OwnedFd> {
-        document::write(&serde_json::to_vec(self)?)
+        memfd::write(&serde_json::to_vec(self)?)
     }
 
     /// Reads what [`Findings::to_document`] wrote.
     pub fn from_document(document: OwnedFd) -> Result<Findings, Cause> {
-        let read = || -> io::Result<Findings> { Ok(serde_json::from_slice(&document::read(document)?)?) };
+        let read = || -> io::Result<Findings> { Ok(serde_json::from_slice(&memfd::read(document)?)?) };
         read().map_err(|error| {
             Cause::CannotStart(format!("what its first monitor found cannot be read: {}", words(&error)))
         })

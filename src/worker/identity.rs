@@ -14,7 +14,7 @@ use super::cause::Cause;
 use crate::config::identity::Named;
 use crate::config::{self, Text};
 use crate::sys::errno::words;
-use crate::sys::{output, rights};
+use crate::sys::{credentials, output};
 
 /// Variables that tell a program as whom it runs.
 const VARIABLES: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
@@ -142,11 +142,11 @@ impl Identity {
     /// In a forked child: becomes it, and proves that there is no way back. Allocates nothing, takes no lock.
     pub fn assume(&self) -> Result<(), (Step, Errno)> {
         if let Some(mask) = self.umask {
-            rights::set_umask(mask);
+            credentials::set_umask(mask);
         }
         // While the right to lower it is there.
         if let Some(nice) = self.nice {
-            rights::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
+            credentials::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
         }
         self.whom.as_ref().map_or(Ok(()), Credentials::assume)
     }
@@ -195,13 +195,13 @@ impl Credentials {
     /// The groups first, the user last: with the user goes the right to change the rest.
     fn assume(&self) -> Result<(), (Step, Errno)> {
         if !self.are_ours {
-            rights::set_groups(&self.groups).map_err(|errno| (Step::Groups, errno))?;
-            rights::set_group(self.gid).map_err(|errno| (Step::Group, errno))?;
-            rights::set_user(self.uid).map_err(|errno| (Step::User, errno))?;
+            credentials::set_groups(&self.groups).map_err(|errno| (Step::Groups, errno))?;
+            credentials::set_group(self.gid).map_err(|errno| (Step::Group, errno))?;
+            credentials::set_user(self.uid).map_err(|errno| (Step::User, errno))?;
         }
         if self.uid != 0 {
-            rights::drop_capabilities().map_err(|errno| (Step::Capabilities, errno))?;
-            if rights::can_become_root(self.gid != 0) {
+            credentials::drop_capabilities().map_err(|errno| (Step::Capabilities, errno))?;
+            if credentials::can_become_root(self.gid != 0) {
                 return Err((Step::Proof, Errno::EPERM));
             }
         }

@@ -12,8 +12,7 @@ use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::cause::Cause;
-use super::identity::Identity;
-use super::spawn::Refused;
+use super::identity::{Identity, Step};
 
 use crate::sys::errno::words;
 
@@ -31,6 +30,38 @@ const MACHINES: [(u16, &str); 8] = [
     (183, "aarch64"),
     (243, "RISC-V"),
 ];
+
+/// Why a child did not execute its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Which step of becoming its identity failed; none: the exec or what leads to it.
+    pub step: Option<Step>,
+    /// What the kernel said.
+    pub errno: Errno,
+}
+
+impl Refused {
+    pub(super) const BYTES: usize = 8;
+
+    pub(super) fn to_bytes(self) -> [u8; Refused::BYTES] {
+        let step = self.step.map_or(0, |step| step as i32);
+        let mut bytes = [0; Refused::BYTES];
+        bytes[..4].copy_from_slice(&step.to_ne_bytes());
+        bytes[4..].copy_from_slice(&(self.errno as i32).to_ne_bytes());
+        bytes
+    }
+
+    pub(super) fn from_bytes([a, b, c, d, rest @ ..]: [u8; Refused::BYTES]) -> Refused {
+        let step = Step::from_number(i32::from_ne_bytes([a, b, c, d]));
+        Refused { step, errno: Errno::from_raw(i32::from_ne_bytes(rest)) }
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Refused {
+        Refused { step: None, errno }
+    }
+}
 
 /// Why a child that was to run as `identity` did not execute `path`. To be asked in the child: it asks the file system.
 pub fn explain_child(refused: Refused, path: &Path, identity: Option<&Identity>) -> Cause {

@@ -18,8 +18,8 @@ use nix::sys::stat::{Mode, stat};
 use nix::unistd::{Pid, pipe2, read, write};
 
 use super::cause::Cause;
-use super::identity::{Identity, Step};
-use super::refusal::explain_child;
+use super::identity::Identity;
+use super::refusal::{Refused, explain_child};
 use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
 use crate::sys::file_id::FileId;
@@ -176,38 +176,6 @@ pub enum Outcome {
     Done,
     /// Refused; with the child's explanation, if a release was to be executed.
     Failed(Refused, Option<Cause>),
-}
-
-/// Why a child did not execute its program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused {
-    /// Which step of becoming its identity failed; none: the exec or what leads to it.
-    pub step: Option<Step>,
-    /// What the kernel said.
-    pub errno: Errno,
-}
-
-impl Refused {
-    const BYTES: usize = 8;
-
-    fn to_bytes(self) -> [u8; Refused::BYTES] {
-        let step = self.step.map_or(0, |step| step as i32);
-        let mut bytes = [0; Refused::BYTES];
-        bytes[..4].copy_from_slice(&step.to_ne_bytes());
-        bytes[4..].copy_from_slice(&(self.errno as i32).to_ne_bytes());
-        bytes
-    }
-
-    fn from_bytes([a, b, c, d, rest @ ..]: [u8; Refused::BYTES]) -> Refused {
-        let step = Step::from_number(i32::from_ne_bytes([a, b, c, d]));
-        Refused { step, errno: Errno::from_raw(i32::from_ne_bytes(rest)) }
-    }
-}
-
-impl From<Errno> for Refused {
-    fn from(errno: Errno) -> Refused {
-        Refused { step: None, errno }
-    }
 }
 
 impl Child {

@@ -6,12 +6,13 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::config::Access;
 use crate::sockets::unix_path;
 use crate::sys::errno::words;
 use crate::sys::file_id::{FileId, remove_if_still};
+use crate::sys::socket_options;
 
 /// The socket, and the file that it owns.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Socket {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         let id = unix_path::bind(&fd, path, Access { mode: Some(0o600), owner: None, group: None })?;
-        listen(&fd, Backlog::MAXALLOWABLE).inspect_err(|_| remove_if_still(path, id))?;
+        socket_options::listen(&fd, u32::MAX).inspect_err(|_| remove_if_still(path, id))?;
         Ok(Socket { listener: fd.into(), path: path.to_owned(), id })
     }
 

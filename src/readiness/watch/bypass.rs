@@ -10,8 +10,8 @@ use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use super::listeners::{Address, Listeners, address_of};
+use super::look::{Look, Sight, look};
 use super::proc::{self, Link};
-use super::{Look, Sight, look};
 use crate::sys::pidfd::PidFd;
 
 /// So many addresses are told.

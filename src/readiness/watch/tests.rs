@@ -3,6 +3,8 @@
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use nix::unistd::Pid;
+
 use super::*;
 
 /// This process, whose threads are the tests that run just now: each has its own listeners, so none sees another's.

@@ -13,10 +13,9 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::descriptor;
 use crate::config::Address;
 use crate::sys::seccomp::Call;
-use crate::sys::{foreign, options, pidfd};
+use crate::sys::{other_process, pidfd, socket_options};
 
 /// The lengths of a `sockaddr_in` and a `sockaddr_in6`.
 pub(super) const LENGTH_V4: usize = 16;
@@ -80,7 +79,9 @@ pub fn is_at(key: &Key, address: &Address) -> bool {
         _ => false,
     };
     let here = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok();
-    is_same && key.device.is_empty() && here().is_some_and(|here| options::network_namespace(here) == key.network)
+    is_same
+        && key.device.is_empty()
+        && here().is_some_and(|here| socket_options::network_namespace(here) == key.network)
 }
 
 /// Binds a program's socket to what it claims, with whatever options it has.
@@ -132,26 +133,26 @@ pub(super) fn look_at(socket: &impl AsFd) -> io::Result<Option<Seen>> {
     let Some(family) = tcp_family(socket)? else { return Ok(None) };
     Ok(Some(Seen {
         family,
-        network: options::network_namespace(socket),
-        device: options::device(socket)?,
-        v6_only: family == libc::AF_INET6 && options::v6_only(socket)?,
+        network: socket_options::network_namespace(socket),
+        device: socket_options::device(socket)?,
+        v6_only: family == libc::AF_INET6 && socket_options::v6_only(socket)?,
     }))
 }
 
 /// The same, as far as it shows without a copy of the socket.
 pub(super) fn look_from_outside(call: &Call) -> io::Result<Option<Seen>> {
-    let family = match foreign::protocol_of(call.thread, descriptor(call))?.as_str() {
+    let family = match other_process::protocol_of(call.thread, call.descriptor())?.as_str() {
         "TCP" | "MPTCP" => libc::AF_INET,
         "TCPv6" | "MPTCPv6" => libc::AF_INET6,
         _ => return Ok(None),
     };
-    let ours = foreign::is_in_our_network(call.thread);
+    let ours = other_process::is_in_our_network(call.thread);
     Ok(ours.then(|| Seen { family, network: 0, device: String::new(), v6_only: false }))
 }
 
 /// The family of a TCP socket. None for anything else.
 fn tcp_family(socket: &impl AsFd) -> io::Result<Option<libc::c_int>> {
-    let kind = match options::kind(socket) {
+    let kind = match socket_options::kind(socket) {
         Ok(kind) => kind,
         Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Ok(None),
         Err(error) => return Err(error),
@@ -207,7 +208,7 @@ pub(super) fn is_privileged(port: u16) -> bool {
 
 /// The path of a unix socket that can listen. None for any other.
 pub(super) fn unix_path(socket: &impl AsFd) -> Option<PathBuf> {
-    let (family, kind, _) = options::kind(socket).ok()?;
+    let (family, kind, _) = socket_options::kind(socket).ok()?;
     let may_listen = family == libc::AF_UNIX && kind != libc::SOCK_DGRAM;
     let name = may_listen.then(|| getsockname::<UnixAddr>(socket.as_fd().as_raw_fd()).ok())??;
     name.path().map(Path::to_owned)

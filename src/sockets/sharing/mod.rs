@@ -14,7 +14,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use crate::sys::file_id::FileId;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -24,8 +23,9 @@ pub use key::{Key, bind_as_claimed, bind_own, bind_unbound, is_at, is_bound, key
 use key::{LENGTH_V4, LENGTH_V6, Seen, look_at, look_from_outside, read_address, unbound};
 
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 use crate::sys::seccomp::{self, Call, Calls, Trapped};
-use crate::sys::{epoll_sets, foreign, options};
+use crate::sys::{epoll_sets, other_process, socket_options};
 
 /// Number of calls that may wait for main. More threads than this do not bind at once, except to do harm.
 const MAX_WAITING: usize = 1024;
@@ -191,12 +191,12 @@ impl Sharing {
     pub fn bound(&mut self, ticket: u64) {
         let Some(Waiting { call, key, socket, inode, process, .. }) = self.waiting.remove(&ticket) else { return };
         if self.bound.len() >= MAX_BOUND {
-            let leads_there = |inode, bound: &Bound| foreign::leads_to(bound.process, bound.number, inode);
+            let leads_there = |inode, bound: &Bound| other_process::leads_to(bound.process, bound.number, inode);
             self.bound.retain(|&inode, bound| leads_there(inode, bound).unwrap_or(true));
         }
         // What is not remembered is not shared, should it listen.
         if self.bound.len() < MAX_BOUND {
-            let (number, since) = (descriptor(&call), Instant::now());
+            let (number, since) = (call.descriptor(), Instant::now());
             self.bound.insert(inode, Bound { ticket, key, process, number, since });
         }
         match socket {
@@ -225,16 +225,16 @@ impl Sharing {
     pub fn may_listen(&self, ticket: u64) -> Option<(Pid, Instant)> {
         let (inode, bound) = self.bound.iter().find(|(_, bound)| bound.ticket == ticket)?;
         let known = Some((bound.process, bound.number));
-        let place = match foreign::leads_to(bound.process, bound.number, *inode) {
+        let place = match other_process::leads_to(bound.process, bound.number, *inode) {
             Ok(true) => known,
             // Copied, or inherited by a child.
-            Ok(false) => foreign::holder_of(*inode, bound.process).unwrap_or(known),
+            Ok(false) => other_process::holder_of(*inode, bound.process).unwrap_or(known),
             // It has changed its rights meanwhile, and cannot be seen.
             Err(_) => known,
         };
         let (process, number) = place?;
-        let is_idle = |socket: OwnedFd| options::is_idle(&socket).unwrap_or(true);
-        foreign::descriptor_of(process, number).map_or(true, is_idle).then_some((process, bound.since))
+        let is_idle = |socket: OwnedFd| socket_options::is_idle(&socket).unwrap_or(true);
+        other_process::descriptor_of(process, number).map_or(true, is_idle).then_some((process, bound.since))
     }
 
     /// When a call has waited for too long.
@@ -287,7 +287,7 @@ impl Sharing {
 
     /// What is to be bound. None where there is nothing to share: no TCP, no port, nobody who might.
     fn examine(&mut self, call: Call) -> io::Result<Option<Waiting>> {
-        let Some(inode) = foreign::socket_inode(call.thread, descriptor(&call))? else { return Ok(None) };
+        let Some(inode) = other_process::socket_inode(call.thread, call.descriptor())? else { return Ok(None) };
         let socket = copy_of(&call)?;
         let seen = match &socket {
             Some(socket) => look_at(socket)?,
@@ -301,12 +301,12 @@ impl Sharing {
             return Ok(None);
         }
         // A port that the caller must not bind the kernel refuses to it.
-        if key::is_privileged(address.port()) && !foreign::may_bind_privileged(call.thread) {
+        if key::is_privileged(address.port()) && !other_process::may_bind_privileged(call.thread) {
             self.tell_capabilities(&call, address);
             return Ok(None);
         }
         let key = Key::new(network, device, v6_only, address);
-        let (process, since) = (foreign::leader_of(call.thread).ok_or(Errno::ESRCH)?, Instant::now());
+        let (process, since) = (other_process::leader_of(call.thread).ok_or(Errno::ESRCH)?, Instant::now());
         // Had the caller ended, all of this might have been read from somebody else under its pid.
         Ok(self.calls.is_waiting(&call).then_some(Waiting { call, key, socket, inode, process, since }))
     }
@@ -346,8 +346,8 @@ impl Sharing {
     }
 
     fn replace(&self, waiting: &Waiting, held: BorrowedFd<'_>) -> io::Result<()> {
-        let (call, number) = (&waiting.call, descriptor(&waiting.call));
-        let wanted = foreign::flags_of(call.thread, number)?;
+        let (call, number) = (&waiting.call, waiting.call.descriptor());
+        let wanted = other_process::flags_of(call.thread, number)?;
         let current = OFlag::from_bits_retain(fcntl(held, FcntlArg::F_GETFL)?);
         // Never the other way round: a worker that serves would wait in accept for a connection that another took.
         if wanted.contains(OFlag::O_NONBLOCK) && !current.contains(OFlag::O_NONBLOCK) {
@@ -366,8 +366,10 @@ impl Sharing {
     /// first time is shared from now on.
     fn listen(&mut self, call: Call) -> io::Result<Next> {
         // What cannot be looked at was never shared.
-        let Ok(Some(inode)) = foreign::socket_inode(call.thread, descriptor(&call)) else { return Ok(Next::Kernel) };
-        let process = foreign::leader_of(call.thread).ok_or(Errno::ESRCH)?;
+        let Ok(Some(inode)) = other_process::socket_inode(call.thread, call.descriptor()) else {
+            return Ok(Next::Kernel);
+        };
+        let process = other_process::leader_of(call.thread).ok_or(Errno::ESRCH)?;
         if let Some(key) = self.inodes.get(&inode) {
             match self.is_long_enough(key, &call).unwrap_or(false) {
                 true => self.calls.answer(&call, Ok(())),
@@ -391,20 +393,20 @@ impl Sharing {
 
     /// Where the program's own socket cannot be had, one of ours takes its place, and main binds that.
     fn listen_on_another(&mut self, call: Call, key: Key, process: Pid) -> io::Result<Next> {
-        let wanted = foreign::flags_of(call.thread, descriptor(&call))?;
+        let wanted = other_process::flags_of(call.thread, call.descriptor())?;
         let socket = unbound(&key)?;
         fcntl(&socket, FcntlArg::F_SETFL(wanted & OFlag::O_NONBLOCK))?;
         let inode = inode_of(&socket)?;
         self.calls.replace_descriptor(&call, socket.as_fd(), wanted.contains(OFlag::O_CLOEXEC))?;
-        let (number, since) = (descriptor(&call), Instant::now());
+        let (number, since) = (call.descriptor(), Instant::now());
         self.bound.insert(inode, Bound { ticket: call.id, key: key.clone(), process, number, since });
         Ok(Next::Main(Waiting { call, key, socket: Some(socket), inode, process, since }))
     }
 
     fn is_long_enough(&self, key: &Key, call: &Call) -> io::Result<bool> {
         let current = match self.held.as_ref().and_then(|held| held.get(key)) {
-            Some(held) => options::backlog(held)?,
-            None => options::backlog(foreign::descriptor_of(call.thread, descriptor(call))?)?,
+            Some(held) => socket_options::backlog(held)?,
+            None => socket_options::backlog(other_process::descriptor_of(call.thread, call.descriptor())?)?,
         };
         let asked = call.arguments[1] as u32;
         Ok(current.is_some_and(|current| current >= asked))
@@ -437,7 +439,7 @@ impl Sharing {
         if self.told_path {
             return;
         }
-        let socket = foreign::descriptor_of(call.thread, descriptor(call));
+        let socket = other_process::descriptor_of(call.thread, call.descriptor());
         let Some(path) = socket.ok().and_then(|socket| key::unix_path(&socket)) else { return };
         // One that is named after its process is nobody else's.
         let pid = process.to_string();
@@ -455,7 +457,7 @@ impl Sharing {
 
     fn tell_capabilities(&mut self, call: &Call, address: std::net::SocketAddr) {
         let program = format!("/proc/{}/exe", call.thread);
-        let Some(capabilities) = foreign::file_capabilities(&program) else { return };
+        let Some(capabilities) = other_process::file_capabilities(&program) else { return };
         if !std::mem::replace(&mut self.told_capabilities, true) {
             let program = std::fs::read_link(program).unwrap_or_default();
             log::warn!(
@@ -474,14 +476,9 @@ impl AsFd for Sharing {
     }
 }
 
-/// The descriptor that a call is about.
-fn descriptor(call: &Call) -> RawFd {
-    call.arguments[0] as RawFd
-}
-
 /// A copy of the socket that a call is about. None where a container forbids that.
 fn copy_of(call: &Call) -> io::Result<Option<OwnedFd>> {
-    match foreign::descriptor_of(call.thread, descriptor(call)) {
+    match other_process::descriptor_of(call.thread, call.descriptor()) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => Ok(None),
         copy => copy.map(Some),
     }

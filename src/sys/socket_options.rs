@@ -61,11 +61,9 @@ pub fn is_idle(socket: impl AsFd) -> io::Result<bool> {
     Ok(info[TCP_STATE] == TCP_CLOSE)
 }
 
-/// listen(2) with any backlog that a program may have asked for.
-pub fn listen(socket: impl AsFd, backlog: i32) -> io::Result<()> {
-    // SAFETY: two integers go in.
-    Errno::result(unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) })?;
-    Ok(())
+/// Listens, or changes the longest accept queue of a socket that listens. The kernel caps the length.
+pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
+    Ok(rustix::net::listen(socket, i32::try_from(backlog).unwrap_or(i32::MAX))?)
 }
 
 fn whole<const LENGTH: usize>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<[u8; LENGTH]> {

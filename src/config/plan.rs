@@ -1,0 +1,246 @@
+//! The plan: everything that was asked for, checked.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::address::Listen;
+use super::handover::{Handover, ListenAs};
+use super::identity::Identity;
+use super::limits::USUAL_DRAINING;
+use super::placeholders;
+use super::share_ports::SharePorts;
+use super::text::Text;
+use super::tuning::Tuning;
+use crate::signals::Habits;
+use crate::sys::descriptors::FIRST;
+
+/// More workers than any machine runs well; what is beyond is a slip of the keyboard.
+pub const MOST_WORKERS: u32 = 4096;
+
+/// Everything that was asked for, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The program as it was named.
+    pub program: Text,
+    /// Its arguments, with placeholders.
+    pub args: Vec<Text>,
+    /// The directory panzer was started in, by the name the user has for it.
+    #[serde(with = "crate::config::text::path")]
+    pub start_directory: PathBuf,
+    /// Whether that is a name that `PWD` gave: only then can a symlink in it be followed.
+    #[serde(default = "is_so")]
+    pub named_by_pwd: bool,
+    /// The workers' working directory, relative to `start_directory`.
+    #[serde(default, with = "crate::config::text::path")]
+    pub chdir: Option<PathBuf>,
+    /// Added to the workers' environment; values with placeholders.
+    pub env: Vec<(Text, Text)>,
+    /// Files of further ones, read by each generation; those of `env` win over them.
+    #[serde(default)]
+    pub env_files: Vec<EnvFile>,
+    /// As whom, and how, workers run.
+    #[serde(default)]
+    pub identity: Identity,
+    /// How many workers are kept.
+    pub workers: u32,
+    /// The listeners, in the order of their descriptors.
+    pub listen: Vec<Listen>,
+    /// The sockets that panzer was started with, as they came: each is among these.
+    #[serde(default)]
+    pub inherited: Vec<Listen>,
+    /// How workers are handed these.
+    #[serde(default)]
+    pub handover: Handover,
+    /// Whether workers share the ports that they bind themselves.
+    #[serde(default)]
+    pub share_ports: SharePorts,
+    /// When a worker counts as ready.
+    pub ready: Ready,
+    /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
+    #[serde(default)]
+    pub probe: Option<String>,
+    /// What signals to main do.
+    #[serde(default)]
+    pub signals: Habits,
+    /// How many workers beyond `workers` a reload may have at once.
+    #[serde(default)]
+    pub surge: Surge,
+    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    #[serde(default = "usual_draining")]
+    pub max_draining: u32,
+    /// What this instance is called.
+    pub name: Option<String>,
+    /// Where the pid is written, instead of the runtime directory.
+    #[serde(default, with = "crate::config::text::path")]
+    pub pid_file: Option<PathBuf>,
+    /// Where the control socket is, instead of beside the pid file.
+    #[serde(default, with = "crate::config::text::path")]
+    pub control: Option<PathBuf>,
+    /// Whether main runs in a session of its own, without a terminal.
+    #[serde(default)]
+    pub daemonize: bool,
+    /// What needs no new workers.
+    #[serde(flatten)]
+    pub tuning: Tuning,
+}
+
+impl Plan {
+    /// Whether a worker is given anything to accept connections on.
+    pub fn has_listener(&self) -> bool {
+        self.listen.iter().any(|listen| listen.address.accepts())
+    }
+
+    /// Why a reload may miss a new release, and what helps: something is looked for in the directory that panzer was started
+    /// in, and only the kernel's name of that is known, which has no symlink in it.
+    pub fn missing_pwd(&self) -> Option<String> {
+        let program = Path::new(&self.program.0);
+        let by_start = self.chdir.as_ref().is_none_or(|chdir| chdir.is_relative())
+            || (program.is_relative() && program.components().count() > 1);
+        let start = &self.start_directory;
+        (by_start && !self.named_by_pwd && start.parent().is_some()).then(|| {
+            format!(
+                "PWD does not name {}, where panzer was started: a reload cannot follow a symlink that led there; give \
+                 --chdir DIR with the symlink in it, and PROGRAM by such a path",
+                start.display()
+            )
+        })
+    }
+
+    /// Whether a worker is named by its slot in arguments or variables, and not by its generation: two generations have the
+    /// same names.
+    pub fn names_slots_only(&self) -> bool {
+        let texts = || self.args.iter().chain(self.env.iter().map(|(_, value)| value));
+        let differs = |text: &Text, (worker, generation)| {
+            let expanded = self.expand(text, worker, generation);
+            expanded.is_ok_and(|expanded| self.expand(text, 0, 1).is_ok_and(|first| first != expanded))
+        };
+        texts().any(|text| differs(text, (1, 1))) && !texts().any(|text| differs(text, (0, 2)))
+    }
+
+    /// What placeholders stand for in this plan, for one worker.
+    pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
+        let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
+        let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
+        let ports: Vec<_> = self.listen.iter().map(|listen| listen.address.port()).collect();
+        let values = placeholders::Values { listeners: &listeners, ports: &ports, first_fd, worker, generation };
+        placeholders::expand(&text.0, values).map(Text)
+    }
+}
+
+fn is_so() -> bool {
+    true
+}
+
+fn usual_draining() -> u32 {
+    USUAL_DRAINING
+}
+
+/// A file of variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvFile {
+    /// Where, relative to [`Plan::start_directory`].
+    #[serde(with = "crate::config::text::path")]
+    pub path: PathBuf,
+    /// Whether it is none the worse for not being there.
+    pub optional: bool,
+}
+
+impl std::str::FromStr for EnvFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EnvFile, String> {
+        let path = text.strip_prefix('-').unwrap_or(text);
+        if path.is_empty() {
+            return Err("it must be the path of a file".to_owned());
+        }
+        Ok(EnvFile { path: path.into(), optional: path.len() < text.len() })
+    }
+}
+
+/// When a worker counts as ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Ready {
+    /// as accept if it has a listener and that can be seen; else as notify if the serving generation sent READY=1, else
+    /// as alive
+    Auto,
+    /// once it is seen accepting on one of its listeners
+    Accept,
+    /// once it has sent READY=1
+    Notify,
+    /// once it runs
+    Alive,
+    /// once it accepts, if it has a listener, and this shell command exits with 0
+    #[value(name = "exec:CMD")]
+    Exec,
+}
+
+impl Ready {
+    /// Whether a worker is to be seen accepting only if it has a listener, and if it can be seen.
+    pub fn looks_where_it_can(self) -> bool {
+        matches!(self, Ready::Auto | Ready::Exec)
+    }
+}
+
+/// How many workers beyond the wanted ones a reload may have at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Surge {
+    /// As many as there are: the new generation is started as a whole.
+    #[default]
+    All,
+    /// So many.
+    Count(u32),
+    /// So many of a hundred, and at least one.
+    Percent(u32),
+}
+
+impl Surge {
+    /// For so many workers, from 1 to as many.
+    pub fn of(self, workers: u32) -> u32 {
+        match self {
+            Surge::All => workers,
+            Surge::Count(count) => count.clamp(1, workers.max(1)),
+            Surge::Percent(percent) => (workers.saturating_mul(percent) / 100).clamp(1, workers.max(1)),
+        }
+    }
+}
+
+impl std::str::FromStr for Surge {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Surge, String> {
+        let number = |digits: &str, most| digits.parse().ok().filter(|number| (1..=most).contains(number));
+        let surge = match text.strip_suffix('%') {
+            _ if text == "all" => Some(Surge::All),
+            Some(digits) => number(digits, 100).map(Surge::Percent),
+            None => number(text, MOST_WORKERS).map(Surge::Count),
+        };
+        surge.ok_or_else(|| format!("it must be from 1 to {MOST_WORKERS}, from 1% to 100%, or all"))
+    }
+}
+
+/// The CPUs this process may use: its affinity and its cgroup's quota.
+pub fn usable_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MOST_WORKERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_surge_is_read_and_never_none() {
+        let of = |text: &str, workers| text.parse::<Surge>().map(|surge| surge.of(workers));
+        assert_eq!(
+            [of("1", 8), of("3", 2), of("all", 8), of("25%", 8), of("1%", 8)],
+            [Ok(1), Ok(2), Ok(8), Ok(2), Ok(1)]
+        );
+        for text in ["", "0", "0%", "101%", "-1", "1.5", "5000", "%"] {
+            assert!(text.parse::<Surge>().is_err(), "{text}");
+        }
+    }
+}

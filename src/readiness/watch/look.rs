@@ -1,0 +1,224 @@
+//! One look at a worker and its descendants.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+
+use nix::unistd::Pid;
+
+use super::listeners::Listeners;
+use super::proc::{self, Link, Member, Thread};
+use super::wait::{self, Wait};
+
+/// How many threads and descriptors one look goes through at most: some 10 ms. What a worker has beyond is not seen.
+const MOST_STEPS: u32 = 4096;
+
+/// How many connections one look asks for their address at most.
+const MOST_CONNECTIONS: u32 = 256;
+
+/// The kernel lets epoll sets hold each other this deep.
+const DEEPEST_SET: u32 = 5;
+
+/// What one look at a worker gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// It accepts.
+    Accepting,
+    /// It does not, by all that can be seen: the reason where that is not all of the processes that it has started.
+    NotYet(Option<Hidden>),
+    /// It may or may not: it is hidden itself.
+    Unseeable(Hidden),
+}
+
+/// Why it cannot be seen whether a worker accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hidden {
+    /// It has an io_uring, through which it may accept.
+    ByIoUring,
+    /// It runs with other rights than we do.
+    ByRights,
+    /// /proc tells nothing of the calls that threads wait in.
+    ByKernel,
+}
+
+impl Hidden {
+    /// Completes the same where only a process is hidden that the worker has started.
+    pub fn of_helper(self) -> String {
+        match self {
+            Hidden::ByIoUring => "a process that it started uses io_uring".to_owned(),
+            Hidden::ByRights => "panzer has no permission to look at a process that it started".to_owned(),
+            Hidden::ByKernel => self.to_string(),
+        }
+    }
+}
+
+/// Completes "whether it accepts cannot be seen: …".
+impl fmt::Display for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hidden::ByIoUring => "it uses io_uring",
+            Hidden::ByRights => "panzer has no permission to look at it",
+            Hidden::ByKernel => "this kernel does not show what threads wait for",
+        })
+    }
+}
+
+/// Looks once at `worker`, an unreaped child of ours, and at its descendants. Never waits.
+pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
+    if !proc::shows_calls() {
+        return Sight::Unseeable(Hidden::ByKernel);
+    }
+    let mut look = Look::new(listeners);
+    let mut family = vec![worker];
+    // What the worker starts may be anything, such as sudo for a moment: only what hides the worker itself may stand in
+    // the place of a proof.
+    let mut own = None;
+    let mut next = 0;
+    while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
+        next += 1;
+        if look.accepts(pid, &mut family) {
+            return Sight::Accepting;
+        }
+        if next == 1 {
+            own = look.hidden.take();
+        }
+    }
+    own.map_or(Sight::NotYet(look.hidden), Sight::Unseeable)
+}
+
+/// `worker` and its descendants, as far as one look goes.
+pub fn family(worker: Pid) -> Vec<Pid> {
+    let mut family = vec![worker];
+    let (mut next, mut steps) = (0, MOST_STEPS);
+    while let Some(&pid) = family.get(next).filter(|_| steps > 0) {
+        next += 1;
+        for thread in proc::threads(pid) {
+            steps = steps.saturating_sub(1);
+            family.extend(thread.children());
+        }
+    }
+    family
+}
+
+/// One look, and what is left of its limits.
+pub(super) struct Look<'a> {
+    pub(super) listeners: &'a Listeners,
+    pub(super) steps: u32,
+    connections: u32,
+    hidden: Option<Hidden>,
+}
+
+impl Look<'_> {
+    pub(super) fn new(listeners: &Listeners) -> Look<'_> {
+        Look { listeners, steps: MOST_STEPS, connections: MOST_CONNECTIONS, hidden: None }
+    }
+
+    /// Whether this process is seen accepting. Adds its children to `family`.
+    fn accepts(&mut self, pid: Pid, family: &mut Vec<Pid>) -> bool {
+        for thread in proc::threads(pid) {
+            if !self.may_go_on() {
+                return false;
+            }
+            if self.waits_on_a_listener(&thread) {
+                return true;
+            }
+            family.extend(thread.children());
+        }
+        self.has_a_connection(pid)
+    }
+
+    /// Counts a step.
+    pub(super) fn may_go_on(&mut self) -> bool {
+        self.steps = self.steps.saturating_sub(1);
+        self.steps > 0
+    }
+
+    /// What was read, or nothing where the process has ended. That it is hidden from us is remembered.
+    pub(super) fn shown<T: Default>(&mut self, read: io::Result<T>) -> T {
+        read.unwrap_or_else(|error| {
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                self.hidden = Some(Hidden::ByRights);
+            }
+            T::default()
+        })
+    }
+
+    fn waits_on_a_listener(&mut self, thread: &Thread) -> bool {
+        let call = self.shown(thread.call());
+        match wait::parse(&call) {
+            None => false,
+            Some(Wait::Accept(fd)) => self.is_listener(thread, fd, 0),
+            Some(Wait::Epoll(set)) => self.set_holds_a_listener(thread, set, 0),
+            Some(Wait::Poll { array, count }) => {
+                let array = self.shown(thread.memory(array, wait::length_of_array(count)));
+                wait::polled(&array).any(|fd| self.is_listener(thread, fd, 0))
+            }
+            Some(Wait::Select { readable, count }) => {
+                let bits = self.shown(thread.memory(readable, wait::length_of_bits(count)));
+                wait::selected(&bits, count).any(|fd| self.is_listener(thread, fd, 0))
+            }
+            Some(Wait::Ring) => {
+                self.hidden = Some(Hidden::ByIoUring);
+                false
+            }
+        }
+    }
+
+    /// Whether `fd` is a listener, or an epoll set that holds one.
+    fn is_listener(&mut self, thread: &Thread, fd: RawFd, depth: u32) -> bool {
+        if !self.may_go_on() {
+            return false;
+        }
+        match self.shown(thread.link(fd)) {
+            Link::Socket(inode) => self.listeners.contains(inode),
+            Link::EpollSet => self.set_holds_a_listener(thread, fd, depth + 1),
+            Link::Ring | Link::Other => false,
+        }
+    }
+
+    fn set_holds_a_listener(&mut self, thread: &Thread, set: RawFd, depth: u32) -> bool {
+        if depth >= DEEPEST_SET || !self.may_go_on() {
+            return false;
+        }
+        let info = self.shown(thread.info(set));
+        // All epoll sets share one inode, so a member with that of the set may be a set itself.
+        let sets = proc::own_inode(&info);
+        let may_lead_there = |member: &Member| self.listeners.contains(member.inode) || sets == Some(member.inode);
+        let candidates: Vec<Member> =
+            proc::members(&info).filter(|member| member.wants_to_read).filter(may_lead_there).collect();
+        // By its number as well: what was closed may stay in the set while others hold it.
+        candidates.iter().any(|member| self.is_listener(thread, member.fd, depth))
+    }
+
+    /// Whether a connection that came through a listener is among the descriptors. Also finds io_uring there.
+    fn has_a_connection(&mut self, pid: Pid) -> bool {
+        let Some(main_thread) = proc::threads(pid).next() else { return false };
+        let descriptors = self.shown(main_thread.descriptors());
+        let mut sockets = Vec::new();
+        for fd in descriptors {
+            if !self.may_go_on() {
+                break;
+            }
+            match self.shown(main_thread.link(fd)) {
+                Link::Socket(inode) if !self.listeners.contains(inode) => sockets.push(fd),
+                Link::Ring => self.hidden = Some(Hidden::ByIoUring),
+                _ => {}
+            }
+        }
+        self.is_any_from_a_listener(pid, &sockets)
+    }
+
+    fn is_any_from_a_listener(&mut self, pid: Pid, sockets: &[RawFd]) -> bool {
+        if sockets.is_empty() {
+            return false;
+        }
+        // A copy of the descriptor tells more, and for less, than the tables of all the machine's connections. It is
+        // closed at once; what cannot be copied is not seen.
+        let Ok(process) = crate::sys::pidfd::PidFd::open(pid) else { return false };
+        sockets.iter().any(|&fd| {
+            self.connections = self.connections.saturating_sub(1);
+            let copy = (self.connections > 0).then(|| process.copy_of(fd).ok()).flatten();
+            copy.is_some_and(|socket| self.listeners.gave(socket.as_fd()))
+        })
+    }
+}
