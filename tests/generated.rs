@@ -60,6 +60,23 @@ fn the_pages_show_what_the_code_says() {
     }
 }
 
+#[test]
+fn the_pages_mention_options_that_exist() {
+    let (panzer, panzerctl) = (panzer::cli::command(), panzer::panzerctl::command());
+    let commands = [&panzer, &panzerctl].into_iter().chain(panzerctl.get_subcommands());
+    let mut known: Vec<&str> = commands.flat_map(options).filter_map(clap::Arg::get_long).collect();
+    known.extend(["help", "version"]);
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        // The first column of such a table has the options of another tool.
+        let ours = |line: &&str| !page.ends_with("moving-from.md") || !line.starts_with("| `--");
+        for code in text.lines().filter(ours).flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            let name = code.strip_prefix("--").map(|code| code.split([' ', '=']).next().unwrap());
+            assert!(name.is_none_or(|name| name.is_empty() || known.contains(&name)), "{page}: there is no --{name:?}");
+        }
+    }
+}
+
 fn pages() -> Vec<String> {
     let pages = fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
     pages.chain(["README.md".to_owned()]).collect()
