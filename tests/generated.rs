@@ -19,16 +19,41 @@ fn the_man_page_says_what_the_code_says() {
     hold_against("man/panzer.1", &String::from_utf8(page).unwrap());
     let mut page = Vec::new();
     clap_mangen::Man::new(panzer::panzerctl::command()).render(&mut page).unwrap();
-    hold_against("man/panzerctl.1", &String::from_utf8(page).unwrap());
+    hold_against("man/panzerctl.1", &with_commands(&String::from_utf8(page).unwrap()));
+}
+
+/// The page with every command and its options in place of references to pages that there are not.
+fn with_commands(page: &str) -> String {
+    let (before, rest) = page.split_once(".SH SUBCOMMANDS\n").unwrap();
+    let (_, after) = rest.split_once(".SH EXTRA\n").unwrap();
+    let entry = |name: &str, text: &str| {
+        let text = roff(text).replace("\n\n", "\n.sp\n");
+        format!(".TP\n\\fB{}\\fR\n{text}\n", roff(name))
+    };
+    let command = |command: &clap::Command| {
+        let arguments =
+            command.get_positionals().map(|argument| format!(" {}", argument.get_value_names().unwrap()[0]));
+        let name = command.get_name().to_owned() + &arguments.collect::<String>();
+        let about = command.get_long_about().or(command.get_about()).unwrap();
+        let option = |option| entry(&named(option), &option.get_long_help().or(option.get_help()).unwrap().to_string());
+        let options: String = options(command).map(option).collect();
+        format!("{}.RS\n{options}.RE\n", entry(&name, &about.to_string()))
+    };
+    let commands: String = panzer::panzerctl::command().get_subcommands().map(command).collect();
+    format!("{before}.SH COMMANDS\n{commands}.SH EXTRA\n{after}")
+}
+
+fn roff(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq")
 }
 
 /// The table of servers in README.md, whose commands `e2e` runs, as a part of the manual.
 fn examples() -> String {
     let readme = fs::read_to_string("README.md").unwrap();
     let rows = readme.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix("` |")?.rsplit_once(" | `"));
-    let roff = |text: &str| text.replace('`', "").replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
-    let rows: Vec<String> =
-        rows.map(|(server, line)| format!(".TP\n{}\n\\fB{}\\fR\n", roff(server), roff(line))).collect();
+    let row =
+        |(server, line): (&str, &str)| format!(".TP\n{}\n\\fB{}\\fR\n", roff(&server.replace('`', "")), roff(line));
+    let rows: Vec<String> = rows.map(row).collect();
     assert!(rows.len() > 9, "README.md has no table of servers");
     format!(".SH EXAMPLES\n{}", rows.concat())
 }
@@ -130,24 +155,25 @@ fn option_table(names: &[&str]) -> String {
     let row = |name: &&str| {
         let option = options(&command).find(|option| option.get_long() == Some(name));
         let option = option.unwrap_or_else(|| panic!("there is no --{name}"));
-        format!("| {} | {} |\n", named(option), cell(&option.get_help().unwrap().to_string()))
+        format!("| `{}` | {} |\n", cell(&named(option)), cell(&option.get_help().unwrap().to_string()))
     };
     format!("| option | |\n| --- | --- |\n{}", names.iter().map(row).collect::<String>())
 }
 
 /// How an option is written.
 fn named(option: &clap::Arg) -> String {
-    let short = option.get_short().map(|short| format!("`-{short}`, ")).unwrap_or_default();
+    let short = option.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
     let takes_value = option.get_action().takes_values();
     let value = option.get_value_names().filter(|_| takes_value).map(|names| format!(" {}", names[0]));
-    format!("{short}`--{}{}`", option.get_long().unwrap(), cell(&value.unwrap_or_default()))
+    format!("{short}--{}{}", option.get_long().unwrap(), value.unwrap_or_default())
 }
 
 fn commands() -> String {
     let row = |command: &clap::Command| {
         let arguments =
             command.get_positionals().map(|argument| format!(" {}", argument.get_value_names().unwrap()[0]));
-        let options = options(command).map(named).collect::<Vec<_>>().join(" ");
+        let options =
+            options(command).map(|option| format!("`{}`", cell(&named(option)))).collect::<Vec<_>>().join(" ");
         let name = format!("`{}{}`", command.get_name(), cell(&arguments.collect::<String>()));
         format!("| {name} | {} | {options} |\n", cell(&command.get_about().unwrap().to_string()))
     };
