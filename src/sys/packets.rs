@@ -105,3 +105,75 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
     }
     Ok((length as usize, sender))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use std::os::unix::net::UnixDatagram;
+
+    /// In a child, whose limit is nobody else's: the number of the first check that does not hold.
+    fn run(checks: impl FnOnce() -> i32) -> i32 {
+        // SAFETY: the child makes the calls above, takes no lock that another thread may have but that of the allocator,
+        // which the C library gives back after a fork, and ends without a clean-up.
+        match unsafe { libc::fork() } {
+            // SAFETY: ends the child.
+            0 => unsafe { libc::_exit(checks()) },
+            child => {
+                let mut status = 0;
+                // SAFETY: the child is ours; the status is written to an integer on our stack.
+                while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
+                if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
+            }
+        }
+    }
+
+    fn open_descriptors() -> usize {
+        std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn a_packet_whose_descriptors_find_no_room_says_so_and_comes_whole_once_there_is() {
+        let failed = run(|| {
+            let Ok((ours, theirs)) = UnixDatagram::pair() else { return 1 };
+            let Ok(null) = std::fs::File::open("/dev/null") else { return 2 };
+            if send(&ours, b"three", &[null.as_fd(); 3]).is_err() {
+                return 3;
+            }
+            let Ok((limit, most)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 4 };
+            let highest = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+            let highest = highest.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok()).max();
+            // The gaps below are filled, so that there is room for one only.
+            let Some(highest) = highest else { return 5 };
+            let room = highest + 2;
+            if setrlimit(Resource::RLIMIT_NOFILE, room, most).is_err() {
+                return 6;
+            }
+            let mut fillers = Vec::new();
+            while let Ok(filler) = null.try_clone() {
+                fillers.push(filler);
+            }
+            fillers.pop();
+            let mut bytes = [0; 16];
+            match peek(&theirs, &mut bytes) {
+                Ok(cut) if cut.lacks_descriptors && cut.length == 5 && cut.descriptors.len() == 1 => {}
+                _ => return 7,
+            }
+            drop(fillers);
+            if setrlimit(Resource::RLIMIT_NOFILE, limit, most).is_err() {
+                return 8;
+            }
+            let before = open_descriptors();
+            match peek(&theirs, &mut bytes) {
+                Ok(whole)
+                    if !whole.lacks_descriptors && whole.descriptors.len() == 3 && bytes.starts_with(b"three") => {}
+                _ => return 9,
+            }
+            if discard(&theirs).is_err() || open_descriptors() != before {
+                return 10;
+            }
+            i32::from(peek(&theirs, &mut bytes).err() != Some(Errno::EAGAIN)) * 11
+        });
+        assert_eq!(failed, 0);
+    }
+}

@@ -333,23 +333,37 @@ serve(s)
 "#;
 
 #[test]
-fn a_bind_is_answered_where_the_monitor_has_no_descriptor_left() {
+fn a_bind_is_answered_where_the_monitor_or_main_has_no_descriptor_left() {
     if !require("python3") || !require("prlimit") {
         return;
     }
-    let port = free_port();
-    let panzer = program(&["-w", "2", "--ready", "alive"], WHEN_TOLD, &[port]).start();
-    panzer.wait_serving();
-    fs::write(panzer.path("go-0"), "").unwrap();
-    wait_said(&panzer, "outcome", &["listens"]);
-    let monitor = panzer.status().serving().monitor.unwrap();
-    let open = fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().count();
-    let limit = [format!("--pid={monitor}"), format!("--nofile={open}:{open}")];
-    assert!(Command::new("prlimit").args(limit).status().unwrap().success());
-    panzer.allow_line("warning: a worker cannot share what it binds: this monitor has no descriptor left for it");
-    fs::write(panzer.path("go-1"), "").unwrap();
-    eventually(SOON, "the second bind is answered", || said(&panzer, "outcome").len() == 2);
-    panzer.stop();
+    for who in ["this monitor", "panzer"] {
+        let port = free_port();
+        let panzer = program(&["-w", "2", "--ready", "alive"], WHEN_TOLD, &[port]).start();
+        panzer.wait_serving();
+        let first = if who == "panzer" { 1 } else { 0 };
+        let limit = |pid: String| {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+            let limit = [format!("--pid={pid}"), format!("--nofile={open}:{open}")];
+            assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+        };
+        let said_so = format!("warning: a worker cannot share what it binds: {who} has no descriptor left for it");
+        if who == "panzer" {
+            limit(panzer.pid().to_string());
+            panzer.expect_line(&said_so);
+        } else {
+            fs::write(panzer.path("go-0"), "").unwrap();
+            wait_said(&panzer, "outcome", &["listens"]);
+            limit(panzer.status().serving().monitor.unwrap().to_string());
+            panzer.allow_line(&said_so);
+        }
+        fs::write(panzer.path("go-1"), "").unwrap();
+        eventually(SOON, "the bind is answered", || said(&panzer, "outcome").len() == 2 - first);
+        if who == "panzer" {
+            assert!(said(&panzer, "outcome")[0].contains("Too many open files"), "{:?}", said(&panzer, "outcome"));
+        }
+        panzer.stop();
+    }
 }
 
 const WHEN_TOLD: &str = r#"
@@ -429,7 +443,7 @@ s.listen()
 serve(s)
 "#;
 
-fn compiled(builder: Builder, name: &str, source: &str, flags: &[&str]) -> Option<Builder> {
+pub(crate) fn compiled(builder: Builder, name: &str, source: &str, flags: &[&str]) -> Option<Builder> {
     let builder = builder.file(&format!("{name}.c"), source);
     let mut compiler = Command::new("gcc");
     compiler.current_dir(builder.folder()).args(["-O1", "-o", name, &format!("{name}.c")]).args(flags);

@@ -148,6 +148,10 @@ impl Look<'_> {
         match wait::parse(&call) {
             None => false,
             Some(Wait::Accept(fd)) => self.is_listener(thread, fd, 0),
+            Some(Wait::AcceptBy { arguments }) => {
+                let fd = self.shown(thread.memory(arguments, size_of::<RawFd>()));
+                fd.first_chunk().is_some_and(|fd| self.is_listener(thread, RawFd::from_ne_bytes(*fd), 0))
+            }
             Some(Wait::Epoll(set)) => self.set_holds_a_listener(thread, set, 0),
             Some(Wait::Poll { array, count }) => {
                 let array = self.shown(thread.memory(array, wait::length_of_array(count)));

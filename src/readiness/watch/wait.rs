@@ -17,6 +17,8 @@ const POLLFD: usize = size_of::<libc::pollfd>();
 pub(super) enum Wait {
     /// accept, accept4.
     Accept(RawFd),
+    /// The same through socketcall: where in the thread's memory its arguments are, the first of which is the descriptor.
+    AcceptBy { arguments: usize },
     /// poll, ppoll: where in the thread's memory the array is, and how many it has.
     Poll { array: usize, count: usize },
     /// select, pselect6: where the set is that is to be readable, and how many bits it has.
@@ -27,12 +29,30 @@ pub(super) enum Wait {
     Ring,
 }
 
+/// Numbers of the calls of a 32-bit program on this machine: accept, accept4, poll, ppoll, select, pselect6, epoll_wait,
+/// epoll_pwait. The first one is socketcall on x86.
+#[cfg(target_arch = "x86_64")]
+const CALLS_32: [libc::c_long; 8] = [102, 364, 168, 309, 142, 308, 256, 319];
+#[cfg(target_arch = "aarch64")]
+const CALLS_32: [libc::c_long; 8] = [285, 366, 168, 336, 142, 335, 252, 346];
+
+/// Of socketcall, accept and accept4.
+#[cfg(target_arch = "x86_64")]
+const SOCKETCALL_ACCEPTS: [usize; 2] = [5, 18];
+
+/// The stack and the code of a 32-bit program are below.
+const END_32: usize = 1 << 32;
+
 /// Reads `NUMBER ARGUMENT… STACK CODE`. None for another call, and for `running` and `-1 …`, which are no call.
 pub(super) fn parse(line: &str) -> Option<Wait> {
     let mut fields = line.split_ascii_whitespace();
     let number: libc::c_long = fields.next()?.parse().ok()?;
-    let mut argument = || usize::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
-    let (first, second) = (argument()?, argument()?);
+    let fields: Option<Vec<usize>> =
+        fields.map(|field| usize::from_str_radix(field.strip_prefix("0x")?, 16).ok()).collect();
+    let [first, second, _, _, _, _, stack, code] = fields?[..] else { return None };
+    if stack < END_32 && code < END_32 {
+        return parse_32(number, first, second);
+    }
     match number {
         libc::SYS_accept | libc::SYS_accept4 => Some(Wait::Accept(first as RawFd)),
         libc::SYS_ppoll => Some(poll(first, second)),
@@ -46,6 +66,25 @@ pub(super) fn parse(line: &str) -> Option<Wait> {
         libc::SYS_select => Some(select(first, second)),
         #[cfg(target_arch = "x86_64")]
         libc::SYS_epoll_wait => Some(Wait::Epoll(first as RawFd)),
+        _ => None,
+    }
+}
+
+/// The same call of a 32-bit program. Its arrays for poll and its sets for select look like ours.
+fn parse_32(number: libc::c_long, first: usize, second: usize) -> Option<Wait> {
+    /// With 64-bit times; these numbers are the same everywhere.
+    const PSELECT6_TIME64: libc::c_long = 413;
+    const PPOLL_TIME64: libc::c_long = 414;
+    let [accept, accept4, poll_, ppoll, select_, pselect6, epoll_wait, epoll_pwait] = CALLS_32;
+    match number {
+        #[cfg(target_arch = "x86_64")]
+        _ if number == accept => SOCKETCALL_ACCEPTS.contains(&first).then_some(Wait::AcceptBy { arguments: second }),
+        _ if number == accept || number == accept4 => Some(Wait::Accept(first as RawFd)),
+        _ if [poll_, ppoll, PPOLL_TIME64].contains(&number) => Some(poll(first, second)),
+        _ if [select_, pselect6, PSELECT6_TIME64].contains(&number) => Some(select(first, second)),
+        _ if [epoll_wait, epoll_pwait].contains(&number) => Some(Wait::Epoll(first as RawFd)),
+        libc::SYS_epoll_pwait2 => Some(Wait::Epoll(first as RawFd)),
+        libc::SYS_io_uring_enter => Some(Wait::Ring),
         _ => None,
     }
 }
@@ -97,7 +136,29 @@ mod tests {
     use super::*;
 
     fn line(number: libc::c_long, arguments: &str) -> String {
-        format!("{number} {arguments} 0x0 0x0 0x0 0x0 0x7ffd42 0x7f0042\n")
+        format!("{number} {arguments} 0x0 0x0 0x0 0x0 0x7ffd00000042 0x7f0042\n")
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_calls_of_a_32_bit_program_are_told_apart() {
+        let line =
+            |number: u32, arguments: &str| format!("{number} {arguments} 0x0 0x0 0x0 0x0 0xffb2b0e0 0xf7f5b579\n");
+        for kind in ["0x5", "0x12"] {
+            assert_eq!(parse(&line(102, &format!("{kind} 0xffb0"))), Some(Wait::AcceptBy { arguments: 0xffb0 }));
+        }
+        assert_eq!(parse(&line(102, "0xa 0xffb0")), None, "recv");
+        assert_eq!(parse(&line(364, "0x3 0x0")), Some(Wait::Accept(3)));
+        for number in [168, 309, 414] {
+            assert_eq!(parse(&line(number, "0xf10 0x2")), Some(Wait::Poll { array: 0xf10, count: 2 }));
+        }
+        for number in [142, 308, 413] {
+            assert_eq!(parse(&line(number, "0x4 0xf10")), Some(Wait::Select { readable: 0xf10, count: 4 }));
+        }
+        for number in [256, 319, 441] {
+            assert_eq!(parse(&line(number, "0x5 0xf10")), Some(Wait::Epoll(5)));
+        }
+        assert_eq!(parse(&line(43, "0x3 0x0")), None, "times, which has the number of our accept");
     }
 
     #[test]
@@ -117,9 +178,15 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn old_calls_are_known_where_they_exist() {
-        assert_eq!(parse("7 0x7f10 0x1 0x1f4 0x0 0x0 0x0 0x1 0x2"), Some(Wait::Poll { array: 0x7f10, count: 1 }));
-        assert_eq!(parse("23 0x4 0x7f10 0x0 0x0 0x0 0x0 0x1 0x2"), Some(Wait::Select { readable: 0x7f10, count: 4 }));
-        assert_eq!(parse("232 0x5 0x7f10 0x1 0x0 0x0 0x0 0x1 0x2"), Some(Wait::Epoll(5)));
+        assert_eq!(
+            parse("7 0x7f10 0x1 0x1f4 0x0 0x0 0x0 0x7ffd00000001 0x2"),
+            Some(Wait::Poll { array: 0x7f10, count: 1 })
+        );
+        assert_eq!(
+            parse("23 0x4 0x7f10 0x0 0x0 0x0 0x0 0x7ffd00000001 0x2"),
+            Some(Wait::Select { readable: 0x7f10, count: 4 })
+        );
+        assert_eq!(parse("232 0x5 0x7f10 0x1 0x0 0x0 0x0 0x7ffd00000001 0x2"), Some(Wait::Epoll(5)));
     }
 
     #[test]

@@ -428,7 +428,7 @@ impl Sharing {
         if !std::mem::replace(&mut self.told_other_architecture, true) {
             log::warn!(
                 "pid {} is a program for another architecture, such as a 32-bit one: its ports are not shared; use \
-                 --listen with --ready notify",
+                 --listen",
                 call.thread
             );
         }

@@ -111,3 +111,61 @@ fn what_is_hidden_for_a_moment_is_looked_at_again() {
     assert_eq!(panzer.reload_and_wait(), Ok(3));
     panzer.stop();
 }
+
+/// Waits on descriptor 3 in the way that the file `way` names, and never accepts what comes.
+const WAYS_IN_C: &str = r#"
+#define _GNU_SOURCE
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(void) {
+    char way[16] = "";
+    FILE *file = fopen("way", "r");
+    if (!file || fscanf(file, "%15s", way) != 1) return 1;
+    if (!strcmp(way, "accept")) accept(3, 0, 0);
+    if (!strcmp(way, "accept4")) accept4(3, 0, 0, 0);
+    struct pollfd one = { .fd = 3, .events = POLLIN };
+    if (!strcmp(way, "poll")) poll(&one, 1, -1);
+    if (!strcmp(way, "ppoll")) ppoll(&one, 1, 0, 0);
+    fd_set set;
+    FD_ZERO(&set);
+    FD_SET(3, &set);
+    if (!strcmp(way, "select")) select(4, &set, 0, 0, 0);
+    if (!strcmp(way, "epoll")) {
+        struct epoll_event event = { .events = EPOLLIN };
+        int all = epoll_create1(0);
+        epoll_ctl(all, EPOLL_CTL_ADD, 3, &event);
+        epoll_wait(all, &event, 1, -1);
+    }
+    pause();
+}
+"#;
+
+#[test]
+fn a_32_bit_worker_is_seen_as_any_other() {
+    if !require("gcc") || cfg!(not(target_arch = "x86_64")) {
+        return;
+    }
+    let builder = Panzer::builder().args(["-w", "1", "-l", &format!("127.0.0.1:{}", free_port()), "--bake", "0s"]);
+    let builder = builder.args(["--ready-timeout", "3s", "--ready", "accept", "./server"]).file("way", "accept");
+    let Some(builder) = crate::binding::compiled(builder, "server", WAYS_IN_C, &["-m32"]) else {
+        eprintln!("skipped: gcc has no -m32");
+        return;
+    };
+    let panzer = builder.start();
+    panzer.wait_serving();
+    for (way, generation) in ["accept4", "poll", "ppoll", "select", "epoll"].into_iter().zip(2..) {
+        fs::write(panzer.path("way"), way).unwrap();
+        assert_eq!(panzer.reload_and_wait(), Ok(generation), "{way}");
+    }
+    fs::write(panzer.path("way"), "pause").unwrap();
+    panzer.allow_line("unless it is still starting");
+    panzer.expect_line("error: reload failed: generation 7: ");
+    let why = panzer.reload_and_wait().unwrap_err();
+    assert!(why.contains("was not ready within 3s"), "{why}");
+    panzer.stop();
+}
