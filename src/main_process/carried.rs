@@ -94,6 +94,8 @@ pub(super) struct Carried {
     pub(super) too_many_told: bool,
     pub(super) guard: Vec<guard::Carried>,
     pub(super) dead: BTreeMap<u64, unix_guard::Dead>,
+    #[serde(default)]
+    pub(super) unix_queues: BTreeMap<u64, u32>,
     pub(super) ack_paths: AckPaths,
     pub(super) children: children::Carried,
     pub(super) found: BTreeMap<u32, Found>,

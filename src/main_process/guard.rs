@@ -2,8 +2,8 @@
 //! everybody, and a `listen()` with a shorter queue.
 //!
 //! The kernel tells of a shutdown by a hang-up. Queues are looked at when a worker becomes ready or ends, when a
-//! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late: as long as nothing
-//! happens, none of this wakes anybody.
+//! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late; and whenever main is
+//! awake for another reason. As long as nothing happens, none of this wakes anybody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -29,6 +29,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// After something has happened, queues are looked at again after so many seconds: a `listen()` may come late.
 const LOOKS: [u64; 3] = [1, 5, 30];
 
+/// While main is awake for other reasons, queues are looked at no more often than this.
+const LOOK_PACE: Duration = Duration::from_secs(1);
+
 /// The listeners that are looked after, by the token of each.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -36,6 +39,7 @@ pub(super) struct Guard {
     next_token: u64,
     /// When queues are looked at again, the latest first.
     looks: Vec<Instant>,
+    looked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,7 @@ pub(super) struct Carried {
 impl Guard {
     /// Over nothing yet. All tokens from `first_token` on are its own.
     pub(super) fn new(first_token: u64) -> Guard {
-        Guard { all: BTreeMap::new(), next_token: first_token, looks: Vec::new() }
+        Guard { all: BTreeMap::new(), next_token: first_token, looks: Vec::new(), looked: None }
     }
 
     /// For the next main.
@@ -130,6 +134,7 @@ impl Guard {
 
     /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
     pub(super) fn look(&mut self, now: Instant, poller: &Poller) {
+        self.looked = Some(now);
         for (token, guarded) in &mut self.all {
             let Ok(current) = socket_options::backlog(&guarded.socket) else { continue };
             match (guarded.queue, current) {
@@ -155,9 +160,10 @@ impl Guard {
         self.looks.retain(|_| !self.all.is_empty());
     }
 
-    /// Whether queues are to be looked at now.
+    /// Whether queues are to be looked at now, when main is awake.
     pub(super) fn is_to_look(&mut self, now: Instant) -> bool {
-        self.looks.pop_if(|look| *look <= now).is_some()
+        let is_due = self.looks.pop_if(|look| *look <= now).is_some();
+        is_due || self.looked.is_none_or(|looked| looked + LOOK_PACE <= now)
     }
 
     /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
@@ -278,4 +284,29 @@ impl Guarded {
 
 fn tell_unwatched(name: &str, error: &io::Error) {
     log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    /// Long after the last event nothing wakes main for a look; but when it is awake, a queue that was cut is put right.
+    #[test]
+    fn a_queue_that_was_cut_late_is_put_right_when_main_is_awake_anyway() {
+        let (poller, listener) = (Poller::new().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let mut guard = Guard::new(0);
+        guard.add("a port".to_owned(), listener.as_fd());
+        let now = Instant::now();
+        guard.look(now, &poller);
+        let before = socket_options::backlog(&listener).unwrap();
+        socket_options::listen(&listener, 1).unwrap();
+        assert_eq!(guard.deadline(), None);
+        assert!(!guard.is_to_look(now + LOOK_PACE / 2));
+        assert!(guard.is_to_look(now + LOOK_PACE));
+        guard.look(now + LOOK_PACE, &poller);
+        assert_eq!(socket_options::backlog(&listener).unwrap(), before);
+        assert!(!guard.is_to_look(now + LOOK_PACE));
+    }
 }

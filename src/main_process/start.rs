@@ -80,7 +80,7 @@ pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
     let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
     held.iter().for_each(|held| guard.add(held.name.clone(), held.listener.as_fd()));
-    let unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
+    let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
     unix_guard.watch_all(&held, &poller);
     guard.look(Instant::now(), &poller);
     let main = Main {

@@ -140,6 +140,7 @@ impl Main {
 
     fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> io::Result<Carried> {
         let (version, build) = carried::head();
+        let (dead, unix_queues) = self.unix_guard.carry();
         let mut found = |(generation, found): (&u32, &'a Found)| {
             let (directory, program) = (kept.keep(&found.directory), kept.keep(&found.program));
             let findings = kept.keep(&found.findings);
@@ -164,7 +165,8 @@ impl Main {
             shares: self.shares.with_sockets(|socket| Ok::<_, io::Error>(kept.keep(socket)))?,
             too_many_told: self.too_many_told,
             guard: self.guard.carry(kept),
-            dead: self.unix_guard.dead(),
+            dead,
+            unix_queues,
             ack_paths: self.ack_paths.clone(),
             children: self.children.carry(kept),
             manager_told: self.upward.told(),
@@ -220,8 +222,8 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     let shares = carried.shares.with_sockets(|&fd| take_descriptor(fd))?;
     let guard = Guard::take_over(carried.guard, FIRST_GUARDED, &poller)?;
     let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
+    unix_guard.resume(carried.dead, carried.unix_queues);
     unix_guard.watch_all(&held, &poller);
-    unix_guard.resume(carried.dead);
     let found = |(generation, found): (u32, carried::Found)| {
         let carried::Found { directory, program, findings, path, other_user, fingerprint } = found;
         let (directory, program) = (take_descriptor(directory)?, take_descriptor(program)?);

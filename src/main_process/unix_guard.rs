@@ -1,18 +1,22 @@
 //! What a worker does to a unix listener that it shares with all others. A `shutdown()` of one lasts for ever: it is
-//! bound anew, and whoever has only the old one must be replaced. A `listen()` with a shorter queue is undone.
+//! bound anew, and whoever has only the old one must be replaced. One that panzer was started with is its owner's to bind:
+//! people are told. A `listen()` with a shorter queue is undone.
 //!
 //! The kernel tells of a shutdown by a hang-up, as for TCP; of a queue it tells nothing.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::held::{AllHeld, Held};
-use crate::config::{Address, Listen};
+use crate::config::Address;
 use crate::sockets::{Listener, bind};
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
+use crate::sys::unix_queue;
+use nix::sys::stat::fstat;
 
 /// What could not be bound anew is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -23,6 +27,8 @@ pub(super) struct UnixGuard {
     first_token: u64,
     /// Those that were shut down, and when each is to be bound anew.
     dead: BTreeMap<u64, Dead>,
+    /// The longest queue that each inherited one has had, as far as the kernel tells.
+    queues: BTreeMap<u64, u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,23 +42,26 @@ pub(super) struct Dead {
 impl UnixGuard {
     /// Over nothing yet. All tokens from `first_token` on are its own.
     pub(super) fn new(first_token: u64) -> UnixGuard {
-        UnixGuard { first_token, dead: BTreeMap::new() }
+        UnixGuard { first_token, dead: BTreeMap::new(), queues: BTreeMap::new() }
     }
 
-    /// Those that were shut down, for the next main.
-    pub(super) fn dead(&self) -> BTreeMap<u64, Dead> {
-        self.dead.clone()
+    /// Those that were shut down, and the queues, for the next main.
+    pub(super) fn carry(&self) -> (BTreeMap<u64, Dead>, BTreeMap<u64, u32>) {
+        (self.dead.clone(), self.queues.clone())
     }
 
     /// Goes on where the main before was.
-    pub(super) fn resume(&mut self, dead: BTreeMap<u64, Dead>) {
-        self.dead = dead;
+    pub(super) fn resume(&mut self, dead: BTreeMap<u64, Dead>, queues: BTreeMap<u64, u32>) {
+        (self.dead, self.queues) = (dead, queues);
     }
 
     /// Watches a listener, if it is one of its kind.
-    pub(super) fn watch(&self, held: &Held, poller: &Poller) {
-        if !is_ours(&held.listen) {
+    pub(super) fn watch(&mut self, held: &Held, poller: &Poller) {
+        if !is_unix(held) {
             return;
+        }
+        if let Some(queue) = queue_of(held).filter(|_| held.listen.inherited.is_some()) {
+            self.queues.entry(held.number).or_insert(queue);
         }
         if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + held.number) {
             let address = &held.name;
@@ -64,23 +73,35 @@ impl UnixGuard {
     }
 
     /// Watches all of its kind.
-    pub(super) fn watch_all(&self, held: &AllHeld, poller: &Poller) {
+    pub(super) fn watch_all(&mut self, held: &AllHeld, poller: &Poller) {
         held.iter().for_each(|held| self.watch(held, poller));
     }
 
     /// Lets go of one.
     pub(super) fn forget(&mut self, held: &Held, poller: &Poller) {
-        if is_ours(&held.listen) {
+        if is_unix(held) {
             poller.forget(&held.listener);
             self.dead.remove(&held.number);
+            self.queues.remove(&held.number);
         }
     }
 
-    /// A worker may have called `listen()`: gives every queue its length back. Whether it was cut nobody can see.
-    pub(super) fn lengthen(&self, held: &AllHeld) {
-        for held in held.iter().filter(|held| is_ours(&held.listen)) {
-            // Refused only where it is dead, and will be bound anew.
-            let _ = held.listener.set_backlog(held.listen.backlog);
+    /// A worker may have called `listen()`: gives every queue its length back.
+    pub(super) fn lengthen(&mut self, held: &AllHeld) {
+        for held in held.iter().filter(|held| is_unix(held)) {
+            let mut length = held.listen.backlog;
+            // Of all others it need not be seen whether they were cut.
+            if length.is_none() && held.listen.inherited.is_some() {
+                let Some(current) = queue_of(held) else { continue };
+                let longest =
+                    *self.queues.entry(held.number).and_modify(|it| *it = current.max(*it)).or_insert(current);
+                if current == longest {
+                    continue;
+                }
+                length = Some(longest);
+            }
+            // Refused only where it is dead.
+            let _ = held.listener.set_backlog(length);
         }
     }
 
@@ -115,7 +136,7 @@ impl UnixGuard {
                 continue;
             };
             held.listener.remove_path();
-            match renew(&held.listen) {
+            match renew(held) {
                 Ok(new) => {
                     held.listener = new;
                     self.dead.remove(&number);
@@ -132,7 +153,7 @@ impl UnixGuard {
 
     /// Lets go of everything.
     pub(super) fn clear(&mut self, held: &AllHeld, poller: &Poller) {
-        held.iter().filter(|held| is_ours(&held.listen)).for_each(|held| poller.forget(&held.listener));
+        held.iter().filter(|held| is_unix(held)).for_each(|held| poller.forget(&held.listener));
         self.dead.clear();
     }
 
@@ -155,7 +176,12 @@ enum WhyNot {
     Ever(String),
 }
 
-fn renew(wanted: &Listen) -> Result<Listener, WhyNot> {
+fn renew(held: &Held) -> Result<Listener, WhyNot> {
+    let wanted = &held.listen;
+    if wanted.inherited.is_some() {
+        let why = format!("{}, which panzer was started with, accepts no more", held.name);
+        return Err(WhyNot::Ever(format!("{why}; restart what made it, such as the systemd socket unit, and panzer")));
+    }
     if let Address::Abstract(_) = wanted.address {
         // Its name is taken for as long as any worker, old ones too, holds the socket that is dead.
         let why = format!("{} accepts no more until panzer is restarted", wanted.address);
@@ -164,7 +190,12 @@ fn renew(wanted: &Listen) -> Result<Listener, WhyNot> {
     bind(wanted, 0).map_err(|refusal| WhyNot::ForNow(format!("{}; trying again every second", refusal.why())))
 }
 
-/// What panzer was started with is its owner's to bind.
-fn is_ours(wanted: &Listen) -> bool {
-    wanted.inherited.is_none() && matches!(wanted.address, Address::Unix(_) | Address::Abstract(_))
+fn is_unix(held: &Held) -> bool {
+    matches!(held.listen.address, Address::Unix(_) | Address::Abstract(_) | Address::Other { accepts: true, .. })
+}
+
+/// The limit of its queue. None where the kernel does not tell.
+fn queue_of(held: &Held) -> Option<u32> {
+    let inode = u32::try_from(fstat(held.listener.as_fd()).ok()?.st_ino).ok()?;
+    unix_queue::accept_queue(inode).ok()?.map(|(_, limit)| limit)
 }

@@ -132,6 +132,32 @@ fn the_path_of_a_unix_socket_stays_after_the_stop() {
 }
 
 #[test]
+fn a_unix_listener_is_guarded_as_far_as_it_can_be() {
+    if !require("python3") {
+        return;
+    }
+    let holder = Panzer::builder();
+    let path = holder.folder().join("app.sock");
+    let builder = opened(&format!("app=unix:{}", path.display())).executable("spoiler", crate::unix_guard::SERVER);
+    let panzer = builder.args(["--ready", "alive", "./spoiler"]).start();
+    panzer.wait_serving();
+    crate::unix_guard::is_spoilt(&panzer, "listen");
+    assert!(crate::control::run(&panzer, &["restart"]).status.success());
+    assert_eq!(crate::guard::queue(&panzer), Some(100), "a restart in place puts it right");
+    crate::unix_guard::is_spoilt(&panzer, "listen");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    assert_eq!(crate::guard::queue(&panzer), Some(100));
+    let said = "error: a worker of generation 2 shut down a listener: unix:*, which panzer was started with, accepts no \
+                more; restart what made it, such as the systemd socket unit, and panzer";
+    panzer.expect_line(said);
+    crate::unix_guard::is_spoilt(&panzer, "shutdown");
+    panzer.wait_for_line(said, SOON);
+    assert_eq!(panzer.stop().code(), Some(0));
+    assert!(path.exists(), "who made it removes it");
+}
+
+#[test]
 fn sockets_without_a_pid_are_taken_and_those_for_another_process_are_not() {
     for (pid, taken) in [("none", true), ("1", false), ("nobody", false)] {
         let (given, own) = (free_port(), free_port());

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Worker 0 shuts its listener down, or cuts its queue, when it is told so by a file; as long as there is the file
 /// `evil` each shuts it down as it starts, and as long as there is `hold` nothing is accepted.
-const SERVER: &str = r#"#!/usr/bin/env python3
+pub(crate) const SERVER: &str = r#"#!/usr/bin/env python3
 import os, socket, threading, time
 listener = socket.socket(fileno=3)
 listener.settimeout(0.02)
@@ -48,7 +48,7 @@ fn server(options: &[&str], listen: &str) -> (Builder, PathBuf) {
     (builder.args(options).args(["--", "./server"]), path)
 }
 
-fn is_spoilt(panzer: &Panzer, deed: &str) {
+pub(crate) fn is_spoilt(panzer: &Panzer, deed: &str) {
     std::fs::write(panzer.path(deed), "").unwrap();
     eventually(SOON, "the worker has done it", || panzer.path(&format!("{deed}-done")).exists());
 }
