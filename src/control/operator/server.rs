@@ -117,7 +117,7 @@ impl Server {
         })
     }
 
-    /// Binds the socket, with mode 0600 from the first moment. A socket on which no process listens any more is replaced;
+    /// Binds the socket with mode 0600, and never with more. A socket on which no process listens any more is replaced;
     /// a symlink, or a file that is not a socket, is refused. Changes the umask for a moment, so call it with one thread
     /// only.
     pub fn bind(path: &Path, poller: &Poller) -> Result<Server, String> {
