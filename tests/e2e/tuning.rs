@@ -124,6 +124,9 @@ fn the_delay_of_a_respawn_follows_a_hang_up() {
     // One that counts as healthy by now is followed at once.
     tune(&panzer, "workers: 1\nstop: QUIT/5s/KILL\ndelay: 60s\ndelay-max: 60s\nhealthy-after: 1ms\n");
     let before = panzer.workers();
+    // No life of less than a tenth of a second counts as healthy.
+    let seen = Instant::now();
+    eventually(SOON, "it has lived for long enough", || seen.elapsed() > Duration::from_millis(100));
     panzer.allow_line("was killed by SIGKILL; respawning it");
     kill_9(before[0]);
     wait_workers(&panzer, 1, &before);
