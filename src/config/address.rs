@@ -120,6 +120,21 @@ impl Address {
         self.port().filter(|_| self.accepts())
     }
 
+    /// Whether both have the same port on a common address, so that the kernel binds only one of them.
+    pub fn overlaps(&self, other: &Address) -> bool {
+        let ip = |address: &Address| match address {
+            Address::Tcp(address) | Address::Udp(address) => Some(address.ip()),
+            _ => None,
+        };
+        let hosts_overlap = match (ip(self), ip(other)) {
+            (Some(one), Some(other)) => {
+                one == other || (one.is_ipv4() == other.is_ipv4() && (one.is_unspecified() || other.is_unspecified()))
+            }
+            _ => true,
+        };
+        self.port().is_some() && self.port() == other.port() && self.accepts() == other.accepts() && hosts_overlap
+    }
+
     fn is_unix(&self) -> bool {
         matches!(self, Address::Unix(_) | Address::Abstract(_))
     }
@@ -419,6 +434,26 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_addresses_that_the_kernel_binds_only_one_of_overlap() {
+        for (one, other, overlap) in [
+            ("8000", "0.0.0.0:8000", true),
+            ("8000", "127.0.0.1:8000", true),
+            ("8000", "8001", false),
+            ("8000", "udp:8000", false),
+            ("udp:127.0.0.1:53", "udp:53", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[::1]:80", false),
+            ("[::]:80", "[::1]:80", true),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("unix:/a", "unix:/a", false),
+        ] {
+            let [one, other]: [Listen; 2] = [one, other].map(|text| text.parse().unwrap());
+            assert_eq!(one.address.overlaps(&other.address), overlap, "{one:?} {other:?}");
+            assert_eq!(other.address.overlaps(&one.address), overlap, "{other:?} {one:?}");
+        }
+    }
 
     #[test]
     fn addresses_are_read() {

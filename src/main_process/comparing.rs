@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::held::Held;
 use super::parts::{Main, shared_name};
-use crate::config::{Listen, Plan};
+use crate::config::{Address, Listen, Plan};
 use crate::sockets::bind::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, Refusal, bind, queues};
@@ -77,7 +77,11 @@ impl Main {
             }
             None => {
                 let bound = bind(listen, slot);
-                let bound = bound.map_err(|refusal| self.shared_instead(listen).map_or(refusal, Refusal::Final))?;
+                let in_the_way = || self.shared_instead(listen).or_else(|| self.held_instead(listen));
+                let bound = bound.map_err(|refusal| match refusal {
+                    Refusal::InUse(_) => in_the_way().map_or(refusal, Refusal::Final),
+                    other => other,
+                })?;
                 self.held.add(listen.clone(), slot, bound)
             }
         };
@@ -126,6 +130,22 @@ impl Main {
         let (key, _) = self.shares.held().find(|(key, _)| key.address.port() == port)?;
         let (wanted, bound) = (&listen.address, key.address);
         Some(format!("cannot listen on {wanted}: workers have bound {bound} themselves and share it; ask for that"))
+    }
+
+    /// Says so where a listener of panzer's own is in the way: the same port in another form.
+    fn held_instead(&self, listen: &Listen) -> Option<String> {
+        let wanted = &listen.address;
+        let held = &self.held.iter().find(|held| held.listen.address.overlaps(wanted))?.listen.address;
+        let why = match (held, wanted) {
+            (Address::Any(_) | Address::AnyUdp(_), Address::Tcp(_) | Address::Udp(_)) if listen.bare => {
+                " (by --also-speak server-starter a port alone is of IPv4 only)"
+            }
+            _ => "",
+        };
+        Some(format!(
+            "cannot listen on {wanted}{why}: panzer itself listens on {held}, and a reload cannot give that up and lose \
+             nothing. Keep {held}, or reload to another port first, or stop panzer and start it anew"
+        ))
     }
 
     /// A generation serves: what is held is as its plan says from now on.

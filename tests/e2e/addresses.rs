@@ -242,3 +242,33 @@ fn in_start_servers_words_a_port_is_of_ipv4_and_starts_are_counted() {
     assert_eq!(told("5")["PANZER_GENERATION"], "4");
     panzer.stop();
 }
+
+#[test]
+fn the_same_port_in_another_form_is_refused_with_what_to_do() {
+    let port = free_port();
+    let panzer = crate::config_reread::configured(&format!("listen: {port}\n")).arg("./app").start();
+    panzer.wait_serving();
+    for (text, why) in [
+        (
+            format!("listen: {port}\nalso-speak: server-starter\n"),
+            format!(
+                "0.0.0.0:{port} (by --also-speak server-starter a port alone is of IPv4 only): panzer itself listens"
+            ),
+        ),
+        (format!("listen: 127.0.0.1:{port}\n"), format!("127.0.0.1:{port}: panzer itself listens")),
+    ] {
+        crate::config_reread::write(panzer.folder(), &text);
+        let line =
+            format!("error: reload failed: *cannot listen on {why} on port {port}, *Keep port {port}, or reload to");
+        panzer.expect_line(&line);
+        assert!(panzer.reload_and_wait().is_err());
+        panzer.wait_for_line(&line, SOON);
+    }
+    // By another port it can be had.
+    crate::config_reread::write(panzer.folder(), &format!("listen: {}\n", free_port()));
+    let between = panzer.reload_and_wait().unwrap();
+    panzer.wait_drained(1);
+    crate::config_reread::write(panzer.folder(), &format!("listen: {port}\nalso-speak: server-starter\n"));
+    assert_eq!(panzer.reload_and_wait(), Ok(between + 1));
+    panzer.stop();
+}
