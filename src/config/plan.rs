@@ -111,12 +111,21 @@ impl Plan {
     /// Whether a worker is named by its slot in arguments or variables, and not by its generation: two generations have the
     /// same names.
     pub fn names_slots_only(&self) -> bool {
-        let texts = || self.args.iter().chain(self.env.iter().map(|(_, value)| value));
-        let differs = |text: &Text, (worker, generation)| {
+        self.names_differ(1, 1) && !self.names_generations()
+    }
+
+    /// Whether a generation is named in arguments or variables.
+    pub fn names_generations(&self) -> bool {
+        self.names_differ(0, 2)
+    }
+
+    /// Whether arguments or variables are others there than in slot 0 of generation 1.
+    fn names_differ(&self, worker: u32, generation: u32) -> bool {
+        let differs = |text: &Text| {
             let expanded = self.expand(text, worker, generation);
             expanded.is_ok_and(|expanded| self.expand(text, 0, 1).is_ok_and(|first| first != expanded))
         };
-        texts().any(|text| differs(text, (1, 1))) && !texts().any(|text| differs(text, (0, 2)))
+        self.args.iter().chain(self.env.iter().map(|(_, value)| value)).any(differs)
     }
 
     /// What placeholders stand for in this plan, for one worker.

@@ -160,10 +160,14 @@ impl Guard {
         self.looks.retain(|_| !self.all.is_empty());
     }
 
-    /// Whether queues are to be looked at now, when main is awake.
-    pub(super) fn is_to_look(&mut self, now: Instant) -> bool {
-        let is_due = self.looks.pop_if(|look| *look <= now).is_some();
-        is_due || self.looked.is_none_or(|looked| looked + LOOK_PACE <= now)
+    /// Whether main was woken to look at queues.
+    pub(super) fn look_is_due(&mut self, now: Instant) -> bool {
+        self.looks.pop_if(|look| *look <= now).is_some()
+    }
+
+    /// Whether queues may be looked at now that main is awake anyway.
+    pub(super) fn may_look(&self, now: Instant) -> bool {
+        self.looked.is_none_or(|looked| looked + LOOK_PACE <= now)
     }
 
     /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
@@ -303,10 +307,10 @@ mod tests {
         let before = socket_options::backlog(&listener).unwrap();
         socket_options::listen(&listener, 1).unwrap();
         assert_eq!(guard.deadline(), None);
-        assert!(!guard.is_to_look(now + LOOK_PACE / 2));
-        assert!(guard.is_to_look(now + LOOK_PACE));
+        assert!(!guard.may_look(now + LOOK_PACE / 2));
+        assert!(guard.may_look(now + LOOK_PACE));
         guard.look(now + LOOK_PACE, &poller);
         assert_eq!(socket_options::backlog(&listener).unwrap(), before);
-        assert!(!guard.is_to_look(now + LOOK_PACE));
+        assert!(!guard.may_look(now + LOOK_PACE));
     }
 }

@@ -125,7 +125,12 @@ impl Main {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
                 ::log::warn!("worker {slot} of generation {generation} {}", log::bypasses(&own, plan));
             }
-            Action::Note(note) => log::write(&note),
+            Action::Note(note) => {
+                log::write(&note);
+                if matches!(note, Note::Serving(..) | Note::Committed(..)) {
+                    self.ask_what_serves_by_itself();
+                }
+            }
             Action::Exit(code) => {
                 self.operators.ended(code);
                 self.exit = Some(code);
@@ -133,8 +138,8 @@ impl Main {
         }
     }
 
-    /// The answer is told if the new generation fails. A monitor of an older build is not asked.
-    fn ask_what_serves_by_itself(&mut self) {
+    /// The answer is told if the next generation fails, and the monitor tells of unix paths. A monitor of an older build is not asked.
+    pub(super) fn ask_what_serves_by_itself(&mut self) {
         let serving = self.serving();
         if let Some(running) = serving.and_then(|serving| self.children.of_generation(serving))
             && running.protocol >= ASKED_SINCE

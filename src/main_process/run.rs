@@ -214,7 +214,11 @@ impl Main {
             }
         };
         let now = Instant::now();
-        if self.guard.is_to_look(now) {
+        let is_due = self.guard.look_is_due(now);
+        if is_due {
+            self.ask_what_serves_by_itself();
+        }
+        if is_due || self.guard.may_look(now) {
             self.guard.look(now, &self.poller);
             self.unix_guard.lengthen(&self.held);
         }

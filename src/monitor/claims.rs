@@ -1,6 +1,7 @@
 //! What workers bind and listen on: what main is asked, and what it asks.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::unistd::Pid;
@@ -21,6 +22,8 @@ impl Monitor {
             None => {}
             Some(Taken::Claim(claim)) => self.ask_main(claim),
             Some(Taken::Listens(process)) => self.listens(process),
+            Some(Taken::OnPath(_, _, inode)) if self.accepted_on.contains(inode) => {}
+            Some(Taken::OnPath(process, path, _)) => self.tell_own_path(process, &path),
         }
     }
 
@@ -44,13 +47,36 @@ impl Monitor {
         }
     }
 
-    /// Reports where the first workers listen that panzer does not hold: what the others have is of the same kind.
+    /// Reports where the first workers listen that panzer does not hold: what the others have is of the same kind. People
+    /// are told of unix paths.
     pub(super) fn report_own(&mut self) {
         let pids = (0..self.state.count()).filter_map(|slot| self.roster.in_slot(slot).map(|live| live.pid()));
         let pids: Vec<Pid> = pids.take(MAX_LOOKED_AT).collect();
-        let own: BTreeSet<String> =
-            pids.into_iter().flat_map(|pid| watch::own_listeners(pid, &self.accepted_on)).collect();
-        self.channel.send(&Report::Owns { addresses: own.into_iter().take(MAX_ADDRESSES).collect() });
+        let mut addresses = BTreeSet::new();
+        for pid in pids {
+            let own = watch::own_listeners(pid, &self.accepted_on);
+            addresses.extend(own.tcp);
+            own.paths.iter().for_each(|(process, path)| self.tell_own_path(*process, path));
+        }
+        self.channel.send(&Report::Owns { addresses: addresses.into_iter().take(MAX_ADDRESSES).collect() });
+    }
+
+    /// The workers of the next release take a unix path over, and those of the old one remove it when they end.
+    fn tell_own_path(&mut self, process: Pid, path: &Path) {
+        // One that is named after its process is nobody else's, and one after its generation is no other release's.
+        let (plan, pid) = (&self.assignment.plan, process.to_string());
+        let generation = plan.names_generations().then(|| self.assignment.generation.to_string());
+        let is_part = |part: &str| part == pid || Some(part) == generation.as_deref();
+        let is_named = path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(is_part);
+        if is_named || std::mem::replace(&mut self.own_path_told, true) {
+            return;
+        }
+        let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
+        ::log::warn!(
+            "pid {process} listens on a unix path of its own, {path}: other workers and each reload take it away; have it \
+             take the listener of --listen unix:{path}, which panzer keeps, or name the path by {{worker}} and {{generation}}",
+            path = path.display()
+        );
     }
 
     /// Reports whether the socket of this bind may still listen: others wait for it.

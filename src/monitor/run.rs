@@ -64,6 +64,7 @@ pub(super) struct Monitor {
     pub(super) own_sockets: usize,
     pub(super) unattributed_told: bool,
     pub(super) too_long_told: bool,
+    pub(super) own_path_told: bool,
     pub(super) acks: Option<AckSocket>,
     pub(super) sharing: Option<Sharing>,
     pub(super) signals: Signals,

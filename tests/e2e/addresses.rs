@@ -104,25 +104,56 @@ while True: signal.pause()
 "#;
 
 #[test]
-fn a_unix_path_of_its_own_is_told_of_with_the_remedy() {
+fn a_unix_path_of_its_own_is_told_of_with_the_remedy_in_every_mode() {
     if !require("python3") {
         return;
     }
-    let own = |path: &[&str]| {
-        let builder = Panzer::builder().executable("own", OWN_PATH).args(["-w", "1", "--", "./own"]);
-        let panzer = builder.args(path).start();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let own = |options: &[&str], path: &[&str]| {
+        let builder = Panzer::builder().executable("own", OWN_PATH).args(["-w", "1", "--bake", "100ms"]).args(options);
+        let panzer = builder.args(["--", "./own"]).args(path).start();
         eventually_some(SOON, "all are bound", || panzer.path("bound").exists().then_some(()));
         panzer
     };
-    let panzer = own(&["own.sock"]);
     let said =
         "warning: pid * listens on a unix path of its own, */own.sock: *--listen unix:*/own.sock, which panzer keeps";
-    panzer.expect_line(said);
-    panzer.wait_for_line(said, SOON);
+    let modes: [&[&str]; 4] = [
+        &[],
+        &["--ready", "alive", "-l", &listen],
+        &["--share-ports", "off"],
+        &["--ready", "alive", "--share-ports", "on", "-l", &listen],
+    ];
+    for options in modes {
+        let panzer = own(options, &["own.sock"]);
+        panzer.expect_line(said);
+        panzer.wait_for_line(said, SOON);
+        let lines = panzer.lines();
+        assert_eq!(lines.iter().filter(|line| line.contains("path of its own")).count(), 1, "{lines:#?}");
+        panzer.stop();
+    }
+    // What nobody listens on, is of one process or generation only, or is panzer's own is nothing to speak of.
+    own(&[], &[]).stop();
+    for options in [&["--share-ports", "off"][..], &[]] {
+        let panzer = own(options, &["own-{generation}.sock"]);
+        panzer.wait_serving();
+        assert!(crate::control::run(&panzer, &["reload"]).status.success());
+        panzer.stop();
+    }
+    let given = Panzer::builder().executable("again", LISTENS_AGAIN);
+    let listen = format!("unix:{}", given.folder().join("app.sock").display());
+    let panzer = given.args(["-w", "1", "--share-ports", "on", "-l", &listen, "./again"]).start();
+    panzer.wait_serving();
+    assert!(crate::control::run(&panzer, &["reload"]).status.success());
     panzer.stop();
-    // What nobody listens on, and what is of one process only, is nothing to speak of.
-    own(&[]).stop();
 }
+
+/// As many do with what they were given.
+const LISTENS_AGAIN: &str = "#!/usr/bin/env python3
+import socket
+listener = socket.socket(fileno=3)
+listener.listen(100)
+while True: listener.accept()
+";
 
 #[test]
 fn an_option_that_became_an_address_is_refused_everywhere() {

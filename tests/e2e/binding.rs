@@ -429,7 +429,7 @@ fn a_release_whose_bind_is_refused_is_told_of_it() {
     eventually(SOON, "it serves", || get(port, "/").is_ok());
     panzer.expect_line(&format!(
         "error: reload failed: generation 2: worker 0 exited with code 3, after its generation was refused \
-         127.0.0.1:{lock} (Address already in use); generation 1 may have it"
+         127.0.0.1:{lock} (address already in use); generation 1 may have it"
     ));
     assert!(panzer.reload_and_wait().is_err());
     panzer.stop();

@@ -1,8 +1,8 @@
 //! Whether a worker bypasses the listeners that it was given, and where it listens instead.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -31,30 +31,46 @@ pub struct Bypass {
 pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
     matches!(look(worker, listeners), Sight::NotYet(_)).then(|| {
         let (own, family) = own_of_family(worker, listeners);
+        let own = own.tcp.into_iter().take(MOST_TOLD).collect();
         // One that has ended meanwhile counts no more.
         let time = |pid: Pid| clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
-        Bypass { own: own.into_iter().take(MOST_TOLD).collect(), ran: family.into_iter().map(time).sum() }
+        Bypass { own, ran: family.into_iter().map(time).sum() }
     })
 }
 
-/// The TCP addresses but those of `listeners` that `worker` and its descendants listen on, as far as one look shows.
-pub fn own_listeners(worker: Pid, listeners: &Listeners) -> BTreeSet<String> {
+/// Where a worker and its descendants listen by themselves.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// TCP addresses, as people write them.
+    pub tcp: BTreeSet<String>,
+    /// Unix paths as they were bound, each with a process that listens there.
+    pub paths: Vec<(Pid, PathBuf)>,
+}
+
+/// Where `worker` and its descendants listen but on `listeners`, as far as one look shows.
+pub fn own_listeners(worker: Pid, listeners: &Listeners) -> Own {
     own_of_family(worker, listeners).0
 }
 
-fn own_of_family(worker: Pid, listeners: &Listeners) -> (BTreeSet<String>, Vec<Pid>) {
+fn own_of_family(worker: Pid, listeners: &Listeners) -> (Own, Vec<Pid>) {
     let mut look = Look::new(listeners);
-    let (mut family, mut found, mut next) = (vec![worker], BTreeSet::new(), 0);
+    let (mut family, mut found, mut next) = (vec![worker], Own::default(), 0);
     while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
         next += 1;
         family.extend(proc::threads(pid).take_while(|_| look.may_go_on()).flat_map(|thread| thread.children()));
-        found.extend(look.own_listeners(pid).iter().map(SocketAddr::to_string));
+        for address in look.own_listeners(pid) {
+            match address {
+                Address::Tcp(address) => drop(found.tcp.insert(address.to_string())),
+                Address::Unix(name) => found.paths.extend(name.path().map(|path| (pid, Path::to_owned(path)))),
+                Address::Unknown => {}
+            }
+        }
     }
     (found, family)
 }
 
 impl Look<'_> {
-    fn own_listeners(&mut self, pid: Pid) -> Vec<SocketAddr> {
+    fn own_listeners(&mut self, pid: Pid) -> Vec<Address> {
         let Some(main_thread) = proc::threads(pid).next() else { return Vec::new() };
         let descriptors = self.shown(main_thread.descriptors());
         let is_own = |link: Link| matches!(link, Link::Socket(inode) if !self.listeners.contains(inode));
@@ -64,10 +80,7 @@ impl Look<'_> {
         let listening = |fd| {
             let socket = process.copy_of(fd).ok()?;
             let listens = getsockopt(&socket, sockopt::AcceptConn).ok()?;
-            match address_of(socket.as_fd()) {
-                Address::Tcp(address) if listens => Some(address),
-                _ => None,
-            }
+            listens.then(|| address_of(socket.as_fd()))
         };
         sockets.into_iter().filter_map(listening).collect()
     }

@@ -42,7 +42,7 @@ impl Listeners {
     }
 
     /// Whether one of them has this inode.
-    pub(super) fn contains(&self, inode: u64) -> bool {
+    pub fn contains(&self, inode: u64) -> bool {
         self.0.iter().any(|(listener, _)| *listener == inode)
     }
 

@@ -10,7 +10,7 @@ mod look;
 mod proc;
 mod wait;
 
-pub use bypass::{Bypass, bypass, own_listeners};
+pub use bypass::{Bypass, Own, bypass, own_listeners};
 pub use listeners::Listeners;
 pub use look::{Hidden, Sight, family, look};
 

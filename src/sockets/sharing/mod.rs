@@ -12,6 +12,7 @@ mod key;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -55,6 +56,8 @@ pub enum Taken {
     Claim(Claim),
     /// This process listens on a shared socket.
     Listens(Pid),
+    /// This process listens on a unix path, by the socket with this inode.
+    OnPath(Pid, PathBuf, u64),
 }
 
 /// What a call comes to.
@@ -64,6 +67,8 @@ enum Next {
     Answered,
     /// It is answered, and this process listens on a shared socket.
     Listens(Pid),
+    /// The kernel makes it, and this process listens on a unix path, by the socket with this inode.
+    OnPath(Pid, PathBuf, u64),
     /// Main decides.
     Main(Waiting),
 }
@@ -110,7 +115,6 @@ pub struct Sharing {
     told_hidden: bool,
     told_other_architecture: bool,
     told_capabilities: bool,
-    told_path: bool,
 }
 
 /// Whether ports can be shared here. The error is a line for people.
@@ -140,7 +144,6 @@ impl Sharing {
             told_hidden: false,
             told_other_architecture: false,
             told_capabilities: false,
-            told_path: false,
         };
         Ok((sharing, gave_up))
     }
@@ -163,6 +166,10 @@ impl Sharing {
             Ok(Next::Kernel) => {
                 self.calls.let_through(&call);
                 None
+            }
+            Ok(Next::OnPath(process, path, inode)) => {
+                self.calls.let_through(&call);
+                Some(Taken::OnPath(process, path, inode))
             }
             Err(error) => {
                 self.tell_refusal(&call, &error);
@@ -378,8 +385,9 @@ impl Sharing {
             return Ok(Next::Listens(process));
         }
         let Some(bound) = self.bound.get(&inode) else {
-            self.tell_own_path(&call, process);
-            return Ok(Next::Kernel);
+            let socket = other_process::descriptor_of(call.thread, call.descriptor());
+            let path = socket.ok().and_then(|socket| key::unix_path(&socket));
+            return Ok(path.map_or(Next::Kernel, |path| Next::OnPath(process, path, inode)));
         };
         let (key, since) = (bound.key.clone(), Instant::now());
         let Some(socket) = copy_of(&call)? else { return self.listen_on_another(call, key, process) };
@@ -432,27 +440,6 @@ impl Sharing {
                 call.thread
             );
         }
-    }
-
-    /// The workers of the next release take a unix path over, and those of the old one remove it when they end.
-    fn tell_own_path(&mut self, call: &Call, process: Pid) {
-        if self.told_path {
-            return;
-        }
-        let socket = other_process::descriptor_of(call.thread, call.descriptor());
-        let Some(path) = socket.ok().and_then(|socket| key::unix_path(&socket)) else { return };
-        // One that is named after its process is nobody else's.
-        let pid = process.to_string();
-        if path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(|part| part == pid) {
-            return;
-        }
-        self.told_path = true;
-        let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
-        log::warn!(
-            "pid {process} listens on a unix path of its own, {path}: other workers and each reload take it away; have it \
-             take the listener of --listen unix:{path}, which panzer keeps",
-            path = path.display()
-        );
     }
 
     fn tell_capabilities(&mut self, call: &Call, address: std::net::SocketAddr) {
