@@ -30,7 +30,7 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -l control -d 'The pan
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s h -l help -d 'Print help'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Print version'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'List the panzers that run, with their state'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'List the panzers that run, with their state; or the one that is named'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counters and gauges in Prometheus\' text format'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait until it serves or has failed'

@@ -109,6 +109,9 @@ struct CarriedMonitor {
     /// It has sent nothing yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     silent: bool,
+    /// What it has given up: pids, and when each process began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    given_up: Vec<(i32, Option<u64>)>,
 }
 
 impl Carried {
@@ -147,7 +150,9 @@ impl Children {
             let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
             let Running { queues, workers, protocol, .. } = *running;
             let silent = running.first_word != FirstWord::Heard;
-            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent })
+            let given_up = self.families.get(monitor).into_iter().flat_map(|family| &family.given_up);
+            let given_up = given_up.map(|(pid, began)| (pid.as_raw(), *began)).collect();
+            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent, given_up })
         };
         let monitors = self.monitors.iter().map(monitor).collect();
         let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
@@ -165,8 +170,13 @@ impl Children {
 
     /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
     pub(super) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
+        let mut families = BTreeMap::new();
         let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
-            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent } = carried;
+            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent, given_up } = carried;
+            let given_up = given_up.into_iter().map(|(pid, began)| (Pid::from_raw(pid), began)).collect();
+            // All children of a monitor are its workers, or descend from these.
+            let workers_known = (0..).zip(processes::children_of(Pid::from_raw(pid))).map(known).collect();
+            families.insert(monitor, Family { workers: workers_known, given_up });
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
             let channel = Channel::take_over(channel)?;
             let first_word = if silent { FirstWord::Until(Instant::now() + LONGEST_SILENCE) } else { FirstWord::Heard };
@@ -180,12 +190,6 @@ impl Children {
                 kin.add(pid, Clues::of(pid), Some(monitor));
             }
         }
-        // All children of a monitor are its workers, or descend from these.
-        let family = |running: &Running| Family {
-            workers: (0..).zip(processes::children_of(running.child.pid)).map(known).collect(),
-            given_up: BTreeSet::new(),
-        };
-        let families = monitors.iter().map(|(monitor, running)| (*monitor, family(running))).collect();
         Ok(Children {
             monitors,
             kin,

@@ -90,9 +90,11 @@ impl Slots {
 
     /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
     pub(super) fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        if self.slots.get(worker.slot as usize).is_none_or(|slot| worker.life == 0 || slot.life < worker.life) {
+        let Some(slot) =
+            self.slots.get(worker.slot as usize).filter(|slot| worker.life > 0 && slot.life >= worker.life)
+        else {
             return;
-        }
+        };
         if let Some(left) = self.groups.get(&worker) {
             if left.escalation.killed().is_some() {
                 // It joins those that had to be killed.
@@ -105,7 +107,13 @@ impl Slots {
             Some(stopping) if stopping.urgency != Urgency::Patient => {
                 (&stopping.schedule, Escalation::resume(&stopping.schedule, stopping.begun, now))
             }
-            _ => (&self.settings.tuning.stop, Escalation::resume(&self.settings.tuning.stop, heard, heard)),
+            is_patient => {
+                // A reload ends it, or a scale, which has a schedule of its own.
+                let retires = is_patient.is_some() || (slot.retiring && slot.life == worker.life);
+                let tuning = &self.settings.tuning;
+                let schedule = if retires { tuning.retirement() } else { &tuning.stop };
+                (schedule, Escalation::resume(schedule, heard, heard))
+            }
         };
         let first = escalation.deadline().map(|_| (heard, schedule.first_signal()));
         // Where the schedule is over its KILL has been sent, but not to what had a group of its own.

@@ -47,7 +47,7 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List the panzers that run, with their state
+    /// List the panzers that run, with their state; or the one that is named
     List,
     /// Show generations, workers and accept queues
     ///

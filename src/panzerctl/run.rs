@@ -52,10 +52,7 @@ fn refusal(error: &clap::Error) -> String {
 fn perform(options: &Options) -> Result<(), Trouble> {
     let plain = Request::new;
     let request = match options.command {
-        Command::List => {
-            status::list(options);
-            return Ok(());
-        }
+        Command::List => return status::list(options),
         Command::Status { json, watch: true, interval, .. } => return watch(options, json, interval),
         Command::Status { json, wait_ready, .. } => {
             let status = if wait_ready { status::wait_ready(options) } else { status::of_chosen(options) };

@@ -87,11 +87,13 @@ pub(super) fn wait_ready(options: &Options) -> Result<Status, Trouble> {
     }
 }
 
-/// Lists all instances that run. The socket comes last because its path may have any length.
-pub(super) fn list(options: &Options) {
+/// Lists the instance that the command line names, or all that run. The socket comes last because its path may have any
+/// length.
+pub(super) fn list(options: &Options) -> Result<(), Trouble> {
+    let is_named = options.pid.is_some() || options.control.is_some() || options.name.is_some();
     let mut lines = Vec::new();
     let head = ["NAME", "PID", "STATE", "WORKERS", "GEN", "UPTIME"].map(str::to_owned);
-    for instance in running() {
+    for instance in if is_named { vec![choose(options)?] } else { running() } {
         let (name, tone, cells) = match of(&instance, options) {
             Ok(status) => {
                 let (tone, state) = table::condition(&status);
@@ -101,6 +103,7 @@ pub(super) fn list(options: &Options) {
                 let workers = format!("{ready}/{wanted}");
                 (status.name, tone, [status.pid.to_string(), state.to_owned(), workers, number, time(status.uptime_ms)])
             }
+            Err(trouble) if is_named => return Err(trouble),
             Err(_) => (instance.shown(), Tone::Bad, ["-", "no answer", "-", "-", "-"].map(str::to_owned)),
         };
         if lines.is_empty() {
@@ -110,6 +113,7 @@ pub(super) fn list(options: &Options) {
     }
     // A program that reads the list gets whole lines.
     print(&rendered(&lines, columns().unwrap_or(usize::MAX)));
+    Ok(())
 }
 
 fn entry(name: &str, tone: Tone, cells: &[String], socket: &str) -> Line {

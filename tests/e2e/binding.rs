@@ -508,3 +508,40 @@ os.setuid(65534)
 os.environ["PATH"] = "/usr/bin:/bin"
 os.execv(sys.argv[1], sys.argv[1:])
 "#;
+
+/// Each of its threads tries without a pause to bind what a stranger has: each try is a question to main.
+const BINDS_IN_A_LOOP: &str = r#"
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+static struct sockaddr_in a = { .sin_family = AF_INET };
+static void *loop(void *unused) {
+    for (;;) { int s = socket(AF_INET, SOCK_STREAM, 0); bind(s, (struct sockaddr *)&a, sizeof a); close(s); }
+    return unused;
+}
+int main(int count, char **arguments) {
+    pthread_t thread;
+    a.sin_port = htons(atoi(arguments[count - 1])), a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    for (int i = 0; i < 8; i++) pthread_create(&thread, 0, loop, 0);
+    pause();
+}
+"#;
+
+#[test]
+fn binds_in_a_loop_keep_nobody_waiting() {
+    if !require("gcc") {
+        return;
+    }
+    let strangers = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = strangers.local_addr().unwrap().port().to_string();
+    let options = ["-w", "2", "--ready", "alive", "--bake", "50ms", "--share-ports", "on", "--stop", "KILL"];
+    let builder = Panzer::builder().args(options).args(["--", "./server", &port]);
+    let panzer = compiled(builder, "server", BINDS_IN_A_LOOP, &["-pthread"]).unwrap().start();
+    panzer.wait_serving();
+    for _ in 0..10 {
+        assert_eq!(panzer.workers().len(), 2);
+    }
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.stop();
+}

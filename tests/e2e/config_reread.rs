@@ -5,11 +5,11 @@ use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal::SIGHUP;
+use nix::sys::signal::Signal::{SIGHUP, SIGUSR1};
 
 use crate::control::{run, text};
 use crate::faults::SOON;
-use crate::support::{Builder, Panzer, eventually, free_port};
+use crate::support::{Builder, Panzer, Process, Tracer, descendants, eventually, free_port};
 
 /// Notes what it was given, without a process of its own for that, which a stop would find left behind.
 const APP: &str = "#!/bin/sh
@@ -228,5 +228,32 @@ fn a_symlink_to_the_release_is_followed_anew() {
     fs::rename(panzer.path("next"), &current).unwrap();
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     assert_eq!(panzer.workers().len(), 2);
+    panzer.stop();
+}
+
+#[test]
+fn a_hang_up_counts_for_a_reload_that_has_read_the_file_before() {
+    let panzer = start("workers: 1\nenv: {COLOUR: blue}\n");
+    // The planner has read it once it ends, and hangs there.
+    let hang = ["-f", "-e", "trace=exit_group", "-e", "inject=exit_group:delay_enter=60000000"];
+    let Some(tracer) = Tracer::attach(panzer.pid(), &hang) else { return };
+    let mark = panzer.mark();
+    panzer.signal(SIGUSR1);
+    let ends = format!("{} ", nix::libc::SYS_exit_group);
+    eventually(SOON, "a planner is about to end", || {
+        let call = |one: Process| fs::read_to_string(format!("/proc/{}/syscall", one.pid)).unwrap_or_default();
+        descendants(panzer.pid()).into_iter().any(|one| call(one).starts_with(&ends))
+    });
+    write(panzer.folder(), "workers: 1\nenv: {COLOUR: green}\n");
+    panzer.signal(SIGHUP);
+    let is_read = || {
+        fs::read_to_string(format!("/proc/{}/status", panzer.pid())).is_ok_and(|status| {
+            status.lines().any(|line| line.starts_with("ShdPnd:") && line.ends_with("\t0000000000000000"))
+        })
+    };
+    eventually(SOON, "the hang-up is heard", is_read);
+    drop(tracer);
+    panzer.wait_for_line_after(mark, "reload done: generation 2 serves", SOON);
+    assert!(environment(&panzer, 2).contains(&"COLOUR=green".to_owned()));
     panzer.stop();
 }

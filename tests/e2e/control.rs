@@ -419,3 +419,24 @@ fn a_pid_file_by_that_name_is_not_what_an_instance_is_called() {
     assert!(text(&status.stdout).contains("\"name\":\"sleep\""), "{status:?}");
     panzer.stop();
 }
+
+#[test]
+fn a_list_is_of_the_one_that_is_named() {
+    let one = |name: &str| {
+        let options = ["-w", "1", "--name", name, "--ready", "alive", "--bake", "50ms", "--share-ports", "off"];
+        let panzer = Panzer::start(options.iter().chain(&["--", "sleep", "1000"]));
+        panzer.wait_serving();
+        panzer
+    };
+    let (here, there) = (one("here"), one("there"));
+    let pid_file = there.path("run/there.pid");
+    let list = |options: &[&str]| run(&here, &[options, &["list"]].concat());
+    let listed = list(&["-p", pid_file.to_str().unwrap()]);
+    assert!(text(&listed.stdout).contains("\nthere ") && !text(&listed.stdout).contains("here.pid"), "{listed:?}");
+    assert_eq!(text(&list(&[]).stdout).lines().count(), 2);
+    let missing = list(&["-p", "/nowhere/x.pid"]);
+    assert_eq!(missing.status.code(), Some(3), "{missing:?}");
+    assert!(text(&missing.stderr).contains("x does not run: nobody listens on /nowhere/x.sock"), "{missing:?}");
+    here.stop();
+    there.stop();
+}

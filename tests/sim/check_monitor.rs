@@ -227,7 +227,11 @@ impl MonitorCheck {
                 // During a stop it has as long as the stop still takes.
                 let mut times = self.stop;
                 if !times.has_begun() {
-                    times.begin(false, now, &self.wanted.tuning.stop);
+                    // What a reload or a scale ends has a schedule of its own.
+                    let retiring = |slot: &Slot| slot.retiring && slot.life == worker.life;
+                    let retires = self.patient || self.slots.get(worker.slot as usize).is_some_and(retiring);
+                    let tuning = &self.wanted.tuning;
+                    times.begin(false, now, if retires { tuning.retirement() } else { &tuning.stop });
                 }
                 if let Entry::Vacant(group) = self.groups.entry(*worker) {
                     group.insert(times);

@@ -74,6 +74,26 @@ fn what_living_workers_have_started_is_left_alone() {
     panzer.stop();
 }
 
+/// What a scale or a reload ends goes by `--retire`, and so does what that leaves behind.
+#[test]
+fn what_a_retired_worker_leaves_goes_by_its_schedule() {
+    let stubborn = WITH_DAEMON.replace("setsid sleep 1000", "setsid sh -c 'trap \"\" TERM; sleep 1000'");
+    let panzer = Panzer::builder()
+        .executable("app", &stubborn)
+        .args(["-w", "2", "--bake", "300ms", "--stop", "TERM/1h/KILL", "--retire", "TERM/50ms/KILL", "./app"])
+        .start();
+    panzer.wait_serving();
+    let daemons = [0, 1].map(|slot| noted_pid(&panzer, &format!("daemon-{slot}")));
+    panzer.expect_line("warning: worker 1 * ended and left processes behind; stopping them");
+    assert!(panzerctl(&panzer, &["scale", "1"]).output().unwrap().status.success());
+    wait_gone(&daemons[1..]);
+    panzer.expect_line("warning: worker 0 * ended and left processes behind; stopping them");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    wait_gone(&daemons[..1]);
+    panzer.signal(nix::sys::signal::Signal::SIGQUIT);
+    panzer.wait_exit();
+}
+
 #[test]
 fn helpers_that_end_with_their_worker_are_no_warning() {
     let panzer = Panzer::builder()
@@ -135,7 +155,8 @@ fn what_may_not_be_signalled_holds_up_no_stop() {
     if !nix::unistd::geteuid().is_root() || !require("setpriv") {
         return;
     }
-    for monitor_dies in [false, true] {
+    // Beside it, what has been given up stays so when its monitor has ended, and over a restart in place.
+    for what_dies in ["all", "monitor", "worker"] {
         // A copy, as panzer itself may lie where nobody may not go.
         let as_nobody = "#!/bin/sh
 cp \"$1\" $(command -v setpriv) . && chmod 4755 setpriv && touch left && chown nobody . run left && shift
@@ -164,14 +185,30 @@ exec sleep 1000
             "error: pid {left} (sleep) of * does not end, whatever it is sent; leaving it alone"
         ));
         panzer.allow_line("ended and left processes behind; stopping them");
-        if monitor_dies {
-            panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL");
-            kill_9(panzer.status().serving().monitor.unwrap());
-        } else {
+        let given_up = format!("pid {left} (sleep) of * does not end");
+        match what_dies {
+            "all" => panzer.signal(nix::sys::signal::Signal::SIGTERM),
+            "monitor" => {
+                panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL");
+                kill_9(panzer.status().serving().monitor.unwrap());
+            }
+            _ => {
+                panzer.expect_line("warning: worker 0 * was killed by SIGKILL; respawning it");
+                kill_9(panzer.workers()[0]);
+                panzer.wait_for_line(&given_up, SOON);
+                let restarted = panzerctl(&panzer, &["restart"]).output().unwrap();
+                assert!(restarted.status.success(), "{restarted:?}");
+                panzer.signal(nix::sys::signal::Signal::SIGTERM);
+                panzer.wait_for_line("panzer: stopped", SOON);
+            }
+        }
+        panzer.wait_for_line(&given_up, SOON);
+        let times = panzer.lines().iter().filter(|line| crate::support::matches(&given_up, line)).count();
+        assert_eq!(times, 1, "{what_dies}");
+        kill_9(left);
+        if what_dies == "monitor" {
             panzer.signal(nix::sys::signal::Signal::SIGTERM);
         }
-        panzer.wait_for_line(&format!("pid {left} (sleep) of * does not end"), SOON);
-        kill_9(left);
-        panzer.stop();
+        panzer.wait_exit();
     }
 }
