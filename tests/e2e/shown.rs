@@ -135,6 +135,18 @@ fn every_link_leads_somewhere() {
     }
 }
 
+#[test]
+fn every_file_that_is_named_is_there() {
+    let folders = ["src/", "tests/", "docs/", "man/", "completions/", "deploy/", "examples/", ".ci/"];
+    for page in PAGES {
+        for code in
+            read(page).lines().flat_map(code_in).filter(|code| folders.iter().any(|folder| code.starts_with(folder)))
+        {
+            assert!(code.contains('*') || Path::new(ROOT).join(code).exists(), "{page} names {code}");
+        }
+    }
+}
+
 /// By which a page can be linked to at this heading.
 fn anchor_of(heading: &str) -> String {
     let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
