@@ -24,11 +24,11 @@
 //! outlived its parent is found out in [`worker::kin`].
 //!
 //! What a generation is to be is found out anew for each by a planner, a child of main with the parser in it
-//! ([`main_process::planner`]): command line, environment and file become a [`config::Plan`]. A generation runs by its own
+//! ([`main_process::processes::planner`]): command line, environment and file become a [`config::Plan`]. A generation runs by its own
 //! to its end, and only the count of its workers, delays, waits and limits ([`config::Tuning`]) can change meanwhile. What
 //! a generation that fails was to run by counts for no other.
 //!
-//! Main can become another build of itself, by an exec in place: that first shows in a child (`main_process::preflight`)
+//! Main can become another build of itself, by an exec in place: that first shows in a child ([`main_process::restart::preflight`])
 //! that it can read what main knows, which then goes over in a document with a version. Nothing that is carried over is
 //! named by anything but numbers that stay: children by their pids, descriptors by theirs.
 //!
@@ -46,14 +46,14 @@
 //!                                            └────── an action that failed is an event, queued ◀────────┘
 //! ```
 //!
-//! Main's state speaks of generations (`main_process::generation`); how one follows another (`main_process::reloading`),
-//! or replaces it share by share (`main_process::rolling`), what monitors tell (`main_process::reports`), how many workers
-//! are wanted (`main_process::scaling`), and which queues of single slots must first run empty (`main_process::emptying`)
+//! What main decides is in [`main_process::decide`]. It speaks of generations (`decide::generation`); how one follows another (`decide::reload`),
+//! or replaces it share by share (`decide::reload_by_shares`), what monitors tell (`decide::reports`), how many workers
+//! are wanted (`decide::worker_count`), and which queues of single slots must first run empty (`decide::queue_emptying`)
 //! have a file each. A monitor's speaks of slots, and of how their workers become ready (`monitor::becoming_ready`).
 //!
 //! Of sockets no state knows anything. Which listeners main holds, and in which order the kernel has them, is in
-//! `main_process::held`; how they change with a reload in `main_process::comparing`; and which queues of single slots get
-//! what is new in `main_process::steering`.
+//! `listeners::held`; how they change with a reload in `listeners::follow_plan`; and which queues of single slots get
+//! what is new in `listeners::per_worker`.
 //!
 //! A state has no clock, no IO and no pids; `tests/sim` drives both through random histories. There is one loop per
 //! process, it sleeps in one place ([`sys::poller`]) until the earliest deadline, and where there is none it sleeps for
@@ -67,7 +67,7 @@
 //!    shares (`--surge`) it gives up as many workers as the new one has shown ready, and no more: never fewer are ready
 //!    than are wanted, and never more alive than those and one share. Of those that drain, no more than
 //!    `--max-draining` take their time.
-//! 2. At most one live process per slot. A pid in `main_process::children` or `monitor::roster` is an unreaped child,
+//! 2. At most one live process per slot. A pid in `main_process::processes` or `monitor::roster` is an unreaped child,
 //!    and nothing else is ever signalled; nor is a child that no worker has started. What a worker leaves behind ends with
 //!    that worker, and with no other.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.

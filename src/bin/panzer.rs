@@ -19,9 +19,11 @@ fn main() -> ExitCode {
         Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(|why| (FAILED, why)),
         Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
         Ok(Some(Role::Preflight)) => {
-            main_process::preflight::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
+            main_process::restart::preflight::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
         }
-        Ok(Some(Role::Planner)) => main_process::planner::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
+        Ok(Some(Role::Planner)) => {
+            main_process::processes::planner::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
+        }
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => {
                 // Somebody who closes the pipe has read enough.

@@ -1,53 +1,28 @@
 //! Main: owns the listeners, starts a monitor for each generation, and retires the old one when the new one is ready.
 //!
-//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, `heard` is what its children tell, and `asked`
-//! what people want of it; `parts` are what it is made of. Main never runs the program's code and never waits for anything
-//! but its poller; what may hang (a path on a dead file system, an exec) is done by a monitor, or by a [`planner`].
+//! | room | subject |
+//! | --- | --- |
+//! | [`decide`] | generations, reloads, restarts: pure decisions without clock, IO or pids |
+//! | `processes` | monitors and other children: the one room that knows pids |
+//! | `listeners` | the sockets that main holds, shares and guards |
+//! | `configuration` | the plan in force, and how it is read again |
+//! | `restart` | main becomes another build of itself |
+//! | `operators` | people: signals, requests, status, messages |
+//! | `outside` | who started panzer, and the files by which panzer is found |
+//!
+//! [`run`] has the loop: it collects events, `decide` turns each event into actions, and `perform` performs them through
+//! the other rooms. Main never runs the program's code and never waits for anything but its poller. What may hang (a path
+//! on a dead file system, an exec) is done by a monitor, or by a planner.
 
-mod accept_queues;
-mod ack_paths;
-mod asked;
-mod binding;
-mod carried;
-mod children;
-mod claims;
-mod comparing;
-mod conflicts;
-mod counters;
-mod draining;
-mod dump;
-mod emptying;
-mod families;
-mod final_exits;
-mod generation;
-mod guard;
-mod heard;
-mod held;
-mod helper;
-mod inquiry;
-mod log;
-mod operators;
-mod orphans;
-mod own_queues;
-mod parts;
-mod perform;
-mod pidfile;
-pub mod planner;
-pub mod preflight;
-mod reloading;
-mod renewal;
-mod replanning;
-mod reports;
-mod restart;
-mod rolling;
+pub mod decide;
+pub mod processes;
+pub mod restart;
 pub mod run;
-mod scaling;
-pub mod shares;
+
+mod configuration;
+mod listeners;
+mod main;
+mod operators;
+mod outside;
+mod perform;
 mod start;
-mod starter;
-pub mod state;
-mod steering;
-mod successor;
-mod unix_guard;
-mod upward;
-mod vocabulary;

@@ -8,11 +8,11 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::children::{FirstWord, LONGEST_SILENCE, Running};
-use super::log;
-use super::parts::Main;
-use super::restart;
-use super::state::{Action, Event, Monitor, Note, Verdict};
+use super::decide::restart;
+use super::decide::{Action, Event, Monitor, Note, Verdict};
+use super::main::Main;
+use super::operators::messages;
+use super::processes::children::{FirstWord, LONGEST_SILENCE, Running};
 use crate::config::{Plan, text};
 use crate::control::environment::OWN_IMAGE;
 use crate::control::monitor::channel::Channel;
@@ -26,7 +26,7 @@ use crate::worker::spawn::{Command, Image, spawn};
 const ASKED_SINCE: u32 = 2;
 
 impl Main {
-    pub(super) fn perform(&mut self, action: Action) {
+    pub(crate) fn perform(&mut self, action: Action) {
         match action {
             Action::Plan(generation) => self.plan_generation(generation),
             Action::GiveUpPlan(generation) => self.give_up_plan(generation),
@@ -42,7 +42,7 @@ impl Main {
                 if let Some(client) = request {
                     self.operators.scaled(client, from, to);
                 } else if let Err(why) = to {
-                    ::log::warn!("{why}");
+                    log::warn!("{why}");
                 }
             }
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
@@ -69,7 +69,7 @@ impl Main {
             Action::GiveUpOrphans(monitor) => {
                 for pid in self.children.give_up(monitor) {
                     let whose = format!("generation {}", monitor.generation);
-                    ::log::error!("{}", processes::does_not_end(pid, &whose));
+                    log::error!("{}", processes::does_not_end(pid, &whose));
                 }
             }
             Action::CloseListeners => {
@@ -108,25 +108,25 @@ impl Main {
                 self.operators.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
                         let plan = self.plans.get(&generation).unwrap_or(&self.plan);
-                        log::rejected(generation, why, plan, &self.conflicts) + log::place(why)
+                        messages::rejected(generation, why, plan, &self.conflicts) + messages::place(why)
                     }
                     Verdict::Serves(..) | Verdict::Stopped => String::new(),
                 });
             }
             Action::Note(Note::Began) => {
-                log::began(&self.plan, self.pid_file.path());
-                log::multiplied(&self.plan, self.environment.inherited(log::WEB_CONCURRENCY));
+                messages::began(&self.plan, self.pid_file.path());
+                messages::multiplied(&self.plan, self.environment.inherited(messages::WEB_CONCURRENCY));
             }
             Action::Note(Note::Rejected(generation, why)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
-                ::log::error!("{}", log::rejected(generation, &why, plan, &self.conflicts));
+                log::error!("{}", messages::rejected(generation, &why, plan, &self.conflicts));
             }
             Action::Note(Note::Bypasses(generation, slot, own)) => {
                 let plan = self.plans.get(&generation).unwrap_or(&self.plan);
-                ::log::warn!("worker {slot} of generation {generation} {}", log::bypasses(&own, plan));
+                log::warn!("worker {slot} of generation {generation} {}", messages::bypasses(&own, plan));
             }
             Action::Note(note) => {
-                log::write(&note);
+                messages::write(&note);
                 if matches!(note, Note::Serving(..) | Note::Committed(..)) {
                     self.ask_what_serves_by_itself();
                 }
@@ -139,7 +139,7 @@ impl Main {
     }
 
     /// The answer is told if the next generation fails, and the monitor tells of unix paths. A monitor of an older build is not asked.
-    pub(super) fn ask_what_serves_by_itself(&mut self) {
+    pub(crate) fn ask_what_serves_by_itself(&mut self) {
         let serving = self.serving();
         if let Some(running) = serving.and_then(|serving| self.children.of_generation(serving))
             && running.protocol >= ASKED_SINCE
@@ -148,7 +148,7 @@ impl Main {
         }
     }
 
-    pub(super) fn start_monitor(
+    pub(crate) fn start_monitor(
         &mut self,
         monitor: Monitor,
         (workers, ended): (u32, BTreeMap<u32, u8>),

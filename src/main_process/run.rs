@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::binding::Failure;
-use super::inquiry::Inquiry;
-use super::parts::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR, shared_name};
-use super::restart;
+use super::decide::Event;
+use super::decide::restart;
+use super::listeners::bind_at_start::Failure;
+use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR, shared_name};
+use super::operators::inquiry::Inquiry;
+use super::outside::starter::Starter;
+use super::restart::hand_over;
 use super::start::start;
-use super::starter::Starter;
-use super::state::Event;
-use super::successor;
 use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report};
@@ -36,7 +36,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     signals::block_all().map_err(|error| format!("cannot block signals: {}", words(&error)))?;
     processes::set_name();
     let begun = match environment.take_main()? {
-        Begin::InPlace(state) => Ok(successor::take_over(state, environment)?),
+        Begin::InPlace(state) => Ok(hand_over::take_over(state, environment)?),
         Begin::Anew(plan) => {
             let bytes = memfd::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
             let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
@@ -57,7 +57,7 @@ pub fn run(environment: Environment) -> Result<u8, String> {
             }
         }
         Err(Failure::Refused(message)) => {
-            ::log::error!("{message}");
+            log::error!("{message}");
             return Ok(CANNOT_START);
         }
         Err(Failure::Stopped { interrupted: false }) => return Ok(0),
@@ -161,7 +161,7 @@ impl Main {
     }
 
     /// The death of a worker on trial is a failed reload; of any other, a respawn.
-    pub(super) fn count(&mut self, event: &Event) {
+    pub(crate) fn count(&mut self, event: &Event) {
         if let Event::Told(monitor, Report::Died { cause, .. }) = event
             && self.serving() == Some(monitor.generation)
         {
@@ -169,7 +169,7 @@ impl Main {
         }
     }
 
-    pub(super) fn take_signals(&mut self) {
+    pub(crate) fn take_signals(&mut self) {
         let mut reap = false;
         for _ in 0..MAX_SIGNALS_A_TURN {
             let Some(received) = self.signals.read() else { break };
@@ -183,19 +183,19 @@ impl Main {
         }
     }
 
-    pub(super) fn close_abandoned(&mut self) {
+    pub(crate) fn close_abandoned(&mut self) {
         for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
             self.guard.remove(&shared_name(&key), &self.poller);
             // What is asked for as well goes on.
             if self.held.is_claimed(&key).is_none() {
-                ::log::info!("closed {}: no worker that lives has bound it", key.address);
+                log::info!("closed {}: no worker that lives has bound it", key.address);
             }
         }
     }
 
     /// A worker may have called `listen()`, or may do so soon: what it did to the queues is undone, and what it shut down
     /// is revived.
-    pub(super) fn put_listeners_right(&mut self) {
+    pub(crate) fn put_listeners_right(&mut self) {
         let now = Instant::now();
         self.guard.look(now, &self.poller);
         self.guard.look_again_after(now);
@@ -203,7 +203,7 @@ impl Main {
     }
 
     /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
-    pub(super) fn watch_over_listeners(&mut self) {
+    pub(crate) fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
         let workers = self.state.workers();
         let suspects = || {

@@ -8,23 +8,24 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::ack_paths::AckPaths;
-use super::asked::has_terminal;
-use super::binding::{Failure, bind_all};
-use super::children::Children;
-use super::conflicts::Conflicts;
-use super::counters::Counters;
-use super::emptying::Emptyings;
-use super::guard::Guard;
-use super::operators::Operators;
-use super::parts::{FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Main, SIGNALS};
-use super::pidfile;
-use super::restart::Restart;
-use super::shares::Shares;
-use super::starter::Starter;
-use super::state::{Event, Generations, Settings};
-use super::unix_guard::UnixGuard;
-use super::upward::Upward;
+use super::decide::Generations;
+use super::decide::queue_emptying::Emptyings;
+use super::decide::restart::Restart;
+use super::decide::shared_ports::Shares;
+use super::decide::{Event, Settings};
+use super::listeners::bind_at_start::{Failure, bind_all};
+use super::listeners::conflicts::Conflicts;
+use super::listeners::guard::tcp::Guard;
+use super::listeners::guard::unix::UnixGuard;
+use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Main, SIGNALS};
+use super::operators::counters::Counters;
+use super::operators::requests::has_terminal;
+use super::operators::waiting::Operators;
+use super::outside::ack_paths::AckPaths;
+use super::outside::pid_file;
+use super::outside::service_manager::Upward;
+use super::outside::starter::Starter;
+use super::processes::children::Children;
 use crate::config::{Plan, Ready, SharePorts};
 use crate::control::environment::Environment;
 use crate::control::files;
@@ -35,7 +36,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
 
-pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
+pub(crate) fn start(mut plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
     // At once: a terminal that is closed from here on was there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
@@ -49,13 +50,13 @@ pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
         return Err(Failure::Refused(format!("{why}: add --listen, or take --ready notify or alive")));
     }
     if let Some(why) = plan.missing_pwd() {
-        ::log::info!("{why}");
+        log::info!("{why}");
     }
     let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new();
-    let pid_file = pidfile::claim(&plan).map_err(Failure::Refused)?;
+    let pid_file = pid_file::claim(&plan).map_err(Failure::Refused)?;
     let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
     let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals, had_terminal)?)));
     let (ack_paths, mut held) = match begun {
@@ -126,7 +127,7 @@ pub(super) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
 }
 
 /// Reads from now on what is meant for main, and HUP only where that was not ignored.
-pub(super) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
+pub(crate) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
     let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     Signals::new(read.chain([Signal::SIGCHLD]))
 }
@@ -141,16 +142,14 @@ fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
         // A monitor tells which privileges workers lose, once it has found the program.
         Ok(()) => Ok(true),
         Err(why) if *wanted == SharePorts::Auto => {
-            ::log::warn!(
-                "ports that the program binds itself cannot be shared: {why}; use --listen where it binds one"
-            );
+            log::warn!("ports that the program binds itself cannot be shared: {why}; use --listen where it binds one");
             Ok(false)
         }
         Err(why) => Err(Failure::Refused(format!("--share-ports {wanted}: {why}; use --listen instead"))),
     }
 }
 
-pub(super) fn settings(plan: &Plan) -> Settings {
+pub(crate) fn settings(plan: &Plan) -> Settings {
     Settings {
         workers: plan.workers,
         surge: plan.surge,

@@ -1,6 +1,6 @@
 //! How many workers are wanted, with a reckoning of its own.
 
-use panzer::main_process::state::Change;
+use panzer::main_process::decide::Change;
 
 #[derive(Debug)]
 pub(crate) struct Count {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use panzer::control::monitor::messages::Urgency;
-use panzer::main_process::state::Monitor;
+use panzer::main_process::decide::Monitor;
 
 use crate::check::{Checked, hold};
 use crate::check_main::{MainCheck, Watched};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::{Schedule, Tuning};
 use panzer::control::monitor::messages::{Order, Report, Urgency};
-use panzer::main_process::state::{Action, Change, Event, Monitor, Note, Settings};
+use panzer::main_process::decide::{Action, Change, Event, Monitor, Note, Settings};
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, Violation, hold};
 use crate::check_count::Count;

@@ -2,7 +2,7 @@
 //! than those and one share.
 
 use panzer::control::monitor::messages::{Report, Which};
-use panzer::main_process::state::{Change, Event, Monitor};
+use panzer::main_process::decide::{Change, Event, Monitor};
 
 use crate::check::{Checked, hold};
 use crate::check_main::{MainCheck, Starting};

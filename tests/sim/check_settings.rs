@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::Urgency;
-use panzer::main_process::state::Settings;
+use panzer::main_process::decide::Settings;
 
 use crate::check::{Checked, hold};
 

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use panzer::control::monitor::messages::Urgency;
-use panzer::main_process::state::{Action, Monitor, Note};
+use panzer::main_process::decide::{Action, Monitor, Note};
 
 use crate::check::{Checked, hold};
 use crate::check_main::{GRACE, MainCheck, Orphans};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use panzer::config::{Ready, Schedule};
 use panzer::control::monitor::messages::Urgency;
-use panzer::main_process::state::{Event, Monitor};
+use panzer::main_process::decide::{Event, Monitor};
 
 use crate::check::{Checked, StopTimes, hold};
 use crate::check_main::{LONGEST_PLANNING, MainCheck, Orphans, Starting, Watched};

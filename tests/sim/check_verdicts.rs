@@ -1,7 +1,7 @@
 //! What operators are promised and told, and what a verdict takes.
 
 use panzer::control::monitor::messages::{Order, Urgency};
-use panzer::main_process::state::{Action, Event, Note, Verdict};
+use panzer::main_process::decide::{Action, Event, Note, Verdict};
 
 use crate::check::{Checked, PaceWatch, hold};
 use crate::check_main::{MainCheck, Starting};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use panzer::backoff::Pace;
 use panzer::config::{ExitCodes, FinalExits, Ready, RespawnLimit, Schedule, StartDelay, Surge, Tuning, Verbosity};
-use panzer::main_process::state::{Event, Settings};
+use panzer::main_process::decide::{Event, Settings};
 
 use crate::choices::Choices;
 use crate::world::{Node, Spec, World};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
-use panzer::main_process::state::{self as main_state, Change, Generations, Monitor};
+use panzer::main_process::decide::{self as main_state, Change, Generations, Monitor};
 use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
 use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;

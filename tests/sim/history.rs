@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use panzer::config::Ready;
 use panzer::control::monitor::messages::Urgency;
-use panzer::main_process::state::{Change, Event, Standing};
+use panzer::main_process::decide::{Change, Event, Standing};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation, hold};

@@ -1,11 +1,11 @@
-//! Main as a process: what src/main_process/run.rs and children.rs do, without a kernel.
+//! Main as a process: what src/main_process/run.rs and processes/ do, without a kernel.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::Order;
-use panzer::main_process::state::{Action, Event, Generations, Monitor, Settings};
+use panzer::main_process::decide::{Action, Event, Generations, Monitor, Settings};
 use panzer::monitor::state as monitor_state;
 use panzer::worker::cause::Cause;
 use panzer::worker::kin::Kin;
@@ -200,7 +200,7 @@ impl World {
         }
     }
 
-    /// As src/main_process/families.rs has it. True where there is more left of `dead` than was known.
+    /// As src/main_process/processes/families.rs has it. True where there is more left of `dead` than was known.
     fn meet_as_main(&mut self, dead: Monitor) -> bool {
         let new: Vec<_> =
             self.kernel.children(self.main.looping.process).filter(|child| !self.is_known(*child)).collect();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::control::monitor::messages::{Order, Report};
-use panzer::main_process::state::Monitor;
+use panzer::main_process::decide::Monitor;
 use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;
 use panzer::worker::kin::Kin;

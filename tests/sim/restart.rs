@@ -1,6 +1,6 @@
 //! Main restarted in place (invariant 10): what it knows is written down and read back, and nothing that follows differs.
 
-use panzer::main_process::state::Generations;
+use panzer::main_process::decide::Generations;
 
 use crate::check::{Checked, hold};
 use crate::choices::Choices;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use panzer::main_process::shares::{Claimant, Claimed, Shares};
-use panzer::main_process::state::Monitor;
+use panzer::main_process::decide::Monitor;
+use panzer::main_process::decide::shared_ports::{Claimant, Claimed, Shares};
 use panzer::sockets::sharing::Key;
 
 use crate::choices::Choices;

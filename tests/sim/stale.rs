@@ -1,7 +1,7 @@
 //! Events of unknown and retired monitors, workers and lives: they must change nothing.
 
 use panzer::control::monitor::messages::Report;
-use panzer::main_process::state::{Event as MainEvent, Monitor};
+use panzer::main_process::decide::{Event as MainEvent, Monitor};
 use panzer::monitor::state::{Event, Worker};
 use panzer::readiness::watch::{Bypass, Sight};
 use panzer::worker::cause::Cause;

@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use panzer::main_process::state as main_state;
+use panzer::main_process::decide as main_state;
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, Violation};

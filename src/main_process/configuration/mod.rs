@@ -1,0 +1,3 @@
+//! The plan in force, and how it is read again.
+
+pub(crate) mod reread;

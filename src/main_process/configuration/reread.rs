@@ -1,0 +1,319 @@
+//! The configuration is read again: for each new generation, and for what needs no new workers. What is wrong with it
+//! leaves everything as it was.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Map, Value};
+
+use crate::config::{Address, Plan, Surge, Text};
+use crate::control::files::lock_beside;
+use crate::main_process::decide::queue_emptying::Then;
+use crate::main_process::decide::{Event, Settings};
+use crate::main_process::listeners::follow_plan::changes_queues;
+use crate::main_process::main::{Found, Main};
+use crate::main_process::processes::planner::{Planner, Purpose};
+use crate::main_process::start::settings;
+use crate::signals;
+use crate::sockets::Refusal;
+use crate::sys::errno::words;
+use crate::sys::processes::Exit;
+use crate::sys::stderr;
+use crate::worker::cause::Cause;
+
+/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whatever these are in a new plan, panzer goes on as it was started: the option, and the field of the plan.
+const STAY: [(&str, &str); 6] = [
+    ("name", "name"),
+    ("pid", "pid_file"),
+    ("control", "control"),
+    ("daemonize", "daemonize"),
+    ("signals, on", "signals"),
+    ("share-ports", "share_ports"),
+];
+
+impl Main {
+    /// Finds out what this generation is to be.
+    pub(crate) fn plan_generation(&mut self, generation: u32) {
+        if let Err(cause) = self.begin_planner(Purpose::Generation(generation), None) {
+            self.events.push_back(Event::NotPlanned(generation, cause));
+        }
+    }
+
+    /// Has a child find out who holds an address that this generation was to listen on. Its answer is why it fails.
+    fn look_up_holder(&mut self, generation: u32, address: Address) {
+        let begun = self.begin_planner(Purpose::Generation(generation), Some(address.clone()));
+        if begun.is_err() {
+            let cause = Cause::Configuration(Refusal::InUse(address).why());
+            self.events.push_back(Event::NotPlanned(generation, cause));
+        }
+    }
+
+    /// Nobody waits any more for what this generation is to be.
+    pub(crate) fn give_up_plan(&mut self, generation: u32) {
+        let of_it = |planner: &&mut Planner| planner.purpose == Purpose::Generation(generation);
+        self.children.planners().filter(of_it).for_each(Planner::give_up);
+    }
+
+    /// Nobody waits for any plan.
+    pub(crate) fn give_up_planning(&mut self) {
+        self.children.planners().for_each(Planner::give_up);
+    }
+
+    /// Reads the configuration again, for what needs no new workers.
+    pub(crate) fn reread(&mut self) {
+        if self.state.is_stopping() {
+            return;
+        }
+        // A generation that is being planned was read before: it is read again, since this request is newer.
+        let of_generation = |planner: &&mut Planner| planner.wanted && planner.purpose != Purpose::Reread;
+        self.children.planners().filter(of_generation).for_each(|planner| planner.again = true);
+        if let Some(under_way) = self.children.planners().find(|planner| planner.purpose == Purpose::Reread) {
+            under_way.again = true;
+            return;
+        }
+        if let Err(cause) = self.begin_planner(Purpose::Reread, None) {
+            tell_not_reread(&cause);
+        }
+    }
+
+    fn begin_planner(&mut self, purpose: Purpose, in_use: Option<Address>) -> Result<(), Cause> {
+        let serving = self.serving().filter(|_| purpose == Purpose::Reread);
+        let serving = serving.and_then(|serving| self.found.get(&serving)).map(|found| found.fingerprint.clone());
+        let own_files = self.own_files();
+        let until = Instant::now() + PATIENCE;
+        let planner = Planner::begin(purpose, &self.plan, serving, own_files, in_use, &self.environment, until);
+        let planner = planner
+            .map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {}", words(&error))))?;
+        self.children.add_planner(planner);
+        Ok(())
+    }
+
+    /// When what hangs is given up. How long a generation may be planned is the state's to decide.
+    pub(crate) fn planning_deadline(&self) -> Option<Instant> {
+        self.children.reread_deadline()
+    }
+
+    pub(crate) fn give_up_hanging_plan(&mut self, now: Instant) {
+        let hangs =
+            |planner: &&mut Planner| planner.wanted && planner.purpose == Purpose::Reread && planner.until <= now;
+        if let Some(hanging) = self.children.planners().find(hangs) {
+            hanging.give_up();
+            tell_not_reread(&Cause::HungInPlan(PATIENCE));
+        }
+    }
+
+    pub(crate) fn planner_ended(&mut self, planner: Planner, exit: Exit) {
+        let (purpose, wanted, again) = (planner.purpose, planner.wanted, planner.again);
+        let answered = planner.answered(exit);
+        if answered.as_ref().is_ok_and(|answer| answer.missing) {
+            self.restore_own_files();
+        }
+        let changed = answered.as_ref().is_ok_and(|answer| answer.changed);
+        let plan = answered.and_then(|answer| answer.plan.map_err(Cause::Configuration));
+        match purpose {
+            _ if !wanted || self.state.is_stopping() => {}
+            Purpose::Generation(generation) if again => return self.plan_generation(generation),
+            Purpose::Generation(generation) => {
+                let held = plan.map(|mut plan| {
+                    self.held.settle_ports(&mut plan);
+                    let held = self.hold(&plan);
+                    self.held.settle_ports(&mut plan);
+                    (held, plan)
+                });
+                if let Ok((Err(Refusal::InUse(address)), _)) = held {
+                    return self.look_up_holder(generation, address);
+                }
+                let planned = held.and_then(|(held, plan)| match held {
+                    Ok(()) => Ok(self.accept(plan)),
+                    Err(refusal) => Err(Cause::Configuration(refusal.why())),
+                });
+                let settings = planned.map(|plan| {
+                    let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
+                    self.plans.insert(generation, plan);
+                    settings
+                });
+                self.events.push_back(match settings {
+                    Ok(settings) => Event::Planned(generation, settings),
+                    Err(cause) => Event::NotPlanned(generation, cause),
+                });
+            }
+            Purpose::Reread => match plan.and_then(|plan| self.tune(plan)) {
+                Ok(()) if changed => self.tell_of_new_release(),
+                Ok(()) => {}
+                Err(cause) => tell_not_reread(&cause),
+            },
+        }
+        if again {
+            self.reread();
+        }
+    }
+
+    /// By which shares it replaces the one that serves: as a whole, where the workers of both would not find the same
+    /// queues.
+    fn surge_for(&self, plan: &Plan) -> Surge {
+        let serving = self.serving().and_then(|serving| self.plans.get(&serving));
+        let changes = serving.is_some_and(|serving| changes_queues(&serving.listen, &plan.listen));
+        if !changes || plan.surge == Surge::All {
+            return plan.surge;
+        }
+        log::info!("a listener becomes per-worker, or is no longer: this reload goes all at once, without shares");
+        Surge::All
+    }
+
+    /// The files by which people and panzerctl find this instance.
+    fn own_files(&self) -> Vec<Text> {
+        let pid_file = self.pid_file.path();
+        let all = [pid_file.to_owned(), lock_beside(pid_file), self.operators.server.path().to_owned()];
+        all.into_iter().map(|path| Text(path.into())).collect()
+    }
+
+    /// Makes those anew that somebody has removed, if nobody else has the place by now.
+    pub(crate) fn restore_own_files(&mut self) {
+        let restored = [self.pid_file.restore(), self.operators.server.restore(&self.poller)];
+        for restored in restored {
+            match restored {
+                Ok(None) => {}
+                Ok(Some(path)) => log::info!("{} had been removed; it is there again", path.display()),
+                Err(why) => log::warn!("a file of this panzer was removed, and is not made anew: {why}"),
+            }
+        }
+    }
+
+    /// Many tools replace the program on HUP, so whoever deployed one and sent that may wait for it.
+    fn tell_of_new_release(&self) {
+        if self.state.progress().is_some() {
+            // A reload is under way.
+            return;
+        }
+        let reloads = |signal: &Signal| self.plan.signals.action(*signal) == signals::Action::Reload;
+        let by_signal = self.plan.signals.read_by_main().into_iter().find(reloads);
+        let by_signal = by_signal.map(|signal| format!(", or {},", signal.as_str())).unwrap_or_default();
+        log::warn!("the program has changed on disk and goes on as it was; panzerctl reload{by_signal} replaces it");
+    }
+
+    /// A generation that came to the files of the one that serves, though it may have been meant to follow a symlink.
+    pub(crate) fn tell_of_unfollowed_symlink(&self, generation: u32, found: &Found) {
+        let serving = self.serving().filter(|serving| *serving != generation);
+        let serving = serving.and_then(|serving| self.found.get(&serving));
+        let is_same = serving.is_some_and(|serving| serving.fingerprint == found.fingerprint);
+        if let Some(why) = self.plans.get(&generation).and_then(Plan::missing_pwd).filter(|_| is_same) {
+            log::warn!("generation {generation} runs the same files as the one before; {why}");
+        }
+    }
+
+    /// The plan of a new generation, with what stays as it is while panzer runs.
+    fn accept(&self, mut plan: Plan) -> Plan {
+        let changed = differ(&self.plan, &plan);
+        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
+        let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        if !stay.is_empty() {
+            log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
+        }
+        self.keep_what_stays(&mut plan);
+        plan
+    }
+
+    fn keep_what_stays(&self, plan: &mut Plan) {
+        let before = &self.plan;
+        plan.name.clone_from(&before.name);
+        plan.pid_file.clone_from(&before.pid_file);
+        plan.control.clone_from(&before.control);
+        plan.daemonize = before.daemonize;
+        plan.signals = before.signals.clone();
+        plan.share_ports.clone_from(&before.share_ports);
+    }
+
+    /// Takes over what needs no new workers.
+    fn tune(&mut self, mut plan: Plan) -> Result<(), Cause> {
+        self.held.settle_ports(&mut plan);
+        self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
+        let others = self.other_changes(&plan);
+        let before = self.plan.workers;
+        // What the one that is starting was read by is older.
+        let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));
+        for planned in starting.into_iter().chain([&mut self.plan]) {
+            planned.workers = plan.workers;
+            planned.tuning.clone_from(&plan.tuning);
+        }
+        stderr::set_level(plan.tuning.verbosity.level());
+        match others.len() {
+            0 => log::info!("configuration read again"),
+            count => log::info!(
+                "configuration read again; {}: {} effect with the next reload",
+                others.join(", "),
+                takes(count)
+            ),
+        }
+        self.tuned(before);
+        Ok(())
+    }
+
+    /// Where slots have queues of their own, those that go are emptied first, as with any other change of the count.
+    fn tuned(&mut self, before: u32) {
+        let to = self.plan.workers;
+        let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
+        let fewer = to != before && (to < from || self.emptyings.count().is_some());
+        if !fewer || !self.has_own_queues() {
+            return self.go_by_newest();
+        }
+        let now = Instant::now();
+        self.emptyings.begin(to, Then::Tuned, now + self.plan.tuning.retirement().total(), now);
+    }
+
+    /// Running generations go by what was read last, which may have been for the one that is starting.
+    pub(crate) fn go_by_newest(&mut self) {
+        let starting = self.state.progress().and_then(|progress| self.plans.get(&progress.generation));
+        let newest = starting.unwrap_or(&self.plan);
+        self.events.push_back(Event::Tuned(newest.workers, newest.tuning.clone()));
+    }
+
+    /// This generation serves: what comes next is held against its plan.
+    pub(crate) fn runs_by_plan_of(&mut self, generation: u32) {
+        if let Some(plan) = self.plans.get(&generation) {
+            self.plan.clone_from(plan);
+            stderr::set_level(plan.tuning.verbosity.level());
+        }
+    }
+
+    /// The options in which `plan` differs from that of the serving generation, and which need new workers.
+    fn other_changes(&self, plan: &Plan) -> Vec<String> {
+        let serving = self.serving().and_then(|serving| self.plans.get(&serving)).unwrap_or(&self.plan);
+        let serving = Plan { workers: plan.workers, tuning: plan.tuning.clone(), ..serving.clone() };
+        let name = |field: String| match field.as_str() {
+            "pid_file" => "pid".to_owned(),
+            "probe" => "ready".to_owned(),
+            _ => field.replace('_', "-"),
+        };
+        let mut names: Vec<String> = differ(&serving, plan).into_iter().map(name).collect();
+        names.dedup();
+        names
+    }
+}
+
+fn takes(count: usize) -> &'static str {
+    if count == 1 { "takes" } else { "take" }
+}
+
+fn tell_not_reread(cause: &Cause) {
+    let why = cause.to_string();
+    log::error!("configuration not read again: {}; nothing has changed", why.lines().next().unwrap_or_default());
+}
+
+/// The fields in which two plans differ, but for those of a group each by itself.
+fn differ(one: &Plan, other: &Plan) -> Vec<String> {
+    let (one, other) = (fields(one), fields(other));
+    one.into_iter().filter(|(name, value)| other.get(name) != Some(value)).map(|(name, _)| name).collect()
+}
+
+fn fields(plan: &Plan) -> Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(plan) else { return Map::new() };
+    for group in ["identity", "handover"] {
+        if let Some(Value::Object(members)) = fields.remove(group) {
+            fields.extend(members);
+        }
+    }
+    fields
+}

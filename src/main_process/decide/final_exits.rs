@@ -1,0 +1,63 @@
+//! Workers that ended for good: their slots stay as they are, and where all are so, or the first one is to end all,
+//! panzer has done what it was started for.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::generation::Generation;
+use super::generations::Generations;
+use super::vocabulary::{Action, Note};
+use crate::control::monitor::messages::Urgency;
+
+impl Generation {
+    /// The worker of this slot was the last in it.
+    pub(super) fn note_ended_for_good(&mut self, slot: u32, code: u8) {
+        if slot >= self.slots {
+            return;
+        }
+        self.ready.remove(&slot);
+        self.seen.remove(&slot);
+        self.ended.insert(slot, code);
+    }
+
+    /// The next monitor numbers the slots anew: what has ended for good stays so, in the first ones where its own is no
+    /// more. Where the last monitor did not come to say which were wanted no more, it may have been those.
+    pub(super) fn renumber_ended(&mut self) {
+        let workers = self.settings.workers;
+        for _ in 0..self.retiring {
+            self.ended.pop_last();
+        }
+        let (kept, beyond): (BTreeMap<u32, u8>, BTreeMap<u32, u8>) =
+            std::mem::take(&mut self.ended).into_iter().partition(|(slot, _)| *slot < workers);
+        let free: Vec<u32> = (0..workers).filter(|slot| !kept.contains_key(slot)).collect();
+        self.ended = kept.into_iter().chain(free.into_iter().zip(beyond.into_values())).collect();
+    }
+}
+
+impl Generations {
+    pub(super) fn ended_for_good(&mut self, slot: u32, code: u8, now: Instant, actions: &mut Vec<Action>) {
+        let Some(serving) = &mut self.serving else { return };
+        serving.note_ended_for_good(slot, code);
+        let exits = &serving.settings.tuning.final_exits;
+        if exits.stop {
+            let code = exits.code.unwrap_or(code);
+            let (generation, slot) = (serving.number, Some(slot));
+            actions.push(Action::Note(Note::Finished { generation, slot, code }));
+            return self.stop(Urgency::Graceful, code, now, actions);
+        }
+        self.settle_serving(now);
+    }
+
+    /// Ends all where every worker of the serving generation has ended for good. One that is starting may follow it
+    /// yet.
+    pub(super) fn end_if_finished(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let is_alone = self.starting.is_none() && self.falling_back.is_none();
+        let finished = self.serving.as_ref().filter(|serving| is_alone && serving.has_finished());
+        if let Some(serving) = finished {
+            let (generation, given) = (serving.number, serving.settings.tuning.final_exits.code);
+            let code = given.or(serving.ended.values().copied().max()).unwrap_or(0);
+            actions.push(Action::Note(Note::Finished { generation, slot: None, code }));
+            self.stop(Urgency::Graceful, code, now, actions);
+        }
+    }
+}

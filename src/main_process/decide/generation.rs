@@ -1,0 +1,329 @@
+//! One generation that is meant to go on: what is known of it, and what that means.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::reload_by_shares::Roll;
+use super::vocabulary::{Monitor, Progress, Settings};
+use crate::backoff::Backoff;
+use crate::config::Ready;
+use crate::control::monitor::messages::Urgency;
+use crate::worker::cause::Cause;
+
+/// A generation that is meant to go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Generation {
+    pub(super) number: u32,
+    /// By what it runs. Its count of workers is what is wanted of it now.
+    pub(super) settings: Settings,
+    /// The count that is configured for it.
+    pub(super) configured: u32,
+    /// No slot from here on was ever wanted.
+    pub(super) slots: u32,
+    /// So many slots are wanted no more of which its monitor has not said yet which they are.
+    pub(super) retiring: u32,
+    /// So many workers are to end, with those, because there are to be fewer.
+    pub(super) leaving: u32,
+    /// Where it replaces another one share by share, how far it has come.
+    pub(super) roll: Option<Roll>,
+    pub(super) monitor: Life,
+    pub(super) ready: BTreeSet<u32>,
+    /// The slots whose workers said themselves that they are ready.
+    pub(super) told: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    pub(super) seen: BTreeSet<u32>,
+    /// Those where a worker has listened on a shared port.
+    pub(super) listening: BTreeSet<u32>,
+    /// Those whose worker ended for good, and its exit code.
+    pub(super) ended: BTreeMap<u32, u8>,
+    /// Whether its workers must be seen accepting, also before they listen on a shared port.
+    pub(super) accept: bool,
+    /// The slots whose workers could not be seen, and why.
+    pub(super) unseeable: BTreeMap<u32, String>,
+    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
+    pub(super) bypass: Option<(u32, Vec<String>)>,
+    pub(super) phase: Phase,
+    #[serde(with = "crate::carry::moment")]
+    pub(super) begun: Instant,
+    /// By when its first workers are to be ready at the earliest, by their own word.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::carry::moment::option")]
+    pub(super) extended_to: Option<Instant>,
+    /// When workers were last added to it: the youngest may still be on their way to listen.
+    #[serde(with = "crate::carry::moment")]
+    pub(super) grown: Instant,
+    pub(super) backoff: Backoff,
+    /// How the one is stopped that it replaces.
+    pub(super) retires: Urgency,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// What it is to be is not known yet; it has no process.
+    Planning,
+    /// Some workers are not ready yet.
+    Filling,
+    /// All are ready, and must live until then.
+    Baking {
+        #[serde(with = "crate::carry::moment")]
+        until: Instant,
+    },
+    /// All that it has so far are ready; workers of the other one are to make room for more.
+    Rolling,
+    /// It serves.
+    Proven,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Life {
+    /// None was started yet.
+    None,
+    Running {
+        life: u32,
+        #[serde(with = "crate::carry::moment")]
+        since: Instant,
+    },
+    Waiting {
+        life: u32,
+        #[serde(with = "crate::carry::moment")]
+        until: Instant,
+    },
+}
+
+impl Generation {
+    /// One that has no process yet.
+    pub(super) fn new(number: u32, configured: u32, settings: Settings, now: Instant) -> Generation {
+        Generation {
+            number,
+            configured,
+            slots: settings.workers,
+            retiring: 0,
+            leaving: 0,
+            roll: None,
+            settings,
+            monitor: Life::None,
+            ready: BTreeSet::new(),
+            told: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            listening: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            accept: false,
+            unseeable: BTreeMap::new(),
+            bypass: None,
+            phase: Phase::Planning,
+            begun: now,
+            extended_to: None,
+            grown: now,
+            backoff: Backoff::default(),
+            retires: Urgency::Graceful,
+        }
+    }
+
+    /// So many workers it has in the end.
+    pub(super) fn goal(&self) -> u32 {
+        self.roll.map_or(self.settings.workers, |roll| roll.goal)
+    }
+
+    /// How long it, or a share of it, may take until all its workers are ready, the last to be started as well.
+    pub(super) fn longest_start(&self) -> Duration {
+        self.settings.tuning.longest_start(self.goal())
+    }
+
+    /// Whether it is known what it is to be.
+    pub(super) fn is_planned(&self) -> bool {
+        !matches!(self.phase, Phase::Planning)
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            generation: self.number,
+            ready: self.ready.len() as u32,
+            workers: self.goal(),
+            baking: matches!(self.phase, Phase::Baking { .. }),
+        }
+    }
+
+    /// Whether all that is wanted of it is ready, or has ended for good.
+    pub(super) fn is_whole(&self) -> bool {
+        self.retiring == 0 && self.all_that_go_on(&self.ready)
+    }
+
+    /// Whether all that is wanted of it has ended for good.
+    pub(super) fn has_finished(&self) -> bool {
+        self.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
+    }
+
+    /// Whether every worker is among `slots`; not where there are to be none.
+    fn all(&self, slots: &BTreeSet<u32>) -> bool {
+        !self.is_quiet() && slots.len() >= self.settings.workers as usize
+    }
+
+    /// The same but for those that have ended for good.
+    fn all_that_go_on(&self, slots: &BTreeSet<u32>) -> bool {
+        !self.is_quiet() && slots.len() + self.ended.len() >= self.settings.workers as usize
+    }
+
+    /// Whether it is to have no workers.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.settings.workers == 0
+    }
+
+    /// Whether every worker has said itself that it was ready. One that did so by chance must not have those of the
+    /// next generation ended for keeping silent.
+    pub(super) fn tells(&self) -> bool {
+        self.all(&self.told)
+    }
+
+    /// Whether every worker listens on a shared port. Where only some do, all that is known of the others is that they
+    /// may not.
+    pub(super) fn listens(&self) -> bool {
+        self.all(&self.listening)
+    }
+
+    /// Whether every worker listens on a shared port, or may be about to: some do, and it has workers so young that
+    /// they need not be ready yet.
+    pub(super) fn may_listen(&self, now: Instant) -> bool {
+        let young = now < self.grown + self.settings.tuning.ready_timeout;
+        self.listens() || (young && !self.is_quiet() && !self.listening.is_empty())
+    }
+
+    /// Whether every worker was seen accepting.
+    pub(super) fn is_seen(&self) -> bool {
+        self.all_that_go_on(&self.seen)
+    }
+
+    /// So many workers are wanted of it from now on.
+    pub(super) fn scale(&mut self, workers: u32, now: Instant) {
+        if self.monitor().is_some() {
+            if workers > self.settings.workers {
+                self.grown = now;
+            }
+            let fewer = self.settings.workers.saturating_sub(workers);
+            self.retiring += fewer;
+            self.leaving += fewer;
+        }
+        self.settings.workers = workers;
+        if self.monitor().is_none() {
+            // The last ones go, as a monitor has it.
+            self.ended.retain(|slot, _| *slot < workers);
+        }
+        self.slots = self.slots.max(workers);
+        if matches!(self.phase, Phase::Baking { .. }) && !self.is_whole() {
+            self.phase = Phase::Filling;
+        }
+    }
+
+    pub(super) fn note_ready(&mut self, slot: u32, told: bool, seen: bool) {
+        if slot >= self.slots {
+            return;
+        }
+        self.ready.insert(slot);
+        if told {
+            self.told.insert(slot);
+        }
+        if seen {
+            self.seen.insert(slot);
+        }
+    }
+
+    /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
+    pub(super) fn note_listening(&mut self, slot: u32, withdrawn: bool) -> bool {
+        if slot >= self.slots {
+            return false;
+        }
+        self.listening.insert(slot);
+        if !withdrawn || matches!(self.phase, Phase::Proven) {
+            return false;
+        }
+        self.ready.remove(&slot);
+        matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. } | Phase::Rolling)
+    }
+
+    /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
+    pub(super) fn note_retired(&mut self, slot: u32, empty: bool) {
+        self.leaving = self.leaving.saturating_sub(u32::from(empty));
+        self.retiring = self.retiring.saturating_sub(1);
+        for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening] {
+            slots.remove(&slot);
+        }
+        self.unseeable.remove(&slot);
+        self.ended.remove(&slot);
+    }
+
+    /// A worker that was to end because there are to be fewer has ended.
+    pub(super) fn note_gone(&mut self) {
+        self.leaving = self.leaving.saturating_sub(1);
+    }
+
+    /// Its monitor is gone, and with it all that was known of workers now.
+    pub(super) fn lose_monitor(&mut self, until: Instant, now: Instant) {
+        let Life::Running { life, .. } = self.monitor else { return };
+        self.monitor = Life::Waiting { life, until };
+        self.ready.clear();
+        self.seen.clear();
+        self.renumber_ended();
+        self.retiring = 0;
+        self.leaving = 0;
+        self.phase = Phase::Filling;
+        self.begun = now;
+    }
+
+    /// All that is wanted is ready, or no longer; true where it is now. Where all have ended for good nobody serves.
+    pub(super) fn settle(&mut self, bake: Duration, now: Instant) -> bool {
+        let serves = self.is_whole() && !self.ready.is_empty();
+        match self.phase {
+            Phase::Filling if serves => {
+                self.phase = Phase::Baking { until: now + bake };
+                true
+            }
+            Phase::Baking { .. } if !serves => {
+                self.phase = Phase::Filling;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn monitor(&self) -> Option<Monitor> {
+        match self.monitor {
+            Life::Running { life, .. } => Some(Monitor { generation: self.number, life }),
+            Life::None | Life::Waiting { .. } => None,
+        }
+    }
+
+    /// Those that are not ready.
+    pub(super) fn missing(&self) -> Vec<u32> {
+        (0..self.settings.workers).filter(|slot| !self.ready.contains(slot)).collect()
+    }
+
+    /// The workers that failed: the one that died, or all that were not ready in time.
+    pub(super) fn why_each_failed(&self, slot: Option<u32>, cause: &Cause) -> Vec<(u32, Cause)> {
+        let time = self.settings.tuning.ready_timeout;
+        let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| self.settings.ready == Ready::Accept) {
+            Some(why) => Cause::NotSeen(time, why.clone()),
+            None => Cause::NotReady(time),
+        };
+        match (cause, slot) {
+            (Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..), _) => {
+                self.missing().iter().map(|slot| (*slot, own(slot))).collect()
+            }
+            (_, Some(slot)) => vec![(slot, cause.clone())],
+            (_, None) => Vec::new(),
+        }
+    }
+
+    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
+    pub(super) fn why_not_ready(&self) -> (Option<u32>, Cause) {
+        let must_be_seen = self.settings.ready == Ready::Accept;
+        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
+        let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
+        let time = self.settings.tuning.ready_timeout;
+        match (unseen, bypass) {
+            (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
+            (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),
+            (None, None) => (None, Cause::NotReady(time)),
+        }
+    }
+}

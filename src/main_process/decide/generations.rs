@@ -1,0 +1,420 @@
+//! What main does, and when: pure, with no clock, no IO and no pids.
+//!
+//! At most one generation is starting, and the serving one is untouched until the new one is ready.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::Random;
+use crate::config::Ready;
+use crate::control::monitor::messages::{Order, Urgency};
+use crate::worker::cause::Cause;
+
+use super::drain::{Draining, GRACE};
+use super::generation::{Generation, Life, Phase};
+use super::orphans::Orphans;
+use super::reload_by_shares::FallBack;
+use super::renewal::Renewal;
+use super::vocabulary::{Action, Event, Monitor, Note, Overview, Progress, Settings, Standing, Verdict};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stopping {
+    urgency: Urgency,
+    code: u8,
+}
+
+/// All generations. Written down and read back, as for another main, it goes on as if nothing had been.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generations {
+    /// What the last generation began with that serves, or did, and what was changed since: what one that fails was to
+    /// be is not among it.
+    pub(super) settings: Settings,
+    /// The count of workers that was configured for it. Another one is by [`Event::Scale`], and holds until this changes.
+    pub(super) configured: u32,
+    /// There are to be more workers than there were, and they have not all been ready together yet. (A build that does
+    /// not know of it takes over nothing that is under way.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) filling_up: bool,
+    pub(super) last_number: u32,
+    pub(super) serving: Option<Generation>,
+    #[serde(with = "crate::carry::moment::optional_pair")]
+    pub(super) starting: Option<(Generation, Instant)>,
+    /// What failed in a reload by shares, until its workers are no longer needed.
+    pub(super) falling_back: Option<FallBack>,
+    #[serde(with = "crate::carry::pairs")]
+    pub(super) draining: BTreeMap<Monitor, Draining>,
+    #[serde(with = "crate::carry::pairs")]
+    pub(super) orphans: BTreeMap<Monitor, Orphans>,
+    /// A reload is to follow, and will retire its predecessor so.
+    pub(super) reload_queued: Option<Urgency>,
+    pub(super) renewal: Renewal,
+    pub(super) has_run: bool,
+    pub(super) unseeable_told: bool,
+    /// That workers bypass their listener has been told: true where they listen on others.
+    pub(super) bypass_told: Option<bool>,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) exited: bool,
+    pub(super) random: Random,
+}
+
+impl Generations {
+    /// None yet; [`Event::Start`] begins the first.
+    pub fn new(settings: Settings) -> Generations {
+        Generations {
+            filling_up: false,
+            last_number: 0,
+            serving: None,
+            starting: None,
+            falling_back: None,
+            draining: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            reload_queued: None,
+            renewal: Renewal::default(),
+            has_run: false,
+            unseeable_told: false,
+            bypass_told: None,
+            stopping: None,
+            exited: false,
+            random: Random::new(settings.seed),
+            configured: settings.workers,
+            settings,
+        }
+    }
+
+    /// The only way this changes. Also does all that is due by `now`.
+    #[must_use]
+    pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Start => self.start_first(now, &mut actions),
+            Event::Reload => self.reload(Urgency::Graceful, now, &mut actions),
+            Event::ReloadRetiring(urgency) => self.reload(urgency, now, &mut actions),
+            Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
+            Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
+            Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
+            Event::Tuned(workers, tuning) => self.tuned(workers, tuning, now, &mut actions),
+            Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
+            Event::Rebound => self.rebound(now, &mut actions),
+            Event::HastenDraining(generation) => self.hasten_draining(generation, now, &mut actions),
+            Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
+            Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
+            Event::StopThenNow => self.stop(Urgency::Graceful, 0, now, &mut actions),
+            Event::Told(monitor, report) => self.told(monitor, report, now, &mut actions),
+            Event::NotStarted(monitor, cause) => self.ended(monitor, cause, false, now, &mut actions),
+            Event::Ended(monitor, cause, orphans) => self.ended(monitor, cause, orphans, now, &mut actions),
+            Event::OrphansJoined(monitor) => self.orphans_joined(monitor, now, &mut actions),
+            Event::OrphansGone(monitor) => self.orphans_gone(monitor, &mut actions),
+            Event::Wake => {}
+        }
+        self.do_what_is_due(now, &mut actions);
+        self.note_full();
+        self.exit_if_done(&mut actions);
+        actions
+    }
+
+    /// When to be woken if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        let baking = |generation: &Generation| match generation.phase {
+            Phase::Baking { until } => Some(until),
+            Phase::Planning | Phase::Filling | Phase::Rolling | Phase::Proven => None,
+        };
+        let serving = self.serving.iter().flat_map(|serving| {
+            let restart = match serving.monitor {
+                Life::Waiting { until, .. } => Some(until),
+                Life::None | Life::Running { .. } => None,
+            };
+            [baking(serving), restart]
+        });
+        let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
+        let draining = self.draining.values().map(|draining| draining.kill_at);
+        let orphans = self.orphans.values().map(Orphans::deadline);
+        let renewal = self.renewal.due().filter(|_| self.may_renew());
+        let back = self.fall_back_due();
+        serving.chain(starting).chain(draining).chain(orphans).chain([renewal, back]).flatten().min()
+    }
+
+    /// Every generation that has a monitor or waits for one, and where it stands.
+    pub fn standings(&self) -> Vec<(Standing, u32, Option<Monitor>)> {
+        let living = |standing, generation: &Generation| (standing, generation.number, generation.monitor());
+        let draining = self.draining.keys().map(|&monitor| (Standing::Draining, monitor.generation, Some(monitor)));
+        let serving = self.serving.iter().map(|serving| living(Standing::Serving, serving));
+        let starting = self.starting.iter().map(|(starting, _)| living(Standing::Starting, starting));
+        let back = self.falling_back.iter().map(|back| living(Standing::Draining, &back.failed));
+        draining.chain(back).chain(serving).chain(starting).collect()
+    }
+
+    /// How things stand, in numbers.
+    pub fn overview(&self) -> Overview {
+        Overview {
+            serving: self.serving.as_ref().map(Generation::progress),
+            starting: self.progress(),
+            begun: self.last_number,
+            serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
+            stopping: self.is_stopping(),
+            busy_until: self.busy_until(),
+        }
+    }
+
+    /// By when what is under way ends: a stop, a reload, or the first start, as far as its first try.
+    fn busy_until(&self) -> Option<Instant> {
+        if self.is_stopping() {
+            let draining = self.draining.values().filter_map(|draining| draining.kill_at);
+            return draining.chain(self.orphans.values().filter_map(Orphans::deadline)).max().map(|end| end + GRACE);
+        }
+        let end = |generation: &Generation, due: Instant| match generation.phase {
+            Phase::Baking { until } => until,
+            _ => due + generation.settings.tuning.bake,
+        };
+        let first = self.serving.as_ref().filter(|serving| !matches!(serving.phase, Phase::Proven));
+        let first = first.map(|first| {
+            end(first, (first.begun + first.longest_start()).max(first.extended_to.unwrap_or(first.begun)))
+        });
+        self.starting.as_ref().map(|(starting, due)| end(starting, *due)).or(first)
+    }
+
+    /// Whether everything is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// How far the generation has come that is starting.
+    pub fn progress(&self) -> Option<Progress> {
+        self.starting.as_ref().map(|(starting, _)| starting.progress())
+    }
+
+    /// So many workers of the serving generation are ready.
+    pub fn ready(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.ready.len() as u32)
+    }
+
+    /// No slot of the serving generation has this number, or a higher one.
+    pub fn slots(&self) -> u32 {
+        self.serving.as_ref().map_or(0, |serving| serving.slots)
+    }
+
+    /// The slots of the serving generation whose worker has ended for good.
+    pub fn slots_at_end(&self) -> impl Iterator<Item = u32> {
+        self.serving.iter().flat_map(|serving| serving.ended.keys().copied())
+    }
+
+    /// So many workers are wanted at this moment.
+    pub fn workers(&self) -> u32 {
+        let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
+        let goal = goal.or(self.falling_back.as_ref().map(|back| back.goal));
+        let serving = self.serving.as_ref().map(|serving| serving.settings.workers);
+        goal.or(serving).unwrap_or(self.settings.workers)
+    }
+
+    fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.last_number == 0 {
+            self.last_number = 1;
+            let mut first = Generation::new(self.last_number, self.configured, self.settings.clone(), now);
+            self.begin(&mut first, false, now, actions);
+            self.serving = Some(first);
+        }
+    }
+
+    /// Whether the workers of the next generation are ready only when they say so.
+    fn must_notify(&self, ready: Ready) -> bool {
+        match ready {
+            Ready::Notify => true,
+            Ready::Accept | Ready::Exec | Ready::Alive => false,
+            Ready::Auto => self.serving.as_ref().is_some_and(Generation::tells),
+        }
+    }
+
+    /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
+    /// do. While some of those are on their way there it must as well: in their place one would serve that has nobody
+    /// who listens yet.
+    fn must_accept(&self, ready: Ready, now: Instant) -> bool {
+        ready.looks_where_it_can() && self.serving.as_ref().is_some_and(|serving| serving.may_listen(now))
+    }
+
+    /// Starts its first monitor.
+    pub(super) fn begin(&self, next: &mut Generation, trial: bool, now: Instant, actions: &mut Vec<Action>) {
+        let ready = next.settings.ready;
+        let monitor = Monitor { generation: next.number, life: 1 };
+        next.accept = self.must_accept(ready, now);
+        next.monitor = Life::Running { life: monitor.life, since: now };
+        next.phase = Phase::Filling;
+        next.grown = now;
+        let (workers, notify, accept) = (next.settings.workers, self.must_notify(ready), next.accept);
+        let ended = BTreeMap::new();
+        actions.push(Action::StartMonitor { monitor, workers, ended, trial, notify, accept });
+    }
+
+    pub(super) fn drain(
+        &mut self,
+        old: Generation,
+        served: bool,
+        urgency: Urgency,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(monitor) = old.monitor() else {
+            if !old.is_planned() {
+                actions.push(Action::GiveUpPlan(old.number));
+            }
+            self.release_if_gone(old.number, actions);
+            return;
+        };
+        actions.push(Action::Order(monitor, Order::Stop(urgency)));
+        self.draining.insert(monitor, Draining::begin(old.settings.tuning, served, urgency, now));
+        self.hasten_those_beyond_limit(now, actions);
+    }
+
+    /// How urgent the end is of what nobody was told to stop.
+    pub(super) fn urgency(&self) -> Urgency {
+        self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
+    }
+
+    pub(super) fn stop(&mut self, urgency: Urgency, code: u8, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.urgency >= urgency) {
+            return;
+        }
+        if code == 0 {
+            actions.push(Action::Note(Note::Stopping(urgency)));
+        }
+        match &mut self.stopping {
+            Some(stopping) => stopping.urgency = urgency,
+            None => {
+                actions.push(Action::CloseListeners);
+                self.stopping = Some(Stopping { urgency, code });
+            }
+        }
+        if self.reload_queued.take().is_some() {
+            actions.push(Action::Verdict(self.last_number + 1, Verdict::Stopped));
+        }
+        self.renewal = Renewal::default();
+        let starting = self.starting.take().map(|(starting, _)| starting);
+        if let Some(starting) = &starting {
+            actions.push(Action::Verdict(starting.number, Verdict::Stopped));
+        }
+        let back = self.falling_back.take().map(|back| back.failed);
+        for generation in self.serving.take().into_iter().chain(starting).chain(back) {
+            self.drain(generation, false, urgency, now, actions);
+        }
+        self.hasten(urgency, now, actions);
+    }
+
+    /// What drains already follows the schedule of a stop from here on, where that is more urgent.
+    fn hasten(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+        for (monitor, draining) in &mut self.draining {
+            actions.extend(draining.hasten(*monitor, urgency, now));
+        }
+        self.orphans.values_mut().for_each(|orphans| orphans.hasten(urgency, now));
+    }
+
+    fn ended(&mut self, monitor: Monitor, cause: Cause, orphans: bool, now: Instant, actions: &mut Vec<Action>) {
+        let draining = self.draining.remove(&monitor);
+        let is = |generation: &Generation| generation.monitor() == Some(monitor);
+        let was_starting = self.starting.as_ref().is_some_and(|(starting, _)| is(starting));
+        let was_serving = self.serving.as_ref().is_some_and(is);
+        let was_back = self.falling_back.as_ref().is_some_and(|back| is(&back.failed));
+        if draining.is_none() && !was_starting && !was_serving && !was_back {
+            return;
+        }
+        if orphans {
+            self.adopt(monitor, draining.as_ref(), now, actions);
+        }
+        if let Some(drained) = draining {
+            if drained.served && !orphans {
+                let took = now.saturating_duration_since(drained.since);
+                actions.push(Action::Note(Note::Drained(monitor.generation, took)));
+            }
+            self.release_if_gone(monitor.generation, actions);
+        } else if was_serving {
+            self.serving_ended(cause, now, actions);
+            self.go_on_rolling(now, actions);
+        } else if was_back {
+            if let Some(back) = &mut self.falling_back {
+                back.failed.lose_monitor(now, now);
+            }
+            self.end_fall_back(now, actions);
+        } else {
+            if let Some((starting, _)) = &mut self.starting {
+                // Nobody is left to be told to stop.
+                starting.monitor = Life::Waiting { life: monitor.life, until: now };
+            }
+            self.reject(None, Cause::CannotStart(format!("its monitor {cause}")), now, actions);
+        }
+    }
+
+    fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        let random = self.random.draw();
+        let Some(serving) = &mut self.serving else { return };
+        let pace = serving.settings.tuning.pace;
+        let Life::Running { since, .. } = serving.monitor else { return };
+        let delay = serving.backoff.after(now.saturating_duration_since(since), false, pace, random);
+        actions.push(Action::Note(Note::MonitorDied(serving.number, cause, delay)));
+        serving.lose_monitor(now + delay, now);
+    }
+
+    pub(super) fn release_if_gone(&self, generation: u32, actions: &mut Vec<Action>) {
+        let lives = self.standings().iter().any(|(_, number, _)| *number == generation);
+        let orphaned = self.orphans.keys().any(|monitor| monitor.generation == generation);
+        if !lives && !orphaned {
+            actions.push(Action::Release(generation));
+        }
+    }
+
+    fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.judge_starting(now, actions);
+        self.fall_back(now, actions);
+        if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
+            self.reload(Urgency::Graceful, now, actions);
+        }
+        self.end_if_finished(now, actions);
+        self.do_what_serving_is_due(now, actions);
+        for (monitor, draining) in &mut self.draining {
+            if draining.kill_at.is_some_and(|kill_at| kill_at <= now) {
+                draining.kill_at = None;
+                actions.push(Action::Note(Note::MonitorStuck(monitor.generation)));
+                actions.push(Action::KillMonitor(*monitor));
+            }
+        }
+        self.signal_orphans_due(now, actions);
+    }
+
+    fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(serving) = &mut self.serving else { return };
+        if let Phase::Baking { until } = serving.phase
+            && until <= now
+        {
+            serving.phase = Phase::Proven;
+            actions.push(Action::Note(Note::Serving(
+                serving.number,
+                serving.settings.workers.saturating_sub(serving.ended.len() as u32),
+                now.saturating_duration_since(serving.begun),
+            )));
+        }
+        if let Life::Waiting { life, until } = serving.monitor
+            && until <= now
+        {
+            let ready = serving.settings.ready;
+            let monitor = Monitor { generation: serving.number, life: life + 1 };
+            serving.monitor = Life::Running { life: monitor.life, since: now };
+            serving.grown = now;
+            let (workers, ended) = (serving.settings.workers, serving.ended.clone());
+            // One that has told, or listened, goes on doing so when its monitor is replaced.
+            let accept = ready.looks_where_it_can() && serving.listens();
+            let notify = self.must_notify(ready);
+            actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
+        }
+    }
+
+    fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
+        let Some(stopping) = &self.stopping else { return };
+        if self.draining.is_empty() && self.orphans.is_empty() && !self.exited {
+            self.exited = true;
+            if self.has_run {
+                actions.push(Action::Note(Note::Stopped));
+            }
+            actions.push(Action::Exit(stopping.code));
+        }
+    }
+}

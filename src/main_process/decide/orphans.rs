@@ -1,0 +1,94 @@
+//! What outlived its monitor, and is stopped by main.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use serde::{Deserialize, Serialize};
+
+use super::drain::{Draining, GRACE, scheduled};
+use super::generations::Generations;
+use super::vocabulary::{Action, Monitor};
+use crate::config::{Escalation, Schedule};
+use crate::control::monitor::messages::Urgency;
+
+/// What outlived one monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Orphans {
+    stop: Schedule,
+    escalation: Escalation,
+}
+
+impl Orphans {
+    /// They are stopped so urgently from here on, if they end sooner by that.
+    pub(super) fn hasten(&mut self, urgency: Urgency, now: Instant) {
+        self.escalation.hasten(&scheduled(&self.stop, urgency), now);
+    }
+
+    /// When they are to get the next signal, or are given up.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.escalation.deadline().or(self.escalation.killed().map(|killed| killed + GRACE))
+    }
+}
+
+impl Generations {
+    /// Workers of this monitor have outlived it, which was, where it drained, stopping them.
+    pub(super) fn adopt(
+        &mut self,
+        monitor: Monitor,
+        draining: Option<&Draining>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let starting = self.starting.iter().map(|(starting, _)| starting);
+        let back = self.falling_back.iter().map(|back| &back.failed);
+        let mut living = self.serving.iter().chain(starting).chain(back);
+        let living = living.find(|generation| generation.monitor() == Some(monitor));
+        let stop = draining.map(|draining| &draining.stop).or(living.map(|living| &living.settings.tuning.stop));
+        let stop = stop.unwrap_or(&self.settings.tuning.stop).clone();
+        let (schedule, begun) = match draining.filter(|draining| draining.kill_at.is_some()) {
+            Some(draining) => (draining.schedule.clone(), draining.begun),
+            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+            None => (scheduled(&stop, self.urgency()), now),
+        };
+        let mut escalation = Escalation::resume(&schedule, begun, now);
+        if escalation.deadline().is_none() {
+            // The schedule is over, and whether the monitor still sent its KILL nobody knows.
+            escalation = Escalation::begin(&Schedule::kill(), now);
+        } else {
+            actions.push(Action::SignalUnreached(monitor, schedule.first_signal()));
+        }
+        self.orphans.insert(monitor, Orphans { stop, escalation });
+    }
+
+    pub(super) fn orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
+        if self.orphans.remove(&monitor).is_some() {
+            self.release_if_gone(monitor.generation, actions);
+        }
+    }
+
+    /// An orphan leaves behind what becomes ours in its turn: that joins the others on their schedule.
+    pub(super) fn orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
+        match self.orphans.get(&monitor) {
+            Some(orphans) if orphans.escalation.killed().is_some() => {
+                actions.push(Action::SignalOrphans(monitor, Signal::SIGKILL));
+            }
+            Some(_) => {}
+            None => self.adopt(monitor, None, now, actions),
+        }
+    }
+
+    pub(super) fn signal_orphans_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let mut given_up = Vec::new();
+        for (monitor, Orphans { escalation, .. }) in &mut self.orphans {
+            if let Some(signal) = escalation.signal_due(now) {
+                actions.push(Action::SignalOrphans(*monitor, signal));
+            } else if escalation.killed().is_some_and(|killed| killed + GRACE <= now) {
+                actions.push(Action::GiveUpOrphans(*monitor));
+                given_up.push(*monitor);
+            }
+        }
+        given_up.into_iter().for_each(|monitor| self.orphans_gone(monitor, actions));
+    }
+}

@@ -1,0 +1,210 @@
+//! Reloads that go share by share (`--surge`): the serving generation gives up as many workers as the new one has shown
+//! ready, and once these are gone the new one gets its next share. So there are never fewer workers ready than are
+//! wanted, and never more alive than those and one share.
+//!
+//! It is slot by slot that one takes over from the other: each slot's queue, where it has one of its own, always has
+//! its worker. Where the new one fails on the way, the same is done backwards.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::drain::GRACE;
+use super::generation::{Generation, Phase};
+use super::generations::Generations;
+use super::vocabulary::Action;
+use crate::control::monitor::messages::{Order, Urgency, Which};
+use crate::worker::cause::Cause;
+
+/// How far a generation has come that replaces another share by share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Roll {
+    /// So many workers it has in the end.
+    pub(super) goal: u32,
+    /// By so many at a time.
+    pub(super) share: u32,
+    /// So many have been ready at the same time: the other one does without them.
+    pub(super) proven: u32,
+}
+
+/// A generation that failed on the way, and whose workers serve until the other one has them again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FallBack {
+    pub(super) failed: Generation,
+    pub(super) goal: u32,
+    share: u32,
+    /// So many workers of the serving generation are there again.
+    proven: u32,
+    /// The serving generation's new share is waited for until then.
+    #[serde(with = "crate::carry::moment::option")]
+    ready_by: Option<Instant>,
+}
+
+impl Generation {
+    /// It replaces a serving generation by the share that its settings ask for.
+    pub(super) fn roll(&mut self, now: Instant) {
+        let goal = self.settings.workers;
+        let share = self.settings.surge.of(goal);
+        if share < goal {
+            self.roll = Some(Roll { goal, share, proven: 0 });
+            self.scale(share, now);
+        }
+    }
+
+    /// Whether it is to have more workers than it has.
+    pub(super) fn must_grow(&self) -> bool {
+        self.roll.is_some_and(|roll| self.settings.workers < roll.goal)
+    }
+
+    /// So many workers the other one does without.
+    pub(super) fn proven(&self) -> u32 {
+        self.roll.map_or(0, |roll| roll.proven)
+    }
+
+    fn ordered(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
+        if workers != self.settings.workers {
+            self.scale(workers, now);
+            let order = Order::Scale { workers, which };
+            actions.extend(self.monitor().map(|monitor| Action::Order(monitor, order)));
+        }
+    }
+}
+
+impl Generations {
+    /// A share of the new generation is ready, and more is to come: the serving one does without as many.
+    pub(super) fn roll_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &mut self.serving) else { return };
+        let proven = starting.settings.workers;
+        let Some(roll) = &mut starting.roll else { return };
+        roll.proven = proven;
+        starting.phase = Phase::Rolling;
+        *deadline = now + serving.settings.tuning.retirement().total() + GRACE;
+        let needed = roll.goal.saturating_sub(proven);
+        serving.ordered(needed.min(serving.settings.workers), Which::First, now, actions);
+        self.grow_if_gone(now, actions);
+    }
+
+    /// What had to wait for workers of the serving generation may go on.
+    pub(super) fn go_on_rolling(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.grow_if_gone(now, actions);
+        self.fall_back(now, actions);
+    }
+
+    /// The next share, once those that it replaces are gone.
+    pub(super) fn grow_if_gone(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &self.serving) else { return };
+        let Some(roll) = starting.roll.filter(|_| matches!(starting.phase, Phase::Rolling)) else { return };
+        if serving.leaving > 0 || starting.leaving > 0 {
+            return;
+        }
+        starting.phase = Phase::Filling;
+        *deadline = now + starting.longest_start();
+        starting.ordered(roll.goal.min(roll.proven + roll.share), Which::Last, now, actions);
+        self.settle_starting(now, actions);
+    }
+
+    /// The serving generation was not rid of its workers in time.
+    pub(super) fn give_up_rolling(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let why = "workers of the serving generation that were to make room did not end in time";
+        self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
+    }
+
+    /// Another count is wanted in the middle of it. Returns whether it was.
+    pub(super) fn keep_rolling(&mut self, workers: u32, now: Instant, actions: &mut Vec<Action>) -> bool {
+        if let Some(back) = &mut self.falling_back {
+            (back.goal, back.share) = (workers, back.failed.settings.surge.of(workers));
+            if let Some(serving) = &mut self.serving {
+                serving.ordered(serving.settings.workers.min(workers), Which::Last, now, actions);
+                let needed = workers.saturating_sub(back.proven).min(back.failed.settings.workers);
+                back.failed.ordered(needed, Which::Last, now, actions);
+            }
+            self.fall_back(now, actions);
+            return true;
+        }
+        let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &mut self.serving) else { return false };
+        let Some(roll) = &mut starting.roll else { return false };
+        (roll.goal, roll.share) = (workers, starting.settings.surge.of(workers));
+        roll.proven = roll.proven.min(workers);
+        let (proven, share) = (roll.proven, roll.share);
+        serving.ordered(workers - proven, Which::Last, now, actions);
+        let own = starting.settings.workers;
+        let baked = matches!(starting.phase, Phase::Baking { .. });
+        // A first share that was all there was to have is no longer.
+        let first = if proven == 0 { share.min(workers) } else { own };
+        starting.ordered(first.min(workers), Which::Last, now, actions);
+        let again = now + starting.longest_start();
+        if matches!(starting.phase, Phase::Rolling) && !starting.must_grow() {
+            starting.phase = Phase::Filling;
+            *deadline = again;
+        } else if baked && !starting.is_whole() {
+            *deadline = (*deadline).max(again);
+        }
+        self.settle_starting(now, actions);
+        self.grow_if_gone(now, actions);
+        true
+    }
+
+    /// A generation that has failed ends: at once, or where the serving one did without workers for it, once that has
+    /// them again.
+    pub(super) fn retire_failed(&mut self, mut failed: Generation, now: Instant, actions: &mut Vec<Action>) {
+        let Some(roll) = failed.roll.filter(|roll| roll.proven > 0 && self.stopping.is_none()) else {
+            return self.drain(failed, false, Urgency::Graceful, now, actions);
+        };
+        // What the failed one was to have says nothing of the one that serves on.
+        let goal = self.settings.workers;
+        let Some(serving) = self.serving.as_mut().filter(|_| failed.monitor().is_some()) else {
+            if let Some(serving) = &mut self.serving {
+                serving.ordered(goal, Which::Last, now, actions);
+            }
+            return self.drain(failed, false, Urgency::Graceful, now, actions);
+        };
+        failed.ordered(roll.proven, Which::Last, now, actions);
+        let (share, proven) = (failed.settings.surge.of(goal), serving.settings.workers);
+        self.falling_back = Some(FallBack { failed, goal, share, proven, ready_by: None });
+        self.fall_back(now, actions);
+    }
+
+    /// When the next step back is taken at the latest, where it does not wait for an end.
+    pub(super) fn fall_back_due(&self) -> Option<Instant> {
+        let leaves = |generation: &Generation| generation.leaving > 0;
+        let back = self.falling_back.as_ref().filter(|back| !leaves(&back.failed))?;
+        back.ready_by.filter(|_| !self.serving.as_ref().is_some_and(leaves))
+    }
+
+    /// The next step back, where the last one is done.
+    pub(super) fn fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        while let (Some(back), Some(serving)) = (&mut self.falling_back, &mut self.serving) {
+            if back.failed.leaving > 0 || serving.leaving > 0 {
+                return;
+            }
+            match back.ready_by {
+                Some(ready_by) if serving.is_whole() || ready_by <= now => {
+                    back.ready_by = None;
+                    back.proven = serving.settings.workers;
+                    if serving.settings.workers < back.goal {
+                        let needed = back.goal - serving.settings.workers;
+                        back.failed.ordered(needed.min(back.failed.settings.workers), Which::First, now, actions);
+                    }
+                }
+                Some(_) => return,
+                None if serving.settings.workers >= back.goal => return self.end_fall_back(now, actions),
+                None => {
+                    back.ready_by = Some(now + serving.settings.tuning.longest_start(back.goal));
+                    serving.ordered(back.goal.min(serving.settings.workers + back.share), Which::Last, now, actions);
+                }
+            }
+        }
+    }
+
+    /// What failed is needed no more, or is gone.
+    pub(super) fn end_fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(back) = self.falling_back.take() else { return };
+        if let Some(serving) = &mut self.serving {
+            serving.ordered(back.goal, Which::Last, now, actions);
+        }
+        self.drain(back.failed, false, Urgency::Graceful, now, actions);
+        self.run_queued_reload(now, actions);
+    }
+}

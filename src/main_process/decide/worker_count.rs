@@ -1,0 +1,145 @@
+//! How many workers are wanted, and what else running generations are told without being replaced.
+
+use std::time::Instant;
+
+use super::generation::{Generation, Phase};
+use super::generations::Generations;
+use super::vocabulary::{Action, Change, Note};
+use crate::config::{MOST_WORKERS, Tuning};
+use crate::control::monitor::messages::{Order, Urgency, Which};
+use crate::worker::cause::Cause;
+
+impl Generations {
+    /// Whether it serves with all that are wanted: they have been ready together once, since there are to be more and
+    /// since the generation or its monitor began, and one of them is ready now. A worker that is respawned changes
+    /// nothing, nor does a reload.
+    pub fn is_ready(&self) -> bool {
+        let proven = self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven));
+        proven && !self.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.ready.is_empty())
+    }
+
+    /// The serving generation, and the one that serves in the place of some of its workers.
+    fn at_work(&self) -> impl Iterator<Item = &Generation> {
+        let rolling = self.starting.iter().map(|(starting, _)| starting).filter(|starting| starting.roll.is_some());
+        self.serving.iter().chain(rolling).chain(self.falling_back.iter().map(|back| &back.failed))
+    }
+
+    /// All that are wanted may be there by now.
+    pub(super) fn note_full(&mut self) {
+        let there: usize = self.at_work().map(|one| one.ready.len() + one.ended.len()).sum();
+        let known = self.at_work().all(|one| one.retiring == 0);
+        self.filling_up &= !known || there < self.workers() as usize;
+    }
+
+    /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
+    /// meanwhile.
+    pub(crate) fn count_for(&self, configured: u32) -> u32 {
+        if configured == self.configured { self.settings.workers } else { configured }
+    }
+
+    pub(super) fn scale(&mut self, request: Option<u64>, change: Change, now: Instant, actions: &mut Vec<Action>) {
+        let from = self.workers();
+        let to = if self.is_stopping() { Err("panzer is being stopped") } else { changed(from, change) };
+        actions.push(Action::Scaled { request, from, to });
+        let Ok(to) = to else { return };
+        if change == Change::ToNone {
+            self.give_up_reloads(now, actions);
+        }
+        if from != to {
+            actions.push(Action::Note(Note::Scaled(from, to)));
+        }
+        self.keep(to, change == Change::WithoutOldest, now, actions);
+    }
+
+    /// So many are kept from now on. A generation that has none comes back to the count before by a reload.
+    fn keep(&mut self, workers: u32, without_oldest: bool, now: Instant, actions: &mut Vec<Action>) {
+        self.filling_up = workers > 0 && (self.filling_up || workers > self.workers());
+        if workers > 0 {
+            self.settings.workers = workers;
+        }
+        if self.keep_rolling(workers, now, actions) {
+            return;
+        }
+        if let Some(serving) = &mut self.serving {
+            serving.scale(workers, now);
+            let which = if without_oldest { Which::Oldest } else { Which::Last };
+            let order = Order::Scale { workers, which };
+            actions.extend(serving.monitor().map(|monitor| Action::Order(monitor, order)));
+        }
+        if let Some((starting, deadline)) = &mut self.starting
+            && starting.is_planned()
+        {
+            let baked = matches!(starting.phase, Phase::Baking { .. });
+            starting.scale(workers, now);
+            // It had shown in time all that was asked of it, and now there is more.
+            if baked && !starting.is_whole() {
+                *deadline = (*deadline).max(now + starting.longest_start());
+            }
+            let order = Order::Scale { workers, which: Which::Last };
+            actions.extend(starting.monitor().map(|monitor| Action::Order(monitor, order)));
+        }
+        self.settle_serving(now);
+        self.settle_starting(now, actions);
+    }
+
+    /// No generation may bring the workers back that are to end now.
+    fn give_up_reloads(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let cause = || Cause::CannotStart("panzer was told to end all workers meanwhile".to_owned());
+        let queued = self.reload_queued.take().is_some();
+        // What served in the place of others ends with all.
+        if let Some((starting, _)) = &mut self.starting {
+            starting.roll = None;
+        }
+        if let Some(back) = self.falling_back.take() {
+            self.drain(back.failed, false, Urgency::Graceful, now, actions);
+        }
+        self.reject(None, cause(), now, actions);
+        if queued {
+            self.last_number += 1;
+            self.reject_unbegun(self.last_number, cause(), actions);
+        }
+    }
+
+    /// Delays and waits, and where another is configured the count, without new workers.
+    pub(super) fn tuned(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
+        if self.is_stopping() {
+            return;
+        }
+        let (from, mut to) = (self.workers(), self.count_for(configured));
+        let mut changes = configured != std::mem::replace(&mut self.configured, configured);
+        self.settings.tuning = tuning.clone();
+        let starting = self.starting.as_mut().map(|(starting, _)| starting).filter(|starting| starting.is_planned());
+        if let Some(starting) = &starting {
+            changes |= configured != starting.configured;
+            // It is the later one, and may have been changed since.
+            to = if configured == starting.configured { starting.goal() } else { to };
+        }
+        for generation in self.serving.iter_mut().chain(starting) {
+            generation.configured = configured;
+            generation.settings.tuning = tuning.clone();
+            actions.push(Action::Tune(generation.number, tuning.clone()));
+        }
+        if changes && from != to {
+            actions.push(Action::Note(Note::Scaled(from, to)));
+        }
+        if changes {
+            self.keep(to, false, now, actions);
+        }
+    }
+}
+
+/// What a change comes to.
+pub(crate) fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
+    const TOO_FEW: &str = "at least one worker is kept; panzerctl quiet ends them all";
+    let to = match change {
+        Change::ToNone => return Ok(0),
+        Change::To(workers) => Some(workers),
+        Change::By(more) => from.checked_add_signed(more),
+        Change::WithoutOldest => from.checked_sub(1),
+    };
+    match to {
+        None | Some(0) => Err(TOO_FEW),
+        Some(to) if to > MOST_WORKERS => Err("more than 4096 workers are never kept"),
+        Some(to) => Ok(to),
+    }
+}

@@ -1,0 +1,180 @@
+//! What workers bind and listen on, performed: `shares` decides what each claim comes to.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use crate::config::MOST_LISTENERS;
+use crate::control::monitor::messages::Order;
+use crate::main_process::decide::shared_ports::{Claimant, Claimed};
+use crate::main_process::main::{Main, shared_name};
+use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
+use crate::sys::errno::words;
+use crate::sys::socket_options;
+
+/// Number of ports that are told of at most.
+const MAX_PORTS_TOLD: usize = 8;
+
+/// A worker's bind, as its monitor reports it.
+pub(crate) struct Bind {
+    pub(crate) key: Key,
+    /// The process that calls. None from a monitor of an older build, for which a port is shared from its bind on.
+    pub(crate) process: Option<i32>,
+    /// Whether it is left to the kernel unless the port is shared already.
+    pub(crate) late: bool,
+    /// The program's own socket, where it could be had.
+    pub(crate) socket: Option<OwnedFd>,
+}
+
+impl Main {
+    pub(crate) fn claimed(&mut self, claimant: Claimant, bind: Bind) {
+        let (generation, now) = (claimant.0.generation, Instant::now());
+        if self.state.is_stopping() {
+            // Nothing is held any more.
+            return self.not_shared(claimant, None);
+        }
+        self.hold_asked_for(&bind.key, generation, now);
+        let may_wait = bind.process.is_some() && !bind.late;
+        match self.shares.claim(&bind.key, claimant, bind.process.unwrap_or_default(), may_wait, now) {
+            Claimed::Waits => {}
+            Claimed::Held(_) => self.send_shared(claimant, &bind.key, now),
+            Claimed::Kernel if bind.late => self.not_shared(claimant, None),
+            Claimed::Kernel => self.bind_for(claimant, bind, now),
+        }
+    }
+
+    /// Binds the program's own socket. Where that cannot be had, one of ours shows what the kernel will say.
+    fn bind_for(&mut self, claimant: Claimant, Bind { key, process, socket, .. }: Bind, now: Instant) {
+        let bound = match socket {
+            Some(socket) => bind_as_claimed(&socket, &key).map(|()| socket),
+            None => bind_own(&key),
+        };
+        match (bound, process) {
+            (Err(errno), _) => self.refuse(claimant, &key, errno),
+            (Ok(_), Some(process)) => {
+                self.shares.bound(key, claimant, process);
+                self.tell_monitor(claimant, |ticket| Order::Bound { ticket });
+            }
+            (Ok(socket), None) => self.share(claimant, &key, socket, now),
+        }
+    }
+
+    /// A worker listens on a socket that it has bound before. It is shared from now on.
+    pub(crate) fn listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
+        let now = Instant::now();
+        if let Some(held) = self.shares.take(key, claimant.0.generation, now) {
+            let current = socket_options::backlog(held).ok().flatten();
+            let longer = current.is_some_and(|current| current < backlog as u32);
+            let lengthened = if longer { socket_options::listen(held, backlog as u32) } else { Ok(()) };
+            if let Err(error) = lengthened {
+                log::warn!("the queue of {} cannot be made longer: {}", key.address, words(&error));
+            }
+            return self.send_shared(claimant, key, now);
+        }
+        let Some(socket) = socket.filter(|_| !self.state.is_stopping()) else {
+            return self.not_shared(claimant, None);
+        };
+        let bound = if is_bound(&socket) { Ok(()) } else { bind_unbound(&socket, key) };
+        let listens = bound.map_err(io::Error::from).and_then(|()| socket_options::listen(&socket, backlog as u32));
+        match listens {
+            Ok(()) => self.share(claimant, key, socket, now),
+            Err(error) => {
+                self.refuse(claimant, key, error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw));
+            }
+        }
+    }
+
+    /// Holds it, and gives it to all that wait for it.
+    fn share(&mut self, claimant: Claimant, key: &Key, socket: OwnedFd, now: Instant) {
+        let (copy, before) = (socket.try_clone(), self.shares.ports());
+        let Some(waiting) = self.shares.hold(key, socket, claimant.0.generation, now) else {
+            if !std::mem::replace(&mut self.too_many_told, true) {
+                log::warn!("{} and later addresses are not shared: {MOST_LISTENERS} are already", key.address);
+            }
+            return self.not_shared(claimant, None);
+        };
+        if let Ok(copy) = copy {
+            self.guard.add(shared_name(key), copy.as_fd());
+            self.put_listeners_right();
+        }
+        self.tell_of_further_port(&before, key.address.port());
+        [claimant].into_iter().chain(waiting).for_each(|claimant| self.send_shared(claimant, key, now));
+    }
+
+    /// A debugger or a scraper of metrics wants one worker, and not any: so every port beyond the first is told of.
+    fn tell_of_further_port(&self, before: &BTreeSet<u16>, port: u16) {
+        let were_named = self.plan.share_ports.only().is_some();
+        if were_named || before.is_empty() || before.contains(&port) || before.len() > MAX_PORTS_TOLD {
+            return;
+        }
+        let others: Vec<String> = before.iter().map(u16::to_string).collect();
+        log::info!(
+            "workers share port {port} too, beside {}: any of them answers there; for a port that is to lead to one worker, \
+             name the others by --share-ports",
+            others.join(", ")
+        );
+    }
+
+    /// Main holds some because it was asked to: workers that bind one of those get it.
+    fn hold_asked_for(&mut self, key: &Key, generation: u32, now: Instant) {
+        let asked_for = self.held.is_claimed(key).filter(|_| self.shares.held().all(|(held, _)| held != key));
+        let Some(Ok(copy)) = asked_for.map(|held| held.listener.as_fd().try_clone_to_owned()) else { return };
+        self.guard.add(shared_name(key), copy.as_fd());
+        self.shares.hold(key, copy, generation, now);
+    }
+
+    /// What is due about binds that others wait for.
+    pub(crate) fn tend_claims(&mut self) {
+        let now = Instant::now();
+        let due = self.shares.due(now);
+        for bound in due.looks {
+            match self.children.running(bound.0) {
+                Some(running) => running.channel.send(&Order::Look { ticket: bound.1 }),
+                None => self.looked(bound, false),
+            }
+        }
+        self.claim_again(due.again);
+    }
+
+    /// A monitor's answer.
+    pub(crate) fn looked(&mut self, bound: Claimant, may_listen: bool) {
+        let again = self.shares.looked(bound, may_listen, Instant::now());
+        self.claim_again(again);
+    }
+
+    pub(crate) fn claim_again(&mut self, claimants: Vec<Claimant>) {
+        for claimant in claimants {
+            self.tell_monitor(claimant, |ticket| Order::Again { ticket });
+        }
+    }
+
+    /// The call fails so; without a reason the kernel makes it.
+    pub(crate) fn not_shared(&mut self, claimant: Claimant, errno: Option<i32>) {
+        self.tell_monitor(claimant, |ticket| Order::NotShared { ticket, errno });
+    }
+
+    fn refuse(&mut self, claimant: Claimant, key: &Key, errno: Errno) {
+        self.conflicts.refused.insert(claimant.0.generation, (key.address, errno));
+        self.not_shared(claimant, Some(errno as i32));
+    }
+
+    fn send_shared(&mut self, claimant: Claimant, key: &Key, now: Instant) {
+        match self.shares.take(key, claimant.0.generation, now).map(OwnedFd::try_clone) {
+            Some(Ok(copy)) => {
+                if let Some(running) = self.children.running(claimant.0) {
+                    running.channel.send_along(&Order::Shared { ticket: claimant.1 }, vec![copy]);
+                }
+            }
+            other => self.not_shared(claimant, other.and_then(Result::err).and_then(|error| error.raw_os_error())),
+        }
+    }
+
+    fn tell_monitor(&mut self, (monitor, ticket): Claimant, order: impl FnOnce(u64) -> Order) {
+        if let Some(running) = self.children.running(monitor) {
+            running.channel.send(&order(ticket));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What a worker does to a TCP listener that it shares with all others is undone: a `shutdown()`, which closes it for
+//! everybody, and a `listen()` with a shorter queue.
+//!
+//! The kernel tells of a shutdown by a hang-up. Queues are looked at when a worker becomes ready or ends, when a
+//! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late; and whenever main is
+//! awake for another reason. As long as nothing happens, none of this wakes anybody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::stat::fstat;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
+use crate::sys::poller::Poller;
+use crate::sys::socket_options;
+
+/// A listener that is shut down again and again is revived no more often than this.
+const PACE: Duration = Duration::from_millis(20);
+
+/// And told of no more often than this.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// After something has happened, queues are looked at again after so many seconds: a `listen()` may come late.
+const LOOKS: [u64; 3] = [1, 5, 30];
+
+/// While main is awake for other reasons, queues are looked at no more often than this.
+const LOOK_PACE: Duration = Duration::from_secs(1);
+
+/// The listeners that are looked after, by the token of each.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    all: BTreeMap<u64, Guarded>,
+    next_token: u64,
+    /// When queues are looked at again, the latest first.
+    looks: Vec<Instant>,
+    looked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Guarded {
+    socket: OwnedFd,
+    inode: u64,
+    name: String,
+    /// The longest queue it has had. None before it listened.
+    queue: Option<u32>,
+    /// When it was revived last, and when it is to be.
+    revived: Option<Instant>,
+    due: Option<Instant>,
+    /// When people were told last, and how often it has been revived since.
+    told: Option<Instant>,
+    untold: u32,
+    queue_told: bool,
+    /// Whether people were told that it cannot listen again.
+    failure_told: bool,
+}
+
+/// A listener that is looked after, as one main hands it on to the next.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Carried {
+    pub(crate) fd: RawFd,
+    name: String,
+    queue: Option<u32>,
+}
+
+impl Guard {
+    /// Over nothing yet. All tokens from `first_token` on are its own.
+    pub(crate) fn new(first_token: u64) -> Guard {
+        Guard { all: BTreeMap::new(), next_token: first_token, looks: Vec::new(), looked: None }
+    }
+
+    /// For the next main.
+    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<Carried> {
+        let mut one = |guarded: &'a Guarded| {
+            let (fd, name, queue) = (kept.keep(&guarded.socket), guarded.name.clone(), guarded.queue);
+            Carried { fd, name, queue }
+        };
+        self.all.values().map(&mut one).collect()
+    }
+
+    /// What the main before has handed on: what listened there is watched, also where it was shut down meanwhile.
+    pub(crate) fn take_over(carried: Vec<Carried>, first_token: u64, poller: &Poller) -> io::Result<Guard> {
+        let mut guard = Guard::new(first_token);
+        for Carried { fd, name, queue } in carried {
+            let guarded = Guarded { queue, ..Guarded::new(take_over(fd)?, name) };
+            if queue.is_some() {
+                guarded.watch(guard.next_token, poller);
+            }
+            guard.all.insert(guard.next_token, guarded);
+            guard.next_token += 1;
+        }
+        Ok(guard)
+    }
+
+    /// Takes a socket in. It is watched once it listens. One may be here twice, as what is asked for and what workers have
+    /// bound themselves.
+    pub(crate) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
+        match socket.try_clone_to_owned() {
+            Ok(socket) => self.all.insert(self.next_token, Guarded::new(socket, name)),
+            Err(error) => return tell_unwatched(&name, &error),
+        };
+        self.next_token += 1;
+    }
+
+    /// What has this name was given a queue of another length.
+    pub(crate) fn note_queue(&mut self, name: &str) {
+        for guarded in self.all.values_mut().filter(|guarded| guarded.name == name) {
+            guarded.queue = socket_options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
+        }
+    }
+
+    /// Lets go of what has this name.
+    pub(crate) fn remove(&mut self, name: &str, poller: &Poller) {
+        self.all.retain(|_, guarded| {
+            if guarded.name == name {
+                poller.forget(&guarded.socket);
+            }
+            guarded.name != name
+        });
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn clear(&mut self, poller: &Poller) {
+        self.all.values().for_each(|guarded| poller.forget(&guarded.socket));
+        self.all.clear();
+        self.looks.clear();
+    }
+
+    /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
+    pub(crate) fn look(&mut self, now: Instant, poller: &Poller) {
+        self.looked = Some(now);
+        for (token, guarded) in &mut self.all {
+            let Ok(current) = socket_options::backlog(&guarded.socket) else { continue };
+            match (guarded.queue, current) {
+                (None, None) => {}
+                (None, Some(current)) => {
+                    guarded.queue = Some(current);
+                    guarded.watch(*token, poller);
+                }
+                (Some(queue), Some(current)) if current < queue => guarded.lengthen(current, queue),
+                (Some(_), Some(current)) => guarded.queue = Some(current),
+                // Its end was not told, as where it could not be watched.
+                (Some(_), None) => {
+                    poller.forget(&guarded.socket);
+                    guarded.due.get_or_insert(guarded.next_revival(now));
+                }
+            }
+        }
+    }
+
+    /// Has queues looked at again some times from now on.
+    pub(crate) fn look_again_after(&mut self, now: Instant) {
+        self.looks = LOOKS.iter().rev().map(|pause| now + Duration::from_secs(*pause)).collect();
+        self.looks.retain(|_| !self.all.is_empty());
+    }
+
+    /// Whether main was woken to look at queues.
+    pub(crate) fn look_is_due(&mut self, now: Instant) -> bool {
+        self.looks.pop_if(|look| *look <= now).is_some()
+    }
+
+    /// Whether queues may be looked at now that main is awake anyway.
+    pub(crate) fn may_look(&self, now: Instant) -> bool {
+        self.looked.is_none_or(|looked| looked + LOOK_PACE <= now)
+    }
+
+    /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
+    pub(crate) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
+        let guarded = self.all.get_mut(&token)?;
+        poller.forget(&guarded.socket);
+        guarded.due = Some(guarded.next_revival(now));
+        Some(&guarded.name)
+    }
+
+    /// Whether one is to be revived now.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.all.values().any(|guarded| guarded.due.is_some_and(|due| due <= now))
+    }
+
+    /// When something is to be done.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let telling = |guarded: &Guarded| guarded.told.filter(|_| guarded.untold > 0).map(|told| told + TOLD_EVERY);
+        let listeners = self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten();
+        listeners.chain(self.looks.last().copied()).min()
+    }
+
+    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it. Returns the names of what
+    /// listens again, in the order in which it does.
+    pub(crate) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) -> Vec<String> {
+        let mut revived = Vec::new();
+        let mut done = BTreeSet::new();
+        for (token, guarded) in &mut self.all {
+            if guarded.due.is_some_and(|due| due <= now) {
+                match done.insert(guarded.inode) {
+                    true => guarded.revive(*token, now, poller),
+                    false => guarded.is_revived(*token, now, poller),
+                }
+                revived.extend(guarded.due.is_none().then(|| guarded.name.clone()));
+            }
+            let may_tell = guarded.told.is_none_or(|told| told + TOLD_EVERY <= now);
+            if guarded.untold > 0 && may_tell {
+                let times = if guarded.untold > 1 { format!(" {} times", guarded.untold) } else { String::new() };
+                log::warn!("{} shut down {}{times}; it listens again", suspects(), guarded.name);
+                (guarded.told, guarded.untold) = (Some(now), 0);
+            }
+        }
+        revived
+    }
+}
+
+impl Guarded {
+    fn new(socket: OwnedFd, name: String) -> Guarded {
+        let inode = fstat(&socket).map_or(0, |stat| stat.st_ino);
+        let (revived, due, told) = (None, None, None);
+        Guarded {
+            socket,
+            inode,
+            name,
+            queue: None,
+            revived,
+            due,
+            told,
+            untold: 0,
+            queue_told: false,
+            failure_told: false,
+        }
+    }
+
+    fn watch(&self, token: u64, poller: &Poller) {
+        if let Err(error) = poller.watch_hang_up(&self.socket, token) {
+            tell_unwatched(&self.name, &error);
+        }
+    }
+
+    fn next_revival(&self, now: Instant) -> Instant {
+        self.revived.map_or(now, |revived| now.max(revived + PACE))
+    }
+
+    fn revive(&mut self, token: u64, now: Instant, poller: &Poller) {
+        self.revived = Some(now);
+        // A second shutdown marked what was closed already, and all that it would accept: only one of a socket that
+        // listens takes the mark away.
+        let listens = socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX));
+        // Refused only where somebody was faster, and has done the same.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        match listens.and_then(|()| socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX))) {
+            Ok(()) => {
+                self.untold += 1;
+                self.is_revived(token, now, poller);
+            }
+            Err(error) => {
+                // Somebody else has taken the address, and may give it back.
+                self.due = Some(now + TOLD_EVERY);
+                if !std::mem::replace(&mut self.failure_told, true) {
+                    let (name, why) = (&self.name, words(&error));
+                    log::error!("a worker shut down {name}, and it cannot listen again: {why}; trying every second");
+                }
+            }
+        }
+    }
+
+    fn is_revived(&mut self, token: u64, now: Instant, poller: &Poller) {
+        (self.revived, self.due, self.failure_told) = (Some(now), None, false);
+        self.watch(token, poller);
+    }
+
+    fn lengthen(&mut self, current: u32, queue: u32) {
+        let longer = socket_options::listen(&self.socket, queue);
+        if std::mem::replace(&mut self.queue_told, true) {
+            return;
+        }
+        let name = &self.name;
+        match longer {
+            Ok(()) => log::info!("a worker cut the queue of {name} to {current}; it is {queue} again (said once)"),
+            Err(error) => {
+                let why = words(&error);
+                log::warn!("a worker cut the queue of {name} to {current}, and it cannot be {queue} again: {why}");
+            }
+        }
+    }
+}
+
+fn tell_unwatched(name: &str, error: &io::Error) {
+    log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+
+    /// Long after the last event nothing wakes main for a look; but when it is awake, a queue that was cut is put right.
+    #[test]
+    fn a_queue_that_was_cut_late_is_put_right_when_main_is_awake_anyway() {
+        let (poller, listener) = (Poller::new().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let mut guard = Guard::new(0);
+        guard.add("a port".to_owned(), listener.as_fd());
+        let now = Instant::now();
+        guard.look(now, &poller);
+        let before = socket_options::backlog(&listener).unwrap();
+        socket_options::listen(&listener, 1).unwrap();
+        assert_eq!(guard.deadline(), None);
+        assert!(!guard.may_look(now + LOOK_PACE / 2));
+        assert!(guard.may_look(now + LOOK_PACE));
+        guard.look(now + LOOK_PACE, &poller);
+        assert_eq!(socket_options::backlog(&listener).unwrap(), before);
+        assert!(!guard.may_look(now + LOOK_PACE));
+    }
+}

@@ -1,0 +1,214 @@
+//! Queues of single workers while their count changes: more of them are bound and handed out, and before there are
+//! fewer, the kernel is told to leave those alone that will have no worker.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::config::{Listen, Plan};
+use crate::control::monitor::messages::{Order, Urgency};
+use crate::control::operator::requests::Outcome;
+use crate::main_process::decide::queue_emptying::Then;
+use crate::main_process::decide::worker_count::changed;
+use crate::main_process::decide::{Change, Event, Monitor, Standing};
+use crate::main_process::listeners::held::Held;
+use crate::main_process::main::Main;
+use crate::main_process::processes::children::Running;
+use crate::sockets::Refusal;
+use crate::sys::errno::words;
+
+/// A generation that is retired is waited for no longer than this: its schedule has begun.
+const LONGEST_AT_END: Duration = Duration::from_secs(3);
+
+impl Main {
+    /// Another count of workers is wanted.
+    pub(crate) fn scale(&mut self, request: Option<u64>, change: Change) {
+        if !self.has_own_queues() {
+            return self.events.push_back(Event::Scale(request, change));
+        }
+        let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
+        // Counted from what is pending, which the state does not know yet. Queues are for the first so many slots, so it is
+        // the last one that goes.
+        let change = match change {
+            Change::By(more) => Change::To(from.saturating_add_signed(more)),
+            Change::WithoutOldest => Change::To(from.saturating_sub(1)),
+            Change::To(_) | Change::ToNone => change,
+        };
+        let Ok(to) = changed(from, change) else {
+            return self.events.push_back(Event::Scale(request, change));
+        };
+        if let Err(why) = self.bind_queues(to) {
+            match request {
+                Some(client) => self.operators.answer(client, Outcome::refused(why)),
+                None => log::warn!("{why}"),
+            }
+            return;
+        }
+        let change = if change == Change::ToNone { change } else { Change::To(to) };
+        let event = Event::Scale(request, change);
+        if to >= from && self.emptyings.count().is_none() {
+            return self.events.push_back(event);
+        }
+        if let Some(client) = request {
+            self.operators.emptying(client);
+        }
+        let now = Instant::now();
+        // With nobody left, the first queue takes what comes.
+        self.emptyings.begin(
+            to.max(1),
+            Then::Happens(Box::new(event)),
+            now + self.plan.tuning.retirement().total(),
+            now,
+        );
+    }
+
+    /// What the generations run by that serve or are to: those whose count of workers is wanted.
+    fn plans_that_go_on(&self) -> impl Iterator<Item = &Plan> {
+        let standings = self.state.standings().into_iter();
+        let going_on = standings.filter(|(standing, ..)| *standing != Standing::Draining);
+        going_on.filter_map(|(_, generation, _)| self.plans.get(&generation))
+    }
+
+    /// Whether each slot of those has a queue of its own.
+    pub(crate) fn has_own_queues(&self) -> bool {
+        self.plans_that_go_on().any(|plan| has_queues(&plan.listen))
+    }
+
+    /// Binds the queues that so many workers need. On failure there are none more than before.
+    pub(crate) fn bind_queues(&mut self, workers: u32) -> Result<(), String> {
+        let plans: Vec<Plan> = self.plans_that_go_on().filter(|plan| has_queues(&plan.listen)).cloned().collect();
+        plans.iter().try_for_each(|plan| self.hold_for(plan, workers)).map_err(Refusal::why)
+    }
+
+    /// Sends an order; of what another count of workers needs, or leaves, first things first.
+    pub(crate) fn order(&mut self, monitor: Monitor, order: Order) {
+        let kept = self.state.workers();
+        let now = Instant::now();
+        match &order {
+            Order::Scale { workers, .. } => self.hand_out_queues(monitor, *workers),
+            Order::Stop(Urgency::Retiring | Urgency::Graceful)
+                if !self.state.is_stopping() && self.leaves_queues(monitor, kept) =>
+            {
+                let then = Then::Ordered(monitor, order);
+                return self.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
+            }
+            Order::Stop(_) => self.emptyings.forget(monitor),
+            _ => {}
+        }
+        if let Some(running) = self.children.running(monitor) {
+            running.channel.send(&order);
+        }
+    }
+
+    /// Gives a monitor the queues that so many workers have and it has not yet.
+    fn hand_out_queues(&mut self, monitor: Monitor, workers: u32) {
+        if let Err(why) = self.bind_queues(workers) {
+            log::warn!("{why}");
+        }
+        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+            return;
+        };
+        running.workers = workers;
+        match self.held.sockets(&plan.listen, workers, running.queues) {
+            Ok(more) => {
+                let first = running.queues;
+                running.queues += more.len();
+                (first..).zip(more).for_each(|(place, queue)| send_queue(running, place, queue));
+            }
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    /// A queue did not arrive: sends it again.
+    pub(crate) fn send_queue_again(&mut self, monitor: Monitor, place: usize) {
+        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+            return;
+        };
+        match self.held.sockets(&plan.listen, running.workers, place).map(|queues| queues.first().copied()) {
+            Ok(Some(queue)) => send_queue(running, place, queue),
+            Ok(None) => {}
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    /// Whether a generation that is to stop has workers with queues that nobody else will serve.
+    fn leaves_queues(&mut self, monitor: Monitor, kept: u32) -> bool {
+        let Some(workers) = self.children.running(monitor).map(|running| running.workers) else { return false };
+        let Some(plan) = self.plans.get(&monitor.generation) else { return false };
+        let has = |held: &Held| plan.listen.iter().any(|listen| listen.per_worker && held.is_of(listen));
+        self.held.iter().any(|held| held.slot < workers && has(held) && self.is_left(held, kept.max(1)))
+    }
+
+    /// Whether this is the queue of a slot that nobody serves where so many are kept.
+    fn is_left(&self, held: &Held, keep: u32) -> bool {
+        held.slot >= keep.min(self.most_queues(held)) && self.serves(held)
+    }
+
+    /// Does what had to wait for empty queues.
+    pub(crate) fn tend_queues(&mut self, now: Instant) {
+        if !self.held.has_groups() {
+            // Nothing waits where there is no queue but the first.
+            self.emptyings.give_up().into_iter().for_each(|then| self.do_at_last(then));
+            return;
+        }
+        for (then, left) in self.look_at_queues(now) {
+            if let Some(slot) = left {
+                log::warn!(
+                    "what waits in the queues of workers from {slot} on is not taken; they are stopped all the same"
+                );
+            }
+            self.do_at_last(then);
+        }
+    }
+
+    fn look_at_queues(&mut self, now: Instant) -> Vec<(Then, Option<u32>)> {
+        let mut emptyings = std::mem::take(&mut self.emptyings);
+        let done = emptyings.look(now, |keep| {
+            self.held.iter().any(|held| held.slot > 0 && self.is_left(held, keep) && is_readable(&held.listener))
+        });
+        self.emptyings = emptyings;
+        done
+    }
+
+    fn do_at_last(&mut self, then: Then) {
+        match then {
+            Then::Happens(event) => self.events.push_back(*event),
+            Then::Tuned => self.go_by_newest(),
+            Then::Ordered(monitor, order) => {
+                if let Some(running) = self.children.running(monitor) {
+                    running.channel.send(&order);
+                }
+            }
+        }
+    }
+
+    /// Everything ends: nobody waits for a queue any more.
+    pub(crate) fn give_up_emptying(&mut self) {
+        for then in self.emptyings.give_up() {
+            self.do_at_last(then);
+        }
+    }
+}
+
+/// Where that fails, a worker that has none asks for it.
+fn send_queue(running: &mut Running, place: usize, queue: BorrowedFd<'_>) {
+    match queue.try_clone_to_owned() {
+        Ok(copy) => running.channel.send_along(&Order::QueueAt { place }, vec![copy]),
+        Err(error) => {
+            log::warn!(
+                "the queue of a worker cannot be handed out: {}; its worker is started once it can",
+                words(&error)
+            )
+        }
+    }
+}
+
+fn has_queues(listen: &[Listen]) -> bool {
+    listen.iter().any(|listen| listen.per_worker)
+}
+
+fn is_readable(queue: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(queue.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}

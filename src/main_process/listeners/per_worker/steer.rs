@@ -1,0 +1,89 @@
+//! Where each slot has a queue of its own: to which of them new connections go. To those of slots that have a worker, or
+//! will have one; the kernel is told by the places that these have in its order.
+
+use crate::config::Listen;
+use crate::main_process::listeners::held::Held;
+use crate::main_process::main::Main;
+use crate::sys::errno::words;
+use crate::sys::reuseport;
+
+/// What the slots are that new connections go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// The first so many,
+    active: u32,
+    /// but for those whose worker has ended for good.
+    ended: Vec<u32>,
+    /// The generation that serves, by whose plan an address has more than one queue.
+    serving: Option<u32>,
+}
+
+impl Main {
+    /// Has new connections go where there are workers for them.
+    pub(crate) fn steer(&mut self) {
+        if !self.held.has_groups() {
+            return;
+        }
+        let (wanted, ready) =
+            (self.state.workers().max(1), self.state.ready() + self.state.slots_at_end().count() as u32);
+        let served = if ready >= wanted { wanted } else { wanted.min(self.active) };
+        self.active = served.min(self.emptyings.keep());
+        let served = self.served();
+        if self.steered.as_ref() != Some(&served) {
+            self.tell_kernel(served, false);
+        }
+    }
+
+    /// The same where there are other queues than before.
+    pub(crate) fn steer_anew(&mut self) {
+        let served = self.served();
+        self.tell_kernel(served, false);
+    }
+
+    /// The same before there are more: not to those either, though now there are none but such as are served.
+    pub(crate) fn steer_before_more_join(&mut self) {
+        let served = self.served();
+        self.tell_kernel(served, true);
+    }
+
+    fn served(&self) -> Served {
+        let ended = self.state.slots_at_end().collect();
+        Served { active: self.active, ended, serving: self.serving() }
+    }
+
+    fn tell_kernel(&mut self, served: Served, more_join: bool) {
+        for group in self.held.groups() {
+            let goes = |held: &Held| self.is_served(held, &served);
+            let places: Vec<u32> = (0..).zip(&group).filter(|(_, held)| goes(held)).map(|(place, _)| place).collect();
+            let all = places.is_empty() || places.len() == group.len();
+            let everywhere: Vec<u32> = (0..group.len() as u32).collect();
+            let steered = match all {
+                true if more_join => reuseport::steer(&group[0].listener, &everywhere),
+                true => reuseport::steer_to_all(&group[0].listener),
+                false => reuseport::steer(&group[0].listener, &places),
+            };
+            if let Err(error) = steered {
+                let address = &group[0].listen.address;
+                log::warn!("{address}: new connections cannot be kept from queues without a worker: {}", words(&error));
+            }
+        }
+        self.steered = Some(served);
+    }
+
+    fn is_served(&self, held: &Held, served: &Served) -> bool {
+        held.slot < served.active.min(self.most_queues(held)) && !served.ended.contains(&held.slot)
+    }
+
+    /// So many queues of its address the generation that serves has at most: one, where they are another's.
+    pub(crate) fn most_queues(&self, held: &Held) -> u32 {
+        let plan = self.serving().and_then(|serving| self.plans.get(&serving));
+        let listen = plan.and_then(|plan| plan.listen.iter().find(|listen: &&Listen| held.is_of(listen)));
+        if listen.is_some_and(|listen| !listen.per_worker) { 1 } else { u32::MAX }
+    }
+
+    /// Whether the generation that serves has this address.
+    pub(crate) fn serves(&self, held: &Held) -> bool {
+        let plan = self.serving().and_then(|serving| self.plans.get(&serving));
+        plan.is_some_and(|plan| plan.listen.iter().any(|listen| held.is_of(listen)))
+    }
+}

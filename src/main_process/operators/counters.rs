@@ -1,0 +1,66 @@
+//! What main has counted since it began: for metrics and for start_server's dialect, and nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::operator::status::{Failed, Reloads, Respawns};
+use crate::main_process::decide::Verdict;
+use crate::worker::cause::Cause;
+
+/// The kind of a cause, with an exit code or a signal: a few hundred at most, whatever happens.
+type Kind = (String, Option<i32>, Option<String>);
+
+/// The counts.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Counters {
+    #[serde(with = "crate::carry::pairs")]
+    respawns: BTreeMap<Kind, u64>,
+    reloads: Reloads,
+    /// How often a generation, or a worker of one that was to serve, was started.
+    #[serde(default)]
+    starts: u32,
+}
+
+impl Counters {
+    /// A monitor starts workers: returns which start that is, from 1.
+    pub(crate) fn started(&mut self) -> u32 {
+        self.starts = self.starts.saturating_add(1);
+        self.starts
+    }
+
+    /// A worker of a generation that is not on trial has ended, and is replaced.
+    pub(crate) fn respawned(&mut self, cause: &Cause) {
+        self.started();
+        let Failed { cause, code, signal, .. } = Failed::new(0, cause);
+        *self.respawns.entry((cause, code, signal)).or_default() += 1;
+    }
+
+    /// A reload has its verdict.
+    pub(crate) fn judged(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Serves(_, took) => {
+                self.reloads.done += 1;
+                self.reloads.last_ms = Some(Duration::as_millis(took) as u64);
+            }
+            Verdict::Rejected(_) => self.reloads.rejected += 1,
+            Verdict::Stopped => self.reloads.stopped += 1,
+        }
+    }
+
+    pub(crate) fn respawns(&self) -> Vec<Respawns> {
+        let entry = |((cause, code, signal), &count): (&Kind, &u64)| Respawns {
+            cause: cause.clone(),
+            code: *code,
+            signal: signal.clone(),
+            count,
+        };
+        self.respawns.iter().map(entry).collect()
+    }
+
+    pub(crate) fn reloads(&self) -> Reloads {
+        self.reloads
+    }
+}

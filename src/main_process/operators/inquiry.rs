@@ -1,0 +1,100 @@
+//! A question to all monitors, and their answers until a deadline.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use crate::control::monitor::messages::WorkerStatus;
+use crate::control::operator::status::{Failed, Generation, Worker};
+use crate::main_process::decide::{Monitor, Standing};
+
+/// A live monitor answers in microseconds; main waits this long for a stopped one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A question to all monitors that is under way.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    deadline: Instant,
+    /// The monitor of each generation that has one, and what is known of the generation.
+    generations: Vec<(Option<Monitor>, Generation)>,
+}
+
+impl Inquiry {
+    pub(crate) fn new(
+        standings: Vec<(Standing, u32, Option<Monitor>)>,
+        pid_of: impl Fn(Monitor) -> Option<Pid>,
+        now: Instant,
+    ) -> Inquiry {
+        let generation = |(standing, number, monitor): (Standing, u32, Option<Monitor>)| {
+            let pid = monitor.and_then(&pid_of);
+            let standing = word(standing).to_owned();
+            // A monitor that has just been reaped never answers.
+            let answered = pid.is_none();
+            (monitor, Generation { number, standing, monitor: pid.map(Pid::as_raw), answered, workers: Vec::new() })
+        };
+        Inquiry { deadline: now + ANSWER_TIMEOUT, generations: standings.into_iter().map(generation).collect() }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.generations.iter().all(|(_, generation)| generation.answered)
+    }
+
+    pub(crate) fn add(&mut self, monitor: Monitor, status: WorkerStatus) {
+        let Some(generation) = self.generation(monitor) else { return };
+        // A monitor that was stopped may answer an earlier question as well.
+        generation.workers.retain(|known| known.slot != status.slot);
+        generation.workers.push(Worker {
+            slot: status.slot,
+            pid: status.pid,
+            state: status.phase,
+            since_ms: status.since.as_millis() as u64,
+            respawns: status.respawns,
+            last: status.last.as_ref().map(|cause| Failed::new(status.slot, cause)),
+            sign_of_life_ms: status.sign_of_life.map(|ago| ago.as_millis() as u64),
+        });
+    }
+
+    /// The monitor has reported everything, or is gone.
+    pub(crate) fn complete(&mut self, monitor: Monitor) {
+        if let Some(generation) = self.generation(monitor) {
+            generation.answered = true;
+        }
+    }
+
+    fn generation(&mut self, asked: Monitor) -> Option<&mut Generation> {
+        self.generations.iter_mut().find(|(monitor, _)| *monitor == Some(asked)).map(|(_, generation)| generation)
+    }
+
+    pub(crate) fn into_generations(self) -> Vec<Generation> {
+        self.generations.into_iter().map(|(_, generation)| generation).collect()
+    }
+}
+
+fn word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Serving => "serving",
+        Standing::Starting => "starting",
+        Standing::Draining => "draining",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its end is known, and only the state has not heard of it yet: nobody waits for its answer.
+    #[test]
+    fn a_monitor_that_has_been_reaped_is_not_waited_for() {
+        let monitor = |generation| Monitor { generation, life: 1 };
+        let standings = vec![(Standing::Serving, 2, Some(monitor(2))), (Standing::Draining, 1, Some(monitor(1)))];
+        let pid_of = |asked: Monitor| (asked.generation == 2).then(|| Pid::from_raw(7));
+        let mut inquiry = Inquiry::new(standings, pid_of, Instant::now());
+        assert!(!inquiry.is_complete());
+        inquiry.complete(monitor(2));
+        assert!(inquiry.is_complete());
+    }
+}

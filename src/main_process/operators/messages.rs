@@ -1,0 +1,204 @@
+//! What main tells people.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use log::{error, info, warn};
+use nix::unistd::Pid;
+
+use crate::config::duration::show;
+use crate::config::{Listen, ListenAs, Plan, Ready};
+use crate::control::monitor::messages::Urgency;
+use crate::main_process::decide::{Note, Rejected};
+use crate::main_process::listeners::conflicts::Conflicts;
+use crate::sys::descriptors::{Kind, kind};
+use crate::sys::stderr;
+use crate::worker::cause::Cause;
+
+/// How many slots are named one by one.
+const MOST_NAMED: usize = 8;
+
+/// Where this instance can be found: told once it is more than a wrong command line.
+pub(crate) fn began(plan: &Plan, pid_path: &Path) {
+    let named: Vec<String> = plan.listen.iter().map(named_listener).collect();
+    let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
+    info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
+    if plan.daemonize {
+        warn_of_open_output();
+    }
+}
+
+/// Whoever reads what a daemon holds open waits for its end.
+fn warn_of_open_output() {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let both = [("stdout", stdout.as_fd()), ("stderr", stderr.as_fd())];
+    let is_held = |fd| matches!(kind(fd), Kind::Pipe | Kind::Socket) && !stderr::is_journal(fd);
+    let held: Vec<&str> = both.into_iter().filter(|(_, fd)| is_held(*fd)).map(|(name, _)| name).collect();
+    if !held.is_empty() {
+        warn!(
+            "{} stays open while panzer runs: whoever reads it to its end, as $(panzer ...), ssh and ansible do, waits \
+             until then; redirect it, as in >>FILE 2>&1",
+            held.join(" and ")
+        );
+    }
+}
+
+/// By this, platforms have servers start several processes of their own.
+pub(crate) const WEB_CONCURRENCY: &str = "WEB_CONCURRENCY";
+
+/// Each worker may start as many again as panzer starts.
+pub(crate) fn multiplied(plan: &Plan, inherited: Option<&OsStr>) {
+    let is_set = plan.env.iter().any(|(name, _)| name.0 == WEB_CONCURRENCY);
+    let count: Option<u32> = inherited.filter(|_| !is_set).and_then(|count| count.to_str()?.parse().ok());
+    if let Some(count) = count.filter(|count| *count > 1 && plan.workers > 1) {
+        info!(
+            "WEB_CONCURRENCY={count} is passed on: a server that heeds it, such as puma or gunicorn, starts {count} processes \
+             of its own in each of {}; --env WEB_CONCURRENCY=1 leaves the count to panzer",
+            self::count(plan.workers)
+        );
+    }
+}
+
+fn named_listener(listen: &Listen) -> String {
+    let inherited = if listen.inherited.is_some() { " (inherited)" } else { "" };
+    format!("{}{inherited}", listen.address)
+}
+
+pub(crate) fn write(note: &Note) {
+    match note {
+        // Told by those that know the plan.
+        Note::Began | Note::Rejected(..) | Note::Bypasses(..) => {}
+        Note::Serving(generation, workers, time) => {
+            info!("generation {generation} serves: {} ready in {}", count(*workers), show(*time));
+        }
+        Note::Starting(generation) => info!("reload: starting generation {generation}"),
+        Note::Scaled(_, 0) => info!("ending all workers; a reload or a scale brings workers back"),
+        Note::Scaled(from, to) => info!("keeping {} from now on, instead of {from}", count(*to)),
+        Note::ReloadQueued(generation) => {
+            info!("reload: generation {generation} is still starting; the next reload follows it");
+        }
+        Note::Renewing(generation, wait) => warn!(
+            "generation {generation} cannot accept on a listener that was bound anew; starting another in {}",
+            show(*wait)
+        ),
+        Note::Baking(generation, time) => {
+            info!("reload: generation {generation} is ready; it must live for {} beside the old one", show(*time));
+        }
+        Note::Committed(generation, None, time) => {
+            info!("reload done: generation {generation} serves after {}", show(*time));
+        }
+        Note::Committed(generation, Some(old), time) => {
+            info!("reload done: generation {generation} serves after {}; retiring generation {old}", show(*time));
+        }
+        Note::Drained(generation, time) => {
+            info!("generation {generation} has ended after draining for {}", show(*time))
+        }
+        Note::MonitorDied(generation, cause, delay) if delay.is_zero() => {
+            error!("the monitor of generation {generation} {cause}; starting another");
+        }
+        Note::MonitorDied(generation, cause, delay) => {
+            error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
+        }
+        Note::Unseeable(generation, why) => warn!(
+            "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready without it: \
+             when they send READY=1 if the serving ones did, else when they run, or by the probe (--ready chooses)"
+        ),
+        Note::MonitorStuck(generation) => {
+            error!("the monitor of generation {generation} did not stop in time; killing it");
+        }
+        Note::Hurried(generation) => {
+            info!("generation {generation} goes on to the rest of its stop schedule, as asked");
+        }
+        Note::Hastened(generation, limit) => warn!(
+            "generation {generation} still drains beside {limit} that began later (--max-draining); it goes on to the rest of \
+             its stop schedule"
+        ),
+        Note::Finished { generation, slot, code } => {
+            let who = slot.map_or_else(|| "every worker".to_owned(), |slot| format!("worker {slot}"));
+            let level = if *code == 0 { log::Level::Info } else { log::Level::Error };
+            log::log!(level, "{who} of generation {generation} has ended for good; stopping with exit code {code}");
+        }
+        Note::Stopping(Urgency::Patient | Urgency::Retiring | Urgency::Graceful) => info!("stopping gracefully"),
+        Note::Stopping(Urgency::Quick) => info!("stopping now"),
+        Note::Stopped => info!("stopped"),
+        Note::Fatal(cause) => error!("{cause}"),
+        Note::GaveUp(generation) => error!("generation {generation} keeps failing; stopping everything"),
+    }
+}
+
+/// What a worker does that leaves its listeners alone, and what helps: completes "worker 3 of generation 1 …".
+pub(crate) fn bypasses(own: &[String], plan: &Plan) -> String {
+    let given: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
+    let given = given.join(", ");
+    let remedy = match plan.handover.listen_as {
+        ListenAs::Fds => "have it take its listener from LISTEN_FDS, or by {fd} among its arguments",
+        ListenAs::Stdin => "have it take its listener from descriptor 0",
+    };
+    if own.is_empty() {
+        return format!(
+            "is not seen accepting on what it was given ({given}), and listens on no port of its own: unless it is still \
+             starting, {remedy}"
+        );
+    }
+    let own = own.join(", ");
+    format!(
+        "listens on {own}, which panzer does not hold, and is not seen accepting on what it was given ({given}): \
+         {remedy}, or drop --listen, so that panzer shares what it binds itself"
+    )
+}
+
+/// Why a release was rejected.
+pub(crate) fn rejected(generation: u32, why: &Rejected, plan: &Plan, conflicts: &Conflicts) -> String {
+    let (serving, reason) = (why.serving, reason(why, plan));
+    let reason = reason.strip_suffix(place(why)).unwrap_or(&reason);
+    let remedy = conflicts.remedy(generation, why, plan);
+    format!("reload failed: generation {generation}: {reason}{remedy}; generation {serving} serves on")
+}
+
+/// The place in the configuration that is meant, in lines of its own, where there is one.
+pub(crate) fn place(why: &Rejected) -> &str {
+    match &why.cause {
+        Cause::Configuration(text) => text.find('\n').map_or("", |at| &text[at..]),
+        _ => "",
+    }
+}
+
+fn count(workers: u32) -> String {
+    if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") }
+}
+
+fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, plan: &Plan) -> String {
+    match (slot, cause) {
+        (_, Cause::NotFound(_) | Cause::CannotExecute(_) | Cause::CannotBecome(_)) => cause.to_string(),
+        (Some(slot), cause) => format!("worker {slot} {cause}"),
+        (None, Cause::NotReady(time)) => {
+            let mut named: Vec<String> = missing.iter().take(MOST_NAMED).map(u32::to_string).collect();
+            if missing.len() > MOST_NAMED {
+                named.push("...".to_owned());
+            }
+            let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));
+            let (missing, all, time) = (missing.len(), count(*workers), show(*time));
+            let measure = measure(*accept, plan);
+            format!(
+                "{missing} of {all} {were} not ready within {time} (worker {named}){measure} (--ready-timeout allows more time)"
+            )
+        }
+        (None, cause) => cause.to_string(),
+    }
+}
+
+/// By what those were not ready that were not.
+fn measure(accept: bool, plan: &Plan) -> &'static str {
+    match plan.ready {
+        Ready::Accept => ": not seen accepting on a listener",
+        Ready::Auto if accept || plan.has_listener() => ": not seen accepting on a listener",
+        Ready::Auto | Ready::Notify => ": no READY=1 came",
+        Ready::Exec if accept || plan.has_listener() => {
+            ": not seen accepting on a listener, or its probe did not succeed after that"
+        }
+        Ready::Exec => ": the probe did not succeed",
+        Ready::Alive => "",
+    }
+}

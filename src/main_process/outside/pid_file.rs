@@ -1,0 +1,259 @@
+//! The pid file, and the lock beside it that says that an instance lives. The pid file is for everybody to read, and
+//! whoever can read a file can lock it: so the lock is a file of its own, which is open to nobody else.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::RawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::{Pid, geteuid};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Plan;
+use crate::control::files::{self, lock_beside};
+use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
+
+/// A pid and a line end are no longer than this, in bytes.
+const MAX_CONTENT_BYTES: u64 = 32;
+
+/// So many instances of one program may run with names made up for them.
+const MOST_INSTANCES: u32 = 1000;
+
+/// The pid file of this instance, whose place is locked for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct PidFile {
+    path: PathBuf,
+    lock: Flock<File>,
+    /// Whether it was removed, and could not be made anew: that is said once.
+    lost: bool,
+}
+
+/// A pid file as one main hands it on to the next: the lock belongs to what is open, not to who opened it. (Builds before
+/// there was a file for the lock have locked the pid file itself.)
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Carried {
+    #[serde(with = "crate::config::text::path")]
+    path: PathBuf,
+    pub(crate) fd: RawFd,
+}
+
+/// Claims the file that `plan` names, or the first free one of the program's name in the runtime directory.
+pub(crate) fn claim(plan: &Plan) -> Result<PidFile, String> {
+    if let Some(path) = &plan.pid_file {
+        let path = plan.start_directory.join(path);
+        return match PidFile::lock(&path) {
+            Err(error) => Err(why_not(&path, &error, "stop it, or give another --pid")),
+            Ok(file) => Ok(file),
+        };
+    }
+    let directory = files::make_runtime_directory().map_err(|(path, error)| {
+        format!(
+            "cannot use the directory {} for the pid file: {error}; give --pid or set RUNTIME_DIRECTORY",
+            path.display()
+        )
+    })?;
+    if let Some(name) = &plan.name {
+        let path = directory.join(format!("{name}.pid"));
+        return PidFile::lock(&path).map_err(|error| why_not(&path, &error, "stop it, or give another --name"));
+    }
+    let program = Path::new(&plan.program.0).file_name().unwrap_or(&plan.program.0).to_string_lossy().into_owned();
+    for instance in 1..=MOST_INSTANCES {
+        let name = if instance == 1 { format!("{program}.pid") } else { format!("{program}-{instance}.pid") };
+        let path = directory.join(name);
+        match PidFile::lock(&path) {
+            Err(error) if is_locked(&error) => {}
+            Err(error) => return Err(why_not(&path, &error, "give --pid or --name")),
+            Ok(file) => return Ok(file),
+        }
+    }
+    Err(format!("{MOST_INSTANCES} instances of {program} run already; give --name"))
+}
+
+impl PidFile {
+    fn lock(path: &Path) -> io::Result<PidFile> {
+        if !holds_a_pid(path)? {
+            return Err(io::Error::other("it is there and holds no pid; remove it, or give another --pid"));
+        }
+        let beside = lock_beside(path);
+        // Who may not make files there may have been given this one.
+        let in_its_place = |error: io::Error| match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if path.exists() => lock(path, false),
+            _ => Err(error),
+        };
+        let lock = lock(&beside, true).or_else(in_its_place)?;
+        let file = PidFile { path: path.to_owned(), lock, lost: false };
+        if let Err(error) = file.write() {
+            file.unlock();
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// Writes it. It appears whole and at once.
+    fn write(&self) -> io::Result<()> {
+        let content = format!("{}\n", Pid::this());
+        let new = files::beside(&self.path, ".pid.new");
+        let replaced = remove(&new).and_then(|()| {
+            let mut file = open().write(true).create_new(true).mode(0o644).open(&new)?;
+            file.write_all(content.as_bytes()).and_then(|()| fs::rename(&new, &self.path))
+        });
+        match replaced {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && self.path.exists() => {
+                let mut file = open().write(true).open(&self.path)?;
+                file.set_len(0).and_then(|()| file.write_all(content.as_bytes()))
+            }
+            Err(error) => remove(&new).and(Err(error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// For the next main.
+    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
+        let lock: &File = &self.lock;
+        Carried { path: self.path.clone(), fd: kept.keep(lock) }
+    }
+
+    /// What the main before has handed on. Fails where it is not locked, and somebody else has locked it.
+    pub(crate) fn take_over(carried: Carried) -> io::Result<PidFile> {
+        let file = File::from(take_over(carried.fd)?);
+        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let is_pid_file = leads_to(&carried.path, &locked);
+        let lock = if is_pid_file { lock(&lock_beside(&carried.path), true).unwrap_or(locked) } else { locked };
+        Ok(PidFile { path: carried.path, lock, lost: false })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it was removed and could not be made anew.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Makes it and its lock anew where they are not there. Returns the path where it did; the error is a line.
+    pub(crate) fn restore(&mut self) -> Result<Option<PathBuf>, String> {
+        let locks_itself = leads_to(&self.path, &self.lock);
+        let is_locked = locks_itself || leads_to(&lock_beside(&self.path), &self.lock);
+        if is_locked && self.path.exists() {
+            return Ok(None);
+        }
+        self.lost = true;
+        let made = if is_locked { Ok(()) } else { self.lock_anew() };
+        made.and_then(|()| self.write()).map_err(|error| why_not(&self.path, &error, "stop one of the two"))?;
+        self.lost = false;
+        Ok(Some(self.path.clone()))
+    }
+
+    fn lock_anew(&mut self) -> io::Result<()> {
+        // The old lock is held until there is a new one.
+        self.lock = lock(&lock_beside(&self.path), true)?;
+        Ok(())
+    }
+
+    /// Removes it, if it is still ours, and then the lock, while it is still locked.
+    pub(crate) fn remove(&self) {
+        if content(&self.path).is_ok_and(|content| content.trim() == Pid::this().to_string()) {
+            // Whoever removed it in between did what was wanted.
+            let _ = fs::remove_file(&self.path);
+        }
+        self.unlock();
+    }
+
+    fn unlock(&self) {
+        let lock = lock_beside(&self.path);
+        if leads_to(&lock, &self.lock) {
+            let _ = fs::remove_file(lock);
+        }
+    }
+}
+
+/// Opens a file that may be somebody else's: no link is followed, and nothing is waited for.
+fn open() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits());
+    options
+}
+
+/// Locks this file. As a lock of its own it is made where it is not there, and must be nobody else's.
+fn lock(path: &Path, of_its_own: bool) -> io::Result<Flock<File>> {
+    loop {
+        let file = open().read(true).write(true).create(of_its_own).mode(0o600).open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other(format!("{} is no regular file", path.display())));
+        }
+        let is_ours = [0, geteuid().as_raw()].contains(&meta.uid()) && meta.mode() & 0o077 == 0;
+        if of_its_own && (!is_ours || meta.len() > 0) {
+            return Err(io::Error::other(format!("its lock {} is no file of ours; remove that", path.display())));
+        }
+        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        // The one who held it may have removed it between our open and our lock.
+        if leads_to(path, &locked) {
+            return Ok(locked);
+        }
+    }
+}
+
+/// Whether nothing is there, or what may be a pid file: empty, or a number.
+fn holds_a_pid(path: &Path) -> io::Result<bool> {
+    match content(path) {
+        Ok(content) => Ok(content.trim().bytes().all(|byte| byte.is_ascii_digit())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is in a regular file, as far as a pid goes.
+fn content(path: &Path) -> io::Result<String> {
+    let file = open().read(true).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut content = String::new();
+    match file.take(MAX_CONTENT_BYTES + 1).read_to_string(&mut content)? as u64 {
+        0..=MAX_CONTENT_BYTES => Ok(content),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn leads_to(path: &Path, file: &File) -> bool {
+    FileId::at(path).is_some_and(|there| FileId::of(file) == Some(there))
+}
+
+fn is_locked(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32)
+}
+
+fn why_not(path: &Path, error: &io::Error, remedy: &str) -> String {
+    let shown = path.display();
+    if is_locked(error) {
+        return format!("{shown} belongs to a panzer that runs{}; {remedy}", holder(path));
+    }
+    if error.raw_os_error() == Some(Errno::ELOOP as i32) {
+        return format!("cannot write {shown}: it is a symlink, which is not followed; remove it");
+    }
+    format!("cannot write {shown}: {}", words(error))
+}
+
+fn holder(path: &Path) -> String {
+    match content(path).map(|content| content.trim().parse::<u32>()) {
+        Ok(Ok(pid)) => format!(" (pid {pid})"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,315 @@
+//! What main tells the service manager above it, as sd_notify(3) has it: where `NOTIFY_SOCKET` is in panzer's own
+//! environment. A manager that does not listen disturbs nothing.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::control::environment::Environment;
+use crate::main_process::decide::{Overview, Progress};
+use crate::sys::errno::words;
+
+/// What the manager did not take is tried again after this time, which doubles up to the longest.
+const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// After this time panzer no longer wakes for what the manager does not take; it is tried whenever panzer is awake.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// The manager is asked for this much more time at once, and again when a third of it is over.
+const EXTENSION: Duration = Duration::from_secs(30);
+
+/// The way up.
+#[derive(Debug)]
+pub(crate) struct Upward {
+    to: Option<(OwnedFd, UnixAddr)>,
+    watchdog: Option<Watchdog>,
+    told: Told,
+    /// The time of a signal that asked for a reading of the configuration, as the manager is to be told.
+    reading_asked: Option<i64>,
+    /// Until when the manager waits because it was asked to, and when it is to be asked again.
+    extended_to: Option<Instant>,
+    extend_at: Option<Instant>,
+    stuck: Option<Stuck>,
+    failure_told: bool,
+}
+
+/// The manager does not take what it is told.
+#[derive(Debug, Clone, Copy)]
+struct Stuck {
+    since: Instant,
+    pause: Duration,
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Watchdog {
+    every: Duration,
+    next: Instant,
+}
+
+/// What the manager knows.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Told {
+    ready: bool,
+    /// The last generation whose beginning it was told of.
+    begun: u32,
+    reloading: bool,
+    stopping: bool,
+    status: String,
+}
+
+impl Upward {
+    /// As `environment` says. The variables are panzer's own: no worker sees them.
+    pub(crate) fn new(environment: &Environment, now: Instant) -> Upward {
+        let to = environment.of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
+            Ok(to) => Some(to),
+            Err(errno) => {
+                log::warn!("NOTIFY_SOCKET {name} cannot be used: {}", words(&errno.into()));
+                None
+            }
+        });
+        let number = |name| environment.of_manager(name).and_then(|value| value.parse::<u64>().ok());
+        let is_ours = environment.of_manager("WATCHDOG_PID").is_none()
+            || number("WATCHDOG_PID") == u64::try_from(Pid::this().as_raw()).ok();
+        let every = number("WATCHDOG_USEC").filter(|&micros| is_ours && micros > 0);
+        let watchdog = every
+            .filter(|_| to.is_some())
+            // Half of it, as is usual; never so often that nothing else is done.
+            .map(|micros| Watchdog {
+                every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
+                next: now,
+            });
+        Upward {
+            to,
+            watchdog,
+            told: Told::default(),
+            reading_asked: None,
+            extended_to: None,
+            extend_at: None,
+            stuck: None,
+            failure_told: false,
+        }
+    }
+
+    /// What the manager knows, for the next main.
+    pub(crate) fn told(&self) -> Told {
+        self.told.clone()
+    }
+
+    /// Goes on where the main before was: what the manager knows is not told again.
+    pub(crate) fn resume(self, told: Told) -> Upward {
+        Upward { told, ..self }
+    }
+
+    /// A signal asks for a reading of the configuration: `Type=notify-reload` waits for its beginning and its end, also
+    /// where nothing comes of it.
+    pub(crate) fn reading_asked(&mut self) {
+        self.reading_asked = Some(monotonic_micros());
+    }
+
+    /// When it has something to do if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.next);
+        let retry = self.stuck.and_then(|stuck| stuck.retry_at);
+        // Nothing is tried before the next try of what is stuck.
+        retry.or(watchdog.into_iter().chain(self.extend_at).min())
+    }
+
+    /// Tells what has changed, and that main lives where that is due. `reading`: the configuration is being read.
+    pub(crate) fn tell(&mut self, overview: Overview, reading: bool, now: Instant) {
+        let waits = self.stuck.and_then(|stuck| stuck.retry_at).is_some_and(|at| now < at);
+        if self.to.is_none() || waits {
+            return;
+        }
+        match self.tell_all(overview, reading, now) {
+            Some(()) => self.stuck = None,
+            None => self.put_off(now),
+        }
+    }
+
+    /// None where the manager does not take it: the rest is told later.
+    fn tell_all(&mut self, overview: Overview, reading: bool, now: Instant) -> Option<()> {
+        self.tell_changes(overview, reading)?;
+        self.ask_for_time(overview, now)?;
+        if self.watchdog.as_ref().is_some_and(|watchdog| watchdog.next <= now) {
+            self.send("WATCHDOG=1")?;
+        }
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.next <= now) {
+            watchdog.next = now + watchdog.every;
+        }
+        Some(())
+    }
+
+    fn put_off(&mut self, now: Instant) {
+        let (since, pause) =
+            self.stuck.map_or((now, RETRY), |stuck| (stuck.since, (stuck.pause * 2).min(LONGEST_RETRY)));
+        let retry_at = (now < since + GIVE_UP).then_some(now + pause);
+        self.stuck = Some(Stuck { since, pause, retry_at });
+        if retry_at.is_none() {
+            self.extend_at = None;
+            // One that is not taken is made up for by the next.
+            if let Some(watchdog) = &mut self.watchdog {
+                watchdog.next = watchdog.next.max(now + watchdog.every);
+            }
+        }
+    }
+
+    /// While something is under way that the manager waits for, it is asked to wait for as long as panzer's own limits
+    /// allow, and a little at a time, so that it notices where panzer itself hangs.
+    fn ask_for_time(&mut self, overview: Overview, now: Instant) -> Option<()> {
+        self.extend_at = None;
+        let waits = !self.told.ready || self.told.reloading || overview.stopping;
+        let Some(until) = overview.busy_until.filter(|until| waits && *until > now) else {
+            self.extended_to = None;
+            return Some(());
+        };
+        if self.extended_to.is_none_or(|to| to < until && now + EXTENSION * 2 / 3 >= to) {
+            let to = until.min(now + EXTENSION);
+            self.send(&format!("EXTEND_TIMEOUT_USEC={}", (to - now).as_micros()))?;
+            self.extended_to = Some(to);
+        }
+        self.extend_at = self.extended_to.filter(|to| *to < until).map(|to| to - EXTENSION * 2 / 3);
+        Some(())
+    }
+
+    /// None where the manager's queue is full: the rest is told later.
+    fn tell_changes(&mut self, overview: Overview, reading: bool) -> Option<()> {
+        let status = describe(overview);
+        if overview.serves && !self.told.ready && !overview.stopping {
+            self.send(&format!("READY=1{}\nSTATUS={status}", main_pid()))?;
+            self.told.ready = true;
+            self.told.begun = overview.serving.map_or(overview.begun, |serving| serving.generation);
+            self.told.status.clone_from(&status);
+        }
+        if self.told.ready && !overview.stopping {
+            self.tell_reload(overview, reading)?;
+        } else {
+            // The end of a reload would be told by the word that the start is over.
+            self.reading_asked = None;
+        }
+        if overview.stopping && !self.told.stopping {
+            self.send("STOPPING=1")?;
+            self.told.stopping = true;
+            self.extended_to = None;
+        }
+        if status != self.told.status {
+            self.send(&format!("STATUS={status}"))?;
+            self.told.status = status;
+        }
+        Some(())
+    }
+
+    /// Each reload begins and ends, also one that came to nothing at once: `Type=notify-reload` waits for both.
+    fn tell_reload(&mut self, overview: Overview, reading: bool) -> Option<()> {
+        self.tell_end_of_reload(overview, reading || self.reading_asked.is_some())?;
+        if let Some(asked) = self.reading_asked {
+            self.begin_reload(asked)?;
+            self.reading_asked = None;
+        }
+        if overview.begun > self.told.begun {
+            self.begin_reload(monotonic_micros())?;
+            self.told.begun = overview.begun;
+        }
+        self.tell_end_of_reload(overview, reading)
+    }
+
+    fn begin_reload(&mut self, asked: i64) -> Option<()> {
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={asked}"))?;
+        self.told.reloading = true;
+        self.extended_to = None;
+        Some(())
+    }
+
+    fn tell_end_of_reload(&mut self, overview: Overview, reading: bool) -> Option<()> {
+        let starts = overview.starting.is_some_and(|starting| starting.generation == self.told.begun);
+        if self.told.reloading && !starts && !reading {
+            self.send("READY=1")?;
+            self.told.reloading = false;
+        }
+        Some(())
+    }
+
+    /// None where the manager did not take it. Never waits.
+    fn send(&mut self, message: &str) -> Option<()> {
+        let Some((from, to)) = &self.to else { return Some(()) };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match sendto(from.as_raw_fd(), message.as_bytes(), to, flags) {
+            Ok(_) => Some(()),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR) => None,
+            // One that is being started anew listens again in a moment.
+            Err(errno) => {
+                if !std::mem::replace(&mut self.failure_told, true) {
+                    log::warn!("NOTIFY_SOCKET cannot be told anything: {}", words(&errno.into()));
+                }
+                None
+            }
+        }
+    }
+}
+
+fn open(name: &str) -> nix::Result<(OwnedFd, UnixAddr)> {
+    let address = match name.strip_prefix('@') {
+        Some(name) => UnixAddr::new_abstract(name.as_bytes())?,
+        None if name.starts_with('/') => UnixAddr::new(name)?,
+        None => return Err(Errno::EAFNOSUPPORT),
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok((socket(AddressFamily::Unix, SockType::Datagram, flags, None)?, address))
+}
+
+fn describe(overview: Overview) -> String {
+    let ready = |Progress { generation, ready, workers, .. }: Progress| {
+        format!("{ready} of {workers} workers ready, generation {generation}")
+    };
+    match overview {
+        Overview { stopping: true, .. } => "stopping".to_owned(),
+        Overview { serving: Some(serving), starting: Some(starting), .. } => {
+            format!("{}; reloading: {}", ready(serving), ready(starting))
+        }
+        Overview { serving: Some(serving), .. } => ready(serving),
+        Overview { .. } => "starting".to_owned(),
+    }
+}
+
+/// The line that names main, where the manager may have started something else. Not for PID 1: its number means somebody
+/// else to a manager outside of its namespace.
+fn main_pid() -> String {
+    let main = Pid::this();
+    if main.as_raw() == 1 { String::new() } else { format!("\nMAINPID={main}") }
+}
+
+fn monotonic_micros() -> i64 {
+    // This clock is always there.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000 + time.tv_nsec() / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watchdog_that_is_due_waits_until_a_full_socket_is_tried_again() {
+        let now = Instant::now();
+        let watchdog = Some(Watchdog { every: RETRY, next: now });
+        let mut upward = Upward {
+            to: None,
+            watchdog,
+            told: Told::default(),
+            reading_asked: None,
+            extended_to: None,
+            extend_at: None,
+            stuck: None,
+            failure_told: false,
+        };
+        assert_eq!(upward.deadline(), Some(now));
+        upward.put_off(now);
+        assert_eq!(upward.deadline(), Some(now + RETRY));
+    }
+}

@@ -1,0 +1,175 @@
+//! A planner: a child that reads command line, environment and file anew, in the directory panzer was started in. All
+//! of that may hang on a dead file system, or go wrong in ways that main must not. A planner also looks up who holds an
+//! address that a new generation was to listen on.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::helper::Helper;
+use crate::cli::{self, Ending};
+use crate::config::{Address, Listen, Plan, Text};
+use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::sockets::Refusal;
+use crate::sys::errno::words;
+use crate::sys::memfd;
+use crate::sys::processes::{self, Exit};
+use crate::worker::cause::Cause;
+use crate::worker::findings::Findings;
+use crate::worker::program::Fingerprint;
+
+/// What a planner is to read; the environment is its own.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    arguments: Vec<Text>,
+    #[serde(with = "crate::config::text::path")]
+    start_directory: PathBuf,
+    inherited: Vec<Listen>,
+    /// What the release that serves was on disk, to be compared.
+    serving: Option<Fingerprint>,
+    /// The files by which this instance is found.
+    own_files: Vec<Text>,
+    /// An address of which is asked only who holds it.
+    in_use: Option<Address>,
+}
+
+/// What a planner has found out.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// The plan, or what is wrong: a line, and perhaps the place below it.
+    pub(crate) plan: Result<Plan, String>,
+    /// Whether the plan now leads to another release than the one that serves.
+    pub(crate) changed: bool,
+    /// Whether one of the instance's own files is not there any more.
+    pub(crate) missing: bool,
+}
+
+/// Takes the role of a planner. The error is a line.
+pub fn run(environment: &Environment) -> Result<(), String> {
+    processes::set_name();
+    let (question, answer) = environment.take_planner()?;
+    let bytes = memfd::read(question).map_err(|error| format!("the question cannot be read: {}", words(&error)))?;
+    let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
+    let answer_to = answer;
+    let answer = resolve(question, environment);
+    let json = serde_json::to_vec(&answer).map_err(|error| format!("the plan cannot be written: {error}"))?;
+    memfd::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {}", words(&error)))
+}
+
+fn resolve(question: Question, environment: &Environment) -> Answer {
+    let Question { arguments, start_directory, inherited, serving, own_files, in_use } = question;
+    let is_missing =
+        |file: &Text| fs::symlink_metadata(&file.0).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    let missing = own_files.iter().any(is_missing);
+    let plan = match in_use {
+        Some(address) => Err(Refusal::InUse(address).looked_up(Pid::parent()).why()),
+        None => plan(arguments, &start_directory, inherited, environment).map_err(Cause::bounded),
+    };
+    let changed = serving.is_some_and(|serving| {
+        let Ok(plan) = &plan else { return false };
+        // What cannot be found is not a new release.
+        let found = Findings::look_up(plan, environment.inherited("PATH"));
+        found.is_ok_and(|(release, _)| release.fingerprint(plan) != serving)
+    });
+    Answer { plan, changed, missing }
+}
+
+fn plan(
+    arguments: Vec<Text>,
+    start_directory: &Path,
+    inherited: Vec<Listen>,
+    environment: &Environment,
+) -> Result<Plan, String> {
+    // By its name: a symlink in it is followed anew.
+    std::env::set_current_dir(start_directory).map_err(|error| {
+        format!(
+            "the directory {} that panzer was started in cannot be entered: {}",
+            start_directory.display(),
+            words(&error)
+        )
+    })?;
+    let arguments = arguments.into_iter().map(|argument| argument.0);
+    cli::plan(arguments, environment.inherited("PWD"), inherited).map_err(|ending| match ending {
+        Ending::Usage(why) | Ending::CannotStart(why) => why,
+        Ending::Shown(_) | Ending::Left(..) => "the command line asks for a text, and for nothing to be run".to_owned(),
+    })
+}
+
+/// What a plan is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// This generation, which is to be started.
+    Generation(u32),
+    /// What needs no new workers.
+    Reread,
+}
+
+/// A planner under way.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    helper: Helper,
+    answer: OwnedFd,
+    pub(crate) purpose: Purpose,
+    /// Until it is given up; then it is only waited for.
+    pub(crate) wanted: bool,
+    /// What it reads may have changed since it was read: another is to follow.
+    pub(crate) again: bool,
+    /// When it is taken to hang.
+    pub(crate) until: Instant,
+}
+
+impl Planner {
+    /// Has everything read anew for an instance that runs by `plan`, and compared with what serves. Never waits.
+    pub(crate) fn begin(
+        purpose: Purpose,
+        plan: &Plan,
+        serving: Option<Fingerprint>,
+        own_files: Vec<Text>,
+        in_use: Option<Address>,
+        environment: &Environment,
+        until: Instant,
+    ) -> io::Result<Planner> {
+        let question = Question {
+            arguments: std::env::args_os().map(Text).collect(),
+            start_directory: plan.start_directory.clone(),
+            inherited: plan.inherited.clone(),
+            serving,
+            own_files,
+            in_use,
+        };
+        let question = memfd::write(&serde_json::to_vec(&question)?)?;
+        let answer = memfd::write(&[])?;
+        let descriptors = vec![question.as_fd(), answer.as_fd()];
+        let helper = Helper::start("panzer: plan", OWN_IMAGE.as_ref(), environment.for_planner(), descriptors, None)?;
+        Ok(Planner { helper, answer, purpose, wanted: true, again: false, until })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.helper.pid()
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn give_up(&mut self) {
+        self.wanted = false;
+        self.helper.kill();
+    }
+
+    /// What it has found out, now that it has been reaped: see [`Answer`].
+    pub(crate) fn answered(mut self, exit: Exit) -> Result<Answer, Cause> {
+        let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
+        if let Some(why) = self.helper.refused() {
+            return Err(failed(format!("could not be executed: {why}")));
+        }
+        if exit != Exit::Code(0) {
+            return Err(failed(Cause::from(exit).to_string()));
+        }
+        let bytes =
+            memfd::read(self.answer).map_err(|error| failed(format!("left nothing to read: {}", words(&error))))?;
+        serde_json::from_slice(&bytes).map_err(|error| failed(format!("left a broken plan: {error}")))
+    }
+}

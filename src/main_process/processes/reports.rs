@@ -1,0 +1,189 @@
+//! What main hears of its children: what monitors report, what workers want to bind, and who has ended.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::children::{FirstWord, LONGEST_SILENCE};
+use crate::control::monitor::channel::Received;
+use crate::control::monitor::messages::Report;
+use crate::main_process::decide::{Event, Monitor};
+use crate::main_process::listeners::claims::Bind;
+use crate::main_process::main::{Found, Main};
+use crate::sys::errno::words;
+use crate::sys::processes;
+use crate::worker::cause::Cause;
+use crate::worker::spawn::Outcome;
+
+impl Main {
+    /// Reads at most `count` reports. The poller wakes main again for those that are left.
+    pub(crate) fn take_reports(&mut self, monitor: Monitor, count: usize) {
+        for _ in 0..count {
+            let Some(running) = self.children.running(monitor) else { return };
+            running.channel.flush();
+            let received = running.channel.receive::<Report>();
+            if !matches!(received, Received::Nothing | Received::Gone) {
+                running.first_word = FirstWord::Heard;
+            }
+            match received {
+                Received::Message(Report::Claim { ticket, key, process, late, .. }, descriptors) => {
+                    let socket = descriptors.into_iter().next();
+                    self.claimed((monitor, ticket), Bind { key, process, late, socket });
+                }
+                Received::Message(Report::Listen { ticket, key, backlog }, descriptors) => {
+                    self.listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());
+                }
+                Received::Message(Report::Owns { addresses }, _) => {
+                    drop(self.conflicts.own.insert(monitor.generation, addresses))
+                }
+                Received::Message(Report::Looked { ticket, may_listen }, _) => {
+                    self.looked((monitor, ticket), may_listen);
+                }
+                Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
+                Received::Cut(Report::Claim { ticket, .. } | Report::Listen { ticket, .. }) => {
+                    log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");
+                    self.not_shared((monitor, ticket), Some(Errno::EMFILE as i32));
+                }
+                Received::Cut(_) => self.cut_off(monitor, "panzer has no descriptor left for what it sends"),
+                Received::Failed(why) => self.cut_off(monitor, &why),
+                Received::Garbage(why) => log::warn!(
+                    "the monitor of generation {} says what this build does not know, and that is left out: {why}; a \
+                     reload gives it one that is understood",
+                    monitor.generation
+                ),
+                Received::MoreGarbage => {}
+                Received::Nothing => return,
+                Received::Gone => {
+                    // Its end is told when it has been reaped.
+                    self.poller.forget(&running.channel);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What this monitor knows, and what is known of it, cannot be told any more: it is ended. Its workers are adopted,
+    /// and another monitor takes its place.
+    fn cut_off(&mut self, monitor: Monitor, why: &str) {
+        log::error!("the monitor of generation {} is ended, as messages get lost: {why}", monitor.generation);
+        if let Some(running) = self.children.running(monitor) {
+            self.poller.forget(&running.channel);
+            running.channel.close();
+            if let Err(error) = processes::signal_child(running.child.pid, Signal::SIGKILL) {
+                log::error!(
+                    "cannot kill the monitor of generation {}: {}",
+                    monitor.generation,
+                    processes::why_not_signalled(&error)
+                );
+            }
+        }
+    }
+
+    pub(crate) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
+        match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Report::Resolved { path, other_user, fingerprint }, Ok([directory, program, findings])) => {
+                log::debug!("generation {} runs {}", monitor.generation, path.display());
+                let found = Found { directory, program, findings, path, other_user, fingerprint };
+                self.tell_of_unfollowed_symlink(monitor.generation, &found);
+                self.found.insert(monitor.generation, found);
+            }
+            (Report::Forked { slot, pid, started }, _) => {
+                self.children.family(monitor).workers.insert(slot, (Pid::from_raw(pid), started));
+            }
+            (Report::GivenUp(pids), _) => {
+                let pids = pids.into_iter().map(|(pid, started)| (Pid::from_raw(pid), started));
+                self.children.family(monitor).given_up.extend(pids);
+            }
+            (Report::Worker(status), _) => {
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.add(monitor, status);
+                }
+            }
+            (Report::StatusEnd, _) => {
+                if let Some(running) = self.children.running(monitor) {
+                    running.asked = false;
+                }
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.complete(monitor);
+                }
+            }
+            (Report::QueueMissing { place }, _) => self.send_queue_again(monitor, place),
+            (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
+            (report, _) => {
+                if matches!(report, Report::Ready { .. } | Report::Died { .. }) {
+                    self.put_listeners_right();
+                }
+                self.events.push_back(Event::Told(monitor, report));
+            }
+        }
+    }
+
+    pub(crate) fn reap(&mut self) {
+        // All at once first: what has ended as well is nobody's orphan.
+        let mut ended = processes::reap_all();
+        self.children.reaps_on = ended.len() == processes::MOST_REAPED;
+        let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
+        orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));
+        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
+        ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
+        for (pid, exit) in ended {
+            if let Some(monitor) = self.children.by_pid(pid) {
+                // Its last words come before its end.
+                self.take_reports(monitor, usize::MAX);
+                let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
+                let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
+                    Some(Outcome::Failed(refused, _)) => {
+                        Cause::CannotStart(format!("could not be executed: {}", words(&refused.errno.into())))
+                    }
+                    _ if silent => {
+                        let time = LONGEST_SILENCE.as_secs();
+                        Cause::CannotStart(format!("hung for {time}s before its first word, and was killed"))
+                    }
+                    _ => exit.into(),
+                };
+                if let Some(running) = self.children.running(monitor) {
+                    self.poller.forget(&running.channel);
+                }
+                self.children.remove(monitor);
+                let again = self.shares.monitor_ended(monitor);
+                self.claim_again(again);
+                self.operators.give_up_signals(Instant::now(), Some(monitor));
+                let is_survived = self.meet(monitor) || !self.children.is_gone(monitor);
+                if let Some(inquiry) = &mut self.inquiry {
+                    inquiry.complete(monitor);
+                }
+                self.events.push_back(Event::Ended(monitor, cause, is_survived));
+            } else if let Some(preflight) = self.children.take_preflight(pid) {
+                self.preflight_ended(preflight, exit);
+            } else if let Some(planner) = self.children.take_planner(pid) {
+                self.planner_ended(planner, exit);
+            } else if let Some(monitor) = self.children.kin.owner(pid) {
+                orphans.entry(monitor).or_default().push(pid);
+            } else {
+                self.children.strangers.remove(&pid);
+            }
+        }
+        for (monitor, ended) in orphans {
+            // What they have left behind in turn is ours as well.
+            let joined = self.meet(monitor);
+            ended.into_iter().for_each(|pid| self.children.kin.remove(pid));
+            if joined {
+                self.events.push_back(Event::OrphansJoined(monitor));
+            } else if self.children.is_gone(monitor) {
+                self.events.push_back(Event::OrphansGone(monitor));
+            }
+        }
+    }
+
+    /// Takes in what has been adopted since; true where something is left of `dead`.
+    fn meet(&mut self, dead: Monitor) -> bool {
+        let mut more = self.children.meet(dead);
+        let is_left = more.remove(&dead);
+        self.events.extend(more.into_iter().map(Event::OrphansJoined));
+        is_left
+    }
+}

@@ -1,0 +1,125 @@
+//! The pre-flight of a restart in place: a child that runs the new build, and shows whether that can read what main
+//! knows. It is given a copy of that and nothing else: whatever it turns out to be, it can disturb nobody.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Pid, pipe2, read};
+use serde::{Deserialize, Serialize};
+
+use super::document;
+use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::control::monitor::channel::{Channel, Message, Received};
+use crate::main_process::processes::helper::Helper;
+use crate::sys::errno::words;
+use crate::sys::processes::Exit;
+use crate::sys::{memfd, printable};
+use crate::worker::cause::signal_name;
+
+/// So much of what it printed is passed on, in bytes.
+const LONGEST_LINE: usize = 512;
+
+/// What the new build says of itself, with its image as a descriptor: exactly the file that was tried is executed then.
+#[derive(Debug, Serialize, Deserialize)]
+struct Proof {
+    build: String,
+}
+
+impl Message for Proof {
+    fn carries(&self, descriptors: usize) -> bool {
+        descriptors == 1
+    }
+}
+
+/// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
+pub fn run(environment: &Environment) -> Result<(), String> {
+    let (state, channel) = environment.take_preflight()?;
+    let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
+    document::read(&bytes)?;
+    let image: OwnedFd = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
+        .open(OWN_IMAGE)
+        .map_err(|error| format!("cannot open {OWN_IMAGE}: {}", words(&error)))?
+        .into();
+    let proof = Proof { build: document::build().to_owned() };
+    let mut channel = Channel::new(channel);
+    channel.send_along(&proof, vec![image]);
+    channel.finish().map_err(|error| format!("main cannot be told: {}", words(&error)))
+}
+
+/// A pre-flight under way.
+#[derive(Debug)]
+pub(crate) struct Preflight {
+    helper: Helper,
+    channel: Channel,
+    /// What it prints. It is read once it has ended: one that prints more than a pipe holds is taken to hang.
+    output: OwnedFd,
+}
+
+/// A build that has proved itself.
+#[derive(Debug)]
+pub(crate) struct NextBuild {
+    /// Its file.
+    pub(crate) image: OwnedFd,
+    /// Its version.
+    pub(crate) build: String,
+}
+
+impl Preflight {
+    /// Has the build that `path` leads to look at `state`. Never waits.
+    pub(crate) fn begin(path: &Path, state: &OwnedFd, environment: &Environment) -> io::Result<Preflight> {
+        let (channel, theirs) = Channel::pair()?;
+        let (output, printed) = pipe2(OFlag::O_CLOEXEC)?;
+        // Its own end may wait, as any program's may.
+        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let (variables, descriptors) = (environment.for_preflight(), vec![state.as_fd(), theirs.as_fd()]);
+        let printed = Some(printed.as_fd());
+        let helper = Helper::start("panzer: preflight", path, variables, descriptors, printed)?;
+        Ok(Preflight { helper, channel, output })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.helper.pid()
+    }
+
+    /// Ends it, and what it has started.
+    pub(crate) fn kill(&self) {
+        self.helper.kill();
+    }
+
+    /// What it has shown, now that it has been reaped.
+    pub(crate) fn shown(mut self, exit: Exit) -> Result<NextBuild, String> {
+        if let Some(why) = self.helper.refused() {
+            return Err(format!("it cannot be executed: {why}"));
+        }
+        let how = match exit {
+            Exit::Code(code) => format!("exited with code {code}"),
+            Exit::Signal(signal, _) => format!("was killed by {}", signal_name(signal)),
+        };
+        let printed = last_line(&self.output).map(|line| format!(", printing: {line}")).unwrap_or_default();
+        if exit != Exit::Code(0) {
+            return Err(format!("the try of it {how}{printed}"));
+        }
+        match self.channel.receive::<Proof>() {
+            Received::Message(Proof { build }, descriptors) => {
+                let image = descriptors.into_iter().next().ok_or("its image got lost")?;
+                Ok(NextBuild { image, build })
+            }
+            _ => Err(format!("the try of it {how} without a word, as no panzer does that can take over{printed}")),
+        }
+    }
+}
+
+/// The last line that was printed, as far as one read goes, fit to be shown.
+fn last_line(output: &OwnedFd) -> Option<String> {
+    let mut bytes = vec![0; 1 << 16];
+    let count = read(output, &mut bytes).ok()?;
+    let line = bytes[..count].split(|&byte| byte == b'\n').rfind(|line| !line.is_empty())?;
+    let text = String::from_utf8_lossy(&line[..line.len().min(LONGEST_LINE)]);
+    Some(printable::line(&text))
+}
