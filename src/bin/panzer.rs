@@ -1,11 +1,10 @@
 //! The panzer binary: takes its role, and turns an error into one line and an exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use panzer::cli::Ending;
 use panzer::control::environment::{Environment, Role};
-use panzer::sys::stderr;
+use panzer::sys::{stderr, stdout};
 use panzer::{launch, main_process, monitor};
 
 const FAILED: u8 = 1;
@@ -25,11 +24,7 @@ fn main() -> ExitCode {
             main_process::processes::planner::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
         }
         Ok(None) => match launch::run(&environment) {
-            Ending::Shown(text) => {
-                // Somebody who closes the pipe has read enough.
-                let _ = std::io::stdout().write_all(text.as_bytes());
-                Ok(0)
-            }
+            Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
             Ending::Usage(why) => Err((USAGE, why)),
             Ending::Left(code, None) => Ok(code),
             Ending::Left(code, Some(why)) => Err((code, why)),

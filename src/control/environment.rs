@@ -271,6 +271,11 @@ impl Environment {
         self.own(name)
     }
 
+    /// The same, where it may be a path of any bytes.
+    pub fn path_of_manager(&self, name: &str) -> Option<&OsStr> {
+        self.own_os(name)
+    }
+
     fn own(&self, wanted: &str) -> Option<&str> {
         self.own_os(wanted).and_then(OsStr::to_str)
     }

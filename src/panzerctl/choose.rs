@@ -37,6 +37,9 @@ pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
     let mut all = running();
     match all.len() {
         0 => {
+            if let Some(refused) = found(ErrorKind::PermissionDenied).first() {
+                return Err(refused.absence(&ErrorKind::PermissionDenied.into()));
+            }
             let looked: Vec<String> = folders().iter().map(|folder| folder.display().to_string()).collect();
             Err(Trouble::NotRunning(format!(
                 "no panzer runs (looked in {}); start one, or give --control",
@@ -72,8 +75,13 @@ pub(super) fn connect(instance: &Instance, request: &Request) -> Result<Client, 
     }
 }
 
-/// All instances whose control socket takes our connection.
+/// All instances whose control socket takes our connection, or would if its queue had room.
 pub(super) fn running() -> Vec<Instance> {
+    found(ErrorKind::WouldBlock)
+}
+
+/// All instances that are connected to with success, or with an error of this kind.
+fn found(kind: ErrorKind) -> Vec<Instance> {
     let mut found = Vec::new();
     for folder in trusted_folders() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -81,7 +89,7 @@ pub(super) fn running() -> Vec<Instance> {
             if path.extension().is_some_and(|extension| extension == "pid") {
                 let instance = Instance::with_pid_file(path, is_folder_given());
                 let connected = Client::connect(&instance);
-                if connected.is_ok() || connected.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                if connected.is_ok() || connected.is_err_and(|error| error.kind() == kind) {
                     found.push(instance);
                 }
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::choose::{choose, connect};
 use super::client::{ANSWER_TIMEOUT, wait_for_end};
 use super::command_line::Options;
-use super::output::print;
+use super::output::{print, write};
 use super::trouble::Trouble;
 use crate::config::duration;
 use crate::control::operator::requests::{Command, Counts, Line, Outcome, Progress, Request};
@@ -28,9 +28,9 @@ pub(super) fn follow(options: &Options, request: &Request) -> Result<(), Trouble
         let text = if let Ok(Line::Progress(progress)) = &line { describe(progress) } else { String::new() };
         if in_place {
             // Each text replaces the one before; the outcome replaces the last one.
-            print(&format!("\r\x1b[K{text}"));
+            progress(&format!("\r\x1b[K{text}"));
         } else if !text.is_empty() {
-            print(&format!("{text}\n"));
+            progress(&format!("{text}\n"));
         }
         if let Line::Last(outcome) = line? {
             break outcome;
@@ -43,9 +43,14 @@ pub(super) fn follow(options: &Options, request: &Request) -> Result<(), Trouble
     }
     let done = conclude(request, *outcome).map_err(Trouble::Failed)?;
     if !done.is_empty() {
-        print(&(done + "\n"));
+        print(&(done + "\n"))?;
     }
     Ok(())
+}
+
+/// Shows how far it has come, if that can be shown: what was asked for goes on.
+fn progress(text: &str) {
+    let _ = write(text);
 }
 
 /// Empty for an event of a newer panzer.

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::text::Line;
+use super::trouble::Trouble;
+use crate::sys::stdout;
 use crate::sys::terminal::window;
 
 /// Width of a line if the terminal does not say how wide it is.
@@ -15,9 +17,9 @@ pub(super) fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes `text`. A reader that is gone has read enough.
-pub(super) fn print(text: &str) {
-    let _ = write(text);
+/// Writes what was asked for.
+pub(super) fn print(text: &str) -> Result<(), Trouble> {
+    stdout::show(text).map_err(Trouble::Failed)
 }
 
 /// Whether standard output is a terminal that understands control sequences.

@@ -56,9 +56,9 @@ fn perform(options: &Options) -> Result<(), Trouble> {
         Command::Status { json, watch: true, interval, .. } => return watch(options, json, interval),
         Command::Status { json, wait_ready, .. } => {
             let status = if wait_ready { status::wait_ready(options) } else { status::of_chosen(options) };
-            return status.map(|status| status::show(&status, json));
+            return status.and_then(|status| status::show(&status, json));
         }
-        Command::Metrics => return status::of_chosen(options).map(|status| print(&metrics::render(&status))),
+        Command::Metrics => return status::of_chosen(options).and_then(|status| print(&metrics::render(&status))),
         Command::Reload { no_wait, drained } => Request { no_wait, drained, ..plain(Wanted::Reload) },
         Command::Drain { now, generation, no_wait } => Request { now, generation, no_wait, ..plain(Wanted::Drain) },
         Command::Restart => plain(Wanted::Restart),

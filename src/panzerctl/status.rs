@@ -40,10 +40,10 @@ pub(super) fn complete(status: &mut Status) {
     }
 }
 
-pub(super) fn show(status: &Status, json: bool) {
+pub(super) fn show(status: &Status, json: bool) -> Result<(), Trouble> {
     let usages = Meter::default().look(status);
     let text = if json { as_json(status, &usages) } else { as_table(status, &usages) };
-    print(&text);
+    print(&text)
 }
 
 /// A table with any number of rows.
@@ -112,8 +112,7 @@ pub(super) fn list(options: &Options) -> Result<(), Trouble> {
         lines.push(entry(&name, tone, &cells, &instance.socket.display().to_string()));
     }
     // A program that reads the list gets whole lines.
-    print(&rendered(&lines, columns().unwrap_or(usize::MAX)));
-    Ok(())
+    print(&rendered(&lines, columns().unwrap_or(usize::MAX)))
 }
 
 fn entry(name: &str, tone: Tone, cells: &[String], socket: &str) -> Line {

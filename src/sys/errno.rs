@@ -6,8 +6,10 @@ use nix::errno::Errno;
 
 /// The words for `error`, such as "permission denied", without its number. For an errno: `words(&errno.into())`.
 pub fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => Errno::from_raw(number).desc().to_lowercase(),
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => "too many open files (ulimit -n, LimitNOFILE=)".to_owned(),
+        Some(Errno::ENFILE) => "too many open files in the system (sysctl fs.file-max)".to_owned(),
+        Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),
     }
 }

@@ -22,6 +22,7 @@ pub mod seccomp;
 pub mod signals;
 pub mod socket_options;
 pub mod stderr;
+pub mod stdout;
 pub mod terminal;
 pub mod unix_paths;
 pub mod unix_queue;

@@ -260,7 +260,8 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
     let fork_error = Errno::last();
     drop(raised);
     if forked < 0 {
-        return Err(fork_error.into());
+        let limit = "no further process is allowed (ulimit -u, TasksMax=, pids.max)";
+        return Err(if fork_error == Errno::EAGAIN { io::Error::other(limit) } else { fork_error.into() });
     }
     let pid = Pid::from_raw(forked);
     if command.leads_group {

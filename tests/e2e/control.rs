@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::faults::{SOON, kill_9, serving_app, start_app};
-use crate::support::{Builder, Panzer, eventually, free_port};
+use crate::support::{Builder, Panzer, eventually, free_port, require};
 
 pub(crate) fn sleeper() -> Builder {
     Panzer::builder().args(["-w", "2", "--bake", "100ms", "--", "sleep", "1000"])
@@ -439,4 +439,41 @@ fn a_list_is_of_the_one_that_is_named() {
     assert!(text(&missing.stderr).contains("x does not run: nobody listens on /nowhere/x.sock"), "{missing:?}");
     here.stop();
     there.stop();
+}
+
+#[test]
+fn what_cannot_be_written_is_no_success() {
+    let panzer = serving_sleeper();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["status"][..], &["status", "--json"], &["metrics"], &["list"], &["reload"]] {
+        let done = panzerctl(&panzer, arguments).stdout(full()).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{arguments:?}");
+        let why = "panzerctl: cannot write to stdout: no space left on device\n";
+        assert_eq!(text(&done.stderr), why, "{arguments:?}");
+    }
+    for argument in ["--help", "--check"] {
+        let mut shown = Command::new(env!("CARGO_BIN_EXE_panzer"));
+        let done = shown.args([argument, "sleep"]).stdout(full()).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{argument}");
+        assert_eq!(text(&done.stderr), "panzer: cannot write to stdout: no space left on device\n");
+    }
+    panzer.stop();
+}
+
+#[test]
+fn one_of_another_user_is_not_said_not_to_run() {
+    if !nix::unistd::geteuid().is_root() || !require("setpriv") {
+        return;
+    }
+    let panzer = serving_sleeper();
+    fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
+    for path in [panzer.folder().to_owned(), panzer.path("run")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(panzer.path("panzerctl")).arg("status");
+    let done = nobody.env("RUNTIME_DIRECTORY", panzer.path("run")).output().unwrap();
+    assert_eq!(done.status.code(), Some(4), "{done:?}");
+    assert!(text(&done.stderr).contains("is open to its owner and root only; take the owner's user"), "{done:?}");
+    panzer.stop();
 }

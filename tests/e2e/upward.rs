@@ -1,6 +1,7 @@
 //! What a service manager above panzer is told: NOTIFY_SOCKET and WATCHDOG_USEC in panzer's own environment.
 
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -46,6 +47,19 @@ fn sleepers(name: &str) -> Builder {
 
 pub(crate) fn name_for(test: &str) -> String {
     format!("panzer-test-{test}-{}", std::process::id())
+}
+
+#[test]
+fn the_managers_socket_may_have_any_name() {
+    let builder = Panzer::builder().args(["-w", "1", "--bake", "50ms", "--", "sleep", "1000"]);
+    let path = builder.folder().join(std::ffi::OsStr::from_bytes(b"m\xff"));
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let panzer = builder.env("NOTIFY_SOCKET", &path).start();
+    let manager = Manager(socket);
+    manager.hear_until("READY=1");
+    panzer.stop();
+    drop(manager);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use crate::config::MOST_LISTENERS;
 use crate::control::monitor::messages::Order;
 use crate::main_process::decide::shared_ports::{Claimant, Claimed};
+use crate::main_process::listeners::guard::tcp::tell_unwatched;
 use crate::main_process::main::{Main, shared_name};
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
 use crate::sys::errno::words;
@@ -96,9 +97,12 @@ impl Main {
             }
             return self.not_shared(claimant, None);
         };
-        if let Ok(copy) = copy {
-            self.guard.add(shared_name(key), copy.as_fd());
-            self.put_listeners_right();
+        match copy {
+            Ok(copy) => {
+                self.guard.add(shared_name(key), copy.as_fd());
+                self.put_listeners_right();
+            }
+            Err(error) => tell_unwatched(&shared_name(key), &error),
         }
         self.tell_of_further_port(&before, key.address.port());
         [claimant].into_iter().chain(waiting).for_each(|claimant| self.send_shared(claimant, key, now));

@@ -1,7 +1,9 @@
 //! What main tells the service manager above it, as sd_notify(3) has it: where `NOTIFY_SOCKET` is in panzer's own
 //! environment. A manager that does not listen disturbs nothing.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -68,10 +70,10 @@ pub(crate) struct Told {
 impl Upward {
     /// As `environment` says. The variables are panzer's own: no worker sees them.
     pub(crate) fn new(environment: &Environment, now: Instant) -> Upward {
-        let to = environment.of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
+        let to = environment.path_of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
             Err(errno) => {
-                log::warn!("NOTIFY_SOCKET {name} cannot be used: {}", words(&errno.into()));
+                log::warn!("NOTIFY_SOCKET {} cannot be used: {}", name.display(), words(&errno.into()));
                 None
             }
         });
@@ -254,11 +256,11 @@ impl Upward {
     }
 }
 
-fn open(name: &str) -> nix::Result<(OwnedFd, UnixAddr)> {
-    let address = match name.strip_prefix('@') {
-        Some(name) => UnixAddr::new_abstract(name.as_bytes())?,
-        None if name.starts_with('/') => UnixAddr::new(name)?,
-        None => return Err(Errno::EAFNOSUPPORT),
+fn open(name: &OsStr) -> nix::Result<(OwnedFd, UnixAddr)> {
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => UnixAddr::new_abstract(name)?,
+        [b'/', ..] => UnixAddr::new(name)?,
+        _ => return Err(Errno::EAFNOSUPPORT),
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok((socket(AddressFamily::Unix, SockType::Datagram, flags, None)?, address))

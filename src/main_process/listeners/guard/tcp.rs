@@ -286,7 +286,7 @@ impl Guarded {
     }
 }
 
-fn tell_unwatched(name: &str, error: &io::Error) {
+pub(crate) fn tell_unwatched(name: &str, error: &io::Error) {
     log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
 }
 
