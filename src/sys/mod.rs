@@ -26,3 +26,17 @@ pub mod stdout;
 pub mod terminal;
 pub mod unix_paths;
 pub mod unix_queue;
+
+/// For tests: tries until `attempt` gives something, which comes by itself.
+#[cfg(test)]
+#[track_caller]
+pub(crate) fn soon<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(std::time::Instant::now() < deadline, "waited in vain");
+        std::thread::yield_now();
+    }
+}

@@ -117,6 +117,7 @@ mod tests {
     use nix::pty::openpty;
     use nix::unistd::pipe;
 
+    use super::super::soon;
     use super::*;
 
     /// A terminal makes room by and by, from a thread of the kernel's: full is what stays full for this long.
@@ -156,7 +157,7 @@ mod tests {
                 let mut came = 0;
                 let mut from = std::fs::File::from(from.try_clone().unwrap());
                 let mut more = true;
-                while came < accepted || more {
+                soon(|| {
                     if poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], STAYS).unwrap() > 0 {
                         came += from.read(&mut [0; 4096]).unwrap();
                     }
@@ -164,7 +165,8 @@ mod tests {
                         (more, accepted) = (false, accepted + 1);
                     }
                     outlet.finish();
-                }
+                    (came >= accepted && !more).then_some(())
+                });
                 assert!(came == accepted && !outlet.has_rest(), "{came} of {accepted}, {:?}", outlet.way);
             }
         }

@@ -131,12 +131,13 @@ fn a_client_with_a_port_of_its_own_is_nobody_elses() {
     }
     let (port, source) = (free_port(), free_port());
     let peer = TcpListener::bind("127.0.0.1:0").unwrap();
+    peer.set_nonblocking(true).unwrap();
     let panzer = program(&["-w", "2"], CLIENT, &[port, source, peer.local_addr().unwrap().port()]).start();
     eventually(SOON, "it serves", || get(port, "/").is_ok());
     all_ready(&panzer);
     let mut clients = BTreeSet::new();
     for _ in 0..6 {
-        let (mut connection, from) = peer.accept().unwrap();
+        let (mut connection, from) = eventually_some(SOON, "a client comes", || peer.accept().ok());
         assert_eq!(from.port(), source);
         connection.set_read_timeout(Some(SOON)).unwrap();
         let mut text = String::new();

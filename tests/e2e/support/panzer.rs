@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
@@ -24,6 +25,9 @@ use super::waiting::{eventually, eventually_some};
 
 /// What is to happen by itself happens within this, also on a machine that is busy with other tests.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// No test takes this long, be the machine ever so busy. What blocks for ever, such as a read from a worker, ends by it.
+const LONGEST_TEST: Duration = Duration::from_secs(300);
 
 /// What is left for the processes below panzer to be gone once it has ended: it ends last, so nothing but the
 /// kernel's own work.
@@ -53,6 +57,8 @@ pub struct Panzer {
     allowed: Mutex<Vec<String>>,
     seen: Mutex<BTreeSet<Name>>,
     checked: bool,
+    /// Until it is dropped, the time runs after which everything is ended: whatever a test waits for has an end.
+    _limited: Sender<()>,
 }
 
 impl Builder {
@@ -141,6 +147,7 @@ impl Builder {
         unsafe { command.pre_exec(lead_a_session) };
         let mut child = command.spawn().expect("panzer can be executed");
         let stderr = Lines::collect(child.stderr.take().expect("stderr is a pipe"));
+        let _limited = limit(child.id().cast_signed());
         Panzer {
             folder: self.folder,
             child,
@@ -150,8 +157,22 @@ impl Builder {
             allowed: Mutex::new(self.allowed),
             seen: Mutex::default(),
             checked: false,
+            _limited,
         }
     }
+}
+
+/// Ends panzer and all that it has started, if what is returned still lives after the longest time of a test.
+fn limit(main: i32) -> Sender<()> {
+    let (alive, dropped) = mpsc::channel();
+    std::thread::spawn(move || {
+        if dropped.recv_timeout(LONGEST_TEST) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("panzer (pid {main}) is ended, as its test takes longer than {LONGEST_TEST:?}");
+            let all = started_by(main, &BTreeSet::new());
+            all.iter().chain(&Process::look(main)).for_each(kill_exactly);
+        }
+    });
+    alive
 }
 
 /// By its session a process below panzer is known even if it has shed its parents and its environment. Without a
