@@ -5,12 +5,14 @@
 
 mod daemon;
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use anyhow::{Error, anyhow};
 use nix::unistd::execve;
 
 use crate::cli::{self, Ending};
@@ -23,13 +25,16 @@ use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 use crate::sys::{memfd, processes, signals};
 
-/// Becomes main, by what the command line asks for. Returns only where that is not possible.
+/// Becomes main according to the command line. Returns only if that is not possible.
 pub fn run(environment: &Environment) -> Ending {
-    become_main(environment).err().unwrap_or_else(|| Ending::CannotStart("cannot execute itself".to_owned()))
+    match become_main(environment) {
+        Err(ending) => ending,
+        Ok(never) => match never {},
+    }
 }
 
-fn become_main(environment: &Environment) -> Result<(), Ending> {
-    let (sockets, inherited) = inherited_sockets(environment).map_err(Ending::CannotStart)?;
+fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
+    let (sockets, inherited) = inherited_sockets(environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     descriptors::fill_standard()?;
     // What a shell left open is no business of the workers.
@@ -43,10 +48,8 @@ fn become_main(environment: &Environment) -> Result<(), Ending> {
     let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
     let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
     let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
-    execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables).map_err(|errno| {
-        Ending::CannotStart(format!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())))
-    })?;
-    Ok(())
+    let executed = execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables);
+    executed.map_err(|errno| anyhow!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())).into())
 }
 
 /// The path that main's next build is looked for at: the one that led to this, no symlink in it resolved, so that an
@@ -61,11 +64,11 @@ fn next_image(start_directory: &Path) -> PathBuf {
 }
 
 /// What whoever started panzer has opened for it, held where it lies until main takes it there.
-fn inherited_sockets(environment: &Environment) -> Result<(Vec<OwnedFd>, Vec<Listen>), String> {
-    let names = activation::passed(|name| environment.of_manager(name))?;
+fn inherited_sockets(environment: &Environment) -> anyhow::Result<(Vec<OwnedFd>, Vec<Listen>)> {
+    let names = activation::passed(|name| environment.of_manager(name)).map_err(Error::msg)?;
     let count = names.len();
     let wrong = |number: RawFd, why: String| {
-        format!("LISTEN_FDS={count}, but descriptor {number} {why}; correct what starts panzer, or unset LISTEN_FDS")
+        anyhow!("LISTEN_FDS={count}, but descriptor {number} {why}; correct what starts panzer, or unset LISTEN_FDS")
     };
     let socket = |(number, name)| {
         let socket = adopt(number).map_err(|_| wrong(number, "is not open".to_owned()))?;

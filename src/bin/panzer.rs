@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use panzer::cli::Ending;
 use panzer::control::environment::{Environment, Role};
+use panzer::sys::errno::chain;
 use panzer::sys::{stderr, stdout};
 use panzer::{launch, main_process, monitor};
 
@@ -13,16 +14,13 @@ const CANNOT_START: u8 = 125;
 
 fn main() -> ExitCode {
     let environment = Environment::take();
+    let failed = |error: anyhow::Error| (FAILED, chain(&error));
     let ended = match environment.role() {
-        Err(why) => Err((USAGE, why)),
-        Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(|why| (FAILED, why)),
-        Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(|why| (FAILED, why)),
-        Ok(Some(Role::Preflight)) => {
-            main_process::restart::preflight::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
-        }
-        Ok(Some(Role::Planner)) => {
-            main_process::processes::planner::run(&environment).map(|()| 0).map_err(|why| (FAILED, why))
-        }
+        Err(error) => Err((USAGE, chain(&error))),
+        Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(failed),
+        Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Preflight)) => main_process::restart::preflight::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
             Ending::Usage(why) => Err((USAGE, why)),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{FalseyValueParser, Resettable, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use strsim::levenshtein;
 
 use super::refusal::{Ending, refusal, usage};
 use crate::config::file::{self, Entry, Position, Scalar, Value};
@@ -284,8 +285,10 @@ impl Checker<'_> {
         }
         let found = self.bare.get_arguments().find(|arg| arg.get_long() == Some(key));
         found.ok_or_else(|| {
+            // A key longer than any option is none of them, and not worth the time.
+            let key_read: String = key.replace('_', "-").to_lowercase().chars().take(64).collect();
             let known = keys(self.bare).chain(["program", "args"]);
-            let nearest = known.map(|known| (distance(&key.replace('_', "-").to_lowercase(), known), known)).min();
+            let nearest = known.map(|known| (levenshtein(&key_read, known), known)).min();
             match nearest {
                 Some((far, known)) if far <= 1 + known.len() / 4 => {
                     format!("unknown option '{key}': did you mean '{known}'?")
@@ -338,22 +341,6 @@ fn arguments(arg: &Arg, values: &[OsString]) -> Vec<OsString> {
     values.iter().filter_map(argument).collect()
 }
 
-/// How many letters must be put in, left out or changed to get from one word to the other.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    // A key longer than any option is none of them, and not worth the time.
-    for (at, letter) in one.chars().take(64).enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (index, known) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != *known);
-            diagonal = row[index + 1];
-            row[index + 1] = changed.min(row[index] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,13 +352,5 @@ mod tests {
         assert_eq!(all(r"/my\ files/a.env -b.env"), ["/my files/a.env", "-b.env"]);
         assert_eq!(all(r"C:\x \\\  \"), [r"C:\x", r"\ ", r"\"]);
         assert!(all(" \n").is_empty() && all("").is_empty());
-    }
-
-    #[test]
-    fn words_are_near_or_far() {
-        assert_eq!(distance("workers", "workers"), 0);
-        assert_eq!(distance("workres", "workers"), 2);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("bake", "delay"), 5);
     }
 }

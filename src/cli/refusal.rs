@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::sys::errno::words;
+use crate::sys::errno::chain;
 
 /// How it ends where it does not become main.
 #[derive(Debug)]
@@ -20,9 +20,15 @@ pub enum Ending {
     CannotStart(String),
 }
 
+impl From<anyhow::Error> for Ending {
+    fn from(error: anyhow::Error) -> Ending {
+        Ending::CannotStart(chain(&error))
+    }
+}
+
 impl From<io::Error> for Ending {
     fn from(error: io::Error) -> Ending {
-        Ending::CannotStart(format!("cannot start: {}", words(&error)))
+        Ending::from(anyhow::Error::from(error).context("cannot start"))
     }
 }
 

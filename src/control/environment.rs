@@ -18,6 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use nix::unistd::Pid;
 
 use crate::config::env_file::is_for_panzer;
@@ -136,10 +137,10 @@ impl Environment {
     }
 
     /// The role of this process. None if a user started it.
-    pub fn role(&self) -> Result<Option<Role>, String> {
+    pub fn role(&self) -> anyhow::Result<Option<Role>> {
         let Some(name) = self.own(ROLE) else { return Ok(None) };
         let role = ROLES.into_iter().find(|(known, _)| *known == name).map(|(_, role)| role);
-        role.map(Some).ok_or_else(|| format!("{ROLE}={name}: there is no such role; unset it, panzer sets it itself"))
+        role.map(Some).ok_or_else(|| anyhow!("{ROLE}={name}: there is no such role; unset it, panzer sets it itself"))
     }
 
     /// The environment for `role`: the variables for workers, and `own`.
@@ -218,7 +219,7 @@ impl Environment {
     }
 
     /// Takes what main begins with.
-    pub fn take_main(&self) -> Result<Begin, String> {
+    pub fn take_main(&self) -> anyhow::Result<Begin> {
         match self.own(STATE_FD) {
             None => Ok(Begin::Anew(self.descriptor(PLAN_FD)?)),
             Some(_) => Ok(Begin::InPlace(self.descriptor(STATE_FD)?)),
@@ -226,27 +227,27 @@ impl Environment {
     }
 
     /// Takes the descriptors of a pre-flight: main's state, and the channel.
-    pub fn take_preflight(&self) -> Result<(OwnedFd, OwnedFd), String> {
+    pub fn take_preflight(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
         Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
     }
 
     /// Takes the descriptors of a planner: its question, and where to write its answer.
-    pub fn take_planner(&self) -> Result<(OwnedFd, OwnedFd), String> {
+    pub fn take_planner(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
         Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
     }
 
     /// The path at which main's next build will be.
-    pub fn image(&self) -> Result<PathBuf, String> {
+    pub fn image(&self) -> anyhow::Result<PathBuf> {
         Ok(PathBuf::from(self.own_os(IMAGE).ok_or_else(|| broken(IMAGE, "missing"))?))
     }
 
     /// Takes the pipe to the waiting parent of a daemon.
-    pub fn take_started(&self) -> Result<Option<OwnedFd>, String> {
+    pub fn take_started(&self) -> anyhow::Result<Option<OwnedFd>> {
         self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
     }
 
     /// Takes the descriptors of a monitor. The listeners stay inheritable, since workers get them as they are.
-    pub fn take_monitor(&self) -> Result<MonitorInheritance, String> {
+    pub fn take_monitor(&self) -> anyhow::Result<MonitorInheritance> {
         let count = self.own(LISTEN_FDS).ok_or_else(|| broken(LISTEN_FDS, "missing"))?;
         let count: RawFd = count.parse().map_err(|_| broken(LISTEN_FDS, "not a number"))?;
         let listeners = (FIRST..FIRST.saturating_add(count))
@@ -284,7 +285,7 @@ impl Environment {
         self.own.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_os_str())
     }
 
-    fn descriptor(&self, name: &str) -> Result<OwnedFd, String> {
+    fn descriptor(&self, name: &str) -> anyhow::Result<OwnedFd> {
         descriptor(name, self.own(name).ok_or_else(|| broken(name, "missing"))?)
     }
 }
@@ -293,11 +294,11 @@ fn number(fd: RawFd) -> OsString {
     fd.to_string().into()
 }
 
-fn descriptor(name: &str, value: &str) -> Result<OwnedFd, String> {
+fn descriptor(name: &str, value: &str) -> anyhow::Result<OwnedFd> {
     let number = value.parse().map_err(|_| broken(name, "not a number"))?;
     take_over(number).map_err(|error| broken(name, &words(&error)))
 }
 
-fn broken(name: &str, why: &str) -> String {
-    format!("{name} is {why}, though {ROLE} is set; unset {ROLE}, panzer sets both itself")
+fn broken(name: &str, why: &str) -> anyhow::Error {
+    anyhow!("{name} is {why}, though {ROLE} is set; unset {ROLE}, panzer sets both itself")
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Instant;
 
+use anyhow::{Context, Error};
 use nix::sys::signal::Signal;
 
 use super::decide::Event;
@@ -17,7 +18,6 @@ use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report};
 use crate::control::operator::server;
-use crate::sys::errno::words;
 use crate::sys::{memfd, processes, signals, stderr};
 
 /// Number of reports read from one monitor before the loop looks at anything else.
@@ -32,14 +32,14 @@ const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
 const MAX_SIGNALS_A_TURN: usize = 64;
 
 /// Takes the role of main, until everything has ended. Returns the exit code.
-pub fn run(environment: Environment) -> Result<u8, String> {
-    signals::block_all().map_err(|error| format!("cannot block signals: {}", words(&error)))?;
+pub fn run(environment: Environment) -> anyhow::Result<u8> {
+    signals::block_all().context("cannot block signals")?;
     processes::set_name();
     let begun = match environment.take_main()? {
-        Begin::InPlace(state) => Ok(hand_over::take_over(state, environment)?),
+        Begin::InPlace(state) => Ok(hand_over::take_over(state, environment).map_err(Error::msg)?),
         Begin::Anew(plan) => {
-            let bytes = memfd::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
-            let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+            let bytes = memfd::read(plan).context("cannot read the plan")?;
+            let plan: Plan = serde_json::from_slice(&bytes).context("the plan is broken")?;
             stderr::start(plan.tuning.verbosity.level());
             let starter = Starter::new(environment.take_started()?);
             start(plan, environment, starter)
@@ -47,12 +47,12 @@ pub fn run(environment: Environment) -> Result<u8, String> {
     };
     match begun {
         Ok(mut main) => {
-            let code = main.run().map_err(|error| format!("main cannot go on: {}", words(&error)));
+            let code = main.run().context("main cannot go on");
             main.operators.server.end();
             main.ack_paths.remove_all();
             main.pid_file.remove();
             main.terminal_rights.restore();
-            if !main.interrupted || code != Ok(0) {
+            if !main.interrupted || !matches!(code, Ok(0)) {
                 return code;
             }
         }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::unistd::Pid;
 
 use super::adopted::LeftBehind;
@@ -81,16 +82,16 @@ pub(super) struct Monitor {
 }
 
 /// Takes the role of a monitor, until all its workers have ended. Fails where panzer itself is at fault.
-pub fn run(environment: &Environment) -> Result<(), String> {
+pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let inheritance = environment.take_monitor()?;
-    signals::block_all().map_err(|error| format!("cannot block signals: {}", words(&error)))?;
+    signals::block_all().context("cannot block signals")?;
     processes::set_name();
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.tuning.verbosity.level());
     if assignment.plan.daemonize {
         // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
-        stderr::keep_terminal_to_itself().map_err(|error| format!("cannot leave the terminal: {}", words(&error)))?;
+        stderr::keep_terminal_to_itself().context("cannot leave the terminal")?;
     }
     let (release, findings) = match find_release(&assignment, inheritance.release, environment) {
         Ok(found) => found,
@@ -100,7 +101,7 @@ pub fn run(environment: &Environment) -> Result<(), String> {
             return last_words(channel.finish());
         }
     };
-    let written = findings.to_document().map_err(|error| format!("a monitor cannot start: {}", words(&error)))?;
+    let written = findings.to_document().context("a monitor cannot start")?;
     let Findings { variables, identity, directory } = findings;
     identity.open_output();
     let mut inherited = identity.rename_in(environment.passed_on());
@@ -112,18 +113,16 @@ pub fn run(environment: &Environment) -> Result<(), String> {
         Ok(monitor) => monitor,
         // Main is gone before anything was started: there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-        Err(error) => return Err(format!("a monitor cannot start: {}", words(&error))),
+        Err(error) => return Err(error).context("a monitor cannot start"),
     };
-    monitor.run().map_err(|error| format!("a monitor cannot go on: {}", words(&error)))?;
+    monitor.run().context("a monitor cannot go on")?;
     last_words(monitor.channel.finish())
 }
 
 /// What became of what was said last. Where main is gone, nobody needs it.
-fn last_words(said: io::Result<()>) -> Result<(), String> {
+fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
     match said {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("main cannot be told: {}", words(&error)))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("main cannot be told"),
         _ => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
@@ -40,12 +41,11 @@ const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
 /// This part of the descriptors that a monitor may have goes to sockets that single workers notify on.
 const SHARE_FOR_NOTIFY: u64 = 4;
 
-pub(super) fn read_assignment(plan: OwnedFd) -> Result<Assignment, String> {
-    let bytes = memfd::read(plan).map_err(|error| format!("cannot read the plan: {}", words(&error)))?;
-    let assignment: Assignment =
-        serde_json::from_slice(&bytes).map_err(|error| format!("the plan is broken: {error}"))?;
+pub(super) fn read_assignment(plan: OwnedFd) -> anyhow::Result<Assignment> {
+    let bytes = memfd::read(plan).context("cannot read the plan")?;
+    let assignment: Assignment = serde_json::from_slice(&bytes).context("the plan is broken")?;
     if assignment.version > VERSION {
-        return Err(format!("the plan has version {}, and this build knows up to {VERSION}", assignment.version));
+        bail!("the plan has version {}, and this build knows up to {VERSION}", assignment.version);
     }
     Ok(assignment)
 }

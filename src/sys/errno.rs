@@ -14,6 +14,15 @@ pub fn words(error: &io::Error) -> String {
     }
 }
 
+/// `error` and its causes in one line, each failed system call in words. Never with a backtrace.
+pub fn chain(error: &anyhow::Error) -> String {
+    let shown = |cause: &(dyn std::error::Error + 'static)| {
+        let errno = cause.downcast_ref::<Errno>().map(|errno| words(&io::Error::from(*errno)));
+        errno.or_else(|| cause.downcast_ref().map(words)).unwrap_or_else(|| cause.to_string())
+    };
+    error.chain().map(shown).collect::<Vec<_>>().join(": ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -22,6 +31,10 @@ mod tests {
     fn no_number_is_left() {
         assert_eq!(words(&Errno::EPERM.into()), "operation not permitted");
         assert_eq!(words(&io::Error::from_raw_os_error(2)), "no such file or directory");
+        let error = anyhow::Error::from(Errno::EPERM).context("cannot open x");
+        assert_eq!(chain(&error), "cannot open x: operation not permitted");
+        let error = anyhow::Error::from(io::Error::from(Errno::EPERM)).context("y");
+        assert_eq!(chain(&error), "y: operation not permitted");
         assert_eq!(words(&io::Error::other("it is no regular file")), "it is no regular file");
     }
 }

@@ -1,16 +1,15 @@
 //! Looking into another process through /proc: its descriptors, its sockets, its rights.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
+use rustix::fs::getxattr;
 
 use super::pidfd::PidFd;
 
@@ -54,13 +53,8 @@ pub fn socket_inode(thread: Pid, number: RawFd) -> io::Result<Option<u64>> {
 /// The protocol of the socket that the descriptor `number` of `thread` leads to, by the kernel's name for it: "TCPv6".
 /// For where a copy of the descriptor cannot be had.
 pub fn protocol_of(thread: Pid, number: RawFd) -> io::Result<String> {
-    let path = CString::new(format!("/proc/{thread}/fd/{number}")).map_err(io::Error::other)?;
     let mut name = [0u8; 64];
-    // SAFETY: two strings that end in null, and at most as many bytes are written as the name has room for.
-    let length = unsafe {
-        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
-    };
-    let length = Errno::result(length)? as usize;
+    let length = getxattr(format!("/proc/{thread}/fd/{number}"), "system.sockprotoname", &mut name)?;
     let name = name[..length].split(|&byte| byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
 }
@@ -133,11 +127,8 @@ fn numbers_in(process: Pid, folder: &str) -> Vec<i32> {
 
 /// The capabilities that a program's file gives to whoever executes it, by name. None where it gives none.
 pub fn file_capabilities(path: impl AsRef<Path>) -> Option<String> {
-    let path = CString::new(path.as_ref().as_os_str().as_bytes()).ok()?;
     let mut data = [0u8; 24];
-    // SAFETY: two strings that end in null, and at most as many bytes are written as the array has room for.
-    let length =
-        unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), data.as_mut_ptr().cast(), data.len()) };
+    let length = getxattr(path.as_ref(), "security.capability", &mut data).ok()?;
     if length < 12 {
         return None;
     }

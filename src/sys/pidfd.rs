@@ -1,13 +1,14 @@
 //! Looking into another process: at its memory and at what its descriptors stand for.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// The file system of such descriptors; libc does not have it yet.
 const PIDFS: FsType = FsType(0x5049_4446);
@@ -25,27 +26,24 @@ impl AsFd for PidFd {
 impl PidFd {
     /// Fails with ESRCH where `pid` has ended and been reaped.
     pub fn open(pid: Pid) -> io::Result<PidFd> {
-        PidFd::open_with(pid, 0)
+        PidFd::open_with(pid, PidfdFlags::empty())
     }
 
     /// Stands for one thread, and for its own table of descriptors where it has one. Fails with EINVAL before Linux 6.9.
     pub fn open_thread(thread: Pid) -> io::Result<PidFd> {
-        // PIDFD_THREAD, which libc does not have yet.
-        PidFd::open_with(thread, libc::O_EXCL)
+        // PIDFD_THREAD, which rustix does not have yet.
+        PidFd::open_with(thread, PidfdFlags::from_bits_retain(libc::O_EXCL as u32))
     }
 
-    fn open_with(pid: Pid, flags: libc::c_int) -> io::Result<PidFd> {
-        // SAFETY: two integers go in, a descriptor or an error comes out.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), flags) };
-        Ok(PidFd(taken(number)?))
+    fn open_with(pid: Pid, flags: PidfdFlags) -> io::Result<PidFd> {
+        let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(Errno::ESRCH)?;
+        Ok(PidFd(pidfd_open(pid, flags)?))
     }
 
     /// A copy of its descriptor `number`, close-on-exec. Fails with EPERM where we may not trace the process, with
     /// EBADF where nothing is open there.
     pub fn copy_of(&self, number: RawFd) -> io::Result<OwnedFd> {
-        // SAFETY: three integers go in, a descriptor or an error comes out.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
-        taken(number)
+        Ok(pidfd_getfd(&self.0, number, PidfdGetfdFlags::empty())?)
     }
 }
 
@@ -54,14 +52,6 @@ pub fn own_id() -> Option<u64> {
     let own = PidFd::open(Pid::this()).ok()?;
     let has_ids = fstatfs(&own.0).ok()?.filesystem_type() == PIDFS;
     fstat(&own.0).ok().filter(|_| has_ids).map(|stat| stat.st_ino)
-}
-
-fn taken(number: libc::c_long) -> io::Result<OwnedFd> {
-    if number < 0 {
-        return Err(Errno::last().into());
-    }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
 }
 
 /// Up to `length` bytes of the memory of `pid`, from `address` on; fewer where it ends before. Fails with EPERM where

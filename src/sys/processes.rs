@@ -1,6 +1,6 @@
 //! Reaping, signalling and looking at processes.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
+use rustix::process::WaitOptions;
 
 use super::errno::words;
 use super::printable;
@@ -45,19 +46,15 @@ pub fn fork() -> io::Result<Forked> {
 
 /// Reaps one child that has ended, whichever it is. None where none has.
 pub fn reap() -> Option<(Pid, Exit)> {
-    // Not nix's waitpid: for a child that a real-time signal killed it reaps, then returns EINVAL without the pid.
-    let mut status = 0;
-    // SAFETY: the status is written to an integer on our stack.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
-    if pid <= 0 {
-        return None;
-    }
+    // Not nix's waitpid: it reaps a child that a real-time signal killed, then returns EINVAL without the pid.
+    let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
+    let (pid, status) = (Pid::from_raw(pid.as_raw_pid()), status.as_raw());
     let exit = if libc::WIFEXITED(status) {
         Exit::Code(libc::WEXITSTATUS(status))
     } else {
         Exit::Signal(libc::WTERMSIG(status), libc::WCOREDUMP(status))
     };
-    Some((Pid::from_raw(pid), exit))
+    Some((pid, exit))
 }
 
 /// One child that was stopped since the last call, with the signal that did it, or that was continued. None where there is
@@ -272,14 +269,8 @@ pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
 
 /// The path that we were executed by, as whoever did that gave it.
 pub fn executed_by() -> Option<PathBuf> {
-    // SAFETY: a lookup in the values that the kernel passed to this image.
-    let path = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
-    if path.is_null() {
-        return None;
-    }
-    // SAFETY: the kernel put a string there that ends in a NUL and stays for as long as the process.
-    let path = unsafe { CStr::from_ptr(path) };
-    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
+    let path = rustix::param::linux_execfn().to_bytes();
+    (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// What `ps` calls us by its short name, where we were executed through a descriptor.

@@ -9,8 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use rustix::process::WaitOptions;
 
 use super::descriptors::adopt;
+use super::processes::{Forked, fork};
 
 /// The architecture whose numbers the filter compares: calls of another one pass by.
 #[cfg(target_arch = "x86_64")]
@@ -84,27 +86,24 @@ pub fn trap() -> io::Result<(Calls, bool)> {
 
 /// Tries in a child whether [`trap`] and the answers work here.
 pub fn try_out() -> io::Result<()> {
-    // SAFETY: panzer has one thread here, so that the child may do what we may; it ends without running any of our
-    // clean-up.
-    let child = match unsafe { libc::fork() } {
-        -1 => return Err(io::Error::last_os_error()),
-        0 => {
+    let child = match fork()? {
+        Forked::Child => {
             let code = match trap_and_answer() {
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EINVAL),
             };
-            // SAFETY: ends the child.
+            // SAFETY: ends the child, without any of our clean-up.
             unsafe { libc::_exit(code) }
         }
-        child => child,
+        Forked::Parent(child) => child,
     };
-    let mut status = 0;
-    // SAFETY: the child is ours and makes a handful of calls; the status is written to an integer on our stack.
-    while unsafe { libc::waitpid(child, &mut status, 0) } < 0 && Errno::last() == Errno::EINTR {}
-    match libc::WEXITSTATUS(status) {
-        _ if !libc::WIFEXITED(status) => Err(Errno::EPERM.into()),
-        0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+    // The child makes a handful of calls.
+    let child = rustix::process::Pid::from_raw(child.as_raw());
+    let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(child, WaitOptions::empty()))?;
+    match status.and_then(|(_, status)| status.exit_status()) {
+        None => Err(Errno::EPERM.into()),
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 

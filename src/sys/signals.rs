@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// The last number that Linux has on x86-64 and aarch64.
@@ -144,9 +144,10 @@ pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option
 /// Ends this process as `signal` would have done, had it not been read: whoever waits for us sees that. Returns only
 /// where the kernel does not let it, as for PID 1.
 pub fn end_by(signal: Signal) {
-    reset(signal);
-    let _ = raise(signal);
-    let _ = unblock(&[signal]);
+    // The kernel spares PID 1, and signal-hook would then abort.
+    if std::process::id() != 1 {
+        let _ = signal_hook::low_level::emulate_default_handler(signal as libc::c_int);
+    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //! What stderr does not take is counted, and the count is said once it takes something again.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use env_logger::Target;
+use log::{Level, LevelFilter};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use super::descriptors::{Kind, kind};
@@ -18,9 +19,6 @@ use super::printable;
 /// A pipe that can be written to takes at least this many bytes at once (PIPE_BUF), so a longer line is cut.
 const MAX_LINE_BYTES: usize = 4096;
 
-struct Messages;
-
-static MESSAGES: Messages = Messages;
 static OUTPUT: Mutex<Output> = Mutex::new(Output { to: None, is_journal: false, lost: 0, awaits: false });
 
 /// Where messages go.
@@ -36,31 +34,40 @@ struct Output {
     awaits: bool,
 }
 
-/// Sends what is logged from here on to stderr.
+/// Sends what is logged from here on to stderr. `RUST_LOG` says nothing here: it is for the workers.
 pub fn start(level: LevelFilter) {
     output().open();
+    let logger = env_logger::Builder::new()
+        .format(|buffer, record| {
+            let mut output = output();
+            output.open();
+            buffer.write_all(&output.line(record.level(), &record.args().to_string()))
+        })
+        .filter_level(LevelFilter::Trace)
+        .target(Target::Pipe(Box::new(Lines)))
+        .try_init();
     // It is set once in each process.
-    let _ = log::set_logger(&MESSAGES);
+    drop(logger);
     set_level(level);
 }
 
-/// From here on only this, and what is more serious, is told.
+/// Logs only messages of this level and more serious ones from here on.
 pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-impl Log for Messages {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+/// Takes each line whole. What stderr does not take is counted, so nothing ever fails here.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        output().put(line);
+        Ok(line.len())
     }
 
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            output().say(record.level(), &record.args().to_string());
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
-
-    fn flush(&self) {}
 }
 
 /// Writes what somebody asked for, whatever the level, line by line.

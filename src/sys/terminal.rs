@@ -1,14 +1,11 @@
-//! What a terminal is asked, and told by other means than its text.
+//! The size of a terminal's window.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
-use nix::libc;
+use rustix::termios::tcgetwinsize;
 
-/// The columns and rows of the window behind `fd`. None where it is no terminal, or one that does not know.
+/// The columns and rows of the window behind `fd`. None if it is not a terminal, or one that does not know its size.
 pub fn window(fd: impl AsFd) -> Option<(usize, usize)> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel writes to a structure of the kind that this request is for, which lives on our stack.
-    let asked = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
-    let is_known = asked == 0 && size.ws_row > 0 && size.ws_col > 0;
-    is_known.then(|| (size.ws_col.into(), size.ws_row.into()))
+    let size = tcgetwinsize(fd).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0)?;
+    Some((size.ws_col.into(), size.ws_row.into()))
 }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{AccessFlags, faccessat};
 use serde::{Deserialize, Serialize};
+use which::WhichConfig;
 
 use super::cause::Cause;
 use super::refusal;
@@ -140,16 +141,17 @@ fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>
         };
     }
     let directories = search_path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
-    let mut unusable = None;
-    for directory in std::env::split_paths(directories) {
-        let candidate = start.join(directory).join(program);
-        match fs::metadata(&candidate) {
-            Ok(meta) if meta.is_file() && may_execute(&candidate) => return Ok(candidate),
-            Ok(meta) if meta.is_file() => unusable = unusable.or(Some(candidate)),
-            _ => {}
-        }
+    let found = WhichConfig::new()
+        .binary_name(program.to_owned())
+        .custom_path_list(directories.to_owned())
+        .custom_cwd(start.to_owned())
+        .first_result();
+    if let Ok(found) = found {
+        return Ok(found);
     }
-    if let Some(candidate) = unusable {
+    // which(1) does not tell what is missing from what is not executable; a shell does, by 127 and 126.
+    let candidates = std::env::split_paths(directories).map(|directory| start.join(directory).join(program));
+    if let Some(candidate) = candidates.into_iter().find(|candidate| candidate.is_file()) {
         return Err(refusal::explain(Errno::EACCES, &candidate));
     }
     let is_beside = beside.iter().any(|path| path.is_file());

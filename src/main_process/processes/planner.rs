@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -49,16 +50,16 @@ pub(crate) struct Answer {
     pub(crate) missing: bool,
 }
 
-/// Takes the role of a planner. The error is a line.
-pub fn run(environment: &Environment) -> Result<(), String> {
+/// Takes the role of a planner.
+pub fn run(environment: &Environment) -> anyhow::Result<()> {
     processes::set_name();
     let (question, answer) = environment.take_planner()?;
-    let bytes = memfd::read(question).map_err(|error| format!("the question cannot be read: {}", words(&error)))?;
-    let question = serde_json::from_slice(&bytes).map_err(|error| format!("the question is broken: {error}"))?;
+    let bytes = memfd::read(question).context("the question cannot be read")?;
+    let question = serde_json::from_slice(&bytes).context("the question is broken")?;
     let answer_to = answer;
     let answer = resolve(question, environment);
-    let json = serde_json::to_vec(&answer).map_err(|error| format!("the plan cannot be written: {error}"))?;
-    memfd::fill(answer_to, &json).map_err(|error| format!("the plan cannot be written: {}", words(&error)))
+    let json = serde_json::to_vec(&answer).context("the plan cannot be written")?;
+    memfd::fill(answer_to, &json).context("the plan cannot be written")
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {

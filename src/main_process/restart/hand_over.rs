@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
+use anyhow::Context;
 use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::execveat;
@@ -32,7 +33,7 @@ use crate::main_process::outside::starter::Starter;
 use crate::main_process::processes::children::Children;
 use crate::main_process::start;
 use crate::sys::descriptors::{Kept, set_inherited, take_over as take_descriptor};
-use crate::sys::errno::words;
+use crate::sys::errno::{chain, words};
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit};
 use crate::sys::{memfd, signals, stderr};
@@ -62,8 +63,8 @@ impl Main {
         for action in self.restart.on(Instant::now(), event) {
             match action {
                 Action::Begin => {
-                    if let Err(why) = self.begin_preflight() {
-                        self.go_on_with_restart(Event::NotBegun(why));
+                    if let Err(error) = self.begin_preflight() {
+                        self.go_on_with_restart(Event::NotBegun(chain(&error)));
                     }
                 }
                 Action::Kill => self.children.preflight().into_iter().for_each(Preflight::kill),
@@ -73,12 +74,12 @@ impl Main {
         }
     }
 
-    fn begin_preflight(&mut self) -> Result<(), String> {
+    fn begin_preflight(&mut self) -> anyhow::Result<()> {
         let image = self.environment.image()?;
         log::info!("restart: trying {}", image.display());
-        let document = self.written().map_err(|error| format!("the state cannot be handed on: {}", words(&error)))?.0;
+        let document = self.written().context("the state cannot be handed on")?.0;
         let preflight = Preflight::begin(&image, &document, &self.environment);
-        self.children.add_preflight(preflight.map_err(|error| format!("it could not be started: {}", words(&error)))?);
+        self.children.add_preflight(preflight.context("it could not be started")?);
         Ok(())
     }
 

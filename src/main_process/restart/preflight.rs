@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use anyhow::{Context, Error};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2, read};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,6 @@ use super::document;
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::monitor::channel::{Channel, Message, Received};
 use crate::main_process::processes::helper::Helper;
-use crate::sys::errno::words;
 use crate::sys::processes::Exit;
 use crate::sys::{memfd, printable};
 use crate::worker::cause::signal_name;
@@ -35,21 +35,21 @@ impl Message for Proof {
     }
 }
 
-/// Takes the role of a pre-flight: checks what main knows as a main would that took over. The error is a line.
-pub fn run(environment: &Environment) -> Result<(), String> {
+/// Takes the role of a pre-flight: checks what main knows as a main would that took over.
+pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let (state, channel) = environment.take_preflight()?;
-    let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
-    document::read(&bytes)?;
+    let bytes = memfd::read(state).context("the state cannot be read")?;
+    document::read(&bytes).map_err(Error::msg)?;
     let image: OwnedFd = File::options()
         .read(true)
         .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
         .open(OWN_IMAGE)
-        .map_err(|error| format!("cannot open {OWN_IMAGE}: {}", words(&error)))?
+        .context(format!("cannot open {OWN_IMAGE}"))?
         .into();
     let proof = Proof { build: document::build().to_owned() };
     let mut channel = Channel::new(channel);
     channel.send_along(&proof, vec![image]);
-    channel.finish().map_err(|error| format!("main cannot be told: {}", words(&error)))
+    channel.finish().context("main cannot be told")
 }
 
 /// A pre-flight under way.

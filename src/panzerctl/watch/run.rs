@@ -7,7 +7,8 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::Signal;
+use signal_hook::low_level::emulate_default_handler;
 
 use super::screen::Screen;
 use crate::control::operator::requests::{Command, Request};
@@ -228,7 +229,7 @@ impl Watch {
                     let Some((screen, _)) = &mut self.screen else { continue };
                     screen.leave();
                     // Ctrl-Z suspends the process, as it would without us reading the signal.
-                    let _ = raise(Signal::SIGSTOP);
+                    let _ = emulate_default_handler(Signal::SIGTSTP as i32);
                     screen.take();
                 }
                 _ => return false,
