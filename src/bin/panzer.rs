@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Err(error) => Err((USAGE, chain(&error))),
         Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(failed),
         Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(failed),
-        Ok(Some(Role::Preflight)) => main_process::restart::preflight::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),

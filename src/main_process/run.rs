@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 use super::decide::Event;
 use super::decide::restart;
 use super::listeners::bind_at_start::Failure;
-use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR, shared_name};
+use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR};
 use super::operators::inquiry::Inquiry;
-use super::outside::starter::Starter;
-use super::restart::hand_over;
+use super::outside::daemon_parent::DaemonParent;
+use super::restart::take_over;
 use super::start::start;
 use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
@@ -36,22 +36,22 @@ pub fn run(environment: Environment) -> anyhow::Result<u8> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
     let begun = match environment.take_main()? {
-        Begin::InPlace(state) => Ok(hand_over::take_over(state, environment).map_err(Error::msg)?),
+        Begin::InPlace(state) => Ok(take_over::take_over(state, environment).map_err(Error::msg)?),
         Begin::Anew(plan) => {
             let bytes = memfd::read(plan).context("cannot read the plan")?;
             let plan: Plan = serde_json::from_slice(&bytes).context("the plan is broken")?;
             stderr::start(plan.tuning.verbosity.level());
-            let starter = Starter::new(environment.take_started()?);
-            start(plan, environment, starter)
+            let daemon_parent = DaemonParent::new(environment.take_started()?);
+            start(plan, environment, daemon_parent)
         }
     };
     match begun {
         Ok(mut main) => {
             let code = main.run().context("main cannot go on");
-            main.operators.server.end();
-            main.ack_paths.remove_all();
-            main.pid_file.remove();
-            main.terminal_rights.restore();
+            main.operators.clients.server.end();
+            main.outside.ack_paths.remove_all();
+            main.outside.pid_file.remove();
+            main.outside.terminal_rights.restore();
             if !main.interrupted || !matches!(code, Ok(0)) {
                 return code;
             }
@@ -80,11 +80,11 @@ impl Main {
             self.steer();
             // The manager first: by the end of the starter it must know who main is.
             let reading = self.children.reread_deadline().is_some();
-            self.upward.tell(self.state.overview(), reading, Instant::now());
+            self.outside.service_manager.tell(self.state.overview(), reading, Instant::now());
             self.give_way_if_proven();
-            if self.starter.is_due(self.state.overview()) {
+            if self.outside.daemon_parent.is_due(self.state.overview()) {
                 self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
-                self.starter.tell();
+                self.outside.daemon_parent.tell();
             }
             if let Some(code) = self.exit {
                 return Ok(code);
@@ -92,25 +92,27 @@ impl Main {
             for running in self.children.channels() {
                 running.channel.rearm(&self.poller, running.token);
             }
-            self.operators.tell_progress(self.state.progress());
-            self.operators.server.tend(&self.poller, Instant::now());
-            self.operators.forget_gone();
-            self.shares.set_patience(self.plan.tuning.longest_start(self.plan.workers));
+            self.operators.clients.tell_progress(self.state.progress());
+            self.operators.clients.server.tend(&self.poller, Instant::now());
+            self.operators.clients.forget_gone();
+            self.listeners
+                .shares
+                .set_patience(self.configuration.plan.tuning.longest_start(self.configuration.plan.workers));
             stderr::rearm(&self.poller, STDERR);
-            let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
+            let inquiry = self.operators.inquiry.as_ref().map(Inquiry::deadline);
             let channels = self.children.channels().filter_map(|running| running.channel.deadline()).min();
             let deadline = [
                 self.state.deadline(),
                 inquiry,
                 channels,
-                self.shares.deadline(self.serving()),
-                self.operators.server.deadline(),
-                self.operators.deadline(),
-                self.upward.deadline(),
-                self.guard.deadline(),
-                self.unix_guard.deadline(),
-                self.restart.deadline(),
-                self.emptyings.deadline(),
+                self.listeners.shares.deadline(self.serving()),
+                self.operators.clients.server.deadline(),
+                self.operators.clients.deadline(),
+                self.outside.service_manager.deadline(),
+                self.listeners.guard.deadline(),
+                self.listeners.unix_guard.deadline(),
+                self.restarting.restart.deadline(),
+                self.listeners.per_worker.emptyings.deadline(),
                 self.planning_deadline(),
                 self.children.silence_deadline(),
             ];
@@ -124,13 +126,13 @@ impl Main {
                     SIGNALS => self.take_signals(),
                     STDERR => stderr::catch_up(),
                     FIRST_GUARDED_UNIX.. => {
-                        self.unix_guard.hung_up(token, Instant::now(), &self.held, &self.poller);
+                        self.listeners.unix_guard.hung_up(token, Instant::now(), &self.listeners.held, &self.poller);
                     }
                     FIRST_GUARDED.. => {
-                        let name = self.guard.hung_up(token, Instant::now(), &self.poller);
-                        name.into_iter().for_each(|name| self.held.fell_silent(name));
+                        let name = self.listeners.guard.hung_up(token, Instant::now(), &self.poller);
+                        name.into_iter().for_each(|name| self.listeners.held.fell_silent(name));
                     }
-                    server::LISTENER.. => self.operators.server.on_ready(token, &self.poller, Instant::now()),
+                    server::LISTENER.. => self.operators.clients.server.on_ready(token, &self.poller, Instant::now()),
                     token => {
                         if let Some(monitor) = self.children.by_token(token) {
                             self.take_reports(monitor, MAX_REPORTS_A_TURN);
@@ -144,7 +146,7 @@ impl Main {
             if is_behind {
                 self.reap();
             }
-            for (client, request) in self.operators.server.requests(Instant::now()) {
+            for (client, request) in self.operators.clients.server.requests(Instant::now()) {
                 self.asked(client, request);
             }
             self.answer_inquiry();
@@ -152,7 +154,7 @@ impl Main {
             self.tend_queues(Instant::now());
             self.give_up_hanging_plan(Instant::now());
             self.children.kill_silent(Instant::now());
-            self.operators.give_up_signals(Instant::now(), None);
+            self.operators.clients.give_up_signals(Instant::now(), None);
             self.close_abandoned();
             self.tend_claims();
             self.go_on_with_restart(restart::Event::Wake);
@@ -165,7 +167,7 @@ impl Main {
         if let Event::Told(monitor, Report::Died { cause, .. }) = event
             && self.serving() == Some(monitor.generation)
         {
-            self.counters.respawned(cause);
+            self.operators.counters.respawned(cause);
         }
     }
 
@@ -180,58 +182,6 @@ impl Main {
         }
         if reap {
             self.reap();
-        }
-    }
-
-    pub(crate) fn close_abandoned(&mut self) {
-        for key in self.shares.close_abandoned(self.serving(), Instant::now()) {
-            self.guard.remove(&shared_name(&key), &self.poller);
-            // What is asked for as well goes on.
-            if self.held.is_claimed(&key).is_none() {
-                log::info!("closed {}: no worker that lives has bound it", key.address);
-            }
-        }
-    }
-
-    /// A worker may have called `listen()`, or may do so soon: what it did to the queues is undone, and what it shut down
-    /// is revived.
-    pub(crate) fn put_listeners_right(&mut self) {
-        let now = Instant::now();
-        self.guard.look(now, &self.poller);
-        self.guard.look_again_after(now);
-        self.unix_guard.lengthen(&self.held);
-    }
-
-    /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
-    pub(crate) fn watch_over_listeners(&mut self) {
-        let standings = self.state.standings();
-        let workers = self.state.workers();
-        let suspects = || {
-            let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
-            match (&numbers[..], workers) {
-                ([number], 1) => format!("worker 0 of generation {number}"),
-                _ => format!("a worker of generation {}", numbers.join(" or ")),
-            }
-        };
-        let now = Instant::now();
-        let is_due = self.guard.look_is_due(now);
-        if is_due {
-            self.ask_what_serves_by_itself();
-        }
-        if is_due || self.guard.may_look(now) {
-            self.guard.look(now, &self.poller);
-            self.unix_guard.lengthen(&self.held);
-        }
-        if self.guard.is_due(now) {
-            self.held.look_who_is_silent();
-        }
-        let revived = self.guard.act(now, &self.poller, suspects);
-        revived.iter().for_each(|name| self.held.listens_again(name));
-        if self.unix_guard.act(now, &mut self.held, &self.poller, suspects) {
-            self.events.push_back(Event::Rebound);
-        }
-        if !revived.is_empty() {
-            self.steer_anew();
         }
     }
 }

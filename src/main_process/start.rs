@@ -1,6 +1,6 @@
 //! How main begins: what it needs before anything is started, or why it does not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -8,24 +8,28 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::configuration::Configuration;
 use super::decide::Generations;
 use super::decide::queue_emptying::Emptyings;
-use super::decide::restart::Restart;
 use super::decide::shared_ports::Shares;
 use super::decide::{Event, Settings};
+use super::listeners::Listeners;
 use super::listeners::bind_at_start::{Failure, bind_all};
 use super::listeners::conflicts::Conflicts;
 use super::listeners::guard::tcp::Guard;
 use super::listeners::guard::unix::UnixGuard;
+use super::listeners::per_worker::PerWorker;
 use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, FIRST_MONITOR, Main, SIGNALS};
-use super::operators::counters::Counters;
-use super::operators::requests::has_terminal;
-use super::operators::waiting::Operators;
+use super::operators::Operators;
+use super::operators::clients::Clients;
+use super::operators::signals::has_terminal;
+use super::outside::Outside;
 use super::outside::ack_paths::AckPaths;
+use super::outside::daemon_parent::DaemonParent;
 use super::outside::pid_file;
-use super::outside::service_manager::Upward;
-use super::outside::starter::Starter;
+use super::outside::service_manager::ServiceManager;
 use super::processes::children::Children;
+use super::restart::Restarting;
 use crate::config::{Plan, Ready, SharePorts};
 use crate::control::environment::Environment;
 use crate::control::files;
@@ -36,7 +40,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
 
-pub(crate) fn start(mut plan: Plan, environment: Environment, starter: Starter) -> Result<Main, Failure> {
+pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: DaemonParent) -> Result<Main, Failure> {
     // At once: a terminal that is closed from here on was there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
@@ -55,7 +59,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
     let signals = read_signals(&plan, ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
-    let children = Children::new();
+    let children = Children::new(FIRST_MONITOR);
     let pid_file = pid_file::claim(&plan).map_err(Failure::Refused)?;
     let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
     let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals, had_terminal)?)));
@@ -84,46 +88,40 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, starter: Starter) 
     let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
     unix_guard.watch_all(&held, &poller);
     guard.look(Instant::now(), &poller);
-    let main = Main {
-        upward: Upward::new(&environment, Instant::now()),
-        starter,
-        active: plan.workers,
-        steered: None,
-        emptyings: Emptyings::default(),
-        plans: BTreeMap::from([(1, plan.clone())]),
+    let listeners = Listeners {
         held,
-        plan,
-        environment,
-        had_terminal,
-        terminal_rights: TerminalRights::now(),
-        ignores_hang_up,
-        signals,
-        poller,
         shares_ports,
         shares,
+        too_many_told: false,
         conflicts: Conflicts::default(),
         guard,
         unix_guard,
-        too_many_told: false,
+        per_worker: PerWorker { active: plan.workers, steered: None, emptyings: Emptyings::default() },
+    };
+    let outside = Outside {
+        service_manager: ServiceManager::new(&environment, Instant::now()),
+        daemon_parent,
         pid_file,
         ack_paths,
-        children,
-        found: BTreeMap::new(),
-        inquiry: None,
-        told_on_stderr: false,
-        dumps: false,
-        askers: Vec::new(),
-        operators: Operators::new(server, Instant::now()),
-        counters: Counters::default(),
-        restart: Restart::default(),
-        next_build: None,
-        next_token: FIRST_MONITOR,
+        had_terminal,
+        terminal_rights: TerminalRights::now(),
+        ignores_hang_up,
+    };
+    Ok(Main {
+        environment,
+        signals,
+        poller,
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
         interrupted: false,
-    };
-    Ok(main)
+        children,
+        listeners,
+        configuration: Configuration::new(plan),
+        operators: Operators::new(Clients::new(server, Instant::now())),
+        restarting: Restarting::default(),
+        outside,
+    })
 }
 
 /// Reads from now on what is meant for main, and HUP only where that was not ignored.

@@ -200,7 +200,7 @@ impl World {
         }
     }
 
-    /// As src/main_process/processes/families.rs has it. True where there is more left of `dead` than was known.
+    /// As src/main_process/processes/adopt.rs has it. True where there is more left of `dead` than was known.
     fn meet_as_main(&mut self, dead: Monitor) -> bool {
         let new: Vec<_> =
             self.kernel.children(self.main.looping.process).filter(|child| !self.is_known(*child)).collect();

@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 
 use crate::config::{Address, Plan, Surge, Text};
 use crate::control::files::lock_beside;
+use crate::main_process::configuration::Release;
 use crate::main_process::decide::queue_emptying::Then;
 use crate::main_process::decide::{Event, Settings};
 use crate::main_process::listeners::follow_plan::changes_queues;
-use crate::main_process::main::{Found, Main};
+use crate::main_process::main::Main;
 use crate::main_process::processes::planner::{Planner, Purpose};
 use crate::main_process::start::settings;
 use crate::signals;
@@ -81,10 +82,12 @@ impl Main {
 
     fn begin_planner(&mut self, purpose: Purpose, in_use: Option<Address>) -> Result<(), Cause> {
         let serving = self.serving().filter(|_| purpose == Purpose::Reread);
-        let serving = serving.and_then(|serving| self.found.get(&serving)).map(|found| found.fingerprint.clone());
+        let serving =
+            serving.and_then(|serving| self.configuration.found.get(&serving)).map(|found| found.fingerprint.clone());
         let own_files = self.own_files();
         let until = Instant::now() + PATIENCE;
-        let planner = Planner::begin(purpose, &self.plan, serving, own_files, in_use, &self.environment, until);
+        let planner =
+            Planner::begin(purpose, &self.configuration.plan, serving, own_files, in_use, &self.environment, until);
         let planner = planner
             .map_err(|error| Cause::CannotStart(format!("the configuration cannot be read: {}", words(&error))))?;
         self.children.add_planner(planner);
@@ -118,9 +121,9 @@ impl Main {
             Purpose::Generation(generation) if again => return self.plan_generation(generation),
             Purpose::Generation(generation) => {
                 let held = plan.map(|mut plan| {
-                    self.held.settle_ports(&mut plan);
+                    self.listeners.held.settle_ports(&mut plan);
                     let held = self.hold(&plan);
-                    self.held.settle_ports(&mut plan);
+                    self.listeners.held.settle_ports(&mut plan);
                     (held, plan)
                 });
                 if let Ok((Err(Refusal::InUse(address)), _)) = held {
@@ -132,7 +135,7 @@ impl Main {
                 });
                 let settings = planned.map(|plan| {
                     let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
-                    self.plans.insert(generation, plan);
+                    self.configuration.plans.insert(generation, plan);
                     settings
                 });
                 self.events.push_back(match settings {
@@ -154,7 +157,7 @@ impl Main {
     /// By which shares it replaces the one that serves: as a whole, where the workers of both would not find the same
     /// queues.
     fn surge_for(&self, plan: &Plan) -> Surge {
-        let serving = self.serving().and_then(|serving| self.plans.get(&serving));
+        let serving = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         let changes = serving.is_some_and(|serving| changes_queues(&serving.listen, &plan.listen));
         if !changes || plan.surge == Surge::All {
             return plan.surge;
@@ -165,14 +168,14 @@ impl Main {
 
     /// The files by which people and panzerctl find this instance.
     fn own_files(&self) -> Vec<Text> {
-        let pid_file = self.pid_file.path();
-        let all = [pid_file.to_owned(), lock_beside(pid_file), self.operators.server.path().to_owned()];
+        let pid_file = self.outside.pid_file.path();
+        let all = [pid_file.to_owned(), lock_beside(pid_file), self.operators.clients.server.path().to_owned()];
         all.into_iter().map(|path| Text(path.into())).collect()
     }
 
     /// Makes those anew that somebody has removed, if nobody else has the place by now.
     pub(crate) fn restore_own_files(&mut self) {
-        let restored = [self.pid_file.restore(), self.operators.server.restore(&self.poller)];
+        let restored = [self.outside.pid_file.restore(), self.operators.clients.server.restore(&self.poller)];
         for restored in restored {
             match restored {
                 Ok(None) => {}
@@ -188,25 +191,25 @@ impl Main {
             // A reload is under way.
             return;
         }
-        let reloads = |signal: &Signal| self.plan.signals.action(*signal) == signals::Action::Reload;
-        let by_signal = self.plan.signals.read_by_main().into_iter().find(reloads);
+        let reloads = |signal: &Signal| self.configuration.plan.signals.action(*signal) == signals::Action::Reload;
+        let by_signal = self.configuration.plan.signals.read_by_main().into_iter().find(reloads);
         let by_signal = by_signal.map(|signal| format!(", or {},", signal.as_str())).unwrap_or_default();
         log::warn!("the program has changed on disk and goes on as it was; panzerctl reload{by_signal} replaces it");
     }
 
     /// A generation that came to the files of the one that serves, though it may have been meant to follow a symlink.
-    pub(crate) fn tell_of_unfollowed_symlink(&self, generation: u32, found: &Found) {
+    pub(crate) fn tell_of_unfollowed_symlink(&self, generation: u32, found: &Release) {
         let serving = self.serving().filter(|serving| *serving != generation);
-        let serving = serving.and_then(|serving| self.found.get(&serving));
+        let serving = serving.and_then(|serving| self.configuration.found.get(&serving));
         let is_same = serving.is_some_and(|serving| serving.fingerprint == found.fingerprint);
-        if let Some(why) = self.plans.get(&generation).and_then(Plan::missing_pwd).filter(|_| is_same) {
+        if let Some(why) = self.configuration.plans.get(&generation).and_then(Plan::missing_pwd).filter(|_| is_same) {
             log::warn!("generation {generation} runs the same files as the one before; {why}");
         }
     }
 
     /// The plan of a new generation, with what stays as it is while panzer runs.
     fn accept(&self, mut plan: Plan) -> Plan {
-        let changed = differ(&self.plan, &plan);
+        let changed = differ(&self.configuration.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
         let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
         if !stay.is_empty() {
@@ -217,7 +220,7 @@ impl Main {
     }
 
     fn keep_what_stays(&self, plan: &mut Plan) {
-        let before = &self.plan;
+        let before = &self.configuration.plan;
         plan.name.clone_from(&before.name);
         plan.pid_file.clone_from(&before.pid_file);
         plan.control.clone_from(&before.control);
@@ -228,13 +231,14 @@ impl Main {
 
     /// Takes over what needs no new workers.
     fn tune(&mut self, mut plan: Plan) -> Result<(), Cause> {
-        self.held.settle_ports(&mut plan);
+        self.listeners.held.settle_ports(&mut plan);
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(&plan);
-        let before = self.plan.workers;
+        let before = self.configuration.plan.workers;
         // What the one that is starting was read by is older.
-        let starting = self.state.progress().and_then(|progress| self.plans.get_mut(&progress.generation));
-        for planned in starting.into_iter().chain([&mut self.plan]) {
+        let starting =
+            self.state.progress().and_then(|progress| self.configuration.plans.get_mut(&progress.generation));
+        for planned in starting.into_iter().chain([&mut self.configuration.plan]) {
             planned.workers = plan.workers;
             planned.tuning.clone_from(&plan.tuning);
         }
@@ -253,34 +257,42 @@ impl Main {
 
     /// Where slots have queues of their own, those that go are emptied first, as with any other change of the count.
     fn tuned(&mut self, before: u32) {
-        let to = self.plan.workers;
-        let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
-        let fewer = to != before && (to < from || self.emptyings.count().is_some());
+        let to = self.configuration.plan.workers;
+        let from = self.listeners.per_worker.emptyings.count().unwrap_or_else(|| self.state.workers());
+        let fewer = to != before && (to < from || self.listeners.per_worker.emptyings.count().is_some());
         if !fewer || !self.has_own_queues() {
             return self.go_by_newest();
         }
         let now = Instant::now();
-        self.emptyings.begin(to, Then::Tuned, now + self.plan.tuning.retirement().total(), now);
+        self.listeners.per_worker.emptyings.begin(
+            to,
+            Then::Tuned,
+            now + self.configuration.plan.tuning.retirement().total(),
+            now,
+        );
     }
 
     /// Running generations go by what was read last, which may have been for the one that is starting.
     pub(crate) fn go_by_newest(&mut self) {
-        let starting = self.state.progress().and_then(|progress| self.plans.get(&progress.generation));
-        let newest = starting.unwrap_or(&self.plan);
+        let starting = self.state.progress().and_then(|progress| self.configuration.plans.get(&progress.generation));
+        let newest = starting.unwrap_or(&self.configuration.plan);
         self.events.push_back(Event::Tuned(newest.workers, newest.tuning.clone()));
     }
 
     /// This generation serves: what comes next is held against its plan.
     pub(crate) fn runs_by_plan_of(&mut self, generation: u32) {
-        if let Some(plan) = self.plans.get(&generation) {
-            self.plan.clone_from(plan);
+        if let Some(plan) = self.configuration.plans.get(&generation) {
+            self.configuration.plan.clone_from(plan);
             stderr::set_level(plan.tuning.verbosity.level());
         }
     }
 
     /// The options in which `plan` differs from that of the serving generation, and which need new workers.
     fn other_changes(&self, plan: &Plan) -> Vec<String> {
-        let serving = self.serving().and_then(|serving| self.plans.get(&serving)).unwrap_or(&self.plan);
+        let serving = self
+            .serving()
+            .and_then(|serving| self.configuration.plans.get(&serving))
+            .unwrap_or(&self.configuration.plan);
         let serving = Plan { workers: plan.workers, tuning: plan.tuning.clone(), ..serving.clone() };
         let name = |field: String| match field.as_str() {
             "pid_file" => "pid".to_owned(),

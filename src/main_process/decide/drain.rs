@@ -1,71 +1,12 @@
 //! Generations that drain: how each is stopped, and how many may take their time over it.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 use super::generations::Generations;
+use super::retired::Draining;
 use super::vocabulary::{Action, Monitor, Note};
-use crate::config::{Schedule, Tuning};
-use crate::control::monitor::messages::{Order, Urgency};
-
-/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
-
-/// A monitor that was told to stop.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Draining {
-    #[serde(with = "crate::carry::moment")]
-    pub(super) since: Instant,
-    pub(super) urgency: Urgency,
-    /// How its workers are stopped, what they go through of it, and since when.
-    pub(super) stop: Schedule,
-    pub(super) schedule: Schedule,
-    #[serde(with = "crate::carry::moment")]
-    pub(super) begun: Instant,
-    #[serde(with = "crate::carry::moment::option")]
-    pub(super) kill_at: Option<Instant>,
-    /// Only a generation that once served is worth a word when it is gone.
-    pub(super) served: bool,
-}
-
-impl Draining {
-    /// One that is told now.
-    pub(super) fn begin(tuning: Tuning, served: bool, urgency: Urgency, now: Instant) -> Draining {
-        let retires = matches!(urgency, Urgency::Patient | Urgency::Retiring);
-        let schedule = scheduled(if retires { tuning.retirement() } else { &tuning.stop }, urgency);
-        let stop = tuning.stop;
-        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
-        Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
-    }
-
-    /// One of its workers has until then before it gets the next signal.
-    pub(super) fn extend(&mut self, until: Instant) {
-        if self.urgency != Urgency::Quick {
-            let end = until + self.schedule.total() + GRACE;
-            self.kill_at = self.kill_at.map(|kill_at| kill_at.max(end));
-        }
-    }
-
-    /// It is stopped so urgently from here on; the order to do so, unless it is already.
-    pub(super) fn hasten(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
-        if self.urgency >= urgency {
-            return None;
-        }
-        let schedule = scheduled(&self.stop, urgency);
-        let patient = self.urgency == Urgency::Patient;
-        self.urgency = urgency;
-        if patient || now + schedule.total() < self.begun + self.schedule.total() {
-            let kill_at = now + schedule.total() + GRACE;
-            // One that had to be killed is not killed again.
-            self.kill_at = if patient { Some(kill_at) } else { self.kill_at.map(|_| kill_at) };
-            (self.schedule, self.begun) = (schedule, now);
-        }
-        Some(Action::Order(monitor, Order::Stop(urgency)))
-    }
-}
+use crate::control::monitor::messages::Urgency;
 
 impl Generations {
     /// The generations that are being stopped, or of which something is left that is.
@@ -104,14 +45,5 @@ impl Generations {
             actions.push(Action::Note(Note::Hastened(monitor.generation, limit)));
             actions.extend(draining.hasten(*monitor, Urgency::Quick, now));
         }
-    }
-}
-
-/// How what is to be stopped `stop` is stopped so urgently.
-pub(super) fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
-    match urgency {
-        Urgency::Patient => stop.patient(),
-        Urgency::Retiring | Urgency::Graceful => stop.clone(),
-        Urgency::Quick => stop.quick(),
     }
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::reload_by_shares::Roll;
 use super::vocabulary::{Monitor, Progress, Settings};
 use crate::backoff::Backoff;
 use crate::config::Ready;
@@ -90,6 +89,32 @@ pub(super) enum Life {
         #[serde(with = "crate::carry::moment")]
         until: Instant,
     },
+}
+
+/// How far a generation has come that replaces another share by share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Roll {
+    /// So many workers it has in the end.
+    pub(super) goal: u32,
+    /// By so many at a time.
+    pub(super) share: u32,
+    /// So many have been ready at the same time: the other one does without them.
+    pub(super) proven: u32,
+}
+
+/// A generation that failed on the way, and whose workers serve until the other one has them again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FallBack {
+    pub(super) failed: Generation,
+    pub(super) goal: u32,
+    pub(super) share: u32,
+    /// So many workers of the serving generation are there again.
+    pub(super) proven: u32,
+    /// The serving generation's new share is waited for until then.
+    #[serde(with = "crate::carry::moment::option")]
+    pub(super) ready_by: Option<Instant>,
 }
 
 impl Generation {

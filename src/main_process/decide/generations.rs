@@ -12,11 +12,9 @@ use crate::config::Ready;
 use crate::control::monitor::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
-use super::drain::{Draining, GRACE};
-use super::generation::{Generation, Life, Phase};
-use super::orphans::Orphans;
-use super::reload_by_shares::FallBack;
+use super::generation::{FallBack, Generation, Life, Phase};
 use super::renewal::Renewal;
+use super::retired::{Draining, GRACE, Orphans};
 use super::vocabulary::{Action, Event, Monitor, Note, Overview, Progress, Settings, Standing, Verdict};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -145,6 +143,11 @@ impl Generations {
         let starting = self.starting.iter().map(|(starting, _)| living(Standing::Starting, starting));
         let back = self.falling_back.iter().map(|back| living(Standing::Draining, &back.failed));
         draining.chain(back).chain(serving).chain(starting).collect()
+    }
+
+    /// The number of the serving generation.
+    pub fn serving(&self) -> Option<u32> {
+        self.serving.as_ref().map(|serving| serving.number)
     }
 
     /// How things stand, in numbers.

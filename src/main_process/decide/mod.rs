@@ -13,6 +13,7 @@ mod reload;
 mod reload_by_shares;
 mod renewal;
 mod reports;
+mod retired;
 mod vocabulary;
 
 pub(crate) mod queue_emptying;

@@ -4,33 +4,10 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use serde::{Deserialize, Serialize};
-
-use super::drain::{Draining, GRACE, scheduled};
 use super::generations::Generations;
+use super::retired::{Draining, GRACE, Orphans, scheduled};
 use super::vocabulary::{Action, Monitor};
 use crate::config::{Escalation, Schedule};
-use crate::control::monitor::messages::Urgency;
-
-/// What outlived one monitor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Orphans {
-    stop: Schedule,
-    escalation: Escalation,
-}
-
-impl Orphans {
-    /// They are stopped so urgently from here on, if they end sooner by that.
-    pub(super) fn hasten(&mut self, urgency: Urgency, now: Instant) {
-        self.escalation.hasten(&scheduled(&self.stop, urgency), now);
-    }
-
-    /// When they are to get the next signal, or are given up.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.escalation.deadline().or(self.escalation.killed().map(|killed| killed + GRACE))
-    }
-}
 
 impl Generations {
     /// Workers of this monitor have outlived it, which was, where it drained, stopping them.

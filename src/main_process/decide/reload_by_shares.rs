@@ -7,40 +7,12 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
-use super::drain::GRACE;
-use super::generation::{Generation, Phase};
+use super::generation::{FallBack, Generation, Phase, Roll};
 use super::generations::Generations;
+use super::retired::GRACE;
 use super::vocabulary::Action;
 use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
-
-/// How far a generation has come that replaces another share by share.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Roll {
-    /// So many workers it has in the end.
-    pub(super) goal: u32,
-    /// By so many at a time.
-    pub(super) share: u32,
-    /// So many have been ready at the same time: the other one does without them.
-    pub(super) proven: u32,
-}
-
-/// A generation that failed on the way, and whose workers serve until the other one has them again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FallBack {
-    pub(super) failed: Generation,
-    pub(super) goal: u32,
-    share: u32,
-    /// So many workers of the serving generation are there again.
-    proven: u32,
-    /// The serving generation's new share is waited for until then.
-    #[serde(with = "crate::carry::moment::option")]
-    ready_by: Option<Instant>,
-}
 
 impl Generation {
     /// It replaces a serving generation by the share that its settings ask for.

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::held::AllHeld;
 use crate::config::Plan;
-use crate::main_process::operators::requests::{is_hang_up, is_interrupt};
+use crate::main_process::operators::signals::{is_hang_up, is_interrupt};
 use crate::signals::Habits;
 use crate::sockets::{Refusal, bind, queues};
 use crate::sys::errno::words;

@@ -11,7 +11,7 @@ use crate::config::MOST_LISTENERS;
 use crate::control::monitor::messages::Order;
 use crate::main_process::decide::shared_ports::{Claimant, Claimed};
 use crate::main_process::listeners::guard::tcp::tell_unwatched;
-use crate::main_process::main::{Main, shared_name};
+use crate::main_process::main::Main;
 use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_bound};
 use crate::sys::errno::words;
 use crate::sys::socket_options;
@@ -31,6 +31,16 @@ pub(crate) struct Bind {
 }
 
 impl Main {
+    pub(crate) fn close_abandoned(&mut self) {
+        for key in self.listeners.shares.close_abandoned(self.serving(), Instant::now()) {
+            self.listeners.guard.remove(&shared_name(&key), &self.poller);
+            // What is asked for as well goes on.
+            if self.listeners.held.is_claimed(&key).is_none() {
+                log::info!("closed {}: no worker that lives has bound it", key.address);
+            }
+        }
+    }
+
     pub(crate) fn claimed(&mut self, claimant: Claimant, bind: Bind) {
         let (generation, now) = (claimant.0.generation, Instant::now());
         if self.state.is_stopping() {
@@ -39,7 +49,7 @@ impl Main {
         }
         self.hold_asked_for(&bind.key, generation, now);
         let may_wait = bind.process.is_some() && !bind.late;
-        match self.shares.claim(&bind.key, claimant, bind.process.unwrap_or_default(), may_wait, now) {
+        match self.listeners.shares.claim(&bind.key, claimant, bind.process.unwrap_or_default(), may_wait, now) {
             Claimed::Waits => {}
             Claimed::Held(_) => self.send_shared(claimant, &bind.key, now),
             Claimed::Kernel if bind.late => self.not_shared(claimant, None),
@@ -56,7 +66,7 @@ impl Main {
         match (bound, process) {
             (Err(errno), _) => self.refuse(claimant, &key, errno),
             (Ok(_), Some(process)) => {
-                self.shares.bound(key, claimant, process);
+                self.listeners.shares.bound(key, claimant, process);
                 self.tell_monitor(claimant, |ticket| Order::Bound { ticket });
             }
             (Ok(socket), None) => self.share(claimant, &key, socket, now),
@@ -66,7 +76,7 @@ impl Main {
     /// A worker listens on a socket that it has bound before. It is shared from now on.
     pub(crate) fn listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
         let now = Instant::now();
-        if let Some(held) = self.shares.take(key, claimant.0.generation, now) {
+        if let Some(held) = self.listeners.shares.take(key, claimant.0.generation, now) {
             let current = socket_options::backlog(held).ok().flatten();
             let longer = current.is_some_and(|current| current < backlog as u32);
             let lengthened = if longer { socket_options::listen(held, backlog as u32) } else { Ok(()) };
@@ -90,16 +100,16 @@ impl Main {
 
     /// Holds it, and gives it to all that wait for it.
     fn share(&mut self, claimant: Claimant, key: &Key, socket: OwnedFd, now: Instant) {
-        let (copy, before) = (socket.try_clone(), self.shares.ports());
-        let Some(waiting) = self.shares.hold(key, socket, claimant.0.generation, now) else {
-            if !std::mem::replace(&mut self.too_many_told, true) {
+        let (copy, before) = (socket.try_clone(), self.listeners.shares.ports());
+        let Some(waiting) = self.listeners.shares.hold(key, socket, claimant.0.generation, now) else {
+            if !std::mem::replace(&mut self.listeners.too_many_told, true) {
                 log::warn!("{} and later addresses are not shared: {MOST_LISTENERS} are already", key.address);
             }
             return self.not_shared(claimant, None);
         };
         match copy {
             Ok(copy) => {
-                self.guard.add(shared_name(key), copy.as_fd());
+                self.listeners.guard.add(shared_name(key), copy.as_fd());
                 self.put_listeners_right();
             }
             Err(error) => tell_unwatched(&shared_name(key), &error),
@@ -110,7 +120,7 @@ impl Main {
 
     /// A debugger or a scraper of metrics wants one worker, and not any: so every port beyond the first is told of.
     fn tell_of_further_port(&self, before: &BTreeSet<u16>, port: u16) {
-        let were_named = self.plan.share_ports.only().is_some();
+        let were_named = self.configuration.plan.share_ports.only().is_some();
         if were_named || before.is_empty() || before.contains(&port) || before.len() > MAX_PORTS_TOLD {
             return;
         }
@@ -124,16 +134,17 @@ impl Main {
 
     /// Main holds some because it was asked to: workers that bind one of those get it.
     fn hold_asked_for(&mut self, key: &Key, generation: u32, now: Instant) {
-        let asked_for = self.held.is_claimed(key).filter(|_| self.shares.held().all(|(held, _)| held != key));
+        let asked_for =
+            self.listeners.held.is_claimed(key).filter(|_| self.listeners.shares.held().all(|(held, _)| held != key));
         let Some(Ok(copy)) = asked_for.map(|held| held.listener.as_fd().try_clone_to_owned()) else { return };
-        self.guard.add(shared_name(key), copy.as_fd());
-        self.shares.hold(key, copy, generation, now);
+        self.listeners.guard.add(shared_name(key), copy.as_fd());
+        self.listeners.shares.hold(key, copy, generation, now);
     }
 
     /// What is due about binds that others wait for.
     pub(crate) fn tend_claims(&mut self) {
         let now = Instant::now();
-        let due = self.shares.due(now);
+        let due = self.listeners.shares.due(now);
         for bound in due.looks {
             match self.children.running(bound.0) {
                 Some(running) => running.channel.send(&Order::Look { ticket: bound.1 }),
@@ -145,7 +156,7 @@ impl Main {
 
     /// A monitor's answer.
     pub(crate) fn looked(&mut self, bound: Claimant, may_listen: bool) {
-        let again = self.shares.looked(bound, may_listen, Instant::now());
+        let again = self.listeners.shares.looked(bound, may_listen, Instant::now());
         self.claim_again(again);
     }
 
@@ -161,12 +172,12 @@ impl Main {
     }
 
     fn refuse(&mut self, claimant: Claimant, key: &Key, errno: Errno) {
-        self.conflicts.refused.insert(claimant.0.generation, (key.address, errno));
+        self.listeners.conflicts.refused.insert(claimant.0.generation, (key.address, errno));
         self.not_shared(claimant, Some(errno as i32));
     }
 
     fn send_shared(&mut self, claimant: Claimant, key: &Key, now: Instant) {
-        match self.shares.take(key, claimant.0.generation, now).map(OwnedFd::try_clone) {
+        match self.listeners.shares.take(key, claimant.0.generation, now).map(OwnedFd::try_clone) {
             Some(Ok(copy)) => {
                 if let Some(running) = self.children.running(claimant.0) {
                     running.channel.send_along(&Order::Shared { ticket: claimant.1 }, vec![copy]);
@@ -181,4 +192,9 @@ impl Main {
             running.channel.send(&order(ticket));
         }
     }
+}
+
+/// The name by which the guard knows what workers have bound themselves.
+pub(crate) fn shared_name(key: &Key) -> String {
+    format!("{} (shared)", key.address)
 }

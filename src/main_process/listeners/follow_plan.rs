@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use super::held::Held;
 use crate::config::{Address, Listen, Plan};
-use crate::main_process::main::{Main, shared_name};
+use crate::main_process::listeners::claims::shared_name;
+use crate::main_process::main::Main;
 use crate::sockets::bind::tell_if_capped;
 use crate::sockets::sharing::{is_at, key_of};
 use crate::sockets::{Listener, Refusal, bind, queues};
@@ -20,7 +21,8 @@ impl Main {
     pub(crate) fn hold(&mut self, plan: &Plan) -> Result<(), Refusal> {
         let workers = self.state.count_for(plan.workers);
         for listen in &plan.listen {
-            let Some(held) = self.held.first(listen).filter(|held| held.listen.access != listen.access) else {
+            let Some(held) = self.listeners.held.first(listen).filter(|held| held.listen.access != listen.access)
+            else {
                 continue;
             };
             let may_have = held.listener.may_have(listen.access);
@@ -32,7 +34,7 @@ impl Main {
 
     /// The same, for so many workers.
     pub(crate) fn hold_for(&mut self, plan: &Plan, workers: u32) -> Result<(), Refusal> {
-        let missing = self.held.missing(&plan.listen, workers);
+        let missing = self.listeners.held.missing(&plan.listen, workers);
         if missing.is_empty() {
             return Ok(());
         }
@@ -40,7 +42,7 @@ impl Main {
             return Err(Refusal::Final(shortage));
         }
         // What is bound belongs to its group at once, and has no worker yet.
-        self.held.look_who_is_silent();
+        self.listeners.held.look_who_is_silent();
         self.steer_before_more_join();
         let mut added = Vec::new();
         let bound: Result<(), Refusal> = missing.into_iter().try_for_each(|(listen, slot)| {
@@ -51,21 +53,21 @@ impl Main {
             self.let_go(added.iter().rev().copied().collect());
         }
         self.steer_anew();
-        for held in self.held.iter().filter(|held| held.slot > 0 && added.contains(&held.number)) {
+        for held in self.listeners.held.iter().filter(|held| held.slot > 0 && added.contains(&held.number)) {
             if let Err(error) = held.listener.let_in() {
                 log::warn!("{}: nothing is let in: {}", held.name, words(&error));
             }
         }
         self.put_listeners_right();
         bound?;
-        for new in self.held.iter().filter(|held| held.slot == 0 && added.contains(&held.number)) {
+        for new in self.listeners.held.iter().filter(|held| held.slot == 0 && added.contains(&held.number)) {
             log::info!("listening on {}", new.listen.address);
         }
         Ok(())
     }
 
     fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, Refusal> {
-        let listen = &self.held.with_port(listen);
+        let listen = &self.listeners.held.with_port(listen);
         if slot > 0 {
             self.set_joinable(listen, true).map_err(Refusal::Final)?;
         }
@@ -73,7 +75,7 @@ impl Main {
             Some(listener) => {
                 let backlog = socket_options::backlog(&listener).unwrap_or_default();
                 let before = Listen { backlog, nonblock: false, per_worker: false, ..listen.clone() };
-                self.held.add(before, slot, listener)
+                self.listeners.held.add(before, slot, listener)
             }
             None => {
                 let bound = bind(listen, slot);
@@ -82,19 +84,19 @@ impl Main {
                     Refusal::InUse(_) => in_the_way().map_or(refusal, Refusal::Final),
                     other => other,
                 })?;
-                self.held.add(listen.clone(), slot, bound)
+                self.listeners.held.add(listen.clone(), slot, bound)
             }
         };
-        if let Some(held) = self.held.by_number(number) {
-            self.guard.add(held.name.clone(), held.listener.as_fd());
-            self.unix_guard.watch(held, &self.poller);
+        if let Some(held) = self.listeners.held.by_number(number) {
+            self.listeners.guard.add(held.name.clone(), held.listener.as_fd());
+            self.listeners.unix_guard.watch(held, &self.poller);
         }
         Ok(number)
     }
 
     /// Has others join the first of its address, or no more.
     fn set_joinable(&mut self, listen: &Listen, joinable: bool) -> Result<(), String> {
-        let first = self.held.iter_mut().find(|held| held.slot == 0 && held.is_of(listen));
+        let first = self.listeners.held.iter_mut().find(|held| held.slot == 0 && held.is_of(listen));
         let Some(first) = first.filter(|first| first.listen.per_worker != joinable) else { return Ok(()) };
         let set = first.listener.set_joinable(joinable);
         set.map_err(|error| format!("{} cannot be given queues for each worker: {}", first.name, words(&error)))?;
@@ -105,7 +107,7 @@ impl Main {
     /// What workers have bound there themselves, and main holds for them: it is the listener that is asked for, and what
     /// waits in it is not lost.
     fn shared_at(&self, listen: &Listen) -> Option<Listener> {
-        let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
+        let (_, socket) = self.listeners.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
         let listener = Listener::without_path(socket.try_clone().ok()?);
         if matches!(socket_options::backlog(&listener), Ok(None)) {
             listener.set_backlog(listen.backlog).ok()?;
@@ -119,15 +121,15 @@ impl Main {
         let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
         let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
         let name = shared_name(&key);
-        if self.shares.offer(key, copy, Instant::now()) {
-            self.guard.add(name, held.listener.as_fd());
+        if self.listeners.shares.offer(key, copy, Instant::now()) {
+            self.listeners.guard.add(name, held.listener.as_fd());
         }
     }
 
     /// Says so where workers are in the way.
     fn shared_instead(&self, listen: &Listen) -> Option<String> {
         let port = listen.address.tcp_port()?;
-        let (key, _) = self.shares.held().find(|(key, _)| key.address.port() == port)?;
+        let (key, _) = self.listeners.shares.held().find(|(key, _)| key.address.port() == port)?;
         let (wanted, bound) = (&listen.address, key.address);
         Some(format!("cannot listen on {wanted}: workers have bound {bound} themselves and share it; ask for that"))
     }
@@ -135,7 +137,7 @@ impl Main {
     /// Says so where a listener of panzer's own is in the way: the same port in another form.
     fn held_instead(&self, listen: &Listen) -> Option<String> {
         let wanted = &listen.address;
-        let held = &self.held.iter().find(|held| held.listen.address.overlaps(wanted))?.listen.address;
+        let held = &self.listeners.held.iter().find(|held| held.listen.address.overlaps(wanted))?.listen.address;
         let why = match (held, wanted) {
             (Address::Any(_) | Address::AnyUdp(_), Address::Tcp(_) | Address::Udp(_)) if listen.bare => {
                 " (by --also-speak server-starter a port alone is of IPv4 only)"
@@ -150,12 +152,12 @@ impl Main {
 
     /// A generation serves: what is held is as its plan says from now on.
     pub(crate) fn adopt_listeners_of(&mut self, generation: u32) {
-        let wanted = self.plans.get(&generation).map(|plan| plan.listen.clone()).unwrap_or_default();
-        for held in self.held.iter_mut() {
+        let wanted = self.configuration.plans.get(&generation).map(|plan| plan.listen.clone()).unwrap_or_default();
+        for held in self.listeners.held.iter_mut() {
             let Some(listen) = wanted.iter().find(|listen| held.is_of(listen)) else { continue };
             become_as(held, listen);
             if held.listen.backlog != listen.backlog && !held.is_silent() {
-                self.guard.note_queue(&held.name);
+                self.listeners.guard.note_queue(&held.name);
             }
             // Whether others may join it is another matter.
             held.listen = Listen { per_worker: held.listen.per_worker, ..listen.clone() };
@@ -169,14 +171,14 @@ impl Main {
         };
         let is_dropped = |held: &&Held| {
             let inherited = held.listen.inherited.is_some();
-            !inherited && !self.plans.values().any(|plan| has(plan, held))
+            !inherited && !self.configuration.plans.values().any(|plan| has(plan, held))
         };
-        let dropped: Vec<u64> = self.held.iter().filter(is_dropped).map(|held| held.number).collect();
+        let dropped: Vec<u64> = self.listeners.held.iter().filter(is_dropped).map(|held| held.number).collect();
         if dropped.is_empty() {
             return;
         }
-        let left_to_workers = |held: &Held| self.shares_ports && held.listen.address.tcp_port().is_some();
-        for held in self.held.iter().filter(|held| held.slot == 0 && dropped.contains(&held.number)) {
+        let left_to_workers = |held: &Held| self.listeners.shares_ports && held.listen.address.tcp_port().is_some();
+        for held in self.listeners.held.iter().filter(|held| held.slot == 0 && dropped.contains(&held.number)) {
             if !left_to_workers(held) {
                 log::info!("closed {}: no generation has it any more", held.listen.address);
             }
@@ -187,18 +189,19 @@ impl Main {
 
     fn let_go(&mut self, numbers: Vec<u64>) {
         for number in numbers {
-            let Some(held) = self.held.remove(number) else { continue };
-            self.unix_guard.forget(&held, &self.poller);
-            if self.shares_ports && !self.state.is_stopping() {
+            let Some(held) = self.listeners.held.remove(number) else { continue };
+            self.listeners.unix_guard.forget(&held, &self.poller);
+            if self.listeners.shares_ports && !self.state.is_stopping() {
                 // Workers may bind it themselves from now on.
                 self.leave_to_workers(&held);
             }
-            self.guard.remove(&held.name, &self.poller);
+            self.listeners.guard.remove(&held.name, &self.poller);
             held.listener.close();
         }
-        let is_group = |first: &Held| self.held.iter().any(|other| other.slot > 0 && other.is_of(&first.listen));
+        let is_group =
+            |first: &Held| self.listeners.held.iter().any(|other| other.slot > 0 && other.is_of(&first.listen));
         let alone: Vec<Listen> =
-            self.held.iter().filter(|held| !is_group(held)).map(|held| held.listen.clone()).collect();
+            self.listeners.held.iter().filter(|held| !is_group(held)).map(|held| held.listen.clone()).collect();
         for listen in alone {
             if let Err(why) = self.set_joinable(&listen, false) {
                 log::warn!("{why}");

@@ -1,6 +1,25 @@
 //! Who started panzer, and the files by which panzer is found.
 
 pub(crate) mod ack_paths;
+pub(crate) mod daemon_parent;
 pub(crate) mod pid_file;
 pub(crate) mod service_manager;
-pub(crate) mod starter;
+
+use self::ack_paths::AckPaths;
+use self::daemon_parent::DaemonParent;
+use self::pid_file::PidFile;
+use self::service_manager::ServiceManager;
+use crate::sys::output::TerminalRights;
+
+/// Everything outside that knows panzer.
+pub(crate) struct Outside {
+    pub(crate) service_manager: ServiceManager,
+    pub(crate) daemon_parent: DaemonParent,
+    pub(crate) pid_file: PidFile,
+    pub(crate) ack_paths: AckPaths,
+    /// Whether panzer was started on a terminal.
+    pub(crate) had_terminal: bool,
+    pub(crate) terminal_rights: TerminalRights,
+    /// Whether HUP was ignored when panzer was started.
+    pub(crate) ignores_hang_up: bool,
+}

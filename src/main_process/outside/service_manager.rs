@@ -28,7 +28,7 @@ const EXTENSION: Duration = Duration::from_secs(30);
 
 /// The way up.
 #[derive(Debug)]
-pub(crate) struct Upward {
+pub(crate) struct ServiceManager {
     to: Option<(OwnedFd, UnixAddr)>,
     watchdog: Option<Watchdog>,
     told: Told,
@@ -67,9 +67,9 @@ pub(crate) struct Told {
     status: String,
 }
 
-impl Upward {
+impl ServiceManager {
     /// As `environment` says. The variables are panzer's own: no worker sees them.
-    pub(crate) fn new(environment: &Environment, now: Instant) -> Upward {
+    pub(crate) fn new(environment: &Environment, now: Instant) -> ServiceManager {
         let to = environment.path_of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
             Err(errno) => {
@@ -88,7 +88,7 @@ impl Upward {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
             });
-        Upward {
+        ServiceManager {
             to,
             watchdog,
             told: Told::default(),
@@ -106,8 +106,8 @@ impl Upward {
     }
 
     /// Goes on where the main before was: what the manager knows is not told again.
-    pub(crate) fn resume(self, told: Told) -> Upward {
-        Upward { told, ..self }
+    pub(crate) fn resume(self, told: Told) -> ServiceManager {
+        ServiceManager { told, ..self }
     }
 
     /// A signal asks for a reading of the configuration: `Type=notify-reload` waits for its beginning and its end, also
@@ -300,7 +300,7 @@ mod tests {
     fn a_watchdog_that_is_due_waits_until_a_full_socket_is_tried_again() {
         let now = Instant::now();
         let watchdog = Some(Watchdog { every: RETRY, next: now });
-        let mut upward = Upward {
+        let mut upward = ServiceManager {
             to: None,
             watchdog,
             told: Told::default(),

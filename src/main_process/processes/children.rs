@@ -82,6 +82,8 @@ pub(crate) struct Children {
     preflight: Option<Preflight>,
     /// Those that read the configuration, or are given up and have not ended yet.
     planners: Vec<Planner>,
+    /// The token under which the next monitor's channel is watched.
+    next_token: u64,
 }
 
 /// The children as one main hands them on to the next, which is the same process: they stay its own.
@@ -128,7 +130,8 @@ impl Carried {
 }
 
 impl Children {
-    pub(crate) fn new() -> Children {
+    /// None yet. Their channels are watched under tokens from `first_token` on.
+    pub(crate) fn new(first_token: u64) -> Children {
         let strangers: BTreeSet<Pid> = processes::children().into_iter().collect();
         Children {
             monitors: BTreeMap::new(),
@@ -140,7 +143,14 @@ impl Children {
             reaps_on: false,
             preflight: None,
             planners: Vec::new(),
+            next_token: first_token,
         }
+    }
+
+    /// A token for one more channel.
+    pub(crate) fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token - 1
     }
 
     /// For the next main. A pre-flight has ended by then.
@@ -184,6 +194,7 @@ impl Children {
         };
         let monitors: BTreeMap<Monitor, Running> =
             carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
+        let next_token = first_token + monitors.len() as u64;
         let mut kin = Kin::default();
         for (monitor, pids) in carried.orphans {
             for pid in pids.into_iter().map(Pid::from_raw) {
@@ -200,6 +211,7 @@ impl Children {
             reaps_on: false,
             preflight: None,
             planners: Vec::new(),
+            next_token,
         })
     }
 

@@ -1,7 +1,10 @@
 //! The processes that main starts, hears and reaps: the one room that knows pids.
 
+pub(crate) mod adopt;
 pub(crate) mod children;
 pub(crate) mod families;
 pub(crate) mod helper;
+pub(crate) mod monitor;
 pub mod planner;
+pub(crate) mod reap;
 pub(crate) mod reports;

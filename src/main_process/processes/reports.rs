@@ -1,23 +1,19 @@
-//! What main hears of its children: what monitors report, what workers want to bind, and who has ended.
+//! What monitors report, and what their workers want to bind.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::children::{FirstWord, LONGEST_SILENCE};
+use super::children::FirstWord;
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::Report;
+use crate::main_process::configuration::Release;
 use crate::main_process::decide::{Event, Monitor};
 use crate::main_process::listeners::claims::Bind;
-use crate::main_process::main::{Found, Main};
-use crate::sys::errno::words;
+use crate::main_process::main::Main;
 use crate::sys::processes;
-use crate::worker::cause::Cause;
-use crate::worker::spawn::Outcome;
 
 impl Main {
     /// Reads at most `count` reports. The poller wakes main again for those that are left.
@@ -38,7 +34,7 @@ impl Main {
                     self.listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());
                 }
                 Received::Message(Report::Owns { addresses }, _) => {
-                    drop(self.conflicts.own.insert(monitor.generation, addresses))
+                    drop(self.listeners.conflicts.own.insert(monitor.generation, addresses))
                 }
                 Received::Message(Report::Looked { ticket, may_listen }, _) => {
                     self.looked((monitor, ticket), may_listen);
@@ -87,9 +83,9 @@ impl Main {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
             (Report::Resolved { path, other_user, fingerprint }, Ok([directory, program, findings])) => {
                 log::debug!("generation {} runs {}", monitor.generation, path.display());
-                let found = Found { directory, program, findings, path, other_user, fingerprint };
+                let found = Release { directory, program, findings, path, other_user, fingerprint };
                 self.tell_of_unfollowed_symlink(monitor.generation, &found);
-                self.found.insert(monitor.generation, found);
+                self.configuration.found.insert(monitor.generation, found);
             }
             (Report::Forked { slot, pid, started }, _) => {
                 self.children.family(monitor).workers.insert(slot, (Pid::from_raw(pid), started));
@@ -99,7 +95,7 @@ impl Main {
                 self.children.family(monitor).given_up.extend(pids);
             }
             (Report::Worker(status), _) => {
-                if let Some(inquiry) = &mut self.inquiry {
+                if let Some(inquiry) = &mut self.operators.inquiry {
                     inquiry.add(monitor, status);
                 }
             }
@@ -107,12 +103,12 @@ impl Main {
                 if let Some(running) = self.children.running(monitor) {
                     running.asked = false;
                 }
-                if let Some(inquiry) = &mut self.inquiry {
+                if let Some(inquiry) = &mut self.operators.inquiry {
                     inquiry.complete(monitor);
                 }
             }
             (Report::QueueMissing { place }, _) => self.send_queue_again(monitor, place),
-            (Report::Signalled { ticket, reached }, _) => self.operators.signalled(ticket, monitor, reached),
+            (Report::Signalled { ticket, reached }, _) => self.operators.clients.signalled(ticket, monitor, reached),
             (report, _) => {
                 if matches!(report, Report::Ready { .. } | Report::Died { .. }) {
                     self.put_listeners_right();
@@ -120,70 +116,5 @@ impl Main {
                 self.events.push_back(Event::Told(monitor, report));
             }
         }
-    }
-
-    pub(crate) fn reap(&mut self) {
-        // All at once first: what has ended as well is nobody's orphan.
-        let mut ended = processes::reap_all();
-        self.children.reaps_on = ended.len() == processes::MOST_REAPED;
-        let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
-        orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));
-        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
-        ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
-        for (pid, exit) in ended {
-            if let Some(monitor) = self.children.by_pid(pid) {
-                // Its last words come before its end.
-                self.take_reports(monitor, usize::MAX);
-                let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
-                let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
-                    Some(Outcome::Failed(refused, _)) => {
-                        Cause::CannotStart(format!("could not be executed: {}", words(&refused.errno.into())))
-                    }
-                    _ if silent => {
-                        let time = LONGEST_SILENCE.as_secs();
-                        Cause::CannotStart(format!("hung for {time}s before its first word, and was killed"))
-                    }
-                    _ => exit.into(),
-                };
-                if let Some(running) = self.children.running(monitor) {
-                    self.poller.forget(&running.channel);
-                }
-                self.children.remove(monitor);
-                let again = self.shares.monitor_ended(monitor);
-                self.claim_again(again);
-                self.operators.give_up_signals(Instant::now(), Some(monitor));
-                let is_survived = self.meet(monitor) || !self.children.is_gone(monitor);
-                if let Some(inquiry) = &mut self.inquiry {
-                    inquiry.complete(monitor);
-                }
-                self.events.push_back(Event::Ended(monitor, cause, is_survived));
-            } else if let Some(preflight) = self.children.take_preflight(pid) {
-                self.preflight_ended(preflight, exit);
-            } else if let Some(planner) = self.children.take_planner(pid) {
-                self.planner_ended(planner, exit);
-            } else if let Some(monitor) = self.children.kin.owner(pid) {
-                orphans.entry(monitor).or_default().push(pid);
-            } else {
-                self.children.strangers.remove(&pid);
-            }
-        }
-        for (monitor, ended) in orphans {
-            // What they have left behind in turn is ours as well.
-            let joined = self.meet(monitor);
-            ended.into_iter().for_each(|pid| self.children.kin.remove(pid));
-            if joined {
-                self.events.push_back(Event::OrphansJoined(monitor));
-            } else if self.children.is_gone(monitor) {
-                self.events.push_back(Event::OrphansGone(monitor));
-            }
-        }
-    }
-
-    /// Takes in what has been adopted since; true where something is left of `dead`.
-    fn meet(&mut self, dead: Monitor) -> bool {
-        let mut more = self.children.meet(dead);
-        let is_left = more.remove(&dead);
-        self.events.extend(more.into_iter().map(Event::OrphansJoined));
-        is_left
     }
 }

@@ -20,8 +20,8 @@ use crate::main_process::decide::shared_ports::Shares;
 use crate::main_process::listeners::guard::tcp;
 use crate::main_process::listeners::guard::unix;
 use crate::main_process::listeners::held;
+use crate::main_process::operators::clients;
 use crate::main_process::operators::counters::Counters;
-use crate::main_process::operators::waiting;
 use crate::main_process::outside::ack_paths::AckPaths;
 use crate::main_process::outside::pid_file;
 use crate::main_process::outside::service_manager;
@@ -111,7 +111,7 @@ pub(crate) struct Carried {
     #[serde(default)]
     pub(crate) lost_messages: u64,
     pub(crate) dumps: bool,
-    pub(crate) operators: waiting::Carried,
+    pub(crate) operators: clients::Carried,
     pub(crate) counters: Counters,
     pub(crate) state: Generations,
 }

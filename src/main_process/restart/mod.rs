@@ -2,4 +2,17 @@
 
 pub(crate) mod document;
 pub(crate) mod hand_over;
-pub mod preflight;
+pub(crate) mod preflight;
+pub mod prove;
+pub(crate) mod take_over;
+
+use self::preflight::NextBuild;
+use crate::main_process::decide::restart::Restart;
+
+/// A restart in place, as far as it has come.
+#[derive(Default)]
+pub(crate) struct Restarting {
+    pub(crate) restart: Restart,
+    /// The build that has proved itself, and is to take over.
+    pub(crate) next_build: Option<NextBuild>,
+}

@@ -1,23 +1,19 @@
 //! The pre-flight of a restart in place: a child that runs the new build, and shows whether that can read what main
 //! knows. It is given a copy of that and nothing else: whatever it turns out to be, it can disturb nobody.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Error};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2, read};
 use serde::{Deserialize, Serialize};
 
-use super::document;
-use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::control::environment::Environment;
 use crate::control::monitor::channel::{Channel, Message, Received};
 use crate::main_process::processes::helper::Helper;
+use crate::sys::printable;
 use crate::sys::processes::Exit;
-use crate::sys::{memfd, printable};
 use crate::worker::cause::signal_name;
 
 /// So much of what it printed is passed on, in bytes.
@@ -25,31 +21,14 @@ const LONGEST_LINE: usize = 512;
 
 /// What the new build says of itself, with its image as a descriptor: exactly the file that was tried is executed then.
 #[derive(Debug, Serialize, Deserialize)]
-struct Proof {
-    build: String,
+pub(crate) struct Proof {
+    pub(crate) build: String,
 }
 
 impl Message for Proof {
     fn carries(&self, descriptors: usize) -> bool {
         descriptors == 1
     }
-}
-
-/// Takes the role of a pre-flight: checks what main knows as a main would that took over.
-pub fn run(environment: &Environment) -> anyhow::Result<()> {
-    let (state, channel) = environment.take_preflight()?;
-    let bytes = memfd::read(state).context("the state cannot be read")?;
-    document::read(&bytes).map_err(Error::msg)?;
-    let image: OwnedFd = File::options()
-        .read(true)
-        .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())
-        .open(OWN_IMAGE)
-        .context(format!("cannot open {OWN_IMAGE}"))?
-        .into();
-    let proof = Proof { build: document::build().to_owned() };
-    let mut channel = Channel::new(channel);
-    channel.send_along(&proof, vec![image]);
-    channel.finish().context("main cannot be told")
 }
 
 /// A pre-flight under way.

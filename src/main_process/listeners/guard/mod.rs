@@ -2,3 +2,4 @@
 
 pub(crate) mod tcp;
 pub(crate) mod unix;
+pub(crate) mod watch;

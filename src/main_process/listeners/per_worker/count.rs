@@ -27,7 +27,7 @@ impl Main {
         if !self.has_own_queues() {
             return self.events.push_back(Event::Scale(request, change));
         }
-        let from = self.emptyings.count().unwrap_or_else(|| self.state.workers());
+        let from = self.listeners.per_worker.emptyings.count().unwrap_or_else(|| self.state.workers());
         // Counted from what is pending, which the state does not know yet. Queues are for the first so many slots, so it is
         // the last one that goes.
         let change = match change {
@@ -40,25 +40,25 @@ impl Main {
         };
         if let Err(why) = self.bind_queues(to) {
             match request {
-                Some(client) => self.operators.answer(client, Outcome::refused(why)),
+                Some(client) => self.operators.clients.answer(client, Outcome::refused(why)),
                 None => log::warn!("{why}"),
             }
             return;
         }
         let change = if change == Change::ToNone { change } else { Change::To(to) };
         let event = Event::Scale(request, change);
-        if to >= from && self.emptyings.count().is_none() {
+        if to >= from && self.listeners.per_worker.emptyings.count().is_none() {
             return self.events.push_back(event);
         }
         if let Some(client) = request {
-            self.operators.emptying(client);
+            self.operators.clients.emptying(client);
         }
         let now = Instant::now();
         // With nobody left, the first queue takes what comes.
-        self.emptyings.begin(
+        self.listeners.per_worker.emptyings.begin(
             to.max(1),
             Then::Happens(Box::new(event)),
-            now + self.plan.tuning.retirement().total(),
+            now + self.configuration.plan.tuning.retirement().total(),
             now,
         );
     }
@@ -67,7 +67,7 @@ impl Main {
     fn plans_that_go_on(&self) -> impl Iterator<Item = &Plan> {
         let standings = self.state.standings().into_iter();
         let going_on = standings.filter(|(standing, ..)| *standing != Standing::Draining);
-        going_on.filter_map(|(_, generation, _)| self.plans.get(&generation))
+        going_on.filter_map(|(_, generation, _)| self.configuration.plans.get(&generation))
     }
 
     /// Whether each slot of those has a queue of its own.
@@ -91,9 +91,9 @@ impl Main {
                 if !self.state.is_stopping() && self.leaves_queues(monitor, kept) =>
             {
                 let then = Then::Ordered(monitor, order);
-                return self.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
+                return self.listeners.per_worker.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
             }
-            Order::Stop(_) => self.emptyings.forget(monitor),
+            Order::Stop(_) => self.listeners.per_worker.emptyings.forget(monitor),
             _ => {}
         }
         if let Some(running) = self.children.running(monitor) {
@@ -106,11 +106,13 @@ impl Main {
         if let Err(why) = self.bind_queues(workers) {
             log::warn!("{why}");
         }
-        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+        let (Some(running), Some(plan)) =
+            (self.children.running(monitor), self.configuration.plans.get(&monitor.generation))
+        else {
             return;
         };
         running.workers = workers;
-        match self.held.sockets(&plan.listen, workers, running.queues) {
+        match self.listeners.held.sockets(&plan.listen, workers, running.queues) {
             Ok(more) => {
                 let first = running.queues;
                 running.queues += more.len();
@@ -122,10 +124,12 @@ impl Main {
 
     /// A queue did not arrive: sends it again.
     pub(crate) fn send_queue_again(&mut self, monitor: Monitor, place: usize) {
-        let (Some(running), Some(plan)) = (self.children.running(monitor), self.plans.get(&monitor.generation)) else {
+        let (Some(running), Some(plan)) =
+            (self.children.running(monitor), self.configuration.plans.get(&monitor.generation))
+        else {
             return;
         };
-        match self.held.sockets(&plan.listen, running.workers, place).map(|queues| queues.first().copied()) {
+        match self.listeners.held.sockets(&plan.listen, running.workers, place).map(|queues| queues.first().copied()) {
             Ok(Some(queue)) => send_queue(running, place, queue),
             Ok(None) => {}
             Err(error) => log::warn!("{error}"),
@@ -135,9 +139,9 @@ impl Main {
     /// Whether a generation that is to stop has workers with queues that nobody else will serve.
     fn leaves_queues(&mut self, monitor: Monitor, kept: u32) -> bool {
         let Some(workers) = self.children.running(monitor).map(|running| running.workers) else { return false };
-        let Some(plan) = self.plans.get(&monitor.generation) else { return false };
+        let Some(plan) = self.configuration.plans.get(&monitor.generation) else { return false };
         let has = |held: &Held| plan.listen.iter().any(|listen| listen.per_worker && held.is_of(listen));
-        self.held.iter().any(|held| held.slot < workers && has(held) && self.is_left(held, kept.max(1)))
+        self.listeners.held.iter().any(|held| held.slot < workers && has(held) && self.is_left(held, kept.max(1)))
     }
 
     /// Whether this is the queue of a slot that nobody serves where so many are kept.
@@ -147,9 +151,9 @@ impl Main {
 
     /// Does what had to wait for empty queues.
     pub(crate) fn tend_queues(&mut self, now: Instant) {
-        if !self.held.has_groups() {
+        if !self.listeners.held.has_groups() {
             // Nothing waits where there is no queue but the first.
-            self.emptyings.give_up().into_iter().for_each(|then| self.do_at_last(then));
+            self.listeners.per_worker.emptyings.give_up().into_iter().for_each(|then| self.do_at_last(then));
             return;
         }
         for (then, left) in self.look_at_queues(now) {
@@ -163,11 +167,14 @@ impl Main {
     }
 
     fn look_at_queues(&mut self, now: Instant) -> Vec<(Then, Option<u32>)> {
-        let mut emptyings = std::mem::take(&mut self.emptyings);
+        let mut emptyings = std::mem::take(&mut self.listeners.per_worker.emptyings);
         let done = emptyings.look(now, |keep| {
-            self.held.iter().any(|held| held.slot > 0 && self.is_left(held, keep) && is_readable(&held.listener))
+            self.listeners
+                .held
+                .iter()
+                .any(|held| held.slot > 0 && self.is_left(held, keep) && is_readable(&held.listener))
         });
-        self.emptyings = emptyings;
+        self.listeners.per_worker.emptyings = emptyings;
         done
     }
 
@@ -185,7 +192,7 @@ impl Main {
 
     /// Everything ends: nobody waits for a queue any more.
     pub(crate) fn give_up_emptying(&mut self) {
-        for then in self.emptyings.give_up() {
+        for then in self.listeners.per_worker.emptyings.give_up() {
             self.do_at_last(then);
         }
     }

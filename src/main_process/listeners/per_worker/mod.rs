@@ -2,3 +2,25 @@
 
 pub(crate) mod count;
 pub(crate) mod steer;
+
+use crate::main_process::decide::queue_emptying::Emptyings;
+
+/// What is known about the queues of single slots.
+pub(crate) struct PerWorker {
+    /// Number of slots whose queues get new connections.
+    pub(crate) active: u32,
+    /// What the kernel was told last.
+    pub(crate) steered: Option<Served>,
+    pub(crate) emptyings: Emptyings,
+}
+
+/// The slots whose queues get new connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// Number of slots, counted from slot 0,
+    pub(crate) active: u32,
+    /// without those whose worker has ended for good.
+    pub(crate) ended: Vec<u32>,
+    /// The serving generation. Its plan says which addresses have more than one queue.
+    pub(crate) serving: Option<u32>,
+}

@@ -1,35 +1,25 @@
 //! Where each slot has a queue of its own: to which of them new connections go. To those of slots that have a worker, or
 //! will have one; the kernel is told by the places that these have in its order.
 
+use super::Served;
 use crate::config::Listen;
 use crate::main_process::listeners::held::Held;
 use crate::main_process::main::Main;
 use crate::sys::errno::words;
 use crate::sys::reuseport;
 
-/// What the slots are that new connections go to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Served {
-    /// The first so many,
-    active: u32,
-    /// but for those whose worker has ended for good.
-    ended: Vec<u32>,
-    /// The generation that serves, by whose plan an address has more than one queue.
-    serving: Option<u32>,
-}
-
 impl Main {
     /// Has new connections go where there are workers for them.
     pub(crate) fn steer(&mut self) {
-        if !self.held.has_groups() {
+        if !self.listeners.held.has_groups() {
             return;
         }
         let (wanted, ready) =
             (self.state.workers().max(1), self.state.ready() + self.state.slots_at_end().count() as u32);
-        let served = if ready >= wanted { wanted } else { wanted.min(self.active) };
-        self.active = served.min(self.emptyings.keep());
+        let served = if ready >= wanted { wanted } else { wanted.min(self.listeners.per_worker.active) };
+        self.listeners.per_worker.active = served.min(self.listeners.per_worker.emptyings.keep());
         let served = self.served();
-        if self.steered.as_ref() != Some(&served) {
+        if self.listeners.per_worker.steered.as_ref() != Some(&served) {
             self.tell_kernel(served, false);
         }
     }
@@ -48,11 +38,11 @@ impl Main {
 
     fn served(&self) -> Served {
         let ended = self.state.slots_at_end().collect();
-        Served { active: self.active, ended, serving: self.serving() }
+        Served { active: self.listeners.per_worker.active, ended, serving: self.serving() }
     }
 
     fn tell_kernel(&mut self, served: Served, more_join: bool) {
-        for group in self.held.groups() {
+        for group in self.listeners.held.groups() {
             let goes = |held: &Held| self.is_served(held, &served);
             let places: Vec<u32> = (0..).zip(&group).filter(|(_, held)| goes(held)).map(|(place, _)| place).collect();
             let all = places.is_empty() || places.len() == group.len();
@@ -67,7 +57,7 @@ impl Main {
                 log::warn!("{address}: new connections cannot be kept from queues without a worker: {}", words(&error));
             }
         }
-        self.steered = Some(served);
+        self.listeners.per_worker.steered = Some(served);
     }
 
     fn is_served(&self, held: &Held, served: &Served) -> bool {
@@ -76,14 +66,14 @@ impl Main {
 
     /// So many queues of its address the generation that serves has at most: one, where they are another's.
     pub(crate) fn most_queues(&self, held: &Held) -> u32 {
-        let plan = self.serving().and_then(|serving| self.plans.get(&serving));
+        let plan = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         let listen = plan.and_then(|plan| plan.listen.iter().find(|listen: &&Listen| held.is_of(listen)));
         if listen.is_some_and(|listen| !listen.per_worker) { 1 } else { u32::MAX }
     }
 
     /// Whether the generation that serves has this address.
     pub(crate) fn serves(&self, held: &Held) -> bool {
-        let plan = self.serving().and_then(|serving| self.plans.get(&serving));
+        let plan = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         plan.is_some_and(|plan| plan.listen.iter().any(|listen| held.is_of(listen)))
     }
 }

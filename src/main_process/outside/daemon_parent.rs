@@ -11,12 +11,12 @@ use crate::sys::stderr;
 
 /// The one who waits, until it has been told.
 #[derive(Debug)]
-pub(crate) struct Starter(Option<OwnedFd>);
+pub(crate) struct DaemonParent(Option<OwnedFd>);
 
-impl Starter {
+impl DaemonParent {
     /// Where it waits; nobody does where main is no daemon.
-    pub(crate) fn new(waiting: Option<OwnedFd>) -> Starter {
-        Starter(waiting)
+    pub(crate) fn new(waiting: Option<OwnedFd>) -> DaemonParent {
+        DaemonParent(waiting)
     }
 
     /// Whether somebody waits.

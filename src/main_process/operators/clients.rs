@@ -21,7 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The control socket, and what each client waits for.
 #[derive(Debug)]
-pub(crate) struct Operators {
+pub(crate) struct Clients {
     pub(crate) server: Server,
     pub(crate) begun: Instant,
     waiting: BTreeMap<u64, Waiting>,
@@ -64,9 +64,9 @@ enum Waiting {
     End,
 }
 
-impl Operators {
-    pub(crate) fn new(server: Server, now: Instant) -> Operators {
-        Operators { server, begun: now, waiting: BTreeMap::new(), last_ticket: 0 }
+impl Clients {
+    pub(crate) fn new(server: Server, now: Instant) -> Clients {
+        Clients { server, begun: now, waiting: BTreeMap::new(), last_ticket: 0 }
     }
 
     /// For the next main.
@@ -76,9 +76,9 @@ impl Operators {
     }
 
     /// What the main before has handed on.
-    pub(crate) fn take_over(carried: Carried, poller: &Poller) -> io::Result<Operators> {
+    pub(crate) fn take_over(carried: Carried, poller: &Poller) -> io::Result<Clients> {
         let Carried { server, begun, waiting, last_ticket } = carried;
-        Ok(Operators { server: Server::take_over(server, poller)?, begun, waiting, last_ticket })
+        Ok(Clients { server: Server::take_over(server, poller)?, begun, waiting, last_ticket })
     }
 
     /// A new build is being tried.

@@ -1,0 +1,95 @@
+//! What is left of generations that do not serve any more: monitors that drain, and orphans of monitors.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::vocabulary::{Action, Monitor};
+use crate::config::{Escalation, Schedule, Tuning};
+use crate::control::monitor::messages::{Order, Urgency};
+
+/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
+
+/// A monitor that was told to stop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Draining {
+    #[serde(with = "crate::carry::moment")]
+    pub(super) since: Instant,
+    pub(super) urgency: Urgency,
+    /// How its workers are stopped, what they go through of it, and since when.
+    pub(super) stop: Schedule,
+    pub(super) schedule: Schedule,
+    #[serde(with = "crate::carry::moment")]
+    pub(super) begun: Instant,
+    #[serde(with = "crate::carry::moment::option")]
+    pub(super) kill_at: Option<Instant>,
+    /// Only a generation that once served is worth a word when it is gone.
+    pub(super) served: bool,
+}
+
+impl Draining {
+    /// One that is told now.
+    pub(super) fn begin(tuning: Tuning, served: bool, urgency: Urgency, now: Instant) -> Draining {
+        let retires = matches!(urgency, Urgency::Patient | Urgency::Retiring);
+        let schedule = scheduled(if retires { tuning.retirement() } else { &tuning.stop }, urgency);
+        let stop = tuning.stop;
+        let kill_at = (urgency != Urgency::Patient).then(|| now + schedule.total() + GRACE);
+        Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
+    }
+
+    /// One of its workers has until then before it gets the next signal.
+    pub(super) fn extend(&mut self, until: Instant) {
+        if self.urgency != Urgency::Quick {
+            let end = until + self.schedule.total() + GRACE;
+            self.kill_at = self.kill_at.map(|kill_at| kill_at.max(end));
+        }
+    }
+
+    /// It is stopped so urgently from here on; the order to do so, unless it is already.
+    pub(super) fn hasten(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
+        if self.urgency >= urgency {
+            return None;
+        }
+        let schedule = scheduled(&self.stop, urgency);
+        let patient = self.urgency == Urgency::Patient;
+        self.urgency = urgency;
+        if patient || now + schedule.total() < self.begun + self.schedule.total() {
+            let kill_at = now + schedule.total() + GRACE;
+            // One that had to be killed is not killed again.
+            self.kill_at = if patient { Some(kill_at) } else { self.kill_at.map(|_| kill_at) };
+            (self.schedule, self.begun) = (schedule, now);
+        }
+        Some(Action::Order(monitor, Order::Stop(urgency)))
+    }
+}
+
+/// What outlived one monitor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Orphans {
+    pub(super) stop: Schedule,
+    pub(super) escalation: Escalation,
+}
+
+impl Orphans {
+    /// They are stopped so urgently from here on, if they end sooner by that.
+    pub(super) fn hasten(&mut self, urgency: Urgency, now: Instant) {
+        self.escalation.hasten(&scheduled(&self.stop, urgency), now);
+    }
+
+    /// When they are to get the next signal, or are given up.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.escalation.deadline().or(self.escalation.killed().map(|killed| killed + GRACE))
+    }
+}
+
+/// How what is to be stopped `stop` is stopped so urgently.
+pub(super) fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
+    match urgency {
+        Urgency::Patient => stop.patient(),
+        Urgency::Retiring | Urgency::Graceful => stop.clone(),
+        Urgency::Quick => stop.quick(),
+    }
+}

@@ -1,0 +1,50 @@
+//! When listeners are looked after, and what follows if one was put right.
+
+use std::time::Instant;
+
+use crate::main_process::decide::Event;
+use crate::main_process::main::Main;
+
+impl Main {
+    /// A worker may have called `listen()`, or may do so soon: what it did to the queues is undone, and what it shut down
+    /// is revived.
+    pub(crate) fn put_listeners_right(&mut self) {
+        let now = Instant::now();
+        self.listeners.guard.look(now, &self.poller);
+        self.listeners.guard.look_again_after(now);
+        self.listeners.unix_guard.lengthen(&self.listeners.held);
+    }
+
+    /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
+    pub(crate) fn watch_over_listeners(&mut self) {
+        let standings = self.state.standings();
+        let workers = self.state.workers();
+        let suspects = || {
+            let numbers: Vec<String> = standings.iter().map(|(_, number, _)| number.to_string()).collect();
+            match (&numbers[..], workers) {
+                ([number], 1) => format!("worker 0 of generation {number}"),
+                _ => format!("a worker of generation {}", numbers.join(" or ")),
+            }
+        };
+        let now = Instant::now();
+        let is_due = self.listeners.guard.look_is_due(now);
+        if is_due {
+            self.ask_what_serves_by_itself();
+        }
+        if is_due || self.listeners.guard.may_look(now) {
+            self.listeners.guard.look(now, &self.poller);
+            self.listeners.unix_guard.lengthen(&self.listeners.held);
+        }
+        if self.listeners.guard.is_due(now) {
+            self.listeners.held.look_who_is_silent();
+        }
+        let revived = self.listeners.guard.act(now, &self.poller, suspects);
+        revived.iter().for_each(|name| self.listeners.held.listens_again(name));
+        if self.listeners.unix_guard.act(now, &mut self.listeners.held, &self.poller, suspects) {
+            self.events.push_back(Event::Rebound);
+        }
+        if !revived.is_empty() {
+            self.steer_anew();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! How the monitor of a generation is started.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::unistd::Pid;
+
+use crate::config::{Plan, text};
+use crate::control::environment::OWN_IMAGE;
+use crate::control::monitor::channel::Channel;
+use crate::control::monitor::messages::{Assignment, Order, VERSION};
+use crate::main_process::decide::Monitor;
+use crate::main_process::main::Main;
+use crate::main_process::processes::children::{FirstWord, LONGEST_SILENCE, Running};
+use crate::sys::memfd;
+use crate::worker::spawn::{Command, Image, spawn};
+
+/// The version of the protocol that has [`Order::Own`].
+const ASKED_SINCE: u32 = 2;
+
+impl Main {
+    /// The answer is told if the next generation fails, and the monitor tells of unix paths. A monitor of an older build is not asked.
+    pub(crate) fn ask_what_serves_by_itself(&mut self) {
+        let serving = self.serving();
+        if let Some(running) = serving.and_then(|serving| self.children.of_generation(serving))
+            && running.protocol >= ASKED_SINCE
+        {
+            running.channel.send(&Order::Own);
+        }
+    }
+
+    pub(crate) fn start_monitor(
+        &mut self,
+        monitor: Monitor,
+        (workers, ended): (u32, BTreeMap<u32, u8>),
+        (trial, notify, accept): (bool, bool, bool),
+    ) -> io::Result<()> {
+        self.bind_queues(workers).map_err(io::Error::other)?;
+        let plan = self.configuration.plans.get(&monitor.generation).unwrap_or(&self.configuration.plan);
+        let found = self.configuration.found.get(&monitor.generation);
+        let assignment = Assignment {
+            version: VERSION,
+            plan: Plan { workers, ..plan.clone() },
+            generation: monitor.generation,
+            starts: self.operators.counters.started(),
+            ended,
+            trial,
+            notify,
+            accept,
+            shares_ports: self.listeners.shares_ports,
+            main_pid: Pid::this().as_raw(),
+            ack_socket: self.outside.ack_paths.of(monitor.generation),
+            release_path: found.map(|found| found.path.clone()),
+        };
+        let document = memfd::write(&serde_json::to_vec(&assignment)?)?;
+        let (channel, theirs) = Channel::pair()?;
+        let mut descriptors = self.listeners.held.sockets(&plan.listen, workers, 0)?;
+        let sockets = descriptors.len();
+        descriptors.extend([theirs.as_fd(), document.as_fd()]);
+        if let Some(found) = found {
+            descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.findings.as_fd()]);
+        }
+        let title = format!("panzer: monitor [gen {}]", monitor.generation);
+        let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
+        let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
+        let role = Command::role(image, &title, variables, descriptors);
+        // It notices by itself that main is gone, and needs its time then.
+        let (leads_group, death_signal) = (false, None);
+        let token = self.children.new_token();
+        // Before the fork: a monitor that could not be watched would run on beside the one that is started in its place.
+        self.poller.watch(&channel, token)?;
+        let command = Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
+        let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
+        let first_word = FirstWord::Until(Instant::now() + LONGEST_SILENCE);
+        let (queues, asked) = (sockets, false);
+        let running = Running { child, channel, asked, token, queues, workers, protocol: VERSION, first_word };
+        self.children.add(monitor, running);
+        Ok(())
+    }
+}
