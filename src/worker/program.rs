@@ -155,8 +155,9 @@ fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>
         return Err(refusal::explain(Errno::EACCES, &candidate));
     }
     let is_beside = beside.iter().any(|path| path.is_file());
-    let tip = if is_beside { format!("; did you mean ./{}?", program.display()) } else { String::new() };
-    Err(Cause::NotFound(format!("{} was not found in PATH{tip}", program.display())))
+    let shown = program.display();
+    let tip = if is_beside { format!("did you mean ./{shown}?") } else { "install it, or give its path".to_owned() };
+    Err(Cause::NotFound(format!("{shown} was not found in PATH; {tip}")))
 }
 
 fn is_missing(error: &io::Error) -> bool {

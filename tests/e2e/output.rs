@@ -231,8 +231,16 @@ fn a_worker_that_is_stopped_is_shown_and_told_of() {
     assert!(text(&run(&panzer, &["status"]).stdout).contains("1 of 2 workers ready"));
     assert!(text(&run(&panzer, &["status", "--json"]).stdout).contains("\"state\":\"stopped\""));
     assert!(text(&run(&panzer, &["metrics"]).stdout).contains("state=\"stopped\"} 1"));
+    let other = panzer.workers()[1];
+    panzer.expect_line("warning: worker 1 * is stopped by SIGSTOP");
+    kill(Pid::from_raw(other), Signal::SIGSTOP).unwrap();
+    panzer.wait_for_line("warning: worker 1 * is stopped by SIGSTOP", SOON);
+    assert!(text(&run(&panzer, &["status"]).stdout).contains(": not ready, "));
+    kill(Pid::from_raw(other), Signal::SIGCONT).unwrap();
     kill(Pid::from_raw(worker), Signal::SIGCONT).unwrap();
     eventually(SOON, "it is ready", || state() == "ready");
+    let is_ready = || text(&run(&panzer, &["status"]).stdout).contains(": ready, ");
+    eventually(SOON, "all is ready", is_ready);
     panzer.stop();
 }
 

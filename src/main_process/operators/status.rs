@@ -71,11 +71,14 @@ impl Main {
     }
 
     fn status(&self, generations: Vec<Generation>) -> Status {
+        // A worker that is stopped by a signal was ready, and is not now.
+        let has_ready = |one: &Generation| !one.answered || one.workers.iter().any(|worker| worker.state == "ready");
+        let mut at_work = generations.iter().filter(|one| one.standing != "draining");
         Status {
             name: self.name(),
             pid: Pid::this().as_raw(),
             workers: self.state.workers(),
-            ready: self.state.is_ready(),
+            ready: self.state.is_ready() && at_work.any(has_ready),
             stopping: self.state.is_stopping(),
             uptime_ms: self.operators.clients.begun.elapsed().as_millis() as u64,
             generations,
