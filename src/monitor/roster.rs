@@ -140,10 +140,9 @@ impl Roster {
         self.live.len()
     }
 
-    /// This process, or the worker that it descends from, lives.
-    pub(super) fn note_sign_of_life(&mut self, sender: Pid, now: Instant) {
-        let live = self.find_ancestor(sender).and_then(|worker| self.live.get_mut(&worker.slot));
-        if let Some(live) = live {
+    /// This worker, or what it has started, has said that it lives.
+    pub(super) fn note_sign_of_life(&mut self, worker: Worker, now: Instant) {
+        if let Some(live) = self.live.get_mut(&worker.slot) {
             live.sign_of_life = Some(now);
         }
     }
@@ -192,6 +191,15 @@ impl Roster {
         None
     }
 
+    /// Whether a sender has ended that may have been some worker's.
+    pub(super) fn may_have_had(&self, sender: Sender) -> bool {
+        let users = [
+            self.live.values().next().and_then(|live| processes::user_of(live.pid)),
+            Some(nix::unistd::geteuid().as_raw()),
+        ];
+        is_gone(sender.pid) && users.contains(&Some(sender.user))
+    }
+
     /// Whether a message may be this worker's that came where only this worker was told to send it, from nobody who is seen
     /// to descend from a worker: of one that was adopted since, or of one that has ended, if the worker has waited for any.
     pub(super) fn may_have_sent(&self, worker: Worker, sender: Sender) -> bool {
@@ -201,10 +209,14 @@ impl Roster {
             return false;
         }
         let mut ancestors = std::iter::successors(Some(sender.pid), |pid| processes::parent_of(*pid)).take(DEEPEST);
-        let is_gone = processes::parent_of(sender.pid).is_none() && processes::group_of(sender.pid).is_none();
-        match is_gone {
+        match is_gone(sender.pid) {
             true => watch::family(pid).into_iter().any(processes::has_reaped),
             false => ancestors.any(|ancestor| ancestor == Pid::this()),
         }
     }
+}
+
+/// Whether a process has ended and been reaped.
+fn is_gone(pid: Pid) -> bool {
+    processes::parent_of(pid).is_none() && processes::group_of(pid).is_none()
 }

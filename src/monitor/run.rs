@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::unistd::Pid;
 
 use super::adopted::LeftBehind;
 use super::log;
@@ -22,6 +21,7 @@ use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
+use crate::sys::packets::Sender;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals, stderr};
@@ -250,21 +250,21 @@ impl Monitor {
 
     fn take_acks(&mut self) {
         let Some(acks) = &mut self.acks else { return };
-        let is_known = |sender| self.roster.find_ancestor(sender).is_some();
+        let roster = &self.roster;
+        let is_known = |sender: Sender| roster.find_ancestor(sender.pid).is_some() || roster.may_have_had(sender);
         let now = Instant::now();
-        for (sender, said) in acks.tend(&self.poller, now, is_known) {
+        for (sender, named, said) in acks.tend(&self.poller, now, is_known) {
+            // A helper that has ended by now is known only by the worker that it named.
+            let by_name = || self.roster.find_ancestor(named?).filter(|it| self.roster.may_have_sent(*it, sender));
+            let Some(worker) = self.roster.find_ancestor(sender.pid).or_else(by_name) else { continue };
             match said {
-                Said::Ack => self.told_ready(sender),
-                Said::Ping => self.roster.note_sign_of_life(sender, now),
+                Said::Ack => {
+                    // What it was told by is past its exec, whether that has been looked at or not.
+                    self.look_at_exec(worker.slot);
+                    self.events.push_back(Event::Notified(worker));
+                }
+                Said::Ping => self.roster.note_sign_of_life(worker, now),
             }
-        }
-    }
-
-    fn told_ready(&mut self, sender: Pid) {
-        if let Some(worker) = self.roster.find_ancestor(sender) {
-            // What it was told by is past its exec, whether that has been looked at or not.
-            self.look_at_exec(worker.slot);
-            self.events.push_back(Event::Notified(worker));
         }
     }
 

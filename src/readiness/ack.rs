@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::sys::file_id::{FileId, remove_if_still};
+use crate::sys::packets::Sender;
 use crate::sys::poller::Poller;
 
 /// The longest line, in bytes, its end included.
@@ -59,7 +60,7 @@ pub struct AckSocket {
 #[derive(Debug)]
 struct Client {
     stream: UnixStream,
-    sender: Pid,
+    sender: Sender,
     line: Vec<u8>,
     until: Instant,
 }
@@ -96,14 +97,20 @@ impl AckSocket {
         self.clients.iter().map(|client| client.until).chain(self.resume).min()
     }
 
-    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who said what. Never waits.
-    pub fn tend(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) -> Vec<(Pid, Said)> {
+    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who said what, with the process
+    /// that the message names. Never waits.
+    pub fn tend(
+        &mut self,
+        poller: &Poller,
+        now: Instant,
+        is_known: impl Fn(Sender) -> bool,
+    ) -> Vec<(Sender, Option<Pid>, Said)> {
         self.accept(poller, now, is_known);
         let mut all = Vec::new();
         self.clients.retain_mut(|client| {
             let heard = client.hear();
-            if let (Heard::Line, Some(said)) = (&heard, said(&client.line)) {
-                all.push((client.sender, said));
+            if let (Heard::Line, Some((said, named))) = (&heard, said(&client.line)) {
+                all.push((client.sender, named, said));
             }
             let stays = matches!(heard, Heard::Nothing) && now < client.until;
             if !stays {
@@ -115,7 +122,7 @@ impl AckSocket {
         all
     }
 
-    fn accept(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Pid) -> bool) {
+    fn accept(&mut self, poller: &Poller, now: Instant, is_known: impl Fn(Sender) -> bool) {
         if self.resume.is_some_and(|resume| now < resume) {
             return;
         }
@@ -148,11 +155,12 @@ impl AckSocket {
         stream: UnixStream,
         poller: &Poller,
         now: Instant,
-        is_known: impl Fn(Pid) -> bool,
+        is_known: impl Fn(Sender) -> bool,
     ) -> Option<Client> {
-        let sender = Pid::from_raw(getsockopt(&stream, sockopt::PeerCredentials).ok()?.pid());
+        let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+        let sender = Sender { pid: Pid::from_raw(peer.pid()), user: peer.uid() };
         if !is_known(sender) {
-            log::debug!("pid {sender} is no worker's, and connected to {}", self.path.display());
+            log::debug!("pid {} is no worker's, and connected to {}", sender.pid, self.path.display());
             return None;
         }
         stream.set_nonblocking(true).ok()?;
@@ -209,22 +217,24 @@ impl Drop for AckSocket {
 #[derive(Deserialize)]
 struct Message {
     command: String,
+    pid: Option<i32>,
 }
 
-/// A line is JSON, or, from einhorn's own library, YAML with its line ends written %0A. Which process it names does not
-/// matter: the kernel says who sent it.
-fn said(line: &[u8]) -> Option<Said> {
+/// A line is JSON, or, from einhorn's own library, YAML with its line ends written %0A. Which process it names matters only
+/// if the sender has ended: otherwise the kernel says who sent it.
+fn said(line: &[u8]) -> Option<(Said, Option<Pid>)> {
     let said = |command: &str| match command {
         "worker:ack" => Some(Said::Ack),
         "worker:ping" => Some(Said::Ping),
         _ => None,
     };
     if let Ok(message) = serde_json::from_slice::<Message>(line) {
-        return said(&message.command);
+        return Some((said(&message.command)?, message.pid.map(Pid::from_raw)));
     }
     let text = String::from_utf8_lossy(line).replace("%0A", "\n");
-    let mut commands = text.lines().filter_map(|line| line.strip_prefix("command:"));
-    commands.find_map(|command| said(command.trim().trim_matches(['"', '\''])))
+    let value = |key| text.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().trim_matches(['"', '\''])));
+    let pid = value("pid:").and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
+    Some((said(value("command:")?)?, pid))
 }
 
 #[cfg(test)]
@@ -245,7 +255,7 @@ mod tests {
                 format!("--- %0Acommand: worker:{name}%0Apid: 17%0A"),
                 format!("---%0Apid: 17%0Acommand: \"worker:{name}\"%0A"),
             ] {
-                assert_eq!(said(line.as_bytes()), Some(meant), "{line}");
+                assert_eq!(said(line.as_bytes()), Some((meant, Some(Pid::from_raw(17)))), "{line}");
             }
         }
         for other in [&br#"{"command":"worker:fly","pid":17}"#[..], b"", b"worker:ack", b"{}", b"\xff", b"--- %0Aack"] {
@@ -264,8 +274,9 @@ mod tests {
         endless.write_all(&[b' '; LONGEST_LINE]).unwrap();
         assert_eq!(socket.tend(&poller, now, |_| true), []);
         assert_eq!(socket.clients.len(), 1, "the endless one is let go of");
+        let us = Sender { pid: Pid::this(), user: nix::unistd::geteuid().as_raw() };
         client.write_all(b"ack\",\"pid\":1}\n").unwrap();
-        assert_eq!(socket.tend(&poller, now, |_| true), [(Pid::this(), Said::Ack)]);
+        assert_eq!(socket.tend(&poller, now, |_| true), [(us, Some(Pid::from_raw(1)), Said::Ack)]);
         assert!(socket.clients.is_empty() && socket.deadline().is_none());
         let path = socket.path().to_owned();
         drop(socket);
@@ -294,7 +305,7 @@ mod tests {
         let (mut socket, poller) = socket(&folder);
         let crowd: Vec<_> = (0..100).map(|_| UnixStream::connect(socket.path()).unwrap()).collect();
         let (now, looked) = (Instant::now(), std::cell::Cell::new(0));
-        let is_known = |_| {
+        let is_known = |_: Sender| {
             looked.set(looked.get() + 1);
             false
         };

@@ -52,8 +52,7 @@ fn a_stranger_is_not_believed() {
 
 /// Each says it by a child that has ended, and been waited for, before anybody can have read it: the monitor is stopped
 /// meanwhile.
-#[test]
-fn a_helper_that_has_ended_is_heard() {
+fn is_heard_of_one_that_has_ended(tell: &str) {
     let script = format!(
         "#!/usr/bin/env python3
 import os, time
@@ -66,9 +65,12 @@ os.waitpid(child, 0)
 open('told-' + os.environ['PANZER_WORKER_ID'], 'w').close()
 time.sleep(1000)
 ",
-        NOTIFY.replace('\n', "\n    ")
+        tell.replace('\n', "\n    ")
     );
-    let panzer = serving_app(free_port(), 4).executable("app", &script).args(["--ready", "notify"]).start();
+    let panzer = serving_app(free_port(), 4)
+        .executable("app", &script)
+        .args(["--ready", "notify", "--also-speak", "einhorn"])
+        .start();
     panzer.wait_for_line("started as pid", SOON);
     let four = || panzer.status().serving().workers.iter().filter(|worker| worker.phase == "starting").count() == 4;
     crate::support::eventually(SOON, "all run", four);
@@ -80,6 +82,22 @@ time.sleep(1000)
     nix::sys::signal::kill(monitor, Signal::SIGCONT).unwrap();
     panzer.wait_serving();
     panzer.stop();
+}
+
+#[test]
+fn a_helper_that_has_ended_is_heard() {
+    is_heard_of_one_that_has_ended(NOTIFY);
+}
+
+/// It names the worker.
+#[test]
+fn an_ack_of_a_helper_that_has_ended_is_heard() {
+    is_heard_of_one_that_has_ended(
+        "import socket
+master = socket.socket(socket.AF_UNIX)
+master.connect(os.environ['EINHORN_SOCK_PATH'])
+master.sendall(b'{\"command\":\"worker:ack\",\"pid\":%d}\\n' % os.getppid())",
+    );
 }
 
 /// Of the same user, and gone by the time it is heard.
