@@ -5,14 +5,19 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::state::{Action, Note, Slots, Worker};
+use crate::control::monitor::messages::Report;
 
 /// A worker that is stopped again and again, as by a tool that limits its CPU time, is told of so often.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 impl Slots {
     pub(super) fn suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
+        let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = true;
+        if trial {
+            actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: true }));
+        }
         if slot.suspension_told.is_none_or(|told| told + TOLD_EVERY <= now) {
             slot.suspension_told = Some(now);
             actions.push(Action::Note(Note::Suspended(worker, signal)));
@@ -20,8 +25,12 @@ impl Slots {
     }
 
     pub(super) fn continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = false;
+        if trial {
+            actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: false }));
+        }
         self.go_on(worker, now, actions);
     }
 }

@@ -35,6 +35,8 @@ pub enum Cause {
     NotSeen(Duration, String),
     /// It was not ready in this time, as it listened on these addresses and not on what it was given.
     Bypassed(Duration, Vec<String>),
+    /// A signal stopped it, and it did not go on within this time.
+    Suspended(Duration),
     /// Its exec hung for this time, and it was ended for it.
     HungInExec(Duration),
     /// The configuration is wrong. The text says where, and why.
@@ -101,6 +103,11 @@ impl fmt::Display for Cause {
                  listener that it was given",
                 duration::show(*time),
                 own.join(", ")
+            ),
+            Cause::Suspended(time) => write!(
+                f,
+                "is stopped by a signal, and did not go on within {}; kill -CONT lets it go on",
+                duration::show(*time)
             ),
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
             Cause::HungInPlan(time) => {

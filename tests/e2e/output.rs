@@ -244,6 +244,38 @@ fn a_worker_that_is_stopped_is_shown_and_told_of() {
     panzer.stop();
 }
 
+/// That it lives is no proof either, as long as it is stopped.
+#[test]
+fn a_release_whose_worker_is_stopped_while_it_bakes_is_not_taken() {
+    let builder = Panzer::builder().executable("app", "#!/bin/sh\nexec sleep 1000\n");
+    let panzer = builder.args(["-w", "2", "--bake", "500ms", "--ready-timeout", "3s", "./app"]).start();
+    panzer.wait_serving();
+    panzer.allow_line("is stopped by SIGSTOP: ");
+    // Its worker is stopped once it bakes.
+    let stopped_in = |generation: u32| {
+        let mark = panzer.mark();
+        panzer.signal(Signal::SIGUSR1);
+        panzer.wait_for_line_after(mark, &format!("generation {generation} is ready; it must live for 500ms"), SOON);
+        let worker = panzer.status().generation(generation).unwrap().pids()[0];
+        kill(Pid::from_raw(worker), Signal::SIGSTOP).unwrap();
+        (worker, mark)
+    };
+    let failed = "error: reload failed: generation 2: worker * is stopped by a signal, and did not go on within 3s; kill \
+                  -CONT lets it go on; generation 1 serves on";
+    panzer.expect_line(failed);
+    let (_, mark) = stopped_in(2);
+    panzer.wait_for_line_after(mark, failed, SOON);
+    let (worker, mark) = stopped_in(3);
+    let is_shown = || {
+        let status = panzer.status();
+        status.generation(3).unwrap().workers.iter().any(|worker| worker.phase == "stopped")
+    };
+    eventually(SOON, "it is shown as stopped", is_shown);
+    kill(Pid::from_raw(worker), Signal::SIGCONT).unwrap();
+    panzer.wait_for_line_after(mark, "reload done: generation 3 serves", SOON);
+    panzer.stop();
+}
+
 #[test]
 fn what_a_terminal_stops_is_told_with_its_remedy() {
     let panzer = opened_by("#!/bin/sh\nstty tostop\nexec \"$@\"\n")

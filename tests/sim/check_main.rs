@@ -41,6 +41,8 @@ pub(crate) struct Watched {
     /// Since when all its workers are ready, and for how long they must live on.
     pub(crate) whole_since: Option<Time>,
     pub(crate) bake: Time,
+    /// The slots whose workers a signal has stopped, as far as it is told.
+    pub(crate) halted: BTreeSet<u32>,
     /// The slots whose worker ended for good, and its exit code.
     pub(crate) ended_for_good: BTreeMap<u32, u8>,
     pub(crate) committed: bool,
@@ -392,8 +394,19 @@ impl MainCheck {
                     self.told.entry(monitor.generation).or_default().insert(*slot);
                 }
             }
+            Report::Suspended { slot, suspended: false } => drop(watched.halted.remove(slot)),
+            Report::Suspended { slot, .. } => {
+                watched.halted.insert(*slot);
+                let bakes = watched.whole_since.is_some();
+                if let Some(starting) =
+                    self.starting.as_mut().filter(|it| bakes && is_starting && it.room_due.is_none())
+                {
+                    starting.due = starting.due.max(now + wanted.tuning.ready_timeout);
+                }
+            }
             Report::Retired { slot, .. } => {
                 watched.ready.remove(slot);
+                watched.halted.remove(slot);
                 watched.seen.remove(slot);
                 watched.ended_for_good.remove(slot);
                 watched.settle(now, wanted);
@@ -657,6 +670,11 @@ impl MainCheck {
         Some(watched.whole_since? + if proven { Time::ZERO } else { watched.bake })
     }
 
+    /// Whether a worker of it is stopped, so that it is not taken for good.
+    pub(crate) fn is_halted(&self, monitor: Monitor) -> bool {
+        self.monitors.get(&monitor).is_some_and(|watched| !watched.halted.is_empty())
+    }
+
     /// What must have been done by now.
     fn check_whole(&mut self, now: Time, punctual: bool) -> Checked {
         hold(self.trials_due == 0, 7, || "a reload is lost".to_owned())?;
@@ -699,7 +717,9 @@ impl MainCheck {
     fn check_starting(&self, now: Time) -> Checked {
         let Some(Starting { monitor, due, failed, .. }) = self.starting else { return Ok(()) };
         hold(!failed, 7, || format!("{monitor:?} has failed, and starts on"))?;
-        let due = self.starting.and_then(|starting| starting.room_due).or(self.baked_at(monitor)).unwrap_or(due);
+        let longest = if self.is_halted(monitor) { due } else { Time::ZERO };
+        let baked_at = self.baked_at(monitor).map(|baked| baked.max(longest));
+        let due = self.starting.and_then(|starting| starting.room_due).or(baked_at).unwrap_or(due);
         hold(now < due, 7, || format!("{monitor:?} starts for ever"))
     }
 

@@ -543,6 +543,11 @@ impl MonitorCheck {
                 let so = slot.alive && shown.ready && (shown.notified || !notified) && (shown.seen || !seen);
                 hold(so, 0, || format!("{report:?} is not true"))
             }
+            Report::Suspended { slot, suspended } => {
+                let slot = &self.slots[*slot as usize];
+                let so = self.on_trial && slot.alive && slot.readiness.halted == *suspended;
+                hold(so, 0, || format!("{report:?} is not true"))
+            }
             Report::Extends { slot, .. } => {
                 let slot = &self.slots[*slot as usize];
                 hold(slot.alive, 0, || format!("{report:?} is of nobody"))

@@ -184,7 +184,8 @@ impl MainCheck {
             return;
         };
         let Some(watched) = self.monitors.get(&starting.monitor) else { return };
-        let baked = self.baked_at(starting.monitor).is_some_and(|baked| baked <= now);
+        let baked =
+            self.baked_at(starting.monitor).is_some_and(|baked| baked <= now) && !self.is_halted(starting.monitor);
         // With another count its first share may be another, which has not been ready yet.
         let other_share = self.recounts
             && starting.proven == 0

@@ -106,6 +106,7 @@ impl MainCheck {
             seen: BTreeSet::new(),
             whole_since: None,
             bake: Time::ZERO,
+            halted: BTreeSet::new(),
             ended_for_good,
             committed: false,
             proven: false,

@@ -62,7 +62,7 @@ impl MainCheck {
         let Some(Starting { monitor, failed, since, retires, .. }) = self.starting.take() else {
             return hold(false, 1, || format!("generation {generation} is committed, and was not starting"));
         };
-        let baked = baked_at.is_some_and(|baked| baked <= now);
+        let baked = baked_at.is_some_and(|baked| baked <= now) && !self.is_halted(monitor);
         let whole = self.monitors.get(&monitor).is_some_and(|watched| watched.workers == self.count.next());
         hold(baked && whole && !failed, 1, || format!("generation {generation} is committed too early"))?;
         let ordered = |wanted: Action| all.contains(&wanted);
@@ -87,10 +87,12 @@ impl MainCheck {
 
     pub(crate) fn check_rejection(&mut self, now: Time, generation: u32) -> Checked {
         self.tally.rejections += 1;
+        // One that waits for a worker that is stopped has baked, and counts as one that is not whole.
+        let baked_at = self.starting().and_then(|monitor| Some((self.baked_at(monitor)?, self.is_halted(monitor))));
+        let whole = baked_at.is_some_and(|(baked, halted)| !halted || now < baked);
         let Some(starting) = self.starting.take().filter(|starting| starting.monitor.generation == generation) else {
             return hold(false, 8, || format!("generation {generation} is rejected, and was not starting"));
         };
-        let whole = self.monitors.get(&starting.monitor).is_some_and(|watched| watched.whole_since.is_some());
         let late = match starting.room_due {
             Some(due) => now >= due,
             None => !whole && now >= starting.due,

@@ -91,6 +91,7 @@ planted! {
     NeverGivesMoreTime
     ForgetsListening
     OverlooksStops
+    CommitsTheStopped
     ForgetsContinuing
     HidesStops
     LooksOnWhenReady
@@ -219,6 +220,7 @@ impl Planted {
                 Some(Event::Scale(request, Change::To(1)))
             }
             (Some(Planted::RejectsTheExtended), Event::Told(_, Report::Extends { .. })) => None,
+            (Some(Planted::CommitsTheStopped), Event::Told(_, Report::Suspended { .. })) => None,
             (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
             (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
                 Some(Event::Told(monitor, Report::Retired { slot, empty: true }))

@@ -171,6 +171,13 @@ pub enum Report {
         #[serde(default)]
         withdrawn: bool,
     },
+    /// During a reload a signal stopped a worker, or let it go on.
+    Suspended {
+        /// Its slot.
+        slot: u32,
+        /// Whether it is stopped now.
+        suspended: bool,
+    },
     /// A worker asks for more time to become ready or to stop.
     Extends {
         /// Its slot.

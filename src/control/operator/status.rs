@@ -137,7 +137,7 @@ impl Failed {
                 failed.signal = Some(signal_name(*signal));
                 "killed"
             }
-            Cause::NotReady(time) | Cause::NotSeen(time, _) | Cause::Bypassed(time, _) => {
+            Cause::NotReady(time) | Cause::NotSeen(time, _) | Cause::Bypassed(time, _) | Cause::Suspended(time) => {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "not_ready"
             }

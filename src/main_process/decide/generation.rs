@@ -40,6 +40,9 @@ pub(super) struct Generation {
     pub(super) ended: BTreeMap<u32, u8>,
     /// Whether its workers must be seen accepting, also before they listen on a shared port.
     pub(super) accept: bool,
+    /// The slots whose workers a signal has stopped. It is not taken for good while there are any.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) suspended: BTreeSet<u32>,
     /// The slots whose workers could not be seen, and why.
     pub(super) unseeable: BTreeMap<u32, String>,
     /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
@@ -135,6 +138,7 @@ impl Generation {
             listening: BTreeSet::new(),
             ended: BTreeMap::new(),
             accept: false,
+            suspended: BTreeSet::new(),
             unseeable: BTreeMap::new(),
             bypass: None,
             phase: Phase::Planning,
@@ -266,11 +270,18 @@ impl Generation {
         matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. } | Phase::Rolling)
     }
 
+    /// A signal has stopped a worker.
+    pub(super) fn note_suspended(&mut self, slot: u32) {
+        if slot < self.slots {
+            self.suspended.insert(slot);
+        }
+    }
+
     /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
     pub(super) fn note_retired(&mut self, slot: u32, empty: bool) {
         self.leaving = self.leaving.saturating_sub(u32::from(empty));
         self.retiring = self.retiring.saturating_sub(1);
-        for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening] {
+        for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening, &mut self.suspended] {
             slots.remove(&slot);
         }
         self.unseeable.remove(&slot);
@@ -288,6 +299,7 @@ impl Generation {
         self.monitor = Life::Waiting { life, until };
         self.ready.clear();
         self.seen.clear();
+        self.suspended.clear();
         self.renumber_ended();
         self.retiring = 0;
         self.leaving = 0;
@@ -345,6 +357,9 @@ impl Generation {
         let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
         let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
         let time = self.settings.tuning.ready_timeout;
+        if let Some(slot) = self.suspended.first() {
+            return (Some(*slot), Cause::Suspended(time));
+        }
         match (unseen, bypass) {
             (Some((slot, why)), _) => (Some(*slot), Cause::NotSeen(time, why.clone())),
             (None, Some((slot, own))) => (Some(*slot), Cause::Bypassed(time, own.clone())),

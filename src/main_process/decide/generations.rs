@@ -127,7 +127,11 @@ impl Generations {
             };
             [baking(serving), restart]
         });
-        let starting = self.starting.iter().map(|(starting, deadline)| baking(starting).or(Some(*deadline)));
+        let starting = self.starting.iter().map(|(starting, deadline)| {
+            let baked =
+                baking(starting).map(|until| starting.suspended.first().map_or(until, |_| until.max(*deadline)));
+            baked.or(Some(*deadline))
+        });
         let draining = self.draining.values().map(|draining| draining.kill_at);
         let orphans = self.orphans.values().map(Orphans::deadline);
         let renewal = self.renewal.due().filter(|_| self.may_renew());
@@ -169,7 +173,7 @@ impl Generations {
             return draining.chain(self.orphans.values().filter_map(Orphans::deadline)).max().map(|end| end + GRACE);
         }
         let end = |generation: &Generation, due: Instant| match generation.phase {
-            Phase::Baking { until } => until,
+            Phase::Baking { until } if generation.suspended.is_empty() => until,
             _ => due + generation.settings.tuning.bake,
         };
         let first = self.serving.as_ref().filter(|serving| !matches!(serving.phase, Phase::Proven));

@@ -96,6 +96,12 @@ impl Generations {
     pub(super) fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &self.starting else { return };
         match starting.phase {
+            Phase::Baking { until } if until <= now && !starting.suspended.is_empty() => {
+                if *deadline <= now {
+                    let (slot, cause) = starting.why_not_ready();
+                    self.reject(slot, cause, now, actions);
+                }
+            }
             Phase::Baking { until } if until <= now && starting.must_grow() => self.roll_on(now, actions),
             Phase::Baking { until } if until <= now => self.commit(now, actions),
             Phase::Rolling if *deadline <= now => self.give_up_rolling(now, actions),

@@ -68,6 +68,14 @@ impl Generations {
             }
             // What is waited for then is up to the workers of the other one.
             Report::Extends { .. } if matches!(starting.phase, Phase::Rolling) => {}
+            Report::Suspended { slot, suspended: false } => drop(starting.suspended.remove(&slot)),
+            Report::Suspended { slot, .. } => {
+                starting.note_suspended(slot);
+                // It had shown in time all that was asked of it.
+                if matches!(starting.phase, Phase::Baking { .. }) {
+                    *deadline = (*deadline).max(now + ready_timeout);
+                }
+            }
             Report::Extends { by, .. } => {
                 *deadline = (*deadline).max(now + by.min(MAX_EXTENSION));
             }
