@@ -126,7 +126,7 @@ impl Main {
                     SIGNALS => self.take_signals(),
                     STDERR => stderr::catch_up(),
                     FIRST_GUARDED_UNIX.. => {
-                        self.listeners.unix_guard.hung_up(token, Instant::now(), &self.listeners.held, &self.poller);
+                        self.listeners.unix_guard.changed(token, Instant::now(), &self.listeners.held, &self.poller);
                     }
                     FIRST_GUARDED.. => {
                         let name = self.listeners.guard.hung_up(token, Instant::now(), &self.poller);

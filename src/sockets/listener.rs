@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{SockaddrStorage, getsockname, setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -93,10 +93,26 @@ impl Listener {
         self.remove_path();
     }
 
+    /// Its path, where it has one that is ours.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Makes sure that its path can be put back.
+    pub fn keep_path(&self) -> io::Result<()> {
+        self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::keep(path, *id))
+    }
+
+    /// Puts its path back, which somebody has removed.
+    pub fn put_path_back(&self) -> io::Result<()> {
+        self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::put_back(path, *id))
+    }
+
     /// Removes its path, if that is still ours, so that another one can be bound there.
     pub fn remove_path(&self) {
         if let Some((path, id)) = &self.path {
             remove_if_still(path, *id);
+            remove_if_still(&unix_path::spare(path), *id);
         }
     }
 }

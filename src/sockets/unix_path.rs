@@ -1,6 +1,7 @@
 //! Unix sockets in the file system: made with the access that was asked for, never a moment wider, and removed only
 //! while they are ours.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -88,6 +89,35 @@ pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> 
         own(&handle, Access { mode: None, owner: Some(owner), group: Some(group) })?;
     }
     fs::set_permissions(&through_proc, Permissions::from_mode(mode))
+}
+
+/// A second name beside `path`, hidden, by which the path can be put back: a file without a name cannot be named again.
+pub(super) fn spare(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".panzer");
+    path.with_file_name(name)
+}
+
+/// Gives what is ours at `path` its second name. A socket of an earlier panzer that was killed is replaced.
+pub(super) fn keep(path: &Path, id: FileId) -> io::Result<()> {
+    let spare = spare(path);
+    if FileId::at(&spare) == Some(id) {
+        return Ok(());
+    }
+    if is_socket(&spare) {
+        fs::remove_file(&spare)?;
+    }
+    fs::hard_link(path, &spare)
+}
+
+/// Puts `path` back by its second name.
+pub(super) fn put_back(path: &Path, id: FileId) -> io::Result<()> {
+    let spare = spare(path);
+    match FileId::at(&spare) {
+        Some(found) if found == id => fs::hard_link(&spare, path),
+        _ => Err(io::Error::other("its second name is gone as well")),
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {

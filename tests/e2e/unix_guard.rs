@@ -91,6 +91,60 @@ fn after_a_shutdown_a_new_generation_serves_on_the_same_path() {
     assert!(!path.exists());
 }
 
+/// Removes the path when it ends, as asyncio's servers do.
+const REMOVES: &str = r#"#!/usr/bin/env python3
+import os, signal, socket
+listener = socket.socket(fileno=3)
+def end(*_):
+    try: os.unlink(listener.getsockname())
+    except FileNotFoundError: pass
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(5)
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+"#;
+
+#[test]
+fn a_path_that_is_removed_is_put_back() {
+    if !require("python3") {
+        return;
+    }
+    let (builder, path) = server(&[], ",mode=0640");
+    let panzer = builder.executable("server", REMOVES).start();
+    panzer.wait_serving();
+    let told = format!("warning: unix:{} was removed, as some programs do when they end; it is back", path.display());
+    panzer.expect_line(&told);
+    let is_back = || {
+        let mode = || std::fs::metadata(&path).map(|found| found.permissions().mode() & 0o777).unwrap_or_default();
+        eventually(SOON, "it answers", || answers(&path) && mode() == 0o640);
+    };
+    // By an operator; by the workers of the old generation, in each reload; and after a restart in place.
+    for generation in 2..5 {
+        std::fs::remove_file(&path).unwrap();
+        is_back();
+        assert_eq!(panzer.reload_and_wait(), Ok(generation));
+        panzer.wait_drained(generation - 1);
+        is_back();
+    }
+    assert_eq!(panzer.lines().iter().filter(|line| line.contains("was removed")).count(), 1);
+    assert!(crate::control::run(&panzer, &["restart"]).status.success());
+    std::fs::remove_file(&path).unwrap();
+    is_back();
+    // What somebody has put there is left alone.
+    let _other = std::os::unix::net::UnixListener::bind(panzer.path("other")).unwrap();
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let others = inode(&panzer.path("other"));
+    std::fs::rename(panzer.path("other"), &path).unwrap();
+    assert!(crate::control::run(&panzer, &["restart"]).status.success());
+    assert_eq!(inode(&path), others);
+    assert_eq!(panzer.stop().code(), Some(0));
+    assert!(!path.with_file_name(".app.sock.panzer").exists());
+}
+
 #[test]
 fn a_release_that_shuts_its_listener_down_each_time_is_started_less_and_less_often() {
     if !require("python3") {

@@ -95,21 +95,17 @@ impl Generations {
 
     pub(super) fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &self.starting else { return };
+        let (is_late, is_halted) = (*deadline <= now, !starting.suspended.is_empty());
         match starting.phase {
-            Phase::Baking { until } if until <= now && !starting.suspended.is_empty() => {
-                if *deadline <= now {
-                    let (slot, cause) = starting.why_not_ready();
-                    self.reject(slot, cause, now, actions);
-                }
-            }
-            Phase::Baking { until } if until <= now && starting.must_grow() => self.roll_on(now, actions),
-            Phase::Baking { until } if until <= now => self.commit(now, actions),
-            Phase::Rolling if *deadline <= now => self.give_up_rolling(now, actions),
-            Phase::Filling if *deadline <= now => {
+            Phase::Baking { until } if now < until => {}
+            Phase::Baking { .. } if !is_halted && starting.must_grow() => self.roll_on(now, actions),
+            Phase::Baking { .. } if !is_halted => self.commit(now, actions),
+            Phase::Rolling if is_late => self.give_up_rolling(now, actions),
+            Phase::Filling | Phase::Baking { .. } if is_late => {
                 let (slot, cause) = starting.why_not_ready();
                 self.reject(slot, cause, now, actions);
             }
-            Phase::Planning if *deadline <= now => self.reject(None, Cause::HungInPlan(LONGEST_PLANNING), now, actions),
+            Phase::Planning if is_late => self.reject(None, Cause::HungInPlan(LONGEST_PLANNING), now, actions),
             _ => {}
         }
     }

@@ -73,9 +73,10 @@ fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
     let held = AllHeld::take_over(carried.held)?;
     let shares = carried.shares.with_sockets(|&fd| take_descriptor(fd))?;
     let guard = Guard::take_over(carried.guard, FIRST_GUARDED, &poller)?;
-    let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX);
+    let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX, &poller);
     unix_guard.resume(carried.dead, carried.unix_queues);
     unix_guard.watch_all(&held, &poller);
+    unix_guard.paths_changed(Instant::now(), &held);
     let found = |(generation, found): (u32, document::Found)| {
         let document::Found { directory, program, findings, path, other_user, fingerprint } = found;
         let (directory, program) = (take_descriptor(directory)?, take_descriptor(program)?);

@@ -1,30 +1,40 @@
 //! What a worker does to a unix listener that it shares with all others. A `shutdown()` of one lasts for ever: it is
 //! bound anew, and whoever has only the old one must be replaced. One that panzer was started with is its owner's to bind:
-//! people are told. A `listen()` with a shorter queue is undone.
+//! people are told. A `listen()` with a shorter queue is undone. A path that is removed, as by asyncio's servers when they
+//! end, is put back.
 //!
-//! The kernel tells of a shutdown by a hang-up, as for TCP; of a queue it tells nothing.
+//! The kernel tells of a shutdown by a hang-up, as for TCP, and of a path by inotify; of a queue it tells nothing.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Address;
 use crate::main_process::listeners::held::{AllHeld, Held};
 use crate::sockets::{Listener, bind};
 use crate::sys::errno::words;
+use crate::sys::file_id::FileId;
 use crate::sys::poller::Poller;
 use crate::sys::unix_queue;
-use nix::sys::stat::fstat;
 
 /// What could not be bound anew is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A path that is removed is put back after this, unless whoever removed it has bound it in the meantime.
+const REMOVED: Duration = Duration::from_millis(2);
 
 /// Watches over the unix listeners among those that are held, each known by its number.
 #[derive(Debug)]
 pub(crate) struct UnixGuard {
     first_token: u64,
+    /// Tells of changes to the paths. None where that is not to be had.
+    paths: Option<Inotify>,
+    removal_told: bool,
     /// Those that were shut down, and when each is to be bound anew.
     dead: BTreeMap<u64, Dead>,
     /// The longest queue that each inherited one has had, as far as the kernel tells.
@@ -37,12 +47,27 @@ pub(crate) struct Dead {
     #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
     told: bool,
+    /// Whether only its path is gone.
+    #[serde(default)]
+    removed: bool,
 }
 
 impl UnixGuard {
-    /// Over nothing yet. All tokens from `first_token` on are its own.
-    pub(crate) fn new(first_token: u64) -> UnixGuard {
-        UnixGuard { first_token, dead: BTreeMap::new(), queues: BTreeMap::new() }
+    /// Over nothing yet. All tokens from `first_token` on are its own: the first is that of the paths.
+    pub(crate) fn new(first_token: u64, poller: &Poller) -> UnixGuard {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
+        let paths =
+            inotify.map_err(io::Error::from).and_then(|paths| poller.watch(&paths, first_token).map(|()| paths));
+        if let Err(error) = &paths {
+            log::warn!("the paths of unix listeners cannot be watched: {}", words(error));
+        }
+        UnixGuard {
+            first_token,
+            paths: paths.ok(),
+            removal_told: false,
+            dead: BTreeMap::new(),
+            queues: BTreeMap::new(),
+        }
     }
 
     /// Those that were shut down, and the queues, for the next main.
@@ -63,7 +88,14 @@ impl UnixGuard {
         if let Some(queue) = queue_of(held).filter(|_| held.listen.inherited.is_some()) {
             self.queues.entry(held.number).or_insert(queue);
         }
-        if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + held.number) {
+        if let (Some(path), Some(paths)) = (held.listener.path(), &self.paths) {
+            let changes = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DONT_FOLLOW;
+            let watched = paths.add_watch(path, changes).map_err(io::Error::from);
+            if let Err(error) = watched.and_then(|_| held.listener.keep_path()) {
+                log::info!("{} could not be put back, should it be removed: {}", held.name, words(&error));
+            }
+        }
+        if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + 1 + held.number) {
             let address = &held.name;
             log::warn!(
                 "cannot watch over {address}: {}; should a worker shut it down, nobody will know",
@@ -105,12 +137,21 @@ impl UnixGuard {
         }
     }
 
-    /// The kernel says that somebody shut one down.
-    pub(crate) fn hung_up(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
-        let number = token - self.first_token;
+    /// The kernel says that somebody shut one down, or that a path has changed.
+    pub(crate) fn changed(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
+        let Some(number) = (token - self.first_token).checked_sub(1) else { return self.paths_changed(now, held) };
         if let Some(held) = held.by_number(number) {
             poller.forget(&held.listener);
-            self.dead.entry(number).or_insert(Dead { due: Some(now), told: false });
+            let dead = self.dead.entry(number).or_insert(Dead { due: Some(now), told: false, removed: false });
+            dead.removed = false;
+        }
+    }
+
+    /// The kernel says that one of the paths has changed.
+    pub(crate) fn paths_changed(&mut self, now: Instant, held: &AllHeld) {
+        while self.paths.as_ref().is_some_and(|paths| paths.read_events().is_ok()) {}
+        for held in held.iter().filter(|held| is_missing(held)) {
+            self.dead.entry(held.number).or_insert(Dead { due: Some(now + REMOVED), told: false, removed: true });
         }
     }
 
@@ -135,6 +176,14 @@ impl UnixGuard {
                 self.dead.remove(&number);
                 continue;
             };
+            let removed = self.dead.get(&number).is_some_and(|dead| dead.removed);
+            if removed {
+                self.dead.remove(&number);
+                if is_missing(held) {
+                    put_back(held, std::mem::replace(&mut self.removal_told, true));
+                }
+                continue;
+            }
             held.listener.remove_path();
             match renew(held) {
                 Ok(new) => {
@@ -192,6 +241,21 @@ fn renew(held: &Held) -> Result<Listener, WhyNot> {
 
 fn is_unix(held: &Held) -> bool {
     matches!(held.listen.address, Address::Unix(_) | Address::Abstract(_) | Address::Other { accepts: true, .. })
+}
+
+fn is_missing(held: &Held) -> bool {
+    held.listener.path().is_some_and(|path| FileId::at(path).is_none())
+}
+
+fn put_back(held: &Held, told: bool) {
+    match held.listener.put_path_back() {
+        Ok(()) if told => {}
+        Ok(()) => log::warn!("{} was removed, as some programs do when they end; it is back (said once)", held.name),
+        Err(error) => {
+            let why = words(&error);
+            log::error!("{} was removed, and cannot be put back: {why}; restart panzer to have it again", held.name);
+        }
+    }
 }
 
 /// The limit of its queue. None where the kernel does not tell.
