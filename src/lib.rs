@@ -38,7 +38,7 @@
 //!
 //! # How each process works
 //!
-//! One folder per process that `ps` shows; in each, a pure `state` that decides and a `run` that does:
+//! One folder per process that `ps` shows; in each, a pure `decide` that decides and a `run` that performs:
 //!
 //! ```text
 //! signals, children, messages, deadlines ── run ──▶ Event ──▶ state.on(now, event) ──▶ Vec<Action> ── run ──▶ the world
@@ -49,7 +49,7 @@
 //! What main decides is in [`main_process::decide`]. It speaks of generations (`decide::generation`); how one follows another (`decide::reload`),
 //! or replaces it share by share (`decide::reload_by_shares`), what monitors tell (`decide::reports`), how many workers
 //! are wanted (`decide::worker_count`), and which queues of single slots must first run empty (`decide::queue_emptying`)
-//! have a file each. A monitor's speaks of slots, and of how their workers become ready (`monitor::becoming_ready`).
+//! have a file each. A monitor's speaks of slots, and of how their workers become ready (`monitor::decide`).
 //!
 //! Of sockets no state knows anything. Which listeners main holds, and in which order the kernel has them, is in
 //! `listeners::held`; how they change with a reload in `listeners::follow_plan`; and which queues of single slots get
@@ -67,7 +67,7 @@
 //!    shares (`--surge`) it gives up as many workers as the new one has shown ready, and no more: never fewer are ready
 //!    than are wanted, and never more alive than those and one share. Of those that drain, no more than
 //!    `--max-draining` take their time.
-//! 2. At most one live process per slot. A pid in `main_process::processes` or `monitor::roster` is an unreaped child,
+//! 2. At most one live process per slot. A pid in `main_process::processes` or `monitor::processes` is an unreaped child,
 //!    and nothing else is ever signalled; nor is a child that no worker has started. What a worker leaves behind ends with
 //!    that worker, and with no other.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use nix::unistd::Pid;
 
-use super::run::Monitor;
-use super::state::Event;
+use super::Monitor;
 use crate::control::monitor::messages::Report;
+use crate::monitor::decide::Event;
 use crate::readiness::watch;
 use crate::sockets::sharing::{Claim, Sharing, Taken};
 
@@ -18,11 +18,11 @@ const MAX_ADDRESSES: usize = 4;
 
 impl Monitor {
     pub(super) fn take_call(&mut self) {
-        match self.sharing.as_mut().and_then(Sharing::take_call) {
+        match self.sockets.sharing.as_mut().and_then(Sharing::take_call) {
             None => {}
             Some(Taken::Claim(claim)) => self.ask_main(claim),
             Some(Taken::Listens(process)) => self.listens(process),
-            Some(Taken::OnPath(_, _, inode)) if self.accepted_on.contains(inode) => {}
+            Some(Taken::OnPath(_, _, inode)) if self.sockets.accepted_on.contains(inode) => {}
             Some(Taken::OnPath(process, path, _)) => self.tell_own_path(process, &path),
         }
     }
@@ -36,7 +36,7 @@ impl Monitor {
                 Report::Claim { ticket, key, socket: Some(socket.is_some()), process: Some(process.as_raw()), late }
             }
         };
-        self.channel.send_along(&report, socket.into_iter().collect());
+        self.talk.channel.send_along(&report, socket.into_iter().collect());
     }
 
     pub(super) fn listens(&mut self, process: Pid) {
@@ -54,11 +54,11 @@ impl Monitor {
         let pids: Vec<Pid> = pids.take(MAX_LOOKED_AT).collect();
         let mut addresses = BTreeSet::new();
         for pid in pids {
-            let own = watch::own_listeners(pid, &self.accepted_on);
+            let own = watch::own_listeners(pid, &self.sockets.accepted_on);
             addresses.extend(own.tcp);
             own.paths.iter().for_each(|(process, path)| self.tell_own_path(*process, path));
         }
-        self.channel.send(&Report::Owns { addresses: addresses.into_iter().take(MAX_ADDRESSES).collect() });
+        self.talk.channel.send(&Report::Owns { addresses: addresses.into_iter().take(MAX_ADDRESSES).collect() });
     }
 
     /// The workers of the next release take a unix path over, and those of the old one remove it when they end.
@@ -68,11 +68,11 @@ impl Monitor {
         let generation = plan.names_generations().then(|| self.assignment.generation.to_string());
         let is_part = |part: &str| part == pid || Some(part) == generation.as_deref();
         let is_named = path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(is_part);
-        if is_named || std::mem::replace(&mut self.own_path_told, true) {
+        if is_named || std::mem::replace(&mut self.sockets.own_path_told, true) {
             return;
         }
         let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
-        ::log::warn!(
+        log::warn!(
             "pid {process} listens on a unix path of its own, {path}: other workers and each reload take it away; have it \
              take the listener of --listen unix:{path}, which panzer keeps, or name the path by {{worker}} and {{generation}}",
             path = path.display()
@@ -81,10 +81,10 @@ impl Monitor {
 
     /// Reports whether the socket of this bind may still listen: others wait for it.
     pub(super) fn look_at_bind(&mut self, ticket: u64) {
-        let bound = self.sharing.as_ref().and_then(|sharing| sharing.may_listen(ticket));
+        let bound = self.sockets.sharing.as_ref().and_then(|sharing| sharing.may_listen(ticket));
         let may_listen = bound.is_some_and(|(process, since)| {
             self.state.may_listen(self.roster.find_ancestor(process), since, Instant::now())
         });
-        self.channel.send(&Report::Looked { ticket, may_listen });
+        self.talk.channel.send(&Report::Looked { ticket, may_listen });
     }
 }

@@ -1,23 +1,93 @@
 //! The monitor: keeps the slots of one generation filled with workers.
 //!
-//! [`state`] decides; [`run`] has the loop, `perform` does what was decided, and `orders` is what main wants of it. A
-//! monitor knows one generation, its own; what a generation means to the others is main's business.
+//! [`decide`] decides; [`run`] has the loop, `perform` performs what was decided, `orders` takes main's orders, `claims`
+//! reports ports to main, and `processes` knows the pids. A monitor knows one generation, its own; what a generation means
+//! to the others is main's business.
 
-mod adopted;
-mod becoming_ready;
-mod bypass;
-mod claims;
-mod final_exits;
-mod limits;
-mod log;
-mod orders;
-mod pacing;
-mod perform;
-mod roster;
+pub mod decide;
 pub mod run;
-mod scaling;
+
+mod claims;
+pub(crate) mod notes;
+mod orders;
+mod perform;
+mod processes;
 mod start;
-pub mod state;
-mod stopping;
-mod suspension;
-mod vocabulary;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
+
+use self::decide::{Event, Slots};
+use self::processes::roster::Roster;
+use crate::control::monitor::channel::Channel;
+use crate::control::monitor::messages::Assignment;
+use crate::readiness::ack::AckSocket;
+use crate::readiness::notify::NotifySocket;
+use crate::readiness::watch::Listeners;
+use crate::sockets::queues::Placed;
+use crate::sockets::sharing::Sharing;
+use crate::sys::poller::Poller;
+use crate::sys::signals::Signals;
+use crate::worker::environment::Common;
+use crate::worker::identity::Identity;
+use crate::worker::program::Release;
+
+pub(crate) const SIGNALS: u64 = 0;
+pub(crate) const CHANNEL: u64 = 1;
+pub(crate) const NOTIFY: u64 = 2;
+pub(crate) const SHARING: u64 = 3;
+pub(crate) const ACKS: u64 = 4;
+pub(crate) const STDERR: u64 = 5;
+/// A worker's exec is watched under this and its slot.
+pub(crate) const FIRST_SLOT: u64 = 16;
+/// What a worker alone tells us on, under this and its slot.
+pub(crate) const FIRST_NOTIFY: u64 = 1 << 40;
+
+/// All that a monitor holds.
+pub(crate) struct Monitor {
+    pub(crate) assignment: Assignment,
+    pub(crate) program: Program,
+    pub(crate) talk: Talk,
+    pub(crate) sockets: Sockets,
+    pub(crate) signals: Signals,
+    pub(crate) poller: Poller,
+    pub(crate) roster: Roster,
+    /// Slots whose exec the poller does not watch, because memory or watches ran out. Each turn of the loop looks at them.
+    pub(crate) unwatched: BTreeSet<u32>,
+    pub(crate) state: Slots,
+    /// Events that the state has not seen yet.
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) held_notes: notes::Held,
+    pub(crate) done: bool,
+}
+
+/// What workers are started from.
+pub(crate) struct Program {
+    pub(crate) common: Common,
+    pub(crate) release: Release,
+    pub(crate) identity: Identity,
+    /// Whether people were told that the release has changed on disk.
+    pub(crate) mixed_release_told: bool,
+}
+
+/// How main and workers talk to a monitor.
+pub(crate) struct Talk {
+    pub(crate) channel: Channel,
+    /// The reason why main cannot be heard or told any more, though it is there.
+    pub(crate) cut_off: Option<String>,
+    pub(crate) notify: NotifySocket,
+    /// Number of workers that have a notify socket of their own. All others share one.
+    pub(crate) own_sockets: usize,
+    pub(crate) unattributed_told: bool,
+    pub(crate) too_long_told: bool,
+    pub(crate) acks: Option<AckSocket>,
+}
+
+/// The listeners of workers.
+pub(crate) struct Sockets {
+    pub(crate) placed: Placed<OwnedFd>,
+    /// The listeners on which workers are seen accepting.
+    pub(crate) accepted_on: Listeners,
+    pub(crate) sharing: Option<Sharing>,
+    pub(crate) own_path_told: bool,
+}

@@ -5,10 +5,10 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::run::Monitor;
-use super::state::Event;
+use super::Monitor;
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::{Order, Report, WorkerStatus};
+use crate::monitor::decide::Event;
 use crate::sys::errno::words;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -19,64 +19,64 @@ const MAX_ORDERS_A_TURN: usize = 64;
 impl Monitor {
     pub(super) fn take_orders(&mut self) {
         for _ in 0..MAX_ORDERS_A_TURN {
-            match self.channel.receive::<Order>() {
+            match self.talk.channel.receive::<Order>() {
                 Received::Message(Order::Status, _) => self.report_status(),
                 Received::Message(Order::LeaveTerminal, _) => {
                     if let Err(error) = stderr::leave_terminal() {
-                        ::log::warn!("the terminal cannot be left: {}", words(&error));
+                        log::warn!("the terminal cannot be left: {}", words(&error));
                     }
                 }
                 Received::Message(Order::QueueAt { place }, descriptors) => {
-                    descriptors.iter().for_each(|queue| self.accepted_on.add(queue));
-                    let placed = descriptors.into_iter().all(|queue| self.listeners.put(place, queue));
+                    descriptors.iter().for_each(|queue| self.sockets.accepted_on.add(queue));
+                    let placed = descriptors.into_iter().all(|queue| self.sockets.placed.put(place, queue));
                     if !placed {
-                        ::log::warn!("main sends a queue for place {place}, where no worker has one");
+                        log::warn!("main sends a queue for place {place}, where no worker has one");
                     }
                 }
                 Received::Cut(Order::QueueAt { .. }) => {
-                    ::log::warn!("no descriptor is left for the queue of a worker, which is started once there is one");
+                    log::warn!("no descriptor is left for the queue of a worker, which is started once there is one");
                 }
                 Received::Message(Order::Shared { ticket }, descriptors) => {
                     if let Some(held) = descriptors.into_iter().next() {
-                        self.accepted_on.add(&held);
-                        let listens = self.sharing.as_mut().and_then(|sharing| sharing.shared(ticket, held));
+                        self.sockets.accepted_on.add(&held);
+                        let listens = self.sockets.sharing.as_mut().and_then(|sharing| sharing.shared(ticket, held));
                         listens.into_iter().for_each(|process| self.listens(process));
                     }
                 }
                 Received::Message(Order::Bound { ticket }, _) => {
-                    if let Some(sharing) = &mut self.sharing {
+                    if let Some(sharing) = &mut self.sockets.sharing {
                         sharing.bound(ticket);
                     }
                 }
                 Received::Message(Order::Again { ticket }, _) => {
-                    if let Some(claim) = self.sharing.as_mut().and_then(|sharing| sharing.again(ticket)) {
+                    if let Some(claim) = self.sockets.sharing.as_mut().and_then(|sharing| sharing.again(ticket)) {
                         self.ask_main(claim);
                     }
                 }
                 Received::Message(Order::Look { ticket }, _) => self.look_at_bind(ticket),
                 Received::Message(Order::Own, _) => self.report_own(),
                 Received::Message(Order::NotShared { ticket, errno }, _) => {
-                    if let Some(sharing) = &mut self.sharing {
+                    if let Some(sharing) = &mut self.sockets.sharing {
                         sharing.not_shared(ticket, errno.map(Errno::from_raw));
                     }
                 }
                 Received::Message(Order::Signal { ticket, number, slot }, _) => {
                     let reached = self.signal_as_asked(number, slot);
-                    self.channel.send(&Report::Signalled { ticket, reached });
+                    self.talk.channel.send(&Report::Signalled { ticket, reached });
                 }
                 Received::Cut(Order::Shared { ticket }) => {
-                    ::log::warn!("a worker cannot share what it binds: this monitor has no descriptor left for it");
-                    if let Some(sharing) = &mut self.sharing {
+                    log::warn!("a worker cannot share what it binds: this monitor has no descriptor left for it");
+                    if let Some(sharing) = &mut self.sockets.sharing {
                         sharing.not_shared(ticket, Some(Errno::EMFILE));
                     }
                 }
-                Received::Cut(_) => self.cut_off = Some("no descriptor is left for what main sends".to_owned()),
-                Received::Failed(why) => self.cut_off = Some(format!("what main and it say gets lost: {why}")),
+                Received::Cut(_) => self.talk.cut_off = Some("no descriptor is left for what main sends".to_owned()),
+                Received::Failed(why) => self.talk.cut_off = Some(format!("what main and it say gets lost: {why}")),
                 Received::Message(order, _) => {
                     self.take_over(&order);
                     self.events.push_back(Event::Ordered(order));
                 }
-                Received::Garbage(why) => ::log::warn!(
+                Received::Garbage(why) => log::warn!(
                     "main orders what the build of this monitor does not know, and that is left out: {why}; a reload gives \
                      generation {} a monitor that understands",
                     self.assignment.generation
@@ -84,8 +84,8 @@ impl Monitor {
                 Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
-                    self.poller.forget(&self.channel);
-                    if let Some(sharing) = &mut self.sharing {
+                    self.poller.forget(&self.talk.channel);
+                    if let Some(sharing) = &mut self.sockets.sharing {
                         sharing.main_is_gone();
                     }
                     self.events.push_back(Event::MainGone);
@@ -137,9 +137,9 @@ impl Monitor {
                 last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
                 sign_of_life: sign_of_life.map(|at| now.saturating_duration_since(at)),
             };
-            self.channel.send(&Report::Worker(status));
+            self.talk.channel.send(&Report::Worker(status));
         }
-        self.channel.send(&Report::StatusEnd);
+        self.talk.channel.send(&Report::StatusEnd);
     }
 
     fn ended_under_another(&self, slot: u32) -> Option<Cause> {

@@ -7,11 +7,11 @@ use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use super::log;
-use super::run::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
-use super::state::{Action, Event, Note, Worker};
+use super::notes;
+use super::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
 use crate::config::{ListenAs, ListenPid, text};
 use crate::control::monitor::messages::Report;
+use crate::monitor::decide::{Action, Event, Note, Worker};
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
 use crate::sockets::queues;
@@ -43,16 +43,16 @@ impl Monitor {
             Action::GiveUp(worker) => {
                 let pids = self.roster.give_up(worker);
                 let known = pids.into_iter().map(|pid| (pid.as_raw(), processes::started(pid))).collect();
-                self.channel.send(&Report::GivenUp(known));
+                self.talk.channel.send(&Report::GivenUp(known));
             }
             Action::CloseListeners => {
-                self.listeners.clear();
-                if let Some(sharing) = &mut self.sharing {
+                self.sockets.placed.clear();
+                if let Some(sharing) = &mut self.sockets.sharing {
                     sharing.let_go();
                 }
             }
-            Action::Report(report) => self.channel.send(&report),
-            Action::Note(note) if log::Held::concerns(&note, &self.assignment.plan.tuning.stop) => {
+            Action::Report(report) => self.talk.channel.send(&report),
+            Action::Note(note) if notes::Held::concerns(&note, &self.assignment.plan.tuning.stop) => {
                 let pid = if let Note::Respawning(worker, ..) = note { self.roster.shown_pid(worker) } else { None };
                 self.held_notes.hold(note, pid);
             }
@@ -61,7 +61,7 @@ impl Monitor {
                 if matches!(note, Note::GaveUp(_)) {
                     self.held_notes.write_all(generation);
                 }
-                log::write(&note, generation, |worker| self.roster.shown_pid(worker));
+                notes::write(&note, generation, |worker| self.roster.shown_pid(worker));
             }
             Action::Exit => self.done = true,
         }
@@ -71,26 +71,26 @@ impl Monitor {
     fn look(&mut self, worker: Worker, look: impl FnOnce(Pid, &Listeners) -> Event) {
         let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
         let before = used();
-        self.events.extend(self.roster.pid_of(worker).map(|pid| look(pid, &self.accepted_on)));
+        self.events.extend(self.roster.pid_of(worker).map(|pid| look(pid, &self.sockets.accepted_on)));
         self.events.push_back(Event::Looked(used().saturating_sub(before)));
     }
 
     fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
-        if let Err(place) = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot) {
-            self.channel.send(&Report::QueueMissing { place });
+        if let Err(place) = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot) {
+            self.talk.channel.send(&Report::QueueMissing { place });
             let why = "could not be started: its queue has not come from main, which is asked for it again";
             return Err(Cause::CannotStart(why.to_owned()));
         }
         let plan = &self.assignment.plan;
         // With one of its own, it is known whose word it is that somebody left who has ended by now.
-        let own = (self.roster.count() < self.own_sockets).then(|| NotifySocket::new().ok()).flatten();
+        let own = (self.roster.count() < self.talk.own_sockets).then(|| NotifySocket::new().ok()).flatten();
         let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
-        let place = self.place(worker, own.as_ref().unwrap_or(&self.notify).name());
+        let place = self.place(worker, own.as_ref().unwrap_or(&self.talk.notify).name());
         let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
         let command = Command {
-            image: self.release.image(),
+            image: self.program.release.image(),
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
-            environment: variables(plan, &self.common, place).map_err(Cause::CannotStart)?,
+            environment: variables(plan, &self.program.common, place).map_err(Cause::CannotStart)?,
             listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
             stdin: if as_stdin { self.first_of(worker) } else { None },
             output: None,
@@ -101,7 +101,7 @@ impl Monitor {
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(plan.tuning.stop.first_signal()),
-            identity: Some(&self.identity),
+            identity: Some(&self.program.identity),
         };
         let child =
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
@@ -109,7 +109,7 @@ impl Monitor {
         let pid = child.pid;
         let started = processes::started(pid);
         self.roster.add(worker, child, started, own);
-        self.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
+        self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
         if watched.is_err() {
             self.look_at_unwatched_exec(worker.slot);
         }
@@ -117,7 +117,7 @@ impl Monitor {
     }
 
     fn first_of(&self, worker: Worker) -> Option<BorrowedFd<'_>> {
-        let found = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot).ok()?;
+        let found = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot).ok()?;
         found.first().copied().map(AsFd::as_fd)
     }
 
@@ -127,7 +127,7 @@ impl Monitor {
         if places.iter().copied().eq(0..places.len()) {
             return Vec::new();
         }
-        let given = self.listeners.of_slot(&self.assignment.plan.listen, worker.slot).unwrap_or_default();
+        let given = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot).unwrap_or_default();
         given.into_iter().map(AsFd::as_fd).collect()
     }
 
@@ -139,7 +139,7 @@ impl Monitor {
             main_pid: self.assignment.main_pid,
             monitor_pid: Pid::this().as_raw(),
             notify_socket,
-            ack_socket: self.acks.as_ref().and_then(|acks| acks.path().to_str()),
+            ack_socket: self.talk.acks.as_ref().and_then(|acks| acks.path().to_str()),
         }
     }
 
@@ -147,7 +147,7 @@ impl Monitor {
         // One that has just ended needs none.
         let started = self.roster.pid_of(worker).map(|pid| self.start_probe(worker, pid));
         if let Some(Err(why)) = &started {
-            ::log::warn!("the probe of worker {} could not be started: {why}", worker.slot);
+            log::warn!("the probe of worker {} could not be started: {why}", worker.slot);
         }
         if !matches!(started, Some(Ok(()))) {
             self.events.push_back(Event::Probed(worker, false));
@@ -161,7 +161,12 @@ impl Monitor {
         let command = Command {
             image: Image::Path(c"/bin/sh".to_owned()),
             arguments: ["sh", "-c", probe].map(|argument| text::c_string(argument.as_ref())).to_vec(),
-            environment: probe_variables(plan, &self.common, self.place(worker, self.notify.name()), pid.as_raw())?,
+            environment: probe_variables(
+                plan,
+                &self.program.common,
+                self.place(worker, self.talk.notify.name()),
+                pid.as_raw(),
+            )?,
             listen_pid: false,
             stdin: None,
             output: None,
@@ -171,7 +176,7 @@ impl Monitor {
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
-            identity: Some(&self.identity),
+            identity: Some(&self.program.identity),
         };
         // What comes of its exec shows in how it ends.
         self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);
@@ -203,7 +208,7 @@ impl Monitor {
         let Err(error) = sent else { return true };
         let live = self.roster.in_slot(worker.slot);
         if live.is_some_and(|live| !std::mem::replace(&mut live.refuses, true)) {
-            ::log::warn!(
+            log::warn!(
                 "cannot send {} to worker {} (pid {pid}): {}",
                 signal.as_str(),
                 worker.slot,

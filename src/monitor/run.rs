@@ -1,85 +1,33 @@
 //! A monitor's loop, with its one place to sleep, and what happens around it.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::adopted::LeftBehind;
-use super::log;
-use super::roster::Roster;
 use super::start::{find_release, read_assignment};
-use super::state::{Action, Event, Slots, Worker};
+use super::{ACKS, CHANNEL, FIRST_NOTIFY, FIRST_SLOT, Monitor, NOTIFY, SHARING, SIGNALS, STDERR};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
-use crate::control::monitor::messages::{Assignment, Report};
+use crate::control::monitor::messages::Report;
+use crate::monitor::decide::{Action, Event, Worker};
+use crate::monitor::processes::adopted::LeftBehind;
 use crate::readiness::ack::{AckSocket, Said};
-use crate::readiness::notify::{Notification, NotifySocket};
-use crate::readiness::watch::Listeners;
-use crate::sockets::queues::Placed;
+use crate::readiness::notify::Notification;
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
 use crate::sys::packets::Sender;
-use crate::sys::poller::Poller;
-use crate::sys::signals::Signals;
 use crate::sys::{processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
-use crate::worker::identity::Identity;
-use crate::worker::program::Release;
 use crate::worker::spawn::Outcome;
-
-pub(super) const SIGNALS: u64 = 0;
-pub(super) const CHANNEL: u64 = 1;
-pub(super) const NOTIFY: u64 = 2;
-pub(super) const SHARING: u64 = 3;
-pub(super) const ACKS: u64 = 4;
-pub(super) const STDERR: u64 = 5;
-/// A worker's exec is watched under this and its slot.
-pub(super) const FIRST_SLOT: u64 = 16;
-/// What a worker alone tells us on, under this and its slot.
-pub(super) const FIRST_NOTIFY: u64 = 1 << 40;
 
 /// So many notifications are read before the loop looks at anything else.
 const NOTIFY_BATCH: usize = 64;
 
 /// How soon an exec is looked at again that the poller does not watch.
 const UNWATCHED_PAUSE: Duration = Duration::from_millis(20);
-
-/// All that a monitor holds.
-pub(super) struct Monitor {
-    pub(super) assignment: Assignment,
-    pub(super) common: Common,
-    pub(super) release: Release,
-    pub(super) identity: Identity,
-    pub(super) mixed_release_told: bool,
-    pub(super) listeners: Placed<OwnedFd>,
-    /// What workers are seen accepting on.
-    pub(super) accepted_on: Listeners,
-    pub(super) channel: Channel,
-    pub(super) notify: NotifySocket,
-    /// So many workers have a notify socket of their own; those beyond share one.
-    pub(super) own_sockets: usize,
-    pub(super) unattributed_told: bool,
-    pub(super) too_long_told: bool,
-    pub(super) own_path_told: bool,
-    pub(super) acks: Option<AckSocket>,
-    pub(super) sharing: Option<Sharing>,
-    pub(super) signals: Signals,
-    pub(super) poller: Poller,
-    pub(super) roster: Roster,
-    /// Slots whose exec the poller does not watch, for want of memory or watches: each turn looks at it.
-    pub(super) unwatched: BTreeSet<u32>,
-    pub(super) state: Slots,
-    pub(super) events: VecDeque<Event>,
-    /// Why nothing more can be heard of main, or said to it, though it is there.
-    pub(super) cut_off: Option<String>,
-    pub(super) held_notes: log::Held,
-    pub(super) done: bool,
-}
 
 /// Takes the role of a monitor, until all its workers have ended. Fails where panzer itself is at fault.
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
@@ -116,7 +64,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
         Err(error) => return Err(error).context("a monitor cannot start"),
     };
     monitor.run().context("a monitor cannot go on")?;
-    last_words(monitor.channel.finish())
+    last_words(monitor.talk.channel.finish())
 }
 
 /// What became of what was said last. Where main is gone, nobody needs it.
@@ -141,12 +89,12 @@ impl Monitor {
             if self.done {
                 return Ok(());
             }
-            self.channel.rearm(&self.poller, CHANNEL);
+            self.talk.channel.rearm(&self.poller, CHANNEL);
             stderr::rearm(&self.poller, STDERR);
-            let acks = self.acks.as_ref().and_then(AckSocket::deadline);
+            let acks = self.talk.acks.as_ref().and_then(AckSocket::deadline);
             let unwatched = (!self.unwatched.is_empty()).then(|| Instant::now() + UNWATCHED_PAUSE);
-            let channel = self.channel.deadline();
-            let calls = self.sharing.as_ref().and_then(Sharing::deadline);
+            let channel = self.talk.channel.deadline();
+            let calls = self.sockets.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
             let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
             let mut tokens = self.poller.wait(deadlines.into_iter().flatten().min())?;
@@ -164,10 +112,10 @@ impl Monitor {
             if channel.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.look_at(CHANNEL);
             }
-            if let Some(why) = self.cut_off.take() {
+            if let Some(why) = self.talk.cut_off.take() {
                 return Err(io::Error::other(why));
             }
-            if let Some(sharing) = &mut self.sharing {
+            if let Some(sharing) = &mut self.sockets.sharing {
                 sharing.let_overdue_through(Instant::now());
             }
             if acks.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -188,7 +136,7 @@ impl Monitor {
                 self.reap();
             }
             CHANNEL => {
-                self.channel.flush();
+                self.talk.channel.flush();
                 self.take_orders();
             }
             NOTIFY => self.take_notifications(None),
@@ -208,7 +156,7 @@ impl Monitor {
             let (worker, heard) = match own {
                 Some((worker, socket)) => (Some(worker), socket.receive()),
                 None if slot.is_some() => return,
-                None => (None, self.notify.receive()),
+                None => (None, self.talk.notify.receive()),
             };
             let Some(notification) = heard else { return };
             self.notified(notification, worker);
@@ -216,8 +164,8 @@ impl Monitor {
     }
 
     fn notified(&mut self, Notification { sender, ready, extends, is_too_long }: Notification, own: Option<Worker>) {
-        if is_too_long && !std::mem::replace(&mut self.too_long_told, true) {
-            ::log::warn!(
+        if is_too_long && !std::mem::replace(&mut self.talk.too_long_told, true) {
+            log::warn!(
                 "pid {} sent more to NOTIFY_SOCKET than is read at once; it is left out (said once)",
                 sender.pid
             );
@@ -230,8 +178,8 @@ impl Monitor {
             // What somebody has left who belonged to a worker that has ended as well means nothing any more.
             let is_late =
                 own.and_then(|own| self.roster.pid_of(own)).is_some_and(|pid| processes::user_of(pid).is_none());
-            if !is_late && !std::mem::replace(&mut self.unattributed_told, true) {
-                ::log::warn!(
+            if !is_late && !std::mem::replace(&mut self.talk.unattributed_told, true) {
+                log::warn!(
                     "{} came from pid {} (user {}), which cannot be seen to belong to a worker of generation {}, and does not \
                      count (said once)",
                     if ready { "READY=1" } else { "EXTEND_TIMEOUT_USEC" },
@@ -249,7 +197,7 @@ impl Monitor {
     }
 
     fn take_acks(&mut self) {
-        let Some(acks) = &mut self.acks else { return };
+        let Some(acks) = &mut self.talk.acks else { return };
         let roster = &self.roster;
         let is_known = |sender: Sender| roster.find_ancestor(sender.pid).is_some() || roster.may_have_had(sender);
         let now = Instant::now();
@@ -280,10 +228,10 @@ impl Monitor {
         let Some(live) = self.roster.in_slot(slot) else { return };
         let Some(child) = &mut live.executing else { return };
         let outcome = child.outcome();
-        if child.is_mixed && !std::mem::replace(&mut self.mixed_release_told, true) {
-            ::log::warn!(
+        if child.is_mixed && !std::mem::replace(&mut self.program.mixed_release_told, true) {
+            log::warn!(
                 "{} leads to another file by now; workers of generation {} run a mix of releases until a reload",
-                self.release.path.display(),
+                self.program.release.path.display(),
                 self.assignment.generation
             );
         }
@@ -352,7 +300,7 @@ impl Monitor {
     fn probe_ended(&mut self, worker: Worker, exit: processes::Exit) {
         let succeeded = exit == processes::Exit::Code(0);
         if !succeeded {
-            ::log::debug!("the probe of worker {} {}", worker.slot, Cause::from(exit));
+            log::debug!("the probe of worker {} {}", worker.slot, Cause::from(exit));
         }
         self.events.push_back(Event::Probed(worker, succeeded));
     }

@@ -11,14 +11,14 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
-use super::log::Held;
-use super::roster::Roster;
-use super::run::{ACKS, CHANNEL, Monitor, NOTIFY, SHARING, SIGNALS};
-use super::state::{Event, Settings, Slots, Watch};
+use super::notes::Held;
+use super::{ACKS, CHANNEL, Monitor, NOTIFY, Program, SHARING, SIGNALS, Sockets, Talk};
 use crate::config::Ready;
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Report, VERSION};
+use crate::monitor::decide::{Event, Settings, Slots, Watch};
+use crate::monitor::processes::roster::Roster;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
@@ -94,29 +94,26 @@ impl Monitor {
         let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
-        Ok(Monitor {
-            assignment,
-            common,
-            release,
-            identity,
-            mixed_release_told: false,
-            listeners: Placed::new(listeners),
-            accepted_on,
+        let talk = Talk {
             channel,
+            cut_off: None,
             notify,
             own_sockets: usize::try_from(allowed / SHARE_FOR_NOTIFY).unwrap_or(usize::MAX),
             unattributed_told: false,
             too_long_told: false,
-            own_path_told: false,
             acks,
-            sharing,
+        };
+        Ok(Monitor {
+            assignment,
+            program: Program { common, release, identity, mixed_release_told: false },
+            talk,
+            sockets: Sockets { placed: Placed::new(listeners), accepted_on, sharing, own_path_told: false },
             signals,
             poller,
             roster: Roster::default(),
             unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),
-            cut_off: None,
             held_notes: Held::default(),
             done: false,
         })

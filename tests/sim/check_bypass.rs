@@ -1,7 +1,7 @@
 //! The book of one worker that may bypass the listener that it was given: when it is looked at for that, how often, and
 //! what is told.
 
-use panzer::monitor::state::{Settings, Watch};
+use panzer::monitor::decide::{Settings, Watch};
 use panzer::readiness::watch::Bypass as Shown;
 
 use crate::check::{Checked, SLACK, hold};

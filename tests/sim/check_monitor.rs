@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
-use panzer::monitor::state::{Action, Event, Note, Settings, Worker};
+use panzer::monitor::decide::{Action, Event, Note, Settings, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, PaceWatch, SLACK, StopTimes, hold};

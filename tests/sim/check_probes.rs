@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use panzer::monitor::state::Worker;
+use panzer::monitor::decide::Worker;
 
 use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;

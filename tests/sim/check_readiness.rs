@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use panzer::monitor::state::{Settings, Watch};
+use panzer::monitor::decide::{Settings, Watch};
 use panzer::readiness::watch::Sight;
 
 use crate::check::{Checked, SLACK, hold};

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::decide::{self as main_state, Change, Generations, Monitor};
-use panzer::monitor::state::{self as monitor_state, Slots, Watch, Worker};
+use panzer::monitor::decide::{self as monitor_state, Slots, Watch, Worker};
 use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;
 

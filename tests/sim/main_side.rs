@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use panzer::config::Tuning;
 use panzer::control::monitor::messages::Order;
 use panzer::main_process::decide::{Action, Event, Generations, Monitor, Settings};
-use panzer::monitor::state as monitor_state;
+use panzer::monitor::decide as monitor_state;
 use panzer::worker::cause::Cause;
 use panzer::worker::kin::Kin;
 

@@ -1,11 +1,11 @@
-//! A monitor as a process: what src/monitor/run.rs and roster.rs do, without a kernel.
+//! A monitor as a process: what src/monitor/run.rs and processes/roster.rs do, without a kernel.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::sys::signal::Signal;
 use panzer::control::monitor::messages::{Order, Report};
 use panzer::main_process::decide::Monitor;
-use panzer::monitor::state::{Action, Event, Phase, Settings, Slots, Worker};
+use panzer::monitor::decide::{Action, Event, Phase, Settings, Slots, Worker};
 use panzer::worker::cause::Cause;
 use panzer::worker::kin::Kin;
 
@@ -299,7 +299,7 @@ impl World {
         events.extend(gone.into_iter().map(Event::GroupGone));
     }
 
-    /// As src/monitor/adopted.rs has it.
+    /// As src/monitor/processes/adopted.rs has it.
     fn meet_as_monitor(&mut self, index: usize) {
         let node = &self.monitors[index];
         let is_new = |child: &ProcessId| {

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use panzer::config::{FinalExits, StartDelay, Surge};
 use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::decide::{self as main_state, Change, Monitor, Note, Settings};
-use panzer::monitor::state::{self as monitor_state, Watch, Worker};
+use panzer::monitor::decide::{self as monitor_state, Watch, Worker};
 use panzer::readiness::watch::{Bypass, Sight};
 
 use crate::check_main::MainCheck;

@@ -7,7 +7,7 @@ use panzer::backoff::Pace;
 use panzer::config::{FinalExits, Ready, RespawnLimit, StartDelay, Surge, Tuning, Verbosity};
 use panzer::control::monitor::messages::{Order, Report, Urgency};
 use panzer::main_process::decide::{self as main_state, Change};
-use panzer::monitor::state::{Action, Event, Settings, Slots, Watch, Worker};
+use panzer::monitor::decide::{Action, Event, Settings, Slots, Watch, Worker};
 use panzer::worker::cause::Cause;
 
 use crate::check::{Checked, hold};

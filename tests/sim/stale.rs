@@ -2,7 +2,7 @@
 
 use panzer::control::monitor::messages::Report;
 use panzer::main_process::decide::{Event as MainEvent, Monitor};
-use panzer::monitor::state::{Event, Worker};
+use panzer::monitor::decide::{Event, Worker};
 use panzer::readiness::watch::{Bypass, Sight};
 use panzer::worker::cause::Cause;
 

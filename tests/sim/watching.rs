@@ -1,7 +1,7 @@
 //! What a monitor sees of its workers: who listens, who accepts, and what probes tell.
 
 use panzer::config::Ready;
-use panzer::monitor::state::{Event, Watch, Worker};
+use panzer::monitor::decide::{Event, Watch, Worker};
 use panzer::readiness::watch::{Bypass, Hidden, Sight};
 use panzer::worker::cause::Cause;
 

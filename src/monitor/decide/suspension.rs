@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::state::{Action, Note, Slots, Worker};
+use super::slots::Slots;
+use super::vocabulary::{Action, Note, Worker};
 use crate::control::monitor::messages::Report;
 
 /// A worker that is stopped again and again, as by a tool that limits its CPU time, is told of so often.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::roster::Roster;
-use super::state::Worker;
+use crate::monitor::decide::Worker;
+use crate::monitor::processes::roster::Roster;
 use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Mark;
 
@@ -15,16 +15,16 @@ const MOST_LOOKS: usize = 256;
 
 /// What has become of those that workers left behind.
 #[derive(Debug, Default)]
-pub(super) struct LeftBehind {
+pub(crate) struct LeftBehind {
     /// Workers that have ended, and of which more is left than was known.
-    pub(super) more: Vec<Worker>,
+    pub(crate) more: Vec<Worker>,
     /// Workers of which nothing is left any more.
-    pub(super) gone: Vec<Worker>,
+    pub(crate) gone: Vec<Worker>,
 }
 
 impl Roster {
     /// Finds out whose those are that have been adopted since the last look.
-    pub(super) fn meet(&mut self, main: i32, generation: u32) {
+    pub(crate) fn meet(&mut self, main: i32, generation: u32) {
         let is_known = |pid: &Pid| {
             self.slots.contains_key(pid)
                 || self.probes.contains_key(pid)
@@ -79,7 +79,7 @@ impl Roster {
     }
 
     /// What has changed since this was asked last.
-    pub(super) fn left_behind(&mut self) -> LeftBehind {
+    pub(crate) fn left_behind(&mut self) -> LeftBehind {
         let mut left: BTreeMap<Worker, BTreeSet<Pid>> = BTreeMap::new();
         for (pid, worker) in self.kin.owned().filter(|(_, worker)| self.pid_of(*worker).is_none()) {
             left.entry(worker).or_default().insert(pid);
@@ -98,7 +98,7 @@ impl Roster {
     }
 
     /// Sends `signal` to what this worker has left behind.
-    pub(super) fn signal_left_behind(&mut self, worker: Worker, signal: Signal) {
+    pub(crate) fn signal_left_behind(&mut self, worker: Worker, signal: Signal) {
         let (slots, probes) = (&self.slots, &self.probes);
         let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
         for (pid, error) in self.kin.signal(worker, signal, true, is_led) {
@@ -113,7 +113,7 @@ impl Roster {
     }
 
     /// Neither this worker nor what it has left behind is waited for any more. Returns them.
-    pub(super) fn give_up(&mut self, worker: Worker) -> Vec<Pid> {
+    pub(crate) fn give_up(&mut self, worker: Worker) -> Vec<Pid> {
         let left: Vec<Pid> = self.kin.of(worker).chain(self.pid_of(worker)).collect();
         for pid in &left {
             self.kin.remove(*pid);

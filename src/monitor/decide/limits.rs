@@ -71,7 +71,8 @@ mod tests {
     use super::*;
     use crate::backoff::Pace;
     use crate::config::{FinalExits, StartDelay, Tuning, Verbosity};
-    use crate::monitor::state::{Action, Event, Settings, Slots, Watch, Worker};
+    use crate::monitor::decide::slots::Slots;
+    use crate::monitor::decide::vocabulary::{Action, Event, Settings, Watch, Worker};
     use crate::readiness::watch::Sight;
     use crate::worker::cause::Cause;
 

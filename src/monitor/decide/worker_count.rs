@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use super::state::{Action, Slot, Slots, State};
+use super::slot::{Slot, State};
+use super::slots::Slots;
+use super::vocabulary::Action;
 use crate::backoff::Backoff;
 use crate::config::{Escalation, MOST_WORKERS};
 use crate::control::monitor::messages::{Report, Which};

@@ -1,45 +1,18 @@
 //! The stop of everything, of single workers, and of what they leave behind.
 
+use super::slot::{LONGEST_DYING, Left, Stopping};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::state::{Action, Note, Slots, State, Worker};
+use super::slot::State;
+use super::slots::Slots;
+use super::vocabulary::{Action, Note, Worker};
 use crate::config::{Escalation, Schedule};
 use crate::control::monitor::messages::Urgency;
 
 /// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
 const LONGEST_FAREWELL: Duration = Duration::from_millis(500);
-
-/// What has not ended this long after KILL is not waited for: it may not be signalled, or the kernel cannot end it. Less
-/// than main gives the monitor beyond the schedule.
-const LONGEST_DYING: Duration = Duration::from_secs(4);
-
-/// What a worker has left behind.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Left {
-    /// When it gets this as its first signal, and is told of.
-    first: Option<(Instant, Signal)>,
-    /// What follows that.
-    escalation: Escalation,
-}
-
-impl Left {
-    /// When there is something to be done about it.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        let first = self.first.map(|(due, _)| due);
-        let given_up = self.escalation.killed().map(|killed| killed + LONGEST_DYING);
-        [first, self.escalation.deadline(), given_up].into_iter().flatten().min()
-    }
-}
-
-/// The stop of everything: what the workers go through, and since when.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stopping {
-    pub(super) urgency: Urgency,
-    schedule: Schedule,
-    begun: Instant,
-}
 
 impl Slots {
     pub(super) fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {

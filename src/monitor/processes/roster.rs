@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::state::Worker;
+use crate::monitor::decide::Worker;
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch;
 use crate::sys::packets::Sender;
@@ -23,53 +23,53 @@ const DEEPEST: usize = 32;
 
 /// A worker's process.
 #[derive(Debug)]
-pub(super) struct Live {
-    pub(super) worker: Worker,
+pub(crate) struct Live {
+    pub(crate) worker: Worker,
     pid: Pid,
     /// When it began, in the kernel's ticks.
-    pub(super) started: Option<u64>,
+    pub(crate) started: Option<u64>,
     /// Whether it has been logged that it may not be signalled.
-    pub(super) refuses: bool,
+    pub(crate) refuses: bool,
     /// Until the outcome of its exec is known.
-    pub(super) executing: Option<Child>,
+    pub(crate) executing: Option<Child>,
     /// Why its exec was refused.
-    pub(super) refused: Option<Cause>,
+    pub(crate) refused: Option<Cause>,
     /// What it alone was given to tell us on.
-    pub(super) notify: Option<NotifySocket>,
+    pub(crate) notify: Option<NotifySocket>,
     /// When it last said that it lives.
-    pub(super) sign_of_life: Option<Instant>,
+    pub(crate) sign_of_life: Option<Instant>,
 }
 
 impl Live {
-    pub(super) fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 }
 
 /// All processes of a monitor.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
-    pub(super) live: BTreeMap<u32, Live>,
-    pub(super) slots: BTreeMap<Pid, u32>,
+pub(crate) struct Roster {
+    pub(crate) live: BTreeMap<u32, Live>,
+    pub(crate) slots: BTreeMap<Pid, u32>,
     /// Probes under way, and of whom.
-    pub(super) probes: BTreeMap<Pid, Worker>,
+    pub(crate) probes: BTreeMap<Pid, Worker>,
     /// The worker that ended last in each slot, its pid, and when it began.
-    pub(super) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
+    pub(crate) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
     /// The worker that ended last of all.
-    pub(super) last_ended: Option<Worker>,
+    pub(crate) last_ended: Option<Worker>,
     /// What workers have started, and has outlived its parent.
-    pub(super) kin: Kin<Worker>,
+    pub(crate) kin: Kin<Worker>,
     /// What does not end, whatever it is sent, and is left alone.
-    pub(super) given_up: BTreeSet<Pid>,
+    pub(crate) given_up: BTreeSet<Pid>,
     /// Workers that have ended, and what is left of them.
-    pub(super) left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
+    pub(crate) left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
     /// Whether there are adopted children that have not been looked at yet.
-    pub(super) unmet: bool,
+    pub(crate) unmet: bool,
     last: BTreeMap<u32, (Pid, Cause)>,
 }
 
 impl Roster {
-    pub(super) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
+    pub(crate) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
         let pid = child.pid;
         self.slots.insert(pid, worker.slot);
         let executing = Some(child);
@@ -78,7 +78,7 @@ impl Roster {
     }
 
     /// Forgets a process that has been reaped.
-    pub(super) fn remove(&mut self, pid: Pid) -> Option<Live> {
+    pub(crate) fn remove(&mut self, pid: Pid) -> Option<Live> {
         let slot = self.slots.remove(&pid)?;
         let live = self.live.remove(&slot)?;
         self.given_up.remove(&pid);
@@ -88,17 +88,17 @@ impl Roster {
     }
 
     /// Forgets another child that has been reaped.
-    pub(super) fn remove_adopted(&mut self, pid: Pid) {
+    pub(crate) fn remove_adopted(&mut self, pid: Pid) {
         self.kin.remove(pid);
         self.given_up.remove(&pid);
     }
 
-    pub(super) fn add_probe(&mut self, worker: Worker, child: Child) {
+    pub(crate) fn add_probe(&mut self, worker: Worker, child: Child) {
         self.probes.insert(child.pid, worker);
     }
 
     /// Forgets a probe that has been reaped, and kills what it left in its group: a probe leaves nothing behind.
-    pub(super) fn remove_probe(&mut self, pid: Pid, main: i32, generation: u32) -> Option<Worker> {
+    pub(crate) fn remove_probe(&mut self, pid: Pid, main: i32, generation: u32) -> Option<Worker> {
         let worker = *self.probes.get(&pid)?;
         if !processes::group_exists(pid) {
             return self.probes.remove(&pid);
@@ -121,7 +121,7 @@ impl Roster {
     }
 
     /// Kills the probe of this worker, with what it has started.
-    pub(super) fn kill_probe(&self, worker: Worker) {
+    pub(crate) fn kill_probe(&self, worker: Worker) {
         for (pid, _) in self.probes.iter().filter(|(_, probed)| **probed == worker) {
             let killed = processes::signal_group(*pid, Signal::SIGKILL)
                 .and_then(|()| processes::signal_child(*pid, Signal::SIGKILL));
@@ -136,50 +136,50 @@ impl Roster {
     }
 
     /// Number of workers that live.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.live.len()
     }
 
     /// This worker, or what it has started, has said that it lives.
-    pub(super) fn note_sign_of_life(&mut self, worker: Worker, now: Instant) {
+    pub(crate) fn note_sign_of_life(&mut self, worker: Worker, now: Instant) {
         if let Some(live) = self.live.get_mut(&worker.slot) {
             live.sign_of_life = Some(now);
         }
     }
 
-    pub(super) fn slot_of(&self, pid: Pid) -> Option<u32> {
+    pub(crate) fn slot_of(&self, pid: Pid) -> Option<u32> {
         self.slots.get(&pid).copied()
     }
 
-    pub(super) fn in_slot(&mut self, slot: u32) -> Option<&mut Live> {
+    pub(crate) fn in_slot(&mut self, slot: u32) -> Option<&mut Live> {
         self.live.get_mut(&slot)
     }
 
     /// The pid of a live worker, or for a message about one that has just ended, the one it had.
-    pub(super) fn shown_pid(&self, worker: Worker) -> Option<i32> {
+    pub(crate) fn shown_pid(&self, worker: Worker) -> Option<i32> {
         let last = || self.last.get(&worker.slot).map(|(pid, _)| *pid);
         self.pid_of(worker).or_else(last).map(Pid::as_raw)
     }
 
-    pub(super) fn pid_of(&self, worker: Worker) -> Option<Pid> {
+    pub(crate) fn pid_of(&self, worker: Worker) -> Option<Pid> {
         self.live.get(&worker.slot).filter(|live| live.worker == worker).map(Live::pid)
     }
 
-    pub(super) fn remember(&mut self, slot: u32, pid: Pid, cause: &Cause) {
+    pub(crate) fn remember(&mut self, slot: u32, pid: Pid, cause: &Cause) {
         self.last.insert(slot, (pid, cause.clone()));
     }
 
     /// What ended in this slot as it was to is told to nobody.
-    pub(super) fn forget(&mut self, slot: u32) {
+    pub(crate) fn forget(&mut self, slot: u32) {
         self.last.remove(&slot);
     }
 
-    pub(super) fn last_cause(&self, slot: u32) -> Option<&Cause> {
+    pub(crate) fn last_cause(&self, slot: u32) -> Option<&Cause> {
         self.last.get(&slot).map(|(_, cause)| cause)
     }
 
     /// The worker that `pid` is or descends from.
-    pub(super) fn find_ancestor(&self, pid: Pid) -> Option<Worker> {
+    pub(crate) fn find_ancestor(&self, pid: Pid) -> Option<Worker> {
         // Most are in the worker's own group, and a sender that has ended since has no parent to ask for.
         let mut candidate = processes::group_of(pid).filter(|group| self.slots.contains_key(group)).unwrap_or(pid);
         for _ in 0..DEEPEST {
@@ -192,7 +192,7 @@ impl Roster {
     }
 
     /// Whether a sender has ended that may have been some worker's.
-    pub(super) fn may_have_had(&self, sender: Sender) -> bool {
+    pub(crate) fn may_have_had(&self, sender: Sender) -> bool {
         let users = [
             self.live.values().next().and_then(|live| processes::user_of(live.pid)),
             Some(nix::unistd::geteuid().as_raw()),
@@ -202,7 +202,7 @@ impl Roster {
 
     /// Whether a message may be this worker's that came where only this worker was told to send it, from nobody who is seen
     /// to descend from a worker: of one that was adopted since, or of one that has ended, if the worker has waited for any.
-    pub(super) fn may_have_sent(&self, worker: Worker, sender: Sender) -> bool {
+    pub(crate) fn may_have_sent(&self, worker: Worker, sender: Sender) -> bool {
         let Some(pid) = self.pid_of(worker) else { return false };
         let users = [processes::user_of(pid), Some(nix::unistd::geteuid().as_raw())];
         if !users.contains(&Some(sender.user)) {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 use nix::sys::signal::Signal;
 
-use super::state::{Note, Worker};
 use crate::config::{Schedule, duration};
+use crate::monitor::decide::{Note, Worker};
 use crate::worker::cause::{Cause, signal_name};
 
 /// Whoever ends by a signal that panzer gets as well, as from a manager that signals all of a control group, has been
@@ -16,11 +16,11 @@ const LONGEST_HOLD: Duration = Duration::from_millis(250);
 
 /// Ends that may be part of a stop. They are logged once it is clear that they are not.
 #[derive(Debug, Default)]
-pub(super) struct Held(VecDeque<(Instant, Note, Option<i32>)>);
+pub(crate) struct Held(VecDeque<(Instant, Note, Option<i32>)>);
 
 impl Held {
     /// Whether this is the end of a worker as a stop brings it about.
-    pub(super) fn concerns(note: &Note, stop: &Schedule) -> bool {
+    pub(crate) fn concerns(note: &Note, stop: &Schedule) -> bool {
         let ends = |signal: i32| {
             let usual = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
             usual.into_iter().chain([stop.first_signal()]).any(|one| one as i32 == signal)
@@ -33,16 +33,16 @@ impl Held {
         }
     }
 
-    pub(super) fn hold(&mut self, note: Note, pid: Option<i32>) {
+    pub(crate) fn hold(&mut self, note: Note, pid: Option<i32>) {
         self.0.push_back((Instant::now() + LONGEST_HOLD, note, pid));
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.0.front().map(|(due, ..)| *due)
     }
 
     /// Writes those that are due; none any more in a stop.
-    pub(super) fn tend(&mut self, stopping: bool, generation: u32) {
+    pub(crate) fn tend(&mut self, stopping: bool, generation: u32) {
         if stopping {
             self.0.clear();
         }
@@ -51,7 +51,7 @@ impl Held {
     }
 
     /// Writes all: they are why panzer gives up, and the stop that follows is not their cause.
-    pub(super) fn write_all(&mut self, generation: u32) {
+    pub(crate) fn write_all(&mut self, generation: u32) {
         self.write(self.0.len(), generation);
     }
 
@@ -61,7 +61,7 @@ impl Held {
 }
 
 /// Writes `note`. `pid` gives the pid of a worker, or the last it had.
-pub(super) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
+pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
     let name = |worker: &Worker| {
         let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
         format!("worker {} ({pid}generation {generation})", worker.slot)

@@ -1,20 +1,17 @@
 //! How workers become ready: by their own word, by being seen accepting, by a probe, or by living; and whether they
 //! accept on what they were given.
 
+use super::slot::{Probe, Watched};
 use std::time::{Duration, Instant};
 
-use super::state::{Action, Settings, Slot, Slots, State, Watch, Worker};
+use super::slot::{Slot, State};
+use super::slots::Slots;
+use super::vocabulary::{Action, Settings, Watch, Worker};
 use crate::control::monitor::messages::{MAX_EXTENSION, Report};
-use crate::readiness::watch::{Bypass, Hidden, Sight};
-
-/// The pause after the first look at a worker; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
+use crate::readiness::watch::{Bypass, Sight};
 
 /// The longest, so that a worker is known to accept within that and a little.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-
-/// The same for probes, which cost a process each.
-const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The longest pause between two probes of a worker.
 const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
@@ -34,69 +31,6 @@ const HIDDEN_FOR_GOOD: Duration = Duration::from_secs(1);
 
 /// A slot whose workers were not ready in time gives the next one twice as long, so many times.
 const MOST_DOUBLINGS: u32 = 4;
-
-/// When a worker is looked at, or probed, again; none while a probe of it is under way.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Watched {
-    pub(super) next: Option<Instant>,
-    pause: Duration,
-}
-
-impl Watched {
-    fn by_looks(now: Instant) -> Watched {
-        Watched { next: Some(now), pause: FIRST_PAUSE }
-    }
-
-    fn by_probes(now: Instant) -> Watched {
-        Watched { next: Some(now), pause: FIRST_PROBE_PAUSE }
-    }
-}
-
-/// What looks at one worker have shown.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Shown {
-    /// It was seen accepting.
-    pub(super) accepting: bool,
-    /// Since when it has been hidden from each look.
-    hidden_since: Option<Instant>,
-    /// Why it counts as one that cannot be seen.
-    pub(super) hidden: Option<Hidden>,
-    /// Why a process that it has started could not be seen by the last look.
-    pub(super) helper_hidden: Option<Hidden>,
-    /// The last reason that was reported.
-    reported: Option<Hidden>,
-}
-
-impl Shown {
-    fn note(&mut self, sight: Sight, patience: Duration, now: Instant) {
-        match sight {
-            Sight::Unseeable(why) => {
-                let since = *self.hidden_since.get_or_insert(now);
-                if now >= since + patience {
-                    self.hidden = Some(why);
-                }
-            }
-            Sight::Accepting => (self.accepting, self.hidden_since, self.hidden) = (true, None, None),
-            Sight::NotYet(helper) => (self.helper_hidden, self.hidden_since, self.hidden) = (helper, None, None),
-        }
-    }
-
-    /// Why it cannot be seen, where main does not know of it yet.
-    fn unreported(&mut self) -> Option<Hidden> {
-        let new = self.hidden.filter(|_| self.hidden != self.reported);
-        self.reported = self.hidden.or(self.reported);
-        new
-    }
-}
-
-/// A probe under way.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Probe {
-    /// When it is ended, or ended again.
-    pub(super) deadline: Instant,
-    /// Whether it was told to end.
-    ended: bool,
-}
 
 impl Slots {
     pub(super) fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {

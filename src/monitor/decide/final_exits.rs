@@ -1,6 +1,8 @@
 //! Workers that ended for good: their slots are not filled again.
 
-use super::state::{Action, Note, Slots, State, Worker};
+use super::slot::State;
+use super::slots::Slots;
+use super::vocabulary::{Action, Note, Worker};
 use crate::control::monitor::messages::Report;
 use crate::worker::cause::Cause;
 

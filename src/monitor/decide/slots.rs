@@ -3,112 +3,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, Random};
+use crate::backoff::Random;
 use crate::config::{Escalation, Schedule};
 use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-use super::becoming_ready::{Probe, Shown, Watched};
 use super::bypass::Suspects;
 use super::limits::{AtOnce, Looking};
-use super::pacing::Starts;
-use super::stopping::{Left, Stopping};
-pub use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
+use super::slot::{Left, Probe, Shown, Starts, Stopping};
+use super::slot::{Slot, State};
+use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
 const LONGEST_EXEC: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum State {
-    Empty,
-    Waiting {
-        until: Instant,
-    },
-    Executing {
-        deadline: Instant,
-    },
-    Starting {
-        deadline: Option<Instant>,
-        /// When it is looked at; none where it was seen accepting, or that is not asked of it.
-        look: Option<Watched>,
-        /// When it is probed; none where it is to be seen accepting first, or no probe is asked for.
-        probe: Option<Watched>,
-    },
-    /// Until `unproven`, if at all, it is ready for no more than being alive.
-    Ready {
-        unproven: Option<Instant>,
-    },
-    Stopping(Escalation),
-    /// Nobody follows the last worker. Its exit code, where it was of this monitor.
-    EndedForGood {
-        code: Option<u8>,
-    },
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Slot {
-    pub(super) state: State,
-    pub(super) life: u32,
-    pub(super) since: Instant,
-    /// Whether a worker is wanted in it.
-    pub(super) wanted: bool,
-    /// So many of its workers followed one that had ended unasked.
-    pub(super) respawns: u32,
-    /// Whether its worker is being stopped because none is, or was, wanted.
-    pub(super) retiring: bool,
-    /// Whether its next worker is asked for, and is no respawn.
-    pub(super) is_anew: bool,
-    pub(super) notified: bool,
-    /// When its program began.
-    pub(super) executed: Option<Instant>,
-    /// Whether this worker listens on a shared port, and whether one before it did.
-    pub(super) listens: bool,
-    pub(super) listened: bool,
-    /// Since when this worker serves: it is ready, and has shown that by more than being alive.
-    pub(super) serves: Option<Instant>,
-    /// Whether a signal has stopped the worker, and when that was last told.
-    pub(super) suspended: bool,
-    pub(super) suspension_told: Option<Instant>,
-    /// Whether it accepts, as far as looks have shown.
-    pub(super) shown: Shown,
-    /// Until when at least it may take to be ready, by its own word.
-    pub(super) extended_to: Option<Instant>,
-    /// Number of workers since the last ready one that were not ready in time.
-    pub(super) unready: u32,
-    pub(super) backoff: Backoff,
-    /// From when on its worker counts as one that had become ready, should it die: of one that nobody waits for to be
-    /// seen, or told, once it has lived through the bake.
-    pub(super) proven: Option<Instant>,
-    /// Why the worker is being ended, where it is not for a stop.
-    pub(super) ended_for: Option<Cause>,
-}
-
-impl Slot {
-    pub(super) fn new(now: Instant) -> Slot {
-        Slot {
-            state: State::Empty,
-            life: 0,
-            since: now,
-            wanted: true,
-            respawns: 0,
-            retiring: false,
-            is_anew: false,
-            notified: false,
-            executed: None,
-            listens: false,
-            listened: false,
-            serves: None,
-            suspended: false,
-            suspension_told: None,
-            shown: Shown::default(),
-            extended_to: None,
-            unready: 0,
-            backoff: Backoff::default(),
-            proven: None,
-            ended_for: None,
-        }
-    }
-}
 
 /// The slots of one generation.
 #[derive(Debug, Clone, PartialEq)]
