@@ -546,3 +546,41 @@ fn binds_in_a_loop_keep_nobody_waiting() {
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.stop();
 }
+
+/// A helper binds the socket that its parent listens on, as by privilege separation; or one copy of it is bound, and another
+/// listens.
+const BINDS_A_COPY: &str = r#"
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+if os.path.exists("by-helper"):
+    helper = os.fork()
+    if helper == 0:
+        s.bind(("127.0.0.1", ports[0]))
+        os._exit(0)
+    os.waitpid(helper, 0)
+else:
+    s.dup().bind(("127.0.0.1", ports[0]))
+s.listen(64)
+say("name", s.getsockname()[1])
+serve(s)
+"#;
+
+#[test]
+fn a_port_that_is_bound_by_a_copy_of_its_socket_is_shared() {
+    if !require("python3") {
+        return;
+    }
+    for by_helper in [false, true] {
+        let port = free_port();
+        let builder = program(&["-w", "2"], BINDS_A_COPY, &[port]);
+        let panzer = if by_helper { builder.file("by-helper", "") } else { builder }.start();
+        panzer.wait_serving();
+        let name = port.to_string();
+        wait_said(&panzer, "name", &[name.as_str(); 2]);
+        assert_eq!(panzer.reload_and_wait(), Ok(2));
+        panzer.wait_drained(1);
+        wait_said(&panzer, "name", &[name.as_str(); 4]);
+        assert!(get(port, "/").is_ok());
+        panzer.stop();
+    }
+}

@@ -108,6 +108,9 @@ pub struct Sharing {
     inodes: BTreeMap<u64, Key>,
     /// By inode.
     bound: BTreeMap<u64, Bound>,
+    /// The inodes of sockets in whose place a held one was put: other descriptors may still lead to them, such as those of
+    /// the parent of a process that binds for it.
+    replaced: BTreeMap<u64, Key>,
     waiting: BTreeMap<u64, Waiting>,
     /// The longest that a call waits for main.
     patience: Duration,
@@ -138,6 +141,7 @@ impl Sharing {
             held: Some(BTreeMap::new()),
             inodes: BTreeMap::new(),
             bound: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             waiting: BTreeMap::new(),
             patience,
             main_is_gone: false,
@@ -187,6 +191,7 @@ impl Sharing {
         self.inodes.insert(inode, waiting.key.clone());
         self.bound.remove(&waiting.inode);
         self.share(&waiting, held.as_fd());
+        self.note_replaced(&waiting, inode);
         let listens = (waiting.call.trapped == Trapped::Listen).then_some(waiting.process);
         if let Some(all) = &mut self.held {
             all.insert(waiting.key, held);
@@ -287,6 +292,7 @@ impl Sharing {
         }
         if let Some(held) = self.held.as_ref().and_then(|held| held.get(&waiting.key)) {
             self.share(&waiting, held.as_fd());
+            self.note_replaced(&waiting, 0);
             return Ok(Next::Answered);
         }
         Ok(Next::Main(waiting))
@@ -352,6 +358,15 @@ impl Sharing {
         self.calls.answer(&waiting.call, answer);
     }
 
+    fn note_replaced(&mut self, waiting: &Waiting, held: u64) {
+        if waiting.inode != held {
+            if self.replaced.len() >= MAX_BOUND {
+                self.replaced.clear();
+            }
+            self.replaced.insert(waiting.inode, waiting.key.clone());
+        }
+    }
+
     fn replace(&self, waiting: &Waiting, held: BorrowedFd<'_>) -> io::Result<()> {
         let (call, number) = (&waiting.call, waiting.call.descriptor());
         let wanted = other_process::flags_of(call.thread, number)?;
@@ -382,6 +397,14 @@ impl Sharing {
                 true => self.calls.answer(&call, Ok(())),
                 false => self.calls.let_through(&call),
             }
+            return Ok(Next::Listens(process));
+        }
+        let replaced = self.replaced.get(&inode).and_then(|key| Some((key.clone(), self.held.as_ref()?.get(key)?)));
+        if let (Some((key, held)), Some(socket)) = (replaced, copy_of(&call)?)
+            && !is_bound(&socket)
+        {
+            let since = Instant::now();
+            self.share(&Waiting { call, key, socket: Some(socket), inode, process, since }, held.as_fd());
             return Ok(Next::Listens(process));
         }
         let Some(bound) = self.bound.get(&inode) else {
