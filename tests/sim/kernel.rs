@@ -264,10 +264,14 @@ impl Kernel {
         let Process { pid, group, .. } = self.processes[id];
         // A number that still names a group is not given away.
         for number in [pid, group] {
-            let taken = |&id: &ProcessId| self.processes[id].pid == number || self.processes[id].group == number;
-            if number != NO_GROUP && !self.unreaped.iter().any(taken) && !self.free.contains(&number) {
+            if number != NO_GROUP && !self.is_taken(number) && !self.free.contains(&number) {
                 self.free.push(number);
             }
         }
+    }
+
+    /// It names a process or a group.
+    pub(crate) fn is_taken(&self, number: Pid) -> bool {
+        self.unreaped().any(|id| self.processes[id].pid == number || self.processes[id].group == number)
     }
 }

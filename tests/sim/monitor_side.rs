@@ -42,6 +42,8 @@ pub(crate) struct MonitorNode {
     pub(crate) state: Option<Slots>,
     pub(crate) check: MonitorCheck,
     roster: BTreeMap<u32, Live>,
+    /// What main knows of them, as src/main_process/processes/families.rs has it.
+    forked: BTreeMap<u32, Vec<(Pid, ProcessId)>>,
     kin: Kin<Worker>,
     ended: BTreeMap<u32, (Worker, Pid, ProcessId)>,
     last_ended: Option<Worker>,
@@ -87,6 +89,7 @@ impl MonitorNode {
             state: None,
             check: MonitorCheck::new(wanted),
             roster: BTreeMap::new(),
+            forked: BTreeMap::new(),
             kin: Kin::default(),
             ended: BTreeMap::new(),
             last_ended: None,
@@ -119,10 +122,9 @@ impl MonitorNode {
 
     /// Whether this is, or was, the pid of one of its workers. A number that is another's by now says nothing.
     pub(crate) fn led(&self, leader: nix::unistd::Pid, now: Option<ProcessId>) -> Option<ProcessId> {
-        let live = self.roster.values().map(|live| (live.pid, live.process));
-        let all = live.chain(self.ended.values().map(|(_, pid, process)| (*pid, *process)));
-        let is_it = |(pid, process): &(Pid, ProcessId)| number(*pid) == leader && now.is_none_or(|now| now == *process);
-        all.filter(is_it).map(|(_, process)| process).max()
+        let is_it =
+            |(pid, process): &&(Pid, ProcessId)| number(*pid) == leader && now.is_none_or(|now| now == *process);
+        self.forked.values().flatten().filter(is_it).map(|(_, process)| *process).max()
     }
 
     pub(crate) fn worker_of(&self, process: ProcessId) -> Option<Worker> {
@@ -433,6 +435,9 @@ impl World {
         let mark = (self.monitors[index].id.generation, worker.slot);
         let process = self.fork_worker(self.monitors[index].looping.process, (script, mark), signal);
         let pid = self.kernel.process(process).pid;
+        let forked = self.monitors[index].forked.entry(worker.slot).or_default();
+        forked.retain(|(pid, _)| self.kernel.is_taken(*pid));
+        forked.push((pid, process));
         self.monitors[index].roster.insert(worker.slot, Live { worker, pid, process, executing: true });
         Ok(())
     }

@@ -22,6 +22,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("a quick stop gives its own waits to what a dying monitor leaves", quick_stop_and_a_dying_monitor),
     ("what joins the orphans after their KILL is stopped as well", orphans_that_join_late),
     ("a helper left behind during a stop does not outlast the stop", helper_left_during_a_stop),
+    ("what an earlier worker left is known to be its when the monitor dies", helper_of_an_earlier_worker),
     ("what is told of a worker that is no more changes nothing", events_of_the_dead),
     ("reloads asked for during a reload run once afterwards", reloads_during_a_reload),
     ("a reload that fails leaves the serving generation alone", a_failed_reload),
@@ -102,6 +103,20 @@ fn quick_stop_and_a_dying_monitor() -> Checked {
     world.pass(2_800)?;
     let alive = world.kernel.running().count();
     hold(alive == 2, 6, || "the orphan has not been given the quick schedule".to_owned())?;
+    world.come_to_an_end()
+}
+
+/// Main knew the last worker of each slot only, and took what was in another's group for a stranger.
+fn helper_of_an_earlier_worker() -> Checked {
+    let stubborn = Some(Reaction::Ignores);
+    let ends = Some((Time::from_secs(1), Cause::Exited(1)));
+    let leaves = Script { dies: ends, leaves_behind: stubborn, unmarked: true, ..Script::tame() };
+    let mut world = world(1, "TERM/9s/KILL", &[leaves]);
+    world.stray();
+    world.pass(2_000)?;
+    world.kill_monitor(0)?;
+    world.pass(100)?;
+    world.signal_main(main_state::Event::Stop(Urgency::Graceful));
     world.come_to_an_end()
 }
 

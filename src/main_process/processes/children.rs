@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use serde::{Deserialize, Serialize};
 
-use super::families::{Family, Known};
+use super::families::Family;
 use super::planner::{Planner, Purpose};
 use crate::control::monitor::channel::{self, Channel};
 use crate::control::monitor::messages::{OLDEST, VERSION};
@@ -185,8 +185,8 @@ impl Children {
             let CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent, given_up } = carried;
             let given_up = given_up.into_iter().map(|(pid, began)| (Pid::from_raw(pid), began)).collect();
             // All children of a monitor are its workers, or descend from these.
-            let workers_known = (0..).zip(processes::children_of(Pid::from_raw(pid))).map(known).collect();
-            families.insert(monitor, Family { workers: workers_known, given_up });
+            let workers_known = processes::children_of(Pid::from_raw(pid)).into_iter();
+            families.insert(monitor, Family::new(workers_known, given_up));
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
             let channel = Channel::take_over(channel)?;
             let first_word = if silent { FirstWord::Until(Instant::now() + LONGEST_SILENCE) } else { FirstWord::Heard };
@@ -401,8 +401,4 @@ impl Children {
             || self.planners.iter().any(|planner| planner.pid() == pid)
             || self.by_pid(pid).is_some()
     }
-}
-
-fn known((slot, pid): (u32, Pid)) -> (u32, Known) {
-    (slot, (pid, processes::started(pid)))
 }

@@ -12,20 +12,32 @@ pub(crate) type Known = (Pid, Option<u64>);
 /// What is known of the workers of a monitor.
 #[derive(Debug, Default)]
 pub(crate) struct Family {
-    /// The last process of each slot.
-    pub(crate) workers: BTreeMap<u32, Known>,
+    /// The last process of each slot, and earlier ones in whose group something still runs.
+    workers: BTreeMap<u32, Vec<Known>>,
     /// What the monitor has given up.
     pub(crate) given_up: BTreeSet<Known>,
 }
 
 impl Family {
+    pub(crate) fn new(workers: impl Iterator<Item = Pid>, given_up: BTreeSet<Known>) -> Family {
+        let known = |pid| vec![(pid, processes::started(pid))];
+        Family { workers: (0..).zip(workers.map(known)).collect(), given_up }
+    }
+
+    /// A worker has been started in this slot. What an earlier one has left may outlive the monitor.
+    pub(crate) fn add(&mut self, slot: u32, worker: Known) {
+        let workers = self.workers.entry(slot).or_default();
+        workers.retain(|(pid, _)| processes::exists(*pid) || processes::group_exists(*pid));
+        workers.push(worker);
+    }
+
     /// When the worker began whose pid this is, or was. A number that is another process's by now says nothing.
     pub(crate) fn led(&self, leader: Pid, who: Pid) -> Option<Option<u64>> {
         let is_it = |&&(_, began): &&Known| match processes::started(leader) {
             Some(now) => Some(now) == began,
             None => leader != who && !processes::exists(leader),
         };
-        let had_it = self.workers.values().filter(|(pid, _)| *pid == leader);
+        let had_it = self.workers.values().flatten().filter(|(pid, _)| *pid == leader);
         had_it.filter(is_it).map(|(_, began)| *began).max()
     }
 }

@@ -88,7 +88,7 @@ impl Main {
                 self.configuration.found.insert(monitor.generation, found);
             }
             (Report::Forked { slot, pid, started }, _) => {
-                self.children.family(monitor).workers.insert(slot, (Pid::from_raw(pid), started));
+                self.children.family(monitor).add(slot, (Pid::from_raw(pid), started));
             }
             (Report::GivenUp(pids), _) => {
                 let pids = pids.into_iter().map(|(pid, started)| (Pid::from_raw(pid), started));

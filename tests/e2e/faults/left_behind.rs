@@ -137,6 +137,36 @@ fn what_no_worker_has_started_is_none_of_our_business() {
 }
 
 #[test]
+fn what_an_earlier_worker_left_is_ended_though_its_monitor_is_gone() {
+    // Only the group says whose the helper is, and that a worker led which has been replaced since.
+    let app = "#!/bin/bash
+[ -e child ] || { env -i bash -c 'trap \"\" TERM; while :; do sleep 0.05; done' & echo $! > child; }
+exec sleep 1000
+";
+    let panzer = Panzer::builder()
+        .executable("app", app)
+        .executable("sh", "#!/bin/bash\nsleep 1000 &\necho $! > job\nexec \"$@\"\n")
+        .through("sh")
+        .args(["-w", "1", "--bake", "300ms", "--stop", "TERM/1h/KILL", "--", "./app"])
+        .start();
+    panzer.wait_serving();
+    panzer.expect_line("was killed by SIGKILL; respawning it");
+    panzer.allow_line("warning: worker 0 * ended and left processes behind; stopping them");
+    let (child, job) = (noted_pid(&panzer, "child"), noted_pid(&panzer, "job"));
+    let before = panzer.workers();
+    kill_9(before[0]);
+    let before = wait_workers(&panzer, 1, &before);
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
+    kill_9(panzer.status().serving().monitor.unwrap());
+    wait_workers(&panzer, 1, &before);
+    panzer.signal(nix::sys::signal::Signal::SIGQUIT);
+    wait_gone(&[child]);
+    assert!(is_alive(job), "what no worker had started was ended");
+    kill_9(job);
+    panzer.wait_exit();
+}
+
+#[test]
 fn a_stopped_worker_can_obey() {
     let panzer = Panzer::builder()
         .executable("app", "#!/bin/sh\ntrap 'echo obeyed >> obeyed; exit 0' TERM\nwhile :; do sleep 0.05; done\n")
