@@ -142,6 +142,7 @@ fn the_schedule_of_a_stop_follows_a_hang_up() {
     // One of its workers, and in the end all.
     assert!(run(&panzer, &["scale", "1"]).status.success());
     eventually(SOON, "it ends by the second step", || notes(&panzer, 1).last().is_some_and(|last| last == "SIGQUIT"));
+    eventually(SOON, "it is gone", || panzer.workers().len() == 1);
     // One that had not run since the first signal takes the second one first.
     assert!(notes(&panzer, 1)[1..].iter().all(|note| ["SIGTERM", "SIGQUIT"].contains(&note.as_str())));
     tune(&panzer, "workers: 2\nstop: INT/60s/KILL\n");
