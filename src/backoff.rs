@@ -16,7 +16,7 @@ pub struct Pace {
 }
 
 /// The shortest wait from the second failure on, and the shortest `delay_max`: nothing fails in a loop without a pause.
-const SHORTEST: Duration = Duration::from_millis(10);
+const MIN_DELAY: Duration = Duration::from_millis(10);
 
 /// A worker that had become ready makes up for one failure with each life of this many first waits.
 const RECOVERY: u32 = 10;
@@ -36,8 +36,8 @@ impl Backoff {
     /// The wait after a life of `lived`. `random` is any number, and makes the slots differ.
     #[must_use]
     pub fn after(&mut self, lived: Duration, was_ready: bool, pace: Pace, random: u64) -> Duration {
-        let step = pace.delay.max(SHORTEST);
-        if lived >= pace.healthy_after.max(SHORTEST * RECOVERY) {
+        let step = pace.delay.max(MIN_DELAY);
+        if lived >= pace.healthy_after.max(MIN_DELAY * RECOVERY) {
             *self = Backoff::default();
             return Duration::ZERO;
         }
@@ -56,7 +56,7 @@ impl Backoff {
         let failures = self.failures.max(1);
         let doubled = first.saturating_mul(1u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
         self.failures = failures.saturating_add(1);
-        let most = pace.delay_max.max(SHORTEST);
+        let most = pace.delay_max.max(MIN_DELAY);
         // The longest of one step is still shorter than the shortest of the next.
         let wait = match jittered(doubled, random) {
             wait if wait <= most => wait,
@@ -157,7 +157,7 @@ mod tests {
         for pace in [no_delay, always_healthy, nothing] {
             for was_ready in [true, false] {
                 let all = waits(Duration::from_millis(1), was_ready, pace, 20);
-                assert!(all.iter().skip(1).all(|wait| *wait >= SHORTEST * 8 / 10), "{pace:?}: {all:?}");
+                assert!(all.iter().skip(1).all(|wait| *wait >= MIN_DELAY * 8 / 10), "{pace:?}: {all:?}");
             }
         }
         assert_eq!(waits(Duration::ZERO, false, no_delay, 1), [Duration::ZERO]);

@@ -1,5 +1,4 @@
-//! The one table of signals: what each does to main, by the habits of whoever sends it. Help, man page and README are
-//! made from it.
+//! The one table of signals: what each does to main under each preset. Help, man page and docs are made from it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,13 +15,13 @@ use crate::sys::signals::parse_signal_or_number;
 pub enum Action {
     /// Replace the program with a new generation.
     Reload,
-    /// The same, and let the old generation end in its own time.
+    /// Reload, and let the old generation take its time to end.
     Detach,
-    /// The same, and stop the old generation by the schedule without its first step.
+    /// Reload, and stop the old generation by the schedule without its first step.
     RestartWorkers,
-    /// Open anew what panzer has open for writing.
+    /// Reopen log files.
     Reopen,
-    /// Read the configuration again for what needs no new workers, and reopen.
+    /// Read the settings that can change without new workers again, and reopen.
     Reread,
     /// Stop gracefully.
     Stop,
@@ -32,9 +31,9 @@ pub enum Action {
     StopNow,
     /// One more worker.
     ScaleUp,
-    /// One less, and it is that of the last slot.
+    /// One worker fewer: the one of the last slot ends.
     ScaleDown,
-    /// One less, and it is the one that has run for longest.
+    /// One worker fewer: the one that has run longest ends.
     ScaleDownOldest,
     /// End all workers and keep main.
     Quiet,
@@ -42,27 +41,27 @@ pub enum Action {
     Restart,
     /// Print the state of main, monitors and workers.
     Status,
-    /// Write that to a file.
+    /// Write the state to a file.
     Dump,
-    /// Nothing, and above all not the default, which would end main.
+    /// Ignored (the default action would kill main).
     Ignore,
 }
 
 /// The actions by their names, and what they do, for help and manual.
 const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
-    (Action::Detach, "detach", "reload, and let the old generation end in its own time"),
+    (Action::Detach, "detach", "reload, and let the old generation take its time to end"),
     (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
-    (Action::Reopen, "reopen", "open anew what panzer has open for writing"),
+    (Action::Reopen, "reopen", "reopen log files"),
     (Action::Reread, "reread", "read the configuration again: count, delays, waits, limits; reopen"),
     (Action::Stop, "stop", "stop gracefully"),
     (Action::StopThenNow, "stop-then-now", "stop gracefully; a second one: stop now"),
     (Action::StopNow, "stop-now", "stop now: the stop schedule without its first step"),
-    (Action::ScaleUp, "scale-up", "keep one worker more"),
-    (Action::ScaleDown, "scale-down", "keep one worker less"),
-    (Action::ScaleDownOldest, "scale-down-oldest", "keep one worker less: the oldest ends"),
+    (Action::ScaleUp, "scale-up", "one worker more"),
+    (Action::ScaleDown, "scale-down", "one worker fewer"),
+    (Action::ScaleDownOldest, "scale-down-oldest", "one worker fewer: the oldest ends"),
     (Action::Quiet, "quiet", "end all workers, keep main"),
-    (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, workers go on untouched"),
+    (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, the workers keep running"),
     (Action::Status, "status", "print the state of main, monitors and workers"),
     (Action::Dump, "dump", "write the state of main, monitors and workers to NAME.dump beside the pid file"),
     (Action::Ignore, "ignore", "nothing"),

@@ -24,7 +24,7 @@ fn anchor() -> (Instant, i128) {
 }
 
 /// In seconds: durations on the command line are no longer, and some of them may add up.
-const FURTHEST: u64 = 1 << 40;
+const MAX_DISTANCE_SECONDS: u64 = 1 << 40;
 
 fn nanos(seconds: i64, rest: i64) -> i128 {
     i128::from(seconds) * NANOS + i128::from(rest)
@@ -50,7 +50,8 @@ impl Written {
         let (instant, time) = anchor();
         let away = nanos(self.0, self.1.into()) - time;
         let distance = away.unsigned_abs();
-        let seconds = u64::try_from(distance / NANOS.unsigned_abs()).ok().filter(|&seconds| seconds <= FURTHEST)?;
+        let seconds =
+            u64::try_from(distance / NANOS.unsigned_abs()).ok().filter(|&seconds| seconds <= MAX_DISTANCE_SECONDS)?;
         let distance = Duration::new(seconds, (distance % NANOS.unsigned_abs()) as u32);
         if away < 0 { instant.checked_sub(distance) } else { instant.checked_add(distance) }
     }

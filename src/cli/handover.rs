@@ -8,19 +8,19 @@ use crate::worker::dialects;
 
 #[derive(Debug, Args)]
 pub(super) struct HandoverOptions {
-    /// Tell of the listeners as these have it, too: server-starter (SERVER_STARTER_PORT; a port alone is of IPv4 only),
-    /// einhorn (EINHORN_FD_0 ..., an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)
+    /// Also name the listeners as these tools do: server-starter (SERVER_STARTER_PORT; a port alone is IPv4 only),
+    /// einhorn (EINHORN_FD_0 ...; an ack counts as READY=1), nginx (NGINX), unicorn (UNICORN_FD), fpm (FPM_SOCKETS)
     #[arg(long, env = "PANZER_ALSO_SPEAK", value_name = "DIALECT,...", action = ArgAction::Append, value_delimiter = ',')]
     #[arg(hide_possible_values = true)]
     also_speak: Vec<Dialect>,
 
-    /// none: LISTEN_PID is not set, for a worker that starts the server as its child, such as sh -c without exec
+    /// none: do not set LISTEN_PID, for a worker that starts the server as its child, such as sh -c without exec
     /// [worker]
     #[arg(long, env = "PANZER_LISTEN_PID", value_name = "worker|none", hide_possible_values = true)]
     listen_pid: Option<ListenPid>,
 
-    /// stdin: the one listener is descriptor 0 and LISTEN_FDS is not set, as inetd's wait and Java's inheritedChannel
-    /// have it [fds]
+    /// stdin: pass the only listener as descriptor 0 and do not set LISTEN_FDS, as inetd's wait and Java's
+    /// inheritedChannel expect [fds]
     #[arg(long, env = "PANZER_LISTEN_AS", value_name = "fds|stdin", hide_possible_values = true)]
     listen_as: Option<ListenAs>,
 }

@@ -14,10 +14,10 @@ use super::refusal::{Ending, refusal, usage};
 use crate::config::file::{self, Entry, Position, Scalar, Value};
 
 /// Where the file is looked for.
-const USUAL: &str = "config/panzer.yml";
+const DEFAULT_FILE: &str = "config/panzer.yml";
 
 /// More values than any option is given.
-const MOST_VALUES: usize = 1024;
+const MAX_VALUES: usize = 1024;
 
 /// Options that say what is read and what is done with it: of no sense in the file.
 const NOT_IN_FILE: [&str; 4] = ["config", "check", "help", "version"];
@@ -85,7 +85,7 @@ pub(super) fn gather(
         add(&mut settings, setting, &bare);
     }
     let given = settings.iter().find(|setting| setting.id == "config").and_then(|setting| setting.values.first());
-    let path = PathBuf::from(given.map_or(OsStr::new(USUAL), |path| path));
+    let path = PathBuf::from(given.map_or(OsStr::new(DEFAULT_FILE), |path| path));
     let mut named = Named::default();
     match file::read(&path) {
         Err(why) => return Err(usage(format!("{}: {why}", path.display()))),
@@ -254,8 +254,8 @@ impl Checker<'_> {
             _ if repeatable => return Err(document.wrong(place, &format!("{long} is a value or a list of values"))),
             _ => return Err(document.wrong(place, &format!("{long} is a single value"))),
         };
-        if items.len() > MOST_VALUES {
-            return Err(document.wrong(place, &format!("{long} has {} values; {MOST_VALUES} are allowed", items.len())));
+        if items.len() > MAX_VALUES {
+            return Err(document.wrong(place, &format!("{long} has {} values; {MAX_VALUES} are allowed", items.len())));
         }
         let mut values = Vec::new();
         for (text, scalar) in items {

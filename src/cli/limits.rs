@@ -6,7 +6,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use super::refusal::{Ending, usage};
-use crate::config::{FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING, duration};
+use crate::config::{DEFAULT_DRAINING, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay, duration};
 
 #[derive(Debug, Args)]
 pub(super) struct LimitOptions {
@@ -14,24 +14,24 @@ pub(super) struct LimitOptions {
     #[arg(long, env = "PANZER_RESPAWN_LIMIT", value_name = "N/D", allow_hyphen_values = true)]
     pub(super) respawn_limit: Option<RespawnLimit>,
 
-    /// A worker that exits with one of these codes, as in 0,64-78, is not respawned; once all have, panzer exits with
-    /// CODE, as in 5,6=0, or else with the highest of theirs. In a new generation that does not serve yet, such an exit
-    /// is a failed release [none]
+    /// Do not respawn a worker that exits with one of these codes, as in 0,64-78. When all workers have ended so,
+    /// panzer exits with CODE, as in 5,6=0, or with the highest of their codes. In a new generation that does not serve
+    /// yet, such an exit fails the release [none]
     #[arg(long, env = "PANZER_FINAL_EXIT_CODES", value_name = "LIST[=CODE]", action = ArgAction::Append)]
     #[arg(value_delimiter = ',', allow_hyphen_values = true)]
     final_exit_codes: Vec<FinalExit>,
 
-    /// The first worker that exits with a final exit code ends all: the others are stopped gracefully
+    /// Stop all other workers gracefully when the first worker exits with a final exit code
     #[arg(long, env = "PANZER_FINAL_EXIT_STOP", value_parser = FalseyValueParser::new())]
     final_exit_stop: bool,
 
-    /// The pause between two starts of workers, more or less by up to 20 %; --ready-timeout counts from the last one
+    /// Pause between two starts of workers, up to 20 % longer or shorter. --ready-timeout counts from the last start
     /// [0s]
     #[arg(long, env = "PANZER_START_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     start_delay: Option<Duration>,
 
-    /// Old generations that may drain at once; of more, the one that has drained for longest goes on to what --stop says
-    /// after its first wait [4]
+    /// Number of old generations that may drain at once. If there are more, the one that has drained longest goes on
+    /// with --stop, after its first wait [4]
     #[arg(long, env = "PANZER_MAX_DRAINING", value_name = "N", allow_hyphen_values = true, value_parser = max_draining)]
     max_draining: Option<u32>,
 }
@@ -57,11 +57,11 @@ impl LimitOptions {
     }
 
     pub(super) fn max_draining(&self) -> u32 {
-        self.max_draining.unwrap_or(USUAL_DRAINING)
+        self.max_draining.unwrap_or(DEFAULT_DRAINING)
     }
 }
 
 fn max_draining(text: &str) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|number| (1..=MOST_DRAINING).contains(number));
-    number.ok_or_else(|| format!("it must be a whole number from 1 to {MOST_DRAINING}"))
+    let number = text.parse().ok().filter(|number| (1..=MAX_DRAINING).contains(number));
+    number.ok_or_else(|| format!("it must be a whole number from 1 to {MAX_DRAINING}"))
 }

@@ -12,7 +12,7 @@ use super::refusal::{Ending, refusal, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::identity::{Named, UserAndGroup};
-use crate::config::{self, Address, Identity, Listen, MOST_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
+use crate::config::{self, Address, Identity, Listen, MAX_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::Habits;
 use crate::sockets::inherited::join;
 use crate::sys::errno::words;
@@ -133,8 +133,8 @@ fn resolve_identity(
 }
 
 fn check_count(listeners: usize) -> Result<(), Ending> {
-    if listeners > MOST_LISTENERS {
-        return Err(usage(format!("{listeners} listeners are more than the {MOST_LISTENERS} allowed")));
+    if listeners > MAX_LISTENERS {
+        return Err(usage(format!("{listeners} listeners are more than the {MAX_LISTENERS} allowed")));
     }
     Ok(())
 }

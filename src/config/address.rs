@@ -11,19 +11,21 @@ use nix::net::if_::if_nametoindex;
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 
+use super::identity::{Named, octal};
+
 use crate::sys::errno::words;
 
 /// `LISTEN_FDNAMES` has this for a descriptor without a name (sd_listen_fds(3)).
 const NO_NAME: &str = "unknown";
 
 /// More listeners than any service has.
-pub const MOST_LISTENERS: usize = 256;
+pub const MAX_LISTENERS: usize = 256;
 
 /// The longest name of a listener (sd_pid_notify_with_fds(3), FDNAME=).
-const LONGEST_NAME: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 /// The longest path of a unix socket, its closing NUL not counted (unix(7)).
-const LONGEST_PATH: usize = 107;
+const MAX_PATH_BYTES: usize = 107;
 
 /// One listener as asked for: `[NAME=]ADDR[,OPT…]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,9 +273,7 @@ const OPTION_NAMES: [&str; 6] = ["backlog", "nonblock", "per-worker", "mode", "o
 const OPTIONS: &str = "backlog=N, nonblock, per-worker, mode=0660, owner=USER and group=GROUP";
 
 fn parse_mode(text: &str) -> Result<u32, String> {
-    let octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| octal && mode <= 0o777);
-    mode.ok_or_else(|| format!("'{text}' is no mode; it is octal, from 0 to 0777, as in mode=0660"))
+    octal(text).ok_or_else(|| format!("'{text}' is not a mode; it is octal, from 0 to 0777, as in mode=0660"))
 }
 
 fn find_user(text: &str) -> Result<u32, String> {
@@ -285,12 +285,12 @@ fn find_group(text: &str) -> Result<u32, String> {
 }
 
 fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32>>) -> Result<u32, String> {
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // The highest means "leave it as it is" to chown(2).
-        let id = text.parse().ok().filter(|&id| id != u32::MAX);
-        return id.ok_or_else(|| format!("{kind} {text} is beyond {}", u32::MAX - 1));
-    }
-    match find(text) {
+    let name = match text.parse() {
+        Ok(Named::Number(id)) => return Ok(id),
+        Ok(Named::Name(name)) => name,
+        Err(why) => return Err(format!("{kind} '{text}': {why}")),
+    };
+    match find(&name) {
         Ok(Some(id)) => Ok(id),
         Ok(None) => Err(format!("there is no {kind} '{text}' on this machine; create it, or give its number")),
         Err(errno) => Err(format!("{kind} '{text}' cannot be looked up: {}; give its number", words(&errno.into()))),
@@ -301,15 +301,15 @@ fn checked_name(name: &str) -> Result<String, String> {
     let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
     // Digits alone are two ports, as other programs map one to another.
     let digits = name.bytes().all(|byte| byte.is_ascii_digit());
-    if digits || name.len() > LONGEST_NAME || !printable || name.contains(['{', '}']) {
-        return Err(format!("'{name}' is no name for a listener; take letters, digits, '-' and '_'"));
+    if digits || name.len() > MAX_NAME_BYTES || !printable || name.contains(['{', '}']) {
+        return Err(format!("'{name}' is not a name for a listener; take letters, digits, '-' and '_'"));
     }
     Ok(name.to_owned())
 }
 
 fn parse_backlog(text: &str) -> Result<u32, String> {
     let number = text.parse::<i32>().ok().filter(|number| *number > 0 && number.to_string() == text);
-    number.map(i32::unsigned_abs).ok_or_else(|| format!("'{text}' is no backlog; it is a number from 1 up"))
+    number.map(i32::unsigned_abs).ok_or_else(|| format!("'{text}' is not a backlog; it is a number from 1 up"))
 }
 
 impl FromStr for Address {
@@ -321,19 +321,19 @@ impl FromStr for Address {
                 Address::Any(port) => Ok(Address::AnyUdp(port)),
                 Address::Tcp(address) => Ok(Address::Udp(address)),
                 Address::Host { host, port, .. } => Ok(Address::Host { host, port, datagrams: true }),
-                _ => Err(format!("'{rest}' is no port for datagrams; write udp:53 or udp:127.0.0.1:53")),
+                _ => Err(format!("'{rest}' is not a port for datagrams; write udp:53 or udp:127.0.0.1:53")),
             };
         }
         if let Some(name) = text.strip_prefix("unix:@") {
-            return if name.is_empty() || name.len() > LONGEST_PATH || name.contains('\0') {
-                Err(format!("'{text}' needs a name of 1 to {LONGEST_PATH} bytes after the @"))
+            return if name.is_empty() || name.len() > MAX_PATH_BYTES || name.contains('\0') {
+                Err(format!("'{text}' needs a name of 1 to {MAX_PATH_BYTES} bytes after the @"))
             } else {
                 Ok(Address::Abstract(name.to_owned()))
             };
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() || path.len() > LONGEST_PATH || path.contains('\0') {
-                Err(format!("'{text}' needs a path of 1 to {LONGEST_PATH} bytes; the kernel takes no longer one"))
+            return if path.is_empty() || path.len() > MAX_PATH_BYTES || path.contains('\0') {
+                Err(format!("'{text}' needs a path of 1 to {MAX_PATH_BYTES} bytes; the kernel takes no longer one"))
             } else {
                 Ok(Address::Unix(path.into()))
             };
@@ -364,7 +364,7 @@ impl FromStr for Address {
 fn checked_port(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(port) if port.to_string() == text => Ok(port),
-        Ok(port) => Err(format!("'{text}' is no port: write {port}, with digits only and no zero before them")),
+        Ok(port) => Err(format!("'{text}' is not a port: write {port}, with digits only and no zero before them")),
         Err(_) => Err(format!("there is no port '{text}'; ports go from 1 to 65535, or 0 for one that is free")),
     }
 }
@@ -372,7 +372,7 @@ fn checked_port(text: &str) -> Result<u16, String> {
 /// An address without its brackets, and behind a '%' perhaps its network interface.
 fn checked_v6(text: &str, port: u16) -> Result<SocketAddrV6, String> {
     let (ip, zone) = text.split_once('%').map_or((text, None), |(ip, zone)| (ip, Some(zone)));
-    let ip: Ipv6Addr = ip.parse().map_err(|_| format!("'{ip}' is no IPv6 address"))?;
+    let ip: Ipv6Addr = ip.parse().map_err(|_| format!("'{ip}' is not an IPv6 address"))?;
     let scope = match zone {
         None => 0,
         Some(zone) => match zone.parse::<u32>().or_else(|_| if_nametoindex(zone)) {
@@ -515,7 +515,7 @@ mod tests {
         for blank in [" 80", "80 ", "unix:/a ", "unix:/a\nb", "unix:/a\0b"] {
             assert!(reason(blank).contains("control character"), "{blank:?}");
         }
-        assert!(reason("8000=8001").contains("no name"));
+        assert!(reason("8000=8001").contains("not a name"));
         assert!(reason("[fe80::1]:80").contains("[fe80::1%eth0]:80"));
         assert!(reason("[fe80::1%nosuchnic]:80").contains("no network interface 'nosuchnic'"));
         assert!(reason("[::ffff:127.0.0.1]:80").contains("write 127.0.0.1:80"));
@@ -543,8 +543,8 @@ mod tests {
         }
         assert!(reason("unix:/a,owner=nobody-has-this-name").contains("there is no user"));
         assert!(reason("unix:/a,group=nobody-has-this-name").contains("there is no group"));
-        assert!(reason("unix:/a,owner=4294967295").contains("beyond"));
-        assert!(reason("=80").contains("no name"));
+        assert!(reason("unix:/a,owner=4294967295").contains("goes up to"));
+        assert!(reason("=80").contains("not a name"));
         assert!(reason(&format!("unix:/{}", "x".repeat(200))).contains("107"));
     }
 }

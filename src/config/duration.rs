@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Nothing here waits longer; what is more is a slip of the keyboard.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Parses `60s`, `100ms`, `1m 30s`, or a bare number of seconds, at most 366 days.
 pub fn parse(text: &str) -> Result<Duration, String> {
@@ -18,7 +18,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         Err(_) => humantime::parse_duration(text)
             .map_err(|_| "not a duration; write it as in 500ms, 60s, 2m or 1h".to_owned())?,
     };
-    if parsed > LONGEST { Err("that is longer than 366 days".to_owned()) } else { Ok(parsed) }
+    if parsed > MAX_DURATION { Err("that is longer than 366 days".to_owned()) } else { Ok(parsed) }
 }
 
 /// The same for people to read, to the millisecond: `60s`, `100ms`, `1m 30s`; from 10 s on without fractions.

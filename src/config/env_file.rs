@@ -14,10 +14,10 @@ use super::file::{Position, Wrong};
 use super::text::Text;
 
 /// The longest `NAME=VALUE` that Linux passes on, its closing NUL counted (MAX_ARG_STRLEN), in bytes.
-const LONGEST: usize = 128 << 10;
+const MAX_ENTRY_BYTES: usize = 128 << 10;
 
 /// More variables than any program reads.
-const MOST: usize = 4096;
+const MAX_VARIABLES: usize = 4096;
 
 /// Whether panzer sets this variable of a worker itself, so that nobody else may.
 pub fn is_panzers_own(name: &[u8]) -> bool {
@@ -68,12 +68,12 @@ pub fn parse(bytes: &[u8]) -> Result<BTreeMap<Text, Text>, Wrong> {
             Some(_) => {
                 let start = reader.at;
                 let (name, value) = reader.variable()?;
-                if name.len() + value.len() + 2 > LONGEST {
+                if name.len() + value.len() + 2 > MAX_ENTRY_BYTES {
                     return reader.wrong(start, "longer than the 128 KiB that the kernel passes on");
                 }
                 variables.insert(name.into(), value.into());
-                if variables.len() > MOST {
-                    return reader.wrong(start, &format!("more than the {MOST} variables allowed"));
+                if variables.len() > MAX_VARIABLES {
+                    return reader.wrong(start, &format!("more than the {MAX_VARIABLES} variables allowed"));
                 }
             }
         }
@@ -289,9 +289,9 @@ mod tests {
             assert!(!why.contains("secret"), "{why}");
         }
         let long = |length| format!("A={}", "x".repeat(length));
-        assert!(parse(long(LONGEST - 3).as_bytes()).is_ok());
-        assert!(refused(&long(LONGEST - 2)).2.contains("128 KiB"));
-        let many: String = (0..=MOST).map(|number| format!("A{number}=\n")).collect();
-        assert_eq!(refused(&many).0, MOST + 1);
+        assert!(parse(long(MAX_ENTRY_BYTES - 3).as_bytes()).is_ok());
+        assert!(refused(&long(MAX_ENTRY_BYTES - 2)).2.contains("128 KiB"));
+        let many: String = (0..=MAX_VARIABLES).map(|number| format!("A{number}=\n")).collect();
+        assert_eq!(refused(&many).0, MAX_VARIABLES + 1);
     }
 }

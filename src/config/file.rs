@@ -14,10 +14,10 @@ use nix::fcntl::OFlag;
 use crate::sys::errno::words;
 
 /// The largest file that is read, in bytes.
-const LARGEST: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// No line of a snippet is longer, in characters.
-const WIDEST: usize = 72;
+const MAX_SNIPPET_COLUMNS: usize = 72;
 
 /// A place in the file, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +28,14 @@ pub struct Position {
     pub column: usize,
 }
 
-/// A scalar as it is written, but for quotes and escapes: `0800` stays `0800`.
+/// A scalar as it is written, without quotes and escapes: `0800` stays `0800`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scalar {
     /// Its text.
     pub text: String,
     /// Where it begins.
     pub place: Position,
-    /// Whether it is written without quotes, so that a null is one.
+    /// Whether it is written without quotes. Only then can it be a null.
     pub plain: bool,
 }
 
@@ -46,7 +46,7 @@ impl Scalar {
     }
 }
 
-/// What stands behind a key.
+/// The value of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// One value.
@@ -77,8 +77,8 @@ pub struct Wrong {
     pub why: String,
 }
 
-/// The text of the file at `path`; none where there is no file. Fails, in words, for one that cannot be read, is no
-/// regular file, is larger than 1 MiB or is not UTF-8.
+/// The text of the file at `path`; none if there is no file. Fails, in words, if it cannot be read, is not a regular file, is
+/// larger than 1 MiB or is not UTF-8.
 pub fn read(path: &Path) -> Result<Option<String>, String> {
     let Some(bytes) = read_bytes(path)? else { return Ok(None) };
     String::from_utf8(bytes).map(Some).map_err(|error| {
@@ -88,7 +88,7 @@ pub fn read(path: &Path) -> Result<Option<String>, String> {
     })
 }
 
-/// The same, of whatever bytes it consists.
+/// The bytes of the file at `path`, which need not be UTF-8.
 pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
     // A pipe in its place would otherwise be waited for.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY).bits();
@@ -98,12 +98,12 @@ pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
     };
     let meta = file.metadata().map_err(|error| cannot_read(&error))?;
     if !meta.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(&error))?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(format!("it is larger than {} KiB", LARGEST / 1024));
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(&error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("it is larger than {} KiB", MAX_FILE_BYTES / 1024));
     }
     Ok(Some(bytes))
 }
@@ -156,7 +156,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// What stands between the start and the end of the outermost mapping.
+    /// The entries of the outermost mapping.
     fn entries(&mut self) -> Result<Vec<Entry>, Wrong> {
         let (mut entries, mut known) = (Vec::new(), BTreeSet::new());
         while let Some(key) = self.key(&mut known)? {
@@ -253,15 +253,15 @@ fn wrong<T>(place: Position, why: &str) -> Result<T, Wrong> {
     Err(Wrong { place, why: why.to_owned() })
 }
 
-/// The line of `text` that is meant, with a mark below it, to be shown after a message. No line where there is none.
+/// The line of `text` at `place` with a mark below it, to be shown after a message. Empty if there is no such line.
 pub fn snippet(text: &str, place: Position) -> String {
     let Some(line) = text.lines().nth(place.line.saturating_sub(1)) else { return String::new() };
     let shown: String =
-        line.chars().take(WIDEST).map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+        line.chars().take(MAX_SNIPPET_COLUMNS).map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
     let number = place.line.to_string();
     let margin = " ".repeat(number.len());
     let mut block = format!("\n{margin} |\n{number} | {shown}");
-    if place.column <= WIDEST {
+    if place.column <= MAX_SNIPPET_COLUMNS {
         block.push_str(&format!("\n{margin} | {}^", " ".repeat(place.column.saturating_sub(1))));
     }
     block

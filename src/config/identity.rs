@@ -75,9 +75,13 @@ impl FromStr for UserAndGroup {
 
 /// Reads an octal umask.
 pub fn umask(text: &str) -> Result<u32, String> {
-    let octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    let mask = u32::from_str_radix(text, 8).ok().filter(|&mask| octal && mask <= 0o777);
-    mask.ok_or_else(|| "it must be octal, from 0 to 777, as in 027".to_owned())
+    octal(text).ok_or_else(|| "it must be octal, from 0 to 777, as in 027".to_owned())
+}
+
+/// Permission bits in octal digits, from 0 to 0777.
+pub(super) fn octal(text: &str) -> Option<u32> {
+    let is_octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    u32::from_str_radix(text, 8).ok().filter(|&bits| is_octal && bits <= 0o777)
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use super::duration;
 use crate::backoff::jittered;
 
 /// Old generations that may drain at once, unless asked otherwise.
-pub const USUAL_DRAINING: u32 = 4;
+pub const DEFAULT_DRAINING: u32 = 4;
 
 /// More of them than anybody lets drain.
-pub const MOST_DRAINING: u32 = 1000;
+pub const MAX_DRAINING: u32 = 1000;
 
 /// More than `count` respawns within `window`: give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,11 +16,11 @@ pub mod share_ports;
 pub mod text;
 pub mod tuning;
 
-pub use address::{Access, Address, Listen, MOST_LISTENERS};
+pub use address::{Access, Address, Listen, MAX_LISTENERS};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use identity::Identity;
-pub use limits::{ExitCodes, FinalExit, FinalExits, MOST_DRAINING, RespawnLimit, StartDelay, USUAL_DRAINING};
-pub use plan::{EnvFile, MOST_WORKERS, Plan, Ready, Surge, usable_cpus};
+pub use limits::{DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay};
+pub use plan::{EnvFile, MAX_WORKERS, Plan, Ready, Surge, usable_cpus};
 pub use schedule::{Escalation, Schedule};
 pub use share_ports::SharePorts;
 pub use text::Text;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::address::Listen;
 use super::handover::{Handover, ListenAs};
 use super::identity::Identity;
-use super::limits::USUAL_DRAINING;
+use super::limits::DEFAULT_DRAINING;
 use super::placeholders;
 use super::share_ports::SharePorts;
 use super::text::Text;
@@ -17,7 +17,7 @@ use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
 /// More workers than any machine runs well; what is beyond is a slip of the keyboard.
-pub const MOST_WORKERS: u32 = 4096;
+pub const MAX_WORKERS: u32 = 4096;
 
 /// Everything that was asked for, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +143,7 @@ fn is_so() -> bool {
 }
 
 fn usual_draining() -> u32 {
-    USUAL_DRAINING
+    DEFAULT_DRAINING
 }
 
 /// A file of variables.
@@ -226,15 +226,15 @@ impl std::str::FromStr for Surge {
         let surge = match text.strip_suffix('%') {
             _ if text == "all" => Some(Surge::All),
             Some(digits) => number(digits, 100).map(Surge::Percent),
-            None => number(text, MOST_WORKERS).map(Surge::Count),
+            None => number(text, MAX_WORKERS).map(Surge::Count),
         };
-        surge.ok_or_else(|| format!("it must be from 1 to {MOST_WORKERS}, from 1% to 100%, or all"))
+        surge.ok_or_else(|| format!("it must be from 1 to {MAX_WORKERS}, from 1% to 100%, or all"))
     }
 }
 
 /// The CPUs this process may use: its affinity and its cgroup's quota.
 pub fn usable_cpus() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MOST_WORKERS)
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MAX_WORKERS)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::duration;
 use crate::sys::signals::parse_signal;
 
 /// No schedule has more steps than this.
-const MOST_STEPS: usize = 16;
+const MAX_STEPS: usize = 16;
 
 /// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the
 /// last is KILL, unless it is only a part of one.
@@ -90,8 +90,8 @@ impl Schedule {
     /// A part of one as well, which need not come to KILL.
     fn read(text: &str) -> Result<Schedule, String> {
         let parts: Vec<&str> = text.split('/').map(str::trim).collect();
-        if parts.len() > 2 * MOST_STEPS {
-            return Err(format!("more than {MOST_STEPS} steps"));
+        if parts.len() > 2 * MAX_STEPS {
+            return Err(format!("more than {MAX_STEPS} steps"));
         }
         let mut steps = Vec::new();
         for pair in parts.chunks(2) {

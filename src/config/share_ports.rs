@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::address::MOST_LISTENERS;
+use super::address::MAX_LISTENERS;
 
 /// Whether workers share the ports that they bind themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ impl FromStr for SharePorts {
         }
         let port = |text: &str| text.trim().parse().ok().filter(|&port: &u16| port > 0);
         let ports: Option<BTreeSet<u16>> = text.split(',').map(port).collect();
-        let ports = ports.filter(|ports| ports.len() <= MOST_LISTENERS).map(SharePorts::Ports);
+        let ports = ports.filter(|ports| ports.len() <= MAX_LISTENERS).map(SharePorts::Ports);
         ports.ok_or_else(|| "it must be auto, on, off, or ports from 1 to 65535, as in 8000,8443".to_owned())
     }
 }

@@ -17,6 +17,7 @@ use crate::readiness::notify::Notification;
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
 use crate::sys::packets::Sender;
+use crate::sys::trim_memory::Trimming;
 use crate::sys::{processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
@@ -77,6 +78,7 @@ fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
 
 impl Monitor {
     fn run(&mut self) -> io::Result<()> {
+        let mut trimming = Trimming::default();
         loop {
             while let Some(event) = self.events.pop_front() {
                 let actions = self.state.on(Instant::now(), event);
@@ -97,7 +99,7 @@ impl Monitor {
             let calls = self.sockets.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
             let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
-            let mut tokens = self.poller.wait(deadlines.into_iter().flatten().min())?;
+            let mut tokens = trimming.wait(&self.poller, deadlines.into_iter().flatten().min())?;
             // Who has ended may have said something before: it is heard while it is still known who that was.
             tokens.sort_by_key(|token| *token == SIGNALS);
             for token in tokens {
@@ -249,7 +251,8 @@ impl Monitor {
 
     /// Of those that have ended by now nothing is told.
     fn notice_suspensions(&mut self) {
-        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MOST_REAPED) {
+        for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MAX_REAPED_AT_ONCE)
+        {
             let Some(slot) = self.roster.slot_of(pid) else { continue };
             self.look_at_exec(slot);
             let Some(worker) = self.roster.in_slot(slot).map(|live| live.worker) else { continue };
@@ -290,7 +293,7 @@ impl Monitor {
             ended.push(Event::Ended(live.worker, cause));
         }
         self.roster.meet(main, generation);
-        self.roster.unmet |= reaped.len() == processes::MOST_REAPED;
+        self.roster.unmet |= reaped.len() == processes::MAX_REAPED_AT_ONCE;
         let LeftBehind { more, gone } = self.roster.left_behind();
         // Before the end of the workers: what they have left behind is waited for.
         self.events.extend(more.into_iter().map(Event::LeftBehind).chain(ended));

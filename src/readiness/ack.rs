@@ -18,16 +18,16 @@ use crate::sys::packets::Sender;
 use crate::sys::poller::Poller;
 
 /// The longest line, in bytes, its end included.
-const LONGEST_LINE: usize = 4096;
+const MAX_LINE_BYTES: usize = 4096;
 
 /// So many may be connected at once; others wait in the kernel's queue.
-const MOST_CLIENTS: usize = 64;
+const MAX_CLIENTS: usize = 64;
 
 /// How many strangers are let go of before anything else has its turn.
 const MAX_STRANGERS_AT_ONCE: usize = 16;
 
 /// What has not sent a line by then is cut off.
-const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+const MAX_SILENCE: Duration = Duration::from_secs(5);
 
 /// The pause where there was no descriptor left for a client.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -128,7 +128,7 @@ impl AckSocket {
         }
         self.resume = None;
         let mut strangers = 0;
-        while self.clients.len() < MOST_CLIENTS {
+        while self.clients.len() < MAX_CLIENTS {
             match self.listener.accept() {
                 Ok((stream, _)) => match self.admit(stream, poller, now, &is_known) {
                     Some(client) => self.clients.push(client),
@@ -165,11 +165,11 @@ impl AckSocket {
         }
         stream.set_nonblocking(true).ok()?;
         poller.watch(&stream, self.token).ok()?;
-        Some(Client { stream, sender, line: Vec::new(), until: now + LONGEST_SILENCE })
+        Some(Client { stream, sender, line: Vec::new(), until: now + MAX_SILENCE })
     }
 
     fn watch_if_there_is_room(&mut self, poller: &Poller, now: Instant) {
-        let has_room = self.clients.len() < MOST_CLIENTS && self.resume.is_none_or(|resume| resume <= now);
+        let has_room = self.clients.len() < MAX_CLIENTS && self.resume.is_none_or(|resume| resume <= now);
         if has_room && !self.watched {
             // Where it cannot be watched, it is tried again.
             let failed = poller.watch(&self.listener, self.token).is_err();
@@ -185,8 +185,8 @@ impl AckSocket {
 impl Client {
     /// Reads up to the end of the first line, which is then without it.
     fn hear(&mut self) -> Heard {
-        let mut bytes = [0; LONGEST_LINE];
-        let room = LONGEST_LINE - self.line.len();
+        let mut bytes = [0; MAX_LINE_BYTES];
+        let room = MAX_LINE_BYTES - self.line.len();
         match self.stream.read(&mut bytes[..room]) {
             Ok(0) => Heard::Gone,
             Ok(count) => {
@@ -196,7 +196,7 @@ impl Client {
                         self.line.truncate(end);
                         Heard::Line
                     }
-                    None if self.line.len() == LONGEST_LINE => Heard::Gone,
+                    None if self.line.len() == MAX_LINE_BYTES => Heard::Gone,
                     None => Heard::Nothing,
                 }
             }
@@ -271,7 +271,7 @@ mod tests {
         let mut endless = UnixStream::connect(socket.path()).unwrap();
         let now = Instant::now();
         client.write_all(br#"{"command":"worker:"#).unwrap();
-        endless.write_all(&[b' '; LONGEST_LINE]).unwrap();
+        endless.write_all(&[b' '; MAX_LINE_BYTES]).unwrap();
         assert_eq!(socket.tend(&poller, now, |_| true), []);
         assert_eq!(socket.clients.len(), 1, "the endless one is let go of");
         let us = Sender { pid: Pid::this(), user: nix::unistd::geteuid().as_raw() };
@@ -294,8 +294,8 @@ mod tests {
         assert_eq!(socket.deadline(), None);
         let _silent = UnixStream::connect(socket.path()).unwrap();
         assert_eq!(socket.tend(&poller, now, |_| true), []);
-        assert_eq!(socket.deadline(), Some(now + LONGEST_SILENCE));
-        assert_eq!(socket.tend(&poller, now + LONGEST_SILENCE, |_| true), []);
+        assert_eq!(socket.deadline(), Some(now + MAX_SILENCE));
+        assert_eq!(socket.tend(&poller, now + MAX_SILENCE, |_| true), []);
         assert_eq!(socket.deadline(), None);
     }
 
@@ -323,12 +323,12 @@ mod tests {
     fn a_crowd_has_its_turn_one_after_the_other() {
         let folder = tempfile::tempdir().unwrap();
         let (mut socket, poller) = socket(&folder);
-        let mut crowd: Vec<_> = (0..MOST_CLIENTS + 1).map(|_| UnixStream::connect(socket.path()).unwrap()).collect();
+        let mut crowd: Vec<_> = (0..MAX_CLIENTS + 1).map(|_| UnixStream::connect(socket.path()).unwrap()).collect();
         let now = Instant::now();
         assert_eq!(socket.tend(&poller, now, |_| true), []);
-        assert_eq!((socket.clients.len(), socket.watched), (MOST_CLIENTS, false));
+        assert_eq!((socket.clients.len(), socket.watched), (MAX_CLIENTS, false));
         crowd.iter_mut().for_each(|one| one.write_all(b"{\"command\":\"worker:ack\"}\n").unwrap());
-        assert_eq!(socket.tend(&poller, now, |_| true).len(), MOST_CLIENTS);
+        assert_eq!(socket.tend(&poller, now, |_| true).len(), MAX_CLIENTS);
         assert!(socket.watched);
         // The last one waited in the kernel's queue.
         assert_eq!(socket.tend(&poller, now, |_| true).len(), 1);

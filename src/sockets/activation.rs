@@ -1,7 +1,7 @@
 //! Sockets that were opened before panzer was started, for example by systemd: `LISTEN_FDS` and the other variables of
 //! sd_listen_fds(3).
 
-use crate::config::MOST_LISTENERS;
+use crate::config::MAX_LISTENERS;
 use crate::sys::pidfd;
 
 /// The names of the sockets that were passed from descriptor 3 on, None for a socket without a name. Empty if no socket
@@ -10,8 +10,8 @@ pub fn passed<'a>(variable: impl Fn(&str) -> Option<&'a str>) -> Result<Vec<Opti
     let Some(count) = variable("LISTEN_FDS").filter(|_| is_for_us(&variable)) else {
         return Ok(Vec::new());
     };
-    let count = count.parse().ok().filter(|&count| count <= MOST_LISTENERS).ok_or_else(|| {
-        format!("LISTEN_FDS={count} is no number from 0 to {MOST_LISTENERS}; unset it if panzer is passed no sockets")
+    let count = count.parse().ok().filter(|&count| count <= MAX_LISTENERS).ok_or_else(|| {
+        format!("LISTEN_FDS={count} is not a number from 0 to {MAX_LISTENERS}; unset it if panzer is passed no sockets")
     })?;
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     // systemd calls a socket without a name "unknown".

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use super::holder::{self, Prospect};
-use super::listener::{Listener, USUAL_BACKLOG};
+use super::listener::{DEFAULT_BACKLOG, Listener};
 use super::{inherited, unix_path};
 use crate::config::{Access, Address, Listen};
 use crate::sys::errno::words;
@@ -72,7 +72,7 @@ pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
     if let Some(number) = wanted.inherited {
         return inherited::take(number, wanted).map_err(|error| why_not(&wanted.address, &error));
     }
-    let backlog = wanted.backlog.unwrap_or(USUAL_BACKLOG);
+    let backlog = wanted.backlog.unwrap_or(DEFAULT_BACKLOG);
     let joining = match slot {
         _ if !wanted.per_worker => Joining::No,
         0 => Joining::First,
@@ -223,7 +223,7 @@ fn in_use(address: &Address, main: Pid) -> Refusal {
     }
     match address {
         Address::Unix(path) if FileId::at(path).is_some() && !unix_path::is_socket(path) => Refusal::Final(format!(
-            "cannot listen on {address}: a file that is no socket is in its place; remove it, or listen elsewhere"
+            "cannot listen on {address}: a file that is not a socket is in its place; remove it, or listen elsewhere"
         )),
         _ => Refusal::Unseen(format!(
             "cannot listen on {address}: in use by a process that cannot be seen from here; stop it, or listen elsewhere"

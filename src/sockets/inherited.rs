@@ -16,7 +16,7 @@ use crate::sys::socket_options;
 
 /// The listener that `socket` is, which main will find at the same number. The error completes "descriptor 3 …".
 pub fn describe(socket: impl AsFd, name: Option<String>) -> Result<Listen, String> {
-    let (domain, kind, _) = socket_options::kind(&socket).map_err(|_| "is no socket".to_owned())?;
+    let (domain, kind, _) = socket_options::kind(&socket).map_err(|_| "is not a socket".to_owned())?;
     let accepts = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&kind);
     if !accepts && kind != libc::SOCK_DGRAM {
         return Err("is a socket neither for connections nor for datagrams".to_owned());
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(describe(&datagrams, None).unwrap().address, Address::Udp(datagrams.local_addr().unwrap()));
         let client = TcpStream::connect(address).unwrap();
         assert!(describe(&client, None).unwrap_err().contains("does not listen"));
-        assert!(describe(std::fs::File::open("/dev/null").unwrap(), None).unwrap_err().contains("no socket"));
+        assert!(describe(std::fs::File::open("/dev/null").unwrap(), None).unwrap_err().contains("not a socket"));
         let (unix, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let unix = describe(&unix, None).unwrap().address;
         assert_eq!(unix, Address::Other { text: "unix datagrams without a name".into(), accepts: false });

@@ -15,7 +15,7 @@ use crate::sys::{reuseport, socket_options};
 
 /// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
 /// `net.core.somaxconn`, whose default this is.
-pub(super) const USUAL_BACKLOG: u32 = 4096;
+pub(super) const DEFAULT_BACKLOG: u32 = 4096;
 
 /// A socket that listens, and what must be taken away with it.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Listener {
 
     /// Has so many connections wait to be accepted, whatever it was before.
     pub fn set_backlog(&self, backlog: Option<u32>) -> io::Result<()> {
-        socket_options::listen(&self.fd, backlog.unwrap_or(USUAL_BACKLOG))
+        socket_options::listen(&self.fd, backlog.unwrap_or(DEFAULT_BACKLOG))
     }
 
     /// Has it refuse to wait, whoever holds it.

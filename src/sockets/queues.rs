@@ -5,7 +5,7 @@
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{Listen, MOST_LISTENERS, MOST_WORKERS, Plan};
+use crate::config::{Listen, MAX_LISTENERS, MAX_WORKERS, Plan};
 
 /// Descriptors that main and a monitor have besides sockets and workers, with room to spare.
 const OTHERS: u64 = 128;
@@ -36,7 +36,7 @@ impl<S> Placed<S> {
 
     /// Takes one in at its place. False if there is no such place.
     pub fn put(&mut self, place: usize, socket: S) -> bool {
-        if place >= MOST_LISTENERS * MOST_WORKERS as usize {
+        if place >= MAX_LISTENERS * MAX_WORKERS as usize {
             return false;
         }
         self.0.resize_with(self.0.len().max(place + 1), || None);

@@ -13,7 +13,7 @@ use nix::sys::termios::tcgetattr;
 pub const FIRST: RawFd = 3;
 
 /// Takes over the open descriptor `number`, which another process put there for us by the environment protocol.
-/// Fails with EBADF where it is not open.
+/// Fails with EBADF if it is not open.
 pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     if number < FIRST {
         return Err(Errno::EBADF.into());
@@ -24,14 +24,14 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// The same, and from here on no program that is executed gets it.
+/// Like [`adopt`], and no program that is executed from here on gets the descriptor.
 pub fn take_over(number: RawFd) -> io::Result<OwnedFd> {
     let fd = adopt(number)?;
     set_inherited(&fd, false)?;
     Ok(fd)
 }
 
-/// Descriptors that another image of this process will take over, each where it lies.
+/// Descriptors that another image of this process will take over, each at its number.
 #[derive(Debug, Default)]
 pub struct Kept<'a>(Vec<BorrowedFd<'a>>);
 
@@ -43,13 +43,13 @@ impl<'a> Kept<'a> {
         fd.as_raw_fd()
     }
 
-    /// Says of all whether a program that is executed gets them.
+    /// Sets for all of them whether a program that is executed gets them.
     pub fn set_inherited(&self, inherited: bool) -> io::Result<()> {
         self.0.iter().try_for_each(|fd| set_inherited(fd, inherited))
     }
 }
 
-/// Says whether a program that is executed gets this descriptor.
+/// Sets whether a program that is executed gets this descriptor.
 pub fn set_inherited(fd: impl AsFd, inherited: bool) -> io::Result<()> {
     let flags = if inherited { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
@@ -63,13 +63,13 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes what the caller left open from `first` on. To be called before anything of ours is open there.
+/// Closes all descriptors from `first` on. Call this before anything of ours is open there.
 pub fn close_from(first: RawFd) {
     // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process.
     unsafe { libc::close_range(first as libc::c_uint, libc::c_uint::MAX, 0) };
 }
 
-/// Puts /dev/null where stdin, stdout or stderr is closed, so that nothing of ours is ever opened there.
+/// Opens /dev/null as stdin, stdout or stderr if they are closed, so that nothing of ours is ever opened there.
 pub fn fill_standard() -> io::Result<()> {
     loop {
         let null: OwnedFd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into();
@@ -77,12 +77,12 @@ pub fn fill_standard() -> io::Result<()> {
             return Ok(());
         }
         set_inherited(&null, true)?;
-        // It stays open as what it has become.
+        // It stays open as the standard descriptor that it has become.
         let _ = null.into_raw_fd();
     }
 }
 
-/// Makes stdin read nothing: neither panzer nor a worker has anything to ask there.
+/// Makes /dev/null stdin: neither panzer nor a worker reads from it.
 pub fn silence_stdin() -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     Ok(nix::unistd::dup2_stdin(null)?)
@@ -95,7 +95,7 @@ pub enum Kind {
     Pipe,
     /// A terminal.
     Terminal,
-    /// A terminal that was taken away from us, by a hang-up.
+    /// A terminal that has hung up.
     Revoked,
     /// A socket.
     Socket,
@@ -121,8 +121,8 @@ pub fn kind(fd: BorrowedFd<'_>) -> Kind {
     }
 }
 
-/// Opens the pipe or terminal anew that `fd` leads to, without blocking: flags that are set on `fd`, by whomever, are not
-/// set there. Fails where it belongs to another user. Async-signal-safe.
+/// Opens the pipe or terminal behind `fd` again, non-blocking. Its flags are its own: nobody who shares `fd` changes them.
+/// Fails if it belongs to another user. Async-signal-safe.
 pub fn open_anew(fd: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
     let mut path = [0; 32];
     // Without its last byte, which ends the string.

@@ -1,7 +1,7 @@
-//! The epoll sets of another process, in which a descriptor of its is watched.
+//! The epoll sets in which another process watches one of its descriptors.
 //!
-//! A set remembers what a descriptor led to, not the number alone: where something else is put in its place, the set
-//! watches what is gone. Here its registration is moved to what came.
+//! A set remembers the open file, not only the number. If another file is put at that number, the set still watches the
+//! old one. Here the registration is moved to the new file.
 
 use std::fs;
 use std::io;
@@ -13,22 +13,49 @@ use nix::unistd::Pid;
 
 use super::other_process::descriptor_of;
 
-/// That a set watches a descriptor.
+/// An epoll set that watches the descriptor, and how.
 #[derive(Debug)]
 pub struct Registration {
     set: OwnedFd,
-    wish: Wish,
+    member: Member,
 }
 
-/// What the program wants to know, and by which word.
+/// A descriptor in an epoll set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Wish {
+pub struct Member {
+    /// Its number.
+    pub fd: RawFd,
+    /// The inode of the file that was behind the number when it was added.
+    pub inode: u64,
+    /// The events that the program waits for.
     events: u32,
+    /// The word by which the program knows it.
     data: u64,
 }
 
-/// In which sets of `thread`'s process the descriptor `number`, which leads to `inode`, is watched. Fails where there is
-/// one that cannot be had.
+impl Member {
+    /// Whether the program waits for something to read, or to accept.
+    pub fn wants_to_read(&self) -> bool {
+        self.events & (libc::EPOLLIN | libc::EPOLLRDNORM) as u32 != 0
+    }
+}
+
+/// The members of an epoll set, from its `fdinfo`: a line `tfd: 5 events: 19 data: 5 pos:0 ino:1d5f sdev:8` for each.
+pub fn members(info: &str) -> impl Iterator<Item = Member> {
+    info.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.strip_prefix("tfd:")?.split_ascii_whitespace().collect();
+        let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
+        Some(Member {
+            fd: fields.first()?.parse().ok()?,
+            inode: hexadecimal(fields.iter().find_map(|field| field.strip_prefix("ino:"))?)?,
+            events: hexadecimal(fields.get(2)?)? as u32,
+            data: hexadecimal(fields.get(4)?)?,
+        })
+    })
+}
+
+/// The sets of `thread`'s process that watch the descriptor `number`, which leads to `inode`. Fails if one of them cannot be
+/// copied.
 pub fn registrations(thread: Pid, number: RawFd, inode: u64) -> io::Result<Vec<Registration>> {
     let sets = descriptors(thread).into_iter().filter(|set| {
         fs::read_link(format!("/proc/{thread}/fd/{set}"))
@@ -36,13 +63,13 @@ pub fn registrations(thread: Pid, number: RawFd, inode: u64) -> io::Result<Vec<R
     });
     let watching = sets.filter_map(|set| {
         let info = fs::read_to_string(format!("/proc/{thread}/fdinfo/{set}")).ok()?;
-        let wish = info.lines().find_map(|line| wish(line, number, inode))?;
-        Some(descriptor_of(thread, set).map(|set| Registration { set, wish }))
+        let member = members(&info).find(|member| member.fd == number && member.inode == inode)?;
+        Some(descriptor_of(thread, set).map(|set| Registration { set, member }))
     });
     watching.collect()
 }
 
-/// Has the sets watch `new` in the place of `old`, both known to the program as `number`.
+/// Makes the sets watch `new` instead of `old`. The program knows both as `number`.
 pub fn hand_over(
     registrations: &[Registration],
     number: RawFd,
@@ -60,9 +87,9 @@ pub fn hand_over(
         for registration in registrations {
             let set = out_of_the_way(registration.set.as_fd(), number)?;
             put(old, number)?;
-            control(set, libc::EPOLL_CTL_DEL, number, registration.wish)?;
+            control(set, libc::EPOLL_CTL_DEL, number, registration.member)?;
             put(new, number)?;
-            control(set, libc::EPOLL_CTL_ADD, number, registration.wish)?;
+            control(set, libc::EPOLL_CTL_ADD, number, registration.member)?;
         }
         Ok(())
     };
@@ -77,21 +104,7 @@ fn descriptors(thread: Pid) -> Vec<RawFd> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Reads "tfd: 5 events: 19 data: 500000005 pos:0 ino:4f6 sdev:8", where it is about this descriptor.
-fn wish(line: &str, number: RawFd, inode: u64) -> Option<Wish> {
-    let mut words = line.split_ascii_whitespace();
-    let mut after = |name: &str| {
-        let word = words.find_map(|word| word.strip_prefix(name))?;
-        if word.is_empty() { words.next() } else { Some(word) }
-    };
-    let watched: RawFd = after("tfd:")?.parse().ok()?;
-    let events = u32::from_str_radix(after("events:")?, 16).ok()?;
-    let data = u64::from_str_radix(after("data:")?, 16).ok()?;
-    let leads_to = u64::from_str_radix(after("ino:")?, 16).ok()?;
-    (watched == number && leads_to == inode).then_some(Wish { events, data })
-}
-
-/// A copy of `fd` under another number than `number`, open for as long as this thread.
+/// `fd`, or a copy of it if its number is `number`. The copy is open as long as this thread runs.
 fn out_of_the_way(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<RawFd> {
     if fd.as_raw_fd() != number {
         return Ok(fd.as_raw_fd());
@@ -106,8 +119,8 @@ fn put(fd: RawFd, number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-fn control(set: RawFd, operation: libc::c_int, number: RawFd, wish: Wish) -> io::Result<()> {
-    let mut event = libc::epoll_event { events: wish.events, u64: wish.data };
+fn control(set: RawFd, operation: libc::c_int, number: RawFd, member: Member) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: member.events, u64: member.data };
     // SAFETY: the set and the number are open in this thread's table; the event lives on this stack.
     match Errno::result(unsafe { libc::epoll_ctl(set, operation, number, &mut event) }) {
         // Another thread of the program has done it itself.
@@ -123,12 +136,16 @@ mod tests {
     use nix::unistd::{pipe, write};
 
     #[test]
-    fn a_registration_is_read() {
-        let line = "tfd:        5 events:       19 data:        500000005  pos:0 ino:4f6 sdev:8";
-        assert_eq!(wish(line, 5, 0x4f6), Some(Wish { events: 0x19, data: 0x5_0000_0005 }));
-        assert_eq!(wish(line, 6, 0x4f6), None);
-        assert_eq!(wish(line, 5, 0x4f7), None);
-        assert_eq!(wish("flags:\t02000002", 5, 0x4f6), None);
+    fn an_epoll_set_is_read() {
+        let info = "pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1057\n\
+                    tfd:        5 events:       19 data:        500000005  pos:0 ino:1d5f sdev:8\n\
+                    tfd:       11 events: 8000001c data: ffffffff0000000b  pos:0 ino:a sdev:e\n\
+                    tfd:\ntfd: x events: 1\n";
+        let found: Vec<Member> = members(info).collect();
+        let first = Member { fd: 5, inode: 0x1d5f, events: 0x19, data: 0x5_0000_0005 };
+        let second = Member { fd: 11, inode: 0xa, events: 0x8000_001c, data: 0xffff_ffff_0000_000b };
+        assert_eq!(found, [first, second]);
+        assert!(first.wants_to_read() && !second.wants_to_read());
     }
 
     #[test]

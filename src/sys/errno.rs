@@ -35,6 +35,6 @@ mod tests {
         assert_eq!(chain(&error), "cannot open x: operation not permitted");
         let error = anyhow::Error::from(io::Error::from(Errno::EPERM)).context("y");
         assert_eq!(chain(&error), "y: operation not permitted");
-        assert_eq!(words(&io::Error::other("it is no regular file")), "it is no regular file");
+        assert_eq!(words(&io::Error::other("it is not a regular file")), "it is not a regular file");
     }
 }

@@ -1,5 +1,5 @@
-//! Documents handed from one process of ours to the next in a memfd, so that no path and no size limit of the
-//! environment is involved.
+//! Documents that one process of ours hands to the next in a memfd. A memfd needs no path, and the environment's size limit
+//! does not apply.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,19 +10,19 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// The largest document, in bytes.
-const LIMIT: u64 = 16 << 20;
+const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
 /// Writes `bytes` into a new memfd.
 pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
-    if bytes.len() as u64 > LIMIT {
-        return Err(io::Error::other(format!("{} bytes are more than the {LIMIT} allowed", bytes.len())));
+    if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+        return Err(io::Error::other(format!("{} bytes are more than the {MAX_DOCUMENT_BYTES} allowed", bytes.len())));
     }
     let mut file = File::from(create()?);
     file.write_all(bytes)?;
     Ok(file.into())
 }
 
-/// A host may refuse every memfd that could be executed (vm.memfd_noexec=2); kernels before 6.3 know no flag that says so.
+/// A host may refuse memfds that could be executed (vm.memfd_noexec=2). Kernels before 6.3 do not know the flag.
 fn create() -> nix::Result<OwnedFd> {
     let named = |flags| memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC | flags);
     match named(MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL)) {
@@ -31,17 +31,17 @@ fn create() -> nix::Result<OwnedFd> {
     }
 }
 
-/// Writes `bytes` into an empty one.
+/// Writes `bytes` into an empty memfd.
 pub fn fill(fd: OwnedFd, bytes: &[u8]) -> io::Result<()> {
     File::from(fd).write_all(bytes)
 }
 
-/// Reads a document whole, wherever the shared file position stands.
+/// Reads a whole document, whatever the shared file position is.
 pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
     let file = File::from(fd);
     let size = file.metadata()?.len();
-    if size > LIMIT {
-        return Err(io::Error::other(format!("{size} bytes are more than the {LIMIT} allowed")));
+    if size > MAX_DOCUMENT_BYTES {
+        return Err(io::Error::other(format!("{size} bytes are more than the {MAX_DOCUMENT_BYTES} allowed")));
     }
     let mut bytes = vec![0; size as usize];
     file.read_exact_at(&mut bytes, 0)?;

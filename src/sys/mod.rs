@@ -8,7 +8,6 @@ pub mod epoll_sets;
 pub mod errno;
 pub mod file_id;
 pub mod memfd;
-mod memory;
 pub mod other_process;
 mod outlet;
 pub mod output;
@@ -24,6 +23,7 @@ pub mod socket_options;
 pub mod stderr;
 pub mod stdout;
 pub mod terminal;
+pub mod trim_memory;
 pub mod unix_paths;
 pub mod unix_queue;
 

@@ -1,4 +1,4 @@
-//! Looking into another process through /proc: its descriptors, its sockets, its rights.
+//! What /proc shows of another process: its descriptors, its sockets, its rights.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,8 +12,9 @@ use nix::unistd::Pid;
 use rustix::fs::getxattr;
 
 use super::pidfd::PidFd;
+use super::processes::children_in;
 
-/// Number of descriptors and threads that a look at many processes goes through at most.
+/// Descriptors and threads that one search through many processes may look at.
 const MAX_STEPS: u32 = 4096;
 
 /// All capabilities, in the order of their bits.
@@ -22,7 +23,7 @@ const CAPABILITIES: &str = "chown dac_override dac_read_search fowner fsetid kil
     sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control \
     setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore";
 
-/// There is more to look at than a look may take.
+/// There is more to look at than one search may take.
 #[derive(Debug)]
 pub struct TooMuch;
 
@@ -43,15 +44,19 @@ pub fn flags_of(thread: Pid, number: RawFd) -> io::Result<OFlag> {
     flags.map(OFlag::from_bits_retain).ok_or_else(|| Errno::EBADF.into())
 }
 
-/// The inode of the socket that the descriptor `number` of `thread` leads to. None for what is no socket.
+/// The inode of the socket behind the descriptor `number` of `thread`. None if it is not a socket.
 pub fn socket_inode(thread: Pid, number: RawFd) -> io::Result<Option<u64>> {
     let target = fs::read_link(format!("/proc/{thread}/fd/{number}"))?;
-    let inode = |target: &str| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    Ok(target.to_str().and_then(inode))
+    Ok(target.to_str().and_then(inode_in))
 }
 
-/// The protocol of the socket that the descriptor `number` of `thread` leads to, by the kernel's name for it: "TCPv6".
-/// For where a copy of the descriptor cannot be had.
+/// The inode in the target of a link in /proc/PID/fd, if it is a socket: `socket:[12345]`.
+pub fn inode_in(target: &str) -> Option<u64> {
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The kernel's name for the protocol of the socket behind the descriptor `number` of `thread`, such as "TCPv6". Needs no
+/// copy of the descriptor.
 pub fn protocol_of(thread: Pid, number: RawFd) -> io::Result<String> {
     let mut name = [0u8; 64];
     let length = getxattr(format!("/proc/{thread}/fd/{number}"), "system.sockprotoname", &mut name)?;
@@ -69,7 +74,7 @@ fn is_in_our_namespace(thread: Pid, kind: &str) -> bool {
     namespace(&thread.to_string()) == namespace("self")
 }
 
-/// Whether the kernel lets `thread` bind ports that are not for everybody.
+/// Whether the kernel lets `thread` bind privileged ports.
 pub fn may_bind_privileged(thread: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let effective = field(&status, "CapEff:").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
@@ -83,7 +88,7 @@ pub fn leader_of(thread: Pid) -> Option<Pid> {
     field(&status, "Tgid:")?.parse().ok().map(Pid::from_raw)
 }
 
-/// Whether the descriptor `number` of `process` leads to this socket. Fails where that may not be seen.
+/// Whether the descriptor `number` of `process` leads to this socket. Fails if we may not look.
 pub fn leads_to(process: Pid, number: RawFd, inode: u64) -> io::Result<bool> {
     match socket_inode(process, number) {
         Ok(found) => Ok(found == Some(inode)),
@@ -92,15 +97,15 @@ pub fn leads_to(process: Pid, number: RawFd, inode: u64) -> io::Result<bool> {
     }
 }
 
-/// A descriptor that leads to this socket, of `first` or a process below it or below us. Fails where there is more to see
-/// than a look may take.
+/// A descriptor that leads to this socket, in `first` or one of its or our descendants. Fails if there is more to look at
+/// than one search may take.
 pub fn holder_of(inode: u64, first: Pid) -> Result<Option<(Pid, RawFd)>, TooMuch> {
     let (mut family, mut seen, mut steps) = (vec![Pid::this(), first], BTreeSet::new(), 0);
     while let Some(process) = family.pop() {
         if !seen.insert(process) {
             continue;
         }
-        // Of ourselves only the children count.
+        // Our own descriptors do not count, only our children's.
         let numbers = if process == Pid::this() { Vec::new() } else { numbers_in(process, "fd") };
         for number in numbers {
             steps += 1;
@@ -110,8 +115,7 @@ pub fn holder_of(inode: u64, first: Pid) -> Result<Option<(Pid, RawFd)>, TooMuch
         }
         for thread in numbers_in(process, "task") {
             steps += 1;
-            let children = fs::read_to_string(format!("/proc/{process}/task/{thread}/children")).unwrap_or_default();
-            family.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+            family.extend(children_in(Path::new(&format!("/proc/{process}/task/{thread}"))));
         }
         if steps > MAX_STEPS {
             return Err(TooMuch);
@@ -125,7 +129,7 @@ fn numbers_in(process: Pid, folder: &str) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The capabilities that a program's file gives to whoever executes it, by name. None where it gives none.
+/// The names of the capabilities that executing a program's file gives. None if it gives none.
 pub fn file_capabilities(path: impl AsRef<Path>) -> Option<String> {
     let mut data = [0u8; 24];
     let length = getxattr(path.as_ref(), "security.capability", &mut data).ok()?;

@@ -22,7 +22,7 @@ use super::descriptors::{Kind, kind, open_anew};
 use super::signals::interrupted_after;
 
 /// Longest wait of a write that others made wait after our look. Only where no description of our own can be had.
-const LONGEST_WRITE: Duration = Duration::from_millis(10);
+const MAX_WRITE_TIME: Duration = Duration::from_millis(10);
 
 /// Where to write, and what is left of the last write.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Outlet {
             Way::Own | Way::File => write(&self.to, bytes),
             Way::Socket => send(self.to.as_raw_fd(), bytes, no_wait),
             Way::Shared => match poll(&mut [PollFd::new(self.to.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) {
-                Ok(1..) => interrupted_after(LONGEST_WRITE, || write(&self.to, bytes)).unwrap_or(Err(Errno::EAGAIN)),
+                Ok(1..) => interrupted_after(MAX_WRITE_TIME, || write(&self.to, bytes)).unwrap_or(Err(Errno::EAGAIN)),
                 _ => Err(Errno::EAGAIN),
             },
         };

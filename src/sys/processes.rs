@@ -44,7 +44,7 @@ pub fn fork() -> io::Result<Forked> {
     })
 }
 
-/// Reaps one child that has ended, whichever it is. None where none has.
+/// Reaps any child that has ended. None if none has.
 pub fn reap() -> Option<(Pid, Exit)> {
     // Not nix's waitpid: it reaps a child that a real-time signal killed, then returns EINVAL without the pid.
     let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
@@ -68,12 +68,12 @@ pub fn stopped_or_continued() -> Option<(Pid, Option<Signal>)> {
     }
 }
 
-/// So many children are reaped before anything else has its turn.
-pub const MOST_REAPED: usize = 1024;
+/// Children that are reaped before anything else has its turn.
+pub const MAX_REAPED_AT_ONCE: usize = 1024;
 
-/// Reaps all children that have ended, as far as is done at once.
+/// Reaps the children that have ended, up to that number.
 pub fn reap_all() -> Vec<(Pid, Exit)> {
-    std::iter::from_fn(reap).take(MOST_REAPED).collect()
+    std::iter::from_fn(reap).take(MAX_REAPED_AT_ONCE).collect()
 }
 
 /// Sends `signal` to an unreaped child of ours. One that has just ended is no error.
@@ -104,12 +104,12 @@ pub fn needs_to_run(signal: Signal) -> bool {
     ![SIGKILL, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal)
 }
 
-/// Whether any process is in this group, be it ours or a stranger's.
+/// Whether any process is in this group, ours or not.
 pub fn group_exists(group: Pid) -> bool {
     killpg(group, None) != Err(Errno::ESRCH)
 }
 
-/// Whether there is a process of this pid, be it ours or a stranger's.
+/// Whether there is a process with this pid, ours or not.
 pub fn exists(pid: Pid) -> bool {
     kill(pid, None) != Err(Errno::ESRCH)
 }
@@ -146,7 +146,12 @@ pub fn children() -> Vec<Pid> {
 
 /// The children of a process that has one thread.
 pub fn children_of(pid: Pid) -> Vec<Pid> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children_in(Path::new(&format!("/proc/{pid}/task/{pid}")))
+}
+
+/// The processes that a thread has started, by its folder in /proc.
+pub fn children_in(thread: &Path) -> Vec<Pid> {
+    let list = fs::read_to_string(thread.join("children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
@@ -267,15 +272,15 @@ pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
     user_of(pid).is_some_and(|user| user != given.unwrap_or(nix::unistd::geteuid().as_raw()))
 }
 
-/// The path that we were executed by, as whoever did that gave it.
+/// The path that this process was executed by, as the caller of exec gave it.
 pub fn executed_by() -> Option<PathBuf> {
     let path = rustix::param::linux_execfn().to_bytes();
     (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// What `ps` calls us by its short name, where we were executed through a descriptor.
+/// Sets our short name for `ps`. (After an exec through a descriptor it would be a number.)
 pub fn set_name() {
-    // Only the look of things: where it fails, the old name stays.
+    // It is only for show: if it fails, the old name stays.
     let _ = nix::sys::prctl::set_name(c"panzer");
 }
 

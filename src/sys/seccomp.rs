@@ -1,7 +1,7 @@
-//! A seccomp filter that has the kernel ask us about each bind and listen of the processes below, and nothing else.
+//! A seccomp filter: the kernel asks us about each bind and listen of the processes below us, and about nothing else.
 //!
-//! A caller waits in its call until it is answered. An answer to one that was interrupted meanwhile, or has ended, goes
-//! nowhere (ENOENT), and one that was interrupted asks again.
+//! The caller waits in its call until we answer. If it was interrupted meanwhile or has ended, our answer is dropped
+//! (ENOENT). A caller that was interrupted asks again.
 
 use std::io;
 use std::mem;
@@ -14,7 +14,7 @@ use rustix::process::WaitOptions;
 use super::descriptors::adopt;
 use super::processes::{Forked, fork};
 
-/// The architecture whose numbers the filter compares: calls of another one pass by.
+/// The architecture whose call numbers the filter compares. Calls of other architectures pass.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
@@ -29,31 +29,31 @@ const OTHER: (u32, u32, u32) = (0x4000_0028, 282, 102);
 /// The first argument of a socketcall that is a bind.
 const SOCKETCALL_BIND: u32 = 2;
 
-/// Bit of the system calls of x32 programs.
+/// Bit in the call numbers of x32 programs.
 const X32: u32 = 0x4000_0000;
 
-/// The kernel writes no more than this; what it knows beyond our structure stays unread.
-const LONGEST_NOTIFICATION: usize = 512;
+/// Room for the kernel's structure, which may be longer than the one that we know.
+const MAX_NOTIFICATION_BYTES: usize = 512;
 
-/// What the filter trapped.
+/// The call that the filter trapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trapped {
     /// bind(2).
     Bind,
     /// listen(2).
     Listen,
-    /// bind(2) of a program for another architecture, whose arguments are not understood.
+    /// bind(2) of a program for another architecture, whose arguments we cannot read.
     OtherArchitecture,
 }
 
 /// One trapped call, whose caller waits for an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// Names it in an answer; never used twice.
+    /// Identifies the call in an answer. Never used twice.
     pub id: u64,
     /// The thread that calls.
     pub thread: Pid,
-    /// What it calls.
+    /// The call.
     pub trapped: Trapped,
     /// Its arguments.
     pub arguments: [u64; 6],
@@ -66,14 +66,14 @@ impl Call {
     }
 }
 
-/// Where the calls come from. Once it is closed, every trapped call fails with ENOSYS.
+/// The descriptor that trapped calls come from. Once it is closed, every trapped call fails with ENOSYS.
 #[derive(Debug)]
 pub struct Calls {
     fd: OwnedFd,
 }
 
-/// Traps bind and listen, from here on and for good, of this process and all that it starts. True where privileges had
-/// to be given up for it (no_new_privs): a setuid program started below has no more power than we.
+/// Traps bind and listen of this process and all its descendants from here on, for good. Returns true if that took
+/// no_new_privs: then a setuid program started below has no more rights than we.
 pub fn trap() -> io::Result<(Calls, bool)> {
     match install() {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
@@ -84,7 +84,7 @@ pub fn trap() -> io::Result<(Calls, bool)> {
     }
 }
 
-/// Tries in a child whether [`trap`] and the answers work here.
+/// Tries in a child process whether [`trap`] and the answers work here.
 pub fn try_out() -> io::Result<()> {
     let child = match fork()? {
         Forked::Child => {
@@ -162,15 +162,14 @@ fn load(flags: libc::c_ulong) -> io::Result<Calls> {
 }
 
 impl Calls {
-    /// The next call that waits. None where it was withdrawn meanwhile. To be called once for each time that the
-    /// descriptor is seen ready: it would wait for another one.
+    /// The next call that waits. None if it was withdrawn meanwhile. Call this once per readiness event; otherwise it blocks.
     pub fn receive(&self) -> Option<Call> {
         #[repr(C)]
         union Notification {
             known: libc::seccomp_notif,
-            room: [u8; LONGEST_NOTIFICATION],
+            room: [u8; MAX_NOTIFICATION_BYTES],
         }
-        let mut notification = Notification { room: [0; LONGEST_NOTIFICATION] };
+        let mut notification = Notification { room: [0; MAX_NOTIFICATION_BYTES] };
         self.request(libc::SECCOMP_IOCTL_NOTIF_RECV, &mut notification).ok()?;
         // SAFETY: the whole room was initialised, and its beginning has been written by the kernel as this structure of
         // integers.
@@ -185,12 +184,12 @@ impl Calls {
         Some(Call { id: notification.id, thread, trapped, arguments: notification.data.args })
     }
 
-    /// Whether the caller still waits, so that what was read of its process was its own and nobody's who came after.
+    /// Whether the caller still waits. If so, what we read of its process was its own, and not of a later process.
     pub fn is_waiting(&self, call: &Call) -> bool {
         self.request(libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &mut { call.id }).is_ok()
     }
 
-    /// Puts a copy of `fd` in the place of the descriptor that is the call's first argument.
+    /// Replaces the descriptor that the call is about with a copy of `fd`.
     pub fn replace_descriptor(&self, call: &Call, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<()> {
         let mut replacement = libc::seccomp_notif_addfd {
             id: call.id,
@@ -202,20 +201,20 @@ impl Calls {
         self.request(libc::SECCOMP_IOCTL_NOTIF_ADDFD, &mut replacement)
     }
 
-    /// Has the call return without being made: with 0, or failed.
+    /// Makes the call return `result` without being carried out.
     pub fn answer(&self, call: &Call, result: Result<(), Errno>) {
         let error = result.map_or_else(|errno| -(errno as i32), |()| 0);
         self.send(libc::seccomp_notif_resp { id: call.id, val: 0, error, flags: 0 });
     }
 
-    /// Has the kernel make the call, as if nobody had looked.
+    /// Makes the kernel carry the call out.
     pub fn let_through(&self, call: &Call) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         self.send(libc::seccomp_notif_resp { id: call.id, val: 0, error: 0, flags });
     }
 
     fn send(&self, mut answer: libc::seccomp_notif_resp) {
-        // Refused only where the call was withdrawn: then it comes again, or its caller has ended.
+        // Refused only if the call was withdrawn: then it comes again, or its caller has ended.
         let _ = self.request(libc::SECCOMP_IOCTL_NOTIF_SEND, &mut answer);
     }
 

@@ -1,5 +1,5 @@
-//! Signals come through a descriptor: blocked for good, read in the loop, so that nothing is ever interrupted and
-//! none is lost while a role executes the next one (a blocked signal stays pending over exec).
+//! Signals are blocked for good and read from a descriptor in the loop. So no call is ever interrupted, and none is lost
+//! while one role executes the next (a blocked signal stays pending over an exec).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,9 +17,9 @@ const LAST: libc::c_int = 64;
 pub struct Received {
     /// Which one.
     pub signal: Signal,
-    /// The process that sent it; 0 where the kernel did, or a process outside of our pid namespace.
+    /// The process that sent it; 0 if the kernel did, or a process outside of our pid namespace.
     pub sender: u32,
-    /// Whether the kernel itself did.
+    /// Whether the kernel itself sent it.
     pub by_kernel: bool,
 }
 
@@ -60,7 +60,7 @@ pub fn parse_signal(text: &str) -> Result<Signal, String> {
     name.parse().map_err(|_| format!("there is no signal '{text}'"))
 }
 
-/// A signal by its name or its number; where there is none, the error lists them.
+/// A signal by its name or its number. The error lists all names.
 pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
     let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
     parse_signal(text).ok().or_else(numbered).ok_or_else(|| {
@@ -69,17 +69,17 @@ pub fn parse_signal_or_number(text: &str) -> Result<Signal, String> {
     })
 }
 
-/// Blocks every signal that can be blocked. What is executed later must clear its mask itself; `worker::spawn` does.
+/// Blocks every signal that can be blocked. Programs inherit that: `worker::spawn` clears the mask before an exec.
 pub fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
 }
 
-/// Lets the signals through again that the loop does not read, so that Ctrl-Z and a crash do what they always do.
+/// Unblocks signals that the loop does not read, so that Ctrl-Z and a crash do what they always do.
 pub fn unblock(signals: &[Signal]) -> io::Result<()> {
     Ok(signals.iter().copied().collect::<SigSet>().thread_unblock()?)
 }
 
-/// Whether whoever started us asked for `signal` to be ignored, as nohup does with HUP.
+/// Whether `signal` is ignored, as nohup asks for HUP.
 pub fn is_ignored(signal: Signal) -> bool {
     // SAFETY: an all-zero sigaction is a valid value of that plain C structure.
     let mut current: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -88,8 +88,8 @@ pub fn is_ignored(signal: Signal) -> bool {
     asked == 0 && current.sa_sigaction == libc::SIG_IGN
 }
 
-/// Gives every signal its default action, except PIPE, which stays ignored here: a write to a closed pipe is an error
-/// that is handled, not the end. Done once by main, so that a spawn need only reset PIPE.
+/// Gives every signal but PIPE its default action. PIPE stays ignored: a write to a closed pipe fails, and we handle that.
+/// Main does this once, so that a spawn need only reset PIPE.
 pub fn reset_dispositions() {
     let kept = [libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE];
     (1..=LAST).filter(|number| !kept.contains(number)).for_each(reset_number);
@@ -109,8 +109,8 @@ fn reset_number(number: libc::c_int) {
     unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
 }
 
-/// Makes `call`, in which a system call that waits fails with EINTR once `limit` is over, which is less than a second. None
-/// where there is no timer for it.
+/// Makes `call`. A system call in it that waits fails with EINTR after `limit`, which is less than a second. None if there is
+/// no timer left.
 pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option<T> {
     extern "C" fn interrupt(_: libc::c_int) {}
     // Nobody else's: the loop reads none of the real-time signals.
@@ -141,8 +141,7 @@ pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option
     }
 }
 
-/// Ends this process as `signal` would have done, had it not been read: whoever waits for us sees that. Returns only
-/// where the kernel does not let it, as for PID 1.
+/// Ends this process by `signal`, so that whoever waits for us sees that. Returns only for PID 1.
 pub fn end_by(signal: Signal) {
     // The kernel spares PID 1, and signal-hook would then abort.
     if std::process::id() != 1 {

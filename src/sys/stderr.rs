@@ -1,5 +1,5 @@
-//! Panzer's own messages. One line, one write, and never a wait: a reader that has stopped must not stop a supervisor.
-//! What stderr does not take is counted, and the count is said once it takes something again.
+//! Panzer's own messages. Each line is one write that never waits: a reader that has stopped must not stop a supervisor.
+//! Lines that stderr does not take are counted, and the count is logged once it takes lines again.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -24,13 +24,13 @@ static OUTPUT: Mutex<Output> = Mutex::new(Output { to: None, is_journal: false, 
 /// Where messages go.
 #[derive(Debug)]
 struct Output {
-    /// None until there is a first message: then what stderr leads to at that time.
+    /// What stderr led to when it was opened. None before.
     to: Option<Outlet>,
-    /// It is the journal, which writes the time beside each line, and takes a priority in front.
+    /// Whether it is the journal, which adds the time itself and takes a priority in front of each line.
     is_journal: bool,
-    /// Number of messages that were not written, and of which nobody has been told.
+    /// Number of messages that were lost since the last line about lost messages.
     lost: u64,
-    /// A poller waits for stderr to take something again, or did so in vain.
+    /// Whether a poller waits for stderr to take lines again, or has done so in vain.
     awaits: bool,
 }
 
@@ -70,13 +70,13 @@ impl Write for Lines {
     }
 }
 
-/// Writes what somebody asked for, whatever the level, line by line.
+/// Writes a text that somebody asked for line by line, whatever the level.
 pub fn tell(text: &str) {
     text.lines().for_each(|line| output().say(Level::Info, line));
 }
 
-/// Why this process ends: written as it is, also where nothing was started. In one write, as whoever else panzer has
-/// started may say something at the same moment.
+/// Writes why this process ends, even if [`start`] was not called. It is one write, because other processes of panzer may
+/// write at the same moment.
 pub fn last_words(why: &str) {
     let mut output = output();
     output.open();
@@ -84,41 +84,40 @@ pub fn last_words(why: &str) {
     output.put(&line);
 }
 
-/// How many messages were not written, and not told of: for the image that takes this one's place.
+/// Number of lost messages that were not logged yet, for the image that takes this one's place.
 pub fn lost() -> u64 {
     output().lost
 }
 
-/// So many were not written by the image before.
+/// Adds messages that the image before has lost.
 pub fn add_lost(count: u64) {
     output().lost += count;
 }
 
-/// Has `poller` wake once with `token` when something was lost and can be told. Called before each sleep.
+/// If messages were lost, makes `poller` wake once with `token` when stderr takes lines again. Call this before each sleep.
 pub fn rearm(poller: &Poller, token: u64) {
     let mut output = output();
     let Output { to: Some(to), lost, awaits: awaits @ false, .. } = &mut *output else { return };
     if *lost > 0 || to.has_rest() {
-        // Where it cannot be awaited, the next message tells.
+        // If it cannot be watched, the next message reports the lost ones.
         *awaits = poller.watch_once_for_writing(to, token).is_ok();
     }
 }
 
-/// That time has come. Where it was in vain, the next message asks for another.
+/// Call this on that token. If stderr still takes nothing, the next message asks for another wake-up.
 pub fn catch_up() {
     let mut output = output();
     output.awaits = !output.settle();
 }
 
-/// Puts /dev/null where stdout or stderr is a terminal, for whatever is executed from here on. Messages still reach that
-/// terminal, until [`leave_terminal`].
+/// Replaces stdout and stderr with /dev/null if they are a terminal, for programs that are executed from here on. Messages
+/// still reach the terminal until [`leave_terminal`].
 pub fn keep_terminal_to_itself() -> io::Result<()> {
     output().open();
     redirect_terminals()
 }
 
-/// Puts /dev/null where stdout or stderr is a terminal: what was redirected stays as it is, but nothing of this process
-/// depends on a terminal any more.
+/// Replaces stdout and stderr with /dev/null if they are a terminal. Redirected ones stay as they are.
 pub fn leave_terminal() -> io::Result<()> {
     let mut output = output();
     (output.to, output.awaits) = (None, false);
@@ -172,7 +171,7 @@ impl Output {
         }
     }
 
-    /// Writes what is left of a line, and how many were lost. False where that is not taken.
+    /// Writes the rest of a line, and how many messages were lost. Returns false if stderr does not take that.
     fn settle(&mut self) -> bool {
         let lost = (self.lost > 0).then(|| {
             let (messages, were) = if self.lost == 1 { ("message", "was") } else { ("messages", "were") };
@@ -197,7 +196,7 @@ impl Output {
         self.ended(format!("{time}panzer: {label}{text}"), level)
     }
 
-    /// With a priority before each line, where that is for the journal, and an end.
+    /// Adds the end of the line, and for the journal a priority in front of each line.
     fn ended(&self, text: String, level: Level) -> Vec<u8> {
         let mut text = printable::message(&text);
         if self.is_journal {

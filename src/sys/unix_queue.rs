@@ -13,9 +13,9 @@ const SHOW_QUEUE: u32 = 0x10;
 const QUEUE: u16 = 4;
 
 /// Lengths of netlink's head, of a request, and of an answer's head before its attributes.
-const HEAD: usize = 16;
-const ASKED: usize = 24;
-const ANSWERED: usize = HEAD + 16;
+const HEADER_BYTES: usize = 16;
+const REQUEST_BYTES: usize = 24;
+const ANSWER_HEADER_BYTES: usize = HEADER_BYTES + 16;
 
 /// `TCP_LISTEN`, which unix sockets use as well.
 const LISTENS: u8 = 10;
@@ -34,8 +34,8 @@ pub fn accept_queue(inode: u32) -> io::Result<Option<(u32, u32)>> {
 fn question(inode: u32) -> Vec<u8> {
     let all_states = u32::MAX;
     let any_cookie = [u32::MAX; 2];
-    let mut question = Vec::with_capacity(HEAD + ASKED);
-    question.extend(((HEAD + ASKED) as u32).to_ne_bytes());
+    let mut question = Vec::with_capacity(HEADER_BYTES + REQUEST_BYTES);
+    question.extend(((HEADER_BYTES + REQUEST_BYTES) as u32).to_ne_bytes());
     question.extend([BY_FAMILY, REQUEST].map(u16::to_ne_bytes).concat());
     // The message's number, and who asks: nobody else hears the answer.
     question.extend([0; 8]);
@@ -53,10 +53,10 @@ fn read(answer: &[u8]) -> Option<Option<(u32, u32)>> {
         return None;
     }
     // "family type state pad inode cookie", then attributes: "length kind" and a value, padded to words.
-    if *answer.get(HEAD + 2)? != LISTENS {
+    if *answer.get(HEADER_BYTES + 2)? != LISTENS {
         return Some(None);
     }
-    let mut rest = answer.get(ANSWERED..)?;
+    let mut rest = answer.get(ANSWER_HEADER_BYTES..)?;
     loop {
         let (length, kind) = (usize::from(short(rest, 0)?), short(rest, 2)?);
         if kind == QUEUE {

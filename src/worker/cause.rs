@@ -1,4 +1,4 @@
-//! Why a worker ended, or never began: one value that decides, is sent to main, and is told to people.
+//! Why a worker ended, or never began. The same value decides what follows, goes to main, and is logged.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,29 +11,29 @@ use crate::sys::printable;
 use crate::sys::processes::Exit;
 
 /// The longest explanation that is passed on, in bytes.
-const LONGEST: usize = 1024;
+const MAX_EXPLANATION_BYTES: usize = 1024;
 
 /// Why a worker ended, or never began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// The program is not there. The text names what was looked for, where, and what to do.
+    /// The program was not found. The text says what was looked for, where, and what to do.
     NotFound(String),
     /// The program is there and cannot be executed. The text says why.
     CannotExecute(String),
     /// The system refused what a start needs: a process, a descriptor, a directory.
     CannotStart(String),
-    /// It cannot run as whom it is to run. The text says why.
+    /// It cannot run as its user or group. The text says why.
     CannotBecome(String),
     /// It ended by itself.
     Exited(i32),
-    /// A signal ended it; true where it left a core.
+    /// A signal ended it; true if it dumped core.
     Killed(i32, bool),
     /// It was not ready in this time, and was ended for it.
     NotReady(Duration),
-    /// It was not ready in this time, as it cannot be seen whether it accepts. The text says why.
+    /// It was not ready in this time, because panzer cannot see whether it accepts. The text says why.
     NotSeen(Duration, String),
-    /// It was not ready in this time, as it listened on these addresses and not on what it was given.
+    /// It was not ready in this time, because it listened on these addresses instead of the listener it was given.
     Bypassed(Duration, Vec<String>),
     /// A signal stopped it, and it did not go on within this time.
     Suspended(Duration),
@@ -41,7 +41,7 @@ pub enum Cause {
     HungInExec(Duration),
     /// The configuration is wrong. The text says where, and why.
     Configuration(String),
-    /// To read the configuration hung for this time, and was given up.
+    /// Reading the configuration hung for this time and was given up.
     HungInPlan(Duration),
 }
 
@@ -49,15 +49,14 @@ impl Cause {
     /// Cleans the explanation, and cuts it to what is passed on.
     pub fn bounded(text: String) -> String {
         let text = printable::message(&text);
-        if text.len() <= LONGEST {
+        if text.len() <= MAX_EXPLANATION_BYTES {
             return text;
         }
-        let end = (0..=LONGEST).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        let end = (0..=MAX_EXPLANATION_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         format!("{}...", &text[..end])
     }
 
-    /// Panzer's own exit code where the program cannot be executed at all, as a shell has them, or not as whom it is
-    /// to run.
+    /// Panzer's own exit code if the program cannot be executed, as a shell has them, or not as its user.
     pub fn exit_code(&self) -> Option<u8> {
         match self {
             Cause::NotFound(_) => Some(127),
@@ -86,7 +85,7 @@ impl fmt::Display for Cause {
             | Cause::CannotStart(what)
             | Cause::CannotBecome(what)
             | Cause::Configuration(what) => write!(f, "{}", printable::message(what)),
-            Cause::Exited(0) => write!(f, "exited with code 0, and a worker is meant to stay"),
+            Cause::Exited(0) => write!(f, "exited with code 0, but workers are expected to keep running"),
             Cause::Exited(code) => write!(f, "exited with code {code}"),
             Cause::Killed(signal, core) => {
                 write!(f, "was killed by {}{}", signal_name(*signal), if *core { " (core dumped)" } else { "" })

@@ -1,4 +1,4 @@
-//! The variables by which other supervisors tell a server of its listeners, to the letter.
+//! The variables by which other supervisors hand listeners to a server, to the letter.
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,13 +8,13 @@ use crate::config::handover::Dialect;
 use crate::config::{Address, Listen};
 use crate::sys::descriptors::FIRST;
 
-/// Names that belong to a dialect as a whole, by how they begin.
+/// Beginnings of names that belong to a dialect.
 const PREFIXES: [&str; 3] = ["EINHORN_", "SERVER_STARTER_", "FPM_SOCKETS_"];
 
-/// Names that do by themselves.
+/// Whole names that belong to a dialect.
 const NAMES: [&str; 3] = ["NGINX", "UNICORN_FD", "FPM_SOCKETS"];
 
-/// So many sockets php-fpm expects in one variable (FPM_ENV_SOCKET_SET_SIZE).
+/// Number of sockets that php-fpm expects in one variable (FPM_ENV_SOCKET_SET_SIZE).
 const FPM_SET: usize = 128;
 
 /// Facts about one worker that its environment and arguments state.
@@ -36,13 +36,13 @@ pub struct WorkerContext<'a> {
     pub ack_socket: Option<&'a str>,
 }
 
-/// Whether a variable belongs to a dialect. One that panzer itself was given tells of descriptors that no worker has.
+/// Whether a variable belongs to a dialect. If panzer itself was given one, it names descriptors that no worker has.
 pub fn owns(name: &OsStr) -> bool {
     let begins = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
     PREFIXES.iter().any(begins) || NAMES.iter().any(|own| name == *own)
 }
 
-/// What a worker with these listeners, from descriptor 3 on, finds of `dialect` in its environment.
+/// The variables of `dialect` for a worker that has these listeners from descriptor 3 on.
 pub fn variables(dialect: Dialect, listen: &[Listen], context: WorkerContext<'_>) -> Vec<(String, String)> {
     let fds = || (FIRST..).take(listen.len());
     let named = |name: &str, value: String| (name.to_owned(), value);
@@ -78,7 +78,7 @@ fn joined(pairs: impl Iterator<Item = (String, i32)>, separator: &str) -> String
     pairs.map(|(key, fd)| format!("{key}={fd}")).collect::<Vec<_>>().join(separator)
 }
 
-/// What `dialect` has no words for, in a line.
+/// Fails, with a line, if `dialect` cannot name one of these listeners.
 pub fn check(dialect: Dialect, listen: &[Listen]) -> Result<(), String> {
     let (name, separators) = match dialect {
         Dialect::ServerStarter => ("server-starter", [';', '=']),

@@ -6,7 +6,7 @@ use super::cause::Cause;
 use crate::config::{EnvFile, Plan, Text, env_file, file};
 
 /// So much all files together may set, in bytes: the kernel passes on little more.
-const MOST: usize = 1 << 20;
+const MAX_TOTAL_BYTES: usize = 1 << 20;
 
 /// What the files of `plan` set, as they are now; of several that set one variable the last counts. The error names
 /// file, line and column, and no value.
@@ -27,10 +27,10 @@ pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
             .map_err(|found| wrong(format!("{shown}:{}:{}: {}", found.place.line, found.place.column, found.why)))?;
         all.extend(variables);
         let size: usize = all.iter().map(|(name, value)| name.0.len() + value.0.len()).sum();
-        if size > MOST {
+        if size > MAX_TOTAL_BYTES {
             return Err(wrong(format!(
                 "{shown}: with it, more than {} KiB of variables are set by files",
-                MOST / 1024
+                MAX_TOTAL_BYTES / 1024
             )));
         }
     }

@@ -1,4 +1,4 @@
-//! What a worker finds in its environment and in its arguments.
+//! The environment and the arguments of a worker.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -8,23 +8,23 @@ use super::dialects::{self, WorkerContext};
 use crate::config::text::entry;
 use crate::config::{ListenAs, Plan, Text};
 
-/// What all workers of a generation find in their environment, whichever they are.
+/// The part of the environment that all workers of a generation have in common.
 #[derive(Debug)]
 pub struct Common {
-    /// What panzer was started with, as far as it is passed on.
+    /// Variables that panzer was started with and passes on.
     pub inherited: Vec<(OsString, OsString)>,
-    /// What files set, in place of that.
+    /// Variables that files set. They replace inherited ones.
     pub from_files: BTreeMap<Text, Text>,
 }
 
-/// The arguments: the program as it was named, then its own, with placeholders replaced.
+/// The program as it was named, then its arguments with placeholders replaced.
 pub fn arguments(plan: &Plan, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
     let args = plan.args.iter().map(|arg| Ok(plan.expand(arg, context.worker, context.generation)?.to_c()));
     std::iter::once(Ok(plan.program.to_c())).chain(args).collect()
 }
 
-/// The whole environment, but for `LISTEN_PID`, which is known only after the fork. What stands further down wins:
-/// what panzer was started with, panzer's own, files, options.
+/// The whole environment but `LISTEN_PID`, which is known only after the fork. The later one wins: inherited variables,
+/// panzer's own, those of files, those of options.
 pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
     let mut all: BTreeMap<OsString, OsString> = common.inherited.iter().cloned().collect();
     let own = [
@@ -43,7 +43,7 @@ pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Re
     Ok(all.iter().map(|(name, value)| entry(name, value)).collect())
 }
 
-/// What tells of the listeners; `LISTEN_PID` is added after the fork.
+/// The variables that name the listeners. `LISTEN_PID` is added after the fork.
 fn of_listeners(plan: &Plan, context: WorkerContext<'_>) -> Vec<(String, String)> {
     let mut own = Vec::new();
     if !plan.listen.is_empty() && plan.handover.listen_as == ListenAs::Fds {
@@ -57,7 +57,7 @@ fn of_listeners(plan: &Plan, context: WorkerContext<'_>) -> Vec<(String, String)
     own
 }
 
-/// Variables of a worker that only a process with its descriptors and its rights to tell can use.
+/// Variables that only the worker itself can use, with its descriptors and its right to notify.
 const WORKERS_OWN: [&[u8]; 3] = [b"NOTIFY_SOCKET=", b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
 
 /// The whole environment of a probe: as the worker's, with `PANZER_WORKER_PID`, without what only the worker can use.

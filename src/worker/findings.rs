@@ -1,5 +1,5 @@
-//! What a generation's first monitor looks up, beside its program, for those that follow it: by then the system may say
-//! something else.
+//! Lookups made once per generation (users, groups, env files) and reused by its later monitors, so that all its workers
+//! agree.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use crate::config::{Plan, Text};
 use crate::sys::errno::words;
 use crate::sys::memfd;
 
-/// What workers of a generation get in whichever life of its monitor.
+/// What all workers of a generation get, whichever monitor starts them.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Findings {
     /// The variables of its files.
@@ -24,7 +24,7 @@ pub struct Findings {
     pub variables: BTreeMap<Text, Text>,
     /// As whom they run.
     pub identity: Identity,
-    /// The name of their working directory, as the user has it: their `PWD`. None where it cannot be named.
+    /// Their `PWD`: the working directory by the user's name for it. None if it has no name.
     #[serde(default)]
     pub directory: Option<Text>,
 }
@@ -53,7 +53,7 @@ impl Findings {
     }
 }
 
-/// `PATH` as the workers have it, where `--env` or a file sets it.
+/// The workers' `PATH`, if `--env` or a file sets it.
 fn search_path(plan: &Plan, from_files: &BTreeMap<Text, Text>) -> Result<Option<OsString>, Cause> {
     let is_path = |name: &Text| name.0 == "PATH";
     let by_option = plan.env.iter().rfind(|(name, _)| is_path(name)).map(|(_, value)| plan.expand(value, 0, 1));

@@ -1,4 +1,5 @@
-//! As whom, and how, workers run: looked up by a generation's first monitor at its start, assumed by the child after its fork.
+//! The user, group, umask and nice value of workers. A generation's first monitor looks them up; each child assumes them
+//! after its fork.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, Metadata};
@@ -16,10 +17,10 @@ use crate::config::{self, Text};
 use crate::sys::errno::words;
 use crate::sys::{credentials, output};
 
-/// Variables that tell a program as whom it runs.
+/// Variables that name the user of a program.
 const VARIABLES: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 
-/// Where becoming it failed.
+/// The step of becoming another user that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
@@ -45,7 +46,7 @@ impl Step {
     }
 }
 
-/// As whom, and how, the workers of a generation run.
+/// The user, group, umask and nice value of a generation's workers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Identity {
     whom: Option<Credentials>,
@@ -57,17 +58,17 @@ pub struct Identity {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Credentials {
-    /// As it is told to people: "user nobody".
+    /// For messages: "user nobody".
     shown: String,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
-    /// It is who we are already, and we may not have the right to say so again.
+    /// Whether these are our own already. Then nothing is set: we may not have the right to set them.
     are_ours: bool,
 }
 
 impl Identity {
-    /// Looks up whom `asked` names, in the system's data bases as they are now.
+    /// Looks up the user and group that `asked` names, as the system has them now.
     pub fn resolve(asked: &config::Identity) -> Result<Identity, Cause> {
         let mut identity = Identity { umask: asked.umask, nice: asked.nice, ..Identity::default() };
         match (&asked.user, &asked.group) {
@@ -103,7 +104,7 @@ impl Identity {
                 let name = OsString::from(name);
                 let values = [name.clone(), name, dir.into(), shell.clone().into()];
                 self.variables = VARIABLES.into_iter().zip(values).map(|(name, value)| pair(name, value)).collect();
-                // Programs execute what SHELL names: a shell that lets nobody in is worse than none.
+                // Programs execute SHELL: one that refuses everybody is worse than none.
                 let lets_in = !matches!(shell.file_name().and_then(OsStr::to_str), None | Some("nologin" | "false"));
                 if !lets_in && let Some((shell, _)) = self.variables.pop() {
                     self.forgotten = vec![shell];
@@ -117,7 +118,7 @@ impl Identity {
         }
     }
 
-    /// What workers inherit: with the variables of whom they run as in place of panzer's own.
+    /// The variables that workers inherit, with USER, HOME and the like replaced by those of their user.
     pub fn rename_in(&self, inherited: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
         let replaced = |name: &OsStr| {
             self.variables.iter().map(|(known, _)| known).chain(&self.forgotten).any(|known| name == known.0)
@@ -127,24 +128,25 @@ impl Identity {
         kept.chain(own).collect()
     }
 
-    /// The user that workers run as, where it is another than ours.
+    /// The user that workers run as, if it is not ours.
     pub fn other_user(&self) -> Option<u32> {
         self.whom.as_ref().map(|credentials| credentials.uid).filter(|uid| *uid != geteuid().as_raw())
     }
 
-    /// Has /dev/stdout and /dev/stderr open to whom workers run as, if they run as another user.
+    /// Lets the workers open /dev/stdout and /dev/stderr, if they run as another user.
     pub fn open_output(&self) {
         if let Some(whom) = self.whom.as_ref().filter(|whom| !whom.are_ours && whom.uid != 0) {
             output::open_to_group(whom.gid);
         }
     }
 
-    /// In a forked child: becomes it, and proves that there is no way back. Allocates nothing, takes no lock.
+    /// In a forked child: changes to this user and group, and proves that there is no way back. Allocates nothing and takes
+    /// no lock.
     pub fn assume(&self) -> Result<(), (Step, Errno)> {
         if let Some(mask) = self.umask {
             credentials::set_umask(mask);
         }
-        // While the right to lower it is there.
+        // First: with the user goes the right to lower it.
         if let Some(nice) = self.nice {
             credentials::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
         }
@@ -171,7 +173,7 @@ impl Identity {
         Cause::CannotBecome(text)
     }
 
-    /// What keeps the user from executing the file at `path`, as far as modes tell.
+    /// Why the user may not execute the file at `path`, as far as file modes show.
     pub fn barrier(&self, path: &Path) -> Option<String> {
         let credentials = self.whom.as_ref().filter(|credentials| credentials.uid != 0)?;
         let mut folders: Vec<PathBuf> = path.ancestors().skip(1).map(Path::to_owned).collect();
@@ -229,7 +231,7 @@ fn are_ours(uid: u32, gid: u32, groups: &[u32]) -> bool {
     let users = [users.real, users.effective, users.saved];
     let own = [own.real, own.effective, own.saved];
     let mut groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-    // Whether the group itself stands among the others makes no difference.
+    // Ignore whether the primary group is also supplementary.
     ours.push(getegid());
     groups.push(Gid::from_raw(gid));
     for list in [&mut ours, &mut groups] {

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::sys::processes::{self, Clues};
 
 /// So many bytes of an environment are searched.
-const LONGEST_ENVIRONMENT: u64 = 1 << 18;
+const MAX_ENVIRONMENT_BYTES: u64 = 1 << 18;
 
 /// The worker that an environment names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Mark {
 impl Mark {
     /// What the environment of `pid` names. None where it names nothing, or must not be read.
     pub fn of(pid: Pid) -> Option<Mark> {
-        let environment = processes::environment_of(pid, LONGEST_ENVIRONMENT)?;
+        let environment = processes::environment_of(pid, MAX_ENVIRONMENT_BYTES)?;
         Mark::in_environment(&environment)
     }
 

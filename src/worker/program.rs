@@ -1,4 +1,4 @@
-//! Releases: which file and which directory a generation runs, found anew for each generation and then held.
+//! Releases: the file and the directory that a generation runs. They are found anew for each generation and then held.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -21,8 +21,7 @@ use crate::config::Plan;
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 
-/// One release, held: the directory and the program stay what they were when it was found, whatever becomes of the
-/// paths that led there.
+/// One release, held open: directory and program stay what they were when they were found, whatever happens to their paths.
 #[derive(Debug)]
 pub struct Release {
     /// The workers' working directory.
@@ -35,8 +34,8 @@ pub struct Release {
     id: Option<FileId>,
 }
 
-/// What a release is on disk, to tell it from a later one: device, inode, size and change time of its directory, its
-/// program, and the files among the program's first arguments, as an interpreter has them.
+/// The state of a release on disk, to tell it from a later one: device, inode, size and change time of its directory, its
+/// program, and of files among the program's first arguments (an interpreter's script).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(Vec<(u64, u64, u64, i64)>);
 
@@ -44,7 +43,7 @@ pub struct Fingerprint(Vec<(u64, u64, u64, i64)>);
 const MAX_ARGUMENTS_LOOKED_AT: usize = 8;
 
 impl Release {
-    /// What it is on disk now.
+    /// The state on disk now.
     pub fn fingerprint(&self, plan: &Plan) -> Fingerprint {
         let directory = refusal::through_proc(&self.directory);
         let arguments = plan.args.iter().take(MAX_ARGUMENTS_LOOKED_AT).map(|argument| directory.join(&argument.0));
@@ -57,7 +56,7 @@ impl Release {
         Fingerprint(std::iter::once(whole).chain(files.map(state)).collect())
     }
 
-    /// Finds program and directory as `plan` names them, from scratch. `search_path` is `PATH`, for a bare name.
+    /// Finds program and directory that `plan` names. `search_path` is `PATH`, for a bare name.
     pub fn resolve(plan: &Plan, search_path: Option<&OsStr>) -> Result<Release, Cause> {
         let directory_path = working_directory(plan);
         let directory = open_directory(&directory_path)?;
@@ -74,7 +73,7 @@ impl Release {
         Release { directory, program, path, id }
     }
 
-    /// What to execute for one more worker of this release.
+    /// The image to execute for one more worker of this release.
     pub fn image(&self) -> Image<'_> {
         Image::Release(Program { path: &self.path, file: self.program.as_fd(), id: self.id })
     }
@@ -89,8 +88,8 @@ impl Release {
     }
 }
 
-/// The directory panzer was started in, by the name the user has for it: `$PWD` where it leads there, so that a symlink
-/// in it is followed anew by each generation. Also whether it does.
+/// The directory that panzer was started in, by the user's name for it: `$PWD` if it leads there, so that each generation
+/// follows symlinks in it anew. Also whether `$PWD` does.
 pub fn start_directory(pwd: Option<OsString>) -> io::Result<(PathBuf, bool)> {
     let physical = std::env::current_dir()?;
     let here = FileId::from(&fs::metadata(".")?);
@@ -123,7 +122,7 @@ fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
 }
 
-/// A relative path is looked for where panzer was started, then in `--chdir`, as other supervisors do.
+/// A relative path is looked for in the start directory, then in `--chdir`, as other supervisors do.
 fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
     let folders = if start == chdir { vec![start] } else { vec![start, chdir] };
     // Without the "." of "./app", which says nothing in a message.
@@ -168,7 +167,7 @@ fn may_execute(path: &Path) -> bool {
     faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// What exec would refuse at once is told before anything is forked.
+/// Reports what exec would refuse at once before anything is forked.
 fn check_executable(program: &OwnedFd, named: &Path) -> Result<(), Cause> {
     let by_handle = refusal::through_proc(program);
     let is_file = fs::metadata(&by_handle).is_ok_and(|meta| meta.is_file());

@@ -17,7 +17,7 @@ use super::identity::{Identity, Step};
 use crate::sys::errno::words;
 
 /// As much of a file as the kernel itself looks at.
-const HEAD: usize = 256;
+const HEAD_BYTES: usize = 256;
 
 /// Machines an ELF header may name (`e_machine`, from the ELF specification's registry).
 const MACHINES: [(u16, &str); 8] = [
@@ -63,7 +63,7 @@ impl From<Errno> for Refused {
     }
 }
 
-/// Why a child that was to run as `identity` did not execute `path`. To be asked in the child: it asks the file system.
+/// Why a child that should run as `identity` did not execute `path`. Ask this in the child, because the file system may hang.
 pub fn explain_child(refused: Refused, path: &Path, identity: Option<&Identity>) -> Cause {
     match (refused, identity) {
         (Refused { step: Some(step), errno }, Some(identity)) => identity.explain(step, errno),
@@ -103,8 +103,8 @@ pub fn through_proc(handle: &OwnedFd) -> PathBuf {
 }
 
 fn head(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(HEAD);
-    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut bytes).ok()?;
+    let mut bytes = Vec::with_capacity(HEAD_BYTES);
+    File::open(path).ok()?.take(HEAD_BYTES as u64).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
@@ -123,7 +123,7 @@ fn why_denied(path: &Path) -> String {
     if meta.is_dir() {
         "it is a directory".to_owned()
     } else if !meta.is_file() {
-        "it is no regular file".to_owned()
+        "it is not a regular file".to_owned()
     } else if mode & 0o111 == 0 {
         format!("it is not executable (mode {mode:04o}); chmod +x it")
     } else if statvfs(path).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_NOEXEC)) {
@@ -136,7 +136,7 @@ fn why_denied(path: &Path) -> String {
 }
 
 fn why_no_program(path: &Path) -> String {
-    let Some(head) = head(path) else { return "it is no program (exec format error)".to_owned() };
+    let Some(head) = head(path) else { return "it is not an executable program (exec format error)".to_owned() };
     if head.is_empty() {
         return "it is empty".to_owned();
     }
@@ -155,5 +155,5 @@ fn why_no_program(path: &Path) -> String {
     if path.as_os_str().as_bytes().ends_with(b".sh") || head.is_ascii() {
         return "it has no #! line that names its interpreter (exec format error)".to_owned();
     }
-    "it is no program (exec format error)".to_owned()
+    "it is not an executable program (exec format error)".to_owned()
 }

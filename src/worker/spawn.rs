@@ -33,7 +33,7 @@ const BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_0
 const MIXED: u8 = b'm';
 
 /// The longest report of a child, in bytes: a refusal with its explanation.
-const LONGEST_REPORT: usize = 8192;
+const MAX_REPORT_BYTES: usize = 8192;
 
 /// Room for the pid, which is known only after the fork.
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
@@ -186,7 +186,7 @@ impl Child {
 
     /// What has come of the exec. Never waits.
     pub fn outcome(&mut self) -> Outcome {
-        let mut bytes = [0; LONGEST_REPORT];
+        let mut bytes = [0; MAX_REPORT_BYTES];
         loop {
             let count = match read(&self.outcome, &mut bytes) {
                 Err(Errno::EAGAIN | Errno::EINTR) => return Outcome::Pending,

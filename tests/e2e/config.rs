@@ -169,7 +169,7 @@ fn what_is_no_configuration_is_refused() {
         assert_eq!(panzer.wait_exit().code(), Some(2));
     }
     let panzer = Panzer::start(["--config", "/dev/null", "./x"]);
-    panzer.expect_line("panzer: /dev/null: it is no regular file");
+    panzer.expect_line("panzer: /dev/null: it is not a regular file");
     panzer.wait_for_end();
     assert_eq!(panzer.wait_exit().code(), Some(2));
 }

@@ -100,7 +100,7 @@ fn a_broken_one_fails_the_reload_and_the_serving_generation_goes_on() {
     assert!(panzer.reload_and_wait().is_err());
     // A pipe that nobody writes to is not waited for.
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-    panzer.expect_line("error: reload failed: *app.env: it is no regular file");
+    panzer.expect_line("error: reload failed: *app.env: it is not a regular file");
     assert!(panzer.reload_and_wait().is_err());
     fs::remove_file(&path).unwrap();
     fs::write(&path, "A=2\n").unwrap();

@@ -193,14 +193,15 @@ fn sockets_for_another_life_of_the_same_pid_are_not_taken() {
 fn what_is_no_listener_is_an_error() {
     let port = free_port();
     for (sockets, why) in [
-        ("x=file:/dev/null".to_owned(), "LISTEN_FDS=1, but descriptor 3 is no socket; correct"),
+        ("x=file:/dev/null".to_owned(), "LISTEN_FDS=1, but descriptor 3 is not a socket; correct"),
         (format!("a=udp:127.0.0.1:{port} b=bound:127.0.0.1:{port}"), "descriptor 4 is a socket that does not listen"),
     ] {
         let panzer = opened(&sockets).arg("./app").start();
         panzer.expect_line(&format!("panzer: *{why}"));
         assert_eq!(panzer.wait_exit().code(), Some(125));
     }
-    for (count, why) in [("1", "descriptor 3 is not open"), ("-1", "no number from 0 to"), ("9999", "no number from 0")]
+    for (count, why) in
+        [("1", "descriptor 3 is not open"), ("-1", "not a number from 0 to"), ("9999", "not a number from 0")]
     {
         let panzer = Panzer::builder().env("LISTEN_FDS", count).args(["--", "sleep", "1000"]).start();
         panzer.expect_line(&format!("panzer: LISTEN_FDS={count}*{why}"));

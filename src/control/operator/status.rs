@@ -246,7 +246,7 @@ mod tests {
 main 41
   generation 6 draining, monitor none: no answer within 1s; is it stopped?
   generation 7 serving, monitor 42
-    worker 0          71  ready     1m 30s     respawned 2x, sign of life 3s ago, last: exited with code 0, and a worker is meant to stay
+    worker 0          71  ready     1m 30s     respawned 2x, sign of life 3s ago, last: exited with code 0, but workers are expected to keep running
     worker 1           -  ended     1m 30s     last: exited with code 0
     worker 2           -  empty     1m 30s";
         assert_eq!(Status { pid: 41, generations, ..Status::default() }.to_string(), expected);

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::vocabulary::Monitor;
-use crate::config::MOST_LISTENERS;
+use crate::config::MAX_LISTENERS;
 use crate::sockets::sharing::Key;
 
 /// Within this after its first listen a program has bound its other ports as well.
@@ -177,7 +177,7 @@ impl<S> Shares<S> {
 
     /// Holds a socket that listens, for `generation`. Returns who has waited for it; None if too many are held.
     pub fn hold(&mut self, key: &Key, socket: S, generation: u32, now: Instant) -> Option<Vec<Claimant>> {
-        if self.held.len() >= MOST_LISTENERS {
+        if self.held.len() >= MAX_LISTENERS {
             return None;
         }
         self.held.insert(key.clone(), Share { socket, claimed_by: BTreeSet::new(), abandoned: None });
@@ -196,7 +196,7 @@ impl<S> Shares<S> {
 
     /// Holds what was bound otherwise, until it is claimed or nobody may any more. False where there is such already.
     pub fn offer(&mut self, key: Key, socket: S, now: Instant) -> bool {
-        if self.held.contains_key(&key) || self.held.len() >= MOST_LISTENERS {
+        if self.held.contains_key(&key) || self.held.len() >= MAX_LISTENERS {
             return false;
         }
         self.held.insert(key, Share { socket, claimed_by: BTreeSet::new(), abandoned: Some(now) });

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::generation::{Generation, Phase};
 use super::generations::Generations;
 use super::vocabulary::{Action, Change, Note};
-use crate::config::{MOST_WORKERS, Tuning};
+use crate::config::{MAX_WORKERS, Tuning};
 use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
@@ -139,7 +139,7 @@ pub(crate) fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
     };
     match to {
         None | Some(0) => Err(TOO_FEW),
-        Some(to) if to > MOST_WORKERS => Err("more than 4096 workers are never kept"),
+        Some(to) if to > MAX_WORKERS => Err("more than 4096 workers are never kept"),
         Some(to) => Ok(to),
     }
 }

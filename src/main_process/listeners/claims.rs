@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::config::MOST_LISTENERS;
+use crate::config::MAX_LISTENERS;
 use crate::control::monitor::messages::Order;
 use crate::main_process::decide::shared_ports::{Claimant, Claimed};
 use crate::main_process::listeners::guard::tcp::tell_unwatched;
@@ -103,7 +103,7 @@ impl Main {
         let (copy, before) = (socket.try_clone(), self.listeners.shares.ports());
         let Some(waiting) = self.listeners.shares.hold(key, socket, claimant.0.generation, now) else {
             if !std::mem::replace(&mut self.listeners.too_many_told, true) {
-                log::warn!("{} and later addresses are not shared: {MOST_LISTENERS} are already", key.address);
+                log::warn!("{} and later addresses are not shared: {MAX_LISTENERS} are already", key.address);
             }
             return self.not_shared(claimant, None);
         };

@@ -188,7 +188,7 @@ fn lock(path: &Path, of_its_own: bool) -> io::Result<Flock<File>> {
         let file = open().read(true).write(true).create(of_its_own).mode(0o600).open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io::Error::other(format!("{} is no regular file", path.display())));
+            return Err(io::Error::other(format!("{} is not a regular file", path.display())));
         }
         let is_ours = [0, geteuid().as_raw()].contains(&meta.uid()) && meta.mode() & 0o077 == 0;
         if of_its_own && (!is_ours || meta.len() > 0) {
@@ -216,7 +216,7 @@ fn holds_a_pid(path: &Path) -> io::Result<bool> {
 fn content(path: &Path) -> io::Result<String> {
     let file = open().read(true).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut content = String::new();
     match file.take(MAX_CONTENT_BYTES + 1).read_to_string(&mut content)? as u64 {

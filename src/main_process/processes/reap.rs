@@ -17,7 +17,7 @@ impl Main {
     pub(crate) fn reap(&mut self) {
         // All at once first: what has ended as well is nobody's orphan.
         let mut ended = processes::reap_all();
-        self.children.reaps_on = ended.len() == processes::MOST_REAPED;
+        self.children.reaps_on = ended.len() == processes::MAX_REAPED_AT_ONCE;
         let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
         orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));
         // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.

@@ -6,7 +6,7 @@ use super::slot::{Slot, State};
 use super::slots::Slots;
 use super::vocabulary::Action;
 use crate::backoff::Backoff;
-use crate::config::{Escalation, MOST_WORKERS};
+use crate::config::{Escalation, MAX_WORKERS};
 use crate::control::monitor::messages::{Report, Which};
 
 impl Slots {
@@ -15,7 +15,7 @@ impl Slots {
         if self.stopping.is_some() || self.gave_up {
             return;
         }
-        let workers = workers.min(MOST_WORKERS);
+        let workers = workers.min(MAX_WORKERS);
         self.settings.workers = workers;
         while self.wanted() < workers {
             self.want_another(now);

@@ -15,7 +15,7 @@ use super::proc::{self, Link};
 use crate::sys::pidfd::PidFd;
 
 /// So many addresses are told.
-const MOST_TOLD: usize = 3;
+const MAX_ADDRESSES_LOGGED: usize = 3;
 
 /// What a worker does that is not seen accepting on what it was given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Bypass {
 pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
     matches!(look(worker, listeners), Sight::NotYet(_)).then(|| {
         let (own, family) = own_of_family(worker, listeners);
-        let own = own.tcp.into_iter().take(MOST_TOLD).collect();
+        let own = own.tcp.into_iter().take(MAX_ADDRESSES_LOGGED).collect();
         // One that has ended meanwhile counts no more.
         let time = |pid: Pid| clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
         Bypass { own, ran: family.into_iter().map(time).sum() }

@@ -7,17 +7,19 @@ use std::os::fd::{AsFd, RawFd};
 use nix::unistd::Pid;
 
 use super::listeners::Listeners;
-use super::proc::{self, Link, Member, Thread};
+use super::proc::{self, Link, Thread};
 use super::wait::{self, Wait};
+use crate::sys::epoll_sets::{Member, members};
+use crate::sys::pidfd::PidFd;
 
 /// How many threads and descriptors one look goes through at most: some 10 ms. What a worker has beyond is not seen.
-const MOST_STEPS: u32 = 4096;
+const MAX_STEPS: u32 = 4096;
 
 /// How many connections one look asks for their address at most.
-const MOST_CONNECTIONS: u32 = 256;
+const MAX_CONNECTIONS: u32 = 256;
 
 /// The kernel lets epoll sets hold each other this deep.
-const DEEPEST_SET: u32 = 5;
+const MAX_SET_DEPTH: u32 = 5;
 
 /// What one look at a worker gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,7 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
 /// `worker` and its descendants, as far as one look goes.
 pub fn family(worker: Pid) -> Vec<Pid> {
     let mut family = vec![worker];
-    let (mut next, mut steps) = (0, MOST_STEPS);
+    let (mut next, mut steps) = (0, MAX_STEPS);
     while let Some(&pid) = family.get(next).filter(|_| steps > 0) {
         next += 1;
         for thread in proc::threads(pid) {
@@ -110,7 +112,7 @@ pub(super) struct Look<'a> {
 
 impl Look<'_> {
     pub(super) fn new(listeners: &Listeners) -> Look<'_> {
-        Look { listeners, steps: MOST_STEPS, connections: MOST_CONNECTIONS, hidden: None }
+        Look { listeners, steps: MAX_STEPS, connections: MAX_CONNECTIONS, hidden: None }
     }
 
     /// Whether this process is seen accepting. Adds its children to `family`.
@@ -181,15 +183,14 @@ impl Look<'_> {
     }
 
     fn set_holds_a_listener(&mut self, thread: &Thread, set: RawFd, depth: u32) -> bool {
-        if depth >= DEEPEST_SET || !self.may_go_on() {
+        if depth >= MAX_SET_DEPTH || !self.may_go_on() {
             return false;
         }
         let info = self.shown(thread.info(set));
         // All epoll sets share one inode, so a member with that of the set may be a set itself.
         let sets = proc::own_inode(&info);
         let may_lead_there = |member: &Member| self.listeners.contains(member.inode) || sets == Some(member.inode);
-        let candidates: Vec<Member> =
-            proc::members(&info).filter(|member| member.wants_to_read).filter(may_lead_there).collect();
+        let candidates: Vec<Member> = members(&info).filter(Member::wants_to_read).filter(may_lead_there).collect();
         // By its number as well: what was closed may stay in the set while others hold it.
         candidates.iter().any(|member| self.is_listener(thread, member.fd, depth))
     }
@@ -218,7 +219,7 @@ impl Look<'_> {
         }
         // A copy of the descriptor tells more, and for less, than the tables of all the machine's connections. It is
         // closed at once; what cannot be copied is not seen.
-        let Ok(process) = crate::sys::pidfd::PidFd::open(pid) else { return false };
+        let Ok(process) = PidFd::open(pid) else { return false };
         sockets.iter().any(|&fd| {
             self.connections = self.connections.saturating_sub(1);
             let copy = (self.connections > 0).then(|| process.copy_of(fd).ok()).flatten();

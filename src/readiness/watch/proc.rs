@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
+use crate::sys::other_process::inode_in;
 use crate::sys::pidfd;
+use crate::sys::processes::children_in;
 
 /// So much of one file is read, in bytes: an epoll set of some 10,000 descriptors.
-const LONGEST_FILE: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// So many descriptors of one process are listed.
-const MOST_DESCRIPTORS: usize = 4096;
+const MAX_DESCRIPTORS: usize = 4096;
 
 /// A thread, by its folder in /proc.
 #[derive(Debug)]
@@ -30,14 +32,6 @@ pub(super) enum Link {
     Ring,
     #[default]
     Other,
-}
-
-/// A descriptor in an epoll set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) fd: RawFd,
-    pub(super) wants_to_read: bool,
-    pub(super) inode: u64,
 }
 
 /// Whether this kernel, and this mount of /proc, show the call that a thread is in.
@@ -59,14 +53,13 @@ impl Thread {
 
     /// The processes that it has started.
     pub(super) fn children(&self) -> Vec<Pid> {
-        let list = read_text(&self.folder.join("children")).unwrap_or_default();
-        list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+        children_in(&self.folder)
     }
 
     pub(super) fn descriptors(&self) -> io::Result<Vec<RawFd>> {
         let entries = fs::read_dir(self.folder.join("fd"))?;
         let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        Ok(numbers.take(MOST_DESCRIPTORS).collect())
+        Ok(numbers.take(MAX_DESCRIPTORS).collect())
     }
 
     pub(super) fn link(&self, fd: RawFd) -> io::Result<Link> {
@@ -85,7 +78,7 @@ impl Thread {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -93,26 +86,8 @@ fn parse_link(target: &str) -> Link {
     match target {
         "anon_inode:[eventpoll]" => Link::EpollSet,
         "anon_inode:[io_uring]" => Link::Ring,
-        _ => socket_inode(target).map_or(Link::Other, Link::Socket),
+        _ => inode_in(target).map_or(Link::Other, Link::Socket),
     }
-}
-
-fn socket_inode(target: &str) -> Option<u64> {
-    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// The members of an epoll set, from its `fdinfo`: a line `tfd: 5 events: 19 data: 5 pos:0 ino:1d5f sdev:8` for each.
-pub(super) fn members(info: &str) -> impl Iterator<Item = Member> {
-    info.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.strip_prefix("tfd:")?.split_ascii_whitespace().collect();
-        let events = u32::from_str_radix(fields.get(2)?, 16).ok()?;
-        let inode = fields.iter().find_map(|field| field.strip_prefix("ino:"))?;
-        Some(Member {
-            fd: fields.first()?.parse().ok()?,
-            wants_to_read: events & (libc::EPOLLIN | libc::EPOLLRDNORM) as u32 != 0,
-            inode: u64::from_str_radix(inode, 16).ok()?,
-        })
-    })
 }
 
 /// The inode of the descriptor itself, from its `fdinfo`; older kernels do not tell it.
@@ -135,14 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn an_epoll_set_is_read() {
-        let info = "pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1057\n\
-                    tfd:        5 events:       19 data:                5  pos:0 ino:1d5f sdev:8\n\
-                    tfd:       11 events: 8000001c data: ffffffff0000000b  pos:0 ino:a sdev:e\n\
-                    tfd:\ntfd: x events: 1\n";
-        let expected =
-            [Member { fd: 5, wants_to_read: true, inode: 0x1d5f }, Member { fd: 11, wants_to_read: false, inode: 0xa }];
-        assert_eq!(members(info).collect::<Vec<_>>(), expected);
+    fn the_inode_of_a_set_is_read() {
+        let info = "pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1057\n";
         assert_eq!(own_inode(info), Some(1057));
         assert_eq!(own_inode("pos:\t0\n"), None);
     }

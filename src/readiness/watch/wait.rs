@@ -4,13 +4,13 @@
 use std::os::fd::RawFd;
 
 /// The longest array that is read of a thread in poll; what comes after is not seen.
-const MOST_POLLED: usize = 16_384;
+const MAX_POLL_ENTRIES: usize = 16_384;
 
 /// The largest set that is read of a thread in select.
-const MOST_SELECTED: usize = 65_536;
+const MAX_SELECT_BITS: usize = 65_536;
 
 /// The size of a `struct pollfd`.
-const POLLFD: usize = size_of::<libc::pollfd>();
+const POLLFD_BYTES: usize = size_of::<libc::pollfd>();
 
 /// A call that may wait for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,16 +90,16 @@ fn parse_32(number: libc::c_long, first: usize, second: usize) -> Option<Wait> {
 }
 
 fn poll(array: usize, count: usize) -> Wait {
-    Wait::Poll { array, count: count.min(MOST_POLLED) }
+    Wait::Poll { array, count: count.min(MAX_POLL_ENTRIES) }
 }
 
 fn select(count: usize, readable: usize) -> Wait {
-    Wait::Select { readable, count: count.min(MOST_SELECTED) }
+    Wait::Select { readable, count: count.min(MAX_SELECT_BITS) }
 }
 
 /// The bytes of an array for poll.
 pub(super) fn length_of_array(count: usize) -> usize {
-    count * POLLFD
+    count * POLLFD_BYTES
 }
 
 /// The bytes of a set for select: the kernel has it in words.
@@ -109,7 +109,7 @@ pub(super) fn length_of_bits(count: usize) -> usize {
 
 /// The descriptors of an array for poll that are waited on to be readable.
 pub(super) fn polled(array: &[u8]) -> impl Iterator<Item = RawFd> {
-    array.chunks_exact(POLLFD).filter_map(|entry| {
+    array.chunks_exact(POLLFD_BYTES).filter_map(|entry| {
         let fd = i32::from_ne_bytes([entry[0], entry[1], entry[2], entry[3]]);
         let events = i16::from_ne_bytes([entry[4], entry[5]]);
         (fd >= 0 && events & (libc::POLLIN | libc::POLLRDNORM) != 0).then_some(fd)
@@ -192,7 +192,10 @@ mod tests {
     #[test]
     fn what_is_read_is_limited() {
         let endless = format!("0x7f10 {:#x}", usize::MAX);
-        assert_eq!(parse(&line(libc::SYS_ppoll, &endless)), Some(Wait::Poll { array: 0x7f10, count: MOST_POLLED }));
+        assert_eq!(
+            parse(&line(libc::SYS_ppoll, &endless)),
+            Some(Wait::Poll { array: 0x7f10, count: MAX_POLL_ENTRIES })
+        );
         assert_eq!(length_of_array(2), 16);
         assert_eq!([0, 1, 64, 65].map(length_of_bits), [0, 8, 8, 16]);
     }

@@ -201,9 +201,9 @@ fn parse(bytes: &[u8; LENGTH_V6]) -> Option<SocketAddr> {
 
 /// Whether a port is not for everybody.
 pub(super) fn is_privileged(port: u16) -> bool {
-    const USUAL: u16 = 1024;
+    const DEFAULT_FIRST: u16 = 1024;
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
-    port < first.ok().and_then(|first| first.trim().parse().ok()).unwrap_or(USUAL)
+    port < first.ok().and_then(|first| first.trim().parse().ok()).unwrap_or(DEFAULT_FIRST)
 }
 
 /// The path of a unix socket that can listen. None for any other.

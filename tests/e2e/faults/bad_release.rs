@@ -76,7 +76,7 @@ fn a_program_that_crashes() {
 
 #[test]
 fn a_program_that_exits_with_success() {
-    refuses_program(b"#!/bin/sh\n", 0o755, "exited with code 0, and a worker is meant to stay");
+    refuses_program(b"#!/bin/sh\n", 0o755, "exited with code 0, but workers are expected to keep running");
 }
 
 #[test]

@@ -47,7 +47,9 @@ fn a_program_that_goes_to_the_background_is_noticed_and_ended() {
         .executable("app", "#!/bin/sh\nsetsid sleep 1000 &\necho $! > child\nsleep 0.2\n")
         .args(["-w", "1", "--delay", "1h", "--delay-max", "1h", "./app"])
         .start();
-    panzer.expect_line("warning: worker 0 * exited with code 0, and a worker is meant to stay; respawning it in");
+    panzer.expect_line(
+        "warning: worker 0 * exited with code 0, but workers are expected to keep running; respawning it in",
+    );
     panzer.expect_line("warning: worker 0 * ended and left processes behind; stopping them");
     let child = noted_pid(&panzer, "child");
     wait_gone(&[child]);

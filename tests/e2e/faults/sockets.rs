@@ -75,7 +75,7 @@ fn a_unix_path_that_lives_or_is_a_file_is_refused_and_left_alone() {
     let (live, file) = (holder.folder().join("live.sock"), holder.folder().join("file"));
     let _listener = UnixListener::bind(&live).unwrap();
     fs::write(&file, "precious").unwrap();
-    for (path, why) in [(&live, "in use by"), (&file, "a file that is no socket is in its place; remove it")] {
+    for (path, why) in [(&live, "in use by"), (&file, "a file that is not a socket is in its place; remove it")] {
         let panzer = Panzer::start(["-l", &format!("unix:{}", path.display()), "--", "sleep", "1000"]);
         panzer.expect_line(&format!("error: cannot listen on unix:*{why}"));
         assert_eq!(panzer.wait_exit().code(), Some(125));
@@ -109,7 +109,7 @@ fn a_symlink_in_the_place_of_a_unix_path_is_not_followed() {
     let (link, target) = (builder.folder().join("link.sock"), builder.folder().join("target.sock"));
     std::os::unix::fs::symlink(&target, &link).unwrap();
     let panzer = builder.args(["-l", &format!("unix:{},mode=0666", link.display()), "--", "sleep", "1000"]).start();
-    panzer.expect_line("error: cannot listen on unix:*a file that is no socket is in its place; remove it");
+    panzer.expect_line("error: cannot listen on unix:*a file that is not a socket is in its place; remove it");
     assert!(!target.exists());
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(panzer.wait_exit().code(), Some(125));

@@ -177,7 +177,7 @@ fn what_is_offered_waits_to_be_claimed() {
 #[test]
 fn there_is_a_limit() {
     let (mut shares, now) = (Shares::new(PATIENCE), Instant::now());
-    for port in 1..=MOST_LISTENERS as u16 {
+    for port in 1..=MAX_LISTENERS as u16 {
         claim(&mut shares, port, 1, now, "any");
     }
     assert_eq!(shares.hold(&key(9999), "any".to_owned(), 1, now), None);

