@@ -37,8 +37,11 @@ impl World {
         let read = serde_json::from_str::<Generations>(&written);
         let read = read.map_err(|error| crate::check::Violation::new(10, format!("cannot be read: {error}")))?;
         let before = std::mem::replace(&mut self.main.state, read);
-        let after = self.main.as_read.insert(self.main.state.clone());
-        hold(before == *after, 10, || format!("main is another after a restart: {before:?}, then {after:?}"))
+        let after = &self.main.state;
+        hold(before == *after, 10, || format!("main is another after a restart: {before:?}, then {after:?}"))?;
+        // They are equal, and what was before is needed no more.
+        self.main.as_read = Some(before);
+        Ok(())
     }
 }
 
