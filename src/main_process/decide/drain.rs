@@ -35,7 +35,7 @@ impl Generations {
         if self.is_stopping() {
             return;
         }
-        let limit = self.settings.max_draining;
+        let limit = self.wanted.settings.max_draining;
         let is_slow = |draining: &Draining| matches!(draining.urgency, Urgency::Retiring | Urgency::Graceful);
         let slow = self.draining.iter_mut().filter(|(_, draining)| is_slow(draining));
         let mut slow: Vec<_> = slow.collect();

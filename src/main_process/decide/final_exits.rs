@@ -12,25 +12,25 @@ use crate::control::monitor::messages::Urgency;
 impl Generation {
     /// The worker of this slot was the last in it.
     pub(super) fn note_ended_for_good(&mut self, slot: u32, code: u8) {
-        if slot >= self.slots {
+        if slot >= self.counts.slots {
             return;
         }
-        self.ready.remove(&slot);
-        self.seen.remove(&slot);
-        self.ended.insert(slot, code);
+        self.shown.ready.remove(&slot);
+        self.shown.seen.remove(&slot);
+        self.shown.ended.insert(slot, code);
     }
 
     /// The next monitor numbers the slots anew: what has ended for good stays so, in the first ones where its own is no
     /// more. Where the last monitor did not come to say which were wanted no more, it may have been those.
     pub(super) fn renumber_ended(&mut self) {
         let workers = self.settings.workers;
-        for _ in 0..self.retiring {
-            self.ended.pop_last();
+        for _ in 0..self.counts.retiring {
+            self.shown.ended.pop_last();
         }
         let (kept, beyond): (BTreeMap<u32, u8>, BTreeMap<u32, u8>) =
-            std::mem::take(&mut self.ended).into_iter().partition(|(slot, _)| *slot < workers);
+            std::mem::take(&mut self.shown.ended).into_iter().partition(|(slot, _)| *slot < workers);
         let free: Vec<u32> = (0..workers).filter(|slot| !kept.contains_key(slot)).collect();
-        self.ended = kept.into_iter().chain(free.into_iter().zip(beyond.into_values())).collect();
+        self.shown.ended = kept.into_iter().chain(free.into_iter().zip(beyond.into_values())).collect();
     }
 }
 
@@ -55,7 +55,7 @@ impl Generations {
         let finished = self.serving.as_ref().filter(|serving| is_alone && serving.has_finished());
         if let Some(serving) = finished {
             let (generation, given) = (serving.number, serving.settings.tuning.final_exits.code);
-            let code = given.or(serving.ended.values().copied().max()).unwrap_or(0);
+            let code = given.or(serving.shown.ended.values().copied().max()).unwrap_or(0);
             actions.push(Action::Note(Note::Finished { generation, slot: None, code }));
             self.stop(Urgency::Graceful, code, now, actions);
         }

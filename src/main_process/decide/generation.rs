@@ -16,37 +16,15 @@ use crate::worker::cause::Cause;
 #[serde(deny_unknown_fields)]
 pub(super) struct Generation {
     pub(super) number: u32,
-    /// By what it runs. Its count of workers is what is wanted of it now.
+    /// What it runs by. Its count of workers is the count that is wanted now.
     pub(super) settings: Settings,
-    /// The count that is configured for it.
-    pub(super) configured: u32,
-    /// No slot from here on was ever wanted.
-    pub(super) slots: u32,
-    /// So many slots are wanted no more of which its monitor has not said yet which they are.
-    pub(super) retiring: u32,
-    /// So many workers are to end, with those, because there are to be fewer.
-    pub(super) leaving: u32,
     /// Where it replaces another one share by share, how far it has come.
     pub(super) roll: Option<Roll>,
+    pub(super) counts: Counts,
+    pub(super) shown: Shown,
     pub(super) monitor: Life,
-    pub(super) ready: BTreeSet<u32>,
-    /// The slots whose workers said themselves that they are ready.
-    pub(super) told: BTreeSet<u32>,
-    /// The slots whose workers were seen accepting.
-    pub(super) seen: BTreeSet<u32>,
-    /// Those where a worker has listened on a shared port.
-    pub(super) listening: BTreeSet<u32>,
-    /// Those whose worker ended for good, and its exit code.
-    pub(super) ended: BTreeMap<u32, u8>,
     /// Whether its workers must be seen accepting, also before they listen on a shared port.
     pub(super) accept: bool,
-    /// The slots whose workers a signal has stopped. It is not taken for good while there are any.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(super) suspended: BTreeSet<u32>,
-    /// The slots whose workers could not be seen, and why.
-    pub(super) unseeable: BTreeMap<u32, String>,
-    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
-    pub(super) bypass: Option<(u32, Vec<String>)>,
     pub(super) phase: Phase,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
@@ -59,6 +37,42 @@ pub(super) struct Generation {
     pub(super) backoff: Backoff,
     /// How the one is stopped that it replaces.
     pub(super) retires: Urgency,
+}
+
+/// How many slots a generation has and is to have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Counts {
+    /// Number of workers that the configuration asks for.
+    pub(super) configured: u32,
+    /// Number of slots that were ever wanted.
+    pub(super) slots: u32,
+    /// Number of slots to be removed whose numbers the monitor has not reported yet.
+    pub(super) retiring: u32,
+    /// Number of workers that are to end because there are to be fewer. Those of `retiring` are among them.
+    pub(super) leaving: u32,
+}
+
+/// What the workers of a generation have shown so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shown {
+    pub(super) ready: BTreeSet<u32>,
+    /// The slots whose workers said themselves that they are ready.
+    pub(super) told: BTreeSet<u32>,
+    /// The slots whose workers were seen accepting.
+    pub(super) seen: BTreeSet<u32>,
+    /// Those where a worker has listened on a shared port.
+    pub(super) listening: BTreeSet<u32>,
+    /// Those whose worker ended for good, and its exit code.
+    pub(super) ended: BTreeMap<u32, u8>,
+    /// The slots whose workers a signal has stopped. It is not taken for good while there are any.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) suspended: BTreeSet<u32>,
+    /// The slots whose workers could not be seen, and why.
+    pub(super) unseeable: BTreeMap<u32, String>,
+    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
+    pub(super) bypass: Option<(u32, Vec<String>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,22 +139,12 @@ impl Generation {
     pub(super) fn new(number: u32, configured: u32, settings: Settings, now: Instant) -> Generation {
         Generation {
             number,
-            configured,
-            slots: settings.workers,
-            retiring: 0,
-            leaving: 0,
+            counts: Counts { configured, slots: settings.workers, retiring: 0, leaving: 0 },
+            shown: Shown::default(),
             roll: None,
             settings,
             monitor: Life::None,
-            ready: BTreeSet::new(),
-            told: BTreeSet::new(),
-            seen: BTreeSet::new(),
-            listening: BTreeSet::new(),
-            ended: BTreeMap::new(),
             accept: false,
-            suspended: BTreeSet::new(),
-            unseeable: BTreeMap::new(),
-            bypass: None,
             phase: Phase::Planning,
             begun: now,
             extended_to: None,
@@ -168,7 +172,7 @@ impl Generation {
     pub(super) fn progress(&self) -> Progress {
         Progress {
             generation: self.number,
-            ready: self.ready.len() as u32,
+            ready: self.shown.ready.len() as u32,
             workers: self.goal(),
             baking: matches!(self.phase, Phase::Baking { .. }),
         }
@@ -176,12 +180,12 @@ impl Generation {
 
     /// Whether all that is wanted of it is ready, or has ended for good.
     pub(super) fn is_whole(&self) -> bool {
-        self.retiring == 0 && self.all_that_go_on(&self.ready)
+        self.counts.retiring == 0 && self.all_that_go_on(&self.shown.ready)
     }
 
     /// Whether all that is wanted of it has ended for good.
     pub(super) fn has_finished(&self) -> bool {
-        self.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
+        self.counts.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
     }
 
     /// Whether every worker is among `slots`; not where there are to be none.
@@ -191,7 +195,7 @@ impl Generation {
 
     /// The same but for those that have ended for good.
     fn all_that_go_on(&self, slots: &BTreeSet<u32>) -> bool {
-        !self.is_quiet() && slots.len() + self.ended.len() >= self.settings.workers as usize
+        !self.is_quiet() && slots.len() + self.shown.ended.len() >= self.settings.workers as usize
     }
 
     /// Whether it is to have no workers.
@@ -202,25 +206,25 @@ impl Generation {
     /// Whether every worker has said itself that it was ready. One that did so by chance must not have those of the
     /// next generation ended for keeping silent.
     pub(super) fn tells(&self) -> bool {
-        self.all(&self.told)
+        self.all(&self.shown.told)
     }
 
     /// Whether every worker listens on a shared port. Where only some do, all that is known of the others is that they
     /// may not.
     pub(super) fn listens(&self) -> bool {
-        self.all(&self.listening)
+        self.all(&self.shown.listening)
     }
 
     /// Whether every worker listens on a shared port, or may be about to: some do, and it has workers so young that
     /// they need not be ready yet.
     pub(super) fn may_listen(&self, now: Instant) -> bool {
         let young = now < self.grown + self.settings.tuning.ready_timeout;
-        self.listens() || (young && !self.is_quiet() && !self.listening.is_empty())
+        self.listens() || (young && !self.is_quiet() && !self.shown.listening.is_empty())
     }
 
     /// Whether every worker was seen accepting.
     pub(super) fn is_seen(&self) -> bool {
-        self.all_that_go_on(&self.seen)
+        self.all_that_go_on(&self.shown.seen)
     }
 
     /// So many workers are wanted of it from now on.
@@ -230,86 +234,92 @@ impl Generation {
                 self.grown = now;
             }
             let fewer = self.settings.workers.saturating_sub(workers);
-            self.retiring += fewer;
-            self.leaving += fewer;
+            self.counts.retiring += fewer;
+            self.counts.leaving += fewer;
         }
         self.settings.workers = workers;
         if self.monitor().is_none() {
             // The last ones go, as a monitor has it.
-            self.ended.retain(|slot, _| *slot < workers);
+            self.shown.ended.retain(|slot, _| *slot < workers);
         }
-        self.slots = self.slots.max(workers);
+        self.counts.slots = self.counts.slots.max(workers);
         if matches!(self.phase, Phase::Baking { .. }) && !self.is_whole() {
             self.phase = Phase::Filling;
         }
     }
 
     pub(super) fn note_ready(&mut self, slot: u32, told: bool, seen: bool) {
-        if slot >= self.slots {
+        if slot >= self.counts.slots {
             return;
         }
-        self.ready.insert(slot);
+        self.shown.ready.insert(slot);
         if told {
-            self.told.insert(slot);
+            self.shown.told.insert(slot);
         }
         if seen {
-            self.seen.insert(slot);
+            self.shown.seen.insert(slot);
         }
     }
 
     /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
     pub(super) fn note_listening(&mut self, slot: u32, withdrawn: bool) -> bool {
-        if slot >= self.slots {
+        if slot >= self.counts.slots {
             return false;
         }
-        self.listening.insert(slot);
+        self.shown.listening.insert(slot);
         if !withdrawn || matches!(self.phase, Phase::Proven) {
             return false;
         }
-        self.ready.remove(&slot);
+        self.shown.ready.remove(&slot);
         matches!(std::mem::replace(&mut self.phase, Phase::Filling), Phase::Baking { .. } | Phase::Rolling)
     }
 
     /// A signal has stopped a worker.
     pub(super) fn note_suspended(&mut self, slot: u32) {
-        if slot < self.slots {
-            self.suspended.insert(slot);
+        if slot < self.counts.slots {
+            self.shown.suspended.insert(slot);
         }
     }
 
     /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
     pub(super) fn note_retired(&mut self, slot: u32, empty: bool) {
-        self.leaving = self.leaving.saturating_sub(u32::from(empty));
-        self.retiring = self.retiring.saturating_sub(1);
-        for slots in [&mut self.ready, &mut self.told, &mut self.seen, &mut self.listening, &mut self.suspended] {
+        self.counts.leaving = self.counts.leaving.saturating_sub(u32::from(empty));
+        self.counts.retiring = self.counts.retiring.saturating_sub(1);
+        for slots in [
+            &mut self.shown.ready,
+            &mut self.shown.told,
+            &mut self.shown.seen,
+            &mut self.shown.listening,
+            &mut self.shown.suspended,
+        ] {
             slots.remove(&slot);
         }
-        self.unseeable.remove(&slot);
-        self.ended.remove(&slot);
+        self.shown.unseeable.remove(&slot);
+        self.shown.ended.remove(&slot);
     }
 
     /// A worker that was to end because there are to be fewer has ended.
     pub(super) fn note_gone(&mut self) {
-        self.leaving = self.leaving.saturating_sub(1);
+        self.counts.leaving = self.counts.leaving.saturating_sub(1);
     }
 
     /// Its monitor is gone, and with it all that was known of workers now.
     pub(super) fn lose_monitor(&mut self, until: Instant, now: Instant) {
         let Life::Running { life, .. } = self.monitor else { return };
         self.monitor = Life::Waiting { life, until };
-        self.ready.clear();
-        self.seen.clear();
-        self.suspended.clear();
+        self.shown.ready.clear();
+        self.shown.seen.clear();
+        self.shown.suspended.clear();
         self.renumber_ended();
-        self.retiring = 0;
-        self.leaving = 0;
+        self.counts.retiring = 0;
+        self.counts.leaving = 0;
         self.phase = Phase::Filling;
         self.begun = now;
     }
 
     /// All that is wanted is ready, or no longer; true where it is now. Where all have ended for good nobody serves.
     pub(super) fn settle(&mut self, bake: Duration, now: Instant) -> bool {
-        let serves = self.is_whole() && !self.ready.is_empty();
+        let serves = self.is_whole() && !self.shown.ready.is_empty();
         match self.phase {
             Phase::Filling if serves => {
                 self.phase = Phase::Baking { until: now + bake };
@@ -332,13 +342,13 @@ impl Generation {
 
     /// Those that are not ready.
     pub(super) fn missing(&self) -> Vec<u32> {
-        (0..self.settings.workers).filter(|slot| !self.ready.contains(slot)).collect()
+        (0..self.settings.workers).filter(|slot| !self.shown.ready.contains(slot)).collect()
     }
 
     /// The workers that failed: the one that died, or all that were not ready in time.
     pub(super) fn why_each_failed(&self, slot: Option<u32>, cause: &Cause) -> Vec<(u32, Cause)> {
         let time = self.settings.tuning.ready_timeout;
-        let own = |slot: &u32| match self.unseeable.get(slot).filter(|_| self.settings.ready == Ready::Accept) {
+        let own = |slot: &u32| match self.shown.unseeable.get(slot).filter(|_| self.settings.ready == Ready::Accept) {
             Some(why) => Cause::NotSeen(time, why.clone()),
             None => Cause::NotReady(time),
         };
@@ -354,10 +364,11 @@ impl Generation {
     /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
     pub(super) fn why_not_ready(&self) -> (Option<u32>, Cause) {
         let must_be_seen = self.settings.ready == Ready::Accept;
-        let unseen = self.unseeable.iter().find(|(slot, _)| must_be_seen && !self.ready.contains(slot));
-        let bypass = self.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.ready.contains(slot));
+        let unseen = self.shown.unseeable.iter().find(|(slot, _)| must_be_seen && !self.shown.ready.contains(slot));
+        let bypass =
+            self.shown.bypass.as_ref().filter(|(slot, own)| !own.is_empty() && !self.shown.ready.contains(slot));
         let time = self.settings.tuning.ready_timeout;
-        if let Some(slot) = self.suspended.first() {
+        if let Some(slot) = self.shown.suspended.first() {
             return (Some(*slot), Cause::Suspended(time));
         }
         match (unseen, bypass) {

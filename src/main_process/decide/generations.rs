@@ -28,15 +28,7 @@ pub(super) struct Stopping {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generations {
-    /// What the last generation began with that serves, or did, and what was changed since: what one that fails was to
-    /// be is not among it.
-    pub(super) settings: Settings,
-    /// The count of workers that was configured for it. Another one is by [`Event::Scale`], and holds until this changes.
-    pub(super) configured: u32,
-    /// There are to be more workers than there were, and they have not all been ready together yet. (A build that does
-    /// not know of it takes over nothing that is under way.)
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) filling_up: bool,
+    pub(super) wanted: Wanted,
     pub(super) last_number: u32,
     pub(super) serving: Option<Generation>,
     #[serde(with = "crate::carry::moment::optional_pair")]
@@ -51,19 +43,40 @@ pub struct Generations {
     pub(super) reload_queued: Option<Urgency>,
     pub(super) renewal: Renewal,
     pub(super) has_run: bool,
-    pub(super) unseeable_told: bool,
-    /// That workers bypass their listener has been told: true where they listen on others.
-    pub(super) bypass_told: Option<bool>,
+    pub(super) logged: Logged,
     pub(super) stopping: Option<Stopping>,
     pub(super) exited: bool,
     pub(super) random: Random,
+}
+
+/// What is to run from now on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// The settings of the last generation that served, with what was changed since. Those of a failed generation are not
+    /// taken over.
+    pub(super) settings: Settings,
+    /// Number of workers that was configured for it. [`Event::Scale`] changes the number that runs until this one changes.
+    pub(super) configured: u32,
+    /// Whether workers were added that have not all been ready together yet.
+    pub(super) filling_up: bool,
+}
+
+/// What people were told once.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Logged {
+    /// That workers cannot be seen accepting.
+    pub(super) unseeable: bool,
+    /// That workers bypass their listener. True if they listen on others.
+    pub(super) bypass: Option<bool>,
 }
 
 impl Generations {
     /// None yet; [`Event::Start`] begins the first.
     pub fn new(settings: Settings) -> Generations {
         Generations {
-            filling_up: false,
+            wanted: Wanted { configured: settings.workers, filling_up: false, settings: settings.clone() },
             last_number: 0,
             serving: None,
             starting: None,
@@ -73,13 +86,10 @@ impl Generations {
             reload_queued: None,
             renewal: Renewal::default(),
             has_run: false,
-            unseeable_told: false,
-            bypass_told: None,
+            logged: Logged::default(),
             stopping: None,
             exited: false,
             random: Random::new(settings.seed),
-            configured: settings.workers,
-            settings,
         }
     }
 
@@ -129,7 +139,7 @@ impl Generations {
         });
         let starting = self.starting.iter().map(|(starting, deadline)| {
             let baked =
-                baking(starting).map(|until| starting.suspended.first().map_or(until, |_| until.max(*deadline)));
+                baking(starting).map(|until| starting.shown.suspended.first().map_or(until, |_| until.max(*deadline)));
             baked.or(Some(*deadline))
         });
         let draining = self.draining.values().map(|draining| draining.kill_at);
@@ -173,7 +183,7 @@ impl Generations {
             return draining.chain(self.orphans.values().filter_map(Orphans::deadline)).max().map(|end| end + GRACE);
         }
         let end = |generation: &Generation, due: Instant| match generation.phase {
-            Phase::Baking { until } if generation.suspended.is_empty() => until,
+            Phase::Baking { until } if generation.shown.suspended.is_empty() => until,
             _ => due + generation.settings.tuning.bake,
         };
         let first = self.serving.as_ref().filter(|serving| !matches!(serving.phase, Phase::Proven));
@@ -195,17 +205,17 @@ impl Generations {
 
     /// So many workers of the serving generation are ready.
     pub fn ready(&self) -> u32 {
-        self.serving.as_ref().map_or(0, |serving| serving.ready.len() as u32)
+        self.serving.as_ref().map_or(0, |serving| serving.shown.ready.len() as u32)
     }
 
     /// No slot of the serving generation has this number, or a higher one.
     pub fn slots(&self) -> u32 {
-        self.serving.as_ref().map_or(0, |serving| serving.slots)
+        self.serving.as_ref().map_or(0, |serving| serving.counts.slots)
     }
 
     /// The slots of the serving generation whose worker has ended for good.
     pub fn slots_at_end(&self) -> impl Iterator<Item = u32> {
-        self.serving.iter().flat_map(|serving| serving.ended.keys().copied())
+        self.serving.iter().flat_map(|serving| serving.shown.ended.keys().copied())
     }
 
     /// So many workers are wanted at this moment.
@@ -213,13 +223,14 @@ impl Generations {
         let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
         let goal = goal.or(self.falling_back.as_ref().map(|back| back.goal));
         let serving = self.serving.as_ref().map(|serving| serving.settings.workers);
-        goal.or(serving).unwrap_or(self.settings.workers)
+        goal.or(serving).unwrap_or(self.wanted.settings.workers)
     }
 
     fn start_first(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.last_number == 0 {
             self.last_number = 1;
-            let mut first = Generation::new(self.last_number, self.configured, self.settings.clone(), now);
+            let mut first =
+                Generation::new(self.last_number, self.wanted.configured, self.wanted.settings.clone(), now);
             self.begin(&mut first, false, now, actions);
             self.serving = Some(first);
         }
@@ -395,7 +406,7 @@ impl Generations {
             serving.phase = Phase::Proven;
             actions.push(Action::Note(Note::Serving(
                 serving.number,
-                serving.settings.workers.saturating_sub(serving.ended.len() as u32),
+                serving.settings.workers.saturating_sub(serving.shown.ended.len() as u32),
                 now.saturating_duration_since(serving.begun),
             )));
         }
@@ -406,7 +417,7 @@ impl Generations {
             let monitor = Monitor { generation: serving.number, life: life + 1 };
             serving.monitor = Life::Running { life: monitor.life, since: now };
             serving.grown = now;
-            let (workers, ended) = (serving.settings.workers, serving.ended.clone());
+            let (workers, ended) = (serving.settings.workers, serving.shown.ended.clone());
             // One that has told, or listened, goes on doing so when its monitor is replaced.
             let accept = ready.looks_where_it_can() && serving.listens();
             let notify = self.must_notify(ready);

@@ -23,7 +23,7 @@ impl Generations {
         let mut living = self.serving.iter().chain(starting).chain(back);
         let living = living.find(|generation| generation.monitor() == Some(monitor));
         let stop = draining.map(|draining| &draining.stop).or(living.map(|living| &living.settings.tuning.stop));
-        let stop = stop.unwrap_or(&self.settings.tuning.stop).clone();
+        let stop = stop.unwrap_or(&self.wanted.settings.tuning.stop).clone();
         let (schedule, begun) = match draining.filter(|draining| draining.kill_at.is_some()) {
             Some(draining) => (draining.schedule.clone(), draining.begun),
             // A monitor that had to be killed never stopped its workers: they get their whole schedule now.

@@ -36,7 +36,7 @@ impl Generations {
         self.renewal.begins(now);
         self.last_number += 1;
         actions.push(Action::Plan(self.last_number));
-        let mut next = Generation::new(self.last_number, self.configured, self.settings.clone(), now);
+        let mut next = Generation::new(self.last_number, self.wanted.configured, self.wanted.settings.clone(), now);
         next.retires = retires;
         self.starting = Some((next, now + LONGEST_PLANNING));
     }
@@ -72,7 +72,7 @@ impl Generations {
             let planned = self.starting.as_ref().is_some_and(|(starting, _)| !starting.is_planned());
             // One that is only planned gets it.
             let newest = self.last_number - u32::from(planned);
-            let wait = self.renewal.needed(newest, now, self.settings.tuning.pace, random);
+            let wait = self.renewal.needed(newest, now, self.wanted.settings.tuning.pace, random);
             if self.starting.is_some() && !planned {
                 let why = "a listener was shut down meanwhile, and it lacks the one that was bound anew";
                 self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
@@ -95,7 +95,7 @@ impl Generations {
 
     pub(super) fn judge_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &self.starting else { return };
-        let (is_late, is_halted) = (*deadline <= now, !starting.suspended.is_empty());
+        let (is_late, is_halted) = (*deadline <= now, !starting.shown.suspended.is_empty());
         match starting.phase {
             Phase::Baking { until } if now < until => {}
             Phase::Baking { .. } if !is_halted && starting.must_grow() => self.roll_on(now, actions),
@@ -132,7 +132,7 @@ impl Generations {
         let took = now.saturating_duration_since(proven.begun);
         let number = proven.number;
         self.renewal.serves(number);
-        (self.settings, self.configured) = (proven.settings.clone(), proven.configured);
+        (self.wanted.settings, self.wanted.configured) = (proven.settings.clone(), proven.counts.configured);
         let old = self.serving.replace(proven);
         let retired = old.as_ref().map(|old| old.number);
         actions.push(Action::Verdict(number, Verdict::Serves(retired, took)));
@@ -165,7 +165,7 @@ impl Generations {
         self.run_queued_reload(now, actions);
         if self.starting.is_none() {
             let random = self.random.draw();
-            let wait = self.renewal.failed(now, self.settings.tuning.pace, random);
+            let wait = self.renewal.failed(now, self.wanted.settings.tuning.pace, random);
             self.tell_renewal(wait, actions);
         }
     }
@@ -173,7 +173,7 @@ impl Generations {
     /// The same for one that was only promised.
     pub(super) fn reject_unbegun(&self, generation: u32, cause: Cause, actions: &mut Vec<Action>) {
         let serving = self.serving_number();
-        let (failed, missing, workers) = (Vec::new(), Vec::new(), self.settings.workers);
+        let (failed, missing, workers) = (Vec::new(), Vec::new(), self.wanted.settings.workers);
         let rejected = Rejected { slot: None, cause, failed, missing, workers, accept: false, serving };
         actions.push(Action::Verdict(generation, Verdict::Rejected(rejected.clone())));
         actions.push(Action::Note(Note::Rejected(generation, rejected)));

@@ -68,7 +68,7 @@ impl Generations {
     pub(super) fn grow_if_gone(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &self.serving) else { return };
         let Some(roll) = starting.roll.filter(|_| matches!(starting.phase, Phase::Rolling)) else { return };
-        if serving.leaving > 0 || starting.leaving > 0 {
+        if serving.counts.leaving > 0 || starting.counts.leaving > 0 {
             return;
         }
         starting.phase = Phase::Filling;
@@ -125,7 +125,7 @@ impl Generations {
             return self.drain(failed, false, Urgency::Graceful, now, actions);
         };
         // What the failed one was to have says nothing of the one that serves on.
-        let goal = self.settings.workers;
+        let goal = self.wanted.settings.workers;
         let Some(serving) = self.serving.as_mut().filter(|_| failed.monitor().is_some()) else {
             if let Some(serving) = &mut self.serving {
                 serving.ordered(goal, Which::Last, now, actions);
@@ -140,7 +140,7 @@ impl Generations {
 
     /// When the next step back is taken at the latest, where it does not wait for an end.
     pub(super) fn fall_back_due(&self) -> Option<Instant> {
-        let leaves = |generation: &Generation| generation.leaving > 0;
+        let leaves = |generation: &Generation| generation.counts.leaving > 0;
         let back = self.falling_back.as_ref().filter(|back| !leaves(&back.failed))?;
         back.ready_by.filter(|_| !self.serving.as_ref().is_some_and(leaves))
     }
@@ -148,7 +148,7 @@ impl Generations {
     /// The next step back, where the last one is done.
     pub(super) fn fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while let (Some(back), Some(serving)) = (&mut self.falling_back, &mut self.serving) {
-            if back.failed.leaving > 0 || serving.leaving > 0 {
+            if back.failed.counts.leaving > 0 || serving.counts.leaving > 0 {
                 return;
             }
             match back.ready_by {

@@ -44,7 +44,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 starting.note_ready(slot, notified, seen);
-                self.bypass_told = self.bypass_told.filter(|_| !seen);
+                self.logged.bypass = self.logged.bypass.filter(|_| !seen);
                 self.settle_starting(now, actions);
             }
             Report::Retired { slot, empty } => {
@@ -57,18 +57,18 @@ impl Generations {
                 self.go_on_rolling(now, actions);
             }
             Report::Unseeable { slot, why } => {
-                starting.unseeable.insert(slot, why.clone());
+                starting.shown.unseeable.insert(slot, why.clone());
                 let (number, ready) = (starting.number, starting.settings.ready);
                 self.tell_unseeable(number, ready, why, actions);
             }
             Report::Bypasses { slot, own } => {
-                starting.bypass = Some((slot, own.clone()));
+                starting.shown.bypass = Some((slot, own.clone()));
                 let number = starting.number;
                 self.tell_bypass(number, slot, own, actions);
             }
             // What is waited for then is up to the workers of the other one.
             Report::Extends { .. } if matches!(starting.phase, Phase::Rolling) => {}
-            Report::Suspended { slot, suspended: false } => drop(starting.suspended.remove(&slot)),
+            Report::Suspended { slot, suspended: false } => drop(starting.shown.suspended.remove(&slot)),
             Report::Suspended { slot, .. } => {
                 starting.note_suspended(slot);
                 // It had shown in time all that was asked of it.
@@ -94,7 +94,7 @@ impl Generations {
             }
             Report::Ready { slot, notified, seen } => {
                 serving.note_ready(slot, notified, seen);
-                self.bypass_told = self.bypass_told.filter(|_| !seen);
+                self.logged.bypass = self.logged.bypass.filter(|_| !seen);
                 self.settle_serving(now);
                 self.fall_back(now, actions);
             }
@@ -122,8 +122,8 @@ impl Generations {
                 serving.extended_to = serving.extended_to.max(Some(now + by.min(MAX_EXTENSION)));
             }
             Report::Died { slot, cause } => {
-                serving.ready.remove(&slot);
-                serving.seen.remove(&slot);
+                serving.shown.ready.remove(&slot);
+                serving.shown.seen.remove(&slot);
                 self.settle_serving(now);
                 let code = cause.exit_code();
                 self.end_if_first_start(cause, code, now, actions);
@@ -153,14 +153,14 @@ impl Generations {
 
     /// Said once: it is the program that is so, in every worker of every generation.
     fn tell_unseeable(&mut self, generation: u32, ready: Ready, why: String, actions: &mut Vec<Action>) {
-        if ready.looks_where_it_can() && !std::mem::replace(&mut self.unseeable_told, true) {
+        if ready.looks_where_it_can() && !std::mem::replace(&mut self.logged.unseeable, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
 
     /// Said again only where it is another mistake, or where a worker was seen accepting meanwhile.
     fn tell_bypass(&mut self, generation: u32, slot: u32, own: Vec<String>, actions: &mut Vec<Action>) {
-        if self.bypass_told.replace(!own.is_empty()) != Some(!own.is_empty()) {
+        if self.logged.bypass.replace(!own.is_empty()) != Some(!own.is_empty()) {
             actions.push(Action::Note(Note::Bypasses(generation, slot, own)));
         }
     }

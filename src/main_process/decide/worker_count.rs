@@ -15,7 +15,7 @@ impl Generations {
     /// nothing, nor does a reload.
     pub fn is_ready(&self) -> bool {
         let proven = self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven));
-        proven && !self.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.ready.is_empty())
+        proven && !self.wanted.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.shown.ready.is_empty())
     }
 
     /// The serving generation, and the one that serves in the place of some of its workers.
@@ -26,15 +26,15 @@ impl Generations {
 
     /// All that are wanted may be there by now.
     pub(super) fn note_full(&mut self) {
-        let there: usize = self.at_work().map(|one| one.ready.len() + one.ended.len()).sum();
-        let known = self.at_work().all(|one| one.retiring == 0);
-        self.filling_up &= !known || there < self.workers() as usize;
+        let there: usize = self.at_work().map(|one| one.shown.ready.len() + one.shown.ended.len()).sum();
+        let known = self.at_work().all(|one| one.counts.retiring == 0);
+        self.wanted.filling_up &= !known || there < self.workers() as usize;
     }
 
     /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
     /// meanwhile.
     pub(crate) fn count_for(&self, configured: u32) -> u32 {
-        if configured == self.configured { self.settings.workers } else { configured }
+        if configured == self.wanted.configured { self.wanted.settings.workers } else { configured }
     }
 
     pub(super) fn scale(&mut self, request: Option<u64>, change: Change, now: Instant, actions: &mut Vec<Action>) {
@@ -53,9 +53,9 @@ impl Generations {
 
     /// So many are kept from now on. A generation that has none comes back to the count before by a reload.
     fn keep(&mut self, workers: u32, without_oldest: bool, now: Instant, actions: &mut Vec<Action>) {
-        self.filling_up = workers > 0 && (self.filling_up || workers > self.workers());
+        self.wanted.filling_up = workers > 0 && (self.wanted.filling_up || workers > self.workers());
         if workers > 0 {
-            self.settings.workers = workers;
+            self.wanted.settings.workers = workers;
         }
         if self.keep_rolling(workers, now, actions) {
             return;
@@ -106,16 +106,16 @@ impl Generations {
             return;
         }
         let (from, mut to) = (self.workers(), self.count_for(configured));
-        let mut changes = configured != std::mem::replace(&mut self.configured, configured);
-        self.settings.tuning = tuning.clone();
+        let mut changes = configured != std::mem::replace(&mut self.wanted.configured, configured);
+        self.wanted.settings.tuning = tuning.clone();
         let starting = self.starting.as_mut().map(|(starting, _)| starting).filter(|starting| starting.is_planned());
         if let Some(starting) = &starting {
-            changes |= configured != starting.configured;
+            changes |= configured != starting.counts.configured;
             // It is the later one, and may have been changed since.
-            to = if configured == starting.configured { starting.goal() } else { to };
+            to = if configured == starting.counts.configured { starting.goal() } else { to };
         }
         for generation in self.serving.iter_mut().chain(starting) {
-            generation.configured = configured;
+            generation.counts.configured = configured;
             generation.settings.tuning = tuning.clone();
             actions.push(Action::Tune(generation.number, tuning.clone()));
         }

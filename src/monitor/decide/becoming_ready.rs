@@ -41,10 +41,10 @@ impl Slots {
         }
         let is_looked_at = match watch {
             Watch::No => false,
-            Watch::IfItListens => slot.listened,
+            Watch::IfItListens => slot.readiness.listened,
             Watch::IfSeeable | Watch::Always => true,
         };
-        slot.executed = Some(now);
+        slot.readiness.executed = Some(now);
         slot.state = State::Starting { deadline, look: is_looked_at.then(|| Watched::by_looks(now)), probe: None };
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
@@ -57,9 +57,9 @@ impl Slots {
 
     pub(super) fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
-        let first_time = !std::mem::replace(&mut slot.notified, true);
+        let first_time = !std::mem::replace(&mut slot.readiness.notified, true);
         if matches!(slot.state, State::Ready { .. }) {
-            slot.proven = slot.proven.min(Some(now)).or(Some(now));
+            slot.readiness.proven = slot.readiness.proven.min(Some(now)).or(Some(now));
         }
         match slot.state {
             State::Starting { .. } => self.go_on(worker, now, actions),
@@ -79,7 +79,7 @@ impl Slots {
         match &mut slot.state {
             State::Starting { deadline, .. } => {
                 *deadline = deadline.map(|deadline| deadline.max(now + by));
-                slot.extended_to = slot.extended_to.max(Some(now + by));
+                slot.readiness.extended_to = slot.readiness.extended_to.max(Some(now + by));
             }
             State::Stopping(escalation) if !is_quick => escalation.extend(now + by),
             _ => return,
@@ -103,23 +103,23 @@ impl Slots {
         let (watch, trial) = (self.settings.watch, self.settings.trial);
         let deadline_anew = self.ready_deadline(worker, now);
         let Some(slot) = self.slot_of(worker) else { return };
-        let is_first = !std::mem::replace(&mut slot.listens, true);
+        let is_first = !std::mem::replace(&mut slot.readiness.listens, true);
         if matches!(slot.state, State::Ready { .. }) {
-            slot.serves.get_or_insert(now);
+            slot.readiness.serves.get_or_insert(now);
         }
         if !is_first || !matches!(watch, Watch::IfItListens | Watch::IfSeeable) {
             return;
         }
-        slot.listened = true;
+        slot.readiness.listened = true;
         let withdrawn = matches!(slot.state, State::Ready { unproven: Some(until) } if trial || now < until);
         actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn }));
         let look = Some(Watched::by_looks(now));
         match slot.state {
-            State::Starting { deadline, look: None, .. } if !slot.shown.accepting => {
+            State::Starting { deadline, look: None, .. } if !slot.readiness.shown.accepting => {
                 slot.state = State::Starting { deadline, look, probe: None };
             }
             State::Ready { .. } if withdrawn => {
-                slot.proven = None;
+                slot.readiness.proven = None;
                 slot.state = State::Starting { deadline: deadline_anew, look, probe: None };
             }
             _ => {}
@@ -134,14 +134,14 @@ impl Slots {
         if look.is_none() || (slot.suspended && sight == Sight::Accepting) {
             return;
         }
-        slot.shown.note(sight, patience, now);
-        match (slot.shown.accepting, slot.shown.hidden) {
+        slot.readiness.shown.note(sight, patience, now);
+        match (slot.readiness.shown.accepting, slot.readiness.shown.hidden) {
             (true, _) => *look = None,
             // What was asked of it while it was hidden may have been answered by another.
             (false, None) => *probe = None,
             (false, Some(_)) => {}
         }
-        if let Some(why) = slot.shown.unreported() {
+        if let Some(why) = slot.readiness.shown.unreported() {
             actions.push(Action::Report(Report::Unseeable { slot: worker.slot, why: why.to_string() }));
         }
         self.go_on(worker, now, actions);
@@ -165,13 +165,13 @@ impl Slots {
         let Settings { notify, probe: is_probed, watch, .. } = self.settings;
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
-        let unseeable = slot.shown.hidden.is_some() && watch != Watch::Always;
+        let unseeable = slot.readiness.shown.hidden.is_some() && watch != Watch::Always;
         if look.is_some() && !unseeable {
             return;
         }
         if is_probed {
             probe.get_or_insert(Watched::by_probes(now));
-        } else if !slot.suspended && (slot.shown.accepting || slot.notified || !notify) {
+        } else if !slot.suspended && (slot.readiness.shown.accepting || slot.readiness.notified || !notify) {
             self.become_ready(worker, now, actions);
         }
     }
@@ -180,15 +180,16 @@ impl Slots {
         let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
         let is_probed = self.settings.probe;
         let Some(slot) = self.slot_of(worker) else { return };
-        let (seen, visible) = (slot.shown.accepting, slot.shown.hidden.is_none());
-        let unproven = slot.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
+        let (seen, visible) = (slot.readiness.shown.accepting, slot.readiness.shown.hidden.is_none());
+        let unproven = slot.readiness.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
         slot.unready = 0;
-        let has_shown = seen || slot.notified || is_probed;
-        slot.proven = slot.executed.map(|executed| if has_shown { now } else { executed + bake });
+        let has_shown = seen || slot.readiness.notified || is_probed;
+        slot.readiness.proven = slot.readiness.executed.map(|executed| if has_shown { now } else { executed + bake });
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
-        let is_measured = seen || slot.listens || (watch == Watch::No && (is_probed || slot.notified));
-        slot.serves = is_measured.then_some(now);
-        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.notified, seen }));
+        let is_measured =
+            seen || slot.readiness.listens || (watch == Watch::No && (is_probed || slot.readiness.notified));
+        slot.readiness.serves = is_measured.then_some(now);
+        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.readiness.notified, seen }));
         match seen || !visible || !has_listener {
             true => self.suspects.remove(worker),
             false => self.suspects.add(worker, None, now),
@@ -199,7 +200,7 @@ impl Slots {
     /// A process that has left its worker has none.
     pub fn may_listen(&self, worker: Option<Worker>, since: Instant, now: Instant) -> bool {
         let slot = worker.and_then(|worker| self.slots.get(worker.slot as usize).filter(|it| it.life == worker.life));
-        let is_proven = |slot: &Slot| slot.serves.is_some() || slot.notified;
+        let is_proven = |slot: &Slot| slot.readiness.serves.is_some() || slot.readiness.notified;
         match slot {
             Some(Slot { state: State::Executing { .. } | State::Starting { .. }, .. }) => true,
             Some(slot @ Slot { state: State::Ready { .. }, .. }) if is_proven(slot) => now < since + BEFORE_LISTEN,
@@ -211,7 +212,8 @@ impl Slots {
     /// Whether a worker has served for so long that its start is over: what it opens now is for itself.
     pub fn serves_for_long(&self, worker: Worker, now: Instant) -> bool {
         let slot = self.slots.get(worker.slot as usize).filter(|slot| slot.life == worker.life);
-        let serves = slot.filter(|slot| matches!(slot.state, State::Ready { .. })).and_then(|slot| slot.serves);
+        let serves =
+            slot.filter(|slot| matches!(slot.state, State::Ready { .. })).and_then(|slot| slot.readiness.serves);
         serves.is_some_and(|since| now >= since + self.settings.tuning.pace.healthy_after)
     }
 

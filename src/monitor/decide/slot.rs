@@ -63,29 +63,36 @@ pub(super) struct Slot {
     pub(super) retiring: bool,
     /// Whether its next worker is asked for, and is no respawn.
     pub(super) is_anew: bool,
-    pub(super) notified: bool,
-    /// When its program began.
-    pub(super) executed: Option<Instant>,
-    /// Whether this worker listens on a shared port, and whether one before it did.
-    pub(super) listens: bool,
-    pub(super) listened: bool,
-    /// Since when this worker serves: it is ready, and has shown that by more than being alive.
-    pub(super) serves: Option<Instant>,
     /// Whether a signal has stopped the worker, and when that was last told.
     pub(super) suspended: bool,
     pub(super) suspension_told: Option<Instant>,
+    /// Number of workers since the last ready one that were not ready in time.
+    pub(super) unready: u32,
+    pub(super) readiness: Readiness,
+    pub(super) backoff: Backoff,
+    /// Why the worker is being ended, where it is not for a stop.
+    pub(super) ended_for: Option<Cause>,
+}
+
+/// How far the worker of a slot has shown that it is ready.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Readiness {
+    pub(super) notified: bool,
+    /// When its program began.
+    pub(super) executed: Option<Instant>,
+    /// Whether this worker listens on a shared port.
+    pub(super) listens: bool,
+    /// Whether an earlier worker of this slot listened on a shared port.
+    pub(super) listened: bool,
+    /// Since when this worker serves: it is ready, and has shown that by more than being alive.
+    pub(super) serves: Option<Instant>,
     /// Whether it accepts, as far as looks have shown.
     pub(super) shown: Shown,
     /// Until when at least it may take to be ready, by its own word.
     pub(super) extended_to: Option<Instant>,
-    /// Number of workers since the last ready one that were not ready in time.
-    pub(super) unready: u32,
-    pub(super) backoff: Backoff,
     /// From when on its worker counts as one that had become ready, should it die: of one that nobody waits for to be
     /// seen, or told, once it has lived through the bake.
     pub(super) proven: Option<Instant>,
-    /// Why the worker is being ended, where it is not for a stop.
-    pub(super) ended_for: Option<Cause>,
 }
 
 impl Slot {
@@ -98,18 +105,11 @@ impl Slot {
             respawns: 0,
             retiring: false,
             is_anew: false,
-            notified: false,
-            executed: None,
-            listens: false,
-            listened: false,
-            serves: None,
             suspended: false,
             suspension_told: None,
-            shown: Shown::default(),
-            extended_to: None,
             unready: 0,
+            readiness: Readiness::default(),
             backoff: Backoff::default(),
-            proven: None,
             ended_for: None,
         }
     }

@@ -175,14 +175,14 @@ impl Slots {
         slot.retiring = false;
         slot.is_anew = false;
         slot.since = now;
-        slot.notified = false;
-        slot.executed = None;
-        slot.listens = false;
-        slot.serves = None;
+        slot.readiness.notified = false;
+        slot.readiness.executed = None;
+        slot.readiness.listens = false;
+        slot.readiness.serves = None;
         (slot.suspended, slot.suspension_told) = (false, None);
-        slot.shown = Shown::default();
-        slot.extended_to = None;
-        slot.proven = None;
+        slot.readiness.shown = Shown::default();
+        slot.readiness.extended_to = None;
+        slot.readiness.proven = None;
         slot.state = State::Executing { deadline: now + LONGEST_EXEC };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
@@ -217,7 +217,7 @@ impl Slots {
         }
         let count = self.slots.len();
         let Some(slot) = self.slots.get_mut(worker.slot as usize) else { return };
-        let was_ready = slot.proven.is_some_and(|since| since <= now);
+        let was_ready = slot.readiness.proven.is_some_and(|since| since <= now);
         let mut delay = slot.backoff.after(lived, was_ready, pace, random);
         if delay.is_zero() && !trial {
             delay = self.at_once.wait(count, now);
@@ -241,7 +241,7 @@ impl Slots {
             match &mut slot.state {
                 State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
                 // The first try of its slot: there was no other on trial.
-                State::Starting { deadline, .. } => *deadline = Some(now + timeout).max(slot.extended_to),
+                State::Starting { deadline, .. } => *deadline = Some(now + timeout).max(slot.readiness.extended_to),
                 _ => {}
             }
         }
@@ -287,10 +287,10 @@ impl Slots {
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
                 slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
-                let began = slot.executed.filter(|_| slot.extended_to.is_some());
+                let began = slot.readiness.executed.filter(|_| slot.readiness.extended_to.is_some());
                 let time = began.map_or(time, |began| now.saturating_duration_since(began));
                 slot.unready = slot.unready.saturating_add(1);
-                slot.ended_for = Some(match (slot.shown.hidden, slot.shown.helper_hidden) {
+                slot.ended_for = Some(match (slot.readiness.shown.hidden, slot.readiness.shown.helper_hidden) {
                     (Some(why), _) if self.settings.watch == Watch::Always => Cause::NotSeen(time, why.to_string()),
                     (None, Some(why)) => Cause::NotSeen(time, why.of_helper()),
                     _ => Cause::NotReady(time),
