@@ -2,30 +2,21 @@
 //!
 //! Besides `worker::spawn` this is the only room with `unsafe` in it. Nothing here decides anything.
 
-pub mod credentials;
 pub mod descriptors;
-pub mod epoll_sets;
 pub mod errno;
 pub mod file_id;
 pub mod memfd;
-pub mod other_process;
-mod outlet;
-pub mod output;
-pub mod packets;
-pub mod pidfd;
 pub mod poller;
-pub mod printable;
-pub mod processes;
-pub mod reuseport;
-pub mod seccomp;
 pub mod signals;
-pub mod socket_options;
-pub mod stderr;
-pub mod stdout;
-pub mod terminal;
 pub mod trim_memory;
-pub mod unix_paths;
-pub mod unix_queue;
+
+mod printing;
+mod process;
+mod socket;
+
+pub use printing::{output, printable, stderr, stdout, terminal};
+pub use process::{credentials, epoll_sets, other_process, pidfd, processes, seccomp};
+pub use socket::{packets, reuseport, socket_options, unix_paths, unix_queue};
 
 /// For tests: tries until `attempt` gives something, which comes by itself.
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use super::errno::words;
+use crate::sys::errno::words;
 
 /// Writes `text` as a whole. A reader that is gone has read enough; any other error, as of a full disk, is a line.
 pub fn show(text: &str) -> Result<(), String> {

@@ -11,7 +11,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::other_process::descriptor_of;
+use crate::sys::process::other_process::descriptor_of;
 
 /// An epoll set that watches the descriptor, and how.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use rustix::process::WaitOptions;
 
-use super::descriptors::adopt;
-use super::processes::{Forked, fork};
+use crate::sys::descriptors::adopt;
+use crate::sys::process::processes::{Forked, fork};
 
 /// The architecture whose call numbers the filter compares. Calls of other architectures pass.
 #[cfg(target_arch = "x86_64")]

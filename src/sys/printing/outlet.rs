@@ -18,15 +18,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::write;
 
-use super::descriptors::{Kind, kind, open_anew};
-use super::signals::interrupted_after;
+use crate::sys::descriptors::{Kind, kind, open_anew};
+use crate::sys::signals::interrupted_after;
 
 /// Longest wait of a write that others made wait after our look. Only where no description of our own can be had.
 const MAX_WRITE_TIME: Duration = Duration::from_millis(10);
 
 /// Where to write, and what is left of the last write.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(in crate::sys) struct Outlet {
     to: OwnedFd,
     way: Way,
     rest: Vec<u8>,
@@ -44,7 +44,7 @@ enum Way {
 
 impl Outlet {
     /// Finds the best way to write to what `fd` leads to now, whatever `fd` becomes later.
-    pub(super) fn open(fd: BorrowedFd<'_>) -> io::Result<Outlet> {
+    pub(in crate::sys) fn open(fd: BorrowedFd<'_>) -> io::Result<Outlet> {
         let shared = |way| Ok(Outlet { to: fd.try_clone_to_owned()?, way, rest: Vec::new() });
         match kind(fd) {
             Kind::Pipe | Kind::Terminal => match open_anew(fd, OFlag::O_WRONLY) {
@@ -58,12 +58,12 @@ impl Outlet {
     }
 
     /// Whether the last write was only begun.
-    pub(super) fn has_rest(&self) -> bool {
+    pub(in crate::sys) fn has_rest(&self) -> bool {
         !self.rest.is_empty()
     }
 
     /// Writes the rest of the last write. False where some is left.
-    pub(super) fn finish(&mut self) -> bool {
+    pub(in crate::sys) fn finish(&mut self) -> bool {
         let rest = std::mem::take(&mut self.rest);
         let written = if rest.is_empty() { Ok(0) } else { self.put(&rest) };
         match written {
@@ -77,7 +77,7 @@ impl Outlet {
 
     /// Writes `bytes`, of which a part may be left for [`Outlet::finish`]; only once there is no rest. False where nothing
     /// was written.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> bool {
+    pub(in crate::sys) fn write(&mut self, bytes: &[u8]) -> bool {
         match self.put(bytes) {
             Err(_) => false,
             Ok(count) => {
@@ -117,8 +117,8 @@ mod tests {
     use nix::pty::openpty;
     use nix::unistd::pipe;
 
-    use super::super::soon;
     use super::*;
+    use crate::sys::soon;
 
     /// A terminal makes room by and by, from a thread of the kernel's: full is what stays full for this long.
     const STAYS: u16 = 50;

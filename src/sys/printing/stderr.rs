@@ -10,11 +10,11 @@ use env_logger::Target;
 use log::{Level, LevelFilter};
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
-use super::descriptors::{Kind, kind};
-use super::file_id::FileId;
 use super::outlet::Outlet;
-use super::poller::Poller;
-use super::printable;
+use crate::sys::descriptors::{Kind, kind};
+use crate::sys::file_id::FileId;
+use crate::sys::poller::Poller;
+use crate::sys::printing::printable;
 
 /// A pipe that can be written to takes at least this many bytes at once (PIPE_BUF), so a longer line is cut.
 const MAX_LINE_BYTES: usize = 4096;

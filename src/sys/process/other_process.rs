@@ -11,8 +11,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use rustix::fs::getxattr;
 
-use super::pidfd::PidFd;
-use super::processes::children_in;
+use crate::sys::process::pidfd::PidFd;
+use crate::sys::process::processes::children_in;
 
 /// Descriptors and threads that one search through many processes may look at.
 const MAX_STEPS: u32 = 4096;

@@ -114,8 +114,8 @@ mod tests {
 
     use nix::sys::socket::*;
 
-    use super::super::soon;
     use super::*;
+    use crate::sys::soon;
 
     fn group(count: usize, kind: SockType) -> (Vec<OwnedFd>, u16) {
         let mut sockets: Vec<OwnedFd> = Vec::new();
@@ -139,7 +139,7 @@ mod tests {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let spread = |count: usize| {
             let clients: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
-            let queued = |fd: &OwnedFd| super::super::socket_options::accept_queue(fd).unwrap().unwrap().0;
+            let queued = |fd: &OwnedFd| crate::sys::socket::socket_options::accept_queue(fd).unwrap().unwrap().0;
             // The last step of a handshake may come after its client has gone on.
             let counts: Vec<u32> = soon(|| {
                 let counts: Vec<u32> = sockets.iter().map(queued).collect();
@@ -171,7 +171,7 @@ mod tests {
             steer(&sockets[3], &[place]).unwrap();
             let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
             let queued = |fd: &OwnedFd| {
-                super::super::socket_options::accept_queue(fd).unwrap().is_some_and(|(some, _)| some > 0)
+                crate::sys::socket::socket_options::accept_queue(fd).unwrap().is_some_and(|(some, _)| some > 0)
             };
             let found = soon(|| sockets.iter().position(queued));
             drop(TcpListener::from(sockets[found].try_clone().unwrap()).accept().unwrap());

@@ -18,8 +18,8 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, dup2_stderr, dup2_stdout, fchown, geteuid};
 use serde::{Deserialize, Serialize};
 
-use super::descriptors::{Kind, kind, open_anew};
-use super::errno::words;
+use crate::sys::descriptors::{Kind, kind, open_anew};
+use crate::sys::errno::words;
 
 /// The file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
 const PIPES: FsType = FsType(0x5049_5045);

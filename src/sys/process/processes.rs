@@ -13,8 +13,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 use rustix::process::WaitOptions;
 
-use super::errno::words;
-use super::printable;
+use crate::sys::errno::words;
+use crate::sys::printing::printable;
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

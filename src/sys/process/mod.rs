@@ -1,0 +1,8 @@
+//! Processes: our own, our children, and what /proc shows of others.
+
+pub mod credentials;
+pub mod epoll_sets;
+pub mod other_process;
+pub mod pidfd;
+pub mod processes;
+pub mod seccomp;

@@ -1,0 +1,7 @@
+//! Socket options and messages.
+
+pub mod packets;
+pub mod reuseport;
+pub mod socket_options;
+pub mod unix_paths;
+pub mod unix_queue;
