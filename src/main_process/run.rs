@@ -18,7 +18,7 @@ use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report};
 use crate::control::operator::server;
-use crate::sys::trim_memory::Trimming;
+use crate::sys::trim_memory;
 use crate::sys::{memfd, processes, signals, stderr};
 
 /// Number of reports read from one monitor before the loop looks at anything else.
@@ -70,7 +70,6 @@ pub fn run(environment: Environment) -> anyhow::Result<u8> {
 
 impl Main {
     fn run(&mut self) -> io::Result<u8> {
-        let mut trimming = Trimming::default();
         loop {
             while let Some(event) = self.events.pop_front() {
                 self.count(&event);
@@ -120,7 +119,7 @@ impl Main {
             ];
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
-            let mut tokens = trimming.wait(&self.poller, deadline)?;
+            let mut tokens = trim_memory::wait(&self.poller, deadline)?;
             // Signals first: a worker that ended by a stop which reached main as well is no failure.
             tokens.sort_unstable();
             for token in tokens {

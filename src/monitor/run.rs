@@ -17,7 +17,7 @@ use crate::readiness::notify::Notification;
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
 use crate::sys::packets::Sender;
-use crate::sys::trim_memory::Trimming;
+use crate::sys::trim_memory;
 use crate::sys::{processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
@@ -78,7 +78,6 @@ fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
 
 impl Monitor {
     fn run(&mut self) -> io::Result<()> {
-        let mut trimming = Trimming::default();
         loop {
             while let Some(event) = self.events.pop_front() {
                 let actions = self.state.on(Instant::now(), event);
@@ -99,7 +98,7 @@ impl Monitor {
             let calls = self.sockets.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
             let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
-            let mut tokens = trimming.wait(&self.poller, deadlines.into_iter().flatten().min())?;
+            let mut tokens = trim_memory::wait(&self.poller, deadlines.into_iter().flatten().min())?;
             // Who has ended may have said something before: it is heard while it is still known who that was.
             tokens.sort_by_key(|token| *token == SIGNALS);
             for token in tokens {

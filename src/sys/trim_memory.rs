@@ -15,37 +15,17 @@ use super::poller::Poller;
 /// A burst of work is over if nothing happens for this long.
 const LULL: Duration = Duration::from_millis(100);
 
-/// Wake-ups after which trimming pays. After fewer, mapping the pages again costs more.
-const MIN_WAKE_UPS: u32 = 4;
-
-/// When a process trims its memory: in the first lull after some wake-ups.
-#[derive(Debug)]
-pub struct Trimming {
-    wake_ups: u32,
-}
-
-impl Default for Trimming {
-    /// A start is work, too.
-    fn default() -> Trimming {
-        Trimming { wake_ups: MIN_WAKE_UPS }
-    }
-}
-
-impl Trimming {
-    /// Sleeps like [`Poller::wait`], and trims memory in a lull on the way. Then it goes on sleeping at once: another turn of
-    /// the caller's loop would map its text again.
-    pub fn wait(&mut self, poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
-        if deadline.is_none() && self.wake_ups >= MIN_WAKE_UPS {
-            let ready = poller.wait(Some(Instant::now() + LULL))?;
-            if !ready.is_empty() {
-                return Ok(ready);
-            }
-            release_text();
-            self.wake_ups = 0;
+/// Sleeps like [`Poller::wait`], and trims memory in the first lull after a burst of work: a single message maps 1 MB of text
+/// again. After that it goes on sleeping at once, as another turn of the caller's loop would do the same.
+pub fn wait(poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
+    if deadline.is_none() {
+        let ready = poller.wait(Some(Instant::now() + LULL))?;
+        if !ready.is_empty() {
+            return Ok(ready);
         }
-        self.wake_ups = self.wake_ups.saturating_add(1);
-        poller.wait(deadline)
+        release_text();
     }
+    poller.wait(deadline)
 }
 
 fn release_text() {
