@@ -18,11 +18,6 @@ pub(crate) const STDERR: u64 = 1;
 /// Monitors' channels are watched under this token and higher ones.
 pub(crate) const FIRST_MONITOR: u64 = 16;
 
-/// Guarded TCP listeners are watched under this token and higher ones.
-pub(crate) const FIRST_GUARDED: u64 = 1 << 48;
-/// Guarded unix listeners are watched under this token and higher ones.
-pub(crate) const FIRST_GUARDED_UNIX: u64 = 1 << 52;
-
 /// The process that owns the listeners and starts the monitors.
 pub(crate) struct Main {
     pub(crate) environment: Environment,

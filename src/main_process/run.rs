@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use super::decide::Event;
 use super::decide::restart;
 use super::listeners::bind_at_start::Failure;
-use super::main::{FIRST_GUARDED, FIRST_GUARDED_UNIX, Main, SIGNALS, STDERR};
-use super::operators::inquiry::Inquiry;
+use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
+use super::main::{Main, SIGNALS, STDERR};
 use super::outside::daemon_parent::DaemonParent;
 use super::restart::take_over;
 use super::start::start;
@@ -100,22 +100,13 @@ impl Main {
                 .shares
                 .set_patience(self.configuration.plan.tuning.longest_start(self.configuration.plan.workers));
             stderr::rearm(&self.poller, STDERR);
-            let inquiry = self.operators.inquiry.as_ref().map(Inquiry::deadline);
-            let channels = self.children.channels().filter_map(|running| running.channel.deadline()).min();
             let deadline = [
                 self.state.deadline(),
-                inquiry,
-                channels,
-                self.listeners.shares.deadline(self.serving()),
-                self.operators.clients.server.deadline(),
-                self.operators.clients.deadline(),
+                self.children.deadline(),
+                self.listeners.deadline(self.serving()),
+                self.operators.deadline(),
                 self.outside.service_manager.deadline(),
-                self.listeners.guard.deadline(),
-                self.listeners.unix_guard.deadline(),
                 self.restarting.restart.deadline(),
-                self.listeners.per_worker.emptyings.deadline(),
-                self.planning_deadline(),
-                self.children.silence_deadline(),
             ];
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };

@@ -157,7 +157,11 @@ fn the_state_of_an_older_build_is_taken_over() {
     }
     let (panzer, port) = serving(2);
     let workers = panzer.workers();
-    let fields = ["document['file']", "document['plan']['env_files']", "document['plan']['handover']"];
+    let fields = [
+        "document['file']",
+        "document['configuration']['plan']['env_files']",
+        "document['configuration']['plan']['handover']",
+    ];
     let older = changed(&format!("del {}", fields.join(", ")));
     place(panzer.folder(), "older", older.as_bytes());
     switch(panzer.folder(), "older");
@@ -176,10 +180,10 @@ fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
     let workers = panzer.workers();
     let whole = fs::read(env!("CARGO_BIN_EXE_panzer")).unwrap();
     let newer = changed("document['version'] += 1; document['build'] = '7.0.0'");
-    let richer = changed("document['plan']['later'] = True; document['build'] = '7.0.0'");
+    let richer = changed("document['configuration']['plan']['later'] = True; document['build'] = '7.0.0'");
     let stranger = changed("document['children']['monitors'][0][1]['protocol'] += 1");
     let why_newer =
-        format!("the state that panzer 7.0.0 hands on has version 2, and panzer {VERSION} reads version 1; {HELP}");
+        format!("the state that panzer 7.0.0 hands on has version 3, and panzer {VERSION} reads version 2; {HELP}");
     let why_richer = format!("panzer {VERSION} cannot read what panzer 7.0.0 knows: unknown field `later`");
     let why_stranger = format!(
         "the monitor of generation 1 speaks version 3 of the protocol, and panzer {VERSION} speaks versions 1 to 2; \

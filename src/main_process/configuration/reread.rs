@@ -94,11 +94,6 @@ impl Main {
         Ok(())
     }
 
-    /// When what hangs is given up. How long a generation may be planned is the state's to decide.
-    pub(crate) fn planning_deadline(&self) -> Option<Instant> {
-        self.children.reread_deadline()
-    }
-
     pub(crate) fn give_up_hanging_plan(&mut self, now: Instant) {
         let hangs =
             |planner: &&mut Planner| planner.wanted && planner.purpose == Purpose::Reread && planner.until <= now;

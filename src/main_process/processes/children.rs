@@ -352,6 +352,12 @@ impl Children {
         self.monitors.iter().filter(|(_, running)| due(running)).map(|(monitor, _)| *monitor).collect()
     }
 
+    /// When a channel, a planner or a silent monitor needs attention.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let channels = self.monitors.values().filter_map(|running| running.channel.deadline());
+        channels.chain(self.reread_deadline()).chain(self.silence_deadline()).min()
+    }
+
     /// Whether there is more to be reaped, or looked at, at once.
     pub(crate) fn is_behind(&self) -> bool {
         self.reaps_on || self.unmet.is_some()

@@ -5,36 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::Plan;
 use crate::control::environment::OWN_IMAGE;
 use crate::control::monitor::messages;
 use crate::main_process::decide::Generations;
-use crate::main_process::decide::queue_emptying::Emptyings;
-use crate::main_process::decide::shared_ports::Shares;
-use crate::main_process::listeners::guard::tcp;
-use crate::main_process::listeners::guard::unix;
-use crate::main_process::listeners::held;
-use crate::main_process::operators::clients;
-use crate::main_process::operators::counters::Counters;
-use crate::main_process::outside::ack_paths::AckPaths;
-use crate::main_process::outside::pid_file;
-use crate::main_process::outside::service_manager;
 use crate::main_process::processes::children;
+use crate::main_process::{configuration, listeners, operators, outside};
 use crate::sys::descriptors::FIRST;
-use crate::sys::output::TerminalRights;
-use crate::worker::program::Fingerprint;
 
 /// The version of this document; [`crate::carry`] says when it goes up.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The oldest version that this build still reads.
-const OLDEST: u32 = 1;
+const OLDEST: u32 = 2;
 
 /// The build that this is.
 pub(crate) fn build() -> &'static str {
@@ -72,62 +59,23 @@ impl BuildFile {
     }
 }
 
-/// Everything that is not made anew.
+/// Everything that is not made anew, each room's by itself.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Carried {
     pub(crate) version: u32,
     /// The build that wrote it.
     pub(crate) build: String,
-    /// Its file.
-    #[serde(default)]
+    /// The file of that build.
     pub(crate) file: Option<BuildFile>,
-    pub(crate) plan: Plan,
-    /// What each generation runs by.
-    pub(crate) plans: BTreeMap<u32, Plan>,
-    pub(crate) had_terminal: bool,
-    #[serde(default)]
-    pub(crate) terminal_rights: TerminalRights,
-    /// Whether HUP is left to whoever had it ignored.
-    pub(crate) ignores_hang_up: bool,
-    pub(crate) pid_file: pid_file::Carried,
-    pub(crate) held: Vec<held::Carried>,
-    /// The queues of so many slots get what is new.
-    pub(crate) active: u32,
-    pub(crate) emptyings: Emptyings,
-    pub(crate) shares_ports: bool,
-    pub(crate) shares: Shares<RawFd>,
-    pub(crate) too_many_told: bool,
-    pub(crate) guard: Vec<tcp::Carried>,
-    pub(crate) dead: BTreeMap<u64, unix::Dead>,
-    #[serde(default)]
-    pub(crate) unix_queues: BTreeMap<u64, u32>,
-    pub(crate) ack_paths: AckPaths,
-    pub(crate) children: children::Carried,
-    pub(crate) found: BTreeMap<u32, Found>,
-    pub(crate) manager_told: service_manager::Told,
-    pub(crate) told_on_stderr: bool,
     /// Number of messages that stderr did not take, and that nobody was told of.
-    #[serde(default)]
     pub(crate) lost_messages: u64,
-    pub(crate) dumps: bool,
-    pub(crate) operators: clients::Carried,
-    pub(crate) counters: Counters,
+    pub(crate) children: children::Carried,
+    pub(crate) listeners: listeners::Carried,
+    pub(crate) configuration: configuration::Carried,
+    pub(crate) operators: operators::Carried,
+    pub(crate) outside: outside::Carried,
     pub(crate) state: Generations,
-}
-
-/// What a generation's first monitor found.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Found {
-    pub(crate) directory: RawFd,
-    pub(crate) program: RawFd,
-    pub(crate) findings: RawFd,
-    #[serde(with = "crate::config::text::path")]
-    pub(crate) path: PathBuf,
-    pub(crate) other_user: Option<u32>,
-    #[serde(default)]
-    pub(crate) fingerprint: Fingerprint,
 }
 
 /// Writes the version and the build that every document begins with.
@@ -184,11 +132,16 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Carried, String> {
 /// A field of a plan that is not known here: as what is tuned is flattened into plans, serde cannot refuse it.
 fn unknown_in_plans(bytes: &[u8], carried: &Carried) -> Option<String> {
     #[derive(Deserialize)]
+    struct Document {
+        configuration: Plans,
+    }
+    #[derive(Deserialize)]
     struct Plans {
         plan: Map<String, Value>,
         plans: BTreeMap<u32, Map<String, Value>>,
     }
-    let Plans { plan, plans } = serde_json::from_slice(bytes).ok()?;
+    let Document { configuration: Plans { plan, plans } } = serde_json::from_slice(bytes).ok()?;
+    let carried = &carried.configuration;
     let written = std::iter::once(plan).chain(plans.into_values());
     let read = std::iter::once(&carried.plan).chain(carried.plans.values());
     written.zip(read).find_map(|(written, read)| {
@@ -211,13 +164,8 @@ impl Carried {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut all: Vec<RawFd> = self.held.iter().map(|held| held.listener.fd).collect();
-        all.extend(self.shares.held().map(|(_, &fd)| fd));
-        all.extend(self.found.values().flat_map(|found| [found.directory, found.program, found.findings]));
-        all.extend(self.children.descriptors());
-        all.extend(self.operators.server.descriptors());
-        all.extend(self.guard.iter().map(|guarded| guarded.fd));
-        all.push(self.pid_file.fd);
-        all
+        let rooms = self.listeners.descriptors().chain(self.configuration.descriptors());
+        let people = self.operators.descriptors().chain([self.outside.descriptor()]);
+        rooms.chain(self.children.descriptors()).chain(people).collect()
     }
 }

@@ -16,7 +16,6 @@ use super::document::{self, BuildFile, Carried, build};
 use super::preflight::{NextBuild, Preflight};
 use crate::config::text::c_string;
 use crate::control::operator::requests::Outcome;
-use crate::main_process::configuration::Release;
 use crate::main_process::decide::restart::{Action, Event};
 use crate::main_process::main::Main;
 use crate::sys::descriptors::{Kept, set_inherited};
@@ -87,7 +86,7 @@ impl Main {
     fn end_restart(&mut self, why: &str) {
         self.restarting.next_build = None;
         self.operators.clients.restarted(Outcome::refused(why));
-        if self.operators.told_on_stderr || self.operators.dumps || self.operators.clients.want_status() {
+        if self.operators.want_status() {
             self.inquire();
         }
     }
@@ -130,41 +129,16 @@ impl Main {
 
     fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> io::Result<Carried> {
         let (version, build) = document::head();
-        let (dead, unix_queues) = self.listeners.unix_guard.carry();
-        let mut found = |(generation, found): (&u32, &'a Release)| {
-            let (directory, program) = (kept.keep(&found.directory), kept.keep(&found.program));
-            let findings = kept.keep(&found.findings);
-            let (path, other_user, fingerprint) = (found.path.clone(), found.other_user, found.fingerprint.clone());
-            (*generation, document::Found { directory, program, findings, path, other_user, fingerprint })
-        };
         Ok(Carried {
             version,
             build,
             file: BuildFile::own(),
-            plan: self.configuration.plan.clone(),
-            plans: self.configuration.plans.clone(),
-            had_terminal: self.outside.had_terminal,
-            terminal_rights: self.outside.terminal_rights,
-            ignores_hang_up: self.outside.ignores_hang_up,
-            found: self.configuration.found.iter().map(&mut found).collect(),
-            pid_file: self.outside.pid_file.carry(kept),
-            held: self.listeners.held.carry(kept),
-            active: self.listeners.per_worker.active,
-            emptyings: self.listeners.per_worker.emptyings.clone(),
-            shares_ports: self.listeners.shares_ports,
-            shares: self.listeners.shares.with_sockets(|socket| Ok::<_, io::Error>(kept.keep(socket)))?,
-            too_many_told: self.listeners.too_many_told,
-            guard: self.listeners.guard.carry(kept),
-            dead,
-            unix_queues,
-            ack_paths: self.outside.ack_paths.clone(),
-            children: self.children.carry(kept),
-            manager_told: self.outside.service_manager.told(),
-            told_on_stderr: self.operators.told_on_stderr,
             lost_messages: stderr::lost(),
-            dumps: self.operators.dumps,
-            operators: self.operators.clients.carry(kept),
-            counters: self.operators.counters.clone(),
+            children: self.children.carry(kept),
+            listeners: self.listeners.carry(kept)?,
+            configuration: self.configuration.carry(kept),
+            operators: self.operators.carry(kept),
+            outside: self.outside.carry(kept),
             state: self.state.clone(),
         })
     }

@@ -82,7 +82,7 @@ fn what_a_retired_worker_leaves_goes_by_its_schedule() {
     let stubborn = WITH_DAEMON.replace("setsid sleep 1000", "setsid sh -c 'trap \"\" TERM; sleep 1000'");
     let panzer = Panzer::builder()
         .executable("app", &stubborn)
-        .args(["-w", "2", "--bake", "300ms", "--stop", "TERM/1h/KILL", "--retire", "TERM/50ms/KILL", "./app"])
+        .args(["-w", "2", "--bake", "300ms", "--stop", "TERM/1h/KILL", "--retire", "TERM/2s/KILL", "./app"])
         .start();
     panzer.wait_serving();
     let daemons = [0, 1].map(|slot| noted_pid(&panzer, &format!("daemon-{slot}")));
