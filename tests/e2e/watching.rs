@@ -286,7 +286,8 @@ fn nobody_is_looked_at_once_all_are_ready() {
     let before = switches();
     let until = now() + Duration::from_secs(2);
     eventually(SOON, "two seconds have passed", || now() >= until);
-    // The answer to the question above may have been under way; looks would have been thirty.
-    assert!(switches() - before <= 2, "an idle monitor never wakes");
+    // The answer to the question above may have been under way, and main asks twice what workers listen on, each with one
+    // more turn that trims memory; looks would have been thirty.
+    assert!(switches() - before < 10, "an idle monitor is not woken by looks");
     panzer.stop();
 }

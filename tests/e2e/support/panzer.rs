@@ -145,7 +145,11 @@ impl Builder {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // SAFETY: setsid and sigaction are async-signal-safe, and neither touches our memory.
         unsafe { command.pre_exec(lead_a_session) };
-        let mut child = command.spawn().expect("panzer can be executed");
+        // A child of another test may still have the file open that this test has just written.
+        let mut child = eventually_some(LIMIT, "panzer can be executed", || match command.spawn() {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+            spawned => Some(spawned.expect("panzer can be executed")),
+        });
         let stderr = Lines::collect(child.stderr.take().expect("stderr is a pipe"));
         let _limited = limit(child.id().cast_signed());
         Panzer {

@@ -157,7 +157,6 @@ impl Guard {
     /// Has queues looked at again some times from now on.
     pub(crate) fn look_again_after(&mut self, now: Instant) {
         self.looks = LOOKS.iter().rev().map(|pause| now + Duration::from_secs(*pause)).collect();
-        self.looks.retain(|_| !self.all.is_empty());
     }
 
     /// Whether main was woken to look at queues.
