@@ -161,7 +161,7 @@ fn on_trial_a_final_exit_is_a_failed_release() {
     panzer.expect_line("error: reload failed: generation 2: worker * exited with code 5; generation 1 serves on");
     // Only the new ones run this.
     fs::write(panzer.path("app.new"), "#!/bin/sh\nexit 5\n").unwrap();
-    fs::set_permissions(panzer.path("app.new"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    crate::support::set_mode(panzer.path("app.new"), 0o755);
     let before = panzer.workers();
     fs::rename(panzer.path("app.new"), panzer.path("app")).unwrap();
     panzer.reload_and_wait().unwrap_err();

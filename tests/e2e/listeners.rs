@@ -1,7 +1,7 @@
 //! Listeners are compared on reload: all that may be said of one can be said anew, and nobody who connects is lost.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -89,7 +89,7 @@ fn done(panzer: &Panzer, arguments: &[&str]) {
 fn fails_with(panzer: &Panzer, config: &str) {
     let replace = |content: &str| {
         fs::write(panzer.path("new"), content).unwrap();
-        fs::set_permissions(panzer.path("new"), fs::Permissions::from_mode(0o755)).unwrap();
+        crate::support::set_mode(panzer.path("new"), 0o755);
         fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
     };
     replace("#!/bin/sh\nexit 3\n");

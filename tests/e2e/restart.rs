@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Output;
 
@@ -40,7 +40,7 @@ fn place(folder: &Path, name: &str, bytes: &[u8]) {
     let directory = folder.join(name);
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("panzer"), bytes).unwrap();
-    fs::set_permissions(directory.join("panzer"), fs::Permissions::from_mode(0o755)).unwrap();
+    crate::support::set_mode(directory.join("panzer"), 0o755);
 }
 
 /// From now on panzer's path leads to the build in the folder `name`.

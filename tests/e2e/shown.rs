@@ -312,8 +312,7 @@ impl Page {
         let path = self.folder.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, self.here(content)).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&path, mode).unwrap();
+        crate::support::set_mode(&path, 0o755);
     }
 
     /// What the page shows, with the ports and paths that this folder has.

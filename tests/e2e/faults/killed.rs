@@ -1,7 +1,6 @@
 //! 1, 3, 4, 5: kill -9 of anybody.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
@@ -82,7 +81,7 @@ fn a_starting_monitor() {
     // Ready at once, and on trial for longer than this test takes.
     let slow = format!("#!/bin/sh\nexec sleep 1000\n# {}", server("bad"));
     fs::write(panzer.path("new"), slow).unwrap();
-    fs::set_permissions(panzer.path("new"), fs::Permissions::from_mode(0o755)).unwrap();
+    crate::support::set_mode(panzer.path("new"), 0o755);
     let bake = panzer.mark();
     fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
     panzer.signal(nix::sys::signal::Signal::SIGUSR1);

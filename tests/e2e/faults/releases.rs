@@ -11,11 +11,10 @@ use crate::support::{Builder, Panzer, free_port};
 
 /// Puts `releases/NAME/app` into the folder, which answers with NAME.
 fn release(folder: &Path, name: &str) {
-    use std::os::unix::fs::PermissionsExt;
     let directory = folder.join("releases").join(name);
     fs::create_dir_all(&directory).unwrap();
     fs::write(directory.join("app"), server(name)).unwrap();
-    fs::set_permissions(directory.join("app"), fs::Permissions::from_mode(0o755)).unwrap();
+    crate::support::set_mode(directory.join("app"), 0o755);
 }
 
 fn point(folder: &Path, name: &str) {

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "a tool box: not every tool is in use at every time")]
 
 mod descriptors;
+mod executables;
 mod output;
 mod panzer;
 mod patterns;
@@ -14,6 +15,7 @@ mod waiting;
 
 pub use crate::load::http::{Address, Response, get};
 pub use descriptors::descriptor_of;
+pub use executables::set_mode;
 pub use output::Mark;
 pub use panzer::{Builder, Panzer};
 pub use patterns::matches;

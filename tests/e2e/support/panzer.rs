@@ -16,6 +16,7 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::executables::set_mode;
 use super::output::{Lines, Mark};
 use super::patterns::{is_usual, matches};
 use super::processes::{Name, Process, descendants, kill_exactly, started_by};
@@ -115,7 +116,7 @@ impl Builder {
     /// Puts an executable file into its folder.
     pub fn executable(self, name: &str, content: &str) -> Builder {
         let builder = self.file(name, content);
-        fs::set_permissions(builder.folder().join(name), fs::Permissions::from_mode(0o755)).expect("the file is ours");
+        set_mode(builder.folder().join(name), 0o755);
         builder
     }
 
