@@ -23,6 +23,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("what joins the orphans after their KILL is stopped as well", orphans_that_join_late),
     ("a helper left behind during a stop does not outlast the stop", helper_left_during_a_stop),
     ("what an earlier worker left is known to be its when the monitor dies", helper_of_an_earlier_worker),
+    ("what a killed worker left gets its KILL also if the monitor is late", helper_that_is_met_late),
     ("what is told of a worker that is no more changes nothing", events_of_the_dead),
     ("reloads asked for during a reload run once afterwards", reloads_during_a_reload),
     ("a reload that fails leaves the serving generation alone", a_failed_reload),
@@ -118,6 +119,22 @@ fn helper_of_an_earlier_worker() -> Checked {
     world.pass(100)?;
     world.signal_main(main_state::Event::Stop(Urgency::Graceful));
     world.come_to_an_end()
+}
+
+/// The worker was given up between the news of what it had left and that of its end, and with it what was left.
+fn helper_that_is_met_late() -> Checked {
+    let leaves = Script { leaves_behind: Some(Reaction::Ignores), daemonizes: true, ..Script::tame() };
+    let mut world = world(1, "KILL", &[leaves]);
+    world.pass(4_000)?;
+    world.end(world.main.looping.process, Cause::Killed(9, false))?;
+    let worker = world.monitors[0].workers().next().unwrap();
+    while world.is_running(worker) {
+        world.step()?;
+    }
+    world.pause(Node::Monitor(0), Time::from_secs(12));
+    world.pass(20_000)?;
+    let left = world.kernel.running().count();
+    hold(left == 0, 6, || format!("{left} processes run on"))
 }
 
 /// A second monitor's orphan was counted among the first's, whose schedule was over, and lived for ever.

@@ -119,14 +119,17 @@ impl Slots {
 
     /// When to be woken if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        let slots = self.slots.iter().filter_map(|slot| match &slot.state {
+        let slots = (0..).zip(&self.slots).filter_map(|(index, slot)| match &slot.state {
             State::Waiting { until } => Some(self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, look, .. } => {
                 let look = look.and_then(|look| look.next).and_then(|next| self.looking.earliest(next));
                 deadline.iter().copied().chain(look).min()
             }
-            State::Stopping(escalation) => escalation.deadline().or_else(|| self.gives_up_at(escalation)),
+            State::Stopping(escalation) => {
+                let worker = Worker { slot: index, life: slot.life };
+                escalation.deadline().or_else(|| self.gives_up_at(worker, escalation))
+            }
             State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
         let probes = self.probes.values().map(|probe| probe.deadline);

@@ -112,9 +112,11 @@ impl Slots {
         });
     }
 
-    /// When a stop no longer waits for a worker that is being stopped so.
-    pub(super) fn gives_up_at(&self, escalation: &Escalation) -> Option<Instant> {
-        self.stopping.as_ref().and_then(|_| escalation.killed()).map(|killed| killed + LONGEST_DYING)
+    /// When a stop no longer waits for a worker that is being stopped so. One that has left something behind has ended,
+    /// and that is about to be told.
+    pub(super) fn gives_up_at(&self, worker: Worker, escalation: &Escalation) -> Option<Instant> {
+        let may_live = self.stopping.is_some() && !self.groups.contains_key(&worker);
+        escalation.killed().filter(|_| may_live).map(|killed| killed + LONGEST_DYING)
     }
 
     pub(super) fn escalate_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
@@ -128,8 +130,9 @@ impl Slots {
                 actions.push(Action::Note(Note::Escalated(worker, signal)));
             }
         }
-        if self.stopping.is_some() && escalation.killed().is_some_and(|killed| killed + LONGEST_DYING <= now) {
-            slot.state = State::Empty;
+        let State::Stopping(escalation) = &self.slots[index as usize].state else { return };
+        if self.gives_up_at(worker, escalation).is_some_and(|due| due <= now) {
+            self.slots[index as usize].state = State::Empty;
             actions.push(Action::GiveUp(worker));
         }
     }
