@@ -57,7 +57,7 @@ pub(super) struct Setting {
 
 /// The program as the file names it.
 #[derive(Debug, Default)]
-pub(super) struct Named {
+pub(super) struct ProgramFromFile {
     pub(super) program: Option<OsString>,
     pub(super) args: Vec<OsString>,
     pub(super) origin: Option<Origin>,
@@ -68,7 +68,7 @@ pub(super) struct Named {
 pub(super) struct Layers {
     pub(super) matches: ArgMatches,
     pub(super) settings: Vec<Setting>,
-    pub(super) named: Named,
+    pub(super) named: ProgramFromFile,
 }
 
 /// Reads and checks all three. `check` says what is wrong with the options of a command line, beyond what clap sees.
@@ -86,7 +86,7 @@ pub(super) fn gather(
     }
     let given = settings.iter().find(|setting| setting.id == "config").and_then(|setting| setting.values.first());
     let path = PathBuf::from(given.map_or(OsStr::new(DEFAULT_FILE), |path| path));
-    let mut named = Named::default();
+    let mut named = ProgramFromFile::default();
     match file::read(&path) {
         Err(why) => return Err(usage(format!("{}: {why}", path.display()))),
         Ok(None) if given.is_some() => {
@@ -203,9 +203,9 @@ impl Checker<'_> {
         Ok(settings)
     }
 
-    fn file(&self, document: &Document<'_>) -> Result<(Vec<Setting>, Named), Ending> {
+    fn file(&self, document: &Document<'_>) -> Result<(Vec<Setting>, ProgramFromFile), Ending> {
         let entries = file::parse(document.text).map_err(|wrong| document.wrong(wrong.place, &wrong.why))?;
-        let (mut settings, mut named, mut args_at) = (Vec::new(), Named::default(), None);
+        let (mut settings, mut named, mut args_at) = (Vec::new(), ProgramFromFile::default(), None);
         for entry in entries {
             let origin = Origin::File(document.path.to_owned(), entry.key.place.line);
             match (entry.key.text.as_str(), entry.value) {

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 
 use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
-use crate::config::identity::{self, Named, UserAndGroup};
+use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
 use crate::config::{EnvFile, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
 use crate::signals::{Action, On, Preset, described};
 
@@ -132,10 +132,10 @@ pub(super) struct Options {
 
     /// Group of the workers, if not the user's own
     #[arg(long, env = "PANZER_GROUP", value_name = "GROUP", allow_hyphen_values = true)]
-    pub(super) group: Option<Named>,
+    pub(super) group: Option<NameOrNumber>,
 
     /// File mode creation mask (umask) of the workers, as in 027
-    #[arg(long, env = "PANZER_UMASK", value_name = "OCTAL", allow_hyphen_values = true, value_parser = identity::umask)]
+    #[arg(long, env = "PANZER_UMASK", value_name = "OCTAL", allow_hyphen_values = true, value_parser = run_as::umask)]
     pub(super) umask: Option<u32>,
 
     /// Nice value of the workers, from -20 (highest priority) to 19 (lowest)

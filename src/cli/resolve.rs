@@ -11,8 +11,8 @@ use super::options::{Options, When};
 use super::refusal::{Ending, refusal, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
-use crate::config::identity::{Named, UserAndGroup};
-use crate::config::{self, Address, Identity, Listen, MAX_LISTENERS, Plan, SharePorts, Text, Tuning, Verbosity};
+use crate::config::run_as::{NameOrNumber, UserAndGroup};
+use crate::config::{self, Address, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::Habits;
 use crate::sockets::inherited::join;
 use crate::sys::errno::words;
@@ -121,15 +121,15 @@ impl Options {
 
 fn resolve_identity(
     user: Option<UserAndGroup>,
-    group: Option<Named>,
+    group: Option<NameOrNumber>,
     umask: Option<u32>,
     nice: Option<i32>,
-) -> Result<Identity, Ending> {
+) -> Result<RunAs, Ending> {
     let (user, users_group) = user.map_or((None, None), |both| (Some(both.user), both.group));
     if users_group.is_some() && group.is_some() {
         return Err(usage("the group is given twice, in --user and by --group; take one"));
     }
-    Ok(Identity { user, group: users_group.or(group), umask, nice })
+    Ok(RunAs { user, group: users_group.or(group), umask, nice })
 }
 
 fn check_count(listeners: usize) -> Result<(), Ending> {

@@ -11,7 +11,7 @@ use nix::net::if_::if_nametoindex;
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 
-use super::identity::{Named, octal};
+use super::run_as::{NameOrNumber, octal};
 
 use crate::sys::errno::words;
 
@@ -286,8 +286,8 @@ fn find_group(text: &str) -> Result<u32, String> {
 
 fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32>>) -> Result<u32, String> {
     let name = match text.parse() {
-        Ok(Named::Number(id)) => return Ok(id),
-        Ok(Named::Name(name)) => name,
+        Ok(NameOrNumber::Number(id)) => return Ok(id),
+        Ok(NameOrNumber::Name(name)) => name,
         Err(why) => return Err(format!("{kind} '{text}': {why}")),
     };
     match find(&name) {

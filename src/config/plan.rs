@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Listen;
 use super::handover::{Handover, ListenAs};
-use super::identity::Identity;
 use super::limits::DEFAULT_DRAINING;
 use super::placeholders;
+use super::run_as::RunAs;
 use super::share_ports::SharePorts;
 use super::text::Text;
 use super::tuning::Tuning;
@@ -42,7 +42,7 @@ pub struct Plan {
     pub env_files: Vec<EnvFile>,
     /// As whom, and how, workers run.
     #[serde(default)]
-    pub identity: Identity,
+    pub identity: RunAs,
     /// How many workers are kept.
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
@@ -67,7 +67,7 @@ pub struct Plan {
     /// How many workers beyond `workers` a reload may have at once.
     #[serde(default)]
     pub surge: Surge,
-    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    /// How many old generations may drain at once before the one that has drained for longest is escalated.
     #[serde(default = "usual_draining")]
     pub max_draining: u32,
     /// What this instance is called.

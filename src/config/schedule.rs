@@ -164,7 +164,7 @@ impl Escalation {
     }
 
     /// Goes over to the quick rest of the schedule, unless it is that far already.
-    pub fn hasten(&mut self, quick: &Schedule, now: Instant) {
+    pub fn escalate(&mut self, quick: &Schedule, now: Instant) {
         let begun = Escalation::begin(quick, now);
         let end = |escalation: &Escalation| -> Instant {
             let rest = &escalation.schedule.steps[escalation.next.min(escalation.schedule.steps.len() - 1)..];
@@ -264,15 +264,15 @@ mod tests {
     }
 
     #[test]
-    fn hastening_never_puts_off_the_end() {
+    fn escalating_never_puts_off_the_end() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let (full, quick) = (Schedule::default(), Schedule::default().quick());
         let mut early = Escalation::begin(&full, start);
         assert_eq!(early.signal_due(start), Some(Signal::SIGTERM));
-        early.hasten(&quick, after(1));
+        early.escalate(&quick, after(1));
         assert_eq!(early.signal_due(after(1)), Some(Signal::SIGINT));
-        early.hasten(&quick, after(3));
+        early.escalate(&quick, after(3));
         assert_eq!(early.deadline(), Some(after(6)));
     }
 }

@@ -61,7 +61,7 @@ impl Main {
                 }
             }
             Action::CloseListeners => {
-                self.children.hasten_silent(Instant::now());
+                self.children.shorten_silence(Instant::now());
                 self.listeners.guard.clear(&self.poller);
                 self.listeners.unix_guard.clear(&self.listeners.held, &self.poller);
                 self.give_up_emptying();

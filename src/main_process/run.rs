@@ -118,10 +118,10 @@ impl Main {
                     SIGNALS => self.take_signals(),
                     STDERR => stderr::catch_up(),
                     FIRST_GUARDED_UNIX.. => {
-                        self.listeners.unix_guard.changed(token, Instant::now(), &self.listeners.held, &self.poller);
+                        self.listeners.unix_guard.on_change(token, Instant::now(), &self.listeners.held, &self.poller);
                     }
                     FIRST_GUARDED.. => {
-                        let name = self.listeners.guard.hung_up(token, Instant::now(), &self.poller);
+                        let name = self.listeners.guard.on_hang_up(token, Instant::now(), &self.poller);
                         name.into_iter().for_each(|name| self.listeners.held.fell_silent(name));
                     }
                     server::LISTENER.. => self.operators.clients.server.on_ready(token, &self.poller, Instant::now()),
@@ -139,7 +139,7 @@ impl Main {
                 self.reap();
             }
             for (client, request) in self.operators.clients.server.requests(Instant::now()) {
-                self.asked(client, request);
+                self.on_request(client, request);
             }
             self.answer_inquiry();
             self.watch_over_listeners();
@@ -156,7 +156,7 @@ impl Main {
 
     /// The death of a worker on trial is a failed reload; of any other, a respawn.
     pub(crate) fn count(&mut self, event: &Event) {
-        if let Event::Told(monitor, Report::Died { cause, .. }) = event
+        if let Event::Reported(monitor, Report::Died { cause, .. }) = event
             && self.serving() == Some(monitor.generation)
         {
             self.operators.counters.respawned(cause);
@@ -169,7 +169,7 @@ impl Main {
             let Some(received) = self.signals.read() else { break };
             match received.signal {
                 Signal::SIGCHLD => reap = true,
-                _ => self.signalled(received),
+                _ => self.on_signal(received),
             }
         }
         if reap {

@@ -12,7 +12,7 @@ use crate::worker::cause::{Cause, signal_name};
 
 /// Whoever ends by a signal that panzer gets as well, as from a manager that signals all of a control group, has been
 /// stopped and has not crashed: main hears of its own within this time.
-const LONGEST_HOLD: Duration = Duration::from_millis(250);
+const MAX_HOLD: Duration = Duration::from_millis(250);
 
 /// Ends that may be part of a stop. They are logged once it is clear that they are not.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Held {
     }
 
     pub(crate) fn hold(&mut self, note: Note, pid: Option<i32>) {
-        self.0.push_back((Instant::now() + LONGEST_HOLD, note, pid));
+        self.0.push_back((Instant::now() + MAX_HOLD, note, pid));
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {

@@ -20,7 +20,7 @@ use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::dialects::WorkerContext;
 use crate::worker::environment::{arguments, probe_variables, variables};
-use crate::worker::spawn::{Command, Image, spawn};
+use crate::worker::spawn::{Image, NewProcess, spawn};
 
 impl Monitor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -87,7 +87,7 @@ impl Monitor {
         let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
         let place = self.place(worker, own.as_ref().unwrap_or(&self.talk.notify).name());
         let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
-        let command = Command {
+        let command = NewProcess {
             image: self.program.release.image(),
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
             environment: variables(plan, &self.program.common, place).map_err(Cause::CannotStart)?,
@@ -158,7 +158,7 @@ impl Monitor {
     fn start_probe(&mut self, worker: Worker, pid: Pid) -> Result<(), String> {
         let plan = &self.assignment.plan;
         let probe = plan.probe.as_deref().ok_or("there is none in the plan")?;
-        let command = Command {
+        let command = NewProcess {
             image: Image::Path(c"/bin/sh".to_owned()),
             arguments: ["sh", "-c", probe].map(|argument| text::c_string(argument.as_ref())).to_vec(),
             environment: probe_variables(

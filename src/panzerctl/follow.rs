@@ -9,14 +9,14 @@ use super::command_line::Options;
 use super::output::{print, write};
 use super::trouble::Trouble;
 use crate::config::duration;
-use crate::control::operator::requests::{Command, Counts, Line, Outcome, Progress, Request};
+use crate::control::operator::requests::{Counts, Line, Outcome, Progress, Request, Wanted};
 
 /// Sends `request` and follows it to its end.
 pub(super) fn follow(options: &Options, request: &Request) -> Result<(), Trouble> {
     let instance = choose(options)?;
     let overall = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut client = connect(&instance, request)?;
-    let stops = matches!(request.command, Command::Stop | Command::Exit) && !request.no_wait;
+    let stops = matches!(request.command, Wanted::Stop | Wanted::Exit) && !request.no_wait;
     // Opened before the answer comes: after the end of main, its pid may belong to another process.
     let main = stops.then(|| client.main()).flatten();
     // The first line comes at once; the next ones take as long as a release takes.
@@ -86,7 +86,7 @@ fn conclude(request: &Request, outcome: Outcome) -> Result<String, String> {
     }
     let generation = outcome.generation.unwrap_or_default();
     Ok(match (request.command, outcome.took_ms) {
-        (Command::Reload, Some(took)) => {
+        (Wanted::Reload, Some(took)) => {
             let took = duration::show(Duration::from_millis(took));
             let draining = outcome
                 .retiring
@@ -94,19 +94,19 @@ fn conclude(request: &Request, outcome: Outcome) -> Result<String, String> {
                 .map(|old| format!("; generation {old} still drains (reload --drained waits until it answers nobody)"));
             format!("generation {generation} serves after {took}{}", draining.unwrap_or_default())
         }
-        (Command::Reload, None) => format!("generation {generation} will follow"),
-        (Command::Drain, _) if !request.no_wait => "nothing drains any more".to_owned(),
-        (Command::Restart, _) => {
+        (Wanted::Reload, None) => format!("generation {generation} will follow"),
+        (Wanted::Drain, _) if !request.no_wait => "nothing drains any more".to_owned(),
+        (Wanted::Restart, _) => {
             let (before, now) = outcome.builds.unwrap_or_default();
             let file = outcome.build_file.map(|file| format!(" ({file})")).unwrap_or_default();
             format!("restarted in place: panzer {before} -> {now}{file}")
         }
-        (Command::Stop | Command::Exit, _) if outcome.exit_code.is_some() => "stopped".to_owned(),
-        (Command::Scale | Command::Quiet, _) => {
+        (Wanted::Stop | Wanted::Exit, _) if outcome.exit_code.is_some() => "stopped".to_owned(),
+        (Wanted::Scale | Wanted::Quiet, _) => {
             let (from, workers) = (outcome.from.unwrap_or_default(), outcome.workers.unwrap_or_default());
             format!("workers kept: {workers}, before: {from}")
         }
-        (Command::Signal, _) => {
+        (Wanted::Signal, _) => {
             let (signal, reached) =
                 (request.signal.as_deref().unwrap_or_default(), outcome.signalled.unwrap_or_default());
             let workers = if reached == 1 { "worker" } else { "workers" };

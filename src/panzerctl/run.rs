@@ -11,7 +11,7 @@ use super::output::print;
 use super::trouble::Trouble;
 use super::watch::watch;
 use super::{metrics, status};
-use crate::control::operator::requests::{Command as Wanted, Request};
+use crate::control::operator::requests::{Request, Wanted};
 use crate::sys::printable;
 
 /// The definition of the command line.

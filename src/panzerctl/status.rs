@@ -13,7 +13,7 @@ use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
 use super::trouble::Trouble;
 use super::usage::{Meter, Usages};
-use crate::control::operator::requests::{Command as Wanted, Request};
+use crate::control::operator::requests::{Request, Wanted};
 use crate::control::operator::status::Status;
 use crate::sys::unix_queue;
 

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgrou
 use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
-use crate::config::identity::Named;
+use crate::config::run_as::NameOrNumber;
 use crate::config::{self, Text};
 use crate::sys::errno::words;
 use crate::sys::{credentials, output};
@@ -69,7 +69,7 @@ struct Credentials {
 
 impl Identity {
     /// Looks up the user and group that `asked` names, as the system has them now.
-    pub fn resolve(asked: &config::Identity) -> Result<Identity, Cause> {
+    pub fn resolve(asked: &config::RunAs) -> Result<Identity, Cause> {
         let mut identity = Identity { umask: asked.umask, nice: asked.nice, ..Identity::default() };
         match (&asked.user, &asked.group) {
             (None, None) => {}
@@ -88,8 +88,8 @@ impl Identity {
                 let groups = user.as_ref().map_or_else(|| Ok(vec![gid]), |user| groups_of(user, gid))?;
                 let uid = match (&user, named) {
                     (Some(user), _) => user.uid.as_raw(),
-                    (None, Named::Number(number)) => *number,
-                    (None, Named::Name(_)) => return Err(no_such("user", named)),
+                    (None, NameOrNumber::Number(number)) => *number,
+                    (None, NameOrNumber::Name(_)) => return Err(no_such("user", named)),
                 };
                 identity.whom = Some(Credentials::new(format!("user {named}"), uid, gid, groups));
                 identity.name_in_environment(named, user);
@@ -98,7 +98,7 @@ impl Identity {
         Ok(identity)
     }
 
-    fn name_in_environment(&mut self, named: &Named, user: Option<User>) {
+    fn name_in_environment(&mut self, named: &NameOrNumber, user: Option<User>) {
         match user {
             Some(User { name, dir, shell, .. }) => {
                 let name = OsString::from(name);
@@ -241,12 +241,12 @@ fn are_ours(uid: u32, gid: u32, groups: &[u32]) -> bool {
     users.iter().all(|user| user.as_raw() == uid) && own.iter().all(|group| group.as_raw() == gid) && ours == groups
 }
 
-fn find_user(named: &Named) -> Result<Option<User>, Cause> {
+fn find_user(named: &NameOrNumber) -> Result<Option<User>, Cause> {
     match named {
-        Named::Number(number) => {
+        NameOrNumber::Number(number) => {
             User::from_uid(Uid::from_raw(*number)).map_err(|errno| cannot_find("user", named, errno))
         }
-        Named::Name(name) => match User::from_name(name) {
+        NameOrNumber::Name(name) => match User::from_name(name) {
             Ok(Some(user)) => Ok(Some(user)),
             Ok(None) => Err(no_such("user", named)),
             Err(errno) => Err(cannot_find("user", named, errno)),
@@ -254,10 +254,10 @@ fn find_user(named: &Named) -> Result<Option<User>, Cause> {
     }
 }
 
-fn find_group(named: &Named) -> Result<u32, Cause> {
+fn find_group(named: &NameOrNumber) -> Result<u32, Cause> {
     match named {
-        Named::Number(number) => Ok(*number),
-        Named::Name(name) => match Group::from_name(name) {
+        NameOrNumber::Number(number) => Ok(*number),
+        NameOrNumber::Name(name) => match Group::from_name(name) {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
             Ok(None) => Err(no_such("group", named)),
             Err(errno) => Err(cannot_find("group", named, errno)),
@@ -274,11 +274,11 @@ fn groups_of(user: &User, gid: u32) -> Result<Vec<u32>, Cause> {
     Ok(groups.into_iter().map(Gid::as_raw).collect())
 }
 
-fn no_such(kind: &str, named: &Named) -> Cause {
+fn no_such(kind: &str, named: &NameOrNumber) -> Cause {
     Cause::CannotBecome(format!("there is no {kind} {named} on this machine; create it, or correct --{kind}"))
 }
 
-fn cannot_find(kind: &str, named: &Named, errno: Errno) -> Cause {
+fn cannot_find(kind: &str, named: &NameOrNumber, errno: Errno) -> Cause {
     Cause::CannotBecome(format!(
         "{kind} {named} cannot be looked up: {}; try again, or give numbers",
         words(&errno.into())

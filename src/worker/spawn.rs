@@ -102,7 +102,7 @@ impl<'a> Executable<'a> {
 
 /// One process to be started. Built anew for each, as its environment differs.
 #[derive(Debug)]
-pub struct Command<'a> {
+pub struct NewProcess<'a> {
     /// What is executed.
     pub image: Image<'a>,
     /// Its arguments, its own name first.
@@ -131,15 +131,15 @@ pub struct Command<'a> {
     pub identity: Option<&'a Identity>,
 }
 
-impl<'a> Command<'a> {
+impl<'a> NewProcess<'a> {
     /// Panzer itself, as a process of its own that is killed when its parent dies. It gets `descriptors` and no other.
     pub fn role(
         image: Image<'a>,
         title: &str,
         environment: Vec<CString>,
         descriptors: Vec<BorrowedFd<'a>>,
-    ) -> Command<'a> {
-        Command {
+    ) -> NewProcess<'a> {
+        NewProcess {
             image,
             arguments: vec![c_string(title.as_ref())],
             environment,
@@ -217,7 +217,7 @@ impl AsFd for Child {
 }
 
 /// Forks, and has the child execute `command`. Fails with the errno of the fork, or for want of descriptors.
-pub fn spawn(command: &Command<'_>) -> io::Result<Child> {
+pub fn spawn(command: &NewProcess<'_>) -> io::Result<Child> {
     let (outcome, reporter) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     // Where the child puts its descriptors nothing of what it still needs may lie.
     let free_from = FIRST + command.descriptors.len() as RawFd;
@@ -310,7 +310,7 @@ fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<Raised<'_>> {
 
 /// In the child: puts everything in order and executes the program. Returns why that was not possible.
 fn become_program(
-    command: &Command<'_>,
+    command: &NewProcess<'_>,
     image: Result<&CString, RawFd>,
     sources: &[libc::c_int],
     arguments: &[*const libc::c_char],

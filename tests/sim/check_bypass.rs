@@ -10,7 +10,7 @@ use crate::kernel::Time;
 /// From which look on being idle convicts, how many there are at most, and the longest pause before the first, as the
 /// state has them.
 const PATIENT_LOOKS: u32 = 4;
-const MOST_LOOKS: u32 = 8;
+const MAX_LOOKS: u32 = 8;
 const FIRST_PAUSE: Time = Time::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -85,7 +85,7 @@ impl Bypass {
     fn is_over(&self) -> bool {
         match self.last {
             Some(last) => self.since.is_some_and(|since| since >= last),
-            None => self.looks >= MOST_LOOKS,
+            None => self.looks >= MAX_LOOKS,
         }
     }
 

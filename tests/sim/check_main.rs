@@ -17,7 +17,7 @@ use crate::tally::Tally;
 pub(crate) const GRACE: Time = Time::from_secs(5);
 
 /// What finding out what a generation is to be may take, as the state has it.
-pub(crate) const LONGEST_PLANNING: Time = Time::from_secs(10);
+pub(crate) const PLANNING_TIMEOUT: Time = Time::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Orphans {
@@ -305,12 +305,12 @@ impl MainCheck {
             }
             Event::Scale(_, change) => self.scaled(now, *change),
             Event::Planned(generation, settings) => self.planned(*generation, settings),
-            Event::Tuned(workers, tuning) => self.tuned(now, *workers, tuning),
-            Event::HastenDraining(generation) => self.hurried(now, *generation),
+            Event::Reread(workers, tuning) => self.tuned(now, *workers, tuning),
+            Event::EscalateDraining(generation) => self.hurried(now, *generation),
             Event::Stop(urgency) => self.stopped(now, *urgency, 0),
             Event::StopThenNow if self.is_stopping() => self.stopped(now, Urgency::Quick, 0),
             Event::StopThenNow => self.stopped(now, Urgency::Graceful, 0),
-            Event::Told(monitor, report) => self.told(now, *monitor, report),
+            Event::Reported(monitor, report) => self.told(now, *monitor, report),
             Event::NotStarted(monitor, _) => self.ended(now, *monitor, false),
             Event::Ended(monitor, _, orphans) => self.ended(now, *monitor, *orphans),
             Event::OrphansJoined(monitor) => self.joined(now, *monitor),

@@ -20,11 +20,11 @@ use crate::kernel::Time;
 const MAX_STARTS_A_TURN: u32 = 8;
 
 /// The longest that an exec may hang, as the state has it.
-const LONGEST_EXEC: Time = Time::from_secs(10);
+const EXEC_TIMEOUT: Time = Time::from_secs(10);
 
 /// What is left behind may end by itself within this time, and is given up so long after its KILL.
-const LONGEST_FAREWELL: Time = Time::from_millis(500);
-const LONGEST_DYING: Time = Time::from_secs(4);
+const FAREWELL_TIMEOUT: Time = Time::from_millis(500);
+const KILL_TIMEOUT: Time = Time::from_secs(4);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -491,7 +491,7 @@ impl MonitorCheck {
         if overdue && !slot.stop.has_begun() {
             slot.stop.begin(false, now, &schedule);
         }
-        let hangs = slot.readiness.executed.is_none() && now >= slot.begun + LONGEST_EXEC;
+        let hangs = slot.readiness.executed.is_none() && now >= slot.begun + EXEC_TIMEOUT;
         hold(!slot.killed, 3, || format!("{signal} for {worker:?} after KILL"))?;
         hold(hangs || patient || slot.stop.has_begun(), 1, || {
             format!("{signal} for {worker:?}, which nobody stopped")
@@ -529,7 +529,7 @@ impl MonitorCheck {
             slot.alive = false;
             Some(slot.stop)
         });
-        let due = stop.and_then(StopTimes::kill_due).is_some_and(|due| due + LONGEST_DYING <= now);
+        let due = stop.and_then(StopTimes::kill_due).is_some_and(|due| due + KILL_TIMEOUT <= now);
         hold(due, 6, || format!("{worker:?} is given up before it is due"))
     }
 
@@ -619,7 +619,7 @@ impl MonitorCheck {
             return hold(slot.life > 0 && !late, 5, || format!("the slot of {worker:?} is not filled again"));
         }
         hold(!stopping || slot.signalled, 6, || format!("{worker:?} is not stopped"))?;
-        let hangs = slot.readiness.executed.is_none() && !slot.signalled && now >= slot.begun + LONGEST_EXEC;
+        let hangs = slot.readiness.executed.is_none() && !slot.signalled && now >= slot.begun + EXEC_TIMEOUT;
         hold(!hangs, 6, || format!("{worker:?} hangs in exec for ever"))?;
         let overdue = self.ready_due(worker).is_some_and(|due| due <= now);
         hold(!overdue || slot.signalled, 7, || format!("{worker:?} may take for ever to be ready"))?;
@@ -644,7 +644,7 @@ impl MonitorCheck {
         // A worker may have been given more time than the stop, and have left it behind only then.
         let killed = |worker: &Worker, times: &StopTimes| Some(times.kill_due()?.max(*self.left_since.get(worker)?));
         let killed = self.groups.iter().filter_map(|(worker, times)| killed(worker, times));
-        let late = killed.map(|killed| killed + LONGEST_FAREWELL + LONGEST_DYING + SLACK).any(|due| due < now);
+        let late = killed.map(|killed| killed + FAREWELL_TIMEOUT + KILL_TIMEOUT + SLACK).any(|due| due < now);
         hold(!late || !punctual, 6, || "what is left behind is waited for for ever".to_owned())?;
         hold(self.gone.is_none(), 0, || format!("that slot {:?} is empty is not told", self.gone))?;
         let right = stopping || self.gave_up || self.slots_wanted() == self.wanted.workers;

@@ -8,7 +8,7 @@ use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;
 
 /// The longest that a probe may take, as the state has it.
-const LONGEST_PROBE: Time = Time::from_secs(10);
+const PROBE_TIMEOUT: Time = Time::from_secs(10);
 
 #[derive(Debug)]
 struct Probe {
@@ -44,7 +44,7 @@ impl Probes {
         let Some(probe) = self.0.get_mut(&worker) else {
             return hold(false, 3, || format!("the probe of {worker:?} is ended, and there is none"));
         };
-        let hangs = now >= probe.since + LONGEST_PROBE;
+        let hangs = now >= probe.since + PROBE_TIMEOUT;
         let needless = !awaited && !probe.ended;
         *probe = Probe { since: now, ended: true };
         hold(hangs || needless, 1, || format!("the probe of {worker:?} is ended without a reason"))
@@ -53,7 +53,7 @@ impl Probes {
     /// What must have been done by now.
     pub(crate) fn check(&self, now: Time, punctual: bool, is_awaited: impl Fn(Worker) -> bool) -> Checked {
         for (&worker, probe) in &self.0 {
-            let hangs = punctual && now > probe.since + LONGEST_PROBE + SLACK;
+            let hangs = punctual && now > probe.since + PROBE_TIMEOUT + SLACK;
             hold(!hangs, 13, || format!("the probe of {worker:?} hangs for ever"))?;
             let ended = probe.ended || is_awaited(worker);
             hold(ended, 13, || format!("the probe of {worker:?} goes on for nobody"))?;

@@ -9,12 +9,12 @@ use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;
 
 /// The longest pauses between two looks at a worker, and between two probes of it, as the state has them.
-const LONGEST_PAUSE: Time = Time::from_millis(50);
-const LONGEST_PROBE_PAUSE: Time = Time::from_millis(500);
+const MAX_PAUSE: Time = Time::from_millis(50);
+const MAX_PROBE_PAUSE: Time = Time::from_millis(500);
 
 /// How long a worker must be hidden without a break, and how often its slot's time is doubled, as the state has it.
 const HIDDEN_FOR_GOOD: Time = Time::from_secs(1);
-const MOST_DOUBLINGS: u32 = 4;
+const MAX_DOUBLINGS: u32 = 4;
 
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
@@ -69,7 +69,7 @@ impl Readiness {
 
     /// How long it may take.
     pub(crate) fn ready_time(&self, wanted: &Settings) -> Duration {
-        wanted.tuning.ready_timeout * (1 << self.unready.min(MOST_DOUBLINGS))
+        wanted.tuning.ready_timeout * (1 << self.unready.min(MAX_DOUBLINGS))
     }
 
     /// It is said to be ended for not being ready in time; whether it is so, and the next one has so much.
@@ -202,9 +202,9 @@ impl Readiness {
 
     /// The next look is overdue, or with no probe under way the next of those.
     pub(crate) fn is_neglected(&self, now: Time, probe_runs: bool, wanted: &Settings) -> bool {
-        let unseen = self.is_looked_at(wanted) && now > self.looked + LONGEST_PAUSE + SLACK;
+        let unseen = self.is_looked_at(wanted) && now > self.looked + MAX_PAUSE + SLACK;
         let asked = self.asked.filter(|_| !probe_runs);
-        unseen || asked.is_some_and(|asked| now > asked + LONGEST_PROBE_PAUSE + SLACK)
+        unseen || asked.is_some_and(|asked| now > asked + MAX_PROBE_PAUSE + SLACK)
     }
 
     pub(crate) fn listens_is_told(&mut self) -> Checked {

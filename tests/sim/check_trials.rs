@@ -7,7 +7,7 @@ use panzer::control::monitor::messages::Urgency;
 use panzer::main_process::decide::{Event, Monitor};
 
 use crate::check::{Checked, StopTimes, hold};
-use crate::check_main::{LONGEST_PLANNING, MainCheck, Orphans, Starting, Watched};
+use crate::check_main::{MainCheck, Orphans, PLANNING_TIMEOUT, Starting, Watched};
 use crate::kernel::Time;
 
 impl MainCheck {
@@ -53,7 +53,7 @@ impl MainCheck {
             monitor,
             begun: false,
             since: now,
-            due: now + LONGEST_PLANNING,
+            due: now + PLANNING_TIMEOUT,
             failed: false,
             rolls: false,
             proven: 0,

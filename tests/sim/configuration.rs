@@ -139,7 +139,7 @@ impl World {
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 2);
         if self.main_runs() && !troubled {
             let Settings { workers, tuning, .. } = self.configured.clone();
-            self.main.planners.push((at, Event::Tuned(workers, tuning)));
+            self.main.planners.push((at, Event::Reread(workers, tuning)));
             self.wake(Node::Main, at);
         }
     }

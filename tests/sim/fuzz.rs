@@ -106,7 +106,7 @@ fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_
     let cause = draw_cause(choices);
     match choices.below(20) {
         18 => Event::Planned(choices.below(5) as u32, other.clone()),
-        19 => Event::Tuned(1 + choices.below(6) as u32, other.tuning.clone()),
+        19 => Event::Reread(1 + choices.below(6) as u32, other.tuning.clone()),
         16 => {
             Event::Scale(None, choices.among(&[Change::To(3), Change::By(-1), Change::WithoutOldest, Change::ToNone]))
         }
@@ -120,7 +120,7 @@ fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_
         15 => Event::Rebound,
         4 if choices.one_in(8) => Event::Stop(choices.among(&[Urgency::Graceful, Urgency::Quick])),
         5 if choices.one_in(8) => Event::StopThenNow,
-        6..=11 => Event::Told(monitor, draw_report(choices, cause)),
+        6..=11 => Event::Reported(monitor, draw_report(choices, cause)),
         12 => Event::NotStarted(monitor, cause),
         13 => Event::Ended(monitor, cause, choices.below(2) == 1),
         14 => Event::OrphansGone(monitor),

@@ -19,7 +19,7 @@ use crate::worker_script::Traits;
 use crate::world::{Node, Spec, World};
 
 /// The longest that an exec may hang, and what a monitor gets beyond its schedule.
-const LONGEST_EXEC: Time = Duration::from_secs(10);
+const EXEC_TIMEOUT: Time = Duration::from_secs(10);
 const GRACE: Time = Duration::from_secs(5);
 
 /// What workers that stop may ask for in all.
@@ -150,7 +150,7 @@ impl World {
             56..=58 => self.stray(),
             59..=60 => {
                 let generation = self.choices.below(5) as u32;
-                self.signal_main(Event::HastenDraining((generation > 0).then_some(generation)));
+                self.signal_main(Event::EscalateDraining((generation > 0).then_some(generation)));
             }
             _ => self.scale(),
         }
@@ -246,7 +246,7 @@ impl World {
         let stop = self.longest(|settings| settings.tuning.stop.total().max(settings.tuning.retirement().total()));
         let reload = ready + bake + stop + starts * 2;
         let delay = self.longest(|settings| settings.tuning.pace.delay_max);
-        LONGEST_EXEC
+        EXEC_TIMEOUT
             + LONGEST_EXAMINATION
             + LONGEST_EXTENSIONS
             + reload * 2
@@ -291,7 +291,7 @@ impl World {
     pub(crate) fn come_to_an_end(&mut self) -> Checked {
         let stop = self.longest(|settings| settings.tuning.stop.total()) + GRACE;
         // What leaves a group behind as its last deed gives that a schedule of its own.
-        let longest = stop * 3 + LONGEST_EXTENSIONS + LONGEST_EXEC + Duration::from_secs(1);
+        let longest = stop * 3 + LONGEST_EXTENSIONS + EXEC_TIMEOUT + Duration::from_secs(1);
         let rests = self.rest(self.now + longest)?;
         hold(rests && !self.main_runs(), 6, || "the end does not come within the schedule".to_owned())?;
         self.check_end()

@@ -157,7 +157,7 @@ impl World {
         let Some(&index) = self.main.monitors.get(&monitor) else { return };
         let outbox = &mut self.monitors[index].outbox;
         while let Some(report) = next_arrived(outbox, until) {
-            self.main.events.push_back(Event::Told(monitor, report));
+            self.main.events.push_back(Event::Reported(monitor, report));
         }
         let next = outbox.front().map(|(at, _)| *at);
         if let Some(at) = next {

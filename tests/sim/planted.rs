@@ -210,25 +210,25 @@ impl Planted {
                 None
             }
             (Some(Planted::ForgetsRebound), Event::Rebound) => None,
-            (Some(Planted::ForgetsToHurry), Event::HastenDraining(_)) => None,
+            (Some(Planted::ForgetsToHurry), Event::EscalateDraining(_)) => None,
             (Some(Planted::TakesReboundForReload), Event::Rebound) => Some(Event::Reload),
-            (Some(Planted::IgnoresGaveUp), Event::Told(_, Report::GaveUp)) => None,
-            (Some(Planted::TakesAnyMonitor), Event::Told(monitor, report)) => {
-                Some(Event::Told(check.serving().unwrap_or(monitor), report))
+            (Some(Planted::IgnoresGaveUp), Event::Reported(_, Report::GaveUp)) => None,
+            (Some(Planted::TakesAnyMonitor), Event::Reported(monitor, report)) => {
+                Some(Event::Reported(check.serving().unwrap_or(monitor), report))
             }
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
-            (Some(Planted::RejectsTheExtended), Event::Told(_, Report::Extends { .. })) => None,
-            (Some(Planted::CommitsTheStopped), Event::Told(_, Report::Suspended { .. })) => None,
-            (Some(Planted::GoesOnWhenFinished), Event::Told(_, Report::EndedForGood { .. })) => None,
-            (Some(Planted::RollsBeforeThereIsRoom), Event::Told(monitor, Report::Retired { slot, .. })) => {
-                Some(Event::Told(monitor, Report::Retired { slot, empty: true }))
+            (Some(Planted::RejectsTheExtended), Event::Reported(_, Report::Extends { .. })) => None,
+            (Some(Planted::CommitsTheStopped), Event::Reported(_, Report::Suspended { .. })) => None,
+            (Some(Planted::GoesOnWhenFinished), Event::Reported(_, Report::EndedForGood { .. })) => None,
+            (Some(Planted::RollsBeforeThereIsRoom), Event::Reported(monitor, Report::Retired { slot, .. })) => {
+                Some(Event::Reported(monitor, Report::Retired { slot, empty: true }))
             }
-            (Some(Planted::StaysOnItsWay), Event::Told(_, Report::Gone { .. })) => None,
-            (Some(Planted::IsWholeThoughItListens), Event::Told(_, Report::Listens { .. })) => None,
-            (Some(Planted::PrefersTheScaled), Event::Tuned(_, tuning)) => {
-                Some(Event::Tuned(check.configured(), tuning))
+            (Some(Planted::StaysOnItsWay), Event::Reported(_, Report::Gone { .. })) => None,
+            (Some(Planted::IsWholeThoughItListens), Event::Reported(_, Report::Listens { .. })) => None,
+            (Some(Planted::PrefersTheScaled), Event::Reread(_, tuning)) => {
+                Some(Event::Reread(check.configured(), tuning))
             }
             (Some(Planted::PrefersTheScaledOnReload), Event::Planned(generation, settings)) => {
                 Some(Event::Planned(generation, Settings { workers: check.configured(), ..settings }))
@@ -331,7 +331,7 @@ impl Planted {
                     |action| !matches!(action, Action::Order(monitor, Order::Stop(_)) if check.is_patient(*monitor)),
                 );
             }
-            Planted::HurriesTheServing if matches!(event, Event::HastenDraining(_)) => {
+            Planted::HurriesTheServing if matches!(event, Event::EscalateDraining(_)) => {
                 actions.extend(check.serving().map(|serving| Action::Order(serving, Order::Stop(Urgency::Quick))));
             }
             Planted::ClosesListenersOnReload if commits => actions.push(Action::CloseListeners),
@@ -437,7 +437,9 @@ impl Planted {
             (Planted::HidesBypass, _) => {
                 actions.retain(|action| !matches!(action, Action::Note(Note::Bypasses(..))));
             }
-            (Planted::TellsBypassAgain, Event::Told(monitor, Report::Bypasses { slot, own })) if actions.is_empty() => {
+            (Planted::TellsBypassAgain, Event::Reported(monitor, Report::Bypasses { slot, own }))
+                if actions.is_empty() =>
+            {
                 actions.push(Action::Note(Note::Bypasses(monitor.generation, *slot, own.clone())));
             }
             _ => {}
@@ -494,10 +496,10 @@ impl Planted {
                 let serving = check.serving().map(|serving| serving.generation);
                 actions.retain(|action| !matches!(action, Action::Tune(told, _) if Some(*told) != serving));
             }
-            (Planted::ScalesTheDraining, Event::Tuned(workers, _)) => {
+            (Planted::ScalesTheDraining, Event::Reread(workers, _)) => {
                 actions.extend(check.youngest_draining().map(|draining| scale(draining, *workers)));
             }
-            (Planted::ForgetsTheScaledOnTuning, Event::Tuned(workers, _)) if !check.is_stopping() => {
+            (Planted::ForgetsTheScaledOnTuning, Event::Reread(workers, _)) if !check.is_stopping() => {
                 let serving = check.serving().filter(|serving| !check.is_retired(*serving));
                 actions.extend(serving.filter(|_| check.count() != *workers).map(|serving| scale(serving, *workers)));
             }

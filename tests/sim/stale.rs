@@ -34,14 +34,14 @@ impl World {
         let slot = 0;
         let cause = Cause::Exited(3);
         match self.choices.below(10) {
-            8 => MainEvent::Told(monitor, Report::EndedForGood { slot, code: 1 }),
-            0 => MainEvent::Told(monitor, Report::Ready { slot, notified: true, seen: true }),
-            1 => MainEvent::Told(monitor, Report::Died { slot, cause }),
-            2 => MainEvent::Told(monitor, Report::CannotBegin(cause)),
-            3 => MainEvent::Told(monitor, Report::GaveUp),
+            8 => MainEvent::Reported(monitor, Report::EndedForGood { slot, code: 1 }),
+            0 => MainEvent::Reported(monitor, Report::Ready { slot, notified: true, seen: true }),
+            1 => MainEvent::Reported(monitor, Report::Died { slot, cause }),
+            2 => MainEvent::Reported(monitor, Report::CannotBegin(cause)),
+            3 => MainEvent::Reported(monitor, Report::GaveUp),
             4 => MainEvent::NotStarted(monitor, cause),
-            5 => MainEvent::Told(monitor, Report::Listens { slot, withdrawn: true }),
-            6 => MainEvent::Told(monitor, Report::Bypasses { slot, own: Vec::new() }),
+            5 => MainEvent::Reported(monitor, Report::Listens { slot, withdrawn: true }),
+            6 => MainEvent::Reported(monitor, Report::Bypasses { slot, own: Vec::new() }),
             7 => MainEvent::Ended(monitor, cause, self.choices.below(2) == 1),
             _ => MainEvent::OrphansGone(monitor),
         }

@@ -28,7 +28,7 @@ pub struct Request {
     /// [`VERSION`] of the client.
     pub version: u32,
     /// What main shall do.
-    pub command: Command,
+    pub command: Wanted,
     /// Reload, drain and stop: answer at once, before the outcome is known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_wait: bool,
@@ -54,7 +54,7 @@ pub struct Request {
 
 impl Request {
     /// A request with nothing but a command.
-    pub fn new(command: Command) -> Request {
+    pub fn new(command: Wanted) -> Request {
         Request {
             version: VERSION,
             command,
@@ -72,7 +72,7 @@ impl Request {
 /// What an operator can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Command {
+pub enum Wanted {
     /// Report the state of main, monitors and workers.
     Status,
     /// Replace the program with a new generation.
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn what_is_unknown_is_refused() {
         let read = |text: &str| serde_json::from_str::<Request>(text);
-        assert_eq!(read(r#"{"version":1,"command":"reload"}"#).unwrap().command, Command::Reload);
+        assert_eq!(read(r#"{"version":1,"command":"reload"}"#).unwrap().command, Wanted::Reload);
         for bad in [r#"{"version":1,"command":"fly"}"#, r#"{"version":1,"command":"reload","drain":true}"#, "[]", "1"] {
             assert!(read(bad).is_err(), "{bad}");
         }

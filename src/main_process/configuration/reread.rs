@@ -103,7 +103,7 @@ impl Main {
         }
     }
 
-    pub(crate) fn planner_ended(&mut self, planner: Planner, exit: Exit) {
+    pub(crate) fn on_planner_ended(&mut self, planner: Planner, exit: Exit) {
         let (purpose, wanted, again) = (planner.purpose, planner.wanted, planner.again);
         let answered = planner.answered(exit);
         if answered.as_ref().is_ok_and(|answer| answer.missing) {
@@ -261,7 +261,7 @@ impl Main {
         let now = Instant::now();
         self.listeners.per_worker.emptyings.begin(
             to,
-            Then::Tuned,
+            Then::Reread,
             now + self.configuration.plan.tuning.retirement().total(),
             now,
         );
@@ -271,7 +271,7 @@ impl Main {
     pub(crate) fn go_by_newest(&mut self) {
         let starting = self.state.progress().and_then(|progress| self.configuration.plans.get(&progress.generation));
         let newest = starting.unwrap_or(&self.configuration.plan);
-        self.events.push_back(Event::Tuned(newest.workers, newest.tuning.clone()));
+        self.events.push_back(Event::Reread(newest.workers, newest.tuning.clone()));
     }
 
     /// This generation serves: what comes next is held against its plan.

@@ -15,10 +15,10 @@ impl Generations {
     }
 
     /// These, or the only one that is meant, go on to the rest of their schedule.
-    pub(super) fn hasten_draining(&mut self, generation: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn escalate_draining(&mut self, generation: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
         let is_meant = |monitor: &Monitor| generation.is_none_or(|generation| generation == monitor.generation);
         for (monitor, draining) in self.draining.iter_mut().filter(|(monitor, _)| is_meant(monitor)) {
-            if let Some(order) = draining.hasten(*monitor, Urgency::Quick, now) {
+            if let Some(order) = draining.escalate(*monitor, Urgency::Quick, now) {
                 actions.push(Action::Note(Note::Hurried(monitor.generation)));
                 actions.push(order);
             }
@@ -26,12 +26,12 @@ impl Generations {
         self.orphans
             .iter_mut()
             .filter(|(monitor, _)| is_meant(monitor))
-            .for_each(|(_, orphans)| orphans.hasten(Urgency::Quick, now));
+            .for_each(|(_, orphans)| orphans.escalate(Urgency::Quick, now));
     }
 
     /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
     /// own time, and what was let go to end when it likes is not counted.
-    pub(super) fn hasten_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn escalate_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }
@@ -43,7 +43,7 @@ impl Generations {
         let beyond = slow.len().saturating_sub(limit as usize);
         for (monitor, draining) in slow.into_iter().take(beyond) {
             actions.push(Action::Note(Note::Hastened(monitor.generation, limit)));
-            actions.extend(draining.hasten(*monitor, Urgency::Quick, now));
+            actions.extend(draining.escalate(*monitor, Urgency::Quick, now));
         }
     }
 }

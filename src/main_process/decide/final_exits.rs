@@ -35,7 +35,7 @@ impl Generation {
 }
 
 impl Generations {
-    pub(super) fn ended_for_good(&mut self, slot: u32, code: u8, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_ended_for_good(&mut self, slot: u32, code: u8, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         serving.note_ended_for_good(slot, code);
         let exits = &serving.settings.tuning.final_exits;

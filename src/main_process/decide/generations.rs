@@ -102,20 +102,20 @@ impl Generations {
             Event::Reload => self.reload(Urgency::Graceful, now, &mut actions),
             Event::ReloadRetiring(urgency) => self.reload(urgency, now, &mut actions),
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
-            Event::Planned(generation, settings) => self.planned(generation, settings, now, &mut actions),
-            Event::NotPlanned(generation, cause) => self.not_planned(generation, cause, now, &mut actions),
-            Event::Tuned(workers, tuning) => self.tuned(workers, tuning, now, &mut actions),
+            Event::Planned(generation, settings) => self.on_planned(generation, settings, now, &mut actions),
+            Event::NotPlanned(generation, cause) => self.on_not_planned(generation, cause, now, &mut actions),
+            Event::Reread(workers, tuning) => self.on_reread(workers, tuning, now, &mut actions),
             Event::Scale(request, change) => self.scale(request, change, now, &mut actions),
-            Event::Rebound => self.rebound(now, &mut actions),
-            Event::HastenDraining(generation) => self.hasten_draining(generation, now, &mut actions),
+            Event::Rebound => self.on_rebound(now, &mut actions),
+            Event::EscalateDraining(generation) => self.escalate_draining(generation, now, &mut actions),
             Event::Stop(urgency) => self.stop(urgency, 0, now, &mut actions),
             Event::StopThenNow if self.stopping.is_some() => self.stop(Urgency::Quick, 0, now, &mut actions),
             Event::StopThenNow => self.stop(Urgency::Graceful, 0, now, &mut actions),
-            Event::Told(monitor, report) => self.told(monitor, report, now, &mut actions),
-            Event::NotStarted(monitor, cause) => self.ended(monitor, cause, false, now, &mut actions),
-            Event::Ended(monitor, cause, orphans) => self.ended(monitor, cause, orphans, now, &mut actions),
-            Event::OrphansJoined(monitor) => self.orphans_joined(monitor, now, &mut actions),
-            Event::OrphansGone(monitor) => self.orphans_gone(monitor, &mut actions),
+            Event::Reported(monitor, report) => self.on_report(monitor, report, now, &mut actions),
+            Event::NotStarted(monitor, cause) => self.on_monitor_ended(monitor, cause, false, now, &mut actions),
+            Event::Ended(monitor, cause, orphans) => self.on_monitor_ended(monitor, cause, orphans, now, &mut actions),
+            Event::OrphansJoined(monitor) => self.on_orphans_joined(monitor, now, &mut actions),
+            Event::OrphansGone(monitor) => self.on_orphans_gone(monitor, &mut actions),
             Event::Wake => {}
         }
         self.do_what_is_due(now, &mut actions);
@@ -282,7 +282,7 @@ impl Generations {
         };
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
         self.draining.insert(monitor, Draining::begin(old.settings.tuning, served, urgency, now));
-        self.hasten_those_beyond_limit(now, actions);
+        self.escalate_those_beyond_limit(now, actions);
     }
 
     /// How urgent the end is of what nobody was told to stop.
@@ -316,18 +316,25 @@ impl Generations {
         for generation in self.serving.take().into_iter().chain(starting).chain(back) {
             self.drain(generation, false, urgency, now, actions);
         }
-        self.hasten(urgency, now, actions);
+        self.escalate(urgency, now, actions);
     }
 
     /// What drains already follows the schedule of a stop from here on, where that is more urgent.
-    fn hasten(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
+    fn escalate(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
-            actions.extend(draining.hasten(*monitor, urgency, now));
+            actions.extend(draining.escalate(*monitor, urgency, now));
         }
-        self.orphans.values_mut().for_each(|orphans| orphans.hasten(urgency, now));
+        self.orphans.values_mut().for_each(|orphans| orphans.escalate(urgency, now));
     }
 
-    fn ended(&mut self, monitor: Monitor, cause: Cause, orphans: bool, now: Instant, actions: &mut Vec<Action>) {
+    fn on_monitor_ended(
+        &mut self,
+        monitor: Monitor,
+        cause: Cause,
+        orphans: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let draining = self.draining.remove(&monitor);
         let is = |generation: &Generation| generation.monitor() == Some(monitor);
         let was_starting = self.starting.as_ref().is_some_and(|(starting, _)| is(starting));
@@ -346,7 +353,7 @@ impl Generations {
             }
             self.release_if_gone(monitor.generation, actions);
         } else if was_serving {
-            self.serving_ended(cause, now, actions);
+            self.on_serving_ended(cause, now, actions);
             self.go_on_rolling(now, actions);
         } else if was_back {
             if let Some(back) = &mut self.falling_back {
@@ -362,7 +369,7 @@ impl Generations {
         }
     }
 
-    fn serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    fn on_serving_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
         let Some(serving) = &mut self.serving else { return };
         let pace = serving.settings.tuning.pace;

@@ -39,14 +39,14 @@ impl Generations {
         self.orphans.insert(monitor, Orphans { stop, escalation });
     }
 
-    pub(super) fn orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
+    pub(super) fn on_orphans_gone(&mut self, monitor: Monitor, actions: &mut Vec<Action>) {
         if self.orphans.remove(&monitor).is_some() {
             self.release_if_gone(monitor.generation, actions);
         }
     }
 
     /// An orphan leaves behind what becomes ours in its turn: that joins the others on their schedule.
-    pub(super) fn orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
         match self.orphans.get(&monitor) {
             Some(orphans) if orphans.escalation.killed().is_some() => {
                 actions.push(Action::SignalOrphans(monitor, Signal::SIGKILL));
@@ -66,6 +66,6 @@ impl Generations {
                 given_up.push(*monitor);
             }
         }
-        given_up.into_iter().for_each(|monitor| self.orphans_gone(monitor, actions));
+        given_up.into_iter().for_each(|monitor| self.on_orphans_gone(monitor, actions));
     }
 }

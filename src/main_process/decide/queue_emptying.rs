@@ -21,7 +21,7 @@ pub(crate) enum Then {
     /// A change of the count of workers.
     Happens(Box<Event>),
     /// The same, by the configuration that was read again.
-    Tuned,
+    Reread,
     /// The stop of a generation that had more of them.
     Ordered(Monitor, Order),
 }
@@ -40,7 +40,7 @@ struct Emptying {
 
 impl Emptying {
     fn is_change(&self) -> bool {
-        matches!(self.then, Then::Happens(_) | Then::Tuned)
+        matches!(self.then, Then::Happens(_) | Then::Reread)
     }
 
     fn is_over(&self, now: Instant) -> bool {

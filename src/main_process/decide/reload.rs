@@ -9,7 +9,7 @@ use crate::control::monitor::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
 /// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
-const LONGEST_PLANNING: Duration = Duration::from_secs(10);
+const PLANNING_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Generations {
     /// The next generation is the first that begins after the request, whether it begins now or is queued.
@@ -38,11 +38,11 @@ impl Generations {
         actions.push(Action::Plan(self.last_number));
         let mut next = Generation::new(self.last_number, self.wanted.configured, self.wanted.settings.clone(), now);
         next.retires = retires;
-        self.starting = Some((next, now + LONGEST_PLANNING));
+        self.starting = Some((next, now + PLANNING_TIMEOUT));
     }
 
     /// What the generation that is starting is to be has been found out.
-    pub(super) fn planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
         let planning = |(starting, _): &&(Generation, Instant)| starting.number == generation && !starting.is_planned();
         let Some((planned, _)) = self.starting.as_ref().filter(planning) else { return };
         let (retires, configured) = (planned.retires, settings.workers);
@@ -60,13 +60,13 @@ impl Generations {
         self.starting = Some((next, due));
     }
 
-    pub(super) fn not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         if self.starting.as_ref().is_some_and(|(starting, _)| starting.number == generation) {
             self.reject(None, cause, now, actions);
         }
     }
 
-    pub(super) fn rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_rebound(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_none() && self.last_number > 0 {
             let random = self.random.draw();
             let planned = self.starting.as_ref().is_some_and(|(starting, _)| !starting.is_planned());
@@ -105,7 +105,7 @@ impl Generations {
                 let (slot, cause) = starting.why_not_ready();
                 self.reject(slot, cause, now, actions);
             }
-            Phase::Planning if is_late => self.reject(None, Cause::HungInPlan(LONGEST_PLANNING), now, actions),
+            Phase::Planning if is_late => self.reject(None, Cause::HungInPlan(PLANNING_TIMEOUT), now, actions),
             _ => {}
         }
     }
@@ -143,7 +143,7 @@ impl Generations {
             self.drain(old, true, retires, now, actions);
         }
         // It may allow fewer than the one before.
-        self.hasten_those_beyond_limit(now, actions);
+        self.escalate_those_beyond_limit(now, actions);
         self.run_queued_reload(now, actions);
     }
 

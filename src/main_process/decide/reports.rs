@@ -10,14 +10,14 @@ use crate::control::monitor::messages::{MAX_EXTENSION, Report, Urgency};
 use crate::worker::cause::Cause;
 
 impl Generations {
-    pub(super) fn told(&mut self, monitor: Monitor, report: Report, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_report(&mut self, monitor: Monitor, report: Report, now: Instant, actions: &mut Vec<Action>) {
         if let (Report::Extends { by, .. }, Some(draining)) = (&report, self.draining.get_mut(&monitor)) {
             draining.extend(now + (*by).min(MAX_EXTENSION));
         }
         if self.starting.as_ref().is_some_and(|(starting, _)| starting.monitor() == Some(monitor)) {
-            self.starting_told(report, now, actions);
+            self.on_report_of_starting(report, now, actions);
         } else if self.serving.as_ref().is_some_and(|serving| serving.monitor() == Some(monitor)) {
-            self.serving_told(report, now, actions);
+            self.on_report_of_serving(report, now, actions);
         } else if let Some(back) = self.falling_back.as_mut().filter(|back| back.failed.monitor() == Some(monitor)) {
             match report {
                 Report::Retired { slot, empty } => back.failed.note_retired(slot, empty),
@@ -28,7 +28,7 @@ impl Generations {
         }
     }
 
-    fn starting_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
+    fn on_report_of_starting(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, deadline)) = &mut self.starting else { return };
         let ready_timeout = starting.settings.tuning.ready_timeout;
         match report {
@@ -85,7 +85,7 @@ impl Generations {
         }
     }
 
-    fn serving_told(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
+    fn on_report_of_serving(&mut self, report: Report, now: Instant, actions: &mut Vec<Action>) {
         let Some(serving) = &mut self.serving else { return };
         match report {
             Report::Executed if !self.has_run => {
@@ -132,7 +132,7 @@ impl Generations {
                 let code = cause.exit_code().or(Some(125));
                 self.end_if_first_start(cause, code, now, actions);
             }
-            Report::EndedForGood { slot, code } => self.ended_for_good(slot, code, now, actions),
+            Report::EndedForGood { slot, code } => self.on_ended_for_good(slot, code, now, actions),
             Report::GaveUp => {
                 actions.push(Action::Note(Note::GaveUp(serving.number)));
                 self.stop(Urgency::Graceful, 1, now, actions);

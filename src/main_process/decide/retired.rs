@@ -48,7 +48,7 @@ impl Draining {
     }
 
     /// It is stopped so urgently from here on; the order to do so, unless it is already.
-    pub(super) fn hasten(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
+    pub(super) fn escalate(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
         if self.urgency >= urgency {
             return None;
         }
@@ -75,8 +75,8 @@ pub(super) struct Orphans {
 
 impl Orphans {
     /// They are stopped so urgently from here on, if they end sooner by that.
-    pub(super) fn hasten(&mut self, urgency: Urgency, now: Instant) {
-        self.escalation.hasten(&scheduled(&self.stop, urgency), now);
+    pub(super) fn escalate(&mut self, urgency: Urgency, now: Instant) {
+        self.escalation.escalate(&scheduled(&self.stop, urgency), now);
     }
 
     /// When they are to get the next signal, or are given up.

@@ -24,7 +24,7 @@ const MAX_BOUND: usize = 1024;
 
 /// The first pause before a monitor is asked whether a socket may still listen; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+const MAX_PAUSE: Duration = Duration::from_millis(160);
 
 /// A monitor that does not answer within this time does not keep others waiting.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -154,7 +154,7 @@ impl<S> Shares<S> {
     pub fn looked(&mut self, by: Claimant, may_listen: bool, now: Instant) -> Vec<Claimant> {
         let Some((key, bound)) = self.bound.iter_mut().find(|(_, bound)| bound.by == by) else { return Vec::new() };
         if may_listen {
-            bound.pause = (bound.pause * 2).min(LONGEST_PAUSE);
+            bound.pause = (bound.pause * 2).min(MAX_PAUSE);
             (bound.asked, bound.next) = (false, (!bound.waiting.is_empty()).then_some(now + bound.pause));
             return Vec::new();
         }

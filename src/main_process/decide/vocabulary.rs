@@ -32,7 +32,7 @@ pub struct Settings {
     /// Delays, waits and limits: those of the backoff also go for monitors of one generation, and the stop for what
     /// outlives its monitor.
     pub tuning: Tuning,
-    /// How many old generations may drain at once before the one is hastened that has drained for longest.
+    /// How many old generations may drain at once before the one that has drained for longest is escalated.
     pub max_draining: u32,
     /// Makes the jitter repeatable.
     pub seed: u64,
@@ -52,7 +52,7 @@ pub enum Event {
     /// That could not be found out.
     NotPlanned(u32, Cause),
     /// So is what needs no new workers to be from now on: the count, where another is configured, delays and waits.
-    Tuned(u32, Tuning),
+    Reread(u32, Tuning),
     /// Another count of workers is wanted; by this request, where somebody waits for an answer.
     Scale(Option<u64>, Change),
     /// As a reload; the old generation is retired so urgently.
@@ -60,13 +60,13 @@ pub enum Event {
     /// A listener was bound anew, and no generation so far has it.
     Rebound,
     /// What drains, or this generation only, is to take no more time.
-    HastenDraining(Option<u32>),
+    EscalateDraining(Option<u32>),
     /// Somebody wants an end.
     Stop(Urgency),
     /// As a graceful stop; where one is under way already, a quick one.
     StopThenNow,
     /// A monitor tells something.
-    Told(Monitor, Report),
+    Reported(Monitor, Report),
     /// A monitor could not be started.
     NotStarted(Monitor, Cause),
     /// A monitor has ended and been reaped; true where workers outlived it.

@@ -101,7 +101,7 @@ impl Generations {
     }
 
     /// Delays and waits, and where another is configured the count, without new workers.
-    pub(super) fn tuned(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_reread(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
         }

@@ -41,7 +41,7 @@ impl Main {
         }
     }
 
-    pub(crate) fn claimed(&mut self, claimant: Claimant, bind: Bind) {
+    pub(crate) fn on_claim(&mut self, claimant: Claimant, bind: Bind) {
         let (generation, now) = (claimant.0.generation, Instant::now());
         if self.state.is_stopping() {
             // Nothing is held any more.
@@ -74,7 +74,7 @@ impl Main {
     }
 
     /// A worker listens on a socket that it has bound before. It is shared from now on.
-    pub(crate) fn listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
+    pub(crate) fn on_listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
         let now = Instant::now();
         if let Some(held) = self.listeners.shares.take(key, claimant.0.generation, now) {
             let current = socket_options::backlog(held).ok().flatten();
@@ -148,14 +148,14 @@ impl Main {
         for bound in due.looks {
             match self.children.running(bound.0) {
                 Some(running) => running.channel.send(&Order::Look { ticket: bound.1 }),
-                None => self.looked(bound, false),
+                None => self.on_looked(bound, false),
             }
         }
         self.claim_again(due.again);
     }
 
     /// A monitor's answer.
-    pub(crate) fn looked(&mut self, bound: Claimant, may_listen: bool) {
+    pub(crate) fn on_looked(&mut self, bound: Claimant, may_listen: bool) {
         let again = self.listeners.shares.looked(bound, may_listen, Instant::now());
         self.claim_again(again);
     }

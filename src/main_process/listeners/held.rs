@@ -45,16 +45,16 @@ pub(crate) struct Carried {
 }
 
 /// By what one is found: of those that panzer was started with, several may be called the same.
-type Place<'a> = (&'a Address, Option<RawFd>, u32);
+type HeldKey<'a> = (&'a Address, Option<RawFd>, u32);
 
-fn place(listen: &Listen, slot: u32) -> Place<'_> {
+fn key_of(listen: &Listen, slot: u32) -> HeldKey<'_> {
     (&listen.address, listen.inherited, slot)
 }
 
 impl Held {
     /// Whether it is what `listen` asks for, or a queue of it.
     pub(crate) fn is_of(&self, listen: &Listen) -> bool {
-        place(&self.listen, 0) == place(listen, 0)
+        key_of(&self.listen, 0) == key_of(listen, 0)
     }
 
     /// Whether it listens, for all that is known.
@@ -143,22 +143,22 @@ impl AllHeld {
 
     /// Those that `listen` has for so many workers and that are not held.
     pub(crate) fn missing<'a>(&self, listen: &'a [Listen], workers: u32) -> Vec<(&'a Listen, u32)> {
-        let held = self.by_place();
-        queues::all(listen, workers).filter(|(listen, slot)| !held.contains_key(&place(listen, *slot))).collect()
+        let held = self.by_key();
+        queues::all(listen, workers).filter(|(listen, slot)| !held.contains_key(&key_of(listen, *slot))).collect()
     }
 
     /// The sockets that `listen` has for so many workers, in their order, from the one behind `before` on.
     pub(crate) fn sockets(&self, listen: &[Listen], workers: u32, before: usize) -> io::Result<Vec<BorrowedFd<'_>>> {
-        let held = self.by_place();
-        let socket = |(listen, slot): (&Listen, u32)| match held.get(&place(listen, slot)) {
+        let held = self.by_key();
+        let socket = |(listen, slot): (&Listen, u32)| match held.get(&key_of(listen, slot)) {
             Some(held) => Ok(held.listener.as_fd()),
             None => Err(io::Error::other(format!("{} of worker {slot} is not held", listen.address))),
         };
         queues::all(listen, workers).skip(before).map(socket).collect()
     }
 
-    fn by_place(&self) -> BTreeMap<Place<'_>, &Held> {
-        self.iter().map(|held| (place(&held.listen, held.slot), held)).collect()
+    fn by_key(&self) -> BTreeMap<HeldKey<'_>, &Held> {
+        self.iter().map(|held| (key_of(&held.listen, held.slot), held)).collect()
     }
 
     /// Each group of which more than one is there, as the kernel has it.

@@ -110,7 +110,7 @@ impl Listeners {
         let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX, poller);
         unix_guard.resume(carried.dead, carried.unix_queues);
         unix_guard.watch_all(&held, poller);
-        unix_guard.paths_changed(Instant::now(), &held);
+        unix_guard.on_paths_changed(Instant::now(), &held);
         Ok(Listeners {
             held,
             shares_ports: carried.shares_ports,

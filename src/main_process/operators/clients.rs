@@ -14,10 +14,10 @@ use crate::sys::descriptors::Kept;
 use crate::sys::poller::Poller;
 
 /// So many of the workers of a failed release are named.
-const MOST_NAMED: usize = 64;
+const MAX_NAMED_WORKERS: usize = 64;
 
 /// A monitor that lives answers in microseconds; one that is stopped is not waited for longer than this.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The control socket, and what each client waits for.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Clients {
     pub(crate) fn wants_signalled(&mut self, client: u64, monitor: Monitor, now: Instant) -> u64 {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        self.waiting.insert(client, Waiting::Signalled { ticket, monitor, deadline: now + LONGEST_WAIT });
+        self.waiting.insert(client, Waiting::Signalled { ticket, monitor, deadline: now + ANSWER_TIMEOUT });
         ticket
     }
 
@@ -262,7 +262,7 @@ impl Clients {
             },
             Verdict::Rejected(Rejected { failed, .. }) => Outcome {
                 generation: Some(generation),
-                failed: failed.iter().take(MOST_NAMED).map(|(slot, cause)| Failed::new(*slot, cause)).collect(),
+                failed: failed.iter().take(MAX_NAMED_WORKERS).map(|(slot, cause)| Failed::new(*slot, cause)).collect(),
                 ..Outcome::refused(why())
             },
             Verdict::Stopped => Outcome {

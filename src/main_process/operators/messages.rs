@@ -18,7 +18,7 @@ use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
 /// How many slots are named one by one.
-const MOST_NAMED: usize = 8;
+const MAX_NAMED_WORKERS: usize = 8;
 
 /// Where this instance can be found: told once it is more than a wrong command line.
 pub(crate) fn began(plan: &Plan, pid_path: &Path) {
@@ -174,8 +174,8 @@ fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, pla
         (_, Cause::NotFound(_) | Cause::CannotExecute(_) | Cause::CannotBecome(_)) => cause.to_string(),
         (Some(slot), cause) => format!("worker {slot} {cause}"),
         (None, Cause::NotReady(time)) => {
-            let mut named: Vec<String> = missing.iter().take(MOST_NAMED).map(u32::to_string).collect();
-            if missing.len() > MOST_NAMED {
+            let mut named: Vec<String> = missing.iter().take(MAX_NAMED_WORKERS).map(u32::to_string).collect();
+            if missing.len() > MAX_NAMED_WORKERS {
                 named.push("...".to_owned());
             }
             let (were, named) = (if missing.len() == 1 { "was" } else { "were" }, named.join(", "));

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use crate::control::monitor::messages::{Order, Urgency};
-use crate::control::operator::requests::{Command as Wanted, Outcome, Request};
+use crate::control::operator::requests::{Outcome, Request, Wanted};
 use crate::main_process::decide::{Change, Event, Standing};
 use crate::main_process::main::Main;
 use crate::sys::signals::parse_signal_or_number;
 
 impl Main {
     /// An operator asks for something; what a signal asks for as well is the same event.
-    pub(crate) fn asked(&mut self, client: u64, request: Request) {
+    pub(crate) fn on_request(&mut self, client: u64, request: Request) {
         match request.command {
             Wanted::Status => {
                 self.operators.clients.wants_status(client);
@@ -30,8 +30,8 @@ impl Main {
                 Ok(change) => self.scale(Some(client), change),
                 Err(why) => self.operators.clients.answer(client, Outcome::refused(why)),
             },
-            Wanted::Drain => self.drain_asked(client, &request),
-            Wanted::Restart => self.restart_asked(Some(client)),
+            Wanted::Drain => self.on_drain_asked(client, &request),
+            Wanted::Restart => self.on_restart_asked(Some(client)),
             Wanted::Quiet => self.scale(Some(client), Change::ToNone),
             Wanted::Signal => {
                 if let Err(why) = self.order_signal(client, &request) {
@@ -43,7 +43,7 @@ impl Main {
         }
     }
 
-    fn drain_asked(&mut self, client: u64, request: &Request) {
+    fn on_drain_asked(&mut self, client: u64, request: &Request) {
         let mut draining = self.state.draining();
         if let Some(generation) = request.generation
             && !draining.contains(&generation)
@@ -56,7 +56,7 @@ impl Main {
         }
         draining.retain(|one| request.generation.is_none_or(|only| only == *one));
         if request.now {
-            self.events.push_back(Event::HastenDraining(request.generation));
+            self.events.push_back(Event::EscalateDraining(request.generation));
         }
         match request.no_wait || draining.is_empty() {
             true => self.operators.clients.answer(client, Outcome::done()),

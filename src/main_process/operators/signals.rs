@@ -14,7 +14,7 @@ use crate::signals::Action as Asked;
 use crate::sys::signals::Received as Signalled;
 
 impl Main {
-    pub(crate) fn signalled(&mut self, received: Signalled) {
+    pub(crate) fn on_signal(&mut self, received: Signalled) {
         log::debug!("received {} from pid {}", received.signal.as_str(), received.sender);
         if is_hang_up(received, self.outside.had_terminal) {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
@@ -48,7 +48,7 @@ impl Main {
             Asked::ScaleDown => self.scale(None, Change::By(-1)),
             Asked::ScaleDownOldest => self.scale(None, Change::WithoutOldest),
             Asked::Quiet => self.scale(None, Change::ToNone),
-            Asked::Restart => self.restart_asked(None),
+            Asked::Restart => self.on_restart_asked(None),
             Asked::Status => {
                 self.operators.told_on_stderr = true;
                 self.inquire();

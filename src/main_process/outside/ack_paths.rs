@@ -12,7 +12,7 @@ use crate::config::{Dialect, Plan};
 use crate::sys::errno::words;
 
 /// The longest path of a unix socket, its closing NUL not counted (unix(7)).
-const LONGEST_PATH: usize = 107;
+const MAX_PATH_BYTES: usize = 107;
 
 const SUFFIX: &str = ".sock";
 
@@ -38,10 +38,10 @@ impl AckPaths {
         let mut stem = absolute.into_os_string();
         stem.push(".einhorn-");
         let paths = AckPaths(Some(stem.into()));
-        let longest = paths.of(u32::MAX).filter(|path| path.as_os_str().as_bytes().len() > LONGEST_PATH);
+        let longest = paths.of(u32::MAX).filter(|path| path.as_os_str().as_bytes().len() > MAX_PATH_BYTES);
         if let Some(path) = longest {
             return Err(format!(
-                "--also-speak einhorn needs a socket beside the pid file, and {} is longer than the {LONGEST_PATH} bytes \
+                "--also-speak einhorn needs a socket beside the pid file, and {} is longer than the {MAX_PATH_BYTES} bytes \
                  that the kernel takes; give a shorter --pid or --name",
                 path.display()
             ));

@@ -22,7 +22,7 @@ use crate::sys::file_id::FileId;
 const MAX_CONTENT_BYTES: u64 = 32;
 
 /// So many instances of one program may run with names made up for them.
-const MOST_INSTANCES: u32 = 1000;
+const MAX_INSTANCES: u32 = 1000;
 
 /// The pid file of this instance, whose place is locked for as long as it lives.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub(crate) fn claim(plan: &Plan) -> Result<PidFile, String> {
         return PidFile::lock(&path).map_err(|error| why_not(&path, &error, "stop it, or give another --name"));
     }
     let program = Path::new(&plan.program.0).file_name().unwrap_or(&plan.program.0).to_string_lossy().into_owned();
-    for instance in 1..=MOST_INSTANCES {
+    for instance in 1..=MAX_INSTANCES {
         let name = if instance == 1 { format!("{program}.pid") } else { format!("{program}-{instance}.pid") };
         let path = directory.join(name);
         match PidFile::lock(&path) {
@@ -72,7 +72,7 @@ pub(crate) fn claim(plan: &Plan) -> Result<PidFile, String> {
             Ok(file) => return Ok(file),
         }
     }
-    Err(format!("{MOST_INSTANCES} instances of {program} run already; give --name"))
+    Err(format!("{MAX_INSTANCES} instances of {program} run already; give --name"))
 }
 
 impl PidFile {

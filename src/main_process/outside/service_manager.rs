@@ -18,7 +18,7 @@ use crate::sys::errno::words;
 
 /// What the manager did not take is tried again after this time, which doubles up to the longest.
 const RETRY: Duration = Duration::from_millis(200);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// After this time panzer no longer wakes for what the manager does not take; it is tried whenever panzer is awake.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -151,7 +151,7 @@ impl ServiceManager {
 
     fn put_off(&mut self, now: Instant) {
         let (since, pause) =
-            self.stuck.map_or((now, RETRY), |stuck| (stuck.since, (stuck.pause * 2).min(LONGEST_RETRY)));
+            self.stuck.map_or((now, RETRY), |stuck| (stuck.since, (stuck.pause * 2).min(MAX_RETRY_PAUSE)));
         let retry_at = (now < since + GIVE_UP).then_some(now + pause);
         self.stuck = Some(Stuck { since, pause, retry_at });
         if retry_at.is_none() {

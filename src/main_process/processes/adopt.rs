@@ -13,7 +13,7 @@ use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Mark;
 
 /// So many children are looked at before anything else has its turn.
-const MOST_LOOKS: usize = 256;
+const MAX_LOOKS: usize = 256;
 
 /// Whose a child is.
 enum Whose {
@@ -29,8 +29,8 @@ impl Children {
     /// has been reaped, if no stranger can fall to us. Returns the dead monitors of which more is left than was known.
     pub(crate) fn meet(&mut self, dead: Monitor) -> BTreeSet<Monitor> {
         let mut new: Vec<Pid> = processes::children().into_iter().filter(|pid| !self.is_known(*pid)).collect();
-        self.unmet = (new.len() > MOST_LOOKS).then_some(dead);
-        new.truncate(MOST_LOOKS);
+        self.unmet = (new.len() > MAX_LOOKS).then_some(dead);
+        new.truncate(MAX_LOOKS);
         let mut more = BTreeSet::new();
         for pid in new {
             let clues = Clues::of(pid);

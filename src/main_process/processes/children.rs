@@ -57,10 +57,10 @@ pub(crate) enum FirstWord {
 }
 
 /// To find a release takes milliseconds; a monitor that takes this long hangs, and is killed.
-pub(crate) const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+pub(crate) const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same for one that is to stop.
-const LONGEST_SILENCE_AT_STOP: Duration = Duration::from_secs(1);
+const FIRST_WORD_TIMEOUT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// All children of main.
 #[derive(Debug)]
@@ -189,7 +189,8 @@ impl Children {
             families.insert(monitor, Family::new(workers_known, given_up));
             let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
             let channel = Channel::take_over(channel)?;
-            let first_word = if silent { FirstWord::Until(Instant::now() + LONGEST_SILENCE) } else { FirstWord::Heard };
+            let first_word =
+                if silent { FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT) } else { FirstWord::Heard };
             Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol, first_word }))
         };
         let monitors: BTreeMap<Monitor, Running> =
@@ -334,10 +335,10 @@ impl Children {
     }
 
     /// Everything is stopped: those that have sent nothing yet are not waited for.
-    pub(crate) fn hasten_silent(&mut self, now: Instant) {
+    pub(crate) fn shorten_silence(&mut self, now: Instant) {
         for running in self.monitors.values_mut() {
             if let FirstWord::Until(until) = &mut running.first_word {
-                *until = (*until).min(now + LONGEST_SILENCE_AT_STOP);
+                *until = (*until).min(now + FIRST_WORD_TIMEOUT_AT_STOP);
             }
         }
     }

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::config::text::c_string;
 use crate::sys::errno::words;
 use crate::sys::processes;
-use crate::worker::spawn::{Child, Command, Image, Outcome, spawn};
+use crate::worker::spawn::{Child, Image, NewProcess, Outcome, spawn};
 
 /// One that was started; it ends with main at the latest, and what it has started ends with it.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ impl Helper {
         descriptors: Vec<BorrowedFd<'_>>,
         output: Option<BorrowedFd<'_>>,
     ) -> io::Result<Helper> {
-        let role = Command::role(Image::Path(c_string(build.as_os_str())), title, environment, descriptors);
-        Ok(Helper { child: spawn(&Command { output, ..role })?, title })
+        let role = NewProcess::role(Image::Path(c_string(build.as_os_str())), title, environment, descriptors);
+        Ok(Helper { child: spawn(&NewProcess { output, ..role })?, title })
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -13,9 +13,9 @@ use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Order, VERSION};
 use crate::main_process::decide::Monitor;
 use crate::main_process::main::Main;
-use crate::main_process::processes::children::{FirstWord, LONGEST_SILENCE, Running};
+use crate::main_process::processes::children::{FIRST_WORD_TIMEOUT, FirstWord, Running};
 use crate::sys::memfd;
-use crate::worker::spawn::{Command, Image, spawn};
+use crate::worker::spawn::{Image, NewProcess, spawn};
 
 /// The version of the protocol that has [`Order::Own`].
 const ASKED_SINCE: u32 = 2;
@@ -65,15 +65,15 @@ impl Main {
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
         let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
         let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
-        let role = Command::role(image, &title, variables, descriptors);
+        let role = NewProcess::role(image, &title, variables, descriptors);
         // It notices by itself that main is gone, and needs its time then.
         let (leads_group, death_signal) = (false, None);
         let token = self.children.new_token();
         // Before the fork: a monitor that could not be watched would run on beside the one that is started in its place.
         self.poller.watch(&channel, token)?;
-        let command = Command { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
+        let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
         let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
-        let first_word = FirstWord::Until(Instant::now() + LONGEST_SILENCE);
+        let first_word = FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT);
         let (queues, asked) = (sockets, false);
         let running = Running { child, channel, asked, token, queues, workers, protocol: VERSION, first_word };
         self.children.add(monitor, running);

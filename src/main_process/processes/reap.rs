@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nix::unistd::Pid;
 
-use super::children::{FirstWord, LONGEST_SILENCE};
+use super::children::{FIRST_WORD_TIMEOUT, FirstWord};
 use crate::main_process::decide::{Event, Monitor};
 use crate::main_process::main::Main;
 use crate::sys::errno::words;
@@ -32,7 +32,7 @@ impl Main {
                         Cause::CannotStart(format!("could not be executed: {}", words(&refused.errno.into())))
                     }
                     _ if silent => {
-                        let time = LONGEST_SILENCE.as_secs();
+                        let time = FIRST_WORD_TIMEOUT.as_secs();
                         Cause::CannotStart(format!("hung for {time}s before its first word, and was killed"))
                     }
                     _ => exit.into(),
@@ -50,9 +50,9 @@ impl Main {
                 }
                 self.events.push_back(Event::Ended(monitor, cause, is_survived));
             } else if let Some(preflight) = self.children.take_preflight(pid) {
-                self.preflight_ended(preflight, exit);
+                self.on_preflight_ended(preflight, exit);
             } else if let Some(planner) = self.children.take_planner(pid) {
-                self.planner_ended(planner, exit);
+                self.on_planner_ended(planner, exit);
             } else if let Some(monitor) = self.children.kin.owner(pid) {
                 orphans.entry(monitor).or_default().push(pid);
             } else {

@@ -28,18 +28,18 @@ impl Main {
             match received {
                 Received::Message(Report::Claim { ticket, key, process, late, .. }, descriptors) => {
                     let socket = descriptors.into_iter().next();
-                    self.claimed((monitor, ticket), Bind { key, process, late, socket });
+                    self.on_claim((monitor, ticket), Bind { key, process, late, socket });
                 }
                 Received::Message(Report::Listen { ticket, key, backlog }, descriptors) => {
-                    self.listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());
+                    self.on_listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());
                 }
                 Received::Message(Report::Owns { addresses }, _) => {
                     drop(self.listeners.conflicts.own.insert(monitor.generation, addresses))
                 }
                 Received::Message(Report::Looked { ticket, may_listen }, _) => {
-                    self.looked((monitor, ticket), may_listen);
+                    self.on_looked((monitor, ticket), may_listen);
                 }
-                Received::Message(report, descriptors) => self.reported(monitor, report, descriptors),
+                Received::Message(report, descriptors) => self.on_report(monitor, report, descriptors),
                 Received::Cut(Report::Claim { ticket, .. } | Report::Listen { ticket, .. }) => {
                     log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");
                     self.not_shared((monitor, ticket), Some(Errno::EMFILE as i32));
@@ -79,7 +79,7 @@ impl Main {
         }
     }
 
-    pub(crate) fn reported(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
+    pub(crate) fn on_report(&mut self, monitor: Monitor, report: Report, descriptors: Vec<OwnedFd>) {
         match (report, <[OwnedFd; 3]>::try_from(descriptors)) {
             (Report::Resolved { path, other_user, fingerprint }, Ok([directory, program, findings])) => {
                 log::debug!("generation {} runs {}", monitor.generation, path.display());
@@ -113,7 +113,7 @@ impl Main {
                 if matches!(report, Report::Ready { .. } | Report::Died { .. }) {
                     self.put_listeners_right();
                 }
-                self.events.push_back(Event::Told(monitor, report));
+                self.events.push_back(Event::Reported(monitor, report));
             }
         }
     }

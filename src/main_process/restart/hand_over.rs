@@ -25,7 +25,7 @@ use crate::sys::{memfd, stderr};
 
 impl Main {
     /// Somebody wants a restart; a client is told what becomes of it.
-    pub(crate) fn restart_asked(&mut self, client: Option<u64>) {
+    pub(crate) fn on_restart_asked(&mut self, client: Option<u64>) {
         let refused = match () {
             () if self.state.is_stopping() => Some("panzer is being stopped"),
             () if self.outside.daemon_parent.waits() => {
@@ -70,7 +70,7 @@ impl Main {
         Ok(())
     }
 
-    pub(crate) fn preflight_ended(&mut self, preflight: Preflight, exit: Exit) {
+    pub(crate) fn on_preflight_ended(&mut self, preflight: Preflight, exit: Exit) {
         let shown = preflight.shown(exit).map(|build| self.restarting.next_build = Some(build));
         self.go_on_with_restart(Event::Ended(shown));
     }

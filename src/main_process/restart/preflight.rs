@@ -17,7 +17,7 @@ use crate::sys::processes::Exit;
 use crate::worker::cause::signal_name;
 
 /// So much of what it printed is passed on, in bytes.
-const LONGEST_LINE: usize = 512;
+const MAX_LINE_BYTES: usize = 512;
 
 /// What the new build says of itself, with its image as a descriptor: exactly the file that was tried is executed then.
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,6 +99,6 @@ fn last_line(output: &OwnedFd) -> Option<String> {
     let mut bytes = vec![0; 1 << 16];
     let count = read(output, &mut bytes).ok()?;
     let line = bytes[..count].split(|&byte| byte == b'\n').rfind(|line| !line.is_empty())?;
-    let text = String::from_utf8_lossy(&line[..line.len().min(LONGEST_LINE)]);
+    let text = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE_BYTES)]);
     Some(printable::line(&text))
 }

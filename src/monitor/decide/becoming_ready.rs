@@ -11,13 +11,13 @@ use crate::control::monitor::messages::{MAX_EXTENSION, Report};
 use crate::readiness::watch::{Bypass, Sight};
 
 /// The longest, so that a worker is known to accept within that and a little.
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest pause between two probes of a worker.
-const LONGEST_PROBE_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PROBE_PAUSE: Duration = Duration::from_millis(500);
 
 /// A probe that takes this long hangs: it is ended, and counts as failed.
-const LONGEST_PROBE: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time between bind and listen of a worker that serves already, at most.
 const BEFORE_LISTEN: Duration = Duration::from_secs(1);
@@ -30,10 +30,10 @@ const LOADING: Duration = Duration::from_secs(5);
 const HIDDEN_FOR_GOOD: Duration = Duration::from_secs(1);
 
 /// A slot whose workers were not ready in time gives the next one twice as long, so many times.
-const MOST_DOUBLINGS: u32 = 4;
+const MAX_DOUBLINGS: u32 = 4;
 
 impl Slots {
-    pub(super) fn executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, deadline, time) = (self.settings.watch, self.ready_deadline(worker, now), self.ready_time(worker));
         let Some(slot) = self.slot_of(worker) else { return };
         if !matches!(slot.state, State::Executing { .. }) {
@@ -55,7 +55,7 @@ impl Slots {
         self.go_on(worker, now, actions);
     }
 
-    pub(super) fn notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.readiness.notified, true);
         if matches!(slot.state, State::Ready { .. }) {
@@ -72,7 +72,7 @@ impl Slots {
     }
 
     /// More time to be ready, or to end by the step of its schedule that it is at. A stop that is to be quick stays so.
-    pub(super) fn extends(&mut self, worker: Worker, by: Duration, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_extends(&mut self, worker: Worker, by: Duration, now: Instant, actions: &mut Vec<Action>) {
         let by = by.min(MAX_EXTENSION);
         let is_quick = self.is_stopping_quickly();
         let Some(slot) = self.slot_of(worker) else { return };
@@ -90,7 +90,7 @@ impl Slots {
     /// How long this worker may take to be ready: nothing is lost where it takes longer than those before it did.
     pub(super) fn ready_time(&self, worker: Worker) -> Duration {
         let tries = self.slots.get(worker.slot as usize).map_or(0, |slot| slot.unready);
-        self.settings.tuning.ready_timeout.saturating_mul(1 << tries.min(MOST_DOUBLINGS))
+        self.settings.tuning.ready_timeout.saturating_mul(1 << tries.min(MAX_DOUBLINGS))
     }
 
     /// On trial main times a generation as a whole.
@@ -99,7 +99,7 @@ impl Slots {
     }
 
     /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
-    pub(super) fn listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, trial) = (self.settings.watch, self.settings.trial);
         let deadline_anew = self.ready_deadline(worker, now);
         let Some(slot) = self.slot_of(worker) else { return };
@@ -126,7 +126,7 @@ impl Slots {
         }
     }
 
-    pub(super) fn seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_seen(&mut self, worker: Worker, sight: Sight, now: Instant, actions: &mut Vec<Action>) {
         let patience = HIDDEN_FOR_GOOD.min(self.settings.tuning.ready_timeout / 2);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
@@ -147,7 +147,7 @@ impl Slots {
         self.go_on(worker, now, actions);
     }
 
-    pub(super) fn probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_probed(&mut self, worker: Worker, succeeded: bool, now: Instant, actions: &mut Vec<Action>) {
         let ended = self.probes.remove(&worker).is_some_and(|probe| probe.ended);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { probe: Some(watched), .. } = &mut slot.state else { return };
@@ -155,7 +155,7 @@ impl Slots {
             self.become_ready(worker, now, actions);
         } else {
             watched.next = Some(now + watched.pause);
-            watched.pause = (watched.pause * 2).min(LONGEST_PROBE_PAUSE);
+            watched.pause = (watched.pause * 2).min(MAX_PROBE_PAUSE);
         }
     }
 
@@ -217,7 +217,13 @@ impl Slots {
         serves.is_some_and(|since| now >= since + self.settings.tuning.pace.healthy_after)
     }
 
-    pub(super) fn examined(&mut self, worker: Worker, shown: Option<Bypass>, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_examined(
+        &mut self,
+        worker: Worker,
+        shown: Option<Bypass>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         match shown {
             None => self.suspects.remove(worker),
             Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
@@ -240,7 +246,7 @@ impl Slots {
         });
         if let Some((worker, look)) = due.min_by_key(|(_, look)| look.next) {
             look.next = Some(now + look.pause);
-            look.pause = (look.pause * 2).min(LONGEST_PAUSE);
+            look.pause = (look.pause * 2).min(MAX_PAUSE);
             self.looking.begin();
             actions.push(Action::Look(worker));
         }
@@ -257,7 +263,7 @@ impl Slots {
             if let State::Starting { probe: Some(probe), .. } = &mut self.slots[worker.slot as usize].state {
                 probe.next = None;
             }
-            self.probes.insert(worker, Probe { deadline: now + LONGEST_PROBE, ended: false });
+            self.probes.insert(worker, Probe { deadline: now + PROBE_TIMEOUT, ended: false });
             actions.push(Action::Probe(worker));
         }
     }
@@ -300,7 +306,7 @@ impl Slots {
             let slot = &self.slots[worker.slot as usize];
             let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { probe: Some(_), .. });
             if probe.deadline <= now || (!awaited && !probe.ended) {
-                *probe = Probe { deadline: now + LONGEST_PROBE, ended: true };
+                *probe = Probe { deadline: now + PROBE_TIMEOUT, ended: true };
                 actions.push(Action::EndProbe(*worker));
             }
         }

@@ -15,7 +15,7 @@ use crate::readiness::watch::Bypass;
 const PATIENT_LOOKS: u32 = 4;
 
 /// So often a worker is looked at that is ready by another measure.
-const MOST_LOOKS: u32 = 8;
+const MAX_LOOKS: u32 = 8;
 
 /// The pause before the first look; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ impl Suspects {
         let next = now + suspect.pause;
         suspect.next = match suspect.last {
             Some(last) => (now < last).then_some(next.min(last)),
-            None => (suspect.looks < MOST_LOOKS).then_some(next),
+            None => (suspect.looks < MAX_LOOKS).then_some(next),
         };
         suspect.pause *= 2;
         Some(*worker)

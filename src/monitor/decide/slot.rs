@@ -18,7 +18,7 @@ pub(super) const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What has not ended this long after KILL is not waited for: it may not be signalled, or the kernel cannot end it. Less
 /// than main gives the monitor beyond the schedule.
-pub(super) const LONGEST_DYING: Duration = Duration::from_secs(4);
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Processes that are started before signals, orders and messages are read again: some milliseconds.
 const MAX_STARTS_A_TURN: u32 = 8;
@@ -191,7 +191,7 @@ impl Left {
     /// When there is something to be done about it.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let first = self.first.map(|(due, _)| due);
-        let given_up = self.escalation.killed().map(|killed| killed + LONGEST_DYING);
+        let given_up = self.escalation.killed().map(|killed| killed + KILL_TIMEOUT);
         [first, self.escalation.deadline(), given_up].into_iter().flatten().min()
     }
 }

@@ -15,7 +15,7 @@ use super::slot::{Slot, State};
 use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
-const LONGEST_EXEC: Duration = Duration::from_secs(10);
+const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The slots of one generation.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,18 +68,18 @@ impl Slots {
         }
         match event {
             Event::Start => self.start(now),
-            Event::Executed(worker) => self.executed(worker, now, &mut actions),
-            Event::Notified(worker) => self.notified(worker, now, &mut actions),
-            Event::Extends(worker, by) => self.extends(worker, by, now, &mut actions),
-            Event::Listens(worker) => self.listens(worker, now, &mut actions),
-            Event::Seen(worker, sight) => self.seen(worker, sight, now, &mut actions),
+            Event::Executed(worker) => self.on_executed(worker, now, &mut actions),
+            Event::Notified(worker) => self.on_notified(worker, now, &mut actions),
+            Event::Extends(worker, by) => self.on_extends(worker, by, now, &mut actions),
+            Event::Listens(worker) => self.on_listens(worker, now, &mut actions),
+            Event::Seen(worker, sight) => self.on_seen(worker, sight, now, &mut actions),
             Event::Looked(took) => self.looking.looked(took, now),
-            Event::Examined(worker, shown) => self.examined(worker, shown, now, &mut actions),
-            Event::Probed(worker, succeeded) => self.probed(worker, succeeded, now, &mut actions),
-            Event::Ended(worker, cause) => self.ended(worker, cause, now, &mut actions),
-            Event::Suspended(worker, signal) => self.suspended(worker, signal, now, &mut actions),
-            Event::Continued(worker) => self.continued(worker, now, &mut actions),
-            Event::LeftBehind(worker) => self.left_behind(worker, now, &mut actions),
+            Event::Examined(worker, shown) => self.on_examined(worker, shown, now, &mut actions),
+            Event::Probed(worker, succeeded) => self.on_probed(worker, succeeded, now, &mut actions),
+            Event::Ended(worker, cause) => self.on_ended(worker, cause, now, &mut actions),
+            Event::Suspended(worker, signal) => self.on_suspended(worker, signal, now, &mut actions),
+            Event::Continued(worker) => self.on_continued(worker, now, &mut actions),
+            Event::LeftBehind(worker) => self.on_left_behind(worker, now, &mut actions),
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
             Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
@@ -186,11 +186,11 @@ impl Slots {
         slot.readiness.shown = Shown::default();
         slot.readiness.extended_to = None;
         slot.readiness.proven = None;
-        slot.state = State::Executing { deadline: now + LONGEST_EXEC };
+        slot.state = State::Executing { deadline: now + EXEC_TIMEOUT };
         actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
     }
 
-    fn ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    fn on_ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
         let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
@@ -285,7 +285,7 @@ impl Slots {
             State::Executing { deadline } if deadline <= now => {
                 // There is no program yet that could do anything about a gentler signal.
                 slot.state = State::Stopping(Escalation::begin(&Schedule::kill(), now));
-                slot.ended_for = Some(Cause::HungInExec(LONGEST_EXEC));
+                slot.ended_for = Some(Cause::HungInExec(EXEC_TIMEOUT));
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => {

@@ -1,6 +1,6 @@
 //! The stop of everything, of single workers, and of what they leave behind.
 
-use super::slot::{LONGEST_DYING, Left, Stopping};
+use super::slot::{KILL_TIMEOUT, Left, Stopping};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,7 +12,7 @@ use crate::config::{Escalation, Schedule};
 use crate::control::monitor::messages::Urgency;
 
 /// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
-const LONGEST_FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Slots {
     pub(super) fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
@@ -46,14 +46,14 @@ impl Slots {
                         *escalation = Escalation::begin(&schedule, now);
                     } else if urgency != Urgency::Patient {
                         // A graceful stop may be shorter than it was when this one was begun.
-                        escalation.hasten(&schedule, now);
+                        escalation.escalate(&schedule, now);
                     }
                 }
                 state => *state = State::Stopping(Escalation::begin(&schedule, now)),
             }
         }
         if urgency != Urgency::Patient {
-            self.groups.values_mut().for_each(|left| left.escalation.hasten(&schedule, now));
+            self.groups.values_mut().for_each(|left| left.escalation.escalate(&schedule, now));
         }
     }
 
@@ -62,7 +62,7 @@ impl Slots {
     }
 
     /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
-    pub(super) fn left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) =
             self.slots.get(worker.slot as usize).filter(|slot| worker.life > 0 && slot.life >= worker.life)
         else {
@@ -75,7 +75,7 @@ impl Slots {
             }
             return;
         }
-        let heard = now + LONGEST_FAREWELL;
+        let heard = now + FAREWELL_TIMEOUT;
         let (schedule, escalation) = match &self.stopping {
             Some(stopping) if stopping.urgency != Urgency::Patient => {
                 (&stopping.schedule, Escalation::resume(&stopping.schedule, stopping.begun, now))
@@ -104,7 +104,7 @@ impl Slots {
             if let Some(signal) = left.escalation.signal_due(now) {
                 actions.push(Action::SignalGroup(*worker, signal));
             }
-            let given_up = left.escalation.killed().is_some_and(|killed| killed + LONGEST_DYING <= now);
+            let given_up = left.escalation.killed().is_some_and(|killed| killed + KILL_TIMEOUT <= now);
             if given_up {
                 actions.push(Action::GiveUp(*worker));
             }
@@ -116,7 +116,7 @@ impl Slots {
     /// and that is about to be told.
     pub(super) fn gives_up_at(&self, worker: Worker, escalation: &Escalation) -> Option<Instant> {
         let may_live = self.stopping.is_some() && !self.groups.contains_key(&worker);
-        escalation.killed().filter(|_| may_live).map(|killed| killed + LONGEST_DYING)
+        escalation.killed().filter(|_| may_live).map(|killed| killed + KILL_TIMEOUT)
     }
 
     pub(super) fn escalate_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {

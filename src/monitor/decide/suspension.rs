@@ -12,7 +12,7 @@ use crate::control::monitor::messages::Report;
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 impl Slots {
-    pub(super) fn suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
         let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = true;
@@ -25,7 +25,7 @@ impl Slots {
         }
     }
 
-    pub(super) fn continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = false;

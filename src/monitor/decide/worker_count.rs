@@ -63,7 +63,7 @@ impl Slots {
             State::Waiting { .. } | State::EndedForGood { .. } => slot.state = State::Empty,
             State::Stopping(escalation) => {
                 // It may have been wanted again meanwhile, and its stop begun when that was to take longer.
-                escalation.hasten(self.settings.tuning.retirement(), now);
+                escalation.escalate(self.settings.tuning.retirement(), now);
                 slot.retiring = true;
             }
             State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {

@@ -11,7 +11,7 @@ use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Mark;
 
 /// So many children are looked at before anything else has its turn.
-const MOST_LOOKS: usize = 256;
+const MAX_LOOKS: usize = 256;
 
 /// What has become of those that workers left behind.
 #[derive(Debug, Default)]
@@ -32,8 +32,8 @@ impl Roster {
                 || self.given_up.contains(pid)
         };
         let new: Vec<Pid> = processes::children().into_iter().filter(|pid| !is_known(pid)).collect();
-        self.unmet = new.len() > MOST_LOOKS;
-        for pid in new.into_iter().take(MOST_LOOKS) {
+        self.unmet = new.len() > MAX_LOOKS;
+        for pid in new.into_iter().take(MAX_LOOKS) {
             let clues = Clues::of(pid);
             let owner = self.kin.owner_by_group(&clues, |leader| self.led_by(leader, pid));
             let by_mark = |mark: Mark| match mark {

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::screen::Screen;
-use crate::control::operator::requests::{Command, Request};
+use crate::control::operator::requests::{Request, Wanted};
 use crate::control::operator::status::Status;
 use crate::panzerctl::choose::choose;
 use crate::panzerctl::client::{ANSWER_TIMEOUT, Client, status_in};
@@ -137,7 +137,7 @@ impl Watch {
 
     fn ask(&self) -> io::Result<Client> {
         let mut question = Client::connect_without_waiting(&self.instance)?;
-        question.ask(&Request::new(Command::Status));
+        question.ask(&Request::new(Wanted::Status));
         self.poller.watch(&question, ANSWER)?;
         Ok(question)
     }

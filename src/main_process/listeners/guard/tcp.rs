@@ -170,7 +170,7 @@ impl Guard {
     }
 
     /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
-    pub(crate) fn hung_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
+    pub(crate) fn on_hang_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
         let guarded = self.all.get_mut(&token)?;
         poller.forget(&guarded.socket);
         guarded.due = Some(guarded.next_revival(now));

@@ -138,8 +138,8 @@ impl UnixGuard {
     }
 
     /// The kernel says that somebody shut one down, or that a path has changed.
-    pub(crate) fn changed(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
-        let Some(number) = (token - self.first_token).checked_sub(1) else { return self.paths_changed(now, held) };
+    pub(crate) fn on_change(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
+        let Some(number) = (token - self.first_token).checked_sub(1) else { return self.on_paths_changed(now, held) };
         if let Some(held) = held.by_number(number) {
             poller.forget(&held.listener);
             let dead = self.dead.entry(number).or_insert(Dead { due: Some(now), told: false, removed: false });
@@ -148,7 +148,7 @@ impl UnixGuard {
     }
 
     /// The kernel says that one of the paths has changed.
-    pub(crate) fn paths_changed(&mut self, now: Instant, held: &AllHeld) {
+    pub(crate) fn on_paths_changed(&mut self, now: Instant, held: &AllHeld) {
         while self.paths.as_ref().is_some_and(|paths| paths.read_events().is_ok()) {}
         for held in held.iter().filter(|held| is_missing(held)) {
             self.dead.entry(held.number).or_insert(Dead { due: Some(now + REMOVED), told: false, removed: true });

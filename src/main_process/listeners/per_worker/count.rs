@@ -19,7 +19,7 @@ use crate::sockets::Refusal;
 use crate::sys::errno::words;
 
 /// A generation that is retired is waited for no longer than this: its schedule has begun.
-const LONGEST_AT_END: Duration = Duration::from_secs(3);
+const AT_END_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Main {
     /// Another count of workers is wanted.
@@ -91,7 +91,7 @@ impl Main {
                 if !self.state.is_stopping() && self.leaves_queues(monitor, kept) =>
             {
                 let then = Then::Ordered(monitor, order);
-                return self.listeners.per_worker.emptyings.begin(kept.max(1), then, now + LONGEST_AT_END, now);
+                return self.listeners.per_worker.emptyings.begin(kept.max(1), then, now + AT_END_TIMEOUT, now);
             }
             Order::Stop(_) => self.listeners.per_worker.emptyings.forget(monitor),
             _ => {}
@@ -181,7 +181,7 @@ impl Main {
     fn do_at_last(&mut self, then: Then) {
         match then {
             Then::Happens(event) => self.events.push_back(*event),
-            Then::Tuned => self.go_by_newest(),
+            Then::Reread => self.go_by_newest(),
             Then::Ordered(monitor, order) => {
                 if let Some(running) = self.children.running(monitor) {
                     running.channel.send(&order);

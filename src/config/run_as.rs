@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A user or a group as it was named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Named {
+pub enum NameOrNumber {
     /// By its number.
     Number(u32),
     /// By its name.
@@ -19,46 +19,46 @@ pub enum Named {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserAndGroup {
     /// The user.
-    pub user: Named,
+    pub user: NameOrNumber,
     /// Its group, where it is not to be the user's own.
-    pub group: Option<Named>,
+    pub group: Option<NameOrNumber>,
 }
 
 /// As whom, and how, workers are to run. What is not given is as it is for panzer itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Identity {
+pub struct RunAs {
     /// The user.
-    pub user: Option<Named>,
+    pub user: Option<NameOrNumber>,
     /// The group, where it is not to be the user's own.
-    pub group: Option<Named>,
+    pub group: Option<NameOrNumber>,
     /// What is taken away from the mode of files that they create.
     pub umask: Option<u32>,
     /// Their nice value, from -20 to 19.
     pub nice: Option<i32>,
 }
 
-impl FromStr for Named {
+impl FromStr for NameOrNumber {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Named, String> {
+    fn from_str(text: &str) -> Result<NameOrNumber, String> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             // The last number means "leave it as it is" to the kernel.
             let number = text.parse().ok().filter(|&number| number != u32::MAX);
-            return number.map(Named::Number).ok_or_else(|| format!("a number goes up to {}", u32::MAX - 1));
+            return number.map(NameOrNumber::Number).ok_or_else(|| format!("a number goes up to {}", u32::MAX - 1));
         }
         if text.is_empty() || text.len() > 256 || text.contains([':', '\0', '\n']) {
             return Err("take a name or a number".to_owned());
         }
-        Ok(Named::Name(text.to_owned()))
+        Ok(NameOrNumber::Name(text.to_owned()))
     }
 }
 
-impl fmt::Display for Named {
+impl fmt::Display for NameOrNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Named::Number(number) => write!(f, "{number}"),
-            Named::Name(name) => write!(f, "{name}"),
+            NameOrNumber::Number(number) => write!(f, "{number}"),
+            NameOrNumber::Name(name) => write!(f, "{name}"),
         }
     }
 }
@@ -90,9 +90,9 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_read() {
-        let name = |name: &str| Named::Name(name.to_owned());
+        let name = |name: &str| NameOrNumber::Name(name.to_owned());
         assert_eq!("app".parse(), Ok(UserAndGroup { user: name("app"), group: None }));
-        assert_eq!("7:adm".parse(), Ok(UserAndGroup { user: Named::Number(7), group: Some(name("adm")) }));
+        assert_eq!("7:adm".parse(), Ok(UserAndGroup { user: NameOrNumber::Number(7), group: Some(name("adm")) }));
         for text in ["", ":", ":adm", "app:", "a:b:c", "4294967295", "4294967296", "1:4294967295"] {
             assert!(text.parse::<UserAndGroup>().is_err(), "{text}");
         }
