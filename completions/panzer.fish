@@ -49,6 +49,7 @@ complete -c panzer -l on -d 'Change what one signal does, as in TTIN=scale-up: r
 complete -c panzer -l name -d 'Name of this instance [the program\'s file name]' -r
 complete -c panzer -s p -l pid -d 'Write the pid to this file [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Path of the socket that panzerctl connects to [NAME.sock beside NAME.pid]' -r -F
+complete -c panzer -l preload -d 'Load the program once for each generation and fork the workers from it, so that they share its memory. The program must speak the protocol of panzer-mold(7), as with one of panzer\'s clients'
 complete -c panzer -l final-exit-stop -d 'Stop all other workers gracefully when the first worker exits with a final exit code'
 complete -c panzer -l check -d 'Print the value of every option and where it came from, and start nothing. Exits with 2 if a value is wrong'
 complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal. Returns when all workers are ready, or with main\'s exit code if they never are. Output to a terminal goes to /dev/null after that (for workers from the beginning). A pipe stays open: redirect it if somebody reads it to its end, as in $(panzer -d ...)'

@@ -19,7 +19,7 @@ pub use refusal::Ending;
 
 use options::Options;
 use refusal::{refusal, usage};
-use resolve::{check_placeholders, check_values};
+use resolve::{check_placeholders, check_preload, check_values};
 
 /// The plan that this command line, the environment and the file ask for. `pwd` is the shell's name for the current
 /// directory, where the file is looked for; `inherited` are the sockets that panzer was started with.
@@ -40,6 +40,7 @@ pub fn plan(
     let check = options.check;
     let plan = options.resolve(pwd, inherited)?;
     check_placeholders(&plan)?;
+    check_preload(&plan)?;
     if check {
         env_file::read(&plan).map_err(|cause| usage(cause.to_string()))?;
         return Err(Ending::Shown(plan_shown::table(&definition, &layers, &plan, by_file)));

@@ -18,6 +18,9 @@
 //! parent waits until the child serves. Main starts one **monitor** ([`monitor`]) for each generation. A monitor keeps its
 //! slots filled with **workers** ([`worker`]), which are the user's program and nothing else.
 //!
+//! With `--preload` the monitor starts the program once, as the **mold**, which loads itself and forks a worker whenever it
+//! is asked to ([`control::mold`]). The mold forks twice, so that each worker falls to the monitor, a subreaper.
+//!
 //! Main and a monitor talk over a SOCK_SEQPACKET pair ([`control::monitor`]): orders go down, reports go up. If main is
 //! gone, the channel ends, and the monitor stops its workers gracefully and exits. If a monitor is gone, main adopts its
 //! workers, as main is a subreaper. [`worker::kin`] finds out whose worker an adopted process is.

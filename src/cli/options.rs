@@ -55,6 +55,11 @@ pub(super) struct Options {
     #[arg(long, env = "PANZER_SHARE_PORTS", value_name = "auto|on|off|PORTS", value_parser = SharePortsParser, hide_possible_values = true)]
     pub(super) share_ports: Option<SharePorts>,
 
+    /// Load the program once for each generation and fork the workers from it, so that they share its memory. The
+    /// program must speak the protocol of panzer-mold(7), as with one of panzer's clients
+    #[arg(long, env = "PANZER_PRELOAD", value_parser = FalseyValueParser::new())]
+    pub(super) preload: bool,
+
     /// When a worker counts as ready. accept: it is seen accepting on a listener; notify: it sent READY=1; alive: it
     /// runs; exec:CMD: the shell command CMD exits with 0; if the worker has a listener, panzer first waits until it
     /// accepts. CMD gets PANZER_WORKER_PID, PANZER_WORKER_ID and PANZER_GENERATION. auto: accept if the worker has a

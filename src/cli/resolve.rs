@@ -71,6 +71,7 @@ impl Options {
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             env_files: self.env_file,
             identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
+            preload: self.preload,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover,
             listen,
@@ -198,6 +199,23 @@ fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
     }
     let text = |bytes: &[u8]| Text(OsStr::from_bytes(bytes).to_owned());
     Ok((text(name), text(&bytes[equals + 1..])))
+}
+
+/// One mold is all workers until it forks them: what differs from worker to worker, the program must look up.
+pub(super) fn check_preload(plan: &Plan) -> Result<(), Ending> {
+    if plan.preload && plan.names_slots() {
+        return Err(usage(
+            "--preload: {worker} cannot be given to a program that is loaded once for all workers; have it \
+                          read PANZER_WORKER_ID in each worker",
+        ));
+    }
+    if plan.preload && plan.handover.speaks(config::Dialect::Einhorn) {
+        return Err(usage(
+            "--preload: the variables of einhorn differ from worker to worker, and a mold is loaded once for \
+                          all; drop --also-speak einhorn",
+        ));
+    }
+    Ok(())
 }
 
 pub(super) fn check_placeholders(plan: &Plan) -> Result<(), Ending> {

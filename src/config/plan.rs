@@ -43,6 +43,9 @@ pub struct Plan {
     /// As whom, and how, workers run.
     #[serde(default)]
     pub identity: RunAs,
+    /// Whether a mold loads the program once for each generation, and forks its workers.
+    #[serde(default)]
+    pub preload: bool,
     /// How many workers are kept.
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
@@ -111,7 +114,12 @@ impl Plan {
     /// Whether a worker is named by its slot in arguments or variables, and not by its generation: two generations have the
     /// same names.
     pub fn names_slots_only(&self) -> bool {
-        self.names_differ(1, 1) && !self.names_generations()
+        self.names_slots() && !self.names_generations()
+    }
+
+    /// Whether a worker is named by its slot in arguments or variables.
+    pub fn names_slots(&self) -> bool {
+        self.names_differ(1, 1)
     }
 
     /// Whether a generation is named in arguments or variables.

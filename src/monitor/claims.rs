@@ -31,7 +31,7 @@ impl Monitor {
         let report = match backlog {
             Some(backlog) => Report::Listen { ticket, key, backlog },
             None => {
-                let worker = self.roster.find_ancestor(process);
+                let worker = self.find_worker(process);
                 let late = worker.is_some_and(|worker| self.state.serves_for_long(worker, Instant::now()));
                 Report::Claim { ticket, key, socket: Some(socket.is_some()), process: Some(process.as_raw()), late }
             }
@@ -40,7 +40,7 @@ impl Monitor {
     }
 
     pub(super) fn listens(&mut self, process: Pid) {
-        if let Some(worker) = self.roster.find_ancestor(process) {
+        if let Some(worker) = self.find_worker(process) {
             // It is past its exec, whether that has been looked at or not.
             self.look_at_exec(worker.slot);
             self.events.push_back(Event::Listens(worker));
@@ -83,7 +83,8 @@ impl Monitor {
     pub(super) fn look_at_bind(&mut self, ticket: u64) {
         let bound = self.sockets.sharing.as_ref().and_then(|sharing| sharing.may_listen(ticket));
         let may_listen = bound.is_some_and(|(process, since)| {
-            self.state.may_listen(self.roster.find_ancestor(process), since, Instant::now())
+            let worker = self.find_worker(process);
+            self.state.may_listen(worker, since, Instant::now())
         });
         self.talk.channel.send(&Report::Looked { ticket, may_listen });
     }

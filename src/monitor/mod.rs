@@ -1,13 +1,14 @@
 //! The monitor: keeps the slots of one generation filled with workers.
 //!
 //! [`decide`] decides; [`run`] has the loop, `perform` performs what was decided, `orders` takes main's orders, `claims`
-//! reports ports to main, and `processes` knows the pids. A monitor knows one generation, its own; what a generation means
+//! reports ports to main, `mold` talks with the mold, and `processes` knows the pids. A monitor knows one generation, its own; what a generation means
 //! to the others is main's business.
 
 pub mod decide;
 pub mod run;
 
 mod claims;
+mod mold;
 pub(crate) mod notes;
 mod orders;
 mod perform;
@@ -19,6 +20,7 @@ use std::os::fd::OwnedFd;
 
 use self::decide::{Event, Slots};
 use self::processes::roster::Roster;
+use crate::control::mold::MoldSocket;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::Assignment;
 use crate::readiness::ack::AckSocket;
@@ -38,6 +40,7 @@ pub(crate) const NOTIFY: u64 = 2;
 pub(crate) const SHARING: u64 = 3;
 pub(crate) const ACKS: u64 = 4;
 pub(crate) const STDERR: u64 = 5;
+pub(crate) const MOLD: u64 = 6;
 /// A worker's exec is watched under this and its slot.
 pub(crate) const FIRST_SLOT: u64 = 16;
 /// What a worker alone tells us on, under this and its slot.
@@ -49,6 +52,8 @@ pub(crate) struct Monitor {
     pub(crate) program: Program,
     pub(crate) talk: Talk,
     pub(crate) sockets: Sockets,
+    /// To the mold, where there is one.
+    pub(crate) line: Option<MoldSocket>,
     pub(crate) signals: Signals,
     pub(crate) poller: Poller,
     pub(crate) roster: Roster,

@@ -64,7 +64,7 @@ impl Held {
 pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
     let name = |worker: &Worker| {
         let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
-        format!("worker {} ({pid}generation {generation})", worker.slot)
+        format!("{worker} ({pid}generation {generation})")
     };
     match note {
         Note::Respawning(worker, cause, delay) if delay.is_zero() => {
@@ -74,6 +74,11 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             let is_late = matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..));
             let option = if is_late { " (--ready-timeout)" } else { "" };
             warn!("{} {cause}; respawning it in {}{option}", name(worker), duration::show(*delay));
+        }
+        Note::MoldFailed(worker, cause, delay) => {
+            let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
+            let after = if delay.is_zero() { String::new() } else { format!(" in {}", duration::show(*delay)) };
+            warn!("{cause} ({pid}generation {generation}); loading another{after}; workers serve on");
         }
         Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
         Note::EndedForGood(worker, code) => {

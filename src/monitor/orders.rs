@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::Monitor;
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::{Order, Report, WorkerStatus};
-use crate::monitor::decide::Event;
+use crate::monitor::decide::{Event, Worker};
 use crate::sys::errno::words;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -124,8 +124,10 @@ impl Monitor {
 
     fn report_status(&mut self) {
         let now = Instant::now();
-        for slot in (0..self.state.count()).filter(|&slot| self.state.is_shown(slot)).collect::<Vec<_>>() {
-            let view = self.state.view(slot);
+        let shown = (0..self.state.count()).filter(|&slot| self.state.is_shown(slot));
+        let workers = shown.map(|slot| (slot, self.state.view(slot)));
+        let mold = self.state.mold().map(|mold| (Worker::MOLD, mold));
+        for (slot, view) in workers.chain(mold).collect::<Vec<_>>() {
             let live = self.roster.in_slot(slot);
             let sign_of_life = live.as_ref().and_then(|live| live.sign_of_life);
             let status = WorkerStatus {
@@ -137,7 +139,8 @@ impl Monitor {
                 last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
                 sign_of_life: sign_of_life.map(|at| now.saturating_duration_since(at)),
             };
-            self.talk.channel.send(&Report::Worker(status));
+            let is_mold = slot == Worker::MOLD;
+            self.talk.channel.send(&if is_mold { Report::Mold(status) } else { Report::Worker(status) });
         }
         self.talk.channel.send(&Report::StatusEnd);
     }

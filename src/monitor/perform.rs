@@ -1,6 +1,6 @@
 //! Performs what the state decides.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -15,11 +15,12 @@ use crate::monitor::decide::{Action, Event, Note, Worker};
 use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::{self, Listeners};
 use crate::sockets::queues;
+use crate::sys::descriptors::FIRST;
 use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::dialects::WorkerContext;
-use crate::worker::environment::{arguments, probe_variables, variables};
+use crate::worker::environment::{arguments, mold_variables, probe_variables, variables};
 use crate::worker::spawn::{Image, NewProcess, spawn};
 
 impl Monitor {
@@ -30,6 +31,9 @@ impl Monitor {
                     self.events.push_back(Event::Ended(worker, cause));
                 }
             }
+            Action::Fork(worker, ticket) => self.ask_mold(worker, ticket),
+            Action::Adopt(worker) => self.adopt(worker),
+            Action::Dismiss => self.dismiss_mold(),
             Action::Look(worker) => {
                 self.look(worker, |pid, listeners| Event::Seen(worker, watch::look(pid, listeners)))
             }
@@ -76,26 +80,41 @@ impl Monitor {
     }
 
     fn spawn(&mut self, worker: Worker) -> Result<(), Cause> {
-        if let Err(place) = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot) {
+        if let Err(place) = self.sockets.placed.of_slot(&self.assignment.plan.listen, place_of(worker)) {
             self.talk.channel.send(&Report::QueueMissing { place });
             let why = "could not be started: its queue has not come from main, which is asked for it again";
             return Err(Cause::CannotStart(why.to_owned()));
         }
+        // A mold hands on to all workers what it is given.
+        let mold = match worker.is_mold() {
+            true => Some(self.open_line().map_err(|error| Cause::CannotStart(words(&error)))?),
+            false => None,
+        };
         let plan = &self.assignment.plan;
         // With one of its own, it is known whose word it is that somebody left who has ended by now.
-        let own = (self.roster.count() < self.talk.own_sockets).then(|| NotifySocket::new().ok()).flatten();
+        let own =
+            (mold.is_none() && self.roster.count() < self.talk.own_sockets).then(|| NotifySocket::new().ok()).flatten();
         let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
         let place = self.place(worker, own.as_ref().unwrap_or(&self.talk.notify).name());
         let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
+        let mut environment = variables(plan, &self.program.common, place).map_err(Cause::CannotStart)?;
+        let mut descriptors = if as_stdin { Vec::new() } else { self.given_to(worker) };
+        if let Some(mold) = &mold {
+            descriptors.push(mold.as_fd());
+            mold_variables(&mut environment, FIRST + descriptors.len() as RawFd - 1);
+        }
         let command = NewProcess {
             image: self.program.release.image(),
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
-            environment: variables(plan, &self.program.common, place).map_err(Cause::CannotStart)?,
-            listen_pid: !plan.listen.is_empty() && !as_stdin && plan.handover.listen_pid == ListenPid::Worker,
+            environment,
+            listen_pid: mold.is_none()
+                && !plan.listen.is_empty()
+                && !as_stdin
+                && plan.handover.listen_pid == ListenPid::Worker,
             stdin: if as_stdin { self.first_of(worker) } else { None },
             output: None,
             opens_output_anew: true,
-            descriptors: if as_stdin { Vec::new() } else { self.given_to(worker) },
+            descriptors,
             // As stdin it is nowhere else.
             inherits_descriptors: !as_stdin,
             leads_group: true,
@@ -105,6 +124,7 @@ impl Monitor {
         };
         let child =
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
+        drop(mold);
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
         let pid = child.pid;
         let started = processes::started(pid);
@@ -117,23 +137,23 @@ impl Monitor {
     }
 
     fn first_of(&self, worker: Worker) -> Option<BorrowedFd<'_>> {
-        let found = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot).ok()?;
+        let found = self.sockets.placed.of_slot(&self.assignment.plan.listen, place_of(worker)).ok()?;
         found.first().copied().map(AsFd::as_fd)
     }
 
     /// The listeners of a worker, unless it inherits them where they lie.
     fn given_to(&self, worker: Worker) -> Vec<BorrowedFd<'_>> {
-        let places = queues::of_slot(&self.assignment.plan.listen, worker.slot);
-        if places.iter().copied().eq(0..places.len()) {
+        let places = queues::of_slot(&self.assignment.plan.listen, place_of(worker));
+        if !worker.is_mold() && places.iter().copied().eq(0..places.len()) {
             return Vec::new();
         }
-        let given = self.sockets.placed.of_slot(&self.assignment.plan.listen, worker.slot).unwrap_or_default();
+        let given = self.sockets.placed.of_slot(&self.assignment.plan.listen, place_of(worker)).unwrap_or_default();
         given.into_iter().map(AsFd::as_fd).collect()
     }
 
     fn place<'a>(&'a self, worker: Worker, notify_socket: &'a str) -> WorkerContext<'a> {
         WorkerContext {
-            worker: worker.slot,
+            worker: place_of(worker),
             generation: self.assignment.generation,
             starts: self.assignment.starts.max(1) + worker.life - 1,
             main_pid: self.assignment.main_pid,
@@ -209,12 +229,16 @@ impl Monitor {
         let live = self.roster.in_slot(worker.slot);
         if live.is_some_and(|live| !std::mem::replace(&mut live.refuses, true)) {
             log::warn!(
-                "cannot send {} to worker {} (pid {pid}): {}",
+                "cannot send {} to {worker} (pid {pid}): {}",
                 signal.as_str(),
-                worker.slot,
                 processes::why_not_signalled(&error)
             );
         }
         false
     }
+}
+
+/// Whose queues a process gets: to a mold, those of the first slot stand for those of all.
+fn place_of(worker: Worker) -> u32 {
+    if worker.is_mold() { 0 } else { worker.slot }
 }

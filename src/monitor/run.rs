@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::start::{find_release, read_assignment};
-use super::{ACKS, CHANNEL, FIRST_NOTIFY, FIRST_SLOT, Monitor, NOTIFY, SHARING, SIGNALS, STDERR};
+use super::{ACKS, CHANNEL, FIRST_NOTIFY, FIRST_SLOT, MOLD, Monitor, NOTIFY, SHARING, SIGNALS, STDERR};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::Report;
@@ -79,13 +79,7 @@ fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
 impl Monitor {
     fn run(&mut self) -> io::Result<()> {
         loop {
-            while let Some(event) = self.events.pop_front() {
-                let actions = self.state.on(Instant::now(), event);
-                // A slot waits for its process; main and people may read a moment later what became of the last one.
-                let (spawns, others): (Vec<_>, Vec<_>) =
-                    actions.into_iter().partition(|action| matches!(action, Action::Spawn(_)));
-                spawns.into_iter().chain(others).for_each(|action| self.perform(action));
-            }
+            self.settle();
             self.held_notes.tend(self.state.is_stopping(), self.assignment.generation);
             if self.done {
                 return Ok(());
@@ -126,6 +120,17 @@ impl Monitor {
         }
     }
 
+    /// Decides on all that has happened.
+    pub(super) fn settle(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            let actions = self.state.on(Instant::now(), event);
+            // A slot waits for its process; main and people may read a moment later what became of the last one.
+            let (starts, others): (Vec<_>, Vec<_>) =
+                actions.into_iter().partition(|action| matches!(action, Action::Spawn(_) | Action::Fork(..)));
+            starts.into_iter().chain(others).for_each(|action| self.perform(action));
+        }
+    }
+
     fn look_at(&mut self, token: u64) {
         match token {
             SIGNALS => {
@@ -143,6 +148,7 @@ impl Monitor {
             NOTIFY => self.take_notifications(None),
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
+            MOLD => self.hear_mold(&[]),
             FIRST_NOTIFY.. => self.take_notifications(Some((token - FIRST_NOTIFY) as u32)),
             STDERR => stderr::catch_up(),
             slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
@@ -174,7 +180,7 @@ impl Monitor {
         if !ready && extends.is_none() {
             return;
         }
-        let seen = self.roster.find_ancestor(sender.pid);
+        let seen = self.find_worker(sender.pid);
         let Some(worker) = seen.or(own.filter(|own| self.roster.may_have_sent(*own, sender))) else {
             // What somebody has left who belonged to a worker that has ended as well means nothing any more.
             let is_late =
@@ -267,6 +273,10 @@ impl Monitor {
         let reaped = processes::reap_all();
         let (main, generation) = (self.assignment.main_pid, self.assignment.generation);
         let mut ended = Vec::new();
+        if !reaped.is_empty() {
+            let pids: Vec<_> = reaped.iter().map(|(pid, _)| *pid).collect();
+            self.hear_mold(&pids);
+        }
         for (pid, exit) in &reaped {
             let (pid, exit) = (*pid, *exit);
             if let Some(worker) = self.roster.remove_probe(pid, main, generation) {
@@ -284,6 +294,9 @@ impl Monitor {
                 continue;
             };
             live.notify.iter().for_each(|socket| self.poller.forget(socket));
+            if live.worker.is_mold() {
+                self.close_line();
+            }
             let cause = live.refused.take().unwrap_or_else(|| exit.into());
             match self.state.is_retiring(live.worker.slot) {
                 true => self.roster.forget(live.worker.slot),

@@ -108,6 +108,7 @@ impl Monitor {
             program: Program { common, release, identity, mixed_release_told: false },
             talk,
             sockets: Sockets { placed: Placed::new(listeners), accepted_on, sharing, own_path_told: false },
+            line: None,
             signals,
             poller,
             roster: Roster::default(),
@@ -160,6 +161,7 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         // Before it accepts, another worker may answer in its place.
         probe: plan.ready == Ready::Exec,
         has_listener,
+        preload: plan.preload,
         tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),
         trial: assignment.trial,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::control::operator::status::{Queue, Respawns, Status};
+use crate::control::operator::status::{Generation, Queue, Respawns, Status, Worker};
 
 /// Every standing and state is shown, even if its value is 0: series that come and go are hard to query.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
@@ -25,7 +25,10 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_workers_wanted", "Number of workers that shall run.", single(status.workers.into()));
     gauge("panzer_generations", "Generations by standing.", generations(status));
     gauge("panzer_monitors_silent", "Monitors that did not answer within a second.", single(silent(status)));
-    gauge("panzer_workers", "Workers by their generation's standing and their own state.", workers(status));
+    let help = "Workers by their generation's standing and their own state.";
+    gauge("panzer_workers", help, by_state(status, |generation| &generation.workers));
+    let help = "Molds (--preload) by their generation's standing and their own state.";
+    gauge("panzer_molds", help, by_state(status, |generation| generation.mold.as_slice()));
     let last = status.reloads.last_ms.map(|millis| (Vec::new(), seconds(millis)));
     let help = "Duration of the last reload that was done; missing before the first one.";
     gauge("panzer_reload_duration_seconds", help, last.into_iter().collect());
@@ -50,10 +53,10 @@ fn silent(status: &Status) -> f64 {
     status.generations.iter().filter(|generation| !generation.answered).count() as f64
 }
 
-fn workers(status: &Status) -> Samples {
+fn by_state(status: &Status, all_of: fn(&Generation) -> &[Worker]) -> Samples {
     let count = |standing: &str, state: &str| {
         let of = status.generations.iter().filter(|generation| generation.standing == standing);
-        of.flat_map(|generation| &generation.workers).filter(|worker| worker.state == state).count()
+        of.flat_map(all_of).filter(|worker| worker.state == state).count()
     };
     let all = STANDINGS.into_iter().flat_map(|standing| STATES.map(|state| (standing, state)));
     let sample = |(standing, state): (&str, &str)| {

@@ -12,7 +12,7 @@ use super::output::{DEFAULT_COLUMNS, columns, print, rendered};
 use super::table::{self, Room};
 use super::text::{Line, Tone, cut, time};
 use super::trouble::Trouble;
-use super::usage::{Meter, Usages};
+use super::usage::{Meter, Usages, memory_of};
 use crate::control::operator::requests::{Request, Wanted};
 use crate::control::operator::status::Status;
 use crate::sys::unix_queue;
@@ -52,17 +52,24 @@ pub(super) fn as_table(status: &Status, usages: &Usages) -> String {
     rendered(&table::lines(status, usages, Room { columns, rows: None }), columns)
 }
 
-/// A line of JSON, with the usage of each worker added.
+/// A line of JSON, with the usage of each worker and mold added, and the memory of each generation.
 pub(super) fn as_json(status: &Status, usages: &Usages) -> String {
     let mut value = json!(status);
     let generations = value["generations"].as_array_mut().into_iter().flatten();
-    for worker in generations.filter_map(|generation| generation["workers"].as_array_mut()).flatten() {
-        let usage = worker["pid"].as_i64().and_then(|pid| usages.get(&i32::try_from(pid).ok()?));
-        if let (Value::Object(worker), Some(Value::Object(usage))) = (worker, usage.map(|usage| json!(usage))) {
-            worker.extend(usage);
-        }
+    for (value, generation) in generations.zip(&status.generations) {
+        value["pss_bytes"] = memory_of(generation, usages).into();
+        value.get_mut("mold").into_iter().for_each(|mold| add_usage(mold, usages));
+        let workers = value.get_mut("workers").and_then(Value::as_array_mut);
+        workers.into_iter().flatten().for_each(|worker| add_usage(worker, usages));
     }
     format!("{value}\n")
+}
+
+fn add_usage(worker: &mut Value, usages: &Usages) {
+    let usage = worker["pid"].as_i64().and_then(|pid| usages.get(&i32::try_from(pid).ok()?));
+    if let (Value::Object(worker), Some(Value::Object(usage))) = (worker, usage.map(|usage| json!(usage))) {
+        worker.extend(usage);
+    }
 }
 
 /// Waits until the instance is ready, even if it does not run yet.

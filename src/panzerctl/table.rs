@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
-use super::usage::{Usage, Usages};
+use super::usage::{Usage, Usages, memory_of};
 use crate::control::operator::status::{Failed, Generation, Queue, Status, Worker};
 
 const HEADS: [&str; 9] = ["GEN", "WORKER", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "LAST EXIT"];
@@ -25,7 +25,8 @@ pub(super) struct Room {
 /// The lines of the table. The first one says how the instance is.
 pub(super) fn lines(status: &Status, usages: &Usages, room: Room) -> Vec<Line> {
     let queues = queues(&status.listeners, room);
-    let others = 3 + 2 * status.generations.len() + queues.len();
+    let molds = status.generations.iter().filter(|generation| generation.mold.is_some()).count();
+    let others = 3 + 2 * status.generations.len() + molds + queues.len();
     let shown = chosen(&status.generations, room.rows.map(|rows| rows.saturating_sub(others)));
     let table = Table::new(status, usages, &shown, room.columns);
     let mut lines = vec![headline(status), Line::default(), table.heads()];
@@ -104,6 +105,7 @@ fn chosen(generations: &[Generation], max_rows: Option<usize>) -> BTreeSet<(u32,
 /// The rows of the workers, and the widths of the columns.
 #[derive(Debug)]
 struct Table {
+    usages: Usages,
     widths: [usize; 9],
     rows: Vec<Row>,
 }
@@ -111,7 +113,6 @@ struct Table {
 #[derive(Debug)]
 struct Row {
     generation: u32,
-    slot: u32,
     cells: [String; 9],
     tone: Tone,
     /// The whole cause, if the cell does not say all of it.
@@ -123,7 +124,8 @@ impl Table {
     fn new(status: &Status, usages: &Usages, shown: &BTreeSet<(u32, u32)>, columns: usize) -> Table {
         let mut rows = Vec::new();
         for generation in &status.generations {
-            let workers = generation.workers.iter().filter(|worker| shown.contains(&(generation.number, worker.slot)));
+            let is_shown = |worker: &&Worker| shown.contains(&(generation.number, worker.slot));
+            let workers = generation.mold.iter().chain(generation.workers.iter().filter(is_shown));
             let usage = |worker: &Worker| worker.pid.and_then(|pid| usages.get(&pid)).copied().unwrap_or_default();
             rows.extend(workers.map(|worker| row(generation.number, worker, usage(worker))));
         }
@@ -141,7 +143,7 @@ impl Table {
             let said = [&*row.sign_of_life, &*row.cells[LAST]].into_iter().filter(|text| !text.is_empty());
             row.cells[LAST] = cut(&said.collect::<Vec<_>>().join("; "), widths[LAST]);
         }
-        Table { widths, rows }
+        Table { usages: usages.clone(), widths, rows }
     }
 
     fn heads(&self) -> Line {
@@ -158,7 +160,9 @@ impl Table {
         }
         let counts = STATES.map(|state| (in_state(generation, state), state));
         let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, state)| format!(", {count} {state}"));
-        line.with(Tone::Plain, format!(", monitor {monitor}{}", counts.collect::<String>()))
+        let memory = generation.mold.as_ref().map(|_| memory_of(generation, &self.usages)).filter(|memory| *memory > 0);
+        let memory = memory.map_or_else(String::new, |memory| format!(", PSS {} in all", size(memory)));
+        line.with(Tone::Plain, format!(", monitor {monitor}{}{memory}", counts.collect::<String>()))
     }
 
     fn row(&self, row: &Row) -> Line {
@@ -182,12 +186,13 @@ impl Table {
         let mut workers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for row in &self.rows {
             if let Some(cause) = &row.cause {
-                workers.entry(cause).or_default().push(row.slot.to_string());
+                workers.entry(cause).or_default().push(row.cells[1].clone());
             }
         }
         let mut lines = Vec::new();
         for (cause, workers) in workers.iter().take(MAX_NAMED) {
             let named = match workers.len() {
+                1 if workers[0] == "mold" => "mold".to_owned(),
                 ..=MAX_NAMED => format!("worker {}", workers.join(", ")),
                 count => format!("{count} workers"),
             };
@@ -207,7 +212,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let cells = [
         generation.to_string(),
-        worker.slot.to_string(),
+        worker.shown_slot(),
         or_none(worker.pid.map(|pid| pid.to_string())),
         cut(&worker.state, 9),
         or_none(worker.pid.map(|_| time(worker.since_ms))),
@@ -223,7 +228,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
         _ => Tone::Passing,
     };
     let sign_of_life = worker.sign_of_life_ms.map(|ago| format!("sign of life {} ago", time(ago))).unwrap_or_default();
-    Row { generation, slot: worker.slot, cells, tone, cause, sign_of_life }
+    Row { generation, cells, tone, cause, sign_of_life }
 }
 
 /// The cause in a few words; and the whole cause, if these words do not say it.
@@ -280,6 +285,7 @@ mod tests {
 
     fn status(workers: Vec<Worker>) -> Status {
         let generation = |number, standing: &str, workers| Generation {
+            mold: None,
             number,
             standing: standing.to_owned(),
             monitor: Some(42),

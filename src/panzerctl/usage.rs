@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::control::operator::status::{Status, Worker};
+use crate::control::operator::status::{Generation, Status, Worker};
 use crate::sys::processes::Stat;
 
 /// To measure memory, the kernel walks the page tables of a process, and the process cannot map memory meanwhile. So at
@@ -48,7 +48,7 @@ struct Seen {
 }
 
 impl Meter {
-    /// Measures all live workers.
+    /// Measures all live workers, and molds.
     pub(super) fn look(&mut self, status: &Status) -> Usages {
         let begun = Instant::now();
         let measures_memory = self.rests_until.is_none_or(|until| until <= begun);
@@ -56,7 +56,7 @@ impl Meter {
         let mut usages = Usages::new();
         let mut seen = BTreeMap::new();
         for generation in &status.generations {
-            for worker in &generation.workers {
+            for worker in generation.processes() {
                 let Some(process) = worker.pid.zip(generation.monitor).and_then(Process::find) else { continue };
                 let before = self.seen.get(&process.id);
                 let memory = if measures_memory || before.is_none() {
@@ -78,6 +78,12 @@ impl Meter {
         }
         usages
     }
+}
+
+/// The proportional shares of all processes of a generation, as far as we may look.
+pub(super) fn memory_of(generation: &Generation, usages: &Usages) -> u64 {
+    let memory = |worker: &Worker| usages.get(&worker.pid?)?.memory;
+    generation.processes().filter_map(memory).sum()
 }
 
 /// CPU share since the measurement `before`; without one, since the worker began.
@@ -129,7 +135,6 @@ fn tick() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::operator::status::Generation;
 
     fn status(pid: u32, monitor: u32) -> Status {
         let (pid, monitor) = (Some(pid.cast_signed()), Some(monitor.cast_signed()));

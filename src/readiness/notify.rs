@@ -59,7 +59,7 @@ impl NotifySocket {
     /// The next message that waits. Descriptors that came along are closed, which is what a `BARRIER=1` waits for.
     pub fn receive(&self) -> Option<Notification> {
         let mut bytes = [0; MAX_DATAGRAM_BYTES];
-        let (length, sender) = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
+        let packets::Heard { length, sender, .. } = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
         let (ready, extends) = bytes.get(..length).map_or((false, None), read);
         Some(Notification { sender, ready, extends, is_too_long: length > MAX_DATAGRAM_BYTES })
     }

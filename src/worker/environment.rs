@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use super::dialects::{self, WorkerContext};
@@ -41,6 +42,16 @@ pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Re
         all.insert(name.0.clone(), plan.expand(value, context.worker, context.generation)?.0);
     }
     Ok(all.iter().map(|(name, value)| entry(name, value)).collect())
+}
+
+/// The number of a mold's socket, as panzer-mold(7) has it.
+pub const MOLD_FD: &str = "PANZER_MOLD_FD";
+
+/// Makes the environment of a worker that of a mold, with its socket at that descriptor: it is no worker.
+pub fn mold_variables(variables: &mut Vec<CString>, socket: RawFd) {
+    variables.retain(|entry| !entry.as_bytes().starts_with(b"PANZER_WORKER_ID="));
+    let own = [(MOLD_FD, socket.to_string()), ("PANZER_MOLD_VERSION", "1".to_owned())];
+    variables.extend(own.map(|(name, value)| entry(OsStr::new(name), OsStr::new(&value))));
 }
 
 /// The variables that name the listeners. `LISTEN_PID` is added after the fork.

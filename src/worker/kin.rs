@@ -11,6 +11,7 @@ use std::io;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::environment::MOLD_FD;
 use crate::sys::processes::{self, Clues};
 
 /// So many bytes of an environment are searched.
@@ -23,9 +24,12 @@ pub struct Mark {
     pub main: i32,
     /// The worker's generation.
     pub generation: u32,
-    /// Its slot.
+    /// Its slot; [`MOLD`] for the mold, and for what it has forked.
     pub worker: u32,
 }
+
+/// Stands for the mold where a slot is named.
+pub const MOLD: u32 = u32::MAX;
 
 impl Mark {
     /// What the environment of `pid` names. None where it names nothing, or must not be read.
@@ -43,7 +47,10 @@ impl Mark {
         Some(Mark {
             main: value("PANZER_MAIN_PID")?.parse().ok()?,
             generation: value("PANZER_GENERATION")?.parse().ok()?,
-            worker: value("PANZER_WORKER_ID")?.parse().ok()?,
+            worker: match value("PANZER_WORKER_ID") {
+                Some(slot) => slot.parse().ok()?,
+                None => value(MOLD_FD).map(|_| MOLD)?,
+            },
         })
     }
 }

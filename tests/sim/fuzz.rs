@@ -78,6 +78,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always]),
         probe: choices.below(3) == 0,
         has_listener: choices.below(2) == 1,
+        preload: false,
         tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
         trial: choices.below(2) == 1,

@@ -359,6 +359,7 @@ impl World {
             watch: self.spec.watch(by.ready, accept),
             probe: by.ready == panzer::config::Ready::Exec,
             has_listener: self.spec.has_listener,
+            preload: false,
             tuning: by.tuning.clone(),
             ended,
             trial,

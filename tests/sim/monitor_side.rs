@@ -418,6 +418,7 @@ impl World {
             }
             Action::EndProbe(worker) => self.kill_probe(index, worker),
             Action::CloseListeners | Action::Note(_) => Ok(()),
+            Action::Fork(..) | Action::Adopt(_) | Action::Dismiss => Ok(()),
         }
     }
 

@@ -173,6 +173,7 @@ fn monitor_settings(workers: u32, stop: &str) -> Settings {
         watch: Watch::No,
         probe: false,
         has_listener: false,
+        preload: false,
         tuning: spec(workers, stop).main.tuning,
         ended: BTreeSet::new(),
         trial: false,

@@ -206,6 +206,10 @@ pub enum Report {
         /// Why.
         cause: Cause,
     },
+    /// The mold ended, cannot load, or is of no use. The cause says that it is about the mold.
+    MoldFailed(Cause),
+    /// The mold, in answer to [`Order::Status`].
+    Mold(WorkerStatus),
     /// This slot is removed. Its worker, if any, is being stopped.
     Retired {
         /// The slot.

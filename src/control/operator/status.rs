@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::duration::show;
 use crate::worker::cause::{Cause, signal_name};
+use crate::worker::kin;
 
 /// The state of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,9 @@ pub struct Generation {
     pub monitor: Option<i32>,
     /// Whether the monitor answered within a second.
     pub answered: bool,
+    /// The process that loads the program and forks the workers (`--preload`). It has no slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mold: Option<Worker>,
     /// Its workers.
     pub workers: Vec<Worker>,
 }
@@ -86,6 +90,7 @@ pub struct Generation {
 #[serde(default)]
 pub struct Worker {
     /// Its slot.
+    #[serde(skip_serializing_if = "is_mold")]
     pub slot: u32,
     /// Its pid, if it has a process.
     pub pid: Option<i32>,
@@ -103,11 +108,30 @@ pub struct Worker {
     pub sign_of_life_ms: Option<u64>,
 }
 
+fn is_mold(slot: &u32) -> bool {
+    *slot == kin::MOLD
+}
+
+impl Generation {
+    /// Its mold, if there is one, and its workers.
+    pub fn processes(&self) -> impl Iterator<Item = &Worker> {
+        self.mold.iter().chain(&self.workers)
+    }
+}
+
+impl Worker {
+    /// The slot as people call it.
+    pub fn shown_slot(&self) -> String {
+        if is_mold(&self.slot) { "mold".to_owned() } else { self.slot.to_string() }
+    }
+}
+
 /// Why a worker ended, or could not start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failed {
     /// Its slot.
+    #[serde(skip_serializing_if = "is_mold")]
     pub worker: u32,
     /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
     pub cause: String,
@@ -185,7 +209,7 @@ impl Display for Status {
                 write!(f, ": no answer within 1s; is it stopped?")?;
                 continue;
             }
-            for worker in &generation.workers {
+            for worker in generation.processes() {
                 write!(f, "\n    {}", worker.to_string().trim_end())?;
             }
         }
@@ -197,7 +221,8 @@ impl Display for Worker {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let pid = self.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
         let since = show(Duration::from_millis(self.since_ms));
-        write!(f, "worker {:<4} {pid:>8}  {:<9} {since:<10} ", self.slot, self.state)?;
+        let name = if is_mold(&self.slot) { "mold".to_owned() } else { format!("worker {}", self.slot) };
+        write!(f, "{name:<11} {pid:>8}  {:<9} {since:<10} ", self.state)?;
         let respawned = (self.respawns > 0).then(|| format!("respawned {}x", self.respawns));
         let sign = self.sign_of_life_ms.map(|ago| format!("sign of life {} ago", show(Duration::from_millis(ago))));
         let last = self.last.as_ref().map(|last| match last.code {
@@ -234,6 +259,7 @@ mod tests {
             worker(2, None, "empty", None),
         ];
         let generation = |number, standing: &str, monitor, answered, workers| Generation {
+            mold: None,
             number,
             standing: standing.to_owned(),
             monitor,

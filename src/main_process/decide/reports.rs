@@ -80,7 +80,7 @@ impl Generations {
                 *deadline = (*deadline).max(now + by.min(MAX_EXTENSION));
             }
             Report::Died { slot, cause } => self.reject(Some(slot), cause, now, actions),
-            Report::CannotBegin(cause) => self.reject(None, cause, now, actions),
+            Report::CannotBegin(cause) | Report::MoldFailed(cause) => self.reject(None, cause, now, actions),
             _ => {}
         }
     }
@@ -125,6 +125,10 @@ impl Generations {
                 serving.shown.ready.remove(&slot);
                 serving.shown.seen.remove(&slot);
                 self.settle_serving(now);
+                let code = cause.exit_code();
+                self.end_if_first_start(cause, code, now, actions);
+            }
+            Report::MoldFailed(cause) => {
                 let code = cause.exit_code();
                 self.end_if_first_start(cause, code, now, actions);
             }

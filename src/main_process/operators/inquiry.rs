@@ -30,7 +30,7 @@ impl Inquiry {
             let standing = word(standing).to_owned();
             // A monitor that has just been reaped never answers.
             let answered = pid.is_none();
-            (monitor, Generation { number, standing, monitor: pid.map(Pid::as_raw), answered, workers: Vec::new() })
+            (monitor, Generation { number, standing, monitor: pid.map(Pid::as_raw), answered, ..Generation::default() })
         };
         Inquiry { deadline: now + ANSWER_TIMEOUT, generations: standings.into_iter().map(generation).collect() }
     }
@@ -47,15 +47,13 @@ impl Inquiry {
         let Some(generation) = self.generation(monitor) else { return };
         // A monitor that was stopped may answer an earlier question as well.
         generation.workers.retain(|known| known.slot != status.slot);
-        generation.workers.push(Worker {
-            slot: status.slot,
-            pid: status.pid,
-            state: status.phase,
-            since_ms: status.since.as_millis() as u64,
-            respawns: status.respawns,
-            last: status.last.as_ref().map(|cause| Failed::new(status.slot, cause)),
-            sign_of_life_ms: status.sign_of_life.map(|ago| ago.as_millis() as u64),
-        });
+        generation.workers.push(shown(status));
+    }
+
+    pub(crate) fn add_mold(&mut self, monitor: Monitor, status: WorkerStatus) {
+        if let Some(generation) = self.generation(monitor) {
+            generation.mold = Some(shown(status));
+        }
     }
 
     /// The monitor has reported everything, or is gone.
@@ -71,6 +69,18 @@ impl Inquiry {
 
     pub(crate) fn into_generations(self) -> Vec<Generation> {
         self.generations.into_iter().map(|(_, generation)| generation).collect()
+    }
+}
+
+fn shown(status: WorkerStatus) -> Worker {
+    Worker {
+        slot: status.slot,
+        pid: status.pid,
+        state: status.phase,
+        since_ms: status.since.as_millis() as u64,
+        respawns: status.respawns,
+        last: status.last.as_ref().map(|cause| Failed::new(status.slot, cause)),
+        sign_of_life_ms: status.sign_of_life.map(|ago| ago.as_millis() as u64),
     }
 }
 

@@ -99,6 +99,11 @@ impl Main {
                     inquiry.add(monitor, status);
                 }
             }
+            (Report::Mold(status), _) => {
+                if let Some(inquiry) = &mut self.operators.inquiry {
+                    inquiry.add_mold(monitor, status);
+                }
+            }
             (Report::StatusEnd, _) => {
                 if let Some(running) = self.children.running(monitor) {
                     running.asked = false;

@@ -35,27 +35,36 @@ const MAX_DOUBLINGS: u32 = 4;
 impl Slots {
     pub(super) fn on_executed(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, deadline, time) = (self.settings.watch, self.ready_deadline(worker, now), self.ready_time(worker));
+        let mold_listens = self.mold.as_ref().is_some_and(|mold| mold.slot.readiness.listens);
         let Some(slot) = self.slot_of(worker) else { return };
-        if !matches!(slot.state, State::Executing { .. }) {
+        if !matches!(slot.state, State::Executing { .. } | State::Forking) {
             return;
         }
         let is_looked_at = match watch {
             Watch::No => false,
-            Watch::IfItListens => slot.readiness.listened,
+            Watch::IfItListens => slot.readiness.listened || mold_listens,
             Watch::IfSeeable | Watch::Always => true,
         };
         slot.readiness.executed = Some(now);
         slot.state = State::Starting { deadline, look: is_looked_at.then(|| Watched::by_looks(now)), probe: None };
-        if !std::mem::replace(&mut self.executed, true) {
-            actions.push(Action::Report(Report::Executed));
-        }
+        self.report_executed(actions);
         if self.settings.has_listener && matches!(watch, Watch::IfSeeable | Watch::Always) {
             self.suspects.add(worker, Some(time), now);
         }
         self.go_on(worker, now, actions);
     }
 
+    /// Once.
+    pub(super) fn report_executed(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.executed, true) {
+            actions.push(Action::Report(Report::Executed));
+        }
+    }
+
     pub(super) fn on_notified(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        if worker.is_mold() {
+            return;
+        }
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.readiness.notified, true);
         if matches!(slot.state, State::Ready { .. }) {
@@ -89,7 +98,7 @@ impl Slots {
 
     /// How long this worker may take to be ready: nothing is lost where it takes longer than those before it did.
     pub(super) fn ready_time(&self, worker: Worker) -> Duration {
-        let tries = self.slots.get(worker.slot as usize).map_or(0, |slot| slot.unready);
+        let tries = self.slot_at(worker).map_or(0, |slot| slot.unready);
         self.settings.tuning.ready_timeout.saturating_mul(1 << tries.min(MAX_DOUBLINGS))
     }
 
@@ -104,6 +113,9 @@ impl Slots {
         let deadline_anew = self.ready_deadline(worker, now);
         let Some(slot) = self.slot_of(worker) else { return };
         let is_first = !std::mem::replace(&mut slot.readiness.listens, true);
+        if worker.is_mold() {
+            return;
+        }
         if matches!(slot.state, State::Ready { .. }) {
             slot.readiness.serves.get_or_insert(now);
         }
@@ -163,7 +175,7 @@ impl Slots {
     /// own word counts, or that it lives, unless it was seen; not while a signal has stopped it.
     pub(super) fn go_on(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Settings { notify, probe: is_probed, watch, .. } = self.settings;
-        let Some(slot) = self.slot_of(worker) else { return };
+        let Some(slot) = self.slot_of(worker).filter(|_| !worker.is_mold()) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
         let unseeable = slot.readiness.shown.hidden.is_some() && watch != Watch::Always;
         if look.is_some() && !unseeable {
@@ -199,10 +211,10 @@ impl Slots {
     /// Whether a socket that a worker has bound `since` then may still listen, so that whoever binds the same waits for it.
     /// A process that has left its worker has none.
     pub fn may_listen(&self, worker: Option<Worker>, since: Instant, now: Instant) -> bool {
-        let slot = worker.and_then(|worker| self.slots.get(worker.slot as usize).filter(|it| it.life == worker.life));
+        let slot = worker.and_then(|worker| self.slot_at(worker).filter(|it| it.life == worker.life));
         let is_proven = |slot: &Slot| slot.readiness.serves.is_some() || slot.readiness.notified;
         match slot {
-            Some(Slot { state: State::Executing { .. } | State::Starting { .. }, .. }) => true,
+            Some(Slot { state: State::Executing { .. } | State::Forking | State::Starting { .. }, .. }) => true,
             Some(slot @ Slot { state: State::Ready { .. }, .. }) if is_proven(slot) => now < since + BEFORE_LISTEN,
             Some(Slot { state: State::Ready { .. }, .. }) | None => now < since + LOADING,
             Some(_) => false,

@@ -97,6 +97,7 @@ mod tests {
                 watch,
                 probe: false,
                 has_listener: true,
+                preload: false,
                 tuning,
                 ended,
                 trial: false,

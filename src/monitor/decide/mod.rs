@@ -8,11 +8,13 @@ mod becoming_ready;
 mod bypass;
 mod final_exits;
 mod limits;
+mod mold;
 mod pacing;
 mod slot;
 mod slots;
 mod stopping;
 mod suspension;
+mod tickets;
 mod vocabulary;
 mod worker_count;
 

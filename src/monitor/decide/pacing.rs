@@ -17,6 +17,9 @@ impl Slots {
                 };
             }
         }
+        if let Some(mold) = &mut self.mold {
+            mold.slot.state = State::Waiting { until: now };
+        }
     }
 
     /// Fills the slots whose time has come, those first that have waited longest.
@@ -28,7 +31,7 @@ impl Slots {
         let mut due: Vec<_> = waiting.collect();
         due.sort_unstable();
         for (until, index) in due {
-            if self.starts.earliest(until) > now || !self.starts.take_one_of_turn() {
+            if !self.may_start_workers() || self.starts.earliest(until) > now || !self.starts.take_one_of_turn() {
                 return;
             }
             self.fill(index, now, actions);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::vocabulary::{Phase, View};
 use crate::backoff::Backoff;
 use crate::config::{Escalation, Schedule, StartDelay};
 use crate::control::monitor::messages::Urgency;
@@ -32,6 +33,8 @@ pub(super) enum State {
     Executing {
         deadline: Instant,
     },
+    /// The mold has been asked for its process.
+    Forking,
     Starting {
         deadline: Option<Instant>,
         /// When it is looked at; none where it was seen accepting, or that is not asked of it.
@@ -112,6 +115,32 @@ impl Slot {
             backoff: Backoff::default(),
             ended_for: None,
         }
+    }
+
+    /// What it looks like.
+    pub(super) fn view(&self) -> View {
+        let phase = match self.state {
+            _ if self.suspended && self.has_worker() => Phase::Suspended,
+            State::Empty => Phase::Empty,
+            State::Waiting { .. } => Phase::Waiting,
+            State::Executing { .. } | State::Forking => Phase::Executing,
+            State::Starting { .. } => Phase::Starting,
+            State::Ready { .. } => Phase::Ready,
+            State::Stopping(_) => Phase::Stopping,
+            State::EndedForGood { .. } => Phase::Ended,
+        };
+        View { phase, respawns: self.respawns, since: self.since }
+    }
+
+    /// Another life of it begins.
+    pub(super) fn begin(&mut self, state: State, now: Instant) {
+        self.life += 1;
+        self.retiring = false;
+        self.is_anew = false;
+        self.since = now;
+        (self.suspended, self.suspension_told) = (false, None);
+        self.readiness = Readiness { listened: self.readiness.listened, ..Readiness::default() };
+        self.state = state;
     }
 }
 

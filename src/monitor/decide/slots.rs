@@ -10,18 +10,20 @@ use crate::worker::cause::Cause;
 
 use super::bypass::Suspects;
 use super::limits::{AtOnce, Looking};
-use super::slot::{Left, Probe, Shown, Starts, Stopping};
+use super::slot::{Left, Probe, Starts, Stopping};
 use super::slot::{Slot, State};
-use super::vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
+use super::tickets::Mold;
+use super::vocabulary::{Action, Event, Note, Settings, View, Watch, Worker};
 
 /// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
-const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The slots of one generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slots {
     pub(super) settings: Settings,
     pub(super) slots: Vec<Slot>,
+    pub(super) mold: Option<Mold>,
     pub(super) groups: BTreeMap<Worker, Left>,
     pub(super) probes: BTreeMap<Worker, Probe>,
     pub(super) starts: Starts,
@@ -41,6 +43,7 @@ impl Slots {
     pub fn new(settings: Settings, now: Instant) -> Slots {
         Slots {
             slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
+            mold: settings.preload.then(|| Mold::new(now)),
             groups: BTreeMap::new(),
             probes: BTreeMap::new(),
             starts: Starts::default(),
@@ -68,7 +71,14 @@ impl Slots {
         }
         match event {
             Event::Start => self.start(now),
+            Event::Executed(worker) if worker.is_mold() => self.on_mold_executed(now),
             Event::Executed(worker) => self.on_executed(worker, now, &mut actions),
+            Event::MoldReady => self.on_mold_ready(now, &mut actions),
+            Event::MoldFailed(why) => self.on_mold_failed(&why, now, &mut actions),
+            Event::MoldBroke(how) => self.break_mold(how, now, &mut actions),
+            Event::MoldClosed => self.on_mold_closed(now),
+            Event::Born(ticket) => self.on_born(ticket, now, &mut actions),
+            Event::Unborn(ticket, why) => self.on_unborn(ticket, &why, now, &mut actions),
             Event::Notified(worker) => self.on_notified(worker, now, &mut actions),
             Event::Extends(worker, by) => self.on_extends(worker, by, now, &mut actions),
             Event::Listens(worker) => self.on_listens(worker, now, &mut actions),
@@ -119,8 +129,9 @@ impl Slots {
 
     /// When to be woken if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
+        let may_start = self.may_start_workers();
         let slots = (0..).zip(&self.slots).filter_map(|(index, slot)| match &slot.state {
-            State::Waiting { until } => Some(self.starts.earliest(*until)),
+            State::Waiting { until } => may_start.then(|| self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, look, .. } => {
                 let look = look.and_then(|look| look.next).and_then(|next| self.looking.earliest(next));
@@ -130,8 +141,9 @@ impl Slots {
                 let worker = Worker { slot: index, life: slot.life };
                 escalation.deadline().or_else(|| self.gives_up_at(worker, escalation))
             }
-            State::Empty | State::Ready { .. } | State::EndedForGood { .. } => None,
+            State::Empty | State::Forking | State::Ready { .. } | State::EndedForGood { .. } => None,
         });
+        let slots = slots.chain(self.mold_deadline());
         let probes = self.probes.values().map(|probe| probe.deadline);
         let groups = self.groups.values().filter_map(Left::deadline);
         let suspects = self.suspects.deadline().and_then(|deadline| self.looking.earliest(deadline));
@@ -140,18 +152,7 @@ impl Slots {
 
     /// What a slot looks like.
     pub fn view(&self, slot: u32) -> View {
-        let slot = &self.slots[slot as usize];
-        let phase = match slot.state {
-            _ if slot.suspended && slot.has_worker() => Phase::Suspended,
-            State::Empty => Phase::Empty,
-            State::Waiting { .. } => Phase::Waiting,
-            State::Executing { .. } => Phase::Executing,
-            State::Starting { .. } => Phase::Starting,
-            State::Ready { .. } => Phase::Ready,
-            State::Stopping(_) => Phase::Stopping,
-            State::EndedForGood { .. } => Phase::Ended,
-        };
-        View { phase, respawns: slot.respawns, since: slot.since }
+        self.slots[slot as usize].view()
     }
 
     /// Whether everything is being stopped.
@@ -166,35 +167,43 @@ impl Slots {
 
     /// The slot that holds this worker; none where the worker is no more.
     pub(super) fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
-        let holds = |slot: &&mut Slot| slot.life == worker.life && slot.has_worker();
-        self.slots.get_mut(worker.slot as usize).filter(holds)
+        let slot = match worker.is_mold() {
+            true => self.mold.as_mut().map(|mold| &mut mold.slot),
+            false => self.slots.get_mut(worker.slot as usize),
+        };
+        slot.filter(|slot| slot.life == worker.life && slot.has_worker())
+    }
+
+    /// The slot of this worker, whatever life it is in.
+    pub(super) fn slot_at(&self, worker: Worker) -> Option<&Slot> {
+        match worker.is_mold() {
+            true => self.mold.as_ref().map(|mold| &mold.slot),
+            false => self.slots.get(worker.slot as usize),
+        }
     }
 
     pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let random = self.random.draw();
         self.starts.made(self.settings.tuning.start_delay, random, now);
+        let by_mold = self.mold.is_some();
+        let state = if by_mold { State::Forking } else { State::Executing { deadline: now + EXEC_TIMEOUT } };
         let slot = &mut self.slots[index as usize];
-        slot.life += 1;
-        slot.retiring = false;
-        slot.is_anew = false;
-        slot.since = now;
-        slot.readiness.notified = false;
-        slot.readiness.executed = None;
-        slot.readiness.listens = false;
-        slot.readiness.serves = None;
-        (slot.suspended, slot.suspension_told) = (false, None);
-        slot.readiness.shown = Shown::default();
-        slot.readiness.extended_to = None;
-        slot.readiness.proven = None;
-        slot.state = State::Executing { deadline: now + EXEC_TIMEOUT };
-        actions.push(Action::Spawn(Worker { slot: index, life: slot.life }));
+        slot.begin(state, now);
+        let worker = Worker { slot: index, life: slot.life };
+        match by_mold {
+            true => self.ask_for(worker, now, actions),
+            false => actions.push(Action::Spawn(worker)),
+        }
     }
 
-    fn on_ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
         let gave_up = self.gave_up;
         if self.slot_of(worker).is_none() {
             return;
+        }
+        if worker.is_mold() {
+            return self.mold_ended(cause, now, actions);
         }
         let random = self.random.draw();
         let Some(slot) = self.slot_of(worker) else { return };
@@ -240,7 +249,8 @@ impl Slots {
             return;
         }
         let timeout = self.settings.tuning.ready_timeout;
-        for slot in &mut self.slots {
+        let mold = self.mold.as_mut().map(|mold| &mut mold.slot);
+        for slot in self.slots.iter_mut().chain(mold) {
             match &mut slot.state {
                 State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
                 // The first try of its slot: there was no other on trial.
@@ -254,8 +264,10 @@ impl Slots {
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for index in 0..self.slots.len() as u32 {
             self.end_if_overdue(index, now, actions);
-            self.escalate_if_due(index, now, actions);
+            let worker = Worker { slot: index, life: self.slots[index as usize].life };
+            self.escalate_if_due(worker, now, actions);
         }
+        self.tend_mold(now, actions);
         self.fill_those_due(now, actions);
         self.examine_if_due(now, actions);
         self.look_if_due(now, actions);
@@ -305,7 +317,7 @@ impl Slots {
     }
 
     /// Counts the respawn that is about to be made.
-    fn respawn_allowed(&mut self, now: Instant) -> bool {
+    pub(super) fn respawn_allowed(&mut self, now: Instant) -> bool {
         if self.gave_up {
             return false;
         }
@@ -323,6 +335,10 @@ impl Slots {
     /// Leaves the slot empty, and tells main once, which stops everything.
     fn give_up(&mut self, index: u32, actions: &mut Vec<Action>) {
         self.slots[index as usize].state = State::Empty;
+        self.tell_that_it_gives_up(actions);
+    }
+
+    pub(super) fn tell_that_it_gives_up(&mut self, actions: &mut Vec<Action>) {
         if let Some(limit) = self.settings.tuning.respawn_limit.filter(|_| !self.gave_up) {
             self.gave_up = true;
             actions.push(Action::Note(Note::GaveUp(limit)));
@@ -331,7 +347,7 @@ impl Slots {
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
-        let empty = !self.slots.iter().any(Slot::has_worker);
+        let empty = !self.slots.iter().any(Slot::has_worker) && self.mold_is_gone();
         if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
             self.exited = true;
             actions.push(Action::Exit);

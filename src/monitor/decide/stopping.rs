@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::slot::State;
+use super::slot::{Slot, State};
 use super::slots::Slots;
 use super::vocabulary::{Action, Note, Worker};
 use crate::config::{Escalation, Schedule};
 use crate::control::monitor::messages::Urgency;
 
 /// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
-const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Slots {
     pub(super) fn stop(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
@@ -36,9 +36,10 @@ impl Slots {
             Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
             _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
+        self.stop_mold(now, actions);
         for slot in &mut self.slots {
             match &mut slot.state {
-                State::Empty | State::EndedForGood { .. } => {}
+                State::Empty | State::Forking | State::EndedForGood { .. } => {}
                 State::Waiting { .. } => slot.state = State::Empty,
                 State::Stopping(escalation) => {
                     slot.ended_for = None;
@@ -63,9 +64,7 @@ impl Slots {
 
     /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
     pub(super) fn on_left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let Some(slot) =
-            self.slots.get(worker.slot as usize).filter(|slot| worker.life > 0 && slot.life >= worker.life)
-        else {
+        let Some(slot) = self.slot_at(worker).filter(|slot| worker.life > 0 && slot.life >= worker.life) else {
             return;
         };
         if let Some(left) = self.groups.get(&worker) {
@@ -119,10 +118,8 @@ impl Slots {
         escalation.killed().filter(|_| may_live).map(|killed| killed + KILL_TIMEOUT)
     }
 
-    pub(super) fn escalate_if_due(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let slot = &mut self.slots[index as usize];
-        let worker = Worker { slot: index, life: slot.life };
-        let State::Stopping(escalation) = &mut slot.state else { return };
+    pub(super) fn escalate_if_due(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let Some(Slot { state: State::Stopping(escalation), .. }) = self.slot_of(worker) else { return };
         let later_step = escalation.has_begun();
         if let Some(signal) = escalation.signal_due(now) {
             actions.push(Action::Signal(worker, signal));
@@ -130,9 +127,9 @@ impl Slots {
                 actions.push(Action::Note(Note::Escalated(worker, signal)));
             }
         }
-        let State::Stopping(escalation) = &self.slots[index as usize].state else { return };
+        let Some(Slot { state: State::Stopping(escalation), .. }) = self.slot_at(worker) else { return };
         if self.gives_up_at(worker, escalation).is_some_and(|due| due <= now) {
-            self.slots[index as usize].state = State::Empty;
+            self.slot_of(worker).into_iter().for_each(|slot| slot.state = State::Empty);
             actions.push(Action::GiveUp(worker));
         }
     }

@@ -1,6 +1,7 @@
 //! What can happen to a monitor, what it does, and what it tells people.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -9,14 +10,32 @@ use crate::config::{RespawnLimit, Tuning};
 use crate::control::monitor::messages::{Order, Report};
 use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
+use crate::worker::kin;
 
 /// One life of a slot. What is still under way about an earlier life never touches a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Worker {
-    /// The slot, from 0.
+    /// The slot, from 0; or [`Worker::MOLD`].
     pub slot: u32,
     /// Which of its lives, from 1.
     pub life: u32,
+}
+
+impl Worker {
+    /// The slot of the mold, which is no worker but lives like one.
+    pub const MOLD: u32 = kin::MOLD;
+
+    /// Whether this is the mold.
+    pub fn is_mold(self) -> bool {
+        self.slot == Worker::MOLD
+    }
+}
+
+/// As people call it.
+impl fmt::Display for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_mold() { write!(f, "the mold") } else { write!(f, "worker {}", self.slot) }
+    }
 }
 
 /// What a monitor is to do.
@@ -32,6 +51,8 @@ pub struct Settings {
     pub probe: bool,
     /// Whether workers are given a listener to accept on.
     pub has_listener: bool,
+    /// Whether a mold loads the program, and forks the workers.
+    pub preload: bool,
     /// Delays, waits and limits. On trial main times a generation as a whole. Its bake is what a worker lives at least,
     /// from its exec on, before no more is asked of it than that.
     pub tuning: Tuning,
@@ -64,6 +85,18 @@ pub enum Event {
     Start,
     /// The program runs.
     Executed(Worker),
+    /// The mold is loaded, and forks when it is asked to.
+    MoldReady,
+    /// The mold cannot load, and why.
+    MoldFailed(String),
+    /// The mold has broken its protocol, and how.
+    MoldBroke(String),
+    /// The socket of the mold has ended.
+    MoldClosed,
+    /// A child that was not known says that it is the worker of this ticket.
+    Born(u64),
+    /// The mold says that there is no worker for this ticket, and why.
+    Unborn(u64, String),
     /// The worker said that it is ready.
     Notified(Worker),
     /// The worker asked for so much time, from now on, to be ready or to stop.
@@ -100,8 +133,14 @@ pub enum Event {
 /// What a monitor does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Start this worker.
+    /// Start this worker, or the mold.
     Spawn(Worker),
+    /// Ask the mold for this worker, by this ticket.
+    Fork(Worker, u64),
+    /// The child that has said [`Event::Born`] is this worker.
+    Adopt(Worker),
+    /// Tell the mold to end, and hear it no more.
+    Dismiss,
     /// Look whether this worker accepts; the answers are [`Event::Seen`] and [`Event::Looked`]. One look at a time.
     Look(Worker),
     /// Look whether this worker bypasses its listener; the answers are [`Event::Examined`] and [`Event::Looked`].
@@ -131,6 +170,8 @@ pub enum Action {
 pub enum Note {
     /// A worker ended by itself; it is respawned after this delay.
     Respawning(Worker, Cause, Duration),
+    /// The mold ended, or is of no use; another is loaded after this delay.
+    MoldFailed(Worker, Cause, Duration),
     /// A worker ended with this final exit code, and nobody follows it.
     EndedForGood(Worker, u8),
     /// A worker is ended because it was not ready in this time; the next one has that time.

@@ -103,10 +103,9 @@ impl Roster {
         let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
         for (pid, error) in self.kin.signal(worker, signal, true, is_led) {
             log::warn!(
-                "cannot send {} to pid {pid} ({}), which worker {} left behind: {}",
+                "cannot send {} to pid {pid} ({}), which {worker} left behind: {}",
                 signal.as_str(),
                 processes::name_of(pid),
-                worker.slot,
                 processes::why_not_signalled(&error)
             );
         }
@@ -117,7 +116,7 @@ impl Roster {
         let left: Vec<Pid> = self.kin.of(worker).chain(self.pid_of(worker)).collect();
         for pid in &left {
             self.kin.remove(*pid);
-            log::error!("{}", processes::does_not_end(*pid, &format!("worker {}", worker.slot)));
+            log::error!("{}", processes::does_not_end(*pid, &worker.to_string()));
         }
         self.given_up.extend(&left);
         left

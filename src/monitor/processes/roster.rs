@@ -51,6 +51,8 @@ impl Live {
 pub(crate) struct Roster {
     pub(crate) live: BTreeMap<u32, Live>,
     pub(crate) slots: BTreeMap<Pid, u32>,
+    /// The child that has just said that it was born, until it is somebody.
+    pub(crate) newborn: Option<Pid>,
     /// Probes under way, and of whom.
     pub(crate) probes: BTreeMap<Pid, Worker>,
     /// The worker that ended last in each slot, its pid, and when it began.
@@ -75,6 +77,30 @@ impl Roster {
         let executing = Some(child);
         let live = Live { worker, pid, started, refuses: false, executing, refused: None, notify, sign_of_life: None };
         self.live.insert(worker.slot, live);
+    }
+
+    /// A child that the mold has forked is a worker.
+    pub(crate) fn add_forked(&mut self, worker: Worker, pid: Pid, started: Option<u64>) {
+        self.kin.remove(pid);
+        self.slots.insert(pid, worker.slot);
+        let live = Live {
+            worker,
+            pid,
+            started,
+            refuses: false,
+            executing: None,
+            refused: None,
+            notify: None,
+            sign_of_life: None,
+        };
+        self.live.insert(worker.slot, live);
+    }
+
+    /// What a child is known as: a worker, or what belongs to one.
+    pub(crate) fn known_as(&self, pid: Pid) -> Option<Worker> {
+        let alive = self.slots.get(&pid).and_then(|slot| self.live.get(slot)).map(|live| live.worker);
+        let other = || self.probes.get(&pid).copied().or_else(|| self.kin.owner(pid));
+        alive.or_else(|| other().filter(|owner| !owner.is_mold()))
     }
 
     /// Forgets a process that has been reaped.

@@ -69,9 +69,19 @@ pub struct Sender {
     pub user: u32,
 }
 
-/// Receives a datagram of anybody's, without waiting. Returns its whole length, also where the buffer was shorter, and who
-/// sent it. All descriptors are closed.
-pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usize, Sender), Errno> {
+/// A packet of anybody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// Its whole length, also where the buffer was shorter.
+    pub length: usize,
+    /// Who sent it. Pid 0 at the end of a connection.
+    pub sender: Sender,
+    /// Number of descriptors that came along. They are closed.
+    pub descriptors: usize,
+}
+
+/// Receives a packet of anybody's, without waiting.
+pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<Heard, Errno> {
     let mut space = [0u64; 32];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: all zeroes are an empty header.
@@ -81,7 +91,7 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
     // SAFETY: the header names two buffers that live longer than the call, with their lengths.
     let length = Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })?;
-    let mut sender = Sender { pid: Pid::from_raw(0), user: u32::MAX };
+    let (mut sender, mut descriptors) = (Sender { pid: Pid::from_raw(0), user: u32::MAX }, 0);
     // SAFETY: the kernel filled `space`, which is aligned for it, and wrote into the header how far. The macros yield null
     // or a whole message within that. Each descriptor that lies in one is open, and nobody else's.
     unsafe {
@@ -96,6 +106,7 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
                     sender = Sender { pid: Pid::from_raw(credentials.pid), user: credentials.uid };
                 }
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS) => (0..length / size_of::<i32>()).for_each(|at| {
+                    descriptors += 1;
                     drop(OwnedFd::from_raw_fd(data.cast::<i32>().add(at).read_unaligned()));
                 }),
                 _ => {}
@@ -103,7 +114,7 @@ pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<(usi
             message = libc::CMSG_NXTHDR(&raw const header, message);
         }
     }
-    Ok((length as usize, sender))
+    Ok(Heard { length: length as usize, sender, descriptors })
 }
 
 #[cfg(test)]

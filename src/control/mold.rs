@@ -1,0 +1,140 @@
+//! What a monitor and its mold say to each other, as panzer-mold(7) has it: ASCII words with one blank between them, one
+//! message a packet.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+
+use crate::sys::packets::{self, Heard};
+
+/// The longest message, in bytes.
+pub const MAX_BYTES: usize = 1024;
+
+/// The monitor's end of a mold's socket.
+#[derive(Debug)]
+pub struct MoldSocket(OwnedFd);
+
+impl MoldSocket {
+    /// A new one, and the mold's end. The kernel says who sends what (SO_PASSCRED, unix(7)).
+    pub fn new() -> io::Result<(MoldSocket, OwnedFd)> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        setsockopt(&ours, sockopt::PassCred, &true)?;
+        Ok((MoldSocket(ours), theirs))
+    }
+
+    /// Sends without waiting.
+    pub fn ask(&self, asked: &Asked<'_>, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        packets::send(&self.0, &asked.write(), descriptors)
+    }
+
+    /// Receives without waiting. None at the end.
+    pub fn hear(&self, bytes: &mut [u8; MAX_BYTES]) -> Result<Option<Heard>, Errno> {
+        let heard = packets::receive_from_stranger(&self.0, bytes)?;
+        Ok(Some(heard).filter(|heard| heard.length > 0 || heard.sender.pid.as_raw() != 0))
+    }
+}
+
+impl AsFd for MoldSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What a mold or a worker that it has forked says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// It is loaded, and forks when it is asked to.
+    Ready,
+    /// It cannot load, and why.
+    Failed(String),
+    /// The sender is the worker of this ticket.
+    Born(u64),
+    /// There is no worker for this ticket, and why.
+    Unborn(u64, String),
+}
+
+/// What a monitor orders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// Fork a worker.
+    Fork {
+        /// Number that the answer repeats.
+        ticket: u64,
+        /// The worker's slot.
+        slot: u32,
+        /// Where the descriptors that come along are to stand in it.
+        descriptors: &'a [RawFd],
+    },
+    /// Fork no more, and exit.
+    Stop,
+}
+
+impl Said {
+    /// Reads a packet. Fails with what is wrong with it, completing "it sent ...".
+    pub fn read(packet: &[u8]) -> Result<Said, String> {
+        let wrong = || format!("'{}', which is no message of panzer-mold(7)", String::from_utf8_lossy(excerpt(packet)));
+        let text = std::str::from_utf8(packet).map_err(|_| wrong())?;
+        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let number = |text: &str| {
+            let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| is_plain).ok_or_else(wrong)
+        };
+        match word {
+            "READY" if rest.is_empty() => Ok(Said::Ready),
+            "FAILED" => Ok(Said::Failed(rest.to_owned())),
+            "BORN" => number(rest).map(Said::Born),
+            "UNBORN" => {
+                let (ticket, why) = rest.split_once(' ').unwrap_or((rest, ""));
+                number(ticket).map(|ticket| Said::Unborn(ticket, why.to_owned()))
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// So much of a message is repeated to people.
+fn excerpt(packet: &[u8]) -> &[u8] {
+    &packet[..packet.len().min(60)]
+}
+
+impl Asked<'_> {
+    /// As a packet.
+    pub fn write(&self) -> Vec<u8> {
+        match self {
+            Asked::Stop => b"STOP".to_vec(),
+            Asked::Fork { ticket, slot, descriptors } => {
+                let numbers: String = descriptors.iter().map(|number| format!(" {number}")).collect();
+                format!("FORK {ticket} {slot}{numbers}").into_bytes()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_and_written_to_the_letter() {
+        assert_eq!(Said::read(b"READY"), Ok(Said::Ready));
+        assert_eq!(Said::read(b"BORN 17"), Ok(Said::Born(17)));
+        assert_eq!(Said::read("FAILED no ключ".as_bytes()), Ok(Said::Failed("no ключ".to_owned())));
+        assert_eq!(Said::read(b"UNBORN 3 fork: no memory"), Ok(Said::Unborn(3, "fork: no memory".to_owned())));
+        assert_eq!(Said::read(b"UNBORN 3"), Ok(Said::Unborn(3, String::new())));
+        assert_eq!(Asked::Fork { ticket: 17, slot: 0, descriptors: &[1, 2, 4] }.write(), b"FORK 17 0 1 2 4");
+        assert_eq!(Asked::Fork { ticket: 1, slot: 9, descriptors: &[] }.write(), b"FORK 1 9");
+    }
+
+    #[test]
+    fn what_is_no_message_is_said_to_be_none() {
+        let packets: [&[u8]; 10] =
+            [b"", b"ready", b"READY ", b"READY 1", b"BORN", b"BORN -1", b"BORN +1", b"BORN 1 2", b"UNBORN x", b"\xff"];
+        for packet in packets.into_iter().filter(|packet| *packet != b"READY ") {
+            assert!(Said::read(packet).is_err(), "{packet:?}");
+        }
+        let long = Said::read(&[b'x'; 1000]).unwrap_err();
+        assert!(long.len() < 120, "{long}");
+    }
+}

@@ -1,0 +1,324 @@
+//! The mold of a generation that loads its program once (`--preload`): a slot of its own, whose process forks the workers
+//! of the other slots. Each worker is asked for by a ticket. What is said that does not belong to an open ticket ends the
+//! mold; the workers never depend on it.
+
+use std::time::{Duration, Instant};
+
+use super::slot::{Slot, State, Stopping};
+use super::slots::{EXEC_TIMEOUT, Slots};
+use super::stopping::FAREWELL_TIMEOUT;
+use super::tickets::Mold;
+use super::vocabulary::{Action, Note, View, Worker};
+use crate::config::{Escalation, Schedule, duration};
+use crate::control::monitor::messages::{Report, Urgency};
+use crate::worker::cause::Cause;
+
+/// A mold that has closed its socket is about to end; its end says more.
+const CLOSED_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What helps where a program is no mold.
+const NO_CLIENT: &str = "--preload needs a program that speaks panzer-mold(7), as with one of panzer's clients; leave out \
+                         --preload for any other";
+
+impl Slots {
+    /// Whether a worker can be started now: without a mold always.
+    pub(super) fn may_start_workers(&self) -> bool {
+        self.mold.as_ref().is_none_or(Mold::is_willing)
+    }
+
+    /// What the mold looks like, where there is one.
+    pub fn mold(&self) -> Option<View> {
+        self.mold.as_ref().map(|mold| mold.slot.view())
+    }
+
+    /// When there is something to be done about the mold.
+    pub(super) fn mold_deadline(&self) -> Option<Instant> {
+        let mold = self.mold.as_ref()?;
+        match &mold.slot.state {
+            State::Stopping(escalation) => {
+                escalation.deadline().or_else(|| self.gives_up_at(mold.worker(), escalation))
+            }
+            _ => mold.deadline(),
+        }
+    }
+
+    /// Asks the mold for this worker.
+    pub(super) fn ask_for(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let due = self.mold_due(now);
+        let Some(mold) = &mut self.mold else { return };
+        mold.last_ticket += 1;
+        mold.tickets.insert(mold.last_ticket, worker);
+        mold.answer_by = mold.answer_by.or(Some(due));
+        actions.push(Action::Fork(worker, mold.last_ticket));
+    }
+
+    /// By when something is to come of the mold that is asked of it now. On trial, just before main loses its patience,
+    /// which does not know the cause.
+    fn mold_due(&self, now: Instant) -> Instant {
+        let time = self.settings.tuning.ready_timeout;
+        let mold = self.mold.as_ref().filter(|_| self.settings.trial);
+        mold.map_or(now + time, |mold| mold.slot.since + time / 16 * 15)
+    }
+
+    pub(super) fn on_mold_executed(&mut self, now: Instant) {
+        let Some(worker) = self.mold.as_ref().map(Mold::worker) else { return };
+        let deadline = Some(if self.settings.trial { self.mold_due(now) } else { now + self.ready_time(worker) });
+        let Some(mold) = &mut self.mold else { return };
+        if matches!(mold.slot.state, State::Executing { .. }) {
+            mold.slot.readiness.executed = Some(now);
+            mold.slot.state = State::Starting { deadline, look: None, probe: None };
+        }
+    }
+
+    pub(super) fn on_mold_ready(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(mold) = &mut self.mold else { return };
+        mold.spoke = true;
+        match mold.slot.state {
+            State::Executing { .. } | State::Starting { .. } => {}
+            State::Ready { .. } => return self.break_mold("it said READY twice".to_owned(), now, actions),
+            _ => return,
+        }
+        mold.slot.unready = 0;
+        mold.slot.readiness.proven = Some(now);
+        mold.slot.state = State::Ready { unproven: None };
+        self.report_executed(actions);
+    }
+
+    pub(super) fn on_mold_failed(&mut self, why: &str, now: Instant, actions: &mut Vec<Action>) {
+        let Some(mold) = &mut self.mold else { return };
+        mold.spoke = true;
+        let why = if why.is_empty() { "it did not say why" } else { why };
+        self.end_mold(Cause::CannotStart(Cause::bounded(format!("the mold cannot load: {why}"))), now, actions);
+    }
+
+    /// Its socket has ended.
+    pub(super) fn on_mold_closed(&mut self, now: Instant) {
+        if let Some(mold) = self.mold.as_mut().filter(|mold| mold.slot.has_worker()) {
+            mold.closed_until.get_or_insert(now + CLOSED_TIMEOUT);
+        }
+    }
+
+    /// A process has said that it is the worker of this ticket. It is a child of ours, and none that was known.
+    pub(super) fn on_born(&mut self, ticket: u64, now: Instant, actions: &mut Vec<Action>) {
+        let Some(worker) = self.close_ticket(ticket, "BORN", now, actions) else { return };
+        let listens = self.mold.as_ref().is_some_and(|mold| mold.slot.readiness.listens);
+        actions.push(Action::Adopt(worker));
+        let Some(slot) = self.slot_of(worker) else { return };
+        match &slot.state {
+            State::Forking => self.on_executed(worker, now, actions),
+            // It was to end before it began.
+            State::Stopping(escalation) => {
+                actions.extend(escalation.sent().map(|signal| Action::Signal(worker, signal)));
+            }
+            _ => {}
+        }
+        if listens {
+            self.on_listens(worker, now, actions);
+        }
+    }
+
+    pub(super) fn on_unborn(&mut self, ticket: u64, why: &str, now: Instant, actions: &mut Vec<Action>) {
+        let Some(worker) = self.close_ticket(ticket, "UNBORN", now, actions) else { return };
+        let why = if why.is_empty() { "the mold did not say why" } else { why };
+        self.on_ended(worker, Cause::CannotStart(Cause::bounded(format!("could not be forked: {why}"))), now, actions);
+    }
+
+    fn close_ticket(&mut self, ticket: u64, word: &str, now: Instant, actions: &mut Vec<Action>) -> Option<Worker> {
+        let due = self.mold_due(now);
+        let mold = self.mold.as_mut()?;
+        let worker = mold.tickets.remove(&ticket);
+        mold.answer_by = (!mold.tickets.is_empty()).then_some(due);
+        if let Some(worker) = worker {
+            return Some(worker);
+        }
+        let known = if (1..=mold.last_ticket).contains(&ticket) { "answered already" } else { "of nobody's" };
+        self.break_mold(format!("{word} {ticket} came, a ticket {known}"), now, actions);
+        None
+    }
+
+    /// It does not keep to the protocol: it is of no use any more. The workers go on, and another mold is loaded.
+    pub(super) fn break_mold(&mut self, why: String, now: Instant, actions: &mut Vec<Action>) {
+        let cause = Cause::bounded(format!("the mold broke its protocol: {why}; see panzer-mold(7)"));
+        self.end_mold(Cause::CannotStart(cause), now, actions);
+    }
+
+    fn end_mold(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        let (trial, schedule) = (self.settings.trial, self.settings.tuning.stop.quick());
+        let Some(mold) = &mut self.mold else { return };
+        if !mold.slot.has_worker() || matches!(mold.slot.state, State::Stopping(_)) {
+            return;
+        }
+        mold.slot.ended_for = Some(cause.clone());
+        mold.slot.state = State::Stopping(Escalation::begin(&schedule, now));
+        actions.push(Action::Dismiss);
+        if trial {
+            actions.push(Action::Report(Report::MoldFailed(cause)));
+        }
+        self.take_tickets_back(now, actions);
+    }
+
+    /// Nobody answers them any more: the next mold is asked for the workers that are wanted.
+    fn take_tickets_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(mold) = &mut self.mold else { return };
+        (mold.answer_by, mold.closed_until) = (None, None);
+        let (tickets, stops) = (std::mem::take(&mut mold.tickets), self.stopping.is_some());
+        for worker in tickets.into_values() {
+            let Some(slot) = self.slot_of(worker) else { continue };
+            if matches!(slot.state, State::Forking) && !stops {
+                slot.state = State::Waiting { until: now };
+                // It has been counted.
+                slot.is_anew = true;
+            } else {
+                // It was to end, and there is nobody who could.
+                self.on_ended(worker, Cause::CannotStart("has never begun".to_owned()), now, actions);
+            }
+        }
+    }
+
+    pub(super) fn mold_ended(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
+        let (pace, trial, stops) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
+        let random = self.random.draw();
+        self.take_tickets_back(now, actions);
+        let first_start = !self.executed && !trial;
+        let Some(mold) = &mut self.mold else { return };
+        let was_told = trial && mold.slot.ended_for.is_some();
+        let lived = now.saturating_duration_since(mold.slot.since);
+        let was_ready = mold.slot.readiness.proven.is_some();
+        let cause =
+            mold.slot.ended_for.take().unwrap_or_else(|| end_in_words(cause, was_ready, mold.spoke, first_start));
+        let worker = mold.worker();
+        mold.slot.since = now;
+        mold.slot.state = State::Empty;
+        if stops {
+            return;
+        }
+        if !was_told {
+            actions.push(Action::Report(Report::MoldFailed(cause.clone())));
+        }
+        if trial {
+            return;
+        }
+        let delay = mold.slot.backoff.after(lived, was_ready, pace, random);
+        mold.slot.state = State::Waiting { until: now + delay };
+        // Main tells what ends panzer.
+        if !first_start || cause.exit_code().is_none() {
+            actions.push(Action::Note(Note::MoldFailed(worker, cause, delay)));
+        }
+    }
+
+    /// Begins the stop of a mold with all the others: it is told, and has a moment to end by itself.
+    pub(super) fn stop_mold(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.take_tickets_back(now, actions);
+        let Some(Stopping { schedule, urgency, .. }) = &self.stopping else { return };
+        // It serves nobody whose end could be waited for.
+        let schedule = if *urgency == Urgency::Patient { self.settings.tuning.retirement() } else { schedule };
+        let Some(mold) = &mut self.mold else { return };
+        let begins = match mold.slot.state {
+            State::Ready { .. } => now + FAREWELL_TIMEOUT,
+            _ => now,
+        };
+        match &mut mold.slot.state {
+            State::Waiting { .. } => mold.slot.state = State::Empty,
+            State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
+                mold.slot.state = State::Stopping(Escalation::begin(schedule, begins));
+                actions.push(Action::Dismiss);
+            }
+            State::Stopping(escalation) => {
+                mold.slot.ended_for = None;
+                escalation.escalate(schedule, now);
+            }
+            State::Empty | State::Forking | State::EndedForGood { .. } => {}
+        }
+    }
+
+    pub(super) fn mold_is_gone(&self) -> bool {
+        !self.mold.as_ref().is_some_and(|mold| mold.slot.has_worker())
+    }
+
+    /// Starts the mold, or another, and ends one that keeps nobody's time.
+    pub(super) fn tend_mold(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(mold) = &mut self.mold else { return };
+        let worker = mold.worker();
+        if mold.closed_until.is_some_and(|until| until <= now) {
+            mold.closed_until = None;
+            return self.break_mold(format!("it closed its socket ({})", "PANZER_MOLD_FD"), now, actions);
+        }
+        match mold.slot.state {
+            State::Waiting { until } if until <= now => self.load_mold(now, actions),
+            State::Executing { deadline } if deadline <= now => {
+                mold.slot.state = State::Stopping(Escalation::begin(&Schedule::kill(), now));
+                mold.slot.ended_for = Some(Cause::CannotStart(format!("the mold {}", Cause::HungInExec(EXEC_TIMEOUT))));
+                actions.push(Action::Note(Note::HangsInExec(worker)));
+            }
+            State::Starting { deadline: Some(deadline), .. } if deadline <= now => self.mold_is_late(now, actions),
+            State::Ready { .. } if mold.answer_by.is_some_and(|due| due <= now) => {
+                let time = duration::show(self.settings.tuning.ready_timeout);
+                let ticket = mold.tickets.keys().next().copied().unwrap_or_default();
+                self.break_mold(
+                    format!("no answer came to FORK {ticket} in time (--ready-timeout {time})"),
+                    now,
+                    actions,
+                );
+            }
+            State::Stopping(_) => self.escalate_if_due(worker, now, actions),
+            _ => {}
+        }
+    }
+
+    fn mold_is_late(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let first_start = !self.executed && !self.settings.trial;
+        let Some(mold) = &mut self.mold else { return };
+        let tries = mold.slot.unready;
+        mold.slot.unready = tries.saturating_add(1);
+        let since = mold.slot.readiness.executed.unwrap_or(mold.slot.since);
+        let time =
+            if self.settings.trial { self.settings.tuning.ready_timeout } else { now.saturating_duration_since(since) };
+        let why = format!(
+            "the mold did not say READY within {} (--ready-timeout allows more time): {NO_CLIENT}",
+            duration::show(time)
+        );
+        // At a first start a program is not tried again that does not speak at all.
+        let cause = if first_start && tries == 0 { Cause::CannotExecute(why) } else { Cause::CannotStart(why) };
+        self.end_mold(cause, now, actions);
+    }
+
+    fn load_mold(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let serves = self.slots.iter().any(Slot::has_worker);
+        let Some(mold) = &mut self.mold else { return };
+        let is_respawn = mold.slot.life > 0 && !serves;
+        // Where workers serve, only they are counted: they do not depend on it.
+        if is_respawn && !self.respawn_allowed(now) {
+            if let Some(mold) = &mut self.mold {
+                mold.slot.state = State::Empty;
+            }
+            return self.tell_that_it_gives_up(actions);
+        }
+        let Some(mold) = &mut self.mold else { return };
+        mold.slot.respawns += u32::from(mold.slot.life > 0);
+        mold.slot.begin(State::Executing { deadline: now + EXEC_TIMEOUT }, now);
+        mold.slot.readiness.listened = false;
+        mold.spoke = false;
+        actions.push(Action::Spawn(mold.worker()));
+    }
+}
+
+/// How a mold ended by itself.
+fn end_in_words(cause: Cause, was_ready: bool, spoke: bool, first_start: bool) -> Cause {
+    let ended = match cause {
+        Cause::Exited(code) => format!("exited with code {code}"),
+        Cause::Killed(..) => cause.to_string(),
+        _ if cause.exit_code().is_some() => return cause,
+        _ => return Cause::CannotStart(format!("the mold {cause}")),
+    };
+    match cause {
+        _ if was_ready => Cause::CannotStart(format!("the mold {ended}")),
+        Cause::Killed(..) => Cause::CannotStart(format!("the mold {ended} before it said READY")),
+        // It did all that it wanted, and never spoke: it would do so again.
+        Cause::Exited(0) if first_start && !spoke => {
+            Cause::CannotExecute(format!("the mold {ended} before it said READY: {NO_CLIENT}"))
+        }
+        _ => Cause::CannotStart(format!(
+            "the mold {ended} before it said READY: unless its own output says why, {NO_CLIENT}"
+        )),
+    }
+}

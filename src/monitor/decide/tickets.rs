@@ -1,0 +1,51 @@
+//! The mold as data: its slot, and the tickets by which it was asked for workers.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::slot::{Slot, State};
+use super::vocabulary::Worker;
+
+/// So many tickets are open at once: a mold forks one worker after the other.
+const MAX_TICKETS: usize = 16;
+
+/// The mold, and what it has been asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Mold {
+    pub(super) slot: Slot,
+    pub(super) last_ticket: u64,
+    pub(super) tickets: BTreeMap<u64, Worker>,
+    /// By when it must have answered one of the tickets.
+    pub(super) answer_by: Option<Instant>,
+    /// When it has been without its socket for too long.
+    pub(super) closed_until: Option<Instant>,
+    /// Whether this life of it has said anything.
+    pub(super) spoke: bool,
+}
+
+impl Mold {
+    pub(super) fn new(now: Instant) -> Mold {
+        let slot = Slot::new(now);
+        Mold { slot, last_ticket: 0, tickets: BTreeMap::new(), answer_by: None, closed_until: None, spoke: false }
+    }
+
+    pub(super) fn worker(&self) -> Worker {
+        Worker { slot: Worker::MOLD, life: self.slot.life }
+    }
+
+    pub(super) fn is_willing(&self) -> bool {
+        let is_loaded = matches!(self.slot.state, State::Ready { .. });
+        is_loaded && self.closed_until.is_none() && self.tickets.len() < MAX_TICKETS
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let own = match &self.slot.state {
+            State::Waiting { until } => Some(*until),
+            State::Executing { deadline } => Some(*deadline),
+            State::Starting { deadline, .. } => *deadline,
+            State::Ready { .. } => self.answer_by,
+            State::Stopping(_) | State::Empty | State::Forking | State::EndedForGood { .. } => None,
+        };
+        own.into_iter().chain(self.closed_until).min()
+    }
+}

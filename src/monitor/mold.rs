@@ -1,0 +1,151 @@
+//! How a monitor loads its mold, asks it for workers and hears it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use super::{MOLD, Monitor};
+use crate::config::ListenAs;
+use crate::control::mold::{Asked, MAX_BYTES, MoldSocket, Said};
+use crate::control::monitor::messages::Report;
+use crate::monitor::decide::{Event, Worker};
+use crate::sys::descriptors::FIRST;
+use crate::sys::errno::words;
+use crate::sys::packets::Heard;
+use crate::sys::processes;
+
+/// Messages that are read before the loop looks at anything else.
+const MAX_MESSAGES_A_TURN: usize = 64;
+
+impl Monitor {
+    /// A socket for another mold. Returns the mold's end.
+    pub(super) fn open_line(&mut self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = MoldSocket::new()?;
+        self.poller.watch(&ours, MOLD)?;
+        self.line = Some(ours);
+        Ok(theirs)
+    }
+
+    pub(super) fn close_line(&mut self) {
+        if let Some(line) = self.line.take() {
+            self.poller.forget(&line);
+        }
+    }
+
+    /// Tells the mold to end. That its socket ends says the same.
+    pub(super) fn dismiss_mold(&mut self) {
+        if let Some(line) = &self.line {
+            let _ = line.ask(&Asked::Stop, &[]);
+        }
+        self.close_line();
+    }
+
+    /// Asks for a worker. What prevents it is told as if the mold had said so.
+    pub(super) fn ask_mold(&mut self, worker: Worker, ticket: u64) {
+        let Some(line) = &self.line else { return };
+        let (numbers, descriptors) = match self.queues_of(worker) {
+            Ok(found) => found.into_iter().unzip::<RawFd, BorrowedFd<'_>, Vec<_>, Vec<_>>(),
+            Err(place) => {
+                self.talk.channel.send(&Report::QueueMissing { place });
+                let why = "its queue has not come from main, which is asked for it again";
+                return self.events.push_back(Event::Unborn(ticket, why.to_owned()));
+            }
+        };
+        let asked = Asked::Fork { ticket, slot: worker.slot, descriptors: &numbers };
+        let event = match line.ask(&asked, &descriptors) {
+            Ok(()) => return,
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Event::MoldClosed,
+            Err(Errno::EAGAIN) => Event::MoldBroke("it does not read its socket".to_owned()),
+            Err(errno) => Event::Unborn(ticket, words(&errno.into())),
+        };
+        self.events.push_back(event);
+    }
+
+    /// The queues that only this worker has, and where each is to stand.
+    fn queues_of(&self, worker: Worker) -> Result<Vec<(RawFd, BorrowedFd<'_>)>, usize> {
+        let plan = &self.assignment.plan;
+        let first = if plan.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
+        let all = self.sockets.placed.of_slot(&plan.listen, worker.slot)?;
+        let own = (first..).zip(all).zip(&plan.listen).filter(|(_, listen)| listen.per_worker);
+        Ok(own.map(|((number, queue), _)| (number, queue.as_fd())).collect())
+    }
+
+    /// Reads what the mold and those that it has forked say, and decides on it at once: whoever is born speaks elsewhere
+    /// next. What `reaped` said is from before its end.
+    pub(super) fn hear_mold(&mut self, reaped: &[Pid]) {
+        for _ in 0..MAX_MESSAGES_A_TURN {
+            let Some(line) = &self.line else { return };
+            let mut bytes = [0; MAX_BYTES];
+            let event = match line.hear(&mut bytes) {
+                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                Ok(Some(heard)) => {
+                    // What it was told by is past its exec, whether that has been looked at or not.
+                    self.look_at_exec(Worker::MOLD);
+                    self.understand(&bytes, &heard, reaped).unwrap_or_else(Event::MoldBroke)
+                }
+                Ok(None) | Err(_) => {
+                    self.close_line();
+                    Event::MoldClosed
+                }
+            };
+            self.events.push_back(event);
+            self.settle();
+            self.roster.newborn = None;
+        }
+    }
+
+    fn understand(&mut self, bytes: &[u8], heard: &Heard, reaped: &[Pid]) -> Result<Event, String> {
+        let sender = heard.sender.pid;
+        let packet = bytes.get(..heard.length);
+        let packet = packet.ok_or_else(|| format!("pid {sender} sent more than {MAX_BYTES} bytes at once"))?;
+        if heard.descriptors > 0 {
+            return Err(format!("pid {sender} sent descriptors along"));
+        }
+        Ok(match Said::read(packet).map_err(|wrong| format!("pid {sender} sent {wrong}"))? {
+            Said::Ready => Event::MoldReady,
+            Said::Failed(why) => Event::MoldFailed(why),
+            Said::Unborn(ticket, why) => Event::Unborn(ticket, why),
+            Said::Born(ticket) => {
+                self.check_newborn(sender, reaped)
+                    .map_err(|why| format!("BORN {ticket} came from pid {sender}, {why}"))?;
+                self.roster.newborn = Some(sender);
+                Event::Born(ticket)
+            }
+        })
+    }
+
+    /// Only a child of ours that is nobody yet can be a new worker.
+    fn check_newborn(&self, sender: Pid, reaped: &[Pid]) -> Result<(), String> {
+        if let Some(worker) = self.roster.known_as(sender) {
+            return Err(format!("which is {worker} already"));
+        }
+        let parent = processes::parent_of(sender);
+        match parent {
+            _ if reaped.contains(&sender) || parent == Some(Pid::this()) => Ok(()),
+            Some(parent) => Err(format!("whose parent is pid {parent} and not the monitor")),
+            None => Err("which is no child of the monitor's".to_owned()),
+        }
+    }
+
+    /// The child that has said so is this worker.
+    pub(super) fn adopt(&mut self, worker: Worker) {
+        let Some(pid) = self.roster.newborn.take() else { return };
+        // It has done so itself, or its group would be the mold's.
+        let _ = nix::unistd::setpgid(pid, pid);
+        let started = processes::started(pid);
+        self.roster.add_forked(worker, pid, started);
+        self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
+    }
+
+    /// The worker that a process is or descends from, also where it has only just been born.
+    pub(super) fn find_worker(&mut self, pid: Pid) -> Option<Worker> {
+        let known = self.roster.find_ancestor(pid);
+        if known.is_some() || self.line.is_none() {
+            return known;
+        }
+        self.hear_mold(&[]);
+        self.roster.find_ancestor(pid)
+    }
+}
