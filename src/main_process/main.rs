@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use serde::Serialize;
+
 use super::configuration::Configuration;
 use super::decide::{Event, Generations};
 use super::listeners::Listeners;
@@ -18,23 +20,32 @@ pub(crate) const STDERR: u64 = 1;
 /// Monitors' channels are watched under this token and higher ones.
 pub(crate) const FIRST_MONITOR: u64 = 16;
 
-/// The process that owns the listeners and starts the monitors.
+/// The process that owns the listeners and starts the monitors. It is written as it is for the main that takes its place
+/// in a restart.
+#[derive(Serialize)]
 pub(crate) struct Main {
+    #[serde(skip)]
     pub(crate) environment: Environment,
+    #[serde(skip)]
     pub(crate) signals: Signals,
+    #[serde(skip)]
     pub(crate) poller: Poller,
-    /// What decides. All else in here performs.
+    /// The state that decides. All other fields perform.
     pub(crate) state: Generations,
     /// Events that the state has not seen yet.
+    #[serde(skip)]
     pub(crate) events: VecDeque<Event>,
     /// The exit code, once everything has ended.
+    #[serde(skip)]
     pub(crate) exit: Option<u8>,
-    /// Whether a Ctrl-C asked for the end.
+    /// Whether Ctrl-C asked for the end.
+    #[serde(skip)]
     pub(crate) interrupted: bool,
     pub(crate) children: Children,
     pub(crate) listeners: Listeners,
     pub(crate) configuration: Configuration,
     pub(crate) operators: Operators,
+    #[serde(skip)]
     pub(crate) restarting: Restarting,
     pub(crate) outside: Outside,
 }

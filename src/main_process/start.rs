@@ -86,8 +86,8 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
     held.iter().for_each(|held| guard.add(held.name.clone(), held.listener.as_fd()));
-    let mut unix_guard = UnixGuard::new(FIRST_GUARDED_UNIX, &poller);
-    unix_guard.watch_all(&held, &poller);
+    let mut unix_guard = UnixGuard::default();
+    unix_guard.begin(FIRST_GUARDED_UNIX, &held, &poller);
     guard.look(Instant::now(), &poller);
     let listeners = Listeners {
         held,

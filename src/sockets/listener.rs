@@ -1,7 +1,7 @@
 //! A socket that main holds, and its path in the file system if it has one.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{SockaddrStorage, getsockname, setsockopt, sockopt};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::unix_path;
 use crate::config::Access;
-use crate::sys::descriptors::{Kept, set_nonblocking, take_over};
+use crate::sys::descriptors::set_nonblocking;
 use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::{reuseport, socket_options};
 
@@ -18,36 +18,19 @@ use crate::sys::{reuseport, socket_options};
 pub(super) const DEFAULT_BACKLOG: u32 = 4096;
 
 /// A socket that listens, and what must be taken away with it.
-#[derive(Debug)]
-pub struct Listener {
-    pub(super) fd: OwnedFd,
-    pub(super) path: Option<(PathBuf, FileId)>,
-}
-
-/// A listener as one main hands it on to the next.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Carried {
-    /// Where it lies.
-    pub fd: RawFd,
+pub struct Listener {
+    #[serde(with = "crate::carry::descriptor")]
+    pub(super) fd: OwnedFd,
     #[serde(default, with = "crate::config::text::path")]
-    path: Option<(PathBuf, FileId)>,
+    pub(super) path: Option<(PathBuf, FileId)>,
 }
 
 impl Listener {
     /// One with which nothing must be taken away.
     pub fn without_path(fd: OwnedFd) -> Listener {
         Listener { fd, path: None }
-    }
-
-    /// For the next main.
-    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        Carried { fd: kept.keep(&self.fd), path: self.path.clone() }
-    }
-
-    /// What the main before has handed on.
-    pub fn take_over(carried: Carried) -> io::Result<Listener> {
-        Ok(Listener { fd: take_over(carried.fd)?, path: carried.path })
     }
 
     /// Has so many connections wait to be accepted, whatever it was before.

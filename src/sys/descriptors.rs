@@ -31,24 +31,6 @@ pub fn take_over(number: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Descriptors that another image of this process will take over, each at its number.
-#[derive(Debug, Default)]
-pub struct Kept<'a>(Vec<BorrowedFd<'a>>);
-
-impl<'a> Kept<'a> {
-    /// Adds one. Returns its number.
-    pub fn keep(&mut self, fd: &'a impl AsFd) -> RawFd {
-        let fd = fd.as_fd();
-        self.0.push(fd);
-        fd.as_raw_fd()
-    }
-
-    /// Sets for all of them whether a program that is executed gets them.
-    pub fn set_inherited(&self, inherited: bool) -> io::Result<()> {
-        self.0.iter().try_for_each(|fd| set_inherited(fd, inherited))
-    }
-}
-
 /// Sets whether a program that is executed gets this descriptor.
 pub fn set_inherited(fd: impl AsFd, inherited: bool) -> io::Result<()> {
     let flags = if inherited { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };

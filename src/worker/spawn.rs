@@ -16,6 +16,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{Pid, pipe2, read, write};
+use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::identity::Identity;
@@ -158,12 +159,15 @@ impl<'a> NewProcess<'a> {
 }
 
 /// A process that has been forked, and may by now have executed its program.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Child {
     /// Its pid; an unreaped child of ours.
+    #[serde(with = "crate::carry::pid")]
     pub pid: Pid,
     /// Whether the path of a `#!` program leads to another file by now, so that not only this release runs.
+    #[serde(skip)]
     pub is_mixed: bool,
+    #[serde(with = "crate::carry::descriptor")]
     outcome: OwnedFd,
 }
 
@@ -179,11 +183,6 @@ pub enum Outcome {
 }
 
 impl Child {
-    /// One that the main before has forked, with what [`Child::as_fd`] showed there.
-    pub fn taken_over(pid: Pid, outcome: OwnedFd) -> Child {
-        Child { pid, is_mixed: false, outcome }
-    }
-
     /// What has come of the exec. Never waits.
     pub fn outcome(&mut self) -> Outcome {
         let mut bytes = [0; MAX_REPORT_BYTES];

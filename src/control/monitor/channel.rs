@@ -6,16 +6,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::sys::descriptors::{Kept, take_over};
+use crate::carry::descriptor::Descriptor;
 use crate::sys::errno::words;
 use crate::sys::packets;
 use crate::sys::poller::Poller;
@@ -42,31 +42,60 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 /// One end of a channel.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Channel {
+    #[serde(with = "crate::carry::descriptor")]
     fd: OwnedFd,
     waiting: VecDeque<Packet>,
+    #[serde(skip)]
     waiting_bytes: usize,
     /// The error because of which the first waiting message is not sent.
+    #[serde(skip)]
     sending: Option<Trouble>,
     /// The error because of which the next message is not received.
+    #[serde(skip)]
     receiving: Option<Trouble>,
     /// Whether the poller watches for reading and for writing.
+    #[serde(skip)]
     watched: (bool, bool),
+    #[serde(rename = "failed", default, skip_serializing_if = "State::has_not_failed")]
     state: State,
     /// The peer no longer reads. Its last messages may still have to be received.
+    #[serde(skip)]
     unheard: bool,
     /// A packet that is not a message has been reported.
+    #[serde(skip)]
     had_garbage: bool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Option<String>")]
 enum State {
+    #[default]
     Open,
     /// The channel has failed at this time, and the reason is not reported yet.
     Failed(Instant, String),
     /// The peer is gone, or the failure was reported.
     Over,
+}
+
+impl State {
+    fn has_not_failed(&self) -> bool {
+        !matches!(self, State::Failed(..))
+    }
+}
+
+impl Serialize for State {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let State::Failed(_, why) = self { Some(why) } else { None }.serialize(serializer)
+    }
+}
+
+impl From<Option<String>> for State {
+    fn from(failed: Option<String>) -> State {
+        failed.map_or(State::Open, |why| State::Failed(Instant::now(), why))
+    }
 }
 
 /// An error that may pass.
@@ -77,41 +106,18 @@ struct Trouble {
 }
 
 /// A message that waits to be sent.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Packet {
+    #[serde(with = "crate::carry::bytes")]
     bytes: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Descriptor>,
 }
 
 impl Packet {
     /// The memory that it takes, approximately.
     fn size(&self) -> usize {
         self.bytes.len() + 2 * size_of::<Packet>()
-    }
-}
-
-/// A channel as one main hands it on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Carried {
-    fd: RawFd,
-    waiting: Vec<CarriedPacket>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    failed: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CarriedPacket {
-    #[serde(with = "crate::carry::bytes")]
-    bytes: Vec<u8>,
-    descriptors: Vec<RawFd>,
-}
-
-impl Carried {
-    /// All its descriptors.
-    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.waiting.iter().flat_map(|packet| packet.descriptors.iter().copied()).chain([self.fd])
     }
 }
 
@@ -158,26 +164,10 @@ impl Channel {
         }
     }
 
-    /// For the next main, with the messages that still wait.
-    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let fd = kept.keep(&self.fd);
-        let mut packet = |packet: &'a Packet| CarriedPacket {
-            bytes: packet.bytes.clone(),
-            descriptors: packet.descriptors.iter().map(|fd| kept.keep(fd)).collect(),
-        };
-        let failed = if let State::Failed(_, why) = &self.state { Some(why.clone()) } else { None };
-        Carried { fd, waiting: self.waiting.iter().map(&mut packet).collect(), failed }
-    }
-
-    /// From the main before. The caller has yet to watch it.
-    pub fn take_over(carried: Carried) -> io::Result<Channel> {
-        let mut channel = Channel::new(take_over(carried.fd)?);
-        for CarriedPacket { bytes, descriptors } in carried.waiting {
-            let descriptors = descriptors.into_iter().map(take_over).collect::<io::Result<_>>()?;
-            channel.enqueue(Packet { bytes, descriptors });
-        }
-        channel.state = carried.failed.map_or(State::Open, |why| State::Failed(Instant::now(), why));
-        Ok(channel)
+    /// Goes on after a restart in place. The caller watches it for reading.
+    pub fn resume(&mut self) {
+        self.waiting_bytes = self.waiting.iter().map(Packet::size).sum();
+        self.watched = (true, false);
     }
 
     /// Sends the message, or keeps it until the peer reads. Receiving will show if the peer is gone.
@@ -195,7 +185,7 @@ impl Channel {
             Ok(_) => return self.fail(format!("a message cannot be sent with {} descriptors", descriptors.len())),
             Err(error) => return self.fail(format!("a message cannot be written: {error}")),
         };
-        self.enqueue(Packet { bytes, descriptors });
+        self.enqueue(Packet { bytes, descriptors: descriptors.into_iter().map(Descriptor::from).collect() });
         self.flush();
         if self.waiting_bytes > MAX_WAITING_BYTES {
             self.fail(format!("the other side does not read; {} messages wait", self.waiting.len()));

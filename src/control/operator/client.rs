@@ -2,23 +2,24 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::requests::{Answer, MAX_REQUEST_BYTES, Outcome};
-use crate::sys::descriptors::{Kept, take_over};
+use crate::carry::bytes;
 
 /// A client must send a complete line, or read some of its answer, within this time.
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a client is between its request and the end of its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Flags", from = "Flags")]
 pub(super) enum Phase {
     /// It may send a request.
     Reading,
@@ -30,37 +31,77 @@ pub(super) enum Phase {
     Leaving,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Client {
+    #[serde(with = "crate::carry::descriptor")]
     pub(super) stream: UnixStream,
+    #[serde(flatten)]
     pub(super) phase: Phase,
     /// When the phase began, or when the client last read some of its answer.
+    #[serde(with = "crate::carry::moment")]
     pub(super) since: Instant,
+    #[serde(with = "bytes")]
     input: Vec<u8>,
     /// The client will send no more.
     ended: bool,
-    /// Lines that the client has not read yet. Clients that asked for the same thing share them.
-    pub(super) output: VecDeque<Rc<[u8]>>,
-    /// Number of bytes of the first line that are written.
-    written: usize,
+    pub(super) output: Output,
     /// Whether the poller watches for reading and for writing.
+    #[serde(skip)]
     pub(super) watched: (bool, bool),
 }
 
-/// A client as one main hands it on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Carried {
-    pub(super) stream: RawFd,
-    #[serde(with = "crate::carry::bytes")]
-    input: Vec<u8>,
-    #[serde(with = "crate::carry::bytes")]
-    output: Vec<u8>,
+/// A phase in the document of a restart in place.
+#[derive(Serialize, Deserialize)]
+struct Flags {
     busy: bool,
-    ended: bool,
     closing: bool,
-    #[serde(with = "crate::carry::moment")]
-    since: Instant,
+}
+
+impl From<Phase> for Flags {
+    fn from(phase: Phase) -> Flags {
+        Flags { busy: phase == Phase::Asked, closing: phase == Phase::Leaving }
+    }
+}
+
+impl From<Flags> for Phase {
+    fn from(flags: Flags) -> Phase {
+        match flags {
+            Flags { closing: true, .. } => Phase::Leaving,
+            Flags { busy: true, .. } => Phase::Asked,
+            // [`Client::resume`] tells it from `Answering`.
+            Flags { .. } => Phase::Reading,
+        }
+    }
+}
+
+/// Lines that wait to be read. The document of a restart in place has their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    /// Clients that asked for the same thing share a line.
+    pub(super) lines: VecDeque<Rc<[u8]>>,
+    /// Number of bytes of the first line that are written.
+    written: usize,
+}
+
+impl Output {
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+}
+
+impl Serialize for Output {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let unread: Vec<u8> = self.lines.iter().flat_map(|line| line.iter().copied()).skip(self.written).collect();
+        bytes::serialize(&unread, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Output {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Output, D::Error> {
+        let unread = bytes::deserialize(deserializer)?;
+        Ok(Output { lines: VecDeque::from_iter((!unread.is_empty()).then(|| Rc::from(unread))), written: 0 })
+    }
 }
 
 impl Client {
@@ -71,34 +112,17 @@ impl Client {
             since: now,
             input: Vec::new(),
             ended: false,
-            output: VecDeque::new(),
-            written: 0,
+            output: Output::default(),
             watched: (true, false),
         }
     }
 
-    pub(super) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        Carried {
-            stream: kept.keep(&self.stream),
-            input: self.input.clone(),
-            output: self.output.iter().flat_map(|line| line.iter().copied()).skip(self.written).collect(),
-            busy: self.phase == Phase::Asked,
-            ended: self.ended,
-            closing: self.phase == Phase::Leaving,
-            since: self.since,
+    /// Goes on after a restart in place. The caller watches it for reading.
+    pub(super) fn resume(&mut self) {
+        self.watched = (true, false);
+        if self.phase == Phase::Reading && !self.output.is_empty() {
+            self.phase = Phase::Answering;
         }
-    }
-
-    pub(super) fn take_over(carried: Carried) -> io::Result<Client> {
-        let Carried { stream, input, output, busy, ended, closing, since } = carried;
-        let phase = match (closing, busy, output.is_empty()) {
-            (true, ..) => Phase::Leaving,
-            (_, true, _) => Phase::Asked,
-            (.., false) => Phase::Answering,
-            _ => Phase::Reading,
-        };
-        let output = VecDeque::from_iter((!output.is_empty()).then(|| Rc::from(output)));
-        Ok(Client { phase, input, ended, output, ..Client::new(UnixStream::from(take_over(stream)?), since) })
     }
 
     pub(super) fn has_line(&self) -> bool {
@@ -142,7 +166,7 @@ impl Client {
 
     /// Drops what the client has not read, and sends nothing more.
     pub(super) fn give_up(&mut self) {
-        self.output.clear();
+        self.output.lines.clear();
         self.phase = Phase::Leaving;
     }
 
@@ -162,7 +186,7 @@ impl Client {
         if is_last {
             self.phase = Phase::Answering;
         }
-        self.output.push_back(line);
+        self.output.lines.push_back(line);
         if !self.flush(now) {
             self.give_up();
         }
@@ -170,17 +194,17 @@ impl Client {
 
     /// Writes as much as the client takes. Returns false if the client is gone.
     pub(super) fn flush(&mut self, now: Instant) -> bool {
-        while let Some(line) = self.output.front() {
-            match self.stream.write(&line[self.written..]) {
+        while let Some(line) = self.output.lines.front() {
+            match self.stream.write(&line[self.output.written..]) {
                 Ok(count) => {
-                    self.written += count;
+                    self.output.written += count;
                     self.since = now;
                 }
                 Err(error) => return may_pass(&error),
             }
-            if self.written == line.len() {
-                self.written = 0;
-                self.output.pop_front();
+            if self.output.written == line.len() {
+                self.output.written = 0;
+                self.output.lines.pop_front();
             }
         }
         if self.phase == Phase::Answering {
@@ -227,6 +251,23 @@ fn may_pass(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::carry::descriptor::{Read, Written, read, write};
+
+    #[test]
+    fn a_restart_in_place_keeps_the_phase_and_what_is_unread() {
+        let unread = Output { lines: [Rc::from(*b"abc"), Rc::from(*b"\xff\n")].into(), written: 1 };
+        let mut client = Client { output: unread, ..Client::new(UnixStream::pair().unwrap().0, Instant::now()) };
+        for phase in [Phase::Answering, Phase::Asked, Phase::Leaving] {
+            client.phase = phase;
+            let written = write(&client, Written::Unchanged).unwrap();
+            let mut again: Client = read(&written, Read::StandIns).unwrap();
+            again.resume();
+            assert_eq!((again.phase, again.output.lines), (phase, [Rc::from(*b"bc\xff\n")].into()));
+            let richer = String::from_utf8(written).unwrap().replacen('{', "{\"later\":1,", 1);
+            let refused = read::<Client>(richer.as_bytes(), Read::StandIns).unwrap_err().to_string();
+            assert!(refused.contains("unknown field `later`"), "{refused}");
+        }
+    }
 
     #[test]
     fn a_client_that_was_given_up_in_the_middle_of_a_line_gets_no_other() {
@@ -236,7 +277,7 @@ mod tests {
         let mut client = Client::new(ours, now);
         client.phase = Phase::Asked;
         client.put_line(vec![b'x'; 4 << 20].into(), false, now);
-        assert!(client.written > 0 && !client.output.is_empty());
+        assert!(client.output.written > 0 && !client.output.is_empty());
         client.give_up();
         client.put_line(vec![b'y'; 2].into(), true, now);
         assert!(client.is_over());

@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::os::fd::RawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,9 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::client::{self, CLIENT_TIMEOUT, Client, Phase};
 use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
-use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
-use crate::sys::file_id::FileId;
 use crate::sys::poller::Poller;
 
 /// Token under which the listener is watched. Clients have higher ones.
@@ -58,62 +55,30 @@ const MAX_FAREWELLS: usize = 1024;
 const MAX_ACCEPTED_AT_ONCE: usize = 32;
 
 /// The control socket and its clients.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Server {
+    #[serde(flatten)]
     socket: Socket,
+    #[serde(skip)]
     max_clients: usize,
     clients: BTreeMap<u64, Client>,
     /// Token of the last client.
+    #[serde(rename = "next")]
     last_token: u64,
     /// When to accept again.
+    #[serde(skip)]
     paused_until: Option<Instant>,
 }
 
-/// The control socket and its clients, as one main hands them on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Carried {
-    listener: RawFd,
-    #[serde(with = "crate::config::text::path")]
-    path: PathBuf,
-    identity: FileId,
-    clients: BTreeMap<u64, client::Carried>,
-    next: u64,
-}
-
-impl Carried {
-    /// All descriptors that go with it.
-    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.clients.values().map(|client| client.stream).chain([self.listener])
-    }
-}
-
 impl Server {
-    /// For the next main.
-    pub fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let Socket { listener, path, id } = &self.socket;
-        let listener = kept.keep(listener);
-        let client = |(id, client): (&u64, &'a Client)| (*id, client.carry(kept));
-        let clients = self.clients.iter().map(client).collect();
-        Carried { listener, path: path.clone(), identity: *id, clients, next: self.last_token }
-    }
-
-    /// What the main before has handed on.
-    pub fn take_over(carried: Carried, poller: &Poller) -> io::Result<Server> {
-        let listener = UnixListener::from(take_over(carried.listener)?);
-        poller.watch(&listener, LISTENER)?;
-        let client = |(id, client): (u64, client::Carried)| {
-            let client = Client::take_over(client)?;
-            // `tend` corrects what it is watched for.
-            poller.watch(&client.stream, id)?;
-            Ok((id, client))
-        };
-        Ok(Server {
-            socket: Socket { listener, path: carried.path, id: carried.identity },
-            max_clients: max_clients(),
-            clients: carried.clients.into_iter().map(client).collect::<io::Result<_>>()?,
-            last_token: carried.next,
-            paused_until: None,
+    /// Goes on after a restart in place.
+    pub fn resume(&mut self, poller: &Poller) -> io::Result<()> {
+        self.max_clients = max_clients();
+        poller.watch(&self.socket.listener, LISTENER)?;
+        self.clients.iter_mut().try_for_each(|(id, client)| {
+            client.resume();
+            poller.watch(&client.stream, *id)
         })
     }
 
@@ -253,7 +218,7 @@ impl Server {
     }
 
     fn waiting_bytes(&self) -> usize {
-        let lines = self.clients.values().flat_map(|client| &client.output);
+        let lines = self.clients.values().flat_map(|client| &client.output.lines);
         let distinct: BTreeMap<*const u8, usize> = lines.map(|line| (line.as_ptr(), line.len())).collect();
         distinct.into_values().sum()
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Access;
 use crate::sockets::unix_path;
@@ -15,10 +16,13 @@ use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::socket_options;
 
 /// The socket, and the file that it owns.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Socket {
+    #[serde(with = "crate::carry::descriptor")]
     pub(super) listener: UnixListener,
+    #[serde(with = "crate::config::text::path")]
     pub(super) path: PathBuf,
+    #[serde(rename = "identity")]
     pub(super) id: FileId,
 }
 

@@ -21,6 +21,7 @@ pub(crate) enum Then {
     /// A change of the count of workers.
     Happens(Box<Event>),
     /// The same, by the configuration that was read again.
+    #[serde(rename = "Tuned")]
     Reread,
     /// The stop of a generation that had more of them.
     Ordered(Monitor, Order),

@@ -33,7 +33,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 pub type Claimant = (Monitor, u64);
 
 /// All shared sockets, each an `S`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, bound = "S: Serialize + DeserializeOwned")]
 pub struct Shares<S> {
     #[serde(with = "crate::carry::pairs")]
@@ -241,17 +241,6 @@ impl<S> Shares<S> {
     /// All that is held.
     pub fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
         self.held.iter().map(|(key, share)| (key, &share.socket))
-    }
-
-    /// The same with other sockets for these, as one main hands them on to the next; or the first error.
-    pub fn with_sockets<'a, T, E>(&'a self, mut socket: impl FnMut(&'a S) -> Result<T, E>) -> Result<Shares<T>, E> {
-        let mut share = |(key, share): (&Key, &'a Share<S>)| {
-            let (claimed_by, abandoned) = (share.claimed_by.clone(), share.abandoned);
-            Ok((key.clone(), Share { socket: socket(&share.socket)?, claimed_by, abandoned }))
-        };
-        let held = self.held.iter().map(&mut share).collect::<Result<_, E>>()?;
-        let (first_claims, bound) = (self.first_claims.clone(), self.bound.clone());
-        Ok(Shares { held, first_claims, patience: self.patience, bound })
     }
 
     /// Closes all. Returns the claims that wait: the kernel decides them.

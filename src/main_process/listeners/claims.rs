@@ -101,7 +101,7 @@ impl Main {
     /// Holds it, and gives it to all that wait for it.
     fn share(&mut self, claimant: Claimant, key: &Key, socket: OwnedFd, now: Instant) {
         let (copy, before) = (socket.try_clone(), self.listeners.shares.ports());
-        let Some(waiting) = self.listeners.shares.hold(key, socket, claimant.0.generation, now) else {
+        let Some(waiting) = self.listeners.shares.hold(key, socket.into(), claimant.0.generation, now) else {
             if !std::mem::replace(&mut self.listeners.too_many_told, true) {
                 log::warn!("{} and later addresses are not shared: {MAX_LISTENERS} are already", key.address);
             }
@@ -138,7 +138,7 @@ impl Main {
             self.listeners.held.is_claimed(key).filter(|_| self.listeners.shares.held().all(|(held, _)| held != key));
         let Some(Ok(copy)) = asked_for.map(|held| held.listener.as_fd().try_clone_to_owned()) else { return };
         self.listeners.guard.add(shared_name(key), copy.as_fd());
-        self.listeners.shares.hold(key, copy, generation, now);
+        self.listeners.shares.hold(key, copy.into(), generation, now);
     }
 
     /// What is due about binds that others wait for.
@@ -177,7 +177,8 @@ impl Main {
     }
 
     fn send_shared(&mut self, claimant: Claimant, key: &Key, now: Instant) {
-        match self.listeners.shares.take(key, claimant.0.generation, now).map(OwnedFd::try_clone) {
+        match self.listeners.shares.take(key, claimant.0.generation, now).map(|held| held.as_fd().try_clone_to_owned())
+        {
             Some(Ok(copy)) => {
                 if let Some(running) = self.children.running(claimant.0) {
                     running.channel.send_along(&Order::Shared { ticket: claimant.1 }, vec![copy]);

@@ -108,7 +108,7 @@ impl Main {
     /// waits in it is not lost.
     fn shared_at(&self, listen: &Listen) -> Option<Listener> {
         let (_, socket) = self.listeners.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
-        let listener = Listener::without_path(socket.try_clone().ok()?);
+        let listener = Listener::without_path(socket.as_fd().try_clone_to_owned().ok()?);
         if matches!(socket_options::backlog(&listener), Ok(None)) {
             listener.set_backlog(listen.backlog).ok()?;
         }
@@ -121,7 +121,7 @@ impl Main {
         let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
         let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
         let name = shared_name(&key);
-        if self.listeners.shares.offer(key, copy, Instant::now()) {
+        if self.listeners.shares.offer(key, copy.into(), Instant::now()) {
             self.listeners.guard.add(name, held.listener.as_fd());
         }
     }

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Address, Listen, Plan};
 use crate::sockets::sharing::{Key, is_at};
-use crate::sockets::{Listener, listener, queues};
-use crate::sys::descriptors::Kept;
+use crate::sockets::{Listener, queues};
 use crate::sys::socket_options;
 
 /// A listener that main holds.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Held {
     /// Nobody else's as long as it is held.
     pub(crate) number: u64,
@@ -30,18 +30,6 @@ pub(crate) struct Held {
     /// Whether a worker has shut it down, and it does not listen again yet.
     silent: bool,
     pub(crate) listener: Listener,
-}
-
-/// A listener as one main hands it on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
-    number: u64,
-    name: String,
-    listen: Listen,
-    slot: u32,
-    silent: bool,
-    pub(crate) listener: listener::Carried,
 }
 
 /// By what one is found: of those that panzer was started with, several may be called the same.
@@ -64,28 +52,10 @@ impl Held {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct AllHeld(Vec<Held>);
 
 impl AllHeld {
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<Carried> {
-        let one = |held: &'a Held| {
-            let (listen, name) = (held.listen.clone(), held.name.clone());
-            let (number, slot, silent) = (held.number, held.slot, held.silent);
-            Carried { number, name, listen, slot, silent, listener: held.listener.carry(kept) }
-        };
-        self.0.iter().map(one).collect()
-    }
-
-    /// What the main before has handed on.
-    pub(crate) fn take_over(carried: Vec<Carried>) -> io::Result<AllHeld> {
-        let one = |carried: Carried| {
-            let Carried { number, name, listen, slot, silent, listener } = carried;
-            Ok(Held { number, name, listen, slot, silent, listener: Listener::take_over(listener)? })
-        };
-        carried.into_iter().map(one).collect::<io::Result<_>>().map(AllHeld)
-    }
-
     /// The same listener with the port that it was given when it was bound first, where the kernel was to choose one.
     pub(crate) fn with_port(&self, listen: &Listen) -> Listen {
         let is_it = |held: &&Held| {

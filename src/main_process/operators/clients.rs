@@ -1,17 +1,14 @@
 //! Who has asked main for something over the control socket, and what they are told of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::operator::requests::{self, Answer, Counts, Outcome, Request};
-use crate::control::operator::server::{self, Server};
+use crate::control::operator::server::Server;
 use crate::control::operator::status::Failed;
 use crate::main_process::decide::{Monitor, Progress, Rejected, Verdict};
-use crate::sys::descriptors::Kept;
-use crate::sys::poller::Poller;
 
 /// So many of the workers of a failed release are named.
 const MAX_NAMED_WORKERS: usize = 64;
@@ -20,26 +17,17 @@ const MAX_NAMED_WORKERS: usize = 64;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The control socket, and what each client waits for.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Clients {
     pub(crate) server: Server,
+    #[serde(with = "crate::carry::moment")]
     pub(crate) begun: Instant,
     waiting: BTreeMap<u64, Waiting>,
     last_ticket: u64,
 }
 
-/// The same as one main hands it on to the next: everybody who waits goes on waiting.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
-    pub(crate) server: server::Carried,
-    #[serde(with = "crate::carry::moment")]
-    begun: Instant,
-    waiting: BTreeMap<u64, Waiting>,
-    last_ticket: u64,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Waiting {
     /// To be told which generation decides the reload.
     Promise(Request),
@@ -67,18 +55,6 @@ enum Waiting {
 impl Clients {
     pub(crate) fn new(server: Server, now: Instant) -> Clients {
         Clients { server, begun: now, waiting: BTreeMap::new(), last_ticket: 0 }
-    }
-
-    /// For the next main.
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let (waiting, last_ticket) = (self.waiting.clone(), self.last_ticket);
-        Carried { server: self.server.carry(kept), begun: self.begun, waiting, last_ticket }
-    }
-
-    /// What the main before has handed on.
-    pub(crate) fn take_over(carried: Carried, poller: &Poller) -> io::Result<Clients> {
-        let Carried { server, begun, waiting, last_ticket } = carried;
-        Ok(Clients { server: Server::take_over(server, poller)?, begun, waiting, last_ticket })
     }
 
     /// A new build is being tried.

@@ -9,8 +9,6 @@ pub(crate) mod requests;
 pub(crate) mod signals;
 pub(crate) mod status;
 
-use std::io;
-use std::os::fd::RawFd;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -18,39 +16,24 @@ use serde::{Deserialize, Serialize};
 use self::clients::Clients;
 use self::counters::Counters;
 use self::inquiry::Inquiry;
-use crate::sys::descriptors::Kept;
-use crate::sys::poller::Poller;
 
 /// What people have asked for and not got yet.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Operators {
     /// Those who ask over the control socket.
     pub(crate) clients: Clients,
     /// The state of all workers, while monitors are asked for it.
+    #[serde(skip)]
     pub(crate) inquiry: Option<Inquiry>,
     /// Clients that get the answer of this inquiry.
+    #[serde(skip)]
     pub(crate) askers: Vec<u64>,
     /// Whether its answer is to be printed to stderr.
     pub(crate) told_on_stderr: bool,
     /// Whether its answer is to be written to a file.
     pub(crate) dumps: bool,
     pub(crate) counters: Counters,
-}
-
-/// What people have asked for, as one main hands it on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
-    clients: clients::Carried,
-    told_on_stderr: bool,
-    dumps: bool,
-    counters: Counters,
-}
-
-impl Carried {
-    /// All descriptors in it.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.clients.server.descriptors()
-    }
 }
 
 impl Operators {
@@ -69,18 +52,5 @@ impl Operators {
     /// Whether somebody waits for the state of all workers.
     pub(crate) fn want_status(&self) -> bool {
         self.told_on_stderr || self.dumps || self.clients.want_status()
-    }
-
-    /// For the next main.
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let (told_on_stderr, dumps) = (self.told_on_stderr, self.dumps);
-        Carried { clients: self.clients.carry(kept), told_on_stderr, dumps, counters: self.counters.clone() }
-    }
-
-    /// What the main before has handed on.
-    pub(crate) fn take_over(carried: Carried, poller: &Poller) -> io::Result<Operators> {
-        let Carried { clients, told_on_stderr, dumps, counters } = carried;
-        let clients = Clients::take_over(clients, poller)?;
-        Ok(Operators { told_on_stderr, dumps, counters, ..Operators::new(clients) })
     }
 }

@@ -17,7 +17,7 @@ const MAX_PATH_BYTES: usize = 107;
 const SUFFIX: &str = ".sock";
 
 /// The paths of this instance; none where einhorn is not spoken.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct AckPaths(#[serde(with = "crate::config::text::path")] Option<PathBuf>);
 
 impl AckPaths {

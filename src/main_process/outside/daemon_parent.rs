@@ -10,7 +10,7 @@ use crate::sys::errno::words;
 use crate::sys::stderr;
 
 /// The one who waits, until it has been told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct DaemonParent(Option<OwnedFd>);
 
 impl DaemonParent {

@@ -1,20 +1,20 @@
 //! The pid file, and the lock beside it that says that an instance lives. The pid file is for everybody to read, and
 //! whoever can read a file can lock it: so the lock is a file of its own, which is open to nobody else.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::unistd::{Pid, geteuid};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Plan;
 use crate::control::files::{self, lock_beside};
-use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 
@@ -25,22 +25,17 @@ const MAX_CONTENT_BYTES: u64 = 32;
 const MAX_INSTANCES: u32 = 1000;
 
 /// The pid file of this instance, whose place is locked for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct PidFile {
-    path: PathBuf,
-    lock: Flock<File>,
-    /// Whether it was removed, and could not be made anew: that is said once.
-    lost: bool,
-}
-
-/// A pid file as one main hands it on to the next: the lock belongs to what is open, not to who opened it. (Builds before
-/// there was a file for the lock have locked the pid file itself.)
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
+pub(crate) struct PidFile {
     #[serde(with = "crate::config::text::path")]
     path: PathBuf,
-    pub(crate) fd: RawFd,
+    /// The locked file. The lock belongs to the open file, so the next main has it too.
+    #[serde(rename = "fd", with = "crate::carry::descriptor")]
+    lock: OwnedFd,
+    /// Whether it was removed and could not be made again. This is logged once.
+    #[serde(skip)]
+    lost: bool,
 }
 
 /// Claims the file that `plan` names, or the first free one of the program's name in the runtime directory.
@@ -113,19 +108,14 @@ impl PidFile {
         }
     }
 
-    /// For the next main.
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let lock: &File = &self.lock;
-        Carried { path: self.path.clone(), fd: kept.keep(lock) }
-    }
-
-    /// What the main before has handed on. Fails where it is not locked, and somebody else has locked it.
-    pub(crate) fn take_over(carried: Carried) -> io::Result<PidFile> {
-        let file = File::from(take_over(carried.fd)?);
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
-        let is_pid_file = leads_to(&carried.path, &locked);
-        let lock = if is_pid_file { lock(&lock_beside(&carried.path), true).unwrap_or(locked) } else { locked };
-        Ok(PidFile { path: carried.path, lock, lost: false })
+    /// Goes on after a restart in place. Fails if another process has the lock. If only the pid file itself could be
+    /// locked before, tries again to lock a file of its own.
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
+        flock(&self.lock, FlockOperation::NonBlockingLockExclusive)?;
+        if leads_to(&self.path, &self.lock) {
+            self.lock = lock(&lock_beside(&self.path), true).or_else(|_| self.lock.try_clone())?;
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -183,7 +173,7 @@ fn open() -> OpenOptions {
 }
 
 /// Locks this file. As a lock of its own it is made where it is not there, and must be nobody else's.
-fn lock(path: &Path, of_its_own: bool) -> io::Result<Flock<File>> {
+fn lock(path: &Path, of_its_own: bool) -> io::Result<OwnedFd> {
     loop {
         let file = open().read(true).write(true).create(of_its_own).mode(0o600).open(path)?;
         let meta = file.metadata()?;
@@ -194,10 +184,10 @@ fn lock(path: &Path, of_its_own: bool) -> io::Result<Flock<File>> {
         if of_its_own && (!is_ours || meta.len() > 0) {
             return Err(io::Error::other(format!("its lock {} is no file of ours; remove that", path.display())));
         }
-        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
-        // The one who held it may have removed it between our open and our lock.
-        if leads_to(path, &locked) {
-            return Ok(locked);
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        // The process that held the lock may have removed the file between our open and our lock.
+        if leads_to(path, &file) {
+            return Ok(file.into());
         }
     }
 }
@@ -232,7 +222,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn leads_to(path: &Path, file: &File) -> bool {
+fn leads_to(path: &Path, file: impl AsFd) -> bool {
     FileId::at(path).is_some_and(|there| FileId::of(file) == Some(there))
 }
 

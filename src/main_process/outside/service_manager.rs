@@ -26,18 +26,26 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 /// The manager is asked for this much more time at once, and again when a third of it is over.
 const EXTENSION: Duration = Duration::from_secs(30);
 
-/// The way up.
-#[derive(Debug)]
+/// What the service manager knows, and what it is yet to be notified of.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct ServiceManager {
+    #[serde(skip)]
     to: Option<(OwnedFd, UnixAddr)>,
+    #[serde(skip)]
     watchdog: Option<Watchdog>,
     told: Told,
-    /// The time of a signal that asked for a reading of the configuration, as the manager is to be told.
+    /// When a signal asked for a reading of the configuration: the time that the manager gets.
+    #[serde(skip)]
     reading_asked: Option<i64>,
-    /// Until when the manager waits because it was asked to, and when it is to be asked again.
+    /// Until when the manager waits because it was asked to, and when to ask it again.
+    #[serde(skip)]
     extended_to: Option<Instant>,
+    #[serde(skip)]
     extend_at: Option<Instant>,
+    #[serde(skip)]
     stuck: Option<Stuck>,
+    #[serde(skip)]
     failure_told: bool,
 }
 
@@ -56,9 +64,9 @@ struct Watchdog {
 }
 
 /// What the manager knows.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Told {
+struct Told {
     ready: bool,
     /// The last generation whose beginning it was told of.
     begun: u32,
@@ -88,26 +96,13 @@ impl ServiceManager {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
             });
-        ServiceManager {
-            to,
-            watchdog,
-            told: Told::default(),
-            reading_asked: None,
-            extended_to: None,
-            extend_at: None,
-            stuck: None,
-            failure_told: false,
-        }
+        ServiceManager { to, watchdog, ..ServiceManager::default() }
     }
 
-    /// What the manager knows, for the next main.
-    pub(crate) fn told(&self) -> Told {
-        self.told.clone()
-    }
-
-    /// Goes on where the main before was: what the manager knows is not told again.
-    pub(crate) fn resume(self, told: Told) -> ServiceManager {
-        ServiceManager { told, ..self }
+    /// Goes on after a restart in place. The manager is not notified again of what it knows.
+    pub(crate) fn resume(&mut self, environment: &Environment, now: Instant) {
+        let ServiceManager { to, watchdog, .. } = ServiceManager::new(environment, now);
+        (self.to, self.watchdog) = (to, watchdog);
     }
 
     /// A signal asks for a reading of the configuration: `Type=notify-reload` waits for its beginning and its end, also
@@ -300,18 +295,9 @@ mod tests {
     fn a_watchdog_that_is_due_waits_until_a_full_socket_is_tried_again() {
         let now = Instant::now();
         let watchdog = Some(Watchdog { every: RETRY, next: now });
-        let mut upward = ServiceManager {
-            to: None,
-            watchdog,
-            told: Told::default(),
-            reading_asked: None,
-            extended_to: None,
-            extend_at: None,
-            stuck: None,
-            failure_told: false,
-        };
-        assert_eq!(upward.deadline(), Some(now));
-        upward.put_off(now);
-        assert_eq!(upward.deadline(), Some(now + RETRY));
+        let mut manager = ServiceManager { watchdog, ..ServiceManager::default() };
+        assert_eq!(manager.deadline(), Some(now));
+        manager.put_off(now);
+        assert_eq!(manager.deadline(), Some(now + RETRY));
     }
 }

@@ -51,7 +51,7 @@ impl Children {
     }
 
     fn judge(&self, pid: Pid, clues: &Clues, dead: Monitor) -> Whose {
-        if self.families.values().any(|family| family.given_up.contains(&(pid, clues.started))) {
+        if self.is_given_up((pid.as_raw(), clues.started)) {
             return Whose::Stranger;
         }
         let led = |leader: Pid| {

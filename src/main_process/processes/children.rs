@@ -4,21 +4,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::families::Family;
+use super::families::{Family, GivenUp};
 use super::planner::{Planner, Purpose};
-use crate::control::monitor::channel::{self, Channel};
+use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{OLDEST, VERSION};
 use crate::main_process::decide::Monitor;
 use crate::main_process::restart::preflight::Preflight;
-use crate::sys::descriptors::{Kept, take_over};
+use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Kin;
 use crate::worker::spawn::Child;
@@ -27,71 +26,101 @@ use crate::worker::spawn::Child;
 const INIT: Pid = Pid::from_raw(1);
 
 /// A monitor's process.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Running {
+    #[serde(flatten)]
     pub(crate) child: Child,
     pub(crate) channel: Channel,
-    /// It owes a status: as long as it is stopped it is not asked again.
+    /// Whether it has yet to answer a question for its status. A stopped monitor is not asked again.
+    #[serde(skip)]
     pub(crate) asked: bool,
-    /// What its channel is watched under.
+    /// Token under which its channel is watched.
+    #[serde(skip)]
     pub(crate) token: u64,
-    /// So many sockets it has.
+    /// Number of sockets that it has.
     pub(crate) queues: usize,
-    /// So many workers it keeps.
+    /// Number of workers that it keeps running.
     pub(crate) workers: u32,
     /// The version of the protocol that it speaks.
     pub(crate) protocol: u32,
+    #[serde(rename = "silent", default, skip_serializing_if = "FirstWord::has_come")]
     pub(crate) first_word: FirstWord,
+    /// Processes that it has given up. [`Family`] has them once the monitor has ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) given_up: BTreeSet<GivenUp>,
 }
 
 /// The first message of a monitor comes once it has found its release. Until then it has no workers, and may hang on a
 /// dead file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "bool", from = "bool")]
 pub(crate) enum FirstWord {
-    /// It is killed if it has sent nothing by then.
+    /// The monitor is killed if it has sent nothing by then.
     Until(Instant),
     /// It hung, and was killed.
     Missed,
     /// It has come.
+    #[default]
     Heard,
 }
 
-/// To find a release takes milliseconds; a monitor that takes this long hangs, and is killed.
+impl FirstWord {
+    fn has_come(&self) -> bool {
+        *self == FirstWord::Heard
+    }
+}
+
+/// The document of a restart in place says whether the monitor is silent so far.
+impl From<FirstWord> for bool {
+    fn from(first_word: FirstWord) -> bool {
+        !first_word.has_come()
+    }
+}
+
+impl From<bool> for FirstWord {
+    fn from(is_silent: bool) -> FirstWord {
+        if is_silent { FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT) } else { FirstWord::Heard }
+    }
+}
+
+/// Finding a release takes milliseconds. A monitor that takes this long hangs, and is killed.
 pub(crate) const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for one that is to stop.
+/// The same for a monitor that is to stop.
 const FIRST_WORD_TIMEOUT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// All children of main.
-#[derive(Debug)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(from = "Document<Running>")]
 pub(crate) struct Children {
     monitors: BTreeMap<Monitor, Running>,
-    /// What outlived a monitor and became ours.
+    /// Processes that outlived their monitor and were adopted.
     pub(crate) kin: Kin<Monitor>,
-    /// What is known of the workers of each monitor, until nothing is left of it.
+    /// Facts about the workers of each monitor, until nothing is left of it.
     pub(crate) families: BTreeMap<Monitor, Family>,
-    /// Those that no worker has started, and those that do not end whatever they are sent: they are only reaped.
+    /// Processes that are only reaped: no worker started them, or they do not end whatever signal they get.
     pub(crate) strangers: BTreeSet<Pid>,
-    /// Whether strangers may fall to us: we are PID 1, or some were there before us.
+    /// Whether main may adopt strangers: it is PID 1, or had children when it started.
     pub(crate) has_strangers: bool,
-    /// The monitor after whose end children are left to be looked at.
+    /// The monitor after whose end some children have not been looked at yet.
     pub(crate) unmet: Option<Monitor>,
-    /// Whether more may have ended than were reaped.
+    /// Whether more children may have ended than were reaped.
     pub(crate) reaps_on: bool,
     /// A new build that is being tried.
     preflight: Option<Preflight>,
-    /// Those that read the configuration, or are given up and have not ended yet.
+    /// Processes that read the configuration, and those that were given up and have not ended yet.
     planners: Vec<Planner>,
-    /// The token under which the next monitor's channel is watched.
+    /// Token under which the channel of the next monitor is watched.
     next_token: u64,
 }
 
-/// The children as one main hands them on to the next, which is the same process: they stay its own.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
+/// Children in the document of a restart in place. Each monitor is an `R`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, bound(serialize = "R: Serialize", deserialize = "R: Deserialize<'de>"))]
+struct Document<R> {
     #[serde(with = "crate::carry::pairs")]
-    monitors: BTreeMap<Monitor, CarriedMonitor>,
+    monitors: BTreeMap<Monitor, R>,
     #[serde(with = "crate::carry::pairs")]
     orphans: BTreeMap<Monitor, BTreeSet<i32>>,
     strangers: BTreeSet<i32>,
@@ -99,33 +128,37 @@ pub(crate) struct Carried {
     has_strangers: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CarriedMonitor {
-    pid: i32,
-    outcome: RawFd,
-    channel: channel::Carried,
-    queues: usize,
-    workers: u32,
-    protocol: u32,
-    /// It has sent nothing yet.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    silent: bool,
-    /// What it has given up: pids, and when each process began.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    given_up: Vec<(i32, Option<u64>)>,
+impl Serialize for Children {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut orphans: BTreeMap<Monitor, BTreeSet<i32>> = BTreeMap::new();
+        for (pid, monitor) in self.kin.owned() {
+            orphans.entry(monitor).or_default().insert(pid.as_raw());
+        }
+        // The next main only reaps the planners that are given up. A pre-flight has ended by then.
+        let planners = self.planners.iter().map(Planner::pid);
+        let strangers = self.strangers.iter().copied().chain(planners).map(Pid::as_raw).collect();
+        // PID 1 always assumes strangers.
+        let has_strangers = self.has_strangers && Pid::this() != INIT;
+        let monitors: BTreeMap<Monitor, &Running> = self.monitors.iter().map(|(key, value)| (*key, value)).collect();
+        Document { monitors, orphans, strangers, has_strangers }.serialize(serializer)
+    }
 }
 
-impl Carried {
-    /// A monitor whose language is not spoken here: its generation, and the version of the protocol.
-    pub(crate) fn not_understood(&self) -> Option<(u32, u32)> {
-        let unknown = |(_, one): &(&Monitor, &CarriedMonitor)| !(OLDEST..=VERSION).contains(&one.protocol);
-        self.monitors.iter().find(unknown).map(|(monitor, one)| (monitor.generation, one.protocol))
-    }
-
-    /// All descriptors that go with them.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.monitors.values().flat_map(|monitor| monitor.channel.descriptors().chain([monitor.outcome]))
+impl From<Document<Running>> for Children {
+    fn from(document: Document<Running>) -> Children {
+        let mut kin = Kin::default();
+        for (monitor, pids) in document.orphans {
+            for pid in pids.into_iter().map(Pid::from_raw) {
+                kin.add(pid, Clues::of(pid), Some(monitor));
+            }
+        }
+        Children {
+            monitors: document.monitors,
+            kin,
+            strangers: document.strangers.into_iter().map(Pid::from_raw).collect(),
+            has_strangers: document.has_strangers || Pid::this() == INIT,
+            ..Children::default()
+        }
     }
 }
 
@@ -134,16 +167,10 @@ impl Children {
     pub(crate) fn new(first_token: u64) -> Children {
         let strangers: BTreeSet<Pid> = processes::children().into_iter().collect();
         Children {
-            monitors: BTreeMap::new(),
-            kin: Kin::default(),
-            families: BTreeMap::new(),
             has_strangers: Pid::this() == INIT || !strangers.is_empty(),
             strangers,
-            unmet: None,
-            reaps_on: false,
-            preflight: None,
-            planners: Vec::new(),
             next_token: first_token,
+            ..Children::default()
         }
     }
 
@@ -153,67 +180,25 @@ impl Children {
         self.next_token - 1
     }
 
-    /// For the next main. A pre-flight has ended by then.
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Carried {
-        let monitor = |(monitor, running): (&Monitor, &'a Running)| {
-            let pid = running.child.pid.as_raw();
-            let (outcome, channel) = (kept.keep(&running.child), running.channel.carry(kept));
-            let Running { queues, workers, protocol, .. } = *running;
-            let silent = running.first_word != FirstWord::Heard;
-            let given_up = self.families.get(monitor).into_iter().flat_map(|family| &family.given_up);
-            let given_up = given_up.map(|(pid, began)| (pid.as_raw(), *began)).collect();
-            (*monitor, CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent, given_up })
-        };
-        let monitors = self.monitors.iter().map(monitor).collect();
-        let raw = |pids: &BTreeSet<Pid>| -> BTreeSet<i32> { pids.iter().map(|pid| pid.as_raw()).collect() };
-        let mut orphans: BTreeMap<Monitor, BTreeSet<i32>> = BTreeMap::new();
-        for (pid, monitor) in self.kin.owned() {
-            orphans.entry(monitor).or_default().insert(pid.as_raw());
+    /// Goes on after a restart in place. The channels are watched under tokens from `first_token` on.
+    pub(crate) fn resume(&mut self, first_token: u64, poller: &Poller) -> io::Result<()> {
+        self.next_token = first_token;
+        for (monitor, running) in &mut self.monitors {
+            running.token = self.next_token;
+            self.next_token += 1;
+            running.channel.resume();
+            poller.watch(&running.channel, running.token)?;
+            // All children of a monitor are its workers, or descend from these.
+            let workers = processes::children_of(running.child.pid).into_iter();
+            self.families.insert(*monitor, Family::of_running(workers));
         }
-        // Planners that are given up are nobody's any more.
-        let planners = self.planners.iter().map(|planner| planner.pid().as_raw());
-        let strangers = raw(&self.strangers).into_iter().chain(planners).collect();
-        // As PID 1 the next main knows by itself.
-        let has_strangers = self.has_strangers && Pid::this() != INIT;
-        Carried { monitors, orphans, strangers, has_strangers }
+        Ok(())
     }
 
-    /// What the main before has handed on. Each channel is to be watched under a token from `first_token` on.
-    pub(crate) fn take_over(carried: Carried, first_token: u64) -> io::Result<Children> {
-        let mut families = BTreeMap::new();
-        let running = |((monitor, carried), token): ((Monitor, CarriedMonitor), u64)| {
-            let CarriedMonitor { pid, outcome, channel, queues, workers, protocol, silent, given_up } = carried;
-            let given_up = given_up.into_iter().map(|(pid, began)| (Pid::from_raw(pid), began)).collect();
-            // All children of a monitor are its workers, or descend from these.
-            let workers_known = processes::children_of(Pid::from_raw(pid)).into_iter();
-            families.insert(monitor, Family::new(workers_known, given_up));
-            let child = Child::taken_over(Pid::from_raw(pid), take_over(outcome)?);
-            let channel = Channel::take_over(channel)?;
-            let first_word =
-                if silent { FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT) } else { FirstWord::Heard };
-            Ok((monitor, Running { child, channel, asked: false, token, queues, workers, protocol, first_word }))
-        };
-        let monitors: BTreeMap<Monitor, Running> =
-            carried.monitors.into_iter().zip(first_token..).map(running).collect::<io::Result<_>>()?;
-        let next_token = first_token + monitors.len() as u64;
-        let mut kin = Kin::default();
-        for (monitor, pids) in carried.orphans {
-            for pid in pids.into_iter().map(Pid::from_raw) {
-                kin.add(pid, Clues::of(pid), Some(monitor));
-            }
-        }
-        Ok(Children {
-            monitors,
-            kin,
-            families,
-            strangers: carried.strangers.into_iter().map(Pid::from_raw).collect(),
-            has_strangers: carried.has_strangers || Pid::this() == INIT,
-            unmet: None,
-            reaps_on: false,
-            preflight: None,
-            planners: Vec::new(),
-            next_token,
-        })
+    /// A monitor whose protocol this build does not speak: its generation, and the version of the protocol.
+    pub(crate) fn not_understood(&self) -> Option<(u32, u32)> {
+        let unknown = |(_, one): &(&Monitor, &Running)| !(OLDEST..=VERSION).contains(&one.protocol);
+        self.monitors.iter().find(unknown).map(|(monitor, one)| (monitor.generation, one.protocol))
     }
 
     pub(crate) fn add_preflight(&mut self, preflight: Preflight) {
@@ -270,7 +255,15 @@ impl Children {
 
     /// Forgets a monitor that has been reaped.
     pub(crate) fn remove(&mut self, monitor: Monitor) {
-        self.monitors.remove(&monitor);
+        if let Some(running) = self.monitors.remove(&monitor) {
+            self.family(monitor).given_up = running.given_up;
+        }
+    }
+
+    /// Whether a monitor has given up this process.
+    pub(crate) fn is_given_up(&self, process: GivenUp) -> bool {
+        self.monitors.values().any(|running| running.given_up.contains(&process))
+            || self.families.values().any(|family| family.given_up.contains(&process))
     }
 
     pub(crate) fn monitors(&self) -> impl Iterator<Item = Monitor> {

@@ -14,14 +14,18 @@ pub(crate) type Known = (Pid, Option<u64>);
 pub(crate) struct Family {
     /// The last process of each slot, and earlier ones in whose group something still runs.
     workers: BTreeMap<u32, Vec<Known>>,
-    /// What the monitor has given up.
-    pub(crate) given_up: BTreeSet<Known>,
+    /// Processes that the monitor had given up when it ended.
+    pub(crate) given_up: BTreeSet<GivenUp>,
 }
 
+/// A process that a monitor has given up: its pid, and when it began.
+pub(crate) type GivenUp = (i32, Option<u64>);
+
 impl Family {
-    pub(crate) fn new(workers: impl Iterator<Item = Pid>, given_up: BTreeSet<Known>) -> Family {
+    /// The family of a monitor that runs and has these workers.
+    pub(crate) fn of_running(workers: impl Iterator<Item = Pid>) -> Family {
         let known = |pid| vec![(pid, processes::started(pid))];
-        Family { workers: (0..).zip(workers.map(known)).collect(), given_up }
+        Family { workers: (0..).zip(workers.map(known)).collect(), given_up: BTreeSet::new() }
     }
 
     /// A worker has been started in this slot. What an earlier one has left may outlive the monitor.

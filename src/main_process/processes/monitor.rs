@@ -1,6 +1,6 @@
 //! How the monitor of a generation is started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -74,8 +74,17 @@ impl Main {
         let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
         let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
         let first_word = FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT);
-        let (queues, asked) = (sockets, false);
-        let running = Running { child, channel, asked, token, queues, workers, protocol: VERSION, first_word };
+        let running = Running {
+            child,
+            channel,
+            asked: false,
+            token,
+            queues: sockets,
+            workers,
+            protocol: VERSION,
+            first_word,
+            given_up: BTreeSet::new(),
+        };
         self.children.add(monitor, running);
         Ok(())
     }

@@ -91,8 +91,9 @@ impl Main {
                 self.children.family(monitor).add(slot, (Pid::from_raw(pid), started));
             }
             (Report::GivenUp(pids), _) => {
-                let pids = pids.into_iter().map(|(pid, started)| (Pid::from_raw(pid), started));
-                self.children.family(monitor).given_up.extend(pids);
+                if let Some(running) = self.children.running(monitor) {
+                    running.given_up.extend(pids);
+                }
             }
             (Report::Worker(status), _) => {
                 if let Some(inquiry) = &mut self.operators.inquiry {

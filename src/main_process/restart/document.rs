@@ -1,21 +1,26 @@
 //! What main knows, as one main hands it on to the next: a document with a version. Descriptors go by their numbers, and
 //! lie where they lay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::RawFd;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::carry::descriptor::{self, Read, Written};
 use crate::control::environment::OWN_IMAGE;
 use crate::control::monitor::messages;
+use crate::main_process::configuration::Configuration;
 use crate::main_process::decide::Generations;
-use crate::main_process::processes::children;
-use crate::main_process::{configuration, listeners, operators, outside};
-use crate::sys::descriptors::FIRST;
+use crate::main_process::listeners::Listeners;
+use crate::main_process::main::Main;
+use crate::main_process::operators::Operators;
+use crate::main_process::outside::Outside;
+use crate::main_process::processes::children::Children;
+use crate::sys::stderr;
 
 /// The version of this document; [`crate::carry`] says when it goes up.
 const VERSION: u32 = 2;
@@ -59,28 +64,40 @@ impl BuildFile {
     }
 }
 
-/// Everything that is not made anew, each room's by itself.
-#[derive(Debug, Serialize, Deserialize)]
+/// The document as the next main reads it. [`write`] has the same fields.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
-    pub(crate) version: u32,
+pub(crate) struct Document {
+    #[serde(rename = "version")]
+    _version: u32,
     /// The build that wrote it.
     pub(crate) build: String,
     /// The file of that build.
     pub(crate) file: Option<BuildFile>,
-    /// Number of messages that stderr did not take, and that nobody was told of.
+    /// Number of messages that stderr did not take and that are not reported yet.
     pub(crate) lost_messages: u64,
-    pub(crate) children: children::Carried,
-    pub(crate) listeners: listeners::Carried,
-    pub(crate) configuration: configuration::Carried,
-    pub(crate) operators: operators::Carried,
-    pub(crate) outside: outside::Carried,
+    pub(crate) children: Children,
+    pub(crate) listeners: Listeners,
+    pub(crate) configuration: Configuration,
+    pub(crate) operators: Operators,
+    pub(crate) outside: Outside,
     pub(crate) state: Generations,
 }
 
-/// Writes the version and the build that every document begins with.
-pub(crate) fn head() -> (u32, String) {
-    (VERSION, build().to_owned())
+/// Writes what the next main needs to know.
+pub(crate) fn write(main: &Main, descriptors: Written) -> io::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        version: u32,
+        build: &'a str,
+        file: Option<BuildFile>,
+        lost_messages: u64,
+        #[serde(flatten)]
+        main: &'a Main,
+    }
+    let (file, lost_messages) = (BuildFile::own(), stderr::lost());
+    let document = Document { version: VERSION, build: build(), file, lost_messages, main };
+    Ok(descriptor::write(&document, descriptors)?)
 }
 
 /// What helps where two builds do not understand each other.
@@ -91,7 +108,7 @@ fn versions(oldest: u32, newest: u32) -> String {
 }
 
 /// Reads a document and checks it. The error is a line.
-pub(crate) fn read(bytes: &[u8]) -> Result<Carried, String> {
+pub(crate) fn read(bytes: &[u8], descriptors: Read) -> Result<Document, String> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
@@ -110,27 +127,26 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Carried, String> {
     }
     let unknown =
         |why: &str| format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build);
-    let carried: Carried = serde_json::from_slice(bytes).map_err(|error| {
+    let document: Document = descriptor::read(bytes, descriptors).map_err(|error| {
         // What is expected instead is a list of all that there is.
         let error = error.to_string();
         unknown(error.split(", expected").next().unwrap_or_default())
     })?;
-    if let Some(field) = unknown_in_plans(bytes, &carried) {
+    if let Some(field) = unknown_in_plans(bytes, &document.configuration) {
         return Err(unknown(&format!("unknown field `{field}` in a plan")));
     }
-    if let Some((generation, version)) = carried.children.not_understood() {
+    if let Some((generation, version)) = document.children.not_understood() {
         return Err(format!(
             "the monitor of generation {generation} speaks version {version} of the protocol, and panzer {} speaks {}; {ANEW}",
             build(),
             versions(messages::OLDEST, messages::VERSION)
         ));
     }
-    carried.check_descriptors()?;
-    Ok(carried)
+    Ok(document)
 }
 
 /// A field of a plan that is not known here: as what is tuned is flattened into plans, serde cannot refuse it.
-fn unknown_in_plans(bytes: &[u8], carried: &Carried) -> Option<String> {
+fn unknown_in_plans(bytes: &[u8], known: &Configuration) -> Option<String> {
     #[derive(Deserialize)]
     struct Document {
         configuration: Plans,
@@ -141,31 +157,10 @@ fn unknown_in_plans(bytes: &[u8], carried: &Carried) -> Option<String> {
         plans: BTreeMap<u32, Map<String, Value>>,
     }
     let Document { configuration: Plans { plan, plans } } = serde_json::from_slice(bytes).ok()?;
-    let carried = &carried.configuration;
     let written = std::iter::once(plan).chain(plans.into_values());
-    let read = std::iter::once(&carried.plan).chain(carried.plans.values());
+    let read = std::iter::once(&known.plan).chain(known.plans.values());
     written.zip(read).find_map(|(written, read)| {
         let known = serde_json::to_value(read).ok()?;
         written.into_iter().map(|(field, _)| field).find(|field| known.get(field).is_none())
     })
-}
-
-impl Carried {
-    /// Each is taken over once, and none is stdin, stdout or stderr.
-    fn check_descriptors(&self) -> Result<(), String> {
-        let mut seen = BTreeSet::new();
-        let wrong = self.descriptors().into_iter().find(|&number| number < FIRST || !seen.insert(number));
-        match wrong {
-            Some(number) => {
-                Err(format!("the state is broken: descriptor {number} cannot be handed on twice, or at all"))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn descriptors(&self) -> Vec<RawFd> {
-        let rooms = self.listeners.descriptors().chain(self.configuration.descriptors());
-        let people = self.operators.descriptors().chain([self.outside.descriptor()]);
-        rooms.chain(self.children.descriptors()).chain(people).collect()
-    }
 }

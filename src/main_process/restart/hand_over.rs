@@ -5,23 +5,24 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use anyhow::Context;
 use nix::fcntl::AtFlags;
 use nix::unistd::execveat;
 
-use super::document::{self, BuildFile, Carried, build};
+use super::document::{self, build};
 use super::preflight::{NextBuild, Preflight};
+use crate::carry::descriptor::Written;
 use crate::config::text::c_string;
 use crate::control::operator::requests::Outcome;
 use crate::main_process::decide::restart::{Action, Event};
 use crate::main_process::main::Main;
-use crate::sys::descriptors::{Kept, set_inherited};
+use crate::sys::descriptors::set_inherited;
 use crate::sys::errno::{chain, words};
+use crate::sys::memfd;
 use crate::sys::processes::Exit;
-use crate::sys::{memfd, stderr};
 
 impl Main {
     /// Somebody wants a restart; a client is told what becomes of it.
@@ -64,7 +65,8 @@ impl Main {
     fn begin_preflight(&mut self) -> anyhow::Result<()> {
         let image = self.environment.image()?;
         log::info!("restart: trying {}", image.display());
-        let document = self.written().context("the state cannot be handed on")?.0;
+        let document = document::write(self, Written::Unchanged).and_then(|bytes| memfd::write(&bytes));
+        let document = document.context("the state cannot be handed on")?;
         let preflight = Preflight::begin(&image, &document, &self.environment);
         self.children.add_preflight(preflight.context("it could not be started")?);
         Ok(())
@@ -106,40 +108,20 @@ impl Main {
         }
     }
 
-    /// Returns only where that is not possible.
+    /// Returns only if the exec fails. No other program may get the descriptors then.
     fn give_way(&self, next: &NextBuild) -> io::Result<()> {
-        let (document, kept) = self.written()?;
+        let executed = self.execute(next);
+        document::write(self, Written::Closed)?;
+        executed
+    }
+
+    fn execute(&self, next: &NextBuild) -> io::Result<()> {
+        let document = memfd::write(&document::write(self, Written::Inherited)?)?;
         let path = self.environment.image().map_err(io::Error::other)?;
         let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
         let variables = self.environment.for_next_main(document.as_raw_fd(), &path);
         set_inherited(&document, true)?;
         log::debug!("restart: executing panzer {}", next.build);
-        let execute = || Ok(execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH).map(drop)?);
-        let executed = kept.set_inherited(true).and_then(|()| execute());
-        kept.set_inherited(false)?;
-        executed
-    }
-
-    /// All that the next main is to know, and the descriptors that it needs for that.
-    fn written(&self) -> io::Result<(OwnedFd, Kept<'_>)> {
-        let mut kept = Kept::default();
-        let carried = self.carry(&mut kept)?;
-        Ok((memfd::write(&serde_json::to_vec(&carried)?)?, kept))
-    }
-
-    fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> io::Result<Carried> {
-        let (version, build) = document::head();
-        Ok(Carried {
-            version,
-            build,
-            file: BuildFile::own(),
-            lost_messages: stderr::lost(),
-            children: self.children.carry(kept),
-            listeners: self.listeners.carry(kept)?,
-            configuration: self.configuration.carry(kept),
-            operators: self.operators.carry(kept),
-            outside: self.outside.carry(kept),
-            state: self.state.clone(),
-        })
+        Ok(execveat(&next.image, c"", &arguments, &variables, AtFlags::AT_EMPTY_PATH).map(drop)?)
     }
 }

@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::document;
 use super::preflight::Proof;
+use crate::carry::descriptor::Read;
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::monitor::channel::Channel;
 use crate::sys::memfd;
@@ -17,7 +18,7 @@ use crate::sys::memfd;
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let (state, channel) = environment.take_preflight()?;
     let bytes = memfd::read(state).context("the state cannot be read")?;
-    document::read(&bytes).map_err(Error::msg)?;
+    document::read(&bytes, Read::StandIns).map_err(Error::msg)?;
     let image: OwnedFd = File::options()
         .read(true)
         .custom_flags((OFlag::O_PATH | OFlag::O_CLOEXEC).bits())

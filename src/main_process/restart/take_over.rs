@@ -6,32 +6,28 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::signal::Signal;
 
-use super::document::{self, BuildFile, Carried, build};
+use super::document::{self, BuildFile, Document, build};
+use crate::carry::descriptor::Read;
 use crate::control::environment::Environment;
 use crate::control::operator::requests::Outcome;
-use crate::main_process::configuration::Configuration;
 use crate::main_process::decide;
-use crate::main_process::listeners::Listeners;
 use crate::main_process::main::{FIRST_MONITOR, Main, SIGNALS};
-use crate::main_process::operators::Operators;
-use crate::main_process::outside::Outside;
-use crate::main_process::processes::children::Children;
 use crate::main_process::restart::Restarting;
 use crate::main_process::start;
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
-use crate::sys::processes::{self};
+use crate::sys::processes;
 use crate::sys::{memfd, signals, stderr};
 
 /// Takes the place of the main before, by what that has written down. Fails only where the pre-flight should have.
 pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
     let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
-    let carried = document::read(&bytes)?;
-    stderr::start(carried.configuration.plan.tuning.verbosity.level());
-    stderr::add_lost(carried.lost_messages);
-    let (before, file) = (carried.build.clone(), carried.file);
+    let document = document::read(&bytes, Read::TakenOver)?;
+    stderr::start(document.configuration.plan.tuning.verbosity.level());
+    stderr::add_lost(document.lost_messages);
+    let (before, file) = (document.build.clone(), document.file);
     let mut main =
-        resume(carried, environment).map_err(|error| format!("the state cannot be taken over: {}", words(&error)))?;
+        resume(document, environment).map_err(|error| format!("the state cannot be taken over: {}", words(&error)))?;
     // Two builds of one version are told apart by their files.
     let file = file.zip(BuildFile::own()).filter(|_| before == build()).map(|(before, own)| own.against(before));
     let added = file.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();
@@ -48,30 +44,31 @@ pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     Ok(main)
 }
 
-fn resume(carried: Carried, environment: Environment) -> io::Result<Main> {
+fn resume(document: Document, environment: Environment) -> io::Result<Main> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     signals::reset_dispositions();
-    let signals = start::read_signals(&carried.configuration.plan, carried.outside.ignores_hang_up)?;
+    let signals = start::read_signals(&document.configuration.plan, document.outside.ignores_hang_up)?;
     let poller = Poller::new()?;
     poller.watch(&signals, SIGNALS)?;
-    let mut children = Children::take_over(carried.children, FIRST_MONITOR)?;
-    for running in children.channels() {
-        poller.watch(&running.channel, running.token)?;
-    }
-    Ok(Main {
-        listeners: Listeners::take_over(carried.listeners, &poller)?,
-        configuration: Configuration::take_over(carried.configuration)?,
-        operators: Operators::take_over(carried.operators, &poller)?,
-        outside: Outside::take_over(carried.outside, &environment)?,
-        restarting: Restarting::default(),
+    let mut main = Main {
         environment,
         signals,
         poller,
-        state: carried.state,
+        state: document.state,
         events: VecDeque::from([decide::Event::Wake]),
         exit: None,
         interrupted: false,
-        children,
-    })
+        children: document.children,
+        listeners: document.listeners,
+        configuration: document.configuration,
+        operators: document.operators,
+        restarting: Restarting::default(),
+        outside: document.outside,
+    };
+    main.children.resume(FIRST_MONITOR, &main.poller)?;
+    main.listeners.resume(&main.poller);
+    main.operators.clients.server.resume(&main.poller)?;
+    main.outside.resume(&main.environment)?;
+    Ok(main)
 }

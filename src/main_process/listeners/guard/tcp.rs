@@ -5,9 +5,9 @@
 //! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late; and whenever main is
 //! awake for another reason. As long as nothing happens, none of this wakes anybody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -15,7 +15,6 @@ use nix::sys::stat::fstat;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::descriptors::{Kept, take_over};
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::socket_options;
@@ -32,77 +31,70 @@ const LOOKS: [u64; 3] = [1, 5, 30];
 /// While main is awake for other reasons, queues are looked at no more often than this.
 const LOOK_PACE: Duration = Duration::from_secs(1);
 
-/// The listeners that are looked after, by the token of each.
-#[derive(Debug)]
+/// The listeners that are guarded.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Guard {
-    all: BTreeMap<u64, Guarded>,
+    all: Vec<Guarded>,
+    #[serde(skip)]
     next_token: u64,
-    /// When queues are looked at again, the latest first.
+    /// When to look at the queues again, the latest time first.
+    #[serde(skip)]
     looks: Vec<Instant>,
+    #[serde(skip)]
     looked: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Guarded {
+    #[serde(rename = "fd", with = "crate::carry::descriptor")]
     socket: OwnedFd,
-    inode: u64,
     name: String,
-    /// The longest queue it has had. None before it listened.
+    /// The longest queue that it has had. None before it listened.
     queue: Option<u32>,
-    /// When it was revived last, and when it is to be.
+    /// Under which it is watched.
+    #[serde(skip)]
+    token: u64,
+    /// When it was revived last, and when it is to be revived.
+    #[serde(skip)]
     revived: Option<Instant>,
+    #[serde(skip)]
     due: Option<Instant>,
-    /// When people were told last, and how often it has been revived since.
+    /// When the last revival was logged, and the number of revivals since.
+    #[serde(skip)]
     told: Option<Instant>,
+    #[serde(skip)]
     untold: u32,
+    #[serde(skip)]
     queue_told: bool,
-    /// Whether people were told that it cannot listen again.
+    /// Whether it was logged that it cannot listen again.
+    #[serde(skip)]
     failure_told: bool,
 }
 
-/// A listener that is looked after, as one main hands it on to the next.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Carried {
-    pub(crate) fd: RawFd,
-    name: String,
-    queue: Option<u32>,
-}
-
 impl Guard {
-    /// Over nothing yet. All tokens from `first_token` on are its own.
+    /// Guards nothing yet. All tokens from `first_token` on are its own.
     pub(crate) fn new(first_token: u64) -> Guard {
-        Guard { all: BTreeMap::new(), next_token: first_token, looks: Vec::new(), looked: None }
+        Guard { all: Vec::new(), next_token: first_token, looks: Vec::new(), looked: None }
     }
 
-    /// For the next main.
-    pub(crate) fn carry<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<Carried> {
-        let mut one = |guarded: &'a Guarded| {
-            let (fd, name, queue) = (kept.keep(&guarded.socket), guarded.name.clone(), guarded.queue);
-            Carried { fd, name, queue }
-        };
-        self.all.values().map(&mut one).collect()
-    }
-
-    /// What the main before has handed on: what listened there is watched, also where it was shut down meanwhile.
-    pub(crate) fn take_over(carried: Vec<Carried>, first_token: u64, poller: &Poller) -> io::Result<Guard> {
-        let mut guard = Guard::new(first_token);
-        for Carried { fd, name, queue } in carried {
-            let guarded = Guarded { queue, ..Guarded::new(take_over(fd)?, name) };
-            if queue.is_some() {
-                guarded.watch(guard.next_token, poller);
+    /// Goes on after a restart in place. Every socket that listened is watched, even if it was shut down meanwhile.
+    pub(crate) fn resume(&mut self, first_token: u64, poller: &Poller) {
+        self.next_token = first_token + self.all.len() as u64;
+        for (guarded, token) in self.all.iter_mut().zip(first_token..) {
+            guarded.token = token;
+            if guarded.queue.is_some() {
+                guarded.watch(poller);
             }
-            guard.all.insert(guard.next_token, guarded);
-            guard.next_token += 1;
         }
-        Ok(guard)
     }
 
-    /// Takes a socket in. It is watched once it listens. One may be here twice, as what is asked for and what workers have
-    /// bound themselves.
+    /// Adds a socket. It is watched once it listens. One socket may be here twice: as a listener of the plan, and as a
+    /// port that workers have bound.
     pub(crate) fn add(&mut self, name: String, socket: BorrowedFd<'_>) {
         match socket.try_clone_to_owned() {
-            Ok(socket) => self.all.insert(self.next_token, Guarded::new(socket, name)),
+            Ok(socket) => self.all.push(Guarded::new(socket, name, self.next_token)),
             Err(error) => return tell_unwatched(&name, &error),
         };
         self.next_token += 1;
@@ -110,14 +102,14 @@ impl Guard {
 
     /// What has this name was given a queue of another length.
     pub(crate) fn note_queue(&mut self, name: &str) {
-        for guarded in self.all.values_mut().filter(|guarded| guarded.name == name) {
+        for guarded in self.all.iter_mut().filter(|guarded| guarded.name == name) {
             guarded.queue = socket_options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
         }
     }
 
     /// Lets go of what has this name.
     pub(crate) fn remove(&mut self, name: &str, poller: &Poller) {
-        self.all.retain(|_, guarded| {
+        self.all.retain(|guarded| {
             if guarded.name == name {
                 poller.forget(&guarded.socket);
             }
@@ -127,7 +119,7 @@ impl Guard {
 
     /// Lets go of everything.
     pub(crate) fn clear(&mut self, poller: &Poller) {
-        self.all.values().for_each(|guarded| poller.forget(&guarded.socket));
+        self.all.iter().for_each(|guarded| poller.forget(&guarded.socket));
         self.all.clear();
         self.looks.clear();
     }
@@ -135,13 +127,13 @@ impl Guard {
     /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
     pub(crate) fn look(&mut self, now: Instant, poller: &Poller) {
         self.looked = Some(now);
-        for (token, guarded) in &mut self.all {
+        for guarded in &mut self.all {
             let Ok(current) = socket_options::backlog(&guarded.socket) else { continue };
             match (guarded.queue, current) {
                 (None, None) => {}
                 (None, Some(current)) => {
                     guarded.queue = Some(current);
-                    guarded.watch(*token, poller);
+                    guarded.watch(poller);
                 }
                 (Some(queue), Some(current)) if current < queue => guarded.lengthen(current, queue),
                 (Some(_), Some(current)) => guarded.queue = Some(current),
@@ -171,7 +163,7 @@ impl Guard {
 
     /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
     pub(crate) fn on_hang_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
-        let guarded = self.all.get_mut(&token)?;
+        let guarded = self.all.iter_mut().find(|guarded| guarded.token == token)?;
         poller.forget(&guarded.socket);
         guarded.due = Some(guarded.next_revival(now));
         Some(&guarded.name)
@@ -179,13 +171,13 @@ impl Guard {
 
     /// Whether one is to be revived now.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.all.values().any(|guarded| guarded.due.is_some_and(|due| due <= now))
+        self.all.iter().any(|guarded| guarded.due.is_some_and(|due| due <= now))
     }
 
     /// When something is to be done.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let telling = |guarded: &Guarded| guarded.told.filter(|_| guarded.untold > 0).map(|told| told + TOLD_EVERY);
-        let listeners = self.all.values().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten();
+        let listeners = self.all.iter().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten();
         listeners.chain(self.looks.last().copied()).min()
     }
 
@@ -194,13 +186,18 @@ impl Guard {
     pub(crate) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) -> Vec<String> {
         let mut revived = Vec::new();
         let mut done = BTreeSet::new();
-        for (token, guarded) in &mut self.all {
+        for guarded in &mut self.all {
             if guarded.due.is_some_and(|due| due <= now) {
-                match done.insert(guarded.inode) {
-                    true => guarded.revive(*token, now, poller),
-                    false => guarded.is_revived(*token, now, poller),
+                let listens = if done.insert(guarded.inode()) {
+                    guarded.revive(now, poller)
+                } else {
+                    // The same socket under another name was revived a moment ago.
+                    guarded.note_revived(now, poller);
+                    true
+                };
+                if listens {
+                    revived.push(guarded.name.clone());
                 }
-                revived.extend(guarded.due.is_none().then(|| guarded.name.clone()));
             }
             let may_tell = guarded.told.is_none_or(|told| told + TOLD_EVERY <= now);
             if guarded.untold > 0 && may_tell {
@@ -214,25 +211,18 @@ impl Guard {
 }
 
 impl Guarded {
-    fn new(socket: OwnedFd, name: String) -> Guarded {
-        let inode = fstat(&socket).map_or(0, |stat| stat.st_ino);
+    fn new(socket: OwnedFd, name: String, token: u64) -> Guarded {
         let (revived, due, told) = (None, None, None);
-        Guarded {
-            socket,
-            inode,
-            name,
-            queue: None,
-            revived,
-            due,
-            told,
-            untold: 0,
-            queue_told: false,
-            failure_told: false,
-        }
+        let (queue_told, failure_told) = (false, false);
+        Guarded { socket, name, queue: None, token, revived, due, told, untold: 0, queue_told, failure_told }
     }
 
-    fn watch(&self, token: u64, poller: &Poller) {
-        if let Err(error) = poller.watch_hang_up(&self.socket, token) {
+    fn inode(&self) -> u64 {
+        fstat(&self.socket).map_or(0, |stat| stat.st_ino)
+    }
+
+    fn watch(&self, poller: &Poller) {
+        if let Err(error) = poller.watch_hang_up(&self.socket, self.token) {
             tell_unwatched(&self.name, &error);
         }
     }
@@ -241,32 +231,35 @@ impl Guarded {
         self.revived.map_or(now, |revived| now.max(revived + PACE))
     }
 
-    fn revive(&mut self, token: u64, now: Instant, poller: &Poller) {
+    /// Returns whether it listens again.
+    fn revive(&mut self, now: Instant, poller: &Poller) -> bool {
         self.revived = Some(now);
-        // A second shutdown marked what was closed already, and all that it would accept: only one of a socket that
-        // listens takes the mark away.
+        // If shutdown() was called twice, every accepted connection inherits the mark. Calling shutdown() while the
+        // socket listens clears it.
         let listens = socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX));
-        // Refused only where somebody was faster, and has done the same.
+        // Refused only if a worker has just done the same.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         match listens.and_then(|()| socket_options::listen(&self.socket, self.queue.unwrap_or(u32::MAX))) {
             Ok(()) => {
                 self.untold += 1;
-                self.is_revived(token, now, poller);
+                self.note_revived(now, poller);
+                true
             }
             Err(error) => {
-                // Somebody else has taken the address, and may give it back.
+                // Another process has the address now, and may give it back.
                 self.due = Some(now + TOLD_EVERY);
                 if !std::mem::replace(&mut self.failure_told, true) {
                     let (name, why) = (&self.name, words(&error));
                     log::error!("a worker shut down {name}, and it cannot listen again: {why}; trying every second");
                 }
+                false
             }
         }
     }
 
-    fn is_revived(&mut self, token: u64, now: Instant, poller: &Poller) {
+    fn note_revived(&mut self, now: Instant, poller: &Poller) {
         (self.revived, self.due, self.failure_told) = (Some(now), None, false);
-        self.watch(token, poller);
+        self.watch(poller);
     }
 
     fn lengthen(&mut self, current: u32, queue: u32) {

@@ -29,21 +29,26 @@ const AGAIN: Duration = Duration::from_secs(1);
 const REMOVED: Duration = Duration::from_millis(2);
 
 /// Watches over the unix listeners among those that are held, each known by its number.
-#[derive(Debug)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct UnixGuard {
+    #[serde(skip)]
     first_token: u64,
-    /// Tells of changes to the paths. None where that is not to be had.
+    /// Tells of changes to the paths. None if inotify cannot be used.
+    #[serde(skip)]
     paths: Option<Inotify>,
+    #[serde(skip)]
     removal_told: bool,
-    /// Those that were shut down, and when each is to be bound anew.
+    /// Listeners that were shut down, and when to bind each anew.
+    #[serde(with = "crate::carry::numbered")]
     dead: BTreeMap<u64, Dead>,
-    /// The longest queue that each inherited one has had, as far as the kernel tells.
+    /// The longest queue that each inherited listener has had, as far as the kernel tells.
+    #[serde(rename = "unix_queues", with = "crate::carry::numbered")]
     queues: BTreeMap<u64, u32>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Dead {
+struct Dead {
     #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
     told: bool,
@@ -53,31 +58,17 @@ pub(crate) struct Dead {
 }
 
 impl UnixGuard {
-    /// Over nothing yet. All tokens from `first_token` on are its own: the first is that of the paths.
-    pub(crate) fn new(first_token: u64, poller: &Poller) -> UnixGuard {
+    /// Guards `held` from now on, at the start and after a restart in place. All tokens from `first_token` on are its own:
+    /// the first one is that of the paths.
+    pub(crate) fn begin(&mut self, first_token: u64, held: &AllHeld, poller: &Poller) {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
         let paths =
             inotify.map_err(io::Error::from).and_then(|paths| poller.watch(&paths, first_token).map(|()| paths));
         if let Err(error) = &paths {
             log::warn!("the paths of unix listeners cannot be watched: {}", words(error));
         }
-        UnixGuard {
-            first_token,
-            paths: paths.ok(),
-            removal_told: false,
-            dead: BTreeMap::new(),
-            queues: BTreeMap::new(),
-        }
-    }
-
-    /// Those that were shut down, and the queues, for the next main.
-    pub(crate) fn carry(&self) -> (BTreeMap<u64, Dead>, BTreeMap<u64, u32>) {
-        (self.dead.clone(), self.queues.clone())
-    }
-
-    /// Goes on where the main before was.
-    pub(crate) fn resume(&mut self, dead: BTreeMap<u64, Dead>, queues: BTreeMap<u64, u32>) {
-        (self.dead, self.queues) = (dead, queues);
+        (self.first_token, self.paths) = (first_token, paths.ok());
+        self.watch_all(held, poller);
     }
 
     /// Watches a listener, if it is one of its kind.

@@ -3,13 +3,17 @@
 pub(crate) mod count;
 pub(crate) mod steer;
 
+use serde::{Deserialize, Serialize};
+
 use crate::main_process::decide::queue_emptying::Emptyings;
 
 /// What is known about the queues of single slots.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct PerWorker {
     /// Number of slots whose queues get new connections.
     pub(crate) active: u32,
     /// What the kernel was told last.
+    #[serde(skip)]
     pub(crate) steered: Option<Served>,
     pub(crate) emptyings: Emptyings,
 }
