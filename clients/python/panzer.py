@@ -1,0 +1,427 @@
+"""Load once, fork many: run a Python program's workers under panzer.
+
+    import panzer
+
+    def serve(worker):
+        ...
+
+    panzer.run(serve, workers=8, listen=8000)
+
+Run without panzer, the program finds panzer and runs under it. Under `panzer --preload` it is the mold: it is loaded
+once, and forks each worker. README.md has more; panzer-mold(7) has the protocol.
+"""
+
+import atexit
+import ctypes
+import errno
+import fcntl
+import gc
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+
+__version__ = "0.1.0"
+__all__ = ["Worker", "listeners", "run"]
+
+_MAX_MESSAGE_BYTES = 1024
+_MAX_DESCRIPTORS = 253
+_PR_SET_PDEATHSIG = 1
+_FIRST_LISTENER = 3
+_HOW_TO_INSTALL = """\
+panzer: panzer is not installed: it is not in PATH, and the variable PANZER does not name it.
+Install it with `cargo install --path .` in the folder of its source, or set PANZER to the path of the binary."""
+
+
+class Worker:
+    """One worker, as its own program sees it. A class with `run` may inherit from it."""
+
+    @property
+    def index(self):
+        """The worker's number, from 0 on. A respawned worker has the number of the one that ended."""
+        return int(os.environ.get("PANZER_WORKER_ID", "0"))
+
+    @property
+    def stopping(self):
+        """Whether the worker was asked to stop. A worker that reads this, or defines `stop`, is not ended by TERM."""
+        _worker.reads_stopping = True
+        return _worker.stopping
+
+    def ready(self):
+        """Says that this worker can serve. Returns whether anybody listens."""
+        return self.notify("READY=1")
+
+    def alive(self):
+        """Says that this worker is not stuck, for the watchdog."""
+        return self.notify("WATCHDOG=1")
+
+    def notify(self, text):
+        """Sends a message as sd_notify(3) does, such as STATUS=importing."""
+        path = os.environ.get("NOTIFY_SOCKET")
+        if not path:
+            return False
+        if path.startswith("@"):
+            path = "\0" + path[1:]
+        try:
+            if _worker.notifier is None:
+                _worker.notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            _worker.notifier.sendto(text.encode(), path)
+        except OSError:
+            return False
+        return True
+
+
+def listeners():
+    """The sockets that panzer passes, in the order of `listen`. The same objects serve the mold and each worker."""
+    if _worker.listeners is None:
+        numbers = range(_FIRST_LISTENER, _FIRST_LISTENER + int(os.environ.get("LISTEN_FDS", "0")))
+        _worker.listeners = [socket.socket(fileno=number) for number in numbers]
+    return _worker.listeners
+
+
+def run(worker, **options):
+    """Runs workers of `worker`: a callable, or an object with `run`. Does not return.
+
+    The object may also define `before_fork` (in the mold, before each fork), `after_start` (in the worker, before
+    `run`), `stop` (on TERM) and `reload` (on USR2). Each of them may take the Worker as its argument.
+
+    The options are panzer's, with _ for - in their names: workers, listen, ready_timeout, ... They hold if the program
+    is run without panzer. The user's own flags and PANZER_* variables win over them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("panzer.run must be called in the main thread")
+    program = _Program(worker() if isinstance(worker, type) else worker)
+    if _mold.socket is not None:
+        _mold.serve(program)
+        sys.exit(0)
+    if "PANZER_WORKER_ID" in os.environ:
+        _set_random_seeds()
+        program.work()
+        sys.exit(0)
+    _execute_panzer(options)
+
+
+class _State:
+    """What this process knows about itself as a worker."""
+
+    def __init__(self):
+        self.stopping = False
+        self.reads_stopping = False
+        self.notifier = None
+        self.listeners = None
+
+
+class _Program:
+    """The user's program: its `run` and its hooks."""
+
+    def __init__(self, given):
+        self.handle = given if isinstance(given, Worker) else Worker()
+        self.hooks = {}
+        for name in ("before_fork", "after_start", "run", "stop", "reload"):
+            hook = getattr(given, name, None)
+            if hook is None and name == "run" and callable(given):
+                hook = given
+            if hook is not None:
+                self.hooks[name] = (hook, _takes_argument(hook))
+        if "run" not in self.hooks:
+            raise TypeError("panzer.run takes a callable, or an object that has a method named run")
+
+    def call(self, name):
+        if name in self.hooks:
+            hook, takes_worker = self.hooks[name]
+            hook(self.handle) if takes_worker else hook()
+
+    def work(self):
+        """In the worker: everything from its first hook to its end."""
+        if "stop" in self.hooks or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_term)
+        if "reload" in self.hooks:
+            signal.signal(signal.SIGUSR2, lambda *_: self.call("reload"))
+        self.call("after_start")
+        self.call("run")
+
+    def _on_term(self, number, _frame):
+        _worker.stopping = True
+        if "stop" in self.hooks:
+            self.call("stop")
+        elif not _worker.reads_stopping:
+            # The program does not know of TERM: it ends by it, as any program does.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _takes_argument(function):
+    """Whether a function or method can be given the worker."""
+    if not hasattr(function, "__code__") and not hasattr(function, "__func__"):
+        function = getattr(function, "__call__", function)
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None:
+        return True
+    is_bound = getattr(function, "__self__", None) is not None
+    return code.co_argcount > is_bound or bool(code.co_flags & 0x04)
+
+
+class _Mold:
+    """This process as a mold, if panzer has started it as one."""
+
+    def __init__(self):
+        self.socket = None
+        self.is_ready = False
+        number, self.version = os.environ.pop("PANZER_MOLD_FD", None), os.environ.pop("PANZER_MOLD_VERSION", None)
+        if number is None:
+            return
+        self.monitor = os.getppid()
+        # Away from the numbers at which descriptors of workers are to stand.
+        self.socket = socket.socket(fileno=fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 512))
+        os.close(int(number))
+        self.excepthook, sys.excepthook = sys.excepthook, self._on_uncaught
+
+    def _on_uncaught(self, kind, error, trace):
+        if self.socket is not None and not self.is_ready:
+            self.send(f"FAILED {kind.__name__}: {error}")
+        self.excepthook(kind, error, trace)
+
+    def send(self, text):
+        try:
+            self.socket.send(" ".join(text.split()).encode(errors="replace")[:_MAX_MESSAGE_BYTES])
+        except OSError:
+            pass  # The monitor is gone, which the next recv says as well.
+
+    def serve(self, program):
+        """Forks a worker whenever the monitor asks for one, until it says STOP or is gone."""
+        if self.version != "1":
+            sys.exit(self._refuse(f"this client speaks version 1 of the mold protocol, and panzer version {self.version}"))
+        gc.collect()
+        self.is_ready = True
+        self.send("READY")
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(
+                    self.socket, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionError:
+                return
+            words = data.decode(errors="replace").split()
+            if not words or words[0] == "STOP":
+                return
+            if words[0] == "FORK":
+                self._fork(program, words[1], words[2], [int(word) for word in words[3:]], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _refuse(self, text):
+        self.send("FAILED " + text)
+        return "panzer: " + text
+
+    def _fork(self, program, ticket, slot, numbers, descriptors):
+        try:
+            if len(numbers) != len(descriptors):
+                raise ValueError(f"{len(descriptors)} descriptors came for {len(numbers)} numbers")
+            program.call("before_fork")
+            _tell_of_threads()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            gc.freeze()
+            self._fork_twice(program, ticket, slot, numbers, descriptors)
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.send(f"UNBORN {ticket} {reason}")
+
+    def _fork_twice(self, program, *order):
+        child = os.fork()
+        if child == 0:
+            # The process between: it ends at once, so that the worker falls to the monitor.
+            code = errno.EIO
+            try:
+                middle = os.getpid()
+                child = os.fork()
+                code = 0
+                if child == 0:
+                    self._be_worker(program, middle, *order)
+            except OSError as error:
+                code = error.errno
+            finally:
+                os._exit(code)
+        try:
+            status = os.waitpid(child, 0)[1]
+        except ChildProcessError:
+            return  # The program ignores SIGCHLD, so the kernel has reaped it.
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            raise OSError(code, os.strerror(code) if code > 0 else f"killed by signal {-code}")
+
+    def _be_worker(self, program, middle, ticket, slot, numbers, descriptors):
+        """In the worker: never returns."""
+        code = 1
+        try:
+            self._settle(middle)
+            _place(numbers, descriptors)
+            os.environ["PANZER_WORKER_ID"] = slot
+            for wanted, name in (("LISTEN_FDS", "LISTEN_PID"), ("WATCHDOG_USEC", "WATCHDOG_PID")):
+                if wanted in os.environ:
+                    os.environ[name] = str(os.getpid())
+            _set_random_seeds()
+            for finalizer in list(weakref.finalize._registry):
+                finalizer.atexit = False
+            self.send(f"BORN {ticket}")
+            self.socket.close()
+            self.socket = None
+            code = _exit_code_of(program.work)
+        finally:
+            os._exit(code)
+
+    def _settle(self, middle):
+        """Waits until the monitor is the parent, and asks to be told of its death."""
+        pause = 0.0002
+        while os.getppid() == middle:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != self.monitor:
+            os._exit(0)
+        os.setpgid(0, 0)
+
+
+def _prctl(option, value):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _place(numbers, descriptors):
+    """Puts the descriptors where they are to stand. They are raised first, so that none overwrites another."""
+    top = max(numbers, default=0) + 1
+    raised = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, top) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(raised, numbers):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+
+
+def _set_random_seeds():
+    """The `random` module seeds itself in each child; numpy does not."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        numpy.random.seed()
+
+
+def _tell_of_threads():
+    """Workers have only the thread that forks them. Says so once."""
+    global _told_of_threads
+    count = len(os.listdir("/proc/self/task"))
+    if count == 1 or _told_of_threads:
+        return
+    _told_of_threads = True
+    warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    which = f" ({', '.join(names)})" if names else ""
+    print(f"panzer: warning: {count - 1} more threads run in the mold{which}. Workers do not have them, and locks that they "
+          "hold stay locked there. Start threads in after_start or run.", file=sys.stderr, flush=True)
+
+
+def _exit_code_of(work):
+    """Runs a worker as the interpreter runs a program: reports what it raises, waits for its threads, and calls what
+    was registered with atexit. The frames of the mold are left as they are: nothing in them is unwound."""
+    code = 0
+    try:
+        work()
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        if code and not isinstance(exit.code, int):
+            print(exit.code, file=sys.stderr)
+    except BaseException as error:
+        code = 1
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+    return code & 0xFF
+
+
+def _execute_panzer(options):
+    """Replaces this process by panzer, with this program as its mold."""
+    panzer = os.environ.get("PANZER") or shutil.which("panzer")
+    if not panzer:
+        print(_HOW_TO_INSTALL, file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(127)
+    flags = [flag for name, value in _with_name(options).items() for flag in _flags(name, value)]
+    command = [sys.executable, *_own_command()[1:]]
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    try:
+        os.execvp(panzer, [panzer, "--preload", *flags, "--", *command])
+    except OSError as error:
+        print(f"panzer: {panzer} cannot be executed: {error.strerror}. Set PANZER to the path of panzer's binary.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(126)
+
+
+def _own_command():
+    """The command line of this process, its interpreter first."""
+    if hasattr(sys, "orig_argv"):
+        return sys.orig_argv
+    with open("/proc/self/cmdline", "rb") as file:
+        return [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+
+
+def _with_name(options):
+    """An instance is named after its program, which is not the interpreter."""
+    path = os.path.splitext(os.path.abspath(sys.argv[0]))[0]
+    name = os.path.basename(os.path.dirname(path) if path.endswith("/__main__") else path)
+    return options if name.startswith("-") else {"name": name, **options}
+
+
+def _flags(name, value):
+    """One option of the code as flags: those of the user win, and so does a variable."""
+    flag = "--" + name.replace("_", "-")
+    if "PANZER_" + name.upper() in os.environ:
+        return []
+    given = _given_by_user(flag, isinstance(value, bool))
+    if given:
+        return given
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    if isinstance(value, dict):
+        value = [f"{key}={each}" for key, each in value.items()]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [word for each in values for word in (flag, _text(each))]
+
+
+def _given_by_user(flag, is_switch):
+    """The occurrences of a flag among the program's own arguments, up to --."""
+    found, words = [], iter(sys.argv[1:])
+    for word in words:
+        if word == "--":
+            break
+        if word == flag:
+            found += [flag] if is_switch else [flag, next(words, "")]
+        elif word.startswith(flag + "="):
+            found += [flag, word[len(flag) + 1:]]
+    return found
+
+
+def _text(value):
+    """A number is a number, or a duration in seconds."""
+    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
+    if isinstance(seconds, float):
+        return str(int(seconds)) if seconds.is_integer() else f"{round(seconds * 1000)}ms"
+    return os.fspath(value) if hasattr(value, "__fspath__") else str(value)
+
+
+_told_of_threads = False
+_worker = _State()
+_mold = _Mold()

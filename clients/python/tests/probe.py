@@ -1,0 +1,45 @@
+"""The program that clients/testing/conform.py drives."""
+
+import atexit
+import os
+import random
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import panzer
+
+print("loaded")
+atexit.register(print, "exit", flush=True)
+if "CONFORM_FAIL" in os.environ:
+    raise RuntimeError("no database")
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+class Probe(panzer.Worker):
+    def before_fork(self):
+        say("before_fork")
+
+    def after_start(self):
+        say("after_start", self.index)
+
+    def run(self):
+        variables = [os.environ.get(name, "-") for name in ("LISTEN_PID", "WATCHDOG_PID")]
+        say("run", self.index, random.getrandbits(60), *variables)
+        self.ready()
+        while not self.stopping:
+            self.alive()
+            time.sleep(0.02)
+        say("done", self.index)
+
+    def stop(self):
+        say("stop", self.index)
+
+    def reload(self):
+        say("reload", self.index)
+
+
+panzer.run(Probe(), workers=2, listen="127.0.0.1:0")
