@@ -47,6 +47,13 @@ impl Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
     }
 
+    /// The same with no wait longer than this.
+    #[must_use]
+    pub fn with_waits_up_to(mut self, longest: Duration) -> Schedule {
+        self.steps.iter_mut().for_each(|step| step.wait = step.wait.min(longest));
+        self
+    }
+
     /// Its first signal, and then no other.
     #[must_use]
     pub fn patient(&self) -> Schedule {

@@ -34,6 +34,7 @@ mod limits;
 mod listeners;
 mod lookup;
 mod managed;
+mod molds;
 mod my_app;
 mod operators;
 mod output;

@@ -90,7 +90,7 @@ pub struct Generation {
 #[serde(default)]
 pub struct Worker {
     /// Its slot.
-    #[serde(skip_serializing_if = "is_mold")]
+    #[serde(default = "mold", skip_serializing_if = "is_mold")]
     pub slot: u32,
     /// Its pid, if it has a process.
     pub pid: Option<i32>,
@@ -106,6 +106,10 @@ pub struct Worker {
     /// Time since the worker last said that it lives (einhorn's ping).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_of_life_ms: Option<u64>,
+}
+
+fn mold() -> u32 {
+    kin::MOLD
 }
 
 fn is_mold(slot: &u32) -> bool {
@@ -131,7 +135,7 @@ impl Worker {
 #[serde(default)]
 pub struct Failed {
     /// Its slot.
-    #[serde(skip_serializing_if = "is_mold")]
+    #[serde(default = "mold", skip_serializing_if = "is_mold")]
     pub worker: u32,
     /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
     pub cause: String,

@@ -16,6 +16,9 @@ use crate::worker::cause::Cause;
 /// A mold that has closed its socket is about to end; its end says more.
 const CLOSED_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// A mold that is of no use serves nobody: each signal of the schedule gets so long at most.
+const BROKEN_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What helps where a program is no mold.
 const NO_CLIENT: &str = "--preload needs a program that speaks panzer-mold(7), as with one of panzer's clients; leave out \
                          --preload for any other";
@@ -143,7 +146,8 @@ impl Slots {
     }
 
     fn end_mold(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
-        let (trial, schedule) = (self.settings.trial, self.settings.tuning.stop.quick());
+        let schedule = self.settings.tuning.stop.clone().with_waits_up_to(BROKEN_TIMEOUT);
+        let trial = self.settings.trial;
         let Some(mold) = &mut self.mold else { return };
         if !mold.slot.has_worker() || matches!(mold.slot.state, State::Stopping(_)) {
             return;

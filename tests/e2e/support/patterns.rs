@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 23] = [
+const USUAL: [&str; 24] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -40,6 +40,7 @@ const USUAL: [&str; 23] = [
     "panzer: main ",
     "panzer:   generation * monitor ",
     "panzer:     worker ",
+    "panzer:     mold ",
 ];
 
 /// Whether panzer says this when all is well. No warning and no error is of that kind.

@@ -19,6 +19,8 @@ pub struct Generation {
     /// `serving`, `starting` or `draining`.
     pub standing: String,
     pub monitor: Option<i32>,
+    /// With `--preload`.
+    pub mold: Option<Worker>,
     pub workers: Vec<Worker>,
 }
 
@@ -40,6 +42,9 @@ impl Status {
             if let Some(line) = message.strip_prefix("    worker ") {
                 let generation = generations.last_mut().expect("a worker's line follows its generation's");
                 generation.workers.push(worker(line).unwrap_or_else(|| panic!("not a worker: {line}")));
+            } else if let Some(line) = message.strip_prefix("    mold") {
+                let generation = generations.last_mut().expect("a mold's line follows its generation's");
+                generation.mold = worker(&format!("{} {line}", u32::MAX));
             } else if let Some(line) = message.strip_prefix("  generation ") {
                 generations.push(generation(line).unwrap_or_else(|| panic!("not a generation: {line}")));
             }
@@ -63,6 +68,12 @@ impl Status {
 }
 
 impl Generation {
+    /// The pid of the mold.
+    #[track_caller]
+    pub fn mold(&self) -> i32 {
+        self.mold.as_ref().and_then(|mold| mold.pid).unwrap_or_else(|| panic!("no mold: {self:#?}"))
+    }
+
     /// The pids of the workers that have a process.
     pub fn pids(&self) -> Vec<i32> {
         self.workers.iter().filter_map(|worker| worker.pid).collect()
@@ -74,7 +85,13 @@ fn generation(line: &str) -> Option<Generation> {
     let (number, rest) = line.split_once(' ')?;
     let (standing, rest) = rest.split_once(", monitor ")?;
     let monitor = rest.split(':').next()?.parse().ok();
-    Some(Generation { number: number.parse().ok()?, standing: standing.to_owned(), monitor, workers: Vec::new() })
+    Some(Generation {
+        number: number.parse().ok()?,
+        standing: standing.to_owned(),
+        monitor,
+        mold: None,
+        workers: Vec::new(),
+    })
 }
 
 /// `0        4712  ready     3s         respawned 1x, last: …`.
