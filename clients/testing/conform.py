@@ -154,6 +154,7 @@ class Monitor:
         mold_end = os.dup(theirs.fileno())
         listener = os.dup(self.listener.fileno())
         os.dup2(self.output.writer, 1)
+        os.dup2(self.output.writer, 2)
         os.dup2(listener, 3)
         os.dup2(mold_end, 4)
         os.set_inheritable(3, True)
@@ -501,7 +502,7 @@ def finds_panzer(command):
         os.mkdir(without)
         found = shutil.which(command[0])
         settings = dict(environment={**alone, "PATH": without})
-        with Played([found, *command[1:]], **settings, before_exec=lambda: os.dup2(1, 2)) as monitor:
+        with Played([found, *command[1:]], **settings) as monitor:
             expect(monitor.exit_code(monitor.mold) == 127, "without panzer it exits with 127")
             text = "\n".join(monitor.output.lines())
             expect("panzer" in text and "cargo install" in text, f"it says how to get panzer: {text}")

@@ -4,7 +4,9 @@ use std::process::Command;
 
 use crate::support::with_real_interpreter;
 
+mod c;
 mod python;
+mod rust;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -17,6 +19,11 @@ fn run(command: &[&str]) {
     let output = process.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}: {}\n{}", command.join(" "), output.status, String::from_utf8_lossy(&text));
+}
+
+/// Where a client's tests put what they compile.
+fn scratch(name: &str) -> String {
+    format!("{}/{name}", env!("CARGO_TARGET_TMPDIR"))
 }
 
 /// Holds a client against the protocol, by the program that is written for that.
