@@ -1,4 +1,4 @@
-//! Generations that drain: how each is stopped, and how many may take their time over it.
+//! Generations that drain: how each one is stopped, and how many may drain at their own pace.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,12 +9,12 @@ use super::vocabulary::{Action, Monitor, Note};
 use crate::control::monitor::messages::Urgency;
 
 impl Generations {
-    /// The generations that are being stopped, or of which something is left that is.
+    /// The generations that are being stopped, or that have left something which is being stopped.
     pub fn draining(&self) -> BTreeSet<u32> {
         self.draining.keys().chain(self.orphans.keys()).map(|monitor| monitor.generation).collect()
     }
 
-    /// These, or the only one that is meant, go on to the rest of their schedule.
+    /// The given generation, or all that drain, go on to the rest of their schedule.
     pub(super) fn escalate_draining(&mut self, generation: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
         let is_meant = |monitor: &Monitor| generation.is_none_or(|generation| generation == monitor.generation);
         for (monitor, draining) in self.draining.iter_mut().filter(|(monitor, _)| is_meant(monitor)) {
@@ -29,8 +29,8 @@ impl Generations {
             .for_each(|(_, orphans)| orphans.escalate(Urgency::Quick, now));
     }
 
-    /// Of more than may take their time, those that have drained for longest take no more. A stop of everything has its
-    /// own time, and what was let go to end when it likes is not counted.
+    /// If too many generations drain, the ones that have drained for longest get no more time. A stop of everything has
+    /// its own time. A generation that may end when it likes is not counted.
     pub(super) fn escalate_those_beyond_limit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;

@@ -1,5 +1,5 @@
-//! Workers that ended for good: their slots stay as they are, and where all are so, or the first one is to end all,
-//! panzer has done what it was started for.
+//! Workers that ended for good. Nothing follows them in their slots. If all have ended so, or if the first one is to
+//! end everything, panzer is done.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use super::vocabulary::{Action, Note};
 use crate::control::monitor::messages::Urgency;
 
 impl Generation {
-    /// The worker of this slot was the last in it.
+    /// No worker follows in this slot.
     pub(super) fn note_ended_for_good(&mut self, slot: u32, code: u8) {
         if slot >= self.counts.slots {
             return;
@@ -20,8 +20,9 @@ impl Generation {
         self.shown.ended.insert(slot, code);
     }
 
-    /// The next monitor numbers the slots anew: what has ended for good stays so, in the first ones where its own is no
-    /// more. Where the last monitor did not come to say which were wanted no more, it may have been those.
+    /// The next monitor numbers the slots anew. Slots that ended for good stay so. If such a slot has no counterpart,
+    /// one of the first slots takes its place. If the last monitor did not report which slots were removed, it may have
+    /// been those.
     pub(super) fn renumber_ended(&mut self) {
         let workers = self.settings.workers;
         for _ in 0..self.counts.retiring {
@@ -48,8 +49,8 @@ impl Generations {
         self.settle_serving(now);
     }
 
-    /// Ends all where every worker of the serving generation has ended for good. One that is starting may follow it
-    /// yet.
+    /// Ends everything if every worker of the serving generation has ended for good. Not while another generation is
+    /// starting, because it may follow.
     pub(super) fn end_if_finished(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let is_alone = self.starting.is_none() && self.falling_back.is_none();
         let finished = self.serving.as_ref().filter(|serving| is_alone && serving.has_finished());

@@ -1,4 +1,4 @@
-//! One generation that is meant to go on: what is known of it, and what that means.
+//! One generation that is to go on: what it has shown, and whether that makes it ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,35 +11,35 @@ use crate::config::Ready;
 use crate::control::monitor::messages::Urgency;
 use crate::worker::cause::Cause;
 
-/// A generation that is meant to go on.
+/// A generation that is to go on, as opposed to one that drains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Generation {
     pub(super) number: u32,
-    /// What it runs by. Its count of workers is the count that is wanted now.
+    /// Its settings. Their number of workers is the one that is wanted now.
     pub(super) settings: Settings,
-    /// Where it replaces another one share by share, how far it has come.
+    /// How far a reload with `--surge` has come.
     pub(super) roll: Option<Roll>,
     pub(super) counts: Counts,
     pub(super) shown: Shown,
     pub(super) monitor: Life,
-    /// Whether its workers must be seen accepting, also before they listen on a shared port.
+    /// Whether its workers must be seen accepting, even before they listen on a shared port.
     pub(super) accept: bool,
     pub(super) phase: Phase,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
-    /// By when its first workers are to be ready at the earliest, by their own word.
+    /// When its first workers are to be ready at the earliest, because they asked for more time.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::carry::moment::option")]
     pub(super) extended_to: Option<Instant>,
-    /// When workers were last added to it: the youngest may still be on their way to listen.
+    /// When workers were last added. The youngest may not listen yet.
     #[serde(with = "crate::carry::moment")]
     pub(super) grown: Instant,
     pub(super) backoff: Backoff,
-    /// How the one is stopped that it replaces.
+    /// How to stop the generation that it replaces.
     pub(super) retires: Urgency,
 }
 
-/// How many slots a generation has and is to have.
+/// Numbers of slots.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Counts {
@@ -58,35 +58,35 @@ pub(super) struct Counts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Shown {
     pub(super) ready: BTreeSet<u32>,
-    /// The slots whose workers said themselves that they are ready.
+    /// Slots whose workers have notified that they are ready.
     pub(super) told: BTreeSet<u32>,
-    /// The slots whose workers were seen accepting.
+    /// Slots whose workers were seen accepting.
     pub(super) seen: BTreeSet<u32>,
-    /// Those where a worker has listened on a shared port.
+    /// Slots where a worker has listened on a shared port.
     pub(super) listening: BTreeSet<u32>,
-    /// Those whose worker ended for good, and its exit code.
+    /// Slots whose worker ended for good, with its exit code.
     pub(super) ended: BTreeMap<u32, u8>,
-    /// The slots whose workers a signal has stopped. It is not taken for good while there are any.
+    /// Slots whose workers a signal has stopped. The generation is not committed while there are any.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) suspended: BTreeSet<u32>,
-    /// The slots whose workers could not be seen, and why.
+    /// Slots whose workers could not be seen, and why.
     pub(super) unseeable: BTreeMap<u32, String>,
-    /// A slot whose worker bypasses the listener that it was given, and where it listens instead.
+    /// A slot whose worker bypasses the listener that it was given, and the addresses where it listens instead.
     pub(super) bypass: Option<(u32, Vec<String>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Phase {
-    /// What it is to be is not known yet; it has no process.
+    /// Its settings are not known yet. It has no process.
     Planning,
     /// Some workers are not ready yet.
     Filling,
-    /// All are ready, and must live until then.
+    /// All are ready, and must live until this time.
     Baking {
         #[serde(with = "crate::carry::moment")]
         until: Instant,
     },
-    /// All that it has so far are ready; workers of the other one are to make room for more.
+    /// All workers that it has so far are ready. Workers of the old generation are to make room for more.
     Rolling,
     /// It serves.
     Proven,
@@ -94,7 +94,7 @@ pub(super) enum Phase {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Life {
-    /// None was started yet.
+    /// No monitor was started yet.
     None,
     Running {
         life: u32,
@@ -108,34 +108,34 @@ pub(super) enum Life {
     },
 }
 
-/// How far a generation has come that replaces another share by share.
+/// The state of a reload with `--surge`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Roll {
-    /// So many workers it has in the end.
+    /// Number of workers that the new generation has in the end.
     pub(super) goal: u32,
-    /// By so many at a time.
+    /// Number of workers in a share.
     pub(super) share: u32,
-    /// So many have been ready at the same time: the other one does without them.
+    /// Number of workers that have been ready at the same time. The old generation has given up this many.
     pub(super) proven: u32,
 }
 
-/// A generation that failed on the way, and whose workers serve until the other one has them again.
+/// A generation that failed in a reload with `--surge`. Its workers serve until the old generation has its own back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FallBack {
     pub(super) failed: Generation,
     pub(super) goal: u32,
     pub(super) share: u32,
-    /// So many workers of the serving generation are there again.
+    /// Number of workers that the serving generation has back.
     pub(super) proven: u32,
-    /// The serving generation's new share is waited for until then.
+    /// When the new share of the serving generation must be ready.
     #[serde(with = "crate::carry::moment::option")]
     pub(super) ready_by: Option<Instant>,
 }
 
 impl Generation {
-    /// One that has no process yet.
+    /// A generation without a process.
     pub(super) fn new(number: u32, configured: u32, settings: Settings, now: Instant) -> Generation {
         Generation {
             number,
@@ -154,17 +154,18 @@ impl Generation {
         }
     }
 
-    /// So many workers it has in the end.
+    /// Number of workers that it has in the end.
     pub(super) fn goal(&self) -> u32 {
         self.roll.map_or(self.settings.workers, |roll| roll.goal)
     }
 
-    /// How long it, or a share of it, may take until all its workers are ready, the last to be started as well.
+    /// The time within which all workers of the generation, or of a share, must be ready, including the last one to be
+    /// started.
     pub(super) fn longest_start(&self) -> Duration {
         self.settings.tuning.longest_start(self.goal())
     }
 
-    /// Whether it is known what it is to be.
+    /// Whether its settings are known.
     pub(super) fn is_planned(&self) -> bool {
         !matches!(self.phase, Phase::Planning)
     }
@@ -178,22 +179,22 @@ impl Generation {
         }
     }
 
-    /// Whether all that is wanted of it is ready, or has ended for good.
+    /// Whether all wanted workers are ready, or have ended for good.
     pub(super) fn is_whole(&self) -> bool {
         self.counts.retiring == 0 && self.all_that_go_on(&self.shown.ready)
     }
 
-    /// Whether all that is wanted of it has ended for good.
+    /// Whether all wanted workers have ended for good.
     pub(super) fn has_finished(&self) -> bool {
         self.counts.retiring == 0 && self.all_that_go_on(&BTreeSet::new())
     }
 
-    /// Whether every worker is among `slots`; not where there are to be none.
+    /// Whether every worker is among `slots`. False if it is to have no workers.
     fn all(&self, slots: &BTreeSet<u32>) -> bool {
         !self.is_quiet() && slots.len() >= self.settings.workers as usize
     }
 
-    /// The same but for those that have ended for good.
+    /// Whether every worker that has not ended for good is among `slots`.
     fn all_that_go_on(&self, slots: &BTreeSet<u32>) -> bool {
         !self.is_quiet() && slots.len() + self.shown.ended.len() >= self.settings.workers as usize
     }
@@ -203,19 +204,18 @@ impl Generation {
         self.settings.workers == 0
     }
 
-    /// Whether every worker has said itself that it was ready. One that did so by chance must not have those of the
-    /// next generation ended for keeping silent.
+    /// Whether every worker has notified. If only some have, it was by chance, and the workers of the next generation
+    /// must not be ended for not doing so.
     pub(super) fn tells(&self) -> bool {
         self.all(&self.shown.told)
     }
 
-    /// Whether every worker listens on a shared port. Where only some do, all that is known of the others is that they
-    /// may not.
+    /// Whether every worker listens on a shared port. If only some do, the others need not.
     pub(super) fn listens(&self) -> bool {
         self.all(&self.shown.listening)
     }
 
-    /// Whether every worker listens on a shared port, or may be about to: some do, and it has workers so young that
+    /// Whether every worker listens on a shared port, or may be about to: some do, and the others are so young that
     /// they need not be ready yet.
     pub(super) fn may_listen(&self, now: Instant) -> bool {
         let young = now < self.grown + self.settings.tuning.ready_timeout;
@@ -227,7 +227,7 @@ impl Generation {
         self.all_that_go_on(&self.shown.seen)
     }
 
-    /// So many workers are wanted of it from now on.
+    /// Sets the wanted number of workers.
     pub(super) fn scale(&mut self, workers: u32, now: Instant) {
         if self.monitor().is_some() {
             if workers > self.settings.workers {
@@ -239,7 +239,7 @@ impl Generation {
         }
         self.settings.workers = workers;
         if self.monitor().is_none() {
-            // The last ones go, as a monitor has it.
+            // The monitor ends the workers of the last slots.
             self.shown.ended.retain(|slot, _| *slot < workers);
         }
         self.counts.slots = self.counts.slots.max(workers);
@@ -261,7 +261,7 @@ impl Generation {
         }
     }
 
-    /// A worker listens on a shared port, and may no longer be ready; true where the whole generation was.
+    /// A worker listens on a shared port, and may no longer be ready. Returns whether the whole generation was ready.
     pub(super) fn note_listening(&mut self, slot: u32, withdrawn: bool) -> bool {
         if slot >= self.counts.slots {
             return false;
@@ -281,7 +281,7 @@ impl Generation {
         }
     }
 
-    /// Nothing is wanted of this slot any more; true where no end of a worker is to follow.
+    /// No worker is wanted in this slot any more. `empty`: no end of a worker follows.
     pub(super) fn note_retired(&mut self, slot: u32, empty: bool) {
         self.counts.leaving = self.counts.leaving.saturating_sub(u32::from(empty));
         self.counts.retiring = self.counts.retiring.saturating_sub(1);
@@ -303,7 +303,7 @@ impl Generation {
         self.counts.leaving = self.counts.leaving.saturating_sub(1);
     }
 
-    /// Its monitor is gone, and with it all that was known of workers now.
+    /// Its monitor is gone, and so the present state of its workers is unknown.
     pub(super) fn lose_monitor(&mut self, until: Instant, now: Instant) {
         let Life::Running { life, .. } = self.monitor else { return };
         self.monitor = Life::Waiting { life, until };
@@ -317,7 +317,8 @@ impl Generation {
         self.begun = now;
     }
 
-    /// All that is wanted is ready, or no longer; true where it is now. Where all have ended for good nobody serves.
+    /// Updates whether all wanted workers are ready. Returns true if they have just become so. If all have ended for
+    /// good, the generation does not serve.
     pub(super) fn settle(&mut self, bake: Duration, now: Instant) -> bool {
         let serves = self.is_whole() && !self.shown.ready.is_empty();
         match self.phase {
@@ -340,7 +341,7 @@ impl Generation {
         }
     }
 
-    /// Those that are not ready.
+    /// The slots that are not ready.
     pub(super) fn missing(&self) -> Vec<u32> {
         (0..self.settings.workers).filter(|slot| !self.shown.ready.contains(slot)).collect()
     }
@@ -361,7 +362,8 @@ impl Generation {
         }
     }
 
-    /// What is to be said of a generation that is not ready in time: where it must be seen accepting and is not, why.
+    /// Why the generation was not ready in time. If its workers must be seen accepting and are not, the reason for
+    /// that.
     pub(super) fn why_not_ready(&self) -> (Option<u32>, Cause) {
         let must_be_seen = self.settings.ready == Ready::Accept;
         let unseen = self.shown.unseeable.iter().find(|(slot, _)| must_be_seen && !self.shown.ready.contains(slot));

@@ -1,6 +1,6 @@
-//! What main does, and when: pure, with no clock, no IO and no pids.
+//! Main's state, and what changes it: pure, with no clock, no IO and no pids.
 //!
-//! At most one generation is starting, and the serving one is untouched until the new one is ready.
+//! At most one generation is starting. The serving one is untouched until the new one is ready.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -24,7 +24,8 @@ pub(super) struct Stopping {
     code: u8,
 }
 
-/// All generations. Written down and read back, as for another main, it goes on as if nothing had been.
+/// All generations. The document of a restart in place has all of it, so that the next main goes on as if nothing had
+/// happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generations {
@@ -33,13 +34,13 @@ pub struct Generations {
     pub(super) serving: Option<Generation>,
     #[serde(with = "crate::carry::moment::optional_pair")]
     pub(super) starting: Option<(Generation, Instant)>,
-    /// What failed in a reload by shares, until its workers are no longer needed.
+    /// The generation that failed in a reload with `--surge`, until its workers are no longer needed.
     pub(super) falling_back: Option<FallBack>,
     #[serde(with = "crate::carry::pairs")]
     pub(super) draining: BTreeMap<Monitor, Draining>,
     #[serde(with = "crate::carry::pairs")]
     pub(super) orphans: BTreeMap<Monitor, Orphans>,
-    /// A reload is to follow, and will retire its predecessor so.
+    /// A reload that follows the present one, and how it is to stop the old generation.
     pub(super) reload_queued: Option<Urgency>,
     pub(super) renewal: Renewal,
     pub(super) has_run: bool,
@@ -49,31 +50,31 @@ pub struct Generations {
     pub(super) random: Random,
 }
 
-/// What is to run from now on.
+/// The settings for the next generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    /// The settings of the last generation that served, with what was changed since. Those of a failed generation are not
-    /// taken over.
+    /// The settings of the newest generation that ever served, with all later changes. The settings of a failed
+    /// generation are not taken over.
     pub(super) settings: Settings,
-    /// Number of workers that was configured for it. [`Event::Scale`] changes the number that runs until this one changes.
+    /// Number of workers in the configuration. [`Event::Scale`] changes the number that runs until this number changes.
     pub(super) configured: u32,
     /// Whether workers were added that have not all been ready together yet.
     pub(super) filling_up: bool,
 }
 
-/// What people were told once.
+/// Messages that are logged once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Logged {
-    /// That workers cannot be seen accepting.
+    /// Workers cannot be seen accepting.
     pub(super) unseeable: bool,
-    /// That workers bypass their listener. True if they listen on others.
+    /// Workers bypass their listener. True if they listen elsewhere.
     pub(super) bypass: Option<bool>,
 }
 
 impl Generations {
-    /// None yet; [`Event::Start`] begins the first.
+    /// No generation yet. [`Event::Start`] begins the first.
     pub fn new(settings: Settings) -> Generations {
         Generations {
             wanted: Wanted { configured: settings.workers, filling_up: false, settings: settings.clone() },
@@ -93,7 +94,7 @@ impl Generations {
         }
     }
 
-    /// The only way this changes. Also does all that is due by `now`.
+    /// The only method that changes the state. Also does everything that is due by `now`.
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -124,7 +125,7 @@ impl Generations {
         actions
     }
 
-    /// When to be woken if nothing happens.
+    /// When to wake main if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let baking = |generation: &Generation| match generation.phase {
             Phase::Baking { until } => Some(until),
@@ -149,7 +150,7 @@ impl Generations {
         serving.chain(starting).chain(draining).chain(orphans).chain([renewal, back]).flatten().min()
     }
 
-    /// Every generation that has a monitor or waits for one, and where it stands.
+    /// Every generation that has a monitor or waits for one, with its part.
     pub fn standings(&self) -> Vec<(Standing, u32, Option<Monitor>)> {
         let living = |standing, generation: &Generation| (standing, generation.number, generation.monitor());
         let draining = self.draining.keys().map(|&monitor| (Standing::Draining, monitor.generation, Some(monitor)));
@@ -164,7 +165,7 @@ impl Generations {
         self.serving.as_ref().map(|serving| serving.number)
     }
 
-    /// How things stand, in numbers.
+    /// The state in numbers.
     pub fn overview(&self) -> Overview {
         Overview {
             serving: self.serving.as_ref().map(Generation::progress),
@@ -176,7 +177,7 @@ impl Generations {
         }
     }
 
-    /// By when what is under way ends: a stop, a reload, or the first start, as far as its first try.
+    /// When the stop, the reload, or the first attempt of the first start is over at the latest.
     fn busy_until(&self) -> Option<Instant> {
         if self.is_stopping() {
             let draining = self.draining.values().filter_map(|draining| draining.kill_at);
@@ -198,27 +199,27 @@ impl Generations {
         self.stopping.is_some()
     }
 
-    /// How far the generation has come that is starting.
+    /// Progress of the generation that is starting.
     pub fn progress(&self) -> Option<Progress> {
         self.starting.as_ref().map(|(starting, _)| starting.progress())
     }
 
-    /// So many workers of the serving generation are ready.
+    /// Number of ready workers of the serving generation.
     pub fn ready(&self) -> u32 {
         self.serving.as_ref().map_or(0, |serving| serving.shown.ready.len() as u32)
     }
 
-    /// No slot of the serving generation has this number, or a higher one.
+    /// All slots of the serving generation have numbers below this.
     pub fn slots(&self) -> u32 {
         self.serving.as_ref().map_or(0, |serving| serving.counts.slots)
     }
 
-    /// The slots of the serving generation whose worker has ended for good.
+    /// Slots of the serving generation whose worker has ended for good.
     pub fn slots_at_end(&self) -> impl Iterator<Item = u32> {
         self.serving.iter().flat_map(|serving| serving.shown.ended.keys().copied())
     }
 
-    /// So many workers are wanted at this moment.
+    /// Number of workers that are wanted now.
     pub fn workers(&self) -> u32 {
         let goal = self.starting.as_ref().and_then(|(starting, _)| starting.roll).map(|roll| roll.goal);
         let goal = goal.or(self.falling_back.as_ref().map(|back| back.goal));
@@ -236,7 +237,7 @@ impl Generations {
         }
     }
 
-    /// Whether the workers of the next generation are ready only when they say so.
+    /// Whether the workers of the next generation are ready only when they have notified.
     fn must_notify(&self, ready: Ready) -> bool {
         match ready {
             Ready::Notify => true,
@@ -245,9 +246,9 @@ impl Generations {
         }
     }
 
-    /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving one
-    /// do. While some of those are on their way there it must as well: in their place one would serve that has nobody
-    /// who listens yet.
+    /// Whether the workers of the next generation must be seen accepting on a shared port, as those of the serving
+    /// generation are. This is also so while workers of the serving generation may be about to listen: otherwise a
+    /// generation could replace it in which nobody listens yet.
     fn must_accept(&self, ready: Ready, now: Instant) -> bool {
         ready.looks_where_it_can() && self.serving.as_ref().is_some_and(|serving| serving.may_listen(now))
     }
@@ -285,7 +286,7 @@ impl Generations {
         self.escalate_those_beyond_limit(now, actions);
     }
 
-    /// How urgent the end is of what nobody was told to stop.
+    /// How to stop a generation that was not told to stop.
     pub(super) fn urgency(&self) -> Urgency {
         self.stopping.as_ref().map_or(Urgency::Graceful, |stopping| stopping.urgency)
     }
@@ -319,7 +320,7 @@ impl Generations {
         self.escalate(urgency, now, actions);
     }
 
-    /// What drains already follows the schedule of a stop from here on, where that is more urgent.
+    /// Draining generations follow the schedule of the stop from now on, if that is more urgent.
     fn escalate(&mut self, urgency: Urgency, now: Instant, actions: &mut Vec<Action>) {
         for (monitor, draining) in &mut self.draining {
             actions.extend(draining.escalate(*monitor, urgency, now));
@@ -362,7 +363,7 @@ impl Generations {
             self.end_fall_back(now, actions);
         } else {
             if let Some((starting, _)) = &mut self.starting {
-                // Nobody is left to be told to stop.
+                // There is no monitor to send a stop to.
                 starting.monitor = Life::Waiting { life: monitor.life, until: now };
             }
             self.reject(None, Cause::CannotStart(format!("its monitor {cause}")), now, actions);
@@ -425,7 +426,7 @@ impl Generations {
             serving.monitor = Life::Running { life: monitor.life, since: now };
             serving.grown = now;
             let (workers, ended) = (serving.settings.workers, serving.shown.ended.clone());
-            // One that has told, or listened, goes on doing so when its monitor is replaced.
+            // A generation that has notified, or listened, goes on to do so after its monitor is replaced.
             let accept = ready.looks_where_it_can() && serving.listens();
             let notify = self.must_notify(ready);
             actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });

@@ -1,8 +1,8 @@
-//! What main decides. Nothing here has a clock, does IO or knows a pid: `tests/tidy.rs` checks the folder, and the
+//! What main decides. Nothing here has a clock, does IO or knows a pid. `tests/tidy.rs` checks the folder, and the
 //! simulation plays it.
 //!
-//! `vocabulary` has the events and actions, `generation` one generation, `generations` all of them. Each other file is one
-//! part of their behaviour.
+//! `vocabulary` has the events and actions, `generation` one generation, and `generations` all of them. Each other file
+//! is one part of their behaviour.
 
 mod drain;
 mod final_exits;

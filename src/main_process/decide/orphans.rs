@@ -1,4 +1,4 @@
-//! What outlived its monitor, and is stopped by main.
+//! Processes that outlived their monitor. Main stops them.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use super::vocabulary::{Action, Monitor};
 use crate::config::{Escalation, Schedule};
 
 impl Generations {
-    /// Workers of this monitor have outlived it, which was, where it drained, stopping them.
+    /// Workers of this monitor have outlived it. If it drained, it was stopping them.
     pub(super) fn adopt(
         &mut self,
         monitor: Monitor,
@@ -26,12 +26,12 @@ impl Generations {
         let stop = stop.unwrap_or(&self.wanted.settings.tuning.stop).clone();
         let (schedule, begun) = match draining.filter(|draining| draining.kill_at.is_some()) {
             Some(draining) => (draining.schedule.clone(), draining.begun),
-            // A monitor that had to be killed never stopped its workers: they get their whole schedule now.
+            // A monitor that had to be killed never stopped its workers. They get their whole schedule now.
             None => (scheduled(&stop, self.urgency()), now),
         };
         let mut escalation = Escalation::resume(&schedule, begun, now);
         if escalation.deadline().is_none() {
-            // The schedule is over, and whether the monitor still sent its KILL nobody knows.
+            // The schedule is over, and nobody knows whether the monitor still sent KILL.
             escalation = Escalation::begin(&Schedule::kill(), now);
         } else {
             actions.push(Action::SignalUnreached(monitor, schedule.first_signal()));
@@ -45,7 +45,7 @@ impl Generations {
         }
     }
 
-    /// An orphan leaves behind what becomes ours in its turn: that joins the others on their schedule.
+    /// Main has adopted a process that an orphan left behind. It joins the others on their schedule.
     pub(super) fn on_orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
         match self.orphans.get(&monitor) {
             Some(orphans) if orphans.escalation.killed().is_some() => {

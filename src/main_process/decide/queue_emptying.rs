@@ -1,5 +1,5 @@
-//! Queues of single workers (`per-worker`) that are to have no worker: nothing new goes there any more, and their
-//! workers go on until what waits there has been taken.
+//! Queues of single slots (`per-worker`) that are to lose their worker. No new connection goes there. The workers go on
+//! until they have taken every connection that waits there.
 
 use std::time::{Duration, Instant};
 
@@ -8,29 +8,29 @@ use serde::{Deserialize, Serialize};
 use super::vocabulary::{Event, Monitor};
 use crate::control::monitor::messages::Order;
 
-/// How often the queues are looked at.
+/// Pause between two looks at the queues.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A connection whose handshake was under way still joins the queue that it was meant for, as late as its last packet
-/// comes: a queue must have been empty for so long.
+/// A handshake that began before may complete late, and its connection still joins the old queue. So a queue must stay
+/// empty this long.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// What was put off until the queues are empty.
+/// An action that is put off until the queues are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Then {
-    /// A change of the count of workers.
+    /// A change of the number of workers.
     Happens(Box<Event>),
-    /// The same, by the configuration that was read again.
+    /// A change of the number of workers because the configuration was read again.
     #[serde(rename = "Tuned")]
     Reread,
-    /// The stop of a generation that had more of them.
+    /// An order that reduces or stops a generation with more queues.
     Ordered(Monitor, Order),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Emptying {
-    /// Slots from here on.
+    /// The first slot whose queue is to be empty.
     keep: u32,
     #[serde(with = "crate::carry::moment")]
     until: Instant,
@@ -49,7 +49,7 @@ impl Emptying {
     }
 }
 
-/// All that is under way.
+/// All actions that are put off.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Emptyings {
@@ -59,30 +59,30 @@ pub(crate) struct Emptyings {
 }
 
 impl Emptyings {
-    /// The queues of slots from `keep` on are to be empty before `then`, or until `until`.
+    /// Puts `then` off until the queues of slots from `keep` on are empty, or until `until`.
     pub(crate) fn begin(&mut self, keep: u32, then: Then, until: Instant, now: Instant) {
         self.all.push(Emptying { keep, until, empty_since: None, then });
         self.next_look = Some(now);
     }
 
-    /// What is wanted last of the count of workers, where a change of it is under way.
+    /// The number of workers that was asked for last, if a change of it is put off.
     pub(crate) fn count(&self) -> Option<u32> {
         let changes = self.all.iter().rev().filter(|one| one.is_change());
         changes.map(|one| one.keep).next()
     }
 
-    /// Nothing new goes to the queues of slots from here on.
+    /// The first slot whose queue gets no new connections.
     pub(crate) fn keep(&self) -> u32 {
         self.all.iter().map(|one| one.keep).min().unwrap_or(u32::MAX)
     }
 
-    /// When the queues are looked at again.
+    /// When to look at the queues again.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.next_look
     }
 
-    /// Looks at the queues: `waits` says whether anything is in those of slots from a number on. Returns what is to be
-    /// done now, with that number where something is left in them.
+    /// Looks at the queues. `waits` says whether anything waits in the queues of slots from a number on. Returns the
+    /// actions to perform now. The number comes along if something still waits in those queues.
     pub(crate) fn look(&mut self, now: Instant, waits: impl Fn(u32) -> bool) -> Vec<(Then, Option<u32>)> {
         if self.next_look.is_none_or(|next| next > now) {
             return Vec::new();
@@ -90,30 +90,29 @@ impl Emptyings {
         for one in &mut self.all {
             one.empty_since = if waits(one.keep) { None } else { one.empty_since.or(Some(now)) };
         }
-        let mut done = Vec::new();
-        // Changes of the count keep their order.
-        let mut in_order = true;
-        self.all.retain(|one| {
-            let over = one.is_over(now);
-            let change = one.is_change();
-            in_order &= over || !change;
-            let goes = over && (in_order || !change);
-            if goes {
-                done.push((one.then.clone(), Some(one.keep).filter(|_| one.empty_since.is_none())));
+        // Changes of the number of workers keep their order: none goes before an earlier one that still waits.
+        let first_that_waits = self.all.iter().position(|one| one.is_change() && !one.is_over(now));
+        let (mut done, mut left) = (Vec::new(), Vec::new());
+        for (at, one) in std::mem::take(&mut self.all).into_iter().enumerate() {
+            let waits_for_another = one.is_change() && first_that_waits.is_some_and(|first| first < at);
+            if one.is_over(now) && !waits_for_another {
+                done.push((one.then, Some(one.keep).filter(|_| one.empty_since.is_none())));
+            } else {
+                left.push(one);
             }
-            !goes
-        });
+        }
+        self.all = left;
         self.next_look = (!self.all.is_empty()).then_some(now + PAUSE);
         done
     }
 
-    /// Nobody waits any more: returns what was put off.
+    /// Returns everything that was put off, and waits no longer.
     pub(crate) fn give_up(&mut self) -> Vec<Then> {
         self.next_look = None;
         std::mem::take(&mut self.all).into_iter().map(|one| one.then).collect()
     }
 
-    /// This monitor is ordered something that does not wait.
+    /// This monitor gets an order that does not wait, so the ones that wait for it are forgotten.
     pub(crate) fn forget(&mut self, monitor: Monitor) {
         self.all.retain(|one| !matches!(one.then, Then::Ordered(ordered, _) if ordered == monitor));
     }

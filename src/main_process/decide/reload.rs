@@ -1,4 +1,4 @@
-//! How one generation follows another: asked for, planned, started, and in the end serving or rejected.
+//! How one generation follows another: asked for, planned, started, and then serving or rejected.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use super::vocabulary::{Action, Note, Rejected, Settings, Verdict};
 use crate::control::monitor::messages::{Order, Urgency};
 use crate::worker::cause::Cause;
 
-/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+/// Reading a configuration takes milliseconds. If it takes this long, the file system is dead.
 const PLANNING_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Generations {
-    /// The next generation is the first that begins after the request, whether it begins now or is queued.
+    /// Promises the next generation that begins after the request. It begins now, or is queued.
     pub(super) fn reload_for(&mut self, request: u64, now: Instant, actions: &mut Vec<Action>) {
         let refused = self.stopping.is_some() || self.last_number == 0;
         let next = self.last_number + 1;
@@ -41,13 +41,13 @@ impl Generations {
         self.starting = Some((next, now + PLANNING_TIMEOUT));
     }
 
-    /// What the generation that is starting is to be has been found out.
+    /// The settings of the starting generation are known.
     pub(super) fn on_planned(&mut self, generation: u32, settings: Settings, now: Instant, actions: &mut Vec<Action>) {
         let planning = |(starting, _): &&(Generation, Instant)| starting.number == generation && !starting.is_planned();
         let Some((planned, _)) = self.starting.as_ref().filter(planning) else { return };
         let (retires, configured) = (planned.retires, settings.workers);
         let settings = Settings { workers: self.count_for(configured), ..settings };
-        // What was bound anew while it was planned it gets as well.
+        // It also gets the listeners that were bound anew while it was planned.
         self.renewal.begins(now);
         let mut next = Generation::new(generation, configured, settings, now);
         next.retires = retires;
@@ -70,7 +70,7 @@ impl Generations {
         if self.stopping.is_none() && self.last_number > 0 {
             let random = self.random.draw();
             let planned = self.starting.as_ref().is_some_and(|(starting, _)| !starting.is_planned());
-            // One that is only planned gets it.
+            // A generation that is only planned will get the new listener.
             let newest = self.last_number - u32::from(planned);
             let wait = self.renewal.needed(newest, now, self.wanted.settings.tuning.pace, random);
             if self.starting.is_some() && !planned {
@@ -87,7 +87,7 @@ impl Generations {
         }
     }
 
-    /// Whether a generation that lacks a listener may be replaced now. One without workers needs none.
+    /// Whether a generation that lacks a listener may be replaced now. A generation without workers needs no listener.
     pub(super) fn may_renew(&self) -> bool {
         let busy = self.starting.is_some() || self.falling_back.is_some();
         !busy && self.serving.as_ref().is_some_and(|serving| !serving.is_quiet())
@@ -110,10 +110,10 @@ impl Generations {
         }
     }
 
-    /// A generation that is starting bakes once it is whole.
+    /// If the starting generation is whole, its bake begins.
     pub(super) fn settle_starting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some((starting, _)) = &mut self.starting else { return };
-        // By then its first share has lived for as long.
+        // By then its first share has lived for the time of a bake.
         let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.tuning.bake };
         if starting.settle(bake, now) && !bake.is_zero() {
             actions.push(Action::Note(Note::Baking(starting.number, bake)));
@@ -142,12 +142,12 @@ impl Generations {
             let retires = if has_own { Urgency::Retiring } else { retires };
             self.drain(old, true, retires, now, actions);
         }
-        // It may allow fewer than the one before.
+        // The new settings may allow fewer generations to drain.
         self.escalate_those_beyond_limit(now, actions);
         self.run_queued_reload(now, actions);
     }
 
-    /// The new generation failed: it is stopped, and the serving one never noticed.
+    /// The new generation failed. It is stopped; the serving one is untouched.
     pub(super) fn reject(&mut self, slot: Option<u32>, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let Some((failed, _)) = self.starting.take() else { return };
         let rejected = Rejected {
@@ -170,7 +170,7 @@ impl Generations {
         }
     }
 
-    /// The same for one that was only promised.
+    /// The generation that was only promised fails too.
     pub(super) fn reject_unbegun(&self, generation: u32, cause: Cause, actions: &mut Vec<Action>) {
         let serving = self.serving_number();
         let (failed, missing, workers) = (Vec::new(), Vec::new(), self.wanted.settings.workers);

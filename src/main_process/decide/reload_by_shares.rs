@@ -1,9 +1,9 @@
-//! Reloads that go share by share (`--surge`): the serving generation gives up as many workers as the new one has shown
-//! ready, and once these are gone the new one gets its next share. So there are never fewer workers ready than are
-//! wanted, and never more alive than those and one share.
+//! Reloads that go share by share (`--surge`). When a share of the new generation is ready, the serving generation
+//! gives up as many workers. When these are gone, the new generation gets its next share. So there are never fewer
+//! workers ready than wanted, and never more alive than those and one share.
 //!
-//! It is slot by slot that one takes over from the other: each slot's queue, where it has one of its own, always has
-//! its worker. Where the new one fails on the way, the same is done backwards.
+//! The generations change over slot by slot, so that the queue of each slot always has a worker. If the new generation
+//! fails on the way, the same is done backwards.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generation {
-    /// It replaces a serving generation by the share that its settings ask for.
+    /// Begins with the share that its settings ask for.
     pub(super) fn roll(&mut self, now: Instant) {
         let goal = self.settings.workers;
         let share = self.settings.surge.of(goal);
@@ -25,12 +25,12 @@ impl Generation {
         }
     }
 
-    /// Whether it is to have more workers than it has.
+    /// Whether it is to get more workers.
     pub(super) fn must_grow(&self) -> bool {
         self.roll.is_some_and(|roll| self.settings.workers < roll.goal)
     }
 
-    /// So many workers the other one does without.
+    /// Number of workers that the old generation has given up.
     pub(super) fn proven(&self) -> u32 {
         self.roll.map_or(0, |roll| roll.proven)
     }
@@ -45,7 +45,7 @@ impl Generation {
 }
 
 impl Generations {
-    /// A share of the new generation is ready, and more is to come: the serving one does without as many.
+    /// A share of the new generation is ready, and more is to come. The serving generation gives up as many workers.
     pub(super) fn roll_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &mut self.serving) else { return };
         let proven = starting.settings.workers;
@@ -58,13 +58,13 @@ impl Generations {
         self.grow_if_gone(now, actions);
     }
 
-    /// What had to wait for workers of the serving generation may go on.
+    /// Workers of the serving generation have ended, or are ready. Goes on with what waited for that.
     pub(super) fn go_on_rolling(&mut self, now: Instant, actions: &mut Vec<Action>) {
         self.grow_if_gone(now, actions);
         self.fall_back(now, actions);
     }
 
-    /// The next share, once those that it replaces are gone.
+    /// Starts the next share, if the workers that it replaces are gone.
     pub(super) fn grow_if_gone(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &self.serving) else { return };
         let Some(roll) = starting.roll.filter(|_| matches!(starting.phase, Phase::Rolling)) else { return };
@@ -77,24 +77,27 @@ impl Generations {
         self.settle_starting(now, actions);
     }
 
-    /// The serving generation was not rid of its workers in time.
+    /// Workers of the serving generation did not end in time.
     pub(super) fn give_up_rolling(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let why = "workers of the serving generation that were to make room did not end in time";
         self.reject(None, Cause::CannotStart(why.to_owned()), now, actions);
     }
 
-    /// Another count is wanted in the middle of it. Returns whether it was.
-    pub(super) fn keep_rolling(&mut self, workers: u32, now: Instant, actions: &mut Vec<Action>) -> bool {
-        if let Some(back) = &mut self.falling_back {
-            (back.goal, back.share) = (workers, back.failed.settings.surge.of(workers));
-            if let Some(serving) = &mut self.serving {
-                serving.ordered(serving.settings.workers.min(workers), Which::Last, now, actions);
-                let needed = workers.saturating_sub(back.proven).min(back.failed.settings.workers);
-                back.failed.ordered(needed, Which::Last, now, actions);
-            }
-            self.fall_back(now, actions);
-            return true;
+    /// Another number of workers is wanted while a failed generation is being replaced. Returns whether that is so.
+    pub(super) fn keep_falling_back(&mut self, workers: u32, now: Instant, actions: &mut Vec<Action>) -> bool {
+        let Some(back) = &mut self.falling_back else { return false };
+        (back.goal, back.share) = (workers, back.failed.settings.surge.of(workers));
+        if let Some(serving) = &mut self.serving {
+            serving.ordered(serving.settings.workers.min(workers), Which::Last, now, actions);
+            let needed = workers.saturating_sub(back.proven).min(back.failed.settings.workers);
+            back.failed.ordered(needed, Which::Last, now, actions);
         }
+        self.fall_back(now, actions);
+        true
+    }
+
+    /// Another number of workers is wanted during a reload with `--surge`. Returns whether that is so.
+    pub(super) fn keep_rolling(&mut self, workers: u32, now: Instant, actions: &mut Vec<Action>) -> bool {
         let (Some((starting, deadline)), Some(serving)) = (&mut self.starting, &mut self.serving) else { return false };
         let Some(roll) = &mut starting.roll else { return false };
         (roll.goal, roll.share) = (workers, starting.settings.surge.of(workers));
@@ -103,7 +106,7 @@ impl Generations {
         serving.ordered(workers - proven, Which::Last, now, actions);
         let own = starting.settings.workers;
         let baked = matches!(starting.phase, Phase::Baking { .. });
-        // A first share that was all there was to have is no longer.
+        // If nothing is proven yet, the first share has the size that goes with the new number.
         let first = if proven == 0 { share.min(workers) } else { own };
         starting.ordered(first.min(workers), Which::Last, now, actions);
         let again = now + starting.longest_start();
@@ -118,13 +121,13 @@ impl Generations {
         true
     }
 
-    /// A generation that has failed ends: at once, or where the serving one did without workers for it, once that has
-    /// them again.
+    /// Ends a generation that has failed: at once, or if the serving generation has given up workers for it, when that
+    /// one has them back.
     pub(super) fn retire_failed(&mut self, mut failed: Generation, now: Instant, actions: &mut Vec<Action>) {
         let Some(roll) = failed.roll.filter(|roll| roll.proven > 0 && self.stopping.is_none()) else {
             return self.drain(failed, false, Urgency::Graceful, now, actions);
         };
-        // What the failed one was to have says nothing of the one that serves on.
+        // The number of workers of the failed generation does not count for the serving one.
         let goal = self.wanted.settings.workers;
         let Some(serving) = self.serving.as_mut().filter(|_| failed.monitor().is_some()) else {
             if let Some(serving) = &mut self.serving {
@@ -138,14 +141,19 @@ impl Generations {
         self.fall_back(now, actions);
     }
 
-    /// When the next step back is taken at the latest, where it does not wait for an end.
+    /// When to take the next step back at the latest. None if it waits for workers to end.
     pub(super) fn fall_back_due(&self) -> Option<Instant> {
         let leaves = |generation: &Generation| generation.counts.leaving > 0;
         let back = self.falling_back.as_ref().filter(|back| !leaves(&back.failed))?;
         back.ready_by.filter(|_| !self.serving.as_ref().is_some_and(leaves))
     }
 
-    /// The next step back, where the last one is done.
+    /// Takes the next step back if the last one is done. The steps alternate:
+    ///
+    /// | `ready_by` | the serving generation | the step is done if |
+    /// | --- | --- | --- |
+    /// | none | has its present share back | workers of the failed generation are gone; then the next share is started |
+    /// | a time | starts a share | the share is ready, or the time is over; then the failed one gives up as many workers |
     pub(super) fn fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while let (Some(back), Some(serving)) = (&mut self.falling_back, &mut self.serving) {
             if back.failed.counts.leaving > 0 || serving.counts.leaving > 0 {
@@ -170,7 +178,7 @@ impl Generations {
         }
     }
 
-    /// What failed is needed no more, or is gone.
+    /// The failed generation is no longer needed, or is gone.
     pub(super) fn end_fall_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(back) = self.falling_back.take() else { return };
         if let Some(serving) = &mut self.serving {

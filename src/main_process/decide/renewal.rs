@@ -1,5 +1,5 @@
-//! Generations that lack a listener, because it was bound anew after they had been started: they are replaced, as by a
-//! reload, until one serves that has it. Where that fails, or is needed again at once, the waits grow.
+//! Generations that lack a listener, because it was bound anew after they were started. Each is replaced as by a
+//! reload, until a generation serves that has the listener. If that fails, or is needed again at once, the delays grow.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::{Backoff, Pace};
 
-/// The replacing of generations that lack a listener.
+/// State of replacing the generations that lack a listener.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Renewal {
-    /// The newest generation that lacks one.
+    /// The newest generation that lacks a listener.
     lacking: Option<u32>,
-    /// When the next may be started. None where nobody lacks any, or one that has them all is starting.
+    /// When to start the next generation. None if no generation lacks a listener, or a starting one has them all.
     #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
-    /// When the last one was started.
+    /// When the last such generation was started.
     #[serde(with = "crate::carry::moment::option")]
     begun: Option<Instant>,
     backoff: Backoff,
 }
 
 impl Renewal {
-    /// All generations up to `newest` lack a listener. Returns how long the next one is waited for, where it was not
+    /// All generations up to `newest` lack a listener. Returns the delay of the next generation, unless one is planned
     /// already.
     pub(super) fn needed(&mut self, newest: u32, now: Instant, pace: Pace, random: u64) -> Option<Duration> {
         self.lacking = Some(newest);
@@ -36,7 +36,7 @@ impl Renewal {
         Some(wait)
     }
 
-    /// A generation begins, for whatever reason: it gets every listener there is.
+    /// A generation begins. It gets every listener.
     pub(super) fn begins(&mut self, now: Instant) {
         if self.lacking.is_some() {
             self.due = None;
@@ -44,7 +44,7 @@ impl Renewal {
         }
     }
 
-    /// A generation that was to serve failed. Returns how long the next one is waited for, where one is needed.
+    /// A generation failed. Returns the delay of the next one, if one is needed.
     pub(super) fn failed(&mut self, now: Instant, pace: Pace, random: u64) -> Option<Duration> {
         if self.lacking.is_none() || self.due.is_some() {
             return None;
@@ -61,7 +61,7 @@ impl Renewal {
         }
     }
 
-    /// When the next generation may be started.
+    /// When to start the next generation.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }

@@ -1,4 +1,4 @@
-//! What monitors tell, and what that means for their generation.
+//! What the reports of monitors mean for their generation.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ impl Generations {
             Report::Listens { slot, withdrawn } => {
                 let rolled = matches!(starting.phase, Phase::Rolling);
                 let was_whole = starting.note_listening(slot, withdrawn);
-                // It had shown in time all that was asked of it, and now there is more.
+                // It was ready in time. More was asked afterwards, so the deadline moves.
                 *deadline = match was_whole {
                     true if rolled => now + ready_timeout,
                     true => (*deadline).max(now + ready_timeout),
@@ -66,12 +66,12 @@ impl Generations {
                 let number = starting.number;
                 self.tell_bypass(number, slot, own, actions);
             }
-            // What is waited for then is up to the workers of the other one.
+            // What is waited for now depends on the workers of the other generation.
             Report::Extends { .. } if matches!(starting.phase, Phase::Rolling) => {}
             Report::Suspended { slot, suspended: false } => drop(starting.shown.suspended.remove(&slot)),
             Report::Suspended { slot, .. } => {
                 starting.note_suspended(slot);
-                // It had shown in time all that was asked of it.
+                // It was ready in time, so it gets more time.
                 if matches!(starting.phase, Phase::Baking { .. }) {
                     *deadline = (*deadline).max(now + ready_timeout);
                 }
@@ -147,7 +147,7 @@ impl Generations {
 
     pub(super) fn settle_serving(&mut self, now: Instant) {
         let Some(serving) = &mut self.serving else { return };
-        // By then a program that only lives has lived; one that told or has been seen has shown more.
+        // In that case the program has shown more than being alive, and need not live through the bake.
         let shown = matches!(serving.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec)
             || serving.tells()
             || serving.is_seen();
@@ -155,21 +155,21 @@ impl Generations {
         serving.settle(bake, now);
     }
 
-    /// Said once: it is the program that is so, in every worker of every generation.
+    /// Logged once, because it holds for every worker of the program.
     fn tell_unseeable(&mut self, generation: u32, ready: Ready, why: String, actions: &mut Vec<Action>) {
         if ready.looks_where_it_can() && !std::mem::replace(&mut self.logged.unseeable, true) {
             actions.push(Action::Note(Note::Unseeable(generation, why)));
         }
     }
 
-    /// Said again only where it is another mistake, or where a worker was seen accepting meanwhile.
+    /// Logged again only if the mistake is another one, or if a worker was seen accepting in between.
     fn tell_bypass(&mut self, generation: u32, slot: u32, own: Vec<String>, actions: &mut Vec<Action>) {
         if self.logged.bypass.replace(!own.is_empty()) != Some(!own.is_empty()) {
             actions.push(Action::Note(Note::Bypasses(generation, slot, own)));
         }
     }
 
-    /// At a first start there is nothing to go back to, and what cannot be executed will not be by trying again.
+    /// At the first start there is no older release, and a program that cannot be executed will fail again.
     fn end_if_first_start(&mut self, cause: Cause, code: Option<u8>, now: Instant, actions: &mut Vec<Action>) {
         let Some(code) = code.filter(|_| !self.has_run && self.last_number == 1) else { return };
         actions.push(Action::Note(Note::Fatal(cause)));

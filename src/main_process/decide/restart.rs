@@ -1,59 +1,59 @@
-//! A restart of main in place: when a new build is tried, and what follows from that. Pure, as the state is.
+//! A restart of main in place: when a new build is tried, and what follows. Pure, like the state.
 //!
-//! The new build first shows in a child, the pre-flight, that it can read what main knows. Main is not touched until it
-//! has, and only then becomes the new build, by an exec.
+//! First the new build shows in a child, the pre-flight, that it can read what main knows. Only then main becomes the
+//! new build, by an exec.
 
 use std::time::{Duration, Instant};
 
-/// A new build that has said nothing by then hangs.
+/// A new build that has not answered within this time hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How far a restart has got.
+/// State of the restart.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) enum Restart {
-    /// Nobody wants one.
+    /// No restart is wanted.
     #[default]
     Idle,
     /// The pre-flight is under way.
     Trying { until: Instant },
-    /// It was given up, and has not ended yet. Another follows it where somebody wants one.
+    /// The pre-flight was given up and has not ended yet. If a restart is wanted, another pre-flight follows.
     GivenUp { wanted: bool },
-    /// The new build can take over. It does once nothing is under way that would have to begin anew.
+    /// The new build can take over. It does so once no inquiry and no planner is under way.
     Proven,
 }
 
-/// What can happen.
+/// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Somebody wants one. Whoever does while one is under way joins it.
+    /// A restart is wanted. If one is under way, the request joins it.
     Asked,
     /// Everything is being stopped.
     Stopping,
     /// The pre-flight could not be started.
     NotBegun(String),
-    /// It has ended; where it did not show that the new build can take over, with the cause.
+    /// The pre-flight has ended. If the new build cannot take over, with the cause.
     Ended(Result<(), String>),
-    /// The new build could not be executed after all.
+    /// The new build could not be executed.
     NotExecuted(String),
     /// A deadline has come.
     Wake,
 }
 
-/// What main does.
+/// Something that main is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Start the pre-flight.
     Begin,
-    /// End it.
+    /// Kill the pre-flight.
     Kill,
-    /// Tell whoever asked that this main goes on, and why.
+    /// Answer the requests: this main goes on, for this reason.
     Refuse(String),
-    /// Tell whoever asked that everything is being stopped.
+    /// Answer the requests: everything is being stopped.
     GiveUp,
 }
 
 impl Restart {
-    /// The only way this changes.
+    /// The only method that changes the state.
     #[must_use]
     pub(crate) fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let (next, actions) = match (std::mem::take(self), event) {
@@ -145,7 +145,7 @@ mod tests {
         assert!(is_refused(&restart.on(now + PATIENCE, Event::Wake)));
         assert_eq!((restart.deadline(), restart.on(now + PATIENCE, Event::Wake)), (None, vec![]));
         assert_eq!(restart.on(now, Event::Asked), []);
-        // Even where it has proved itself at last.
+        // Even if it has shown at last that it can take over.
         assert_eq!(restart.on(now, Event::Ended(Ok(()))), [Action::Begin]);
         assert_eq!(restart.deadline(), Some(now + PATIENCE));
     }

@@ -1,4 +1,4 @@
-//! What is left of generations that do not serve any more: monitors that drain, and orphans of monitors.
+//! What is left of generations that no longer serve: monitors that drain, and orphans.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use super::vocabulary::{Action, Monitor};
 use crate::config::{Escalation, Schedule, Tuning};
 use crate::control::monitor::messages::{Order, Urgency};
 
-/// What a monitor gets beyond its workers' schedule before it is killed itself, and what was killed, to be gone.
+/// Time that a monitor gets beyond the schedule of its workers, before main kills it. Also the time in which a killed
+/// process must be gone.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// A monitor that was told to stop.
@@ -18,19 +19,19 @@ pub(super) struct Draining {
     #[serde(with = "crate::carry::moment")]
     pub(super) since: Instant,
     pub(super) urgency: Urgency,
-    /// How its workers are stopped, what they go through of it, and since when.
+    /// How its workers are stopped, their state in that schedule, and when it began.
     pub(super) stop: Schedule,
     pub(super) schedule: Schedule,
     #[serde(with = "crate::carry::moment")]
     pub(super) begun: Instant,
     #[serde(with = "crate::carry::moment::option")]
     pub(super) kill_at: Option<Instant>,
-    /// Only a generation that once served is worth a word when it is gone.
+    /// Whether the generation has served. Only then its end is logged.
     pub(super) served: bool,
 }
 
 impl Draining {
-    /// One that is told now.
+    /// A monitor that is told to stop now.
     pub(super) fn begin(tuning: Tuning, served: bool, urgency: Urgency, now: Instant) -> Draining {
         let retires = matches!(urgency, Urgency::Patient | Urgency::Retiring);
         let schedule = scheduled(if retires { tuning.retirement() } else { &tuning.stop }, urgency);
@@ -39,7 +40,7 @@ impl Draining {
         Draining { since: now, urgency, stop, schedule, begun: now, kill_at, served }
     }
 
-    /// One of its workers has until then before it gets the next signal.
+    /// One of its workers gets its next signal no earlier than `until`.
     pub(super) fn extend(&mut self, until: Instant) {
         if self.urgency != Urgency::Quick {
             let end = until + self.schedule.total() + GRACE;
@@ -47,7 +48,7 @@ impl Draining {
         }
     }
 
-    /// It is stopped so urgently from here on; the order to do so, unless it is already.
+    /// Makes the stop more urgent. Returns the order for that, unless it is that urgent already.
     pub(super) fn escalate(&mut self, monitor: Monitor, urgency: Urgency, now: Instant) -> Option<Action> {
         if self.urgency >= urgency {
             return None;
@@ -57,7 +58,7 @@ impl Draining {
         self.urgency = urgency;
         if patient || now + schedule.total() < self.begun + self.schedule.total() {
             let kill_at = now + schedule.total() + GRACE;
-            // One that had to be killed is not killed again.
+            // A monitor that was killed is not killed again.
             self.kill_at = if patient { Some(kill_at) } else { self.kill_at.map(|_| kill_at) };
             (self.schedule, self.begun) = (schedule, now);
         }
@@ -65,7 +66,7 @@ impl Draining {
     }
 }
 
-/// What outlived one monitor.
+/// Processes that outlived one monitor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Orphans {
@@ -74,18 +75,18 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// They are stopped so urgently from here on, if they end sooner by that.
+    /// Makes the stop more urgent, if they end earlier by that.
     pub(super) fn escalate(&mut self, urgency: Urgency, now: Instant) {
         self.escalation.escalate(&scheduled(&self.stop, urgency), now);
     }
 
-    /// When they are to get the next signal, or are given up.
+    /// When they get the next signal, or are given up.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.escalation.deadline().or(self.escalation.killed().map(|killed| killed + GRACE))
     }
 }
 
-/// How what is to be stopped `stop` is stopped so urgently.
+/// The schedule of a stop with this urgency.
 pub(super) fn scheduled(stop: &Schedule, urgency: Urgency) -> Schedule {
     match urgency {
         Urgency::Patient => stop.patient(),

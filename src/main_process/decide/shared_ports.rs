@@ -1,10 +1,13 @@
-//! Shared ports, main's side: pure. What is held and for whom, who has bound without listening yet, and who waits.
+//! Shared ports on main's side, pure: which sockets are held and for whom, which are bound without listening, and who
+//! waits.
 //!
-//! A bind alone is provisional: nobody holds its socket. Whoever wants to bind the same address meanwhile waits while the
-//! first one may still listen, which its monitor is asked from time to time. The first socket that listens is held; every
-//! later claim of its address, of whatever generation, gets that one. What no living generation has claimed is closed, so
-//! that clients are refused rather than left waiting; but not before the serving generation has had the time to claim it,
-//! should it be ready by no more than being alive.
+//! A bind alone is provisional: its socket is not held. A worker that wants to bind the same address waits while the
+//! first one may still listen. Main asks the monitor of the first one from time to time.
+//!
+//! The first socket that listens is held. Every later claim of its address gets this socket, whatever its generation. A
+//! socket that no living generation has claimed is closed, so that clients are refused and do not wait for ever. It is
+//! not closed before the serving generation had time to bind: with `--ready alive` that generation serves before it
+//! binds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,20 +19,20 @@ use super::vocabulary::Monitor;
 use crate::config::MAX_LISTENERS;
 use crate::sockets::sharing::Key;
 
-/// Within this after its first listen a program has bound its other ports as well.
+/// A program has bound all its ports within this time after its first listen.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// Number of binds without a listen that are remembered. Nobody waits for one that is not.
+/// Number of binds without a listen that are remembered. Nobody waits for a bind that is not remembered.
 const MAX_BOUND: usize = 1024;
 
-/// The first pause before a monitor is asked whether a socket may still listen; it doubles up to the longest.
+/// The first pause before a monitor is asked whether a socket may still listen. It doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(160);
 
-/// A monitor that does not answer within this time does not keep others waiting.
+/// If a monitor does not answer within this time, others no longer wait for it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A claim whose caller waits in its bind: the monitor that answers it, and the ticket the monitor knows it by.
+/// A claim whose caller waits in its bind: the monitor that answers it, and the monitor's ticket for it.
 pub type Claimant = (Monitor, u64);
 
 /// All shared sockets, each an `S`.
@@ -38,12 +41,12 @@ pub type Claimant = (Monitor, u64);
 pub struct Shares<S> {
     #[serde(with = "crate::carry::pairs")]
     held: BTreeMap<Key, Share<S>>,
-    /// When each living generation claimed something held for the first time.
+    /// When each living generation first claimed a held socket.
     #[serde(with = "crate::carry::moment::by_key")]
     first_claims: BTreeMap<u32, Instant>,
-    /// Time that the serving generation has to claim anything, by its plan.
+    /// Time that the serving generation has for its first claim, according to its plan.
     patience: Duration,
-    /// What is bound and does not listen yet.
+    /// Sockets that are bound and do not listen yet.
     #[serde(default, with = "crate::carry::pairs", skip_serializing_if = "BTreeMap::is_empty")]
     bound: BTreeMap<Key, Bound>,
 }
@@ -53,7 +56,7 @@ pub struct Shares<S> {
 struct Share<S> {
     socket: S,
     claimed_by: BTreeSet<u32>,
-    /// Since when no living generation has claimed it.
+    /// Since when no living generation claims it.
     #[serde(with = "crate::carry::moment::option")]
     abandoned: Option<Instant>,
 }
@@ -66,7 +69,7 @@ struct Bound {
     /// The process that has bound it.
     process: i32,
     waiting: Vec<Claimant>,
-    /// While somebody waits: when the monitor is to be asked, or if it has been asked, when it must have answered.
+    /// While others wait: when to ask the monitor; if it has been asked, when it must have answered.
     #[serde(with = "crate::carry::moment::option")]
     next: Option<Instant>,
     asked: bool,
@@ -78,13 +81,13 @@ struct Bound {
 pub enum Claimed<'a, S> {
     /// This socket is held there.
     Held(&'a S),
-    /// Another worker has bound it and may still listen: the answer follows.
+    /// Another worker has bound the address and may still listen. The answer follows.
     Waits,
-    /// The kernel is to decide.
+    /// The kernel decides.
     Kernel,
 }
 
-/// What is due about binds that others wait for.
+/// Work that is due about binds that others wait for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Due {
     /// Binds whose monitor is to be asked whether the socket may still listen.
@@ -94,13 +97,13 @@ pub struct Due {
 }
 
 impl<S> Shares<S> {
-    /// None yet. A generation that has claimed nothing within `patience` will not.
+    /// No socket yet. A generation that has not claimed anything within `patience` will not claim any.
     pub fn new(patience: Duration) -> Shares<S> {
         Shares { held: BTreeMap::new(), first_claims: BTreeMap::new(), patience, bound: BTreeMap::new() }
     }
 
-    /// What a worker's claim of `key` comes to, made by `process`. One that is not to be shared, unless it is already,
-    /// never waits.
+    /// Answers a worker's claim of `key`, made by `process`. A claim of a port that is not to be shared never waits; it
+    /// only gets a socket that is held already.
     pub fn claim(
         &mut self,
         key: &Key,
@@ -113,7 +116,7 @@ impl<S> Shares<S> {
             return self.take(key, claimant.0.generation, now).map_or(Claimed::Kernel, Claimed::Held);
         }
         match self.bound.get_mut(key) {
-            // Nobody waits for itself.
+            // A process does not wait for itself.
             Some(bound) if may_wait && bound.process != process => {
                 bound.waiting.push(claimant);
                 bound.next.get_or_insert(now + bound.pause);
@@ -123,7 +126,7 @@ impl<S> Shares<S> {
         }
     }
 
-    /// The kernel has let a claim through: the socket is bound, and may listen some day.
+    /// The kernel has carried the bind out: the socket is bound, and may listen later.
     pub fn bound(&mut self, key: Key, by: Claimant, process: i32) {
         if self.bound.len() >= MAX_BOUND {
             self.bound.retain(|_, bound| !bound.waiting.is_empty());
@@ -132,7 +135,7 @@ impl<S> Shares<S> {
         self.bound.insert(key, Bound { by, process, waiting, next, asked: false, pause: FIRST_PAUSE });
     }
 
-    /// What is due by `now` about binds that others wait for.
+    /// The work that is due by `now`.
     pub fn due(&mut self, now: Instant) -> Due {
         let mut due = Due::default();
         self.bound.retain(|_, bound| {
@@ -150,7 +153,8 @@ impl<S> Shares<S> {
         due
     }
 
-    /// A monitor's answer: whether the socket of that bind may still listen. Returns the claims that are to be made again.
+    /// A monitor's answer: whether the socket of that bind may still listen. Returns the claims that are to be made
+    /// again.
     pub fn looked(&mut self, by: Claimant, may_listen: bool, now: Instant) -> Vec<Claimant> {
         let Some((key, bound)) = self.bound.iter_mut().find(|(_, bound)| bound.by == by) else { return Vec::new() };
         if may_listen {
@@ -162,7 +166,8 @@ impl<S> Shares<S> {
         self.bound.remove(&key).map(|bound| bound.waiting).unwrap_or_default()
     }
 
-    /// A monitor has ended, and with it whatever its workers asked. Returns the claims that are to be made again.
+    /// A monitor has ended, and so have the claims of its workers. Returns the claims of others that are to be made
+    /// again.
     pub fn monitor_ended(&mut self, monitor: Monitor) -> Vec<Claimant> {
         let mut again = Vec::new();
         self.bound.retain(|_, bound| {
@@ -175,7 +180,8 @@ impl<S> Shares<S> {
         again
     }
 
-    /// Holds a socket that listens, for `generation`. Returns who has waited for it; None if too many are held.
+    /// Holds a socket that listens, for `generation`. Returns the claims that waited for it; None if too many sockets
+    /// are held.
     pub fn hold(&mut self, key: &Key, socket: S, generation: u32, now: Instant) -> Option<Vec<Claimant>> {
         if self.held.len() >= MAX_LISTENERS {
             return None;
@@ -185,7 +191,7 @@ impl<S> Shares<S> {
         Some(self.bound.remove(key).map(|bound| bound.waiting).unwrap_or_default())
     }
 
-    /// What is held there, which `generation` has claimed from now on.
+    /// The socket that is held there. `generation` has claimed it from now on.
     pub fn take(&mut self, key: &Key, generation: u32, now: Instant) -> Option<&S> {
         let share = self.held.get_mut(key)?;
         self.first_claims.entry(generation).or_insert(now);
@@ -194,7 +200,8 @@ impl<S> Shares<S> {
         Some(&share.socket)
     }
 
-    /// Holds what was bound otherwise, until it is claimed or nobody may any more. False where there is such already.
+    /// Holds a socket that was bound in another way, until it is claimed or abandoned. False if one is held there
+    /// already.
     pub fn offer(&mut self, key: Key, socket: S, now: Instant) -> bool {
         if self.held.contains_key(&key) || self.held.len() >= MAX_LISTENERS {
             return false;
@@ -219,13 +226,13 @@ impl<S> Shares<S> {
         self.patience = patience;
     }
 
-    /// When something may have to be closed, or somebody to be asked.
+    /// When to close a socket, or to ask a monitor.
     pub fn deadline(&self, serving: Option<u32>) -> Option<Instant> {
         let closes = self.held.values().filter_map(|share| self.closes_at(share, serving));
         closes.chain(self.bound.values().filter_map(|bound| bound.next)).min()
     }
 
-    /// Closes what is abandoned for good. Returns what that was.
+    /// Closes the sockets whose time is over. Returns their keys.
     pub fn close_abandoned(&mut self, serving: Option<u32>, now: Instant) -> Vec<Key> {
         let is_due = |share: &Share<S>| self.closes_at(share, serving).is_some_and(|at| at <= now);
         let due: Vec<Key> = self.held.iter().filter(|(_, share)| is_due(share)).map(|(key, _)| key.clone()).collect();
@@ -233,17 +240,17 @@ impl<S> Shares<S> {
         due
     }
 
-    /// The ports that are held.
+    /// The ports of all held sockets.
     pub fn ports(&self) -> BTreeSet<u16> {
         self.held.keys().map(|key| key.address.port()).collect()
     }
 
-    /// All that is held.
+    /// All held sockets.
     pub fn held(&self) -> impl Iterator<Item = (&Key, &S)> {
         self.held.iter().map(|(key, share)| (key, &share.socket))
     }
 
-    /// Closes all. Returns the claims that wait: the kernel decides them.
+    /// Closes all sockets. Returns the claims that wait. The kernel decides them.
     pub fn close(&mut self) -> Vec<Claimant> {
         self.held.clear();
         std::mem::take(&mut self.bound).into_values().flat_map(|bound| bound.waiting).collect()

@@ -1,4 +1,4 @@
-//! What can happen to main, what it does, and what it tells people.
+//! Main's vocabulary: the events that reach it, the actions that it decides, and the notes that are logged.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,68 +10,69 @@ use crate::config::{Ready, Surge, Tuning};
 use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::worker::cause::Cause;
 
-/// One monitor process. A generation whose monitor died goes on under another one.
+/// One monitor process. If the monitor of a generation dies, the generation goes on under another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Monitor {
-    /// The generation it keeps.
+    /// Its generation.
     pub generation: u32,
-    /// Which of the generation's monitors, from 1.
+    /// Number of this monitor among those of its generation, from 1.
     pub life: u32,
 }
 
-/// What main is to do.
+/// The settings of a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// How many workers make a generation whole; none where it was told to have none.
+    /// Number of workers. A generation is whole when all of them are ready. 0 if it is to have none.
     pub workers: u32,
-    /// How many more a reload may have at once.
+    /// Number of extra workers that a reload may have at once.
     pub surge: Surge,
     /// When a worker counts as ready.
     pub ready: Ready,
-    /// Delays, waits and limits: those of the backoff also go for monitors of one generation, and the stop for what
-    /// outlives its monitor.
+    /// Delays, waits and limits. The backoff also applies to the monitors of a generation, and the stop schedule to
+    /// what outlives its monitor.
     pub tuning: Tuning,
-    /// How many old generations may drain at once before the one that has drained for longest is escalated.
+    /// Number of old generations that may drain at once. Beyond it, the one that has drained for longest is escalated.
     pub max_draining: u32,
-    /// Makes the jitter repeatable.
+    /// Seed of the jitter, so that a history can be repeated.
     pub seed: u64,
 }
 
-/// What can happen to main.
+/// Something that happened to main.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// It begins.
+    /// Main begins.
     Start,
-    /// Somebody wants a new generation.
+    /// A new generation is wanted.
     Reload,
-    /// As a reload; whoever asked, by this number, wants to know what becomes of it.
+    /// A new generation is wanted, and this request waits for the verdict.
     ReloadFor(u64),
-    /// What this generation is to be was found out, as asked by [`Action::Plan`].
+    /// The settings of this generation are known. The answer to [`Action::Plan`].
     Planned(u32, Settings),
-    /// That could not be found out.
+    /// The settings of this generation could not be resolved.
     NotPlanned(u32, Cause),
-    /// So is what needs no new workers to be from now on: the count, where another is configured, delays and waits.
+    /// The configuration was read again: the configured number of workers and the tuning that apply from now on. No
+    /// worker is replaced.
     Reread(u32, Tuning),
-    /// Another count of workers is wanted; by this request, where somebody waits for an answer.
+    /// Another number of workers is wanted. This request, if there is one, waits for the answer.
     Scale(Option<u64>, Change),
-    /// As a reload; the old generation is retired so urgently.
+    /// A new generation is wanted, and the old one is to be retired with this urgency.
     ReloadRetiring(Urgency),
-    /// A listener was bound anew, and no generation so far has it.
+    /// A listener was bound anew. No generation has it yet.
     Rebound,
-    /// What drains, or this generation only, is to take no more time.
+    /// The draining generations, or only this one, get no more time.
     EscalateDraining(Option<u32>),
-    /// Somebody wants an end.
+    /// Everything is to stop.
     Stop(Urgency),
-    /// As a graceful stop; where one is under way already, a quick one.
+    /// Everything is to stop gracefully, or quickly if a stop is under way already.
     StopThenNow,
-    /// A monitor tells something.
+    /// A report of a monitor.
     Reported(Monitor, Report),
     /// A monitor could not be started.
     NotStarted(Monitor, Cause),
-    /// A monitor has ended and been reaped; true where workers outlived it.
+    /// A monitor has ended and been reaped. True if workers outlived it.
     Ended(Monitor, Cause, bool),
-    /// There is more left of this monitor, which has ended, than was known.
+    /// More processes are left of this ended monitor than were known.
     OrphansJoined(Monitor),
     /// The last worker that outlived this monitor has ended.
     OrphansGone(Monitor),
@@ -79,178 +80,178 @@ pub enum Event {
     Wake,
 }
 
-/// A change of the count of workers.
+/// A change of the number of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// To so many, at least one.
+    /// To this number, at least one.
     To(u32),
-    /// By so many more or less; one is always left.
+    /// By this number. At least one worker is left.
     By(i32),
-    /// By one less, and it is the oldest that goes.
+    /// One worker fewer. The oldest one ends.
     WithoutOldest,
     /// To none, until a reload or another change.
     ToNone,
 }
 
-/// What main does.
+/// Something that main is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Find out what this generation is to be.
+    /// Resolve the settings of this generation.
     Plan(u32),
-    /// Nobody waits for that any more.
+    /// Nobody waits for the settings of this generation any more.
     GiveUpPlan(u32),
-    /// So are delays and waits of this generation from now on.
+    /// This generation has these settings from now on.
     Tune(u32, Tuning),
-    /// The count of workers was changed, for whoever asked: from so many, to so many.
+    /// Answer a request for another number of workers.
     Scaled {
-        /// Who asked.
+        /// The request.
         request: Option<u64>,
-        /// The count before.
+        /// The number before.
         from: u32,
-        /// The count now, or why it cannot be changed.
+        /// The number now, or why it cannot be changed.
         to: Result<u32, &'static str>,
     },
     /// Start this monitor.
     StartMonitor {
-        /// Which.
+        /// The monitor.
         monitor: Monitor,
-        /// How many workers it keeps.
+        /// Number of workers that it keeps running.
         workers: u32,
-        /// The slots among them whose worker ended for good under another monitor, and its exit code.
+        /// Slots whose worker ended for good under another monitor, with its exit code.
         ended: BTreeMap<u32, u8>,
-        /// Whether its release must first prove itself.
+        /// Whether the release must prove itself first.
         trial: bool,
-        /// Whether its workers are ready only when they say so.
+        /// Whether its workers are ready only when they have notified.
         notify: bool,
-        /// Whether its workers must be seen accepting, also before they listen on a shared port.
+        /// Whether its workers must be seen accepting, even before they listen on a shared port.
         accept: bool,
     },
-    /// Send it an order.
+    /// Send an order to a monitor.
     Order(Monitor, Order),
-    /// End a monitor that did not obey within the schedule.
+    /// Kill a monitor that did not obey within the schedule.
     KillMonitor(Monitor),
-    /// Send this to those that outlived the monitor and cannot have got it from the kernel when it died.
+    /// Send this signal to the processes that outlived the monitor and cannot have got it from the kernel when it died.
     SignalUnreached(Monitor, Signal),
-    /// Send this to all that outlived the monitor; KILL to their groups.
+    /// Send this signal to all processes that outlived the monitor. KILL goes to their groups.
     SignalOrphans(Monitor, Signal),
-    /// Wait no longer for what outlived this monitor: nothing helps.
+    /// Wait no longer for the processes that outlived this monitor: they do not end.
     GiveUpOrphans(Monitor),
-    /// Let go of the listeners.
+    /// Close the listeners.
     CloseListeners,
-    /// Forget what was kept of a generation that is gone.
+    /// Forget everything about a generation that is gone.
     Release(u32),
-    /// Tell whoever asked for a reload which generation decides it; none where everything is being stopped.
+    /// Answer a request for a reload with the generation that decides it; none if everything is being stopped.
     Promise(u64, Option<u32>),
-    /// Tell those who wait for this generation what became of it. Of each that was promised there is one.
+    /// Answer the requests that wait for this generation. There is one verdict for each generation that was promised.
     Verdict(u32, Verdict),
-    /// Tell people.
+    /// Log this.
     Note(Note),
     /// Everything has ended: exit with this code.
     Exit(u8),
 }
 
-/// What became of a reload.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The generation serves, and this one, if any, is being retired; with the time it took.
+    /// The generation serves after this time. The old generation, if there is one, is being retired.
     Serves(Option<u32>, Duration),
-    /// It failed.
+    /// The generation failed.
     Rejected(Rejected),
-    /// Panzer is being stopped; the generation never serves.
+    /// Panzer is being stopped, so the generation never serves.
     Stopped,
 }
 
 /// A generation that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// The slot that brought it down, where one did.
+    /// The slot that made it fail, if it was one slot.
     pub slot: Option<u32>,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// So many workers it was to have.
+    /// Number of workers that it was to have.
     pub workers: u32,
     /// The workers that failed, each with its own cause.
     pub failed: Vec<(u32, Cause)>,
-    /// Those that were not ready by then.
+    /// The slots that were not ready by then.
     pub missing: Vec<u32>,
-    /// Whether they had to be seen accepting.
+    /// Whether its workers had to be seen accepting.
     pub accept: bool,
-    /// The generation that serves on.
+    /// The generation that still serves.
     pub serving: u32,
 }
 
-/// How far the generation has come that is starting.
+/// Progress of the generation that is starting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Its number.
     pub generation: u32,
-    /// So many of its workers are ready.
+    /// Number of its ready workers.
     pub ready: u32,
-    /// Of so many.
+    /// Number of its wanted workers.
     pub workers: u32,
-    /// Whether all are, and it only has to live on.
+    /// Whether all of them are ready, and only have to stay alive.
     pub baking: bool,
 }
 
-/// What people are told.
+/// A message for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
-    /// The program could be executed for the first time.
+    /// The program was executed for the first time.
     Began,
-    /// The first generation, or one that was restarted, serves: with so many workers, after this time.
+    /// The first generation, or a restarted one, serves with this number of workers, after this time.
     Serving(u32, u32, Duration),
     /// A reload begins.
     Starting(u32),
-    /// So many workers are kept from now on, instead of so many.
+    /// The number of workers is now the first one. It was the second one.
     Scaled(u32, u32),
-    /// A reload was asked for while one is under way.
+    /// A reload was asked for while one is under way, and follows it.
     ReloadQueued(u32),
-    /// This generation lacks a listener that was bound anew; one that has it is started after this wait.
+    /// This generation lacks a listener that was bound anew. One that has it is started after this delay.
     Renewing(u32, Duration),
-    /// All workers of the new generation are ready; it must now live for this long.
+    /// All workers of the new generation are ready. They must live for this long.
     Baking(u32, Duration),
-    /// The new generation serves and the old one, if there was one, is retired; with the time it took.
+    /// The new generation serves after this time. The old one, if there is one, is retired.
     Committed(u32, Option<u32>, Duration),
     /// The new generation failed.
     Rejected(u32, Rejected),
-    /// A retired generation is gone; with the time its draining took.
+    /// A retired generation is gone, after draining for this time.
     Drained(u32, Duration),
-    /// A monitor died; another follows after this delay.
+    /// A monitor died. Another one follows after this delay.
     MonitorDied(u32, Cause, Duration),
-    /// It cannot be seen whether workers of this generation accept, for this reason; another measure is taken.
+    /// Nobody can see whether workers of this generation accept, for this reason. READY=1 or being alive decides.
     Unseeable(u32, String),
-    /// A worker of this generation, in this slot, is not seen accepting on what it was given. It listens on these addresses
-    /// instead, if on any.
+    /// The worker of this generation in this slot is not seen accepting on what it was given. It listens on these
+    /// addresses instead, if on any.
     Bypasses(u32, u32, Vec<String>),
-    /// A monitor did not obey and is killed.
+    /// A monitor did not obey, and is killed.
     MonitorStuck(u32),
-    /// This generation takes no more time to drain, as an operator wants it.
+    /// An operator gives this generation no more time to drain.
     Hurried(u32),
-    /// This generation drains for longest, beside so many: it has to go on to the rest of its schedule.
+    /// This generation drains for longest, and this number of others drain too. It goes on to the rest of its schedule.
     Hastened(u32, u32),
-    /// This worker, or every one, of the generation has ended for good, and that ends all.
+    /// One worker of the generation, or every one, has ended for good, and so panzer ends.
     Finished {
         /// The generation.
         generation: u32,
-        /// The worker's slot, where the first one ends all.
+        /// The worker's slot, if one worker ends everything.
         slot: Option<u32>,
-        /// What panzer exits with.
+        /// Panzer's exit code.
         code: u8,
     },
-    /// Stopping.
+    /// Everything is being stopped.
     Stopping(Urgency),
-    /// Everything has ended, after the program had run.
+    /// Everything has ended. The program has run.
     Stopped,
     /// The program cannot be executed at all.
     Fatal(Cause),
-    /// More respawns than allowed.
+    /// There were more respawns than allowed in this generation.
     GaveUp(u32),
 }
 
-/// Where a generation stands.
+/// The part that a generation plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It serves, or is the first and will.
+    /// It serves, or is the first one and will serve.
     Serving,
     /// It must prove itself.
     Starting,
@@ -258,19 +259,20 @@ pub enum Standing {
     Draining,
 }
 
-/// How things stand, in numbers.
+/// The state in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overview {
-    /// The generation that serves, or is the first and will.
+    /// The generation that serves, or is the first one and will serve.
     pub serving: Option<Progress>,
-    /// The one that must prove itself.
+    /// The generation that must prove itself.
     pub starting: Option<Progress>,
-    /// The last one that was begun, whatever became of it.
+    /// The generation that was begun last, whatever became of it.
     pub begun: u32,
-    /// Whether the serving one has been wholly ready.
+    /// Whether all workers of the serving generation have been ready.
     pub serves: bool,
     /// Whether everything is being stopped.
     pub stopping: bool,
-    /// By when the first start, the reload or the stop that is under way ends, by panzer's own limits.
+    /// When the first start, the reload or the stop that is under way ends at the latest, according to panzer's own
+    /// limits.
     pub busy_until: Option<Instant>,
 }

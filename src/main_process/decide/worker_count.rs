@@ -1,4 +1,4 @@
-//! How many workers are wanted, and what else running generations are told without being replaced.
+//! The wanted number of workers, and the settings that running generations get without being replaced.
 
 use std::time::Instant;
 
@@ -10,9 +10,9 @@ use crate::control::monitor::messages::{Order, Urgency, Which};
 use crate::worker::cause::Cause;
 
 impl Generations {
-    /// Whether it serves with all that are wanted: they have been ready together once, since there are to be more and
-    /// since the generation or its monitor began, and one of them is ready now. A worker that is respawned changes
-    /// nothing, nor does a reload.
+    /// Whether the serving generation has all wanted workers: they have all been ready together since the last increase
+    /// and since the generation or its monitor began, and one of them is ready now. Neither a respawn nor a reload
+    /// changes this.
     pub fn is_ready(&self) -> bool {
         let proven = self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven));
         proven && !self.wanted.filling_up && self.workers() > 0 && self.at_work().any(|one| !one.shown.ready.is_empty())
@@ -24,15 +24,15 @@ impl Generations {
         self.serving.iter().chain(rolling).chain(self.falling_back.iter().map(|back| &back.failed))
     }
 
-    /// All that are wanted may be there by now.
+    /// Notes that all wanted workers are ready.
     pub(super) fn note_full(&mut self) {
         let there: usize = self.at_work().map(|one| one.shown.ready.len() + one.shown.ended.len()).sum();
         let known = self.at_work().all(|one| one.counts.retiring == 0);
         self.wanted.filling_up &= !known || there < self.workers() as usize;
     }
 
-    /// How many workers a configuration comes to: one that asks for the same count as before leaves it as it was changed
-    /// meanwhile.
+    /// The number of workers for a configuration. If it asks for the same number as before, changes that operators made
+    /// meanwhile stay.
     pub(crate) fn count_for(&self, configured: u32) -> u32 {
         if configured == self.wanted.configured { self.wanted.settings.workers } else { configured }
     }
@@ -51,13 +51,13 @@ impl Generations {
         self.keep(to, change == Change::WithoutOldest, now, actions);
     }
 
-    /// So many are kept from now on. A generation that has none comes back to the count before by a reload.
+    /// Sets the number of workers. A generation that has none gets its former number back by a reload.
     fn keep(&mut self, workers: u32, without_oldest: bool, now: Instant, actions: &mut Vec<Action>) {
         self.wanted.filling_up = workers > 0 && (self.wanted.filling_up || workers > self.workers());
         if workers > 0 {
             self.wanted.settings.workers = workers;
         }
-        if self.keep_rolling(workers, now, actions) {
+        if self.keep_falling_back(workers, now, actions) || self.keep_rolling(workers, now, actions) {
             return;
         }
         if let Some(serving) = &mut self.serving {
@@ -71,7 +71,7 @@ impl Generations {
         {
             let baked = matches!(starting.phase, Phase::Baking { .. });
             starting.scale(workers, now);
-            // It had shown in time all that was asked of it, and now there is more.
+            // It was ready in time. More was asked afterwards, so the deadline moves.
             if baked && !starting.is_whole() {
                 *deadline = (*deadline).max(now + starting.longest_start());
             }
@@ -82,11 +82,11 @@ impl Generations {
         self.settle_starting(now, actions);
     }
 
-    /// No generation may bring the workers back that are to end now.
+    /// No generation may bring back the workers that are to end now.
     fn give_up_reloads(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let cause = || Cause::CannotStart("panzer was told to end all workers meanwhile".to_owned());
         let queued = self.reload_queued.take().is_some();
-        // What served in the place of others ends with all.
+        // Workers that serve in the place of others end with all.
         if let Some((starting, _)) = &mut self.starting {
             starting.roll = None;
         }
@@ -100,7 +100,14 @@ impl Generations {
         }
     }
 
-    /// Delays and waits, and where another is configured the count, without new workers.
+    /// Applies a configuration that was read again. No worker is replaced. The number of workers follows from it like
+    /// this:
+    ///
+    /// | a generation is starting | the configured number | the new number |
+    /// | --- | --- | --- |
+    /// | yes | is that generation's | the number that it is to have in the end; operators may have changed it |
+    /// | no, or the row above does not apply | is the same as before | the number that is wanted now; they may have changed it |
+    /// | the same | is another one | the configured number |
     pub(super) fn on_reread(&mut self, configured: u32, tuning: Tuning, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return;
@@ -111,7 +118,7 @@ impl Generations {
         let starting = self.starting.as_mut().map(|(starting, _)| starting).filter(|starting| starting.is_planned());
         if let Some(starting) = &starting {
             changes |= configured != starting.counts.configured;
-            // It is the later one, and may have been changed since.
+            // The starting generation is newer, and operators may have changed its number.
             to = if configured == starting.counts.configured { starting.goal() } else { to };
         }
         for generation in self.serving.iter_mut().chain(starting) {
@@ -128,7 +135,7 @@ impl Generations {
     }
 }
 
-/// What a change comes to.
+/// The number of workers after a change.
 pub(crate) fn changed(from: u32, change: Change) -> Result<u32, &'static str> {
     const TOO_FEW: &str = "at least one worker is kept; panzerctl quiet ends them all";
     let to = match change {
