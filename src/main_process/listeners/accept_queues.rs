@@ -1,4 +1,4 @@
-//! How many connections wait to be accepted, and how many may, by address.
+//! Number of connections that wait to be accepted, and its limit, by address.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,10 +10,10 @@ use crate::control::operator::status::Queue;
 use crate::main_process::decide::shared_ports::Shares;
 use crate::sys::socket_options;
 
-/// Of each address its queues together, in the order of the addresses; then those of the shared ports.
+/// The queues of each address together, in the order of the addresses; then those of the shared ports.
 pub(crate) fn all(held: &AllHeld, shares: &Shares<impl AsFd>) -> Vec<Queue> {
     let mut given: Vec<Queue> = Vec::new();
-    // Those of an address stand together.
+    // The sockets of an address stand together.
     let mut before = None;
     for held in held.iter() {
         let is_another = before.replace(held).is_none_or(|before| !before.is_of(&held.listen));
@@ -36,7 +36,7 @@ fn add(sum: &mut Queue, socket: BorrowedFd<'_>) {
     if socket_options::kind(socket).is_ok_and(|(family, ..)| family == AddressFamily::Unix as i32) {
         sum.inode = fstat(socket).map(|stat| stat.st_ino).ok();
     }
-    // Datagrams have none.
+    // A datagram socket has no accept queue.
     let Some((queued, limit)) = socket_options::accept_queue(socket).ok().flatten() else { return };
     sum.queued = Some(sum.queued.unwrap_or_default().saturating_add(queued));
     sum.limit = Some(sum.limit.unwrap_or_default().saturating_add(limit));

@@ -1,4 +1,4 @@
-//! Binding at the start: before anything runs, and all or nothing.
+//! Binding at the start, before anything runs: all listeners or none.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,23 +14,24 @@ use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 
-/// How often an address is tried that somebody holds who will soon be gone.
+/// Pause before an address is tried again that another process holds and will soon give up.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// An address in use that nobody is seen to hold is tried for so long: between the moment a process gives up its
-/// descriptors and the one its sockets are closed, nobody is.
+/// Time for which an address in use is tried again if no process is seen to hold it. A process gives up its descriptors
+/// a moment before its sockets are closed.
 const UNSEEN: Duration = Duration::from_millis(250);
 
-/// The same where somebody was seen to hold it who ends: on a busy machine the kernel takes its time to take one apart.
+/// The same if a process was seen to hold it and is ending. On a busy machine the kernel takes its time to end a
+/// process.
 const UNSEEN_AFTER_SEEN: Duration = Duration::from_secs(3);
 
 /// Why main does not begin.
 pub(crate) enum Failure {
-    /// Panzer cannot start, in a line.
+    /// Panzer cannot start, and why, in a line.
     Refused(String),
-    /// Asked to stop before it had begun.
+    /// A signal asked for a stop before the start was done.
     Stopped {
-        /// By Ctrl-C.
+        /// Whether it was Ctrl-C.
         interrupted: bool,
     },
 }
@@ -41,8 +42,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// All or none. What only processes hold that will soon be gone, such as the draining workers of a dead main, is waited
-/// for, at most one stop schedule.
+/// Binds all listeners or none. Waits, at most for one stop schedule, for addresses that only ending processes hold,
+/// such as the draining workers of a dead main.
 pub(crate) fn bind_all(
     plan: &Plan,
     poller: &Poller,
@@ -76,7 +77,7 @@ pub(crate) fn bind_all(
     Ok(all)
 }
 
-/// How long is still waited.
+/// How long to wait still.
 struct Patience {
     until: Instant,
     unseen_until: Instant,
@@ -89,7 +90,7 @@ impl Patience {
         Patience { until: now + plan.tuning.stop.total(), unseen_until: now + UNSEEN, told: false }
     }
 
-    /// Whether it may be otherwise in a moment.
+    /// Whether the address may be free in a moment.
     fn bears(&mut self, refusal: &Refusal) -> bool {
         let now = Instant::now();
         match refusal {
@@ -98,7 +99,7 @@ impl Patience {
                 if !std::mem::replace(&mut self.told, true) {
                     log::warn!("{held}; waiting until it has ended");
                 }
-                // The last of them ends between our bind and our look.
+                // The last of them may end between our bind and our look.
                 self.unseen_until = now + UNSEEN_AFTER_SEEN;
                 true
             }
@@ -108,11 +109,11 @@ impl Patience {
     }
 }
 
-/// Waits a moment. Returns the end that a signal asked for meanwhile, or the end of the terminal.
+/// Waits a moment. Returns a stop that a signal asked for meanwhile, or that follows from the end of the terminal.
 fn stop_asked(poller: &Poller, signals: &Signals, habits: &Habits, had_terminal: bool) -> io::Result<Option<Failure>> {
     poller.wait(Some(Instant::now() + RETRY))?;
     let (mut stops, mut interrupted) = (false, false);
-    // All of them are taken: one that is left would wake the next wait at once.
+    // Take them all, because one that is left would end the next wait at once.
     while let Some(received) = signals.read() {
         let asked = habits.action(received.signal);
         stops |= asked.stops() || is_hang_up(received, had_terminal);

@@ -1,4 +1,4 @@
-//! What workers bind and listen on, performed: `shares` decides what each claim comes to.
+//! The ports that workers bind and listen on. `decide::shared_ports` decides each claim; this performs it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,17 +16,17 @@ use crate::sockets::sharing::{Key, bind_as_claimed, bind_own, bind_unbound, is_b
 use crate::sys::errno::words;
 use crate::sys::socket_options;
 
-/// Number of ports that are told of at most.
+/// Limit of the number of ports about which the log says that workers share them.
 const MAX_PORTS_TOLD: usize = 8;
 
 /// A worker's bind, as its monitor reports it.
 pub(crate) struct Bind {
     pub(crate) key: Key,
-    /// The process that calls. None from a monitor of an older build, for which a port is shared from its bind on.
+    /// The process that calls. None from a monitor of an older build, which shares a port from its bind on.
     pub(crate) process: Option<i32>,
-    /// Whether it is left to the kernel unless the port is shared already.
+    /// Whether the kernel decides unless the port is shared already.
     pub(crate) late: bool,
-    /// The program's own socket, where it could be had.
+    /// The program's own socket, if it could be copied.
     pub(crate) socket: Option<OwnedFd>,
 }
 
@@ -34,7 +34,7 @@ impl Main {
     pub(crate) fn close_abandoned(&mut self) {
         for key in self.listeners.shares.close_abandoned(self.serving(), Instant::now()) {
             self.listeners.guard.remove(&shared_name(&key), &self.poller);
-            // What is asked for as well goes on.
+            // A listener that the plan asks for stays open.
             if self.listeners.held.is_claimed(&key).is_none() {
                 log::info!("closed {}: no worker that lives has bound it", key.address);
             }
@@ -44,7 +44,7 @@ impl Main {
     pub(crate) fn on_claim(&mut self, claimant: Claimant, bind: Bind) {
         let (generation, now) = (claimant.0.generation, Instant::now());
         if self.state.is_stopping() {
-            // Nothing is held any more.
+            // No socket is held any more.
             return self.not_shared(claimant, None);
         }
         self.hold_asked_for(&bind.key, generation, now);
@@ -57,7 +57,8 @@ impl Main {
         }
     }
 
-    /// Binds the program's own socket. Where that cannot be had, one of ours shows what the kernel will say.
+    /// Binds the program's own socket. If that could not be copied, a socket of main's shows what the kernel would
+    /// answer.
     fn bind_for(&mut self, claimant: Claimant, Bind { key, process, socket, .. }: Bind, now: Instant) {
         let bound = match socket {
             Some(socket) => bind_as_claimed(&socket, &key).map(|()| socket),
@@ -73,7 +74,7 @@ impl Main {
         }
     }
 
-    /// A worker listens on a socket that it has bound before. It is shared from now on.
+    /// A worker listens on a socket that it has bound before. The socket is shared from now on.
     pub(crate) fn on_listens(&mut self, claimant: Claimant, key: &Key, backlog: i32, socket: Option<OwnedFd>) {
         let now = Instant::now();
         if let Some(held) = self.listeners.shares.take(key, claimant.0.generation, now) {
@@ -98,7 +99,7 @@ impl Main {
         }
     }
 
-    /// Holds it, and gives it to all that wait for it.
+    /// Holds the socket, and gives it to every worker that waits for it.
     fn share(&mut self, claimant: Claimant, key: &Key, socket: OwnedFd, now: Instant) {
         let (copy, before) = (socket.try_clone(), self.listeners.shares.ports());
         let Some(waiting) = self.listeners.shares.hold(key, socket.into(), claimant.0.generation, now) else {
@@ -118,7 +119,8 @@ impl Main {
         [claimant].into_iter().chain(waiting).for_each(|claimant| self.send_shared(claimant, key, now));
     }
 
-    /// A debugger or a scraper of metrics wants one worker, and not any: so every port beyond the first is told of.
+    /// The log mentions every port beyond the first, because a port for a debugger or for metrics should lead to one
+    /// worker.
     fn tell_of_further_port(&self, before: &BTreeSet<u16>, port: u16) {
         let were_named = self.configuration.plan.share_ports.only().is_some();
         if were_named || before.is_empty() || before.contains(&port) || before.len() > MAX_PORTS_TOLD {
@@ -132,7 +134,7 @@ impl Main {
         );
     }
 
-    /// Main holds some because it was asked to: workers that bind one of those get it.
+    /// If the plan asks for this address, main has a socket for it already: workers that bind it get that socket.
     fn hold_asked_for(&mut self, key: &Key, generation: u32, now: Instant) {
         let asked_for =
             self.listeners.held.is_claimed(key).filter(|_| self.listeners.shares.held().all(|(held, _)| held != key));
@@ -141,7 +143,7 @@ impl Main {
         self.listeners.shares.hold(key, copy.into(), generation, now);
     }
 
-    /// What is due about binds that others wait for.
+    /// Does what is due about binds that others wait for.
     pub(crate) fn tend_claims(&mut self) {
         let now = Instant::now();
         let due = self.listeners.shares.due(now);
@@ -154,7 +156,7 @@ impl Main {
         self.claim_again(due.again);
     }
 
-    /// A monitor's answer.
+    /// A monitor says whether a bound socket may still listen.
     pub(crate) fn on_looked(&mut self, bound: Claimant, may_listen: bool) {
         let again = self.listeners.shares.looked(bound, may_listen, Instant::now());
         self.claim_again(again);
@@ -166,7 +168,7 @@ impl Main {
         }
     }
 
-    /// The call fails so; without a reason the kernel makes it.
+    /// The worker's call fails with this errno. Without an errno the kernel carries the call out.
     pub(crate) fn not_shared(&mut self, claimant: Claimant, errno: Option<i32>) {
         self.tell_monitor(claimant, |ticket| Order::NotShared { ticket, errno });
     }
@@ -195,7 +197,7 @@ impl Main {
     }
 }
 
-/// The name by which the guard knows what workers have bound themselves.
+/// The name of a shared port in the guard.
 pub(crate) fn shared_name(key: &Key) -> String {
     format!("{} (shared)", key.address)
 }

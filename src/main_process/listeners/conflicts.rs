@@ -1,4 +1,5 @@
-//! What a new generation may have wanted that the old one still has: told where its release is rejected.
+//! Addresses that a new generation may have wanted and the old one still has. They are logged if the release is
+//! rejected.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,12 +11,12 @@ use crate::main_process::decide::Rejected;
 use crate::sys::errno::words;
 use crate::worker::cause::Cause;
 
-/// By generation.
+/// Conflicts by generation.
 #[derive(Debug, Default)]
 pub(crate) struct Conflicts {
     /// The last bind that was refused, and the errno.
     pub(crate) refused: BTreeMap<u32, (SocketAddr, Errno)>,
-    /// Where workers listen that main does not hold, as of the last reload.
+    /// Addresses on which workers listen and that main does not hold, as of the last reload.
     pub(crate) own: BTreeMap<u32, Vec<String>>,
 }
 
@@ -26,8 +27,8 @@ impl Conflicts {
         self.own.remove(&generation);
     }
 
-    /// What stood in the way of a release whose worker has exited, as far as that is known, and what helps. It is put behind
-    /// the reason.
+    /// What stood in the way of a release whose worker has exited, if that is known, and what helps. It completes the
+    /// reason.
     pub(crate) fn remedy(&self, generation: u32, why: &Rejected, plan: &Plan) -> String {
         let serving = why.serving;
         if !matches!(why.cause, Cause::Exited(_)) {

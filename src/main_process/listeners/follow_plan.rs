@@ -1,10 +1,11 @@
-//! The listeners that a plan has, compared with those that are held. What is new is bound before the generation that has
-//! it is started; what stays becomes what the plan says once that generation serves; and what no generation has any more is
-//! closed. A reload that fails so leaves nothing behind.
+//! Makes the held listeners follow a plan. New listeners are bound before the generation that has them is started.
+//! Listeners that stay get their new settings when that generation serves. Listeners that no generation has any more
+//! are closed. So a reload that fails leaves nothing behind.
 
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::Listeners;
 use super::held::Held;
 use crate::config::{Address, Listen, Plan};
 use crate::main_process::listeners::claims::shared_name;
@@ -16,8 +17,8 @@ use crate::sys::errno::words;
 use crate::sys::socket_options;
 
 impl Main {
-    /// Holds whatever `plan` has, for as many workers as it will have. Or nothing more than before, and without waiting for
-    /// an address in use.
+    /// Binds every listener of `plan` that is not held, for the number of workers that it will have: all or none. Does
+    /// not wait for an address in use.
     pub(crate) fn hold(&mut self, plan: &Plan) -> Result<(), Refusal> {
         let workers = self.state.count_for(plan.workers);
         for listen in &plan.listen {
@@ -32,7 +33,7 @@ impl Main {
         self.hold_for(plan, workers)
     }
 
-    /// The same, for so many workers.
+    /// The same, for this number of workers.
     pub(crate) fn hold_for(&mut self, plan: &Plan, workers: u32) -> Result<(), Refusal> {
         let missing = self.listeners.held.missing(&plan.listen, workers);
         if missing.is_empty() {
@@ -41,7 +42,7 @@ impl Main {
         if let Some(shortage) = queues::shortage(&Plan { workers, ..plan.clone() }) {
             return Err(Refusal::Final(shortage));
         }
-        // What is bound belongs to its group at once, and has no worker yet.
+        // A new queue joins its group at once, and has no worker yet.
         self.listeners.held.look_who_is_silent();
         self.steer_before_more_join();
         let mut added = Vec::new();
@@ -69,9 +70,9 @@ impl Main {
     fn add(&mut self, listen: &Listen, slot: u32) -> Result<u64, Refusal> {
         let listen = &self.listeners.held.with_port(listen);
         if slot > 0 {
-            self.set_joinable(listen, true).map_err(Refusal::Final)?;
+            self.listeners.set_joinable(listen, true).map_err(Refusal::Final)?;
         }
-        let number = match self.shared_at(listen).filter(|_| slot == 0) {
+        let number = match self.listeners.shared_at(listen).filter(|_| slot == 0) {
             Some(listener) => {
                 let backlog = socket_options::backlog(&listener).unwrap_or_default();
                 let before = Listen { backlog, nonblock: false, per_worker: false, ..listen.clone() };
@@ -79,7 +80,8 @@ impl Main {
             }
             None => {
                 let bound = bind(listen, slot);
-                let in_the_way = || self.shared_instead(listen).or_else(|| self.held_instead(listen));
+                let in_the_way =
+                    || self.listeners.shared_instead(listen).or_else(|| self.listeners.held_instead(listen));
                 let bound = bound.map_err(|refusal| match refusal {
                     Refusal::InUse(_) => in_the_way().map_or(refusal, Refusal::Final),
                     other => other,
@@ -94,63 +96,7 @@ impl Main {
         Ok(number)
     }
 
-    /// Has others join the first of its address, or no more.
-    fn set_joinable(&mut self, listen: &Listen, joinable: bool) -> Result<(), String> {
-        let first = self.listeners.held.iter_mut().find(|held| held.slot == 0 && held.is_of(listen));
-        let Some(first) = first.filter(|first| first.listen.per_worker != joinable) else { return Ok(()) };
-        let set = first.listener.set_joinable(joinable);
-        set.map_err(|error| format!("{} cannot be given queues for each worker: {}", first.name, words(&error)))?;
-        first.listen.per_worker = joinable;
-        Ok(())
-    }
-
-    /// What workers have bound there themselves, and main holds for them: it is the listener that is asked for, and what
-    /// waits in it is not lost.
-    fn shared_at(&self, listen: &Listen) -> Option<Listener> {
-        let (_, socket) = self.listeners.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
-        let listener = Listener::without_path(socket.as_fd().try_clone_to_owned().ok()?);
-        if matches!(socket_options::backlog(&listener), Ok(None)) {
-            listener.set_backlog(listen.backlog).ok()?;
-        }
-        Some(listener)
-    }
-
-    /// What is asked for no more, while workers share what they bind, goes on for as long as they may take to bind it.
-    fn leave_to_workers(&mut self, held: &Held) {
-        let is_port = held.slot == 0 && held.listen.address.tcp_port().is_some();
-        let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
-        let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
-        let name = shared_name(&key);
-        if self.listeners.shares.offer(key, copy.into(), Instant::now()) {
-            self.listeners.guard.add(name, held.listener.as_fd());
-        }
-    }
-
-    /// Says so where workers are in the way.
-    fn shared_instead(&self, listen: &Listen) -> Option<String> {
-        let port = listen.address.tcp_port()?;
-        let (key, _) = self.listeners.shares.held().find(|(key, _)| key.address.port() == port)?;
-        let (wanted, bound) = (&listen.address, key.address);
-        Some(format!("cannot listen on {wanted}: workers have bound {bound} themselves and share it; ask for that"))
-    }
-
-    /// Says so where a listener of panzer's own is in the way: the same port in another form.
-    fn held_instead(&self, listen: &Listen) -> Option<String> {
-        let wanted = &listen.address;
-        let held = &self.listeners.held.iter().find(|held| held.listen.address.overlaps(wanted))?.listen.address;
-        let why = match (held, wanted) {
-            (Address::Any(_) | Address::AnyUdp(_), Address::Tcp(_) | Address::Udp(_)) if listen.bare => {
-                " (by --also-speak server-starter a port alone is of IPv4 only)"
-            }
-            _ => "",
-        };
-        Some(format!(
-            "cannot listen on {wanted}{why}: panzer itself listens on {held}, and a reload cannot give that up and lose \
-             nothing. Keep {held}, or reload to another port first, or stop panzer and start it anew"
-        ))
-    }
-
-    /// A generation serves: what is held is as its plan says from now on.
+    /// The generation serves: the held listeners get the settings of its plan.
     pub(crate) fn adopt_listeners_of(&mut self, generation: u32) {
         let wanted = self.configuration.plans.get(&generation).map(|plan| plan.listen.clone()).unwrap_or_default();
         for held in self.listeners.held.iter_mut() {
@@ -159,12 +105,12 @@ impl Main {
             if held.listen.backlog != listen.backlog && !held.is_silent() {
                 self.listeners.guard.note_queue(&held.name);
             }
-            // Whether others may join it is another matter.
+            // `per_worker` says whether others may join it, and changes elsewhere.
             held.listen = Listen { per_worker: held.listen.per_worker, ..listen.clone() };
         }
     }
 
-    /// Closes what no generation has any more that there is.
+    /// Closes the listeners that no generation has any more.
     pub(crate) fn close_dropped(&mut self) {
         let has = |plan: &Plan, held: &Held| {
             plan.listen.iter().any(|listen| held.is_of(listen) && (held.slot == 0 || listen.per_worker))
@@ -193,7 +139,7 @@ impl Main {
             self.listeners.unix_guard.forget(&held, &self.poller);
             if self.listeners.shares_ports && !self.state.is_stopping() {
                 // Workers may bind it themselves from now on.
-                self.leave_to_workers(&held);
+                self.listeners.leave_to_workers(&held);
             }
             self.listeners.guard.remove(&held.name, &self.poller);
             held.listener.close();
@@ -203,23 +149,82 @@ impl Main {
         let alone: Vec<Listen> =
             self.listeners.held.iter().filter(|held| !is_group(held)).map(|held| held.listen.clone()).collect();
         for listen in alone {
-            if let Err(why) = self.set_joinable(&listen, false) {
+            if let Err(why) = self.listeners.set_joinable(&listen, false) {
                 log::warn!("{why}");
             }
         }
     }
 }
 
-/// A backlog, what it does where nobody waits, and who may connect.
+impl Listeners {
+    /// Lets others join the first socket of its address, or no longer.
+    fn set_joinable(&mut self, listen: &Listen, joinable: bool) -> Result<(), String> {
+        let first = self.held.iter_mut().find(|held| held.slot == 0 && held.is_of(listen));
+        let Some(first) = first.filter(|first| first.listen.per_worker != joinable) else { return Ok(()) };
+        let set = first.listener.set_joinable(joinable);
+        set.map_err(|error| format!("{} cannot be given queues for each worker: {}", first.name, words(&error)))?;
+        first.listen.per_worker = joinable;
+        Ok(())
+    }
+
+    /// A socket that workers have bound at this address and main holds for them. It becomes the listener that the plan
+    /// asks for, and the connections that wait in it are not lost.
+    fn shared_at(&self, listen: &Listen) -> Option<Listener> {
+        let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
+        let listener = Listener::without_path(socket.as_fd().try_clone_to_owned().ok()?);
+        if matches!(socket_options::backlog(&listener), Ok(None)) {
+            listener.set_backlog(listen.backlog).ok()?;
+        }
+        Some(listener)
+    }
+
+    /// The plan no longer asks for this listener, but workers may bind its port and share it. So the socket is kept for
+    /// the time that they may take.
+    fn leave_to_workers(&mut self, held: &Held) {
+        let is_port = held.slot == 0 && held.listen.address.tcp_port().is_some();
+        let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
+        let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
+        let name = shared_name(&key);
+        if self.shares.offer(key, copy.into(), Instant::now()) {
+            self.guard.add(name, held.listener.as_fd());
+        }
+    }
+
+    /// If workers have bound the port in another form: why the listener cannot be bound.
+    fn shared_instead(&self, listen: &Listen) -> Option<String> {
+        let port = listen.address.tcp_port()?;
+        let (key, _) = self.shares.held().find(|(key, _)| key.address.port() == port)?;
+        let (wanted, bound) = (&listen.address, key.address);
+        Some(format!("cannot listen on {wanted}: workers have bound {bound} themselves and share it; ask for that"))
+    }
+
+    /// If panzer itself listens on the port in another form: why the listener cannot be bound.
+    fn held_instead(&self, listen: &Listen) -> Option<String> {
+        let wanted = &listen.address;
+        let held = &self.held.iter().find(|held| held.listen.address.overlaps(wanted))?.listen.address;
+        let why = match (held, wanted) {
+            (Address::Any(_) | Address::AnyUdp(_), Address::Tcp(_) | Address::Udp(_)) if listen.bare => {
+                " (by --also-speak server-starter a port alone is of IPv4 only)"
+            }
+            _ => "",
+        };
+        Some(format!(
+            "cannot listen on {wanted}{why}: panzer itself listens on {held}, and a reload cannot give that up and lose \
+             nothing. Keep {held}, or reload to another port first, or stop panzer and start it anew"
+        ))
+    }
+}
+
+/// Gives a listener its backlog, O_NONBLOCK and access.
 fn become_as(held: &Held, wanted: &Listen) {
     let mut done = Ok(());
-    // To listen is what a listener that was shut down does not do until its guard says so.
+    // A listener that was shut down does not listen before its guard revives it.
     let is_said = wanted.backlog.is_some() || wanted.inherited.is_none();
     if held.listen.backlog != wanted.backlog && is_said && !held.is_silent() {
         done = held.listener.set_backlog(wanted.backlog);
         tell_if_capped(wanted, held.slot);
     }
-    // Never the other way round: whoever has it, by any generation, may rely on it.
+    // O_NONBLOCK is never cleared: a worker of any generation may rely on it.
     if wanted.nonblock && !held.listen.nonblock {
         done = done.and_then(|()| held.listener.set_nonblock());
     }
@@ -231,7 +236,7 @@ fn become_as(held: &Held, wanted: &Listen) {
     }
 }
 
-/// Whether a listener becomes one with a queue for each worker, or is no longer.
+/// Whether a listener gets a queue for each worker, or loses them.
 pub(crate) fn changes_queues(one: &[Listen], other: &[Listen]) -> bool {
     let differs = |listen: &Listen| {
         let same = other.iter().find(|same| same.address == listen.address);

@@ -1,8 +1,8 @@
-//! The listeners that main holds: what each is, and whose.
+//! The listeners that main holds.
 //!
-//! Those of one address with a queue for each slot are one group to the kernel, and stand here in its order, by which it is
-//! told where new connections go: a later one stands behind the earlier ones; of one that leaves, the last takes the
-//! place; and what a worker has shut down has left, until it listens again.
+//! The per-slot sockets of one address form a SO_REUSEPORT group. This list mirrors the kernel's order, because the BPF
+//! program addresses sockets by index: a new socket is appended; when one leaves (closed or shut down), the last one
+//! moves into its place.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,20 +19,21 @@ use crate::sys::socket_options;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Held {
-    /// Nobody else's as long as it is held.
+    /// Number of this listener. No other has it as long as this one is held.
     pub(crate) number: u64,
-    /// What people and the guard know it by.
+    /// Name of this listener in messages and in the guard.
     pub(crate) name: String,
-    /// As what it serves. Of the first of an address, `per_worker` says whether others may join it.
+    /// The settings that it has now. In the first listener of an address, `per_worker` says whether others may join it.
     pub(crate) listen: Listen,
-    /// Whose queue it is where each slot has one of its own; 0 where there is one for all.
+    /// The slot whose queue this is; 0 if all slots share it.
     pub(crate) slot: u32,
     /// Whether a worker has shut it down, and it does not listen again yet.
     silent: bool,
     pub(crate) listener: Listener,
 }
 
-/// By what one is found: of those that panzer was started with, several may be called the same.
+/// What identifies a listener in a plan. The descriptor belongs to it, because several inherited ones may have the same
+/// address.
 type HeldKey<'a> = (&'a Address, Option<RawFd>, u32);
 
 fn key_of(listen: &Listen, slot: u32) -> HeldKey<'_> {
@@ -40,23 +41,23 @@ fn key_of(listen: &Listen, slot: u32) -> HeldKey<'_> {
 }
 
 impl Held {
-    /// Whether it is what `listen` asks for, or a queue of it.
+    /// Whether `listen` asks for this listener, or for a group that it belongs to.
     pub(crate) fn is_of(&self, listen: &Listen) -> bool {
         key_of(&self.listen, 0) == key_of(listen, 0)
     }
 
-    /// Whether it listens, for all that is known.
+    /// Whether it was shut down, as far as main knows.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent
     }
 }
 
-/// All of them.
+/// All held listeners.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct AllHeld(Vec<Held>);
 
 impl AllHeld {
-    /// The same listener with the port that it was given when it was bound first, where the kernel was to choose one.
+    /// Replaces port 0 by the port that the kernel chose when the listener was first bound.
     pub(crate) fn with_port(&self, listen: &Listen) -> Listen {
         let is_it = |held: &&Held| {
             let other = &held.listen;
@@ -71,7 +72,7 @@ impl AllHeld {
         plan.listen.iter_mut().for_each(|listen| *listen = self.with_port(listen));
     }
 
-    /// Takes one in that has just been bound, and so is the last of its group. Returns its number.
+    /// Adds a listener that has just been bound, and so is the last of its group. Returns its number.
     pub(crate) fn add(&mut self, mut listen: Listen, slot: u32, listener: Listener) -> u64 {
         if let Some(port) = listener.port().filter(|_| listen.lacks_port()) {
             listen.address = listen.address.with_port(port);
@@ -96,12 +97,12 @@ impl AllHeld {
         self.iter().find(|held| held.number == number)
     }
 
-    /// The one, for all slots together, that a worker means who binds this.
+    /// The listener for all slots that a worker means if it binds `key`.
     pub(crate) fn is_claimed(&self, key: &Key) -> Option<&Held> {
         self.iter().find(|held| !held.listen.per_worker && is_at(key, &held.listen.address))
     }
 
-    /// The one that is what `listen` asks for, or of it the queue of the first slot.
+    /// The listener that `listen` asks for; the queue of slot 0 if there are several.
     pub(crate) fn first(&self, listen: &Listen) -> Option<&Held> {
         self.iter().find(|held| held.slot == 0 && held.is_of(listen))
     }
@@ -111,13 +112,13 @@ impl AllHeld {
         self.iter().any(|held| held.slot > 0)
     }
 
-    /// Those that `listen` has for so many workers and that are not held.
+    /// The listeners of `listen` that are not held, with their slots, for this number of workers.
     pub(crate) fn missing<'a>(&self, listen: &'a [Listen], workers: u32) -> Vec<(&'a Listen, u32)> {
         let held = self.by_key();
         queues::all(listen, workers).filter(|(listen, slot)| !held.contains_key(&key_of(listen, *slot))).collect()
     }
 
-    /// The sockets that `listen` has for so many workers, in their order, from the one behind `before` on.
+    /// The sockets of `listen` for this number of workers, in their order, without the first `before`.
     pub(crate) fn sockets(&self, listen: &[Listen], workers: u32, before: usize) -> io::Result<Vec<BorrowedFd<'_>>> {
         let held = self.by_key();
         let socket = |(listen, slot): (&Listen, u32)| match held.get(&key_of(listen, slot)) {
@@ -131,7 +132,7 @@ impl AllHeld {
         self.iter().map(|held| (key_of(&held.listen, held.slot), held)).collect()
     }
 
-    /// Each group of which more than one is there, as the kernel has it.
+    /// Each group with more than one socket, in the kernel's order.
     pub(crate) fn groups(&self) -> Vec<Vec<&Held>> {
         let mut groups: BTreeMap<&Address, Vec<&Held>> = BTreeMap::new();
         for held in self.iter().filter(|held| held.listen.per_worker && !held.silent) {
@@ -140,20 +141,21 @@ impl AllHeld {
         groups.into_values().filter(|group| group.len() > 1).collect()
     }
 
-    /// Takes one out, to be closed: its group loses it.
+    /// Removes a listener, which is then closed and so leaves its group.
     pub(crate) fn remove(&mut self, number: u64) -> Option<Held> {
         let at = self.leave(|held| held.number == number)?;
         Some(self.0.remove(at))
     }
 
-    /// A worker has shut down what has this name: it has left its group.
+    /// A worker has shut down the listener with this name. It has left its group.
     pub(crate) fn fell_silent(&mut self, name: &str) {
         if let Some(at) = self.leave(|held| held.name == name && !held.silent) {
             self.0[at].silent = true;
         }
     }
 
-    /// The same for whatever was shut down, told or not: what joins next stands behind those that are left.
+    /// Finds all listeners that were shut down, reported or not. The next socket that joins stands behind those that
+    /// are left.
     pub(crate) fn look_who_is_silent(&mut self) {
         let grouped = self.has_groups();
         let is_silent = |held: &Held| {
@@ -164,7 +166,7 @@ impl AllHeld {
         }
     }
 
-    /// What has this name listens again, as the last of its group.
+    /// The listener with this name listens again, as the last of its group.
     pub(crate) fn listens_again(&mut self, name: &str) {
         let Some(from) = self.0.iter().position(|held| held.name == name && held.silent) else { return };
         let mut held = self.0.remove(from);
@@ -173,7 +175,8 @@ impl AllHeld {
         self.0.insert(place, held);
     }
 
-    /// As the kernel does it: the last takes the place of the one that leaves, which then stands behind it. Returns where.
+    /// Does what the kernel does: the last socket takes the place of the one that leaves. The one that leaves stands
+    /// behind it then. Returns its position.
     fn leave(&mut self, leaves: impl Fn(&Held) -> bool) -> Option<usize> {
         let at = self.0.iter().position(leaves)?;
         if self.0[at].silent {
@@ -185,14 +188,15 @@ impl AllHeld {
         Some(last)
     }
 
-    /// Behind all that listen of an address, and before those that do not; behind everything where there is none.
+    /// The position behind the listening sockets of an address, and before those that were shut down. The end of the
+    /// list if there are none.
     fn end_of_group(&self, address: &Address) -> usize {
         let last = self.0.iter().rposition(|held| held.listen.address == *address && !held.silent);
         let silent = || self.0.iter().position(|held| held.listen.address == *address);
         last.map(|last| last + 1).or_else(silent).unwrap_or(self.0.len())
     }
 
-    /// Lets go of all.
+    /// Closes all listeners.
     pub(crate) fn close(&mut self) {
         self.0.drain(..).for_each(|held| held.listener.close());
     }

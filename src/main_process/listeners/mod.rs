@@ -36,7 +36,7 @@ pub(crate) const FIRST_GUARDED: u64 = 1 << 48;
 /// Guarded unix listeners are watched under this token and higher ones.
 pub(crate) const FIRST_GUARDED_UNIX: u64 = 1 << 52;
 
-/// All listeners, and what is known about them.
+/// All listeners, with their state.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listeners {
@@ -44,7 +44,7 @@ pub(crate) struct Listeners {
     /// Whether workers share the ports that they bind themselves.
     pub(crate) shares_ports: bool,
     pub(crate) shares: Shares<Descriptor>,
-    /// Whether people were told that workers bind too many ports.
+    /// Whether it was logged that workers bind too many ports.
     pub(crate) too_many_told: bool,
     #[serde(skip)]
     pub(crate) conflicts: Conflicts,
@@ -56,7 +56,7 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// When something is to be done about a listener. `serving` is the generation that serves.
+    /// When something is due about a listener. `serving` is the serving generation.
     pub(crate) fn deadline(&self, serving: Option<u32>) -> Option<Instant> {
         let shares = self.shares.deadline(serving);
         let guards = [self.guard.deadline(), self.unix_guard.deadline()];

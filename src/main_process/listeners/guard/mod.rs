@@ -1,4 +1,4 @@
-//! Listeners that a worker shuts down or cuts are put right again.
+//! Listeners that a worker has shut down, or whose queue it has made shorter, are put right again.
 
 pub(crate) mod tcp;
 pub(crate) mod unix;

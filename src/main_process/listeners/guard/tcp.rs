@@ -1,9 +1,9 @@
-//! What a worker does to a TCP listener that it shares with all others is undone: a `shutdown()`, which closes it for
-//! everybody, and a `listen()` with a shorter queue.
+//! Undoes what a worker does to a TCP listener that it shares: a `shutdown()`, which closes it for all workers, and a
+//! `listen()` with a shorter queue.
 //!
-//! The kernel tells of a shutdown by a hang-up. Queues are looked at when a worker becomes ready or ends, when a
-//! generation serves, fails or ends, and some times after that, as a worker may call `listen()` late; and whenever main is
-//! awake for another reason. As long as nothing happens, none of this wakes anybody.
+//! The kernel reports a shutdown as a hang-up. Queues are checked when a worker becomes ready or ends, when a
+//! generation serves, fails or ends, and some times after that, because a worker may call `listen()` late. They are
+//! also checked whenever main is awake for another reason. As long as nothing happens, main does not wake for this.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,16 +19,16 @@ use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::socket_options;
 
-/// A listener that is shut down again and again is revived no more often than this.
+/// A listener that is shut down again and again is revived at most once in this time.
 const PACE: Duration = Duration::from_millis(20);
 
-/// And told of no more often than this.
+/// A revival is logged at most once in this time.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// After something has happened, queues are looked at again after so many seconds: a `listen()` may come late.
+/// Number of seconds after an event at which queues are checked again, because a `listen()` may come late.
 const LOOKS: [u64; 3] = [1, 5, 30];
 
-/// While main is awake for other reasons, queues are looked at no more often than this.
+/// While main is awake for other reasons, queues are checked at most once in this time.
 const LOOK_PACE: Duration = Duration::from_secs(1);
 
 /// The listeners that are guarded.
@@ -53,7 +53,7 @@ struct Guarded {
     name: String,
     /// The longest queue that it has had. None before it listened.
     queue: Option<u32>,
-    /// Under which it is watched.
+    /// Token under which it is watched.
     #[serde(skip)]
     token: u64,
     /// When it was revived last, and when it is to be revived.
@@ -100,14 +100,14 @@ impl Guard {
         self.next_token += 1;
     }
 
-    /// What has this name was given a queue of another length.
+    /// The listener with this name was given another queue length.
     pub(crate) fn note_queue(&mut self, name: &str) {
         for guarded in self.all.iter_mut().filter(|guarded| guarded.name == name) {
             guarded.queue = socket_options::backlog(&guarded.socket).ok().flatten().or(guarded.queue);
         }
     }
 
-    /// Lets go of what has this name.
+    /// Stops guarding the listener with this name.
     pub(crate) fn remove(&mut self, name: &str, poller: &Poller) {
         self.all.retain(|guarded| {
             if guarded.name == name {
@@ -117,14 +117,15 @@ impl Guard {
         });
     }
 
-    /// Lets go of everything.
+    /// Stops guarding.
     pub(crate) fn clear(&mut self, poller: &Poller) {
         self.all.iter().for_each(|guarded| poller.forget(&guarded.socket));
         self.all.clear();
         self.looks.clear();
     }
 
-    /// A worker may have called `listen()`: looks what listens by now, and gives a queue its length back.
+    /// A worker may have called `listen()`: finds sockets that listen by now, and gives shortened queues their length
+    /// back.
     pub(crate) fn look(&mut self, now: Instant, poller: &Poller) {
         self.looked = Some(now);
         for guarded in &mut self.all {
@@ -137,7 +138,7 @@ impl Guard {
                 }
                 (Some(queue), Some(current)) if current < queue => guarded.lengthen(current, queue),
                 (Some(_), Some(current)) => guarded.queue = Some(current),
-                // Its end was not told, as where it could not be watched.
+                // Its shutdown was not reported, for example because it could not be watched.
                 (Some(_), None) => {
                     poller.forget(&guarded.socket);
                     guarded.due.get_or_insert(guarded.next_revival(now));
@@ -146,22 +147,22 @@ impl Guard {
         }
     }
 
-    /// Has queues looked at again some times from now on.
+    /// Checks queues some times from now on.
     pub(crate) fn look_again_after(&mut self, now: Instant) {
         self.looks = LOOKS.iter().rev().map(|pause| now + Duration::from_secs(*pause)).collect();
     }
 
-    /// Whether main was woken to look at queues.
+    /// Whether it is time to check queues.
     pub(crate) fn look_is_due(&mut self, now: Instant) -> bool {
         self.looks.pop_if(|look| *look <= now).is_some()
     }
 
-    /// Whether queues may be looked at now that main is awake anyway.
+    /// Whether queues may be checked because main is awake anyway.
     pub(crate) fn may_look(&self, now: Instant) -> bool {
         self.looked.is_none_or(|looked| looked + LOOK_PACE <= now)
     }
 
-    /// The kernel says that somebody shut one down. It is left alone until it is revived. Returns its name.
+    /// The kernel reports that a listener was shut down. It is watched again once it is revived. Returns its name.
     pub(crate) fn on_hang_up(&mut self, token: u64, now: Instant, poller: &Poller) -> Option<&str> {
         let guarded = self.all.iter_mut().find(|guarded| guarded.token == token)?;
         poller.forget(&guarded.socket);
@@ -169,20 +170,20 @@ impl Guard {
         Some(&guarded.name)
     }
 
-    /// Whether one is to be revived now.
+    /// Whether a listener is to be revived now.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.all.iter().any(|guarded| guarded.due.is_some_and(|due| due <= now))
     }
 
-    /// When something is to be done.
+    /// When something is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let telling = |guarded: &Guarded| guarded.told.filter(|_| guarded.untold > 0).map(|told| told + TOLD_EVERY);
         let listeners = self.all.iter().flat_map(|guarded| [guarded.due, telling(guarded)]).flatten();
         listeners.chain(self.looks.last().copied()).min()
     }
 
-    /// Revives what is due, and tells of it. `suspects` says whose workers may have done it. Returns the names of what
-    /// listens again, in the order in which it does.
+    /// Revives the listeners that are due, and logs it. `suspects` names the workers that may have done it. Returns the
+    /// names of the listeners that listen again, in the order in which they do.
     pub(crate) fn act(&mut self, now: Instant, poller: &Poller, suspects: impl Fn() -> String) -> Vec<String> {
         let mut revived = Vec::new();
         let mut done = BTreeSet::new();
@@ -288,7 +289,8 @@ mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsFd;
 
-    /// Long after the last event nothing wakes main for a look; but when it is awake, a queue that was cut is put right.
+    /// Long after the last event main does not wake for a look. When it is awake anyway, a shortened queue is put
+    /// right.
     #[test]
     fn a_queue_that_was_cut_late_is_put_right_when_main_is_awake_anyway() {
         let (poller, listener) = (Poller::new().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());

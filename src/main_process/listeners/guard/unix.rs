@@ -1,9 +1,12 @@
-//! What a worker does to a unix listener that it shares with all others. A `shutdown()` of one lasts for ever: it is
-//! bound anew, and whoever has only the old one must be replaced. One that panzer was started with is its owner's to bind:
-//! people are told. A `listen()` with a shorter queue is undone. A path that is removed, as by asyncio's servers when they
-//! end, is put back.
+//! Undoes what a worker does to a unix listener that it shares:
 //!
-//! The kernel tells of a shutdown by a hang-up, as for TCP, and of a path by inotify; of a queue it tells nothing.
+//! - After a `shutdown()` it can never listen again. It is bound anew, and the generations that only have the old
+//!   socket are replaced. A socket that panzer inherited belongs to whoever made it, so only a message is logged.
+//! - The shorter queue of a `listen()` is made longer again.
+//! - A removed path is put back. Servers of asyncio, for example, remove it when they end.
+//!
+//! The kernel reports a shutdown as a hang-up, and a removed path through inotify. It does not report a change of the
+//! queue.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,18 +25,18 @@ use crate::sys::file_id::FileId;
 use crate::sys::poller::Poller;
 use crate::sys::unix_queue;
 
-/// What could not be bound anew is tried again after this.
+/// Pause before a failed bind is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// A path that is removed is put back after this, unless whoever removed it has bound it in the meantime.
+/// A removed path is put back after this time, unless the process that removed it has bound it again by then.
 const REMOVED: Duration = Duration::from_millis(2);
 
-/// Watches over the unix listeners among those that are held, each known by its number.
+/// Guards the unix listeners among those that are held. Each is known by its number.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct UnixGuard {
     #[serde(skip)]
     first_token: u64,
-    /// Tells of changes to the paths. None if inotify cannot be used.
+    /// Reports changes of the paths. None if inotify cannot be used.
     #[serde(skip)]
     paths: Option<Inotify>,
     #[serde(skip)]
@@ -52,7 +55,7 @@ struct Dead {
     #[serde(with = "crate::carry::moment::option")]
     due: Option<Instant>,
     told: bool,
-    /// Whether only its path is gone.
+    /// Whether only its path was removed.
     #[serde(default)]
     removed: bool,
 }
@@ -71,7 +74,7 @@ impl UnixGuard {
         self.watch_all(held, poller);
     }
 
-    /// Watches a listener, if it is one of its kind.
+    /// Watches a listener, if it is a unix one.
     pub(crate) fn watch(&mut self, held: &Held, poller: &Poller) {
         if !is_unix(held) {
             return;
@@ -95,12 +98,12 @@ impl UnixGuard {
         }
     }
 
-    /// Watches all of its kind.
+    /// Watches all unix listeners.
     pub(crate) fn watch_all(&mut self, held: &AllHeld, poller: &Poller) {
         held.iter().for_each(|held| self.watch(held, poller));
     }
 
-    /// Lets go of one.
+    /// Stops guarding a listener.
     pub(crate) fn forget(&mut self, held: &Held, poller: &Poller) {
         if is_unix(held) {
             poller.forget(&held.listener);
@@ -113,7 +116,7 @@ impl UnixGuard {
     pub(crate) fn lengthen(&mut self, held: &AllHeld) {
         for held in held.iter().filter(|held| is_unix(held)) {
             let mut length = held.listen.backlog;
-            // Of all others it need not be seen whether they were cut.
+            // The length of any other queue is known, so it is set without looking.
             if length.is_none() && held.listen.inherited.is_some() {
                 let Some(current) = queue_of(held) else { continue };
                 let longest =
@@ -123,12 +126,12 @@ impl UnixGuard {
                 }
                 length = Some(longest);
             }
-            // Refused only where it is dead.
+            // Fails only if the listener was shut down.
             let _ = held.listener.set_backlog(length);
         }
     }
 
-    /// The kernel says that somebody shut one down, or that a path has changed.
+    /// The kernel reports that a listener was shut down, or that a path has changed.
     pub(crate) fn on_change(&mut self, token: u64, now: Instant, held: &AllHeld, poller: &Poller) {
         let Some(number) = (token - self.first_token).checked_sub(1) else { return self.on_paths_changed(now, held) };
         if let Some(held) = held.by_number(number) {
@@ -138,7 +141,7 @@ impl UnixGuard {
         }
     }
 
-    /// The kernel says that one of the paths has changed.
+    /// The kernel reports that a path has changed.
     pub(crate) fn on_paths_changed(&mut self, now: Instant, held: &AllHeld) {
         while self.paths.as_ref().is_some_and(|paths| paths.read_events().is_ok()) {}
         for held in held.iter().filter(|held| is_missing(held)) {
@@ -146,12 +149,13 @@ impl UnixGuard {
         }
     }
 
-    /// When something is to be done.
+    /// When something is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.dead.values().filter_map(|dead| dead.due).min()
     }
 
-    /// Binds anew what is due, and tells of it. Returns whether there is anything that no generation has yet.
+    /// Binds the listeners that are due anew, and logs it. Returns whether there is a socket that no generation has
+    /// yet.
     pub(crate) fn act(
         &mut self,
         now: Instant,
@@ -191,7 +195,7 @@ impl UnixGuard {
         any
     }
 
-    /// Lets go of everything.
+    /// Stops guarding.
     pub(crate) fn clear(&mut self, held: &AllHeld, poller: &Poller) {
         held.iter().filter(|held| is_unix(held)).for_each(|held| poller.forget(&held.listener));
         self.dead.clear();
@@ -223,7 +227,7 @@ fn renew(held: &Held) -> Result<Listener, WhyNot> {
         return Err(WhyNot::Ever(format!("{why}; restart what made it, such as the systemd socket unit, and panzer")));
     }
     if let Address::Abstract(_) = wanted.address {
-        // Its name is taken for as long as any worker, old ones too, holds the socket that is dead.
+        // The name stays taken as long as any worker, even an old one, holds the dead socket.
         let why = format!("{} accepts no more until panzer is restarted", wanted.address);
         return Err(WhyNot::Ever(format!("{why}; one with a path, as unix:/run/app.sock, would be bound anew")));
     }
@@ -249,7 +253,7 @@ fn put_back(held: &Held, told: bool) {
     }
 }
 
-/// The limit of its queue. None where the kernel does not tell.
+/// The limit of its queue. None if the kernel does not report it.
 fn queue_of(held: &Held) -> Option<u32> {
     let inode = u32::try_from(fstat(held.listener.as_fd()).ok()?.st_ino).ok()?;
     unix_queue::accept_queue(inode).ok()?.map(|(_, limit)| limit)

@@ -1,4 +1,4 @@
-//! When listeners are looked after, and what follows if one was put right.
+//! When listeners are checked, and what follows when one was put right.
 
 use std::time::Instant;
 
@@ -6,8 +6,7 @@ use crate::main_process::decide::Event;
 use crate::main_process::main::Main;
 
 impl Main {
-    /// A worker may have called `listen()`, or may do so soon: what it did to the queues is undone, and what it shut down
-    /// is revived.
+    /// A worker may have called `listen()`, or may do so soon: puts queues right, and revives listeners.
     pub(crate) fn put_listeners_right(&mut self) {
         let now = Instant::now();
         self.listeners.guard.look(now, &self.poller);
@@ -15,7 +14,7 @@ impl Main {
         self.listeners.unix_guard.lengthen(&self.listeners.held);
     }
 
-    /// Undoes what workers did to listeners. Who it was nobody can tell, but for the generations that there are.
+    /// Undoes what workers did to listeners. Nobody can say which worker it was, so the message names the generations.
     pub(crate) fn watch_over_listeners(&mut self) {
         let standings = self.state.standings();
         let workers = self.state.workers();

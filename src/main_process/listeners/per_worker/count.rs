@@ -1,5 +1,5 @@
-//! Queues of single workers while their count changes: more of them are bound and handed out, and before there are
-//! fewer, the kernel is told to leave those alone that will have no worker.
+//! Per-slot queues while the number of workers changes. More queues are bound and handed out first. Before there are
+//! fewer workers, new connections are kept from the queues that will have no worker.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -18,18 +18,18 @@ use crate::main_process::processes::children::Running;
 use crate::sockets::Refusal;
 use crate::sys::errno::words;
 
-/// A generation that is retired is waited for no longer than this: its schedule has begun.
+/// Limit of the time that a retired generation waits for its queues to be empty, because its schedule has begun.
 const AT_END_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Main {
-    /// Another count of workers is wanted.
+    /// Another number of workers is wanted.
     pub(crate) fn scale(&mut self, request: Option<u64>, change: Change) {
         if !self.has_own_queues() {
             return self.events.push_back(Event::Scale(request, change));
         }
         let from = self.listeners.per_worker.emptyings.count().unwrap_or_else(|| self.state.workers());
-        // Counted from what is pending, which the state does not know yet. Queues are for the first so many slots, so it is
-        // the last one that goes.
+        // Based on the number that is pending, which the state does not know yet. Queues belong to the first slots, so
+        // the last worker goes.
         let change = match change {
             Change::By(more) => Change::To(from.saturating_add_signed(more)),
             Change::WithoutOldest => Change::To(from.saturating_sub(1)),
@@ -54,7 +54,7 @@ impl Main {
             self.operators.clients.emptying(client);
         }
         let now = Instant::now();
-        // With nobody left, the first queue takes what comes.
+        // If no worker is left, the first queue takes the connections.
         self.listeners.per_worker.emptyings.begin(
             to.max(1),
             Then::Happens(Box::new(event)),
@@ -63,25 +63,26 @@ impl Main {
         );
     }
 
-    /// What the generations run by that serve or are to: those whose count of workers is wanted.
+    /// The plans of the generations that serve or are to serve.
     fn plans_that_go_on(&self) -> impl Iterator<Item = &Plan> {
         let standings = self.state.standings().into_iter();
         let going_on = standings.filter(|(standing, ..)| *standing != Standing::Draining);
         going_on.filter_map(|(_, generation, _)| self.configuration.plans.get(&generation))
     }
 
-    /// Whether each slot of those has a queue of its own.
+    /// Whether one of those plans has a queue for each slot.
     pub(crate) fn has_own_queues(&self) -> bool {
         self.plans_that_go_on().any(|plan| has_queues(&plan.listen))
     }
 
-    /// Binds the queues that so many workers need. On failure there are none more than before.
+    /// Binds the queues that this number of workers needs: all or none.
     pub(crate) fn bind_queues(&mut self, workers: u32) -> Result<(), String> {
         let plans: Vec<Plan> = self.plans_that_go_on().filter(|plan| has_queues(&plan.listen)).cloned().collect();
         plans.iter().try_for_each(|plan| self.hold_for(plan, workers)).map_err(Refusal::why)
     }
 
-    /// Sends an order; of what another count of workers needs, or leaves, first things first.
+    /// Sends an order. New queues are handed out before a scale-up. A stop waits until queues that nobody takes over
+    /// are empty.
     pub(crate) fn order(&mut self, monitor: Monitor, order: Order) {
         let kept = self.state.workers();
         let now = Instant::now();
@@ -101,7 +102,7 @@ impl Main {
         }
     }
 
-    /// Gives a monitor the queues that so many workers have and it has not yet.
+    /// Gives a monitor the queues for this number of workers that it does not have yet.
     fn hand_out_queues(&mut self, monitor: Monitor, workers: u32) {
         if let Err(why) = self.bind_queues(workers) {
             log::warn!("{why}");
@@ -122,7 +123,7 @@ impl Main {
         }
     }
 
-    /// A queue did not arrive: sends it again.
+    /// A queue did not arrive. Sends it again.
     pub(crate) fn send_queue_again(&mut self, monitor: Monitor, place: usize) {
         let (Some(running), Some(plan)) =
             (self.children.running(monitor), self.configuration.plans.get(&monitor.generation))
@@ -144,15 +145,15 @@ impl Main {
         self.listeners.held.iter().any(|held| held.slot < workers && has(held) && self.is_left(held, kept.max(1)))
     }
 
-    /// Whether this is the queue of a slot that nobody serves where so many are kept.
+    /// Whether this is the queue of a slot that nobody serves if this number of slots is kept.
     fn is_left(&self, held: &Held, keep: u32) -> bool {
         held.slot >= keep.min(self.most_queues(held)) && self.serves(held)
     }
 
-    /// Does what had to wait for empty queues.
+    /// Performs the actions that waited for empty queues.
     pub(crate) fn tend_queues(&mut self, now: Instant) {
         if !self.listeners.held.has_groups() {
-            // Nothing waits where there is no queue but the first.
+            // If there is only the first queue, nothing waits.
             self.listeners.per_worker.emptyings.give_up().into_iter().for_each(|then| self.do_at_last(then));
             return;
         }
@@ -190,7 +191,7 @@ impl Main {
         }
     }
 
-    /// Everything ends: nobody waits for a queue any more.
+    /// Everything ends, so nothing waits for a queue any more.
     pub(crate) fn give_up_emptying(&mut self) {
         for then in self.listeners.per_worker.emptyings.give_up() {
             self.do_at_last(then);
@@ -198,7 +199,7 @@ impl Main {
     }
 }
 
-/// Where that fails, a worker that has none asks for it.
+/// If it cannot be sent, a worker that lacks it will ask for it.
 fn send_queue(running: &mut Running, place: usize, queue: BorrowedFd<'_>) {
     match queue.try_clone_to_owned() {
         Ok(copy) => running.channel.send_along(&Order::QueueAt { place }, vec![copy]),

@@ -1,4 +1,4 @@
-//! Queues of single slots (`per-worker`): how many there are, and which of them get new connections.
+//! Per-slot queues (`per-worker`): their number, and which of them get new connections.
 
 pub(crate) mod count;
 pub(crate) mod steer;
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::main_process::decide::queue_emptying::Emptyings;
 
-/// What is known about the queues of single slots.
+/// State of the per-slot queues.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct PerWorker {
     /// Number of slots whose queues get new connections.
     pub(crate) active: u32,
-    /// What the kernel was told last.
+    /// The last order to the kernel.
     #[serde(skip)]
     pub(crate) steered: Option<Served>,
     pub(crate) emptyings: Emptyings,
@@ -21,9 +21,9 @@ pub(crate) struct PerWorker {
 /// The slots whose queues get new connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Served {
-    /// Number of slots, counted from slot 0,
+    /// Number of slots, counted from slot 0.
     pub(crate) active: u32,
-    /// without those whose worker has ended for good.
+    /// Slots among them whose worker has ended for good. Their queues get no new connections.
     pub(crate) ended: Vec<u32>,
     /// The serving generation. Its plan says which addresses have more than one queue.
     pub(crate) serving: Option<u32>,

@@ -1,5 +1,5 @@
-//! Where each slot has a queue of its own: to which of them new connections go. To those of slots that have a worker, or
-//! will have one; the kernel is told by the places that these have in its order.
+//! Which per-slot queues get new connections: those of slots that have a worker, or will have one. The kernel is told
+//! by the index of each queue in its group.
 
 use super::Served;
 use crate::config::Listen;
@@ -9,7 +9,7 @@ use crate::sys::errno::words;
 use crate::sys::reuseport;
 
 impl Main {
-    /// Has new connections go where there are workers for them.
+    /// Steers new connections to the slots that have workers.
     pub(crate) fn steer(&mut self) {
         if !self.listeners.held.has_groups() {
             return;
@@ -24,13 +24,14 @@ impl Main {
         }
     }
 
-    /// The same where there are other queues than before.
+    /// Steers again, because the queues have changed.
     pub(crate) fn steer_anew(&mut self) {
         let served = self.served();
         self.tell_kernel(served, false);
     }
 
-    /// The same before there are more: not to those either, though now there are none but such as are served.
+    /// Call this before new sockets join the group. It keeps traffic on the sockets that are there now, even if that is
+    /// all of them.
     pub(crate) fn steer_before_more_join(&mut self) {
         let served = self.served();
         self.tell_kernel(served, true);
@@ -45,12 +46,13 @@ impl Main {
         for group in self.listeners.held.groups() {
             let goes = |held: &Held| self.is_served(held, &served);
             let places: Vec<u32> = (0..).zip(&group).filter(|(_, held)| goes(held)).map(|(place, _)| place).collect();
-            let all = places.is_empty() || places.len() == group.len();
-            let everywhere: Vec<u32> = (0..group.len() as u32).collect();
-            let steered = match all {
-                true if more_join => reuseport::steer(&group[0].listener, &everywhere),
-                true => reuseport::steer_to_all(&group[0].listener),
-                false => reuseport::steer(&group[0].listener, &places),
+            let first = &group[0].listener;
+            let steered = if !places.is_empty() && places.len() < group.len() {
+                reuseport::steer(first, &places)
+            } else if more_join {
+                reuseport::steer(first, &Vec::from_iter(0..group.len() as u32))
+            } else {
+                reuseport::steer_to_all(first)
             };
             if let Err(error) = steered {
                 let address = &group[0].listen.address;
@@ -64,14 +66,15 @@ impl Main {
         held.slot < served.active.min(self.most_queues(held)) && !served.ended.contains(&held.slot)
     }
 
-    /// So many queues of its address the generation that serves has at most: one, where they are another's.
+    /// Limit of the number of queues that the serving generation has at this address: one, if its workers share the
+    /// queue.
     pub(crate) fn most_queues(&self, held: &Held) -> u32 {
         let plan = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         let listen = plan.and_then(|plan| plan.listen.iter().find(|listen: &&Listen| held.is_of(listen)));
         if listen.is_some_and(|listen| !listen.per_worker) { 1 } else { u32::MAX }
     }
 
-    /// Whether the generation that serves has this address.
+    /// Whether the serving generation has this address.
     pub(crate) fn serves(&self, held: &Held) -> bool {
         let plan = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         plan.is_some_and(|plan| plan.listen.iter().any(|listen| held.is_of(listen)))
