@@ -1,4 +1,4 @@
-//! Main, as a whole: five subjects, and what drives them.
+//! Struct [`Main`]: five subjects, and what drives them.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ use crate::sys::signals::Signals;
 
 pub(crate) const SIGNALS: u64 = 0;
 pub(crate) const STDERR: u64 = 1;
-/// Monitors' channels are watched under this token and higher ones.
+/// Channels of monitors are watched under this token and higher ones.
 pub(crate) const FIRST_MONITOR: u64 = 16;
 
 /// The process that owns the listeners and starts the monitors. It is written as it is for the main that takes its place

@@ -10,9 +10,9 @@
 //! | `operators` | people: signals, requests, status, messages |
 //! | `outside` | who started panzer, and the files by which panzer is found |
 //!
-//! [`run`] has the loop: it collects events, `decide` turns each event into actions, and `perform` performs them through
-//! the other rooms. Main never runs the program's code and never waits for anything but its poller. What may hang (a path
-//! on a dead file system, an exec) is done by a monitor, or by a planner.
+//! [`run`] has the loop: it collects events, `decide` turns each event into actions, and `perform` performs them
+//! through the other rooms. Main never runs the program's code, and waits for nothing but its poller. What may hang,
+//! such as a path on a dead file system or an exec, is left to a monitor or a planner.
 
 pub mod decide;
 pub mod processes;

@@ -1,4 +1,4 @@
-//! Performs what the state decides.
+//! Performs the actions that the state decides.
 
 use std::time::Instant;
 
@@ -45,7 +45,7 @@ impl Main {
             Action::Order(monitor, order) => self.order(monitor, order),
             Action::KillMonitor(monitor) => {
                 if let Some(pid) = self.children.pid_of(monitor) {
-                    // A child of ours that is not reaped yet: there is no way to refuse it.
+                    // Cannot fail: it is an unreaped child of ours.
                     let _ = processes::signal_child(pid, Signal::SIGKILL);
                 }
             }

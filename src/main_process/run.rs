@@ -1,4 +1,4 @@
-//! Main's loop, and the one place where it sleeps.
+//! Main's loop, which has the one place where main sleeps.
 
 use std::io;
 use std::time::Instant;
@@ -21,18 +21,18 @@ use crate::control::operator::server;
 use crate::sys::trim_memory;
 use crate::sys::{memfd, processes, signals, stderr};
 
-/// Number of reports read from one monitor before the loop looks at anything else.
+/// Limit of reports that are read from one monitor before the loop looks at anything else.
 const MAX_REPORTS_A_TURN: usize = 64;
 
-/// Panzer could not start.
+/// Exit code if panzer cannot start.
 const CANNOT_START: u8 = 125;
 
-/// As a shell shows an end by Ctrl-C, where a signal cannot end us: for PID 1.
+/// Exit code after Ctrl-C if a signal cannot end main, because it is PID 1. A shell shows it like this.
 const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
-/// Signals that are read before everything else has its turn.
+/// Limit of signals that are read before anything else has its turn.
 const MAX_SIGNALS_A_TURN: usize = 64;
 
-/// Takes the role of main, until everything has ended. Returns the exit code.
+/// Runs as main until everything has ended. Returns the exit code.
 pub fn run(environment: Environment) -> anyhow::Result<u8> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
@@ -77,9 +77,9 @@ impl Main {
                     self.perform(action);
                 }
             }
-            // Before the sleep: who is ready by now gets its share at once.
+            // Before the sleep, so that a worker that has become ready gets its share at once.
             self.steer();
-            // The manager first: by the end of the starter it must know who main is.
+            // The service manager before the daemon's parent: when the parent ends, the manager must know main's pid.
             let reading = self.children.reread_deadline().is_some();
             self.outside.service_manager.tell(self.state.overview(), reading, Instant::now());
             self.give_way_if_proven();
@@ -111,7 +111,7 @@ impl Main {
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
             let mut tokens = trim_memory::wait(&self.poller, deadline)?;
-            // Signals first: a worker that ended by a stop which reached main as well is no failure.
+            // Signals first: if a worker ended by a stop signal that main got as well, that is not a failure.
             tokens.sort_unstable();
             for token in tokens {
                 match token {
@@ -154,7 +154,7 @@ impl Main {
         }
     }
 
-    /// The death of a worker on trial is a failed reload; of any other, a respawn.
+    /// Counts the death of a worker: on trial it is a failed reload, else a respawn.
     pub(crate) fn count(&mut self, event: &Event) {
         if let Event::Reported(monitor, Report::Died { cause, .. }) = event
             && self.serving() == Some(monitor.generation)

@@ -1,4 +1,4 @@
-//! How main begins: what it needs before anything is started, or why it does not.
+//! How main starts: everything that it needs before a process runs, or why it cannot start.
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,12 +42,12 @@ use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
 
 pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: DaemonParent) -> Result<Main, Failure> {
-    // At once: a terminal that is closed from here on was there.
+    // First of all, so that a terminal that closes later counts as having been there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
-    // An ignored CHLD, above all, would have the kernel reap our children.
+    // In particular, if CHLD were ignored, the kernel would reap our children.
     signals::reset_dispositions();
     let shares_ports = can_share_ports(&plan)?;
     if plan.ready == Ready::Accept && !plan.has_listener() && !shares_ports {
@@ -125,20 +125,20 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     })
 }
 
-/// Reads from now on what is meant for main, and HUP only where that was not ignored.
+/// Reads the signals that are meant for main from now on. HUP only if it was not ignored.
 pub(crate) fn read_signals(plan: &Plan, ignores_hang_up: bool) -> io::Result<Signals> {
     let read = plan.signals.read_by_main().into_iter().filter(|&signal| signal != Signal::SIGHUP || !ignores_hang_up);
     Signals::new(read.chain([Signal::SIGCHLD]))
 }
 
-/// Whether workers share the ports that they bind themselves: asked for, and possible here.
+/// Whether workers share the ports that they bind themselves: the plan asks for it, and it is possible here.
 fn can_share_ports(plan: &Plan) -> Result<bool, Failure> {
     let wanted = &plan.share_ports;
     if *wanted == SharePorts::Off || (*wanted == SharePorts::Auto && !plan.listen.is_empty()) {
         return Ok(false);
     }
     match sharing::try_out() {
-        // A monitor tells which privileges workers lose, once it has found the program.
+        // The monitor logs which privileges workers lose, when it has found the program.
         Ok(()) => Ok(true),
         Err(why) if *wanted == SharePorts::Auto => {
             log::warn!("ports that the program binds itself cannot be shared: {why}; use --listen where it binds one");

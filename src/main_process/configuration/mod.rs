@@ -1,4 +1,4 @@
-//! The plan in force, and how it is read again.
+//! The plan in force, and reading it again.
 
 pub(crate) mod reread;
 
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::Plan;
 use crate::worker::program::Fingerprint;
 
-/// What was asked for, and what each generation runs.
+/// The plan in force, and the plan of each generation.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Configuration {
-    /// The plan that was read last for all generations. The plan of a failed generation is never it.
+    /// The plan that was read last for all generations. It is never the plan of a failed generation.
     pub(crate) plan: Plan,
     /// The plan of each generation that has a process or waits for one.
     pub(crate) plans: BTreeMap<u32, Plan>,
@@ -23,7 +23,7 @@ pub(crate) struct Configuration {
     pub(crate) found: BTreeMap<u32, Release>,
 }
 
-/// What a generation's first monitor resolved, kept for its later ones.
+/// The release that a generation's first monitor resolved. Its later monitors use it too.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Release {
@@ -35,14 +35,14 @@ pub(crate) struct Release {
     pub(crate) findings: OwnedFd,
     #[serde(with = "crate::config::text::path")]
     pub(crate) path: PathBuf,
-    /// The user that its workers run as, if it is not ours.
+    /// The uid of its workers, if that is not panzer's own.
     pub(crate) other_user: Option<u32>,
     /// What the release looked like on disk at that time.
     pub(crate) fingerprint: Fingerprint,
 }
 
 impl Configuration {
-    /// That of the first generation.
+    /// The configuration of the first generation.
     pub(crate) fn new(plan: Plan) -> Configuration {
         Configuration { plans: BTreeMap::from([(1, plan.clone())]), plan, found: BTreeMap::new() }
     }

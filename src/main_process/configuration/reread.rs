@@ -1,5 +1,5 @@
-//! The configuration is read again: for each new generation, and for what needs no new workers. What is wrong with it
-//! leaves everything as it was.
+//! Reads the configuration again: for each new generation, and for settings that can change without replacing workers.
+//! If it is wrong, everything stays as it was.
 
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,10 @@ use crate::sys::processes::Exit;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
-/// To read a configuration takes milliseconds; one that takes this long is on a dead file system.
+/// Reading a configuration takes milliseconds. If it takes this long, the file system is dead.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whatever these are in a new plan, panzer goes on as it was started: the option, and the field of the plan.
+/// Options that keep their value while panzer runs, and their fields in the plan.
 const STAY: [(&str, &str); 6] = [
     ("name", "name"),
     ("pid", "pid_file"),
@@ -36,14 +36,15 @@ const STAY: [(&str, &str); 6] = [
 ];
 
 impl Main {
-    /// Finds out what this generation is to be.
+    /// Resolves the plan of this generation.
     pub(crate) fn plan_generation(&mut self, generation: u32) {
         if let Err(cause) = self.begin_planner(Purpose::Generation(generation), None) {
             self.events.push_back(Event::NotPlanned(generation, cause));
         }
     }
 
-    /// Has a child find out who holds an address that this generation was to listen on. Its answer is why it fails.
+    /// Lets a child find out who holds an address that this generation was to listen on. The answer explains the
+    /// failure.
     fn look_up_holder(&mut self, generation: u32, address: Address) {
         let begun = self.begin_planner(Purpose::Generation(generation), Some(address.clone()));
         if begun.is_err() {
@@ -52,23 +53,23 @@ impl Main {
         }
     }
 
-    /// Nobody waits any more for what this generation is to be.
+    /// Nobody waits for the plan of this generation any more.
     pub(crate) fn give_up_plan(&mut self, generation: u32) {
         let of_it = |planner: &&mut Planner| planner.purpose == Purpose::Generation(generation);
         self.children.planners().filter(of_it).for_each(Planner::give_up);
     }
 
-    /// Nobody waits for any plan.
+    /// Nobody waits for any plan any more.
     pub(crate) fn give_up_planning(&mut self) {
         self.children.planners().for_each(Planner::give_up);
     }
 
-    /// Reads the configuration again, for what needs no new workers.
+    /// Reads the configuration again, without a new generation.
     pub(crate) fn reread(&mut self) {
         if self.state.is_stopping() {
             return;
         }
-        // A generation that is being planned was read before: it is read again, since this request is newer.
+        // This request is newer than the reading for a generation that is being planned, so that is repeated too.
         let of_generation = |planner: &&mut Planner| planner.wanted && planner.purpose != Purpose::Reread;
         self.children.planners().filter(of_generation).for_each(|planner| planner.again = true);
         if let Some(under_way) = self.children.planners().find(|planner| planner.purpose == Purpose::Reread) {
@@ -149,8 +150,8 @@ impl Main {
         }
     }
 
-    /// By which shares it replaces the one that serves: as a whole, where the workers of both would not find the same
-    /// queues.
+    /// The surge to use. If a listener changes to or from per-worker, old and new workers would use different queues,
+    /// so everything is replaced at once.
     fn surge_for(&self, plan: &Plan) -> Surge {
         let serving = self.serving().and_then(|serving| self.configuration.plans.get(&serving));
         let changes = serving.is_some_and(|serving| changes_queues(&serving.listen, &plan.listen));
@@ -168,7 +169,7 @@ impl Main {
         all.into_iter().map(|path| Text(path.into())).collect()
     }
 
-    /// Makes those anew that somebody has removed, if nobody else has the place by now.
+    /// Makes removed files of its own again, unless another process has taken the place.
     pub(crate) fn restore_own_files(&mut self) {
         let restored = [self.outside.pid_file.restore(), self.operators.clients.server.restore(&self.poller)];
         for restored in restored {
@@ -180,7 +181,7 @@ impl Main {
         }
     }
 
-    /// Many tools replace the program on HUP, so whoever deployed one and sent that may wait for it.
+    /// Many tools replace the program on HUP. A user who deployed a release and sent HUP may wait for that.
     fn tell_of_new_release(&self) {
         if self.state.progress().is_some() {
             // A reload is under way.
@@ -192,7 +193,8 @@ impl Main {
         log::warn!("the program has changed on disk and goes on as it was; panzerctl reload{by_signal} replaces it");
     }
 
-    /// A generation that came to the files of the one that serves, though it may have been meant to follow a symlink.
+    /// Warns if the generation has found the same files as the serving one, although it may have been meant to follow a
+    /// symlink.
     pub(crate) fn tell_of_unfollowed_symlink(&self, generation: u32, found: &Release) {
         let serving = self.serving().filter(|serving| *serving != generation);
         let serving = serving.and_then(|serving| self.configuration.found.get(&serving));
@@ -202,7 +204,7 @@ impl Main {
         }
     }
 
-    /// The plan of a new generation, with what stays as it is while panzer runs.
+    /// The plan of a new generation. Options that keep their value get the present one.
     fn accept(&self, mut plan: Plan) -> Plan {
         let changed = differ(&self.configuration.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
@@ -224,13 +226,13 @@ impl Main {
         plan.share_ports.clone_from(&before.share_ports);
     }
 
-    /// Takes over what needs no new workers.
+    /// Applies the settings that can change without replacing workers.
     fn tune(&mut self, mut plan: Plan) -> Result<(), Cause> {
         self.listeners.held.settle_ports(&mut plan);
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(&plan);
         let before = self.configuration.plan.workers;
-        // What the one that is starting was read by is older.
+        // The starting generation's plan was read earlier, so it gets the new values too.
         let starting =
             self.state.progress().and_then(|progress| self.configuration.plans.get_mut(&progress.generation));
         for planned in starting.into_iter().chain([&mut self.configuration.plan]) {
@@ -250,7 +252,8 @@ impl Main {
         Ok(())
     }
 
-    /// Where slots have queues of their own, those that go are emptied first, as with any other change of the count.
+    /// Applies the new number of workers. If slots have their own queues, the queues that go are emptied first, as with
+    /// any other change of the number.
     fn tuned(&mut self, before: u32) {
         let to = self.configuration.plan.workers;
         let from = self.listeners.per_worker.emptyings.count().unwrap_or_else(|| self.state.workers());
@@ -267,14 +270,14 @@ impl Main {
         );
     }
 
-    /// Running generations go by what was read last, which may have been for the one that is starting.
+    /// Running generations get the settings that were read last, even if it was for the starting generation.
     pub(crate) fn go_by_newest(&mut self) {
         let starting = self.state.progress().and_then(|progress| self.configuration.plans.get(&progress.generation));
         let newest = starting.unwrap_or(&self.configuration.plan);
         self.events.push_back(Event::Reread(newest.workers, newest.tuning.clone()));
     }
 
-    /// This generation serves: what comes next is held against its plan.
+    /// The generation serves: the next plan is compared with its plan.
     pub(crate) fn runs_by_plan_of(&mut self, generation: u32) {
         if let Some(plan) = self.configuration.plans.get(&generation) {
             self.configuration.plan.clone_from(plan);
@@ -282,7 +285,7 @@ impl Main {
         }
     }
 
-    /// The options in which `plan` differs from that of the serving generation, and which need new workers.
+    /// The options in which `plan` differs from the plan of the serving generation and that need new workers.
     fn other_changes(&self, plan: &Plan) -> Vec<String> {
         let serving = self
             .serving()
@@ -309,7 +312,7 @@ fn tell_not_reread(cause: &Cause) {
     log::error!("configuration not read again: {}; nothing has changed", why.lines().next().unwrap_or_default());
 }
 
-/// The fields in which two plans differ, but for those of a group each by itself.
+/// The fields in which two plans differ. The fields of `identity` and `handover` count one by one.
 fn differ(one: &Plan, other: &Plan) -> Vec<String> {
     let (one, other) = (fields(one), fields(other));
     one.into_iter().filter(|(name, value)| other.get(name) != Some(value)).map(|(name, _)| name).collect()

@@ -1,4 +1,4 @@
-//! Who has asked main for something over the control socket, and what they are told of it.
+//! The clients of the control socket: what each one has asked for, and its answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::control::operator::server::Server;
 use crate::control::operator::status::Failed;
 use crate::main_process::decide::{Monitor, Progress, Rejected, Verdict};
 
-/// So many of the workers of a failed release are named.
+/// Limit of the failed workers that are listed in an answer.
 const MAX_NAMED_WORKERS: usize = 64;
 
-/// A monitor that lives answers in microseconds; one that is stopped is not waited for longer than this.
+/// A running monitor answers in microseconds. Main waits this long for a stopped one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The control socket, and what each client waits for.
@@ -29,26 +29,26 @@ pub(crate) struct Clients {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Waiting {
-    /// To be told which generation decides the reload.
+    /// It waits for the generation that decides its reload.
     Promise(Request),
-    /// For the verdict on this generation.
+    /// It waits for the verdict on this generation.
     Verdict { generation: u32, drained: bool, told: Option<Progress> },
-    /// For the end of all these generations.
+    /// It waits for the end of all these generations.
     Ended(BTreeSet<u32>),
-    /// For the end of this generation; with what is said then.
+    /// It waits for the end of this generation, and then gets this answer.
     Drained(u32, Box<Answer>),
-    /// For an answer to an inquiry.
+    /// It waits for the answer to an inquiry.
     Status,
-    /// For this monitor to have sent a signal, until then.
+    /// It waits for this monitor to have sent a signal, at most until `deadline`.
     Signalled {
         ticket: u64,
         monitor: Monitor,
         #[serde(with = "crate::carry::moment")]
         deadline: Instant,
     },
-    /// For a restart in place.
+    /// It waits for a restart in place.
     Restart,
-    /// For the end of everything.
+    /// It waits for the end of everything.
     End,
 }
 
@@ -57,13 +57,13 @@ impl Clients {
         Clients { server, begun: now, waiting: BTreeMap::new(), last_ticket: 0 }
     }
 
-    /// A new build is being tried.
+    /// The client waits for a restart. The new build is being tried.
     pub(crate) fn wants_restart(&mut self, client: u64) {
         self.waiting.insert(client, Waiting::Restart);
         self.send(client, requests::Progress::Trying);
     }
 
-    /// What became of a restart.
+    /// Answers the clients that wait for a restart.
     pub(crate) fn restarted(&mut self, outcome: Outcome) {
         let waits = |(client, waiting): (&u64, &Waiting)| matches!(waiting, Waiting::Restart).then_some(*client);
         let clients: Vec<u64> = self.waiting.iter().filter_map(waits).collect();
@@ -75,7 +75,7 @@ impl Clients {
         self.server.send_all([client], &answer.into(), Instant::now());
     }
 
-    /// Forgets those that are gone.
+    /// Forgets the clients that are gone.
     pub(crate) fn forget_gone(&mut self) {
         self.waiting.retain(|client, _| self.server.has(*client));
     }
@@ -85,7 +85,7 @@ impl Clients {
         self.send(client, answer);
     }
 
-    /// The same answer to all who asked for the same.
+    /// Sends one answer to clients that asked for the same thing.
     pub(crate) fn answer_all(&mut self, clients: Vec<u64>, outcome: Outcome) {
         self.server.send_all(clients, &outcome.into(), Instant::now());
     }
@@ -98,7 +98,7 @@ impl Clients {
         self.waiting.insert(client, Waiting::Status);
     }
 
-    /// This monitor is ordered to send a signal. Returns the ticket of its answer.
+    /// The client waits until this monitor has sent a signal. Returns the ticket of the order.
     pub(crate) fn wants_signalled(&mut self, client: u64, monitor: Monitor, now: Instant) -> u64 {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
@@ -106,7 +106,7 @@ impl Clients {
         ticket
     }
 
-    /// So many workers got it.
+    /// Answers the client: this number of workers got its signal.
     pub(crate) fn signalled(&mut self, answered: u64, by: Monitor, reached: u32) {
         let waits = |(client, waiting): (&u64, &Waiting)| match waiting {
             Waiting::Signalled { ticket, monitor, .. } if (*ticket, *monitor) == (answered, by) => Some(*client),
@@ -120,7 +120,7 @@ impl Clients {
         self.answer(client, Outcome { signalled: Some(reached), generation: Some(by.generation), ..answer });
     }
 
-    /// When somebody has waited long enough for a signal to be sent.
+    /// When a client has waited long enough for a signal.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let deadline = |waiting: &Waiting| match waiting {
             Waiting::Signalled { deadline, .. } => Some(*deadline),
@@ -129,7 +129,7 @@ impl Clients {
         self.waiting.values().filter_map(deadline).min()
     }
 
-    /// Tells those whose monitor has not answered until `now`, or is `gone`.
+    /// Answers the clients whose monitor has not answered by `now`, or is `gone`.
     pub(crate) fn give_up_signals(&mut self, now: Instant, gone: Option<Monitor>) {
         let over = |(client, waiting): (&u64, &Waiting)| match waiting {
             Waiting::Signalled { monitor, .. } if gone == Some(*monitor) => {
@@ -146,7 +146,7 @@ impl Clients {
         }
     }
 
-    /// These generations drain, and somebody waits for their end.
+    /// The client waits for the end of these generations, which drain.
     pub(crate) fn wants_drained(&mut self, client: u64, generations: BTreeSet<u32>) {
         for generation in &generations {
             self.send(client, requests::Progress::Draining { generation: *generation, retiring: *generation });
@@ -154,7 +154,7 @@ impl Clients {
         self.waiting.insert(client, Waiting::Ended(generations));
     }
 
-    /// A stop is under way.
+    /// The client waits for the end of a stop, unless `no_wait` is set.
     pub(crate) fn wants_end(&mut self, client: u64, no_wait: bool) {
         if no_wait {
             return self.answer(client, Outcome::done());
@@ -163,12 +163,12 @@ impl Clients {
         self.send(client, requests::Progress::Stopping);
     }
 
-    /// Whether somebody waits for an inquiry.
+    /// Whether a client waits for an inquiry.
     pub(crate) fn want_status(&self) -> bool {
         self.waiting.values().any(|waiting| matches!(waiting, Waiting::Status))
     }
 
-    /// Those who wait for an inquiry now: who asks later waits for the next.
+    /// Takes the clients that wait for an inquiry now. A client that asks later waits for the next one.
     pub(crate) fn take_status_askers(&mut self) -> Vec<u64> {
         let asks = |(client, waiting): (&u64, &Waiting)| matches!(waiting, Waiting::Status).then_some(*client);
         let askers: Vec<u64> = self.waiting.iter().filter_map(asks).collect();
@@ -176,7 +176,7 @@ impl Clients {
         askers
     }
 
-    /// Which generation decides the reload of this client.
+    /// Tells the client which generation decides its reload.
     pub(crate) fn promised(&mut self, client: u64, generation: Option<u32>, now_starting: Option<u32>) {
         let Some(Waiting::Promise(request)) = self.waiting.remove(&client) else { return };
         let Some(generation) = generation else {
@@ -193,12 +193,12 @@ impl Clients {
         self.waiting.insert(client, Waiting::Verdict { generation, drained: request.drained, told: None });
     }
 
-    /// A change of the count of workers waits until some queues are empty.
+    /// Tells the client that the change of the number of workers waits until some queues are empty.
     pub(crate) fn emptying(&mut self, client: u64) {
         self.send(client, requests::Progress::Emptying);
     }
 
-    /// What became of a change of the count of workers.
+    /// Answers a client that asked for another number of workers.
     pub(crate) fn scaled(&mut self, client: u64, from: u32, to: Result<u32, &str>) {
         let answer = match to {
             Ok(to) => Outcome { from: Some(from), workers: Some(to), ..Outcome::done() },
@@ -207,7 +207,7 @@ impl Clients {
         self.answer(client, answer);
     }
 
-    /// How far the generation has come that is starting.
+    /// Tells the clients how far the starting generation has come.
     pub(crate) fn tell_progress(&mut self, progress: Option<Progress>) {
         let Some(progress) = progress else { return };
         let Progress { generation, ready, workers, baking } = progress;
@@ -227,7 +227,7 @@ impl Clients {
         }
     }
 
-    /// What became of a generation; `why` says it of a failed one.
+    /// Answers the clients that wait for this generation. `why` explains a failure.
     pub(crate) fn judged(&mut self, generation: u32, verdict: &Verdict, why: impl Fn() -> String) {
         let answer = match verdict {
             Verdict::Serves(retiring, took) => Outcome {
@@ -263,7 +263,7 @@ impl Clients {
         }
     }
 
-    /// A generation is gone, with all its processes.
+    /// Answers the clients that wait for the end of this generation.
     pub(crate) fn gone(&mut self, generation: u32) {
         let mut last_gone = Vec::new();
         for (client, waiting) in &mut self.waiting {
@@ -284,7 +284,7 @@ impl Clients {
         }
     }
 
-    /// Everything has ended: whoever still waits is told so.
+    /// Answers all clients that still wait: everything has ended.
     pub(crate) fn ended(&mut self, code: u8) {
         for (client, waiting) in std::mem::take(&mut self.waiting) {
             match waiting {

@@ -1,4 +1,4 @@
-//! What main has counted since it began: for metrics and for start_server's dialect, and nothing is decided by it.
+//! Counters since main began, for metrics and for the dialect of start_server. Nothing is decided by them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::control::operator::status::{Failed, Reloads, Respawns};
 use crate::main_process::decide::Verdict;
 use crate::worker::cause::Cause;
 
-/// The kind of a cause, with an exit code or a signal: a few hundred at most, whatever happens.
+/// The kind of a cause, with an exit code or a signal. There are a few hundred kinds at most.
 type Kind = (String, Option<i32>, Option<String>);
 
 /// The counts.
@@ -19,26 +19,26 @@ pub(crate) struct Counters {
     #[serde(with = "crate::carry::pairs")]
     respawns: BTreeMap<Kind, u64>,
     reloads: Reloads,
-    /// How often a generation, or a worker of one that was to serve, was started.
+    /// Number of starts: of generations, and of workers of generations that do not have to prove themselves.
     #[serde(default)]
     starts: u32,
 }
 
 impl Counters {
-    /// A monitor starts workers: returns which start that is, from 1.
+    /// A monitor starts workers. Returns the number of this start, from 1.
     pub(crate) fn started(&mut self) -> u32 {
         self.starts = self.starts.saturating_add(1);
         self.starts
     }
 
-    /// A worker of a generation that is not on trial has ended, and is replaced.
+    /// A worker has ended and is replaced. Its generation is not on trial.
     pub(crate) fn respawned(&mut self, cause: &Cause) {
         self.started();
         let Failed { cause, code, signal, .. } = Failed::new(0, cause);
         *self.respawns.entry((cause, code, signal)).or_default() += 1;
     }
 
-    /// A reload has its verdict.
+    /// Counts the verdict of a reload.
     pub(crate) fn judged(&mut self, verdict: &Verdict) {
         match verdict {
             Verdict::Serves(_, took) => {

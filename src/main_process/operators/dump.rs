@@ -1,4 +1,4 @@
-//! The state of everything, written to a file.
+//! The status, written to a file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,8 +10,8 @@ use nix::fcntl::OFlag;
 use crate::control::files;
 use crate::sys::errno::words;
 
-/// Writes `text` to `NAME.dump`, beside the pid file, and says so. It takes the place of what was there, whole and at
-/// once: whoever owned that, whatever its mode and wherever a symlink led, the new file is ours alone.
+/// Writes `text` to `NAME.dump` beside the pid file, and logs it. The new file replaces the old one at once and belongs
+/// to us alone, whoever owned the old one, whatever its mode was, and wherever a symlink led.
 pub(crate) fn write(pid_file: &Path, text: &str) {
     let path = files::beside(pid_file, ".dump");
     match replace(&path, &files::beside(pid_file, ".dump.new"), text) {

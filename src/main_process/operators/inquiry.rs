@@ -8,14 +8,14 @@ use crate::control::monitor::messages::WorkerStatus;
 use crate::control::operator::status::{Failed, Generation, Worker};
 use crate::main_process::decide::{Monitor, Standing};
 
-/// A live monitor answers in microseconds; main waits this long for a stopped one.
+/// A running monitor answers in microseconds. Main waits this long for a stopped one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A question to all monitors that is under way.
+/// A question to all monitors that waits for answers.
 #[derive(Debug)]
 pub(crate) struct Inquiry {
     deadline: Instant,
-    /// The monitor of each generation that has one, and what is known of the generation.
+    /// The monitor of each generation, if it has one, and the facts about the generation.
     generations: Vec<(Option<Monitor>, Generation)>,
 }
 
@@ -45,7 +45,7 @@ impl Inquiry {
 
     pub(crate) fn add(&mut self, monitor: Monitor, status: WorkerStatus) {
         let Some(generation) = self.generation(monitor) else { return };
-        // A monitor that was stopped may answer an earlier question as well.
+        // A monitor that was stopped may still answer an earlier question.
         generation.workers.retain(|known| known.slot != status.slot);
         generation.workers.push(shown(status));
     }
@@ -96,7 +96,7 @@ fn word(standing: Standing) -> &'static str {
 mod tests {
     use super::*;
 
-    /// Its end is known, and only the state has not heard of it yet: nobody waits for its answer.
+    /// A monitor was reaped, and the state does not know it yet: main does not wait for its answer.
     #[test]
     fn a_monitor_that_has_been_reaped_is_not_waited_for() {
         let monitor = |generation| Monitor { generation, life: 1 };

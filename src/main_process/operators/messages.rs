@@ -1,4 +1,4 @@
-//! What main tells people.
+//! Main's messages for people.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,10 +17,10 @@ use crate::sys::descriptors::{Kind, kind};
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
-/// How many slots are named one by one.
+/// Limit of the slots that a message lists.
 const MAX_NAMED_WORKERS: usize = 8;
 
-/// Where this instance can be found: told once it is more than a wrong command line.
+/// Logs where to find this instance. Called once the program runs, so not after a wrong command line.
 pub(crate) fn began(plan: &Plan, pid_path: &Path) {
     let named: Vec<String> = plan.listen.iter().map(named_listener).collect();
     let on = if named.is_empty() { String::new() } else { format!(", listening on {}", named.join(", ")) };
@@ -30,7 +30,7 @@ pub(crate) fn began(plan: &Plan, pid_path: &Path) {
     }
 }
 
-/// Whoever reads what a daemon holds open waits for its end.
+/// Warns if a daemon holds a pipe or socket open: the process that reads it waits until the daemon ends.
 fn warn_of_open_output() {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     let both = [("stdout", stdout.as_fd()), ("stderr", stderr.as_fd())];
@@ -45,10 +45,10 @@ fn warn_of_open_output() {
     }
 }
 
-/// By this, platforms have servers start several processes of their own.
+/// Platforms set this variable to make servers start several processes of their own.
 pub(crate) const WEB_CONCURRENCY: &str = "WEB_CONCURRENCY";
 
-/// Each worker may start as many again as panzer starts.
+/// Logs that each worker may start as many processes as panzer starts workers.
 pub(crate) fn multiplied(plan: &Plan, inherited: Option<&OsStr>) {
     let is_set = plan.env.iter().any(|(name, _)| name.0 == WEB_CONCURRENCY);
     let count: Option<u32> = inherited.filter(|_| !is_set).and_then(|count| count.to_str()?.parse().ok());
@@ -68,7 +68,7 @@ fn named_listener(listen: &Listen) -> String {
 
 pub(crate) fn write(note: &Note) {
     match note {
-        // Told by those that know the plan.
+        // Logged elsewhere, because the messages need the plan.
         Note::Began | Note::Rejected(..) | Note::Bypasses(..) => {}
         Note::Serving(generation, workers, time) => {
             info!("generation {generation} serves: {} ready in {}", count(*workers), show(*time));
@@ -128,7 +128,7 @@ pub(crate) fn write(note: &Note) {
     }
 }
 
-/// What a worker does that leaves its listeners alone, and what helps: completes "worker 3 of generation 1 …".
+/// Describes a worker that bypasses its listeners, with a remedy. It completes "worker 3 of generation 1 …".
 pub(crate) fn bypasses(own: &[String], plan: &Plan) -> String {
     let given: Vec<String> = plan.listen.iter().map(|listen| listen.address.to_string()).collect();
     let given = given.join(", ");
@@ -157,7 +157,7 @@ pub(crate) fn rejected(generation: u32, why: &Rejected, plan: &Plan, conflicts: 
     format!("reload failed: generation {generation}: {reason}{remedy}; generation {serving} serves on")
 }
 
-/// The place in the configuration that is meant, in lines of its own, where there is one.
+/// The lines that show the place in the configuration; empty if there are none.
 pub(crate) fn place(why: &Rejected) -> &str {
     match &why.cause {
         Cause::Configuration(text) => text.find('\n').map_or("", |at| &text[at..]),
@@ -189,7 +189,7 @@ fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, pla
     }
 }
 
-/// By what those were not ready that were not.
+/// The kind of readiness that the workers did not reach.
 fn measure(accept: bool, plan: &Plan) -> &'static str {
     match plan.ready {
         Ready::Accept => ": not seen accepting on a listener",

@@ -1,4 +1,4 @@
-//! What people ask over the control socket, performed.
+//! Performs the requests of the control socket.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::main_process::main::Main;
 use crate::sys::signals::parse_signal_or_number;
 
 impl Main {
-    /// An operator asks for something; what a signal asks for as well is the same event.
+    /// A client asks for something. If a signal can ask for the same thing, it is the same event.
     pub(crate) fn on_request(&mut self, client: u64, request: Request) {
         match request.command {
             Wanted::Status => {
@@ -38,7 +38,7 @@ impl Main {
                     self.operators.clients.answer(client, Outcome::refused(why));
                 }
             }
-            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            // Panzer itself has no file open but stderr, which belongs to the process that started it.
             Wanted::Reopen => self.operators.clients.answer(client, Outcome::done()),
         }
     }
@@ -64,7 +64,7 @@ impl Main {
         }
     }
 
-    /// The monitor knows the pids, and that they are still its own: it sends the signal.
+    /// Orders a monitor to send a signal. The monitor knows which pids are still its own children.
     pub(crate) fn order_signal(&mut self, client: u64, request: &Request) -> Result<(), String> {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
@@ -84,7 +84,7 @@ impl Main {
     }
 }
 
-/// Reads what a scale is by: `4`, `+1` or `-1`.
+/// Reads the argument of a scale: `4`, `+1` or `-1`.
 fn change(count: Option<&str>) -> Result<Change, String> {
     let text = count.ok_or("a scale command needs a \"count\"")?;
     let wrong = || format!("'{text}' is no count of workers: take 4, +1 or -1");

@@ -1,4 +1,4 @@
-//! What people ask by signals, performed.
+//! Performs what signals ask for.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,12 +19,12 @@ impl Main {
         if is_hang_up(received, self.outside.had_terminal) {
             return self.events.push_back(Event::Stop(Urgency::Graceful));
         }
-        // The kernel's own comes along with a terminal's end, and nobody asks for anything by it.
+        // The kernel's own SIGCONT comes with the end of a terminal, and asks for nothing.
         if received.signal == Signal::SIGCONT && received.by_kernel {
             return;
         }
         let asked = self.configuration.plan.signals.action(received.signal);
-        // A stop must not wait for a file system, and removes them anyway.
+        // A stop must not wait for a file system, and removes the files anyway.
         if !asked.stops() && !self.state.is_stopping() && !self.outside.pid_file.is_lost() {
             self.restore_own_files();
         }
@@ -61,7 +61,7 @@ impl Main {
                 self.outside.service_manager.reading_asked();
                 self.reread();
             }
-            // Nothing of panzer's own is open for writing but stderr, which belongs to whoever started it.
+            // Panzer itself has no file open but stderr, which belongs to the process that started it.
             Asked::Reopen => {
                 self.outside.service_manager.reading_asked();
                 log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
@@ -74,18 +74,18 @@ impl Main {
     }
 }
 
-/// Whether the terminal was closed that panzer was started on.
+/// Whether the terminal on which panzer was started was closed.
 pub(crate) fn is_hang_up(received: Signalled, had_terminal: bool) -> bool {
     received.signal == Signal::SIGHUP && (received.by_kernel || (had_terminal && !has_terminal()))
 }
 
-/// Whether somebody pressed Ctrl-C to end panzer. Then it ends by that signal, as whoever waits for it expects: a shell
-/// that got it too ends its script only if the program did.
+/// Whether Ctrl-C asked for the end. Then panzer ends by that signal, because a shell that got it too ends its script
+/// only if the program did.
 pub(crate) fn is_interrupt(received: Signalled, asked: Asked) -> bool {
     received.signal == Signal::SIGINT && received.by_kernel && asked.stops()
 }
 
 pub(crate) fn has_terminal() -> bool {
-    // A line without a carrier would be waited for.
+    // Without O_NONBLOCK the open would wait for a line without a carrier.
     File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/tty").is_ok()
 }

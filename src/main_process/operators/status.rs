@@ -1,4 +1,4 @@
-//! How things stand: monitors are asked, and the answer goes to those who wait for it.
+//! The status: asks the monitors, and sends the answer to the clients that wait for it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -17,7 +17,8 @@ use crate::sys::stderr;
 
 impl Main {
     pub(crate) fn inquire(&mut self) {
-        // One that a restart would interrupt is left to the next main; but that may wait for a planner that hangs.
+        // A restart would interrupt the inquiry, so it is left to the next main, unless the restart waits for a planner
+        // that may hang.
         let gives_way = self.restarting.restart.is_proven() && !self.children.is_planning();
         if self.operators.inquiry.is_some() || gives_way {
             return;
@@ -55,7 +56,7 @@ impl Main {
         }
     }
 
-    /// What people call this instance. A pid file by the name of "pid" does not name it.
+    /// The name of this instance. A pid file with the name "pid" does not name it.
     fn name(&self) -> String {
         let by_file = files::name_of(self.outside.pid_file.path());
         match &self.configuration.plan.name {
@@ -71,7 +72,7 @@ impl Main {
     }
 
     fn status(&self, generations: Vec<Generation>) -> Status {
-        // A worker that is stopped by a signal was ready, and is not now.
+        // A worker that a signal has stopped was ready, and is not now.
         let has_ready = |one: &Generation| !one.answered || one.workers.iter().any(|worker| worker.state == "ready");
         let mut at_work = generations.iter().filter(|one| one.standing != "draining");
         Status {

@@ -1,5 +1,5 @@
-//! Where monitors bind the socket of einhorn's acknowledgement: a path for each generation, beside the pid file, whose
-//! lock keeps others away from it.
+//! The paths at which monitors bind the socket for einhorn's acknowledgement: one for each generation, beside the pid
+//! file. The lock of the pid file keeps other instances away.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,17 +11,17 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Dialect, Plan};
 use crate::sys::errno::words;
 
-/// The longest path of a unix socket, its closing NUL not counted (unix(7)).
+/// Limit of the path of a unix socket, without the closing NUL (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
 const SUFFIX: &str = ".sock";
 
-/// The paths of this instance; none where einhorn is not spoken.
+/// The paths of this instance; none if it does not speak einhorn.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct AckPaths(#[serde(with = "crate::config::text::path")] Option<PathBuf>);
 
 impl AckPaths {
-    /// Removes what an instance that was killed has left. Fails where a path is longer than the kernel takes.
+    /// Removes the sockets that a killed instance has left. Fails if a path is longer than the kernel allows.
     pub(crate) fn begin(plan: &Plan, pid_path: &Path) -> Result<AckPaths, String> {
         if !plan.handover.speaks(Dialect::Einhorn) {
             return Ok(AckPaths(None));
@@ -57,12 +57,12 @@ impl AckPaths {
         Some(path.into())
     }
 
-    /// Removes what a monitor of a generation that is gone may have left, had it been killed.
+    /// Removes the socket that a killed monitor of this generation may have left.
     pub(crate) fn remove(&self, generation: u32) {
         self.of(generation).iter().for_each(|path| remove_socket(path));
     }
 
-    /// Removes whatever there is of this instance's.
+    /// Removes all sockets of this instance.
     pub(crate) fn remove_all(&self) {
         let Some((directory, stem)) = self.0.as_ref().and_then(|stem| Some((stem.parent()?, stem.file_name()?))) else {
             return;
@@ -80,7 +80,7 @@ impl AckPaths {
 
 fn remove_socket(path: &Path) {
     if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        // Whoever removed it in between did what was wanted.
+        // If another process was faster, the file is gone as wanted.
         let _ = fs::remove_file(path);
     }
 }

@@ -1,4 +1,4 @@
-//! What a daemon owes to whoever started it: a word once it serves, and its terminal back.
+//! The parent of a daemon: it waits until the daemon serves, and then gets its terminal back.
 
 use std::os::fd::OwnedFd;
 
@@ -9,33 +9,33 @@ use crate::main_process::decide::Overview;
 use crate::sys::errno::words;
 use crate::sys::stderr;
 
-/// The one who waits, until it has been told.
+/// The pipe on which the parent waits, until it was told.
 #[derive(Debug, Default)]
 pub(crate) struct DaemonParent(Option<OwnedFd>);
 
 impl DaemonParent {
-    /// Where it waits; nobody does where main is no daemon.
+    /// None if main is not a daemon.
     pub(crate) fn new(waiting: Option<OwnedFd>) -> DaemonParent {
         DaemonParent(waiting)
     }
 
-    /// Whether somebody waits.
+    /// Whether the parent waits.
     pub(crate) fn waits(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Whether now is the moment. Where main ends without it, the starter notices by the closed pipe.
+    /// Whether to tell the parent now. If main ends before that, the parent notices the closed pipe.
     pub(crate) fn is_due(&self, overview: Overview) -> bool {
         self.0.is_some() && overview.serves && !overview.stopping
     }
 
-    /// Lets go of the terminal, then of the starter: once that has returned nothing more may appear there.
+    /// Gives up the terminal, then tells the parent: after the parent returns, nothing may appear on the terminal.
     pub(crate) fn tell(&mut self) {
         if let Err(error) = stderr::leave_terminal() {
             log::warn!("the terminal cannot be left: {}", words(&error));
         }
         if let Some(waiting) = self.0.take() {
-            // The pipe is empty, so it takes this at once. A starter that is gone needs no word.
+            // The pipe is empty, so this does not block. If the parent is gone, nobody needs it.
             let _ = write(&waiting, STARTED);
         }
     }

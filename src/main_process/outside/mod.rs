@@ -17,7 +17,7 @@ use self::service_manager::ServiceManager;
 use crate::control::environment::Environment;
 use crate::sys::output::TerminalRights;
 
-/// Everything outside that knows panzer.
+/// Processes and files outside that know panzer.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Outside {

@@ -1,5 +1,5 @@
-//! The pid file, and the lock beside it that says that an instance lives. The pid file is for everybody to read, and
-//! whoever can read a file can lock it: so the lock is a file of its own, which is open to nobody else.
+//! The pid file, and the lock file beside it. The lock shows that the instance lives. Everybody may read the pid file,
+//! and a process that can read a file can lock it. So the lock is another file, which only the owner can open.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,13 +18,13 @@ use crate::control::files::{self, lock_beside};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 
-/// A pid and a line end are no longer than this, in bytes.
+/// Limit of the length of a pid file: a pid and a line end.
 const MAX_CONTENT_BYTES: u64 = 32;
 
-/// So many instances of one program may run with names made up for them.
+/// Limit of the instances of one program that get a generated name.
 const MAX_INSTANCES: u32 = 1000;
 
-/// The pid file of this instance, whose place is locked for as long as it lives.
+/// The pid file of this instance. Its place is locked as long as the instance lives.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PidFile {
@@ -38,7 +38,7 @@ pub(crate) struct PidFile {
     lost: bool,
 }
 
-/// Claims the file that `plan` names, or the first free one of the program's name in the runtime directory.
+/// Claims the file that `plan` names, or the first free one for the program's name in the runtime directory.
 pub(crate) fn claim(plan: &Plan) -> Result<PidFile, String> {
     if let Some(path) = &plan.pid_file {
         let path = plan.start_directory.join(path);
@@ -76,7 +76,7 @@ impl PidFile {
             return Err(io::Error::other("it is there and holds no pid; remove it, or give another --pid"));
         }
         let beside = lock_beside(path);
-        // Who may not make files there may have been given this one.
+        // A user who may not create files there may have been given the pid file itself.
         let in_its_place = |error: io::Error| match error.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if path.exists() => lock(path, false),
             _ => Err(error),
@@ -90,7 +90,7 @@ impl PidFile {
         Ok(file)
     }
 
-    /// Writes it. It appears whole and at once.
+    /// Writes the file. It appears at once, with its whole content.
     fn write(&self) -> io::Result<()> {
         let content = format!("{}\n", Pid::this());
         let new = files::beside(&self.path, ".pid.new");
@@ -118,17 +118,17 @@ impl PidFile {
         Ok(())
     }
 
-    /// Where it is.
+    /// The path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it was removed and could not be made anew.
+    /// Whether it was removed and could not be made again.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// Makes it and its lock anew where they are not there. Returns the path where it did; the error is a line.
+    /// Makes the file and its lock again if they are missing. Returns the path if it did. The error is a line.
     pub(crate) fn restore(&mut self) -> Result<Option<PathBuf>, String> {
         let locks_itself = leads_to(&self.path, &self.lock);
         let is_locked = locks_itself || leads_to(&lock_beside(&self.path), &self.lock);
@@ -148,10 +148,10 @@ impl PidFile {
         Ok(())
     }
 
-    /// Removes it, if it is still ours, and then the lock, while it is still locked.
+    /// Removes the file if it is still ours, and then the lock file, while it is still locked.
     pub(crate) fn remove(&self) {
         if content(&self.path).is_ok_and(|content| content.trim() == Pid::this().to_string()) {
-            // Whoever removed it in between did what was wanted.
+            // If another process was faster, the file is gone as wanted.
             let _ = fs::remove_file(&self.path);
         }
         self.unlock();
@@ -165,14 +165,14 @@ impl PidFile {
     }
 }
 
-/// Opens a file that may be somebody else's: no link is followed, and nothing is waited for.
+/// Options to open a file that may belong to another user: they follow no link, and do not block.
 fn open() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits());
     options
 }
 
-/// Locks this file. As a lock of its own it is made where it is not there, and must be nobody else's.
+/// Locks this file. With `of_its_own` it is created if it is missing, and must not belong to another user.
 fn lock(path: &Path, of_its_own: bool) -> io::Result<OwnedFd> {
     loop {
         let file = open().read(true).write(true).create(of_its_own).mode(0o600).open(path)?;
@@ -192,7 +192,7 @@ fn lock(path: &Path, of_its_own: bool) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether nothing is there, or what may be a pid file: empty, or a number.
+/// Whether the path is free, or has a file that may be a pid file: empty, or a number.
 fn holds_a_pid(path: &Path) -> io::Result<bool> {
     match content(path) {
         Ok(content) => Ok(content.trim().bytes().all(|byte| byte.is_ascii_digit())),
@@ -202,7 +202,7 @@ fn holds_a_pid(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// What is in a regular file, as far as a pid goes.
+/// The content of a regular file, if it is not longer than a pid.
 fn content(path: &Path) -> io::Result<String> {
     let file = open().read(true).open(path)?;
     if !file.metadata()?.is_file() {

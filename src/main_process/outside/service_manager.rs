@@ -1,5 +1,5 @@
-//! What main tells the service manager above it, as sd_notify(3) has it: where `NOTIFY_SOCKET` is in panzer's own
-//! environment. A manager that does not listen disturbs nothing.
+//! Notifies the service manager above panzer, as in sd_notify(3), if panzer's own environment has `NOTIFY_SOCKET`. A
+//! manager that does not read does no harm.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,11 +16,11 @@ use crate::control::environment::Environment;
 use crate::main_process::decide::{Overview, Progress};
 use crate::sys::errno::words;
 
-/// What the manager did not take is tried again after this time, which doubles up to the longest.
+/// Pause before a notification is tried again. It doubles up to the longest.
 const RETRY: Duration = Duration::from_millis(200);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// After this time panzer no longer wakes for what the manager does not take; it is tried whenever panzer is awake.
+/// After this time panzer no longer wakes to try again. It still tries whenever it is awake.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// The manager is asked for this much more time at once, and again when a third of it is over.
@@ -49,7 +49,7 @@ pub(crate) struct ServiceManager {
     failure_told: bool,
 }
 
-/// The manager does not take what it is told.
+/// The manager does not take a notification.
 #[derive(Debug, Clone, Copy)]
 struct Stuck {
     since: Instant,
@@ -68,7 +68,7 @@ struct Watchdog {
 #[serde(deny_unknown_fields)]
 struct Told {
     ready: bool,
-    /// The last generation whose beginning it was told of.
+    /// The last generation whose beginning the manager knows.
     begun: u32,
     reloading: bool,
     stopping: bool,
@@ -76,7 +76,7 @@ struct Told {
 }
 
 impl ServiceManager {
-    /// As `environment` says. The variables are panzer's own: no worker sees them.
+    /// Set up as `environment` says. The variables are panzer's own, and workers do not see them.
     pub(crate) fn new(environment: &Environment, now: Instant) -> ServiceManager {
         let to = environment.path_of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
             Ok(to) => Some(to),
@@ -91,7 +91,7 @@ impl ServiceManager {
         let every = number("WATCHDOG_USEC").filter(|&micros| is_ours && micros > 0);
         let watchdog = every
             .filter(|_| to.is_some())
-            // Half of it, as is usual; never so often that nothing else is done.
+            // Half of the interval, as is usual, but no busy loop.
             .map(|micros| Watchdog {
                 every: Duration::from_micros(micros / 2).max(Duration::from_millis(1)),
                 next: now,
@@ -105,21 +105,22 @@ impl ServiceManager {
         (self.to, self.watchdog) = (to, watchdog);
     }
 
-    /// A signal asks for a reading of the configuration: `Type=notify-reload` waits for its beginning and its end, also
-    /// where nothing comes of it.
+    /// A signal asks for a reading of the configuration. `Type=notify-reload` waits for its beginning and its end, even
+    /// if nothing changes.
     pub(crate) fn reading_asked(&mut self) {
         self.reading_asked = Some(monotonic_micros());
     }
 
-    /// When it has something to do if nothing happens.
+    /// When something is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.next);
         let retry = self.stuck.and_then(|stuck| stuck.retry_at);
-        // Nothing is tried before the next try of what is stuck.
+        // While a notification is stuck, nothing else is tried.
         retry.or(watchdog.into_iter().chain(self.extend_at).min())
     }
 
-    /// Tells what has changed, and that main lives where that is due. `reading`: the configuration is being read.
+    /// Notifies the manager of changes, and sends its watchdog's signal if that is due. `reading`: the configuration is
+    /// being read.
     pub(crate) fn tell(&mut self, overview: Overview, reading: bool, now: Instant) {
         let waits = self.stuck.and_then(|stuck| stuck.retry_at).is_some_and(|at| now < at);
         if self.to.is_none() || waits {
@@ -131,7 +132,7 @@ impl ServiceManager {
         }
     }
 
-    /// None where the manager does not take it: the rest is told later.
+    /// None if the manager does not take a notification. The rest follows later.
     fn tell_all(&mut self, overview: Overview, reading: bool, now: Instant) -> Option<()> {
         self.tell_changes(overview, reading)?;
         self.ask_for_time(overview, now)?;
@@ -151,15 +152,15 @@ impl ServiceManager {
         self.stuck = Some(Stuck { since, pause, retry_at });
         if retry_at.is_none() {
             self.extend_at = None;
-            // One that is not taken is made up for by the next.
+            // The next watchdog signal makes up for a lost one.
             if let Some(watchdog) = &mut self.watchdog {
                 watchdog.next = watchdog.next.max(now + watchdog.every);
             }
         }
     }
 
-    /// While something is under way that the manager waits for, it is asked to wait for as long as panzer's own limits
-    /// allow, and a little at a time, so that it notices where panzer itself hangs.
+    /// While the manager waits for something, asks it for more time, up to panzer's own limits. It asks for a little at
+    /// a time, so that the manager notices if panzer itself hangs.
     fn ask_for_time(&mut self, overview: Overview, now: Instant) -> Option<()> {
         self.extend_at = None;
         let waits = !self.told.ready || self.told.reloading || overview.stopping;
@@ -176,7 +177,7 @@ impl ServiceManager {
         Some(())
     }
 
-    /// None where the manager's queue is full: the rest is told later.
+    /// None if the manager's queue is full. The rest follows later.
     fn tell_changes(&mut self, overview: Overview, reading: bool) -> Option<()> {
         let status = describe(overview);
         if overview.serves && !self.told.ready && !overview.stopping {
@@ -188,7 +189,7 @@ impl ServiceManager {
         if self.told.ready && !overview.stopping {
             self.tell_reload(overview, reading)?;
         } else {
-            // The end of a reload would be told by the word that the start is over.
+            // The notification that the start is over also ends a reload.
             self.reading_asked = None;
         }
         if overview.stopping && !self.told.stopping {
@@ -203,7 +204,7 @@ impl ServiceManager {
         Some(())
     }
 
-    /// Each reload begins and ends, also one that came to nothing at once: `Type=notify-reload` waits for both.
+    /// Each reload begins and ends, even if it came to nothing at once. `Type=notify-reload` waits for both.
     fn tell_reload(&mut self, overview: Overview, reading: bool) -> Option<()> {
         self.tell_end_of_reload(overview, reading || self.reading_asked.is_some())?;
         if let Some(asked) = self.reading_asked {
@@ -233,14 +234,14 @@ impl ServiceManager {
         Some(())
     }
 
-    /// None where the manager did not take it. Never waits.
+    /// None if the manager did not take it. Never waits.
     fn send(&mut self, message: &str) -> Option<()> {
         let Some((from, to)) = &self.to else { return Some(()) };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match sendto(from.as_raw_fd(), message.as_bytes(), to, flags) {
             Ok(_) => Some(()),
             Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR) => None,
-            // One that is being started anew listens again in a moment.
+            // A manager that is being restarted listens again in a moment.
             Err(errno) => {
                 if !std::mem::replace(&mut self.failure_told, true) {
                     log::warn!("NOTIFY_SOCKET cannot be told anything: {}", words(&errno.into()));
@@ -275,15 +276,15 @@ fn describe(overview: Overview) -> String {
     }
 }
 
-/// The line that names main, where the manager may have started something else. Not for PID 1: its number means somebody
-/// else to a manager outside of its namespace.
+/// The line with main's pid, because the manager may have started another process. PID 1 sends none, because its pid
+/// means another process outside of its namespace.
 fn main_pid() -> String {
     let main = Pid::this();
     if main.as_raw() == 1 { String::new() } else { format!("\nMAINPID={main}") }
 }
 
 fn monotonic_micros() -> i64 {
-    // This clock is always there.
+    // This clock always exists.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000 + time.tv_nsec() / 1000)
 }
 

@@ -1,7 +1,7 @@
-//! Whose the children are that main has adopted: of a monitor that died, by evidence, or strangers'.
+//! Whose an adopted child is: it comes from a monitor that died, or it is a stranger.
 //!
-//! As PID 1, or where a shell executed panzer in its place, processes fall to main that no worker of its has started.
-//! These are reaped, and nothing else.
+//! If main is PID 1, or if a shell executed panzer in its place, main adopts processes that none of its workers
+//! started. Main reaps these strangers and does nothing else to them.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,22 @@ use crate::main_process::decide::Monitor;
 use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Mark;
 
-/// So many children are looked at before anything else has its turn.
+/// Limit of the children that are looked at before anything else has its turn.
 const MAX_LOOKS: usize = 256;
 
-/// Whose a child is.
+/// The origin of a child.
 enum Whose {
-    /// What is left of this monitor.
+    /// It was left by this monitor.
     Of(Monitor),
-    /// A living monitor's, as it seems: that is about to be reaped.
+    /// It seems to belong to a living monitor, which will be reaped in a moment.
     Undecided,
     Stranger,
 }
 
 impl Children {
-    /// Finds out whose those are that have been adopted since the last look: without evidence of `dead`, a monitor that
-    /// has been reaped, if no stranger can fall to us. Returns the dead monitors of which more is left than was known.
+    /// Finds the origin of the children that were adopted since the last look. `dead` is a monitor that has been
+    /// reaped; a child without evidence was left by it, unless main may adopt strangers. Returns the dead monitors that
+    /// have left more than was known.
     pub(crate) fn meet(&mut self, dead: Monitor) -> BTreeSet<Monitor> {
         let mut new: Vec<Pid> = processes::children().into_iter().filter(|pid| !self.is_known(*pid)).collect();
         self.unmet = (new.len() > MAX_LOOKS).then_some(dead);
@@ -44,7 +45,7 @@ impl Children {
             }
         }
         if self.unmet.is_some() {
-            // What has not been looked at yet may be its.
+            // The children that have not been looked at may be its.
             more.insert(dead);
         }
         more
@@ -55,7 +56,7 @@ impl Children {
             return Whose::Stranger;
         }
         let led = |leader: Pid| {
-            // Of several that had the number one after the other the last one counts.
+            // If several workers had this pid one after the other, the last one counts.
             let had_it =
                 self.families.iter().filter_map(|(monitor, family)| Some((family.led(leader, pid)?, *monitor)));
             had_it.max().map(|(_, monitor)| monitor)
@@ -63,7 +64,7 @@ impl Children {
         let by_mark = || {
             let mark = Mark::of(pid).filter(|mark| mark.main == Pid::this().as_raw())?;
             let is = |monitor: &Monitor| monitor.generation == mark.generation;
-            // A generation may have another monitor by now, whose own are not ours.
+            // The generation may have another monitor by now, whose workers main has not adopted.
             let adopted = || self.kin.owned().map(|(_, monitor)| monitor).find(is);
             let running = || self.monitors().find(is);
             Some(Some(dead).filter(is).or_else(adopted).or_else(running).unwrap_or(dead))
@@ -77,7 +78,7 @@ impl Children {
         }
     }
 
-    /// Neither these nor anything that joins them is waited for any more. Returns them.
+    /// Main no longer waits for the processes of this monitor, nor for what joins them. Returns them.
     pub(crate) fn give_up(&mut self, monitor: Monitor) -> Vec<Pid> {
         let left: Vec<Pid> = self.kin.of(monitor).collect();
         for pid in &left {

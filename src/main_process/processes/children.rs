@@ -1,6 +1,6 @@
 //! Main's children: the one place of main that knows pids.
 //!
-//! A pid in here is an unreaped child, so that no signal can ever hit a stranger.
+//! A pid in here is an unreaped child, so that a signal can never hit another process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,7 +22,7 @@ use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Kin;
 use crate::worker::spawn::Child;
 
-/// The pid of the process to which all fall whose parents have ended.
+/// The process that adopts orphans by default.
 const INIT: Pid = Pid::from_raw(1);
 
 /// A monitor's process.
@@ -163,7 +163,7 @@ impl From<Document<Running>> for Children {
 }
 
 impl Children {
-    /// None yet. Their channels are watched under tokens from `first_token` on.
+    /// No monitor yet. The channels are watched under tokens from `first_token` on.
     pub(crate) fn new(first_token: u64) -> Children {
         let strangers: BTreeSet<Pid> = processes::children().into_iter().collect();
         Children {
@@ -174,7 +174,7 @@ impl Children {
         }
     }
 
-    /// A token for one more channel.
+    /// A token for another channel.
     pub(crate) fn new_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token - 1
@@ -209,7 +209,7 @@ impl Children {
         self.preflight.as_ref()
     }
 
-    /// Forgets the pre-flight, if it was that which has been reaped; what it left in its group is killed.
+    /// Takes the pre-flight if it has this pid, because it was reaped. Kills what it has left in its group.
     pub(crate) fn take_preflight(&mut self, pid: Pid) -> Option<Preflight> {
         let ended = self.preflight.take_if(|preflight| preflight.pid() == pid)?;
         let others = processes::children().into_iter().filter(|child| !self.is_known(*child));
@@ -232,18 +232,18 @@ impl Children {
         self.planners.iter_mut()
     }
 
-    /// Whether somebody waits for a plan.
+    /// Whether a plan is waited for.
     pub(crate) fn is_planning(&self) -> bool {
         self.planners.iter().any(|planner| planner.wanted)
     }
 
-    /// When a planner is given up that is not for a generation.
+    /// When the planner of [`Purpose::Reread`] is given up.
     pub(crate) fn reread_deadline(&self) -> Option<Instant> {
         let due = |planner: &&Planner| planner.wanted && planner.purpose == Purpose::Reread;
         self.planners.iter().find(due).map(|planner| planner.until)
     }
 
-    /// Forgets a planner, if it was one that has been reaped.
+    /// Takes the planner with this pid, because it was reaped.
     pub(crate) fn take_planner(&mut self, pid: Pid) -> Option<Planner> {
         let at = self.planners.iter().position(|planner| planner.pid() == pid)?;
         Some(self.planners.remove(at))
@@ -253,7 +253,7 @@ impl Children {
         self.monitors.insert(monitor, running);
     }
 
-    /// Forgets a monitor that has been reaped.
+    /// Removes a monitor that was reaped.
     pub(crate) fn remove(&mut self, monitor: Monitor) {
         if let Some(running) = self.monitors.remove(&monitor) {
             self.family(monitor).given_up = running.given_up;
@@ -270,7 +270,7 @@ impl Children {
         self.monitors.keys().copied()
     }
 
-    /// What a monitor tells of its workers' processes.
+    /// The facts that a monitor has reported about its workers' processes.
     pub(crate) fn family(&mut self, monitor: Monitor) -> &mut Family {
         self.families.entry(monitor).or_default()
     }
@@ -279,7 +279,7 @@ impl Children {
         self.monitors.get_mut(&monitor)
     }
 
-    /// The monitor of a generation that goes on: it has one at a time.
+    /// The monitor of a generation. A generation that goes on has one at a time.
     pub(crate) fn of_generation(&mut self, generation: u32) -> Option<&mut Running> {
         self.monitors.iter_mut().find(|(monitor, _)| monitor.generation == generation).map(|(_, running)| running)
     }
@@ -296,7 +296,7 @@ impl Children {
         self.monitors.iter().find(|(_, running)| running.child.pid == pid).map(|(monitor, _)| *monitor)
     }
 
-    /// When the next monitor is killed that has sent nothing yet.
+    /// When to kill the next monitor that has sent nothing yet.
     pub(crate) fn silence_deadline(&self) -> Option<Instant> {
         let until = |running: &Running| match running.first_word {
             FirstWord::Until(until) => Some(until),
@@ -305,12 +305,12 @@ impl Children {
         self.monitors.values().filter_map(until).min()
     }
 
-    /// Kills the monitors that have sent nothing for too long.
+    /// Kills the monitors that have sent nothing in time.
     pub(crate) fn kill_silent(&mut self, now: Instant) {
         for (monitor, running) in &mut self.monitors {
             if matches!(running.first_word, FirstWord::Until(until) if until <= now) {
                 running.first_word = FirstWord::Missed;
-                // At once: one that waits for a file system may not end by it.
+                // Log it first: a process that waits for a file system may not end by the signal.
                 log::error!(
                     "the monitor of generation {} hangs while it looks up what it is to run: are the file systems of \
                      program, directory and --env-file reachable, and the users' data base? Killing it",
@@ -327,7 +327,7 @@ impl Children {
         }
     }
 
-    /// Everything is stopped: those that have sent nothing yet are not waited for.
+    /// Everything is being stopped, so monitors that have sent nothing yet get less time.
     pub(crate) fn shorten_silence(&mut self, now: Instant) {
         for running in self.monitors.values_mut() {
             if let FirstWord::Until(until) = &mut running.first_word {
@@ -340,7 +340,7 @@ impl Children {
         self.monitors.values_mut()
     }
 
-    /// The monitors whose channel is to be looked at again.
+    /// The monitors whose channel needs attention.
     pub(crate) fn with_due_channel(&self, now: Instant) -> Vec<Monitor> {
         let due = |running: &Running| running.channel.deadline().is_some_and(|deadline| deadline <= now);
         self.monitors.iter().filter(|(_, running)| due(running)).map(|(monitor, _)| *monitor).collect()
@@ -352,12 +352,12 @@ impl Children {
         channels.chain(self.reread_deadline()).chain(self.silence_deadline()).min()
     }
 
-    /// Whether there is more to be reaped, or looked at, at once.
+    /// Whether more children are to be reaped, or looked at, at once.
     pub(crate) fn is_behind(&self) -> bool {
         self.reaps_on || self.unmet.is_some()
     }
 
-    /// Whether nothing is left of a monitor that has been reaped.
+    /// Whether nothing is left of a monitor that was reaped.
     pub(crate) fn is_gone(&mut self, monitor: Monitor) -> bool {
         let gone = self.unmet != Some(monitor) && self.kin.of(monitor).next().is_none();
         if gone {
@@ -366,7 +366,7 @@ impl Children {
         gone
     }
 
-    /// Sends `signal` to those that outlived `monitor`; KILL to their groups as well.
+    /// Sends `signal` to the processes that outlived `monitor`. KILL goes to their groups too.
     pub(crate) fn signal_orphans(&mut self, monitor: Monitor, signal: Signal) {
         for (pid, error) in self.kin.signal(monitor, signal, false, |_| false) {
             let (name, generation) = (processes::name_of(pid), monitor.generation);
@@ -378,8 +378,8 @@ impl Children {
         }
     }
 
-    /// Sends `signal` to those among them of which this is true. All are continued: the kernel may have sent it to some
-    /// that are stopped.
+    /// Sends `signal` to the processes that outlived `monitor` and are `unreached`. The kernel may have sent it to
+    /// others that are stopped, so all get SIGCONT.
     pub(crate) fn signal_unreached(&mut self, monitor: Monitor, signal: Signal, unreached: impl Fn(Pid) -> bool) {
         for pid in self.kin.of(monitor) {
             let sent = match unreached(pid) {
@@ -387,13 +387,13 @@ impl Children {
                 false => processes::signal_child(pid, Signal::SIGCONT),
             };
             if let Err(error) = sent {
-                // The next step of the schedule tells of it.
+                // If the next step of the schedule fails too, that is logged.
                 log::debug!("cannot send {} to pid {pid}: {}", signal.as_str(), processes::why_not_signalled(&error));
             }
         }
     }
 
-    /// Whether it is accounted for: a role of panzer's, an orphan, or a stranger.
+    /// Whether main knows this child: a role of panzer's, an orphan, or a stranger.
     pub(crate) fn is_known(&self, pid: Pid) -> bool {
         self.strangers.contains(&pid)
             || self.kin.knows(pid)

@@ -1,4 +1,4 @@
-//! What is known about the workers of each monitor.
+//! Facts about the workers of each monitor.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,13 +6,13 @@ use nix::unistd::Pid;
 
 use crate::sys::processes::{self};
 
-/// A process: its pid, and when it began, as pids come again.
+/// A process: its pid, and when it began, because pids are used again.
 pub(crate) type Known = (Pid, Option<u64>);
 
-/// What is known of the workers of a monitor.
+/// Facts about the workers of one monitor.
 #[derive(Debug, Default)]
 pub(crate) struct Family {
-    /// The last process of each slot, and earlier ones in whose group something still runs.
+    /// The last process of each slot, and earlier ones in whose group a process still runs.
     workers: BTreeMap<u32, Vec<Known>>,
     /// Processes that the monitor had given up when it ended.
     pub(crate) given_up: BTreeSet<GivenUp>,
@@ -28,14 +28,15 @@ impl Family {
         Family { workers: (0..).zip(workers.map(known)).collect(), given_up: BTreeSet::new() }
     }
 
-    /// A worker has been started in this slot. What an earlier one has left may outlive the monitor.
+    /// A worker was started in this slot. Processes that an earlier one has left may outlive the monitor.
     pub(crate) fn add(&mut self, slot: u32, worker: Known) {
         let workers = self.workers.entry(slot).or_default();
         workers.retain(|(pid, _)| processes::exists(*pid) || processes::group_exists(*pid));
         workers.push(worker);
     }
 
-    /// When the worker began whose pid this is, or was. A number that is another process's by now says nothing.
+    /// When the worker with the pid `leader` began. None if no worker has had this pid, or if another process has it by
+    /// now.
     pub(crate) fn led(&self, leader: Pid, who: Pid) -> Option<Option<u64>> {
         let is_it = |&&(_, began): &&Known| match processes::started(leader) {
             Some(now) => Some(now) == began,

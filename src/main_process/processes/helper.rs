@@ -1,4 +1,4 @@
-//! A child of main that executes panzer in another role, does one thing, and ends: what goes wrong there goes wrong there.
+//! A child of main that executes panzer in another role, does one thing, and ends. Its failures do not touch main.
 
 use std::ffi::CString;
 use std::io;
@@ -13,17 +13,17 @@ use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::spawn::{Child, Image, NewProcess, Outcome, spawn};
 
-/// One that was started; it ends with main at the latest, and what it has started ends with it.
+/// A helper that was started. It ends with main at the latest, and so do the processes that it has started.
 #[derive(Debug)]
 pub(crate) struct Helper {
     child: Child,
-    /// What it calls itself.
+    /// Its title in `ps`.
     title: &'static str,
 }
 
 impl Helper {
-    /// Executes `build` with these variables and, from 3 on, these descriptors; what it prints goes to `output`, or
-    /// where ours goes. Never waits.
+    /// Executes `build` with these variables and, from 3 on, these descriptors. Its output goes to `output`, or to
+    /// main's own. Never waits.
     pub(crate) fn start(
         title: &'static str,
         build: &Path,
@@ -48,7 +48,7 @@ impl Helper {
         }
     }
 
-    /// Why it was never executed, in words, now that it has been reaped.
+    /// Why it could not be executed, in words. Call this after it was reaped.
     pub(crate) fn refused(&mut self) -> Option<String> {
         match self.child.outcome() {
             Outcome::Failed(refused, _) => Some(words(&refused.errno.into())),

@@ -1,4 +1,4 @@
-//! The processes that main starts, hears and reaps: the one room that knows pids.
+//! The processes that main starts, talks to and reaps. Only this room knows pids.
 
 pub(crate) mod adopt;
 pub(crate) mod children;

@@ -1,4 +1,4 @@
-//! How the monitor of a generation is started.
+//! Starts the monitor of a generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,11 +17,12 @@ use crate::main_process::processes::children::{FIRST_WORD_TIMEOUT, FirstWord, Ru
 use crate::sys::memfd;
 use crate::worker::spawn::{Image, NewProcess, spawn};
 
-/// The version of the protocol that has [`Order::Own`].
+/// The first version of the protocol that has [`Order::Own`].
 const ASKED_SINCE: u32 = 2;
 
 impl Main {
-    /// The answer is told if the next generation fails, and the monitor tells of unix paths. A monitor of an older build is not asked.
+    /// Asks the serving generation where it listens by itself. The answer is logged if the next generation fails. A
+    /// monitor of an older build is not asked.
     pub(crate) fn ask_what_serves_by_itself(&mut self) {
         let serving = self.serving();
         if let Some(running) = serving.and_then(|serving| self.children.of_generation(serving))
@@ -66,10 +67,10 @@ impl Main {
         let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
         let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
         let role = NewProcess::role(image, &title, variables, descriptors);
-        // It notices by itself that main is gone, and needs its time then.
+        // It notices by itself that main is gone, and then needs time to stop its workers.
         let (leads_group, death_signal) = (false, None);
         let token = self.children.new_token();
-        // Before the fork: a monitor that could not be watched would run on beside the one that is started in its place.
+        // Watch before the fork: a monitor that could not be watched would run on beside its successor.
         self.poller.watch(&channel, token)?;
         let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
         let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;

@@ -1,6 +1,6 @@
-//! A planner: a child that reads command line, environment and file anew, in the directory panzer was started in. All
-//! of that may hang on a dead file system, or go wrong in ways that main must not. A planner also looks up who holds an
-//! address that a new generation was to listen on.
+//! A planner: a child that reads command line, environment and file again, in the directory in which panzer was
+//! started. All of this may hang on a dead file system, or fail in ways that must not touch main. A planner also finds
+//! out who holds an address that a new generation was to listen on.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -24,29 +24,29 @@ use crate::worker::cause::Cause;
 use crate::worker::findings::Findings;
 use crate::worker::program::Fingerprint;
 
-/// What a planner is to read; the environment is its own.
+/// The question to a planner. The environment is its own.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     arguments: Vec<Text>,
     #[serde(with = "crate::config::text::path")]
     start_directory: PathBuf,
     inherited: Vec<Listen>,
-    /// What the release that serves was on disk, to be compared.
+    /// What the serving release looked like on disk, to compare.
     serving: Option<Fingerprint>,
     /// The files by which this instance is found.
     own_files: Vec<Text>,
-    /// An address of which is asked only who holds it.
+    /// An address whose holder is to be found; then nothing else is done.
     in_use: Option<Address>,
 }
 
-/// What a planner has found out.
+/// The answer of a planner.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Answer {
-    /// The plan, or what is wrong: a line, and perhaps the place below it.
+    /// The plan, or an error: a line, and possibly the place in the file below it.
     pub(crate) plan: Result<Plan, String>,
-    /// Whether the plan now leads to another release than the one that serves.
+    /// Whether the plan leads to another release than the serving one.
     pub(crate) changed: bool,
-    /// Whether one of the instance's own files is not there any more.
+    /// Whether one of the instance's own files is missing.
     pub(crate) missing: bool,
 }
 
@@ -73,7 +73,7 @@ fn resolve(question: Question, environment: &Environment) -> Answer {
     };
     let changed = serving.is_some_and(|serving| {
         let Ok(plan) = &plan else { return false };
-        // What cannot be found is not a new release.
+        // A release that cannot be found is not a new one.
         let found = Findings::look_up(plan, environment.inherited("PATH"));
         found.is_ok_and(|(release, _)| release.fingerprint(plan) != serving)
     });
@@ -86,7 +86,7 @@ fn plan(
     inherited: Vec<Listen>,
     environment: &Environment,
 ) -> Result<Plan, String> {
-    // By its name: a symlink in it is followed anew.
+    // By the name of the directory, so that a symlink in it is followed again.
     std::env::set_current_dir(start_directory).map_err(|error| {
         format!(
             "the directory {} that panzer was started in cannot be entered: {}",
@@ -101,31 +101,32 @@ fn plan(
     })
 }
 
-/// What a plan is wanted for.
+/// The purpose of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// This generation, which is to be started.
+    /// The plan of this generation, which is to be started.
     Generation(u32),
-    /// What needs no new workers.
+    /// The settings that can change without replacing workers.
     Reread,
 }
 
-/// A planner under way.
+/// A planner that runs.
 #[derive(Debug)]
 pub(crate) struct Planner {
     helper: Helper,
     answer: OwnedFd,
     pub(crate) purpose: Purpose,
-    /// Until it is given up; then it is only waited for.
+    /// Whether the answer is wanted. If not, it is only waited for.
     pub(crate) wanted: bool,
-    /// What it reads may have changed since it was read: another is to follow.
+    /// Whether another planner is to follow, because the configuration may have changed after it was read.
     pub(crate) again: bool,
-    /// When it is taken to hang.
+    /// After this time it counts as hung.
     pub(crate) until: Instant,
 }
 
 impl Planner {
-    /// Has everything read anew for an instance that runs by `plan`, and compared with what serves. Never waits.
+    /// Reads everything again for an instance that runs by `plan`, and compares it with the serving release. Never
+    /// waits.
     pub(crate) fn begin(
         purpose: Purpose,
         plan: &Plan,
@@ -154,13 +155,13 @@ impl Planner {
         self.helper.pid()
     }
 
-    /// Nobody waits for it any more.
+    /// Nobody waits for its answer any more.
     pub(crate) fn give_up(&mut self) {
         self.wanted = false;
         self.helper.kill();
     }
 
-    /// What it has found out, now that it has been reaped: see [`Answer`].
+    /// Its answer. Call this after it was reaped.
     pub(crate) fn answered(mut self, exit: Exit) -> Result<Answer, Cause> {
         let failed = |how: String| Cause::Configuration(format!("the process that reads the configuration {how}"));
         if let Some(why) = self.helper.refused() {

@@ -1,4 +1,4 @@
-//! Who has ended, and whose it was.
+//! Reaps children, and finds out which one each was.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -15,16 +15,16 @@ use crate::worker::spawn::Outcome;
 
 impl Main {
     pub(crate) fn reap(&mut self) {
-        // All at once first: what has ended as well is nobody's orphan.
+        // Reap everything first, so that a process that has ended too is not adopted as an orphan.
         let mut ended = processes::reap_all();
         self.children.reaps_on = ended.len() == processes::MAX_REAPED_AT_ONCE;
         let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
         orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));
-        // Monitors before orphans: what a monitor leaves must not be taken for an orphan's.
+        // Monitors before orphans, so that what a monitor has left is not attributed to an orphan.
         ended.sort_by_key(|(pid, _)| self.children.by_pid(*pid).is_none());
         for (pid, exit) in ended {
             if let Some(monitor) = self.children.by_pid(pid) {
-                // Its last words come before its end.
+                // Its last reports come before its end.
                 self.take_reports(monitor, usize::MAX);
                 let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
@@ -60,7 +60,7 @@ impl Main {
             }
         }
         for (monitor, ended) in orphans {
-            // What they have left behind in turn is ours as well.
+            // Main has also adopted what they have left.
             let joined = self.meet(monitor);
             ended.into_iter().for_each(|pid| self.children.kin.remove(pid));
             if joined {
@@ -71,7 +71,7 @@ impl Main {
         }
     }
 
-    /// Takes in what has been adopted since; true where something is left of `dead`.
+    /// Adopts children. Returns whether something is left of `dead`.
     fn meet(&mut self, dead: Monitor) -> bool {
         let mut more = self.children.meet(dead);
         let is_left = more.remove(&dead);

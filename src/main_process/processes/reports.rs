@@ -54,7 +54,7 @@ impl Main {
                 Received::MoreGarbage => {}
                 Received::Nothing => return,
                 Received::Gone => {
-                    // Its end is told when it has been reaped.
+                    // Its end is handled when it was reaped.
                     self.poller.forget(&running.channel);
                     return;
                 }
@@ -62,8 +62,8 @@ impl Main {
         }
     }
 
-    /// What this monitor knows, and what is known of it, cannot be told any more: it is ended. Its workers are adopted,
-    /// and another monitor takes its place.
+    /// Messages between main and this monitor got lost, so their knowledge differs. The monitor is ended, its workers
+    /// are adopted, and another monitor takes its place.
     fn cut_off(&mut self, monitor: Monitor, why: &str) {
         log::error!("the monitor of generation {} is ended, as messages get lost: {why}", monitor.generation);
         if let Some(running) = self.children.running(monitor) {

@@ -1,5 +1,5 @@
-//! What main knows, as one main hands it on to the next: a document with a version. Descriptors go by their numbers, and
-//! lie where they lay.
+//! The document that one main writes for the next: everything that it knows, with a version. Descriptors go by their
+//! numbers, because they stay open.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,38 +22,38 @@ use crate::main_process::outside::Outside;
 use crate::main_process::processes::children::Children;
 use crate::sys::stderr;
 
-/// The version of this document; [`crate::carry`] says when it goes up.
+/// The version of this document. [`crate::carry`] says when it goes up.
 const VERSION: u32 = 2;
 
-/// The oldest version that this build still reads.
+/// The oldest version that this build can read.
 const OLDEST: u32 = 2;
 
-/// The build that this is.
+/// The version of this build.
 pub(crate) fn build() -> &'static str {
-    // As text in the binary, where strings(1) finds it and a test makes another build of this one: so short a one may
-    // otherwise become a part of some instruction.
+    // Kept as text in the binary, where strings(1) finds it and a test can change it. The compiler might otherwise make
+    // so short a text part of an instruction.
     std::hint::black_box(env!("CARGO_PKG_VERSION"))
 }
 
-/// The file that a build was executed from, to tell two builds of one version apart.
+/// The file that a build was executed from. It tells two builds of one version apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BuildFile {
     device: u64,
     inode: u64,
     size: u64,
-    /// When it was last written to, in seconds since 1970.
+    /// When it was last written, in seconds since 1970.
     written: i64,
 }
 
 impl BuildFile {
-    /// That of this process, also where another one lies at its path by now.
+    /// The file of this process, even if another file is at its path by now.
     pub(crate) fn own() -> Option<BuildFile> {
         let file = fs::metadata(OWN_IMAGE).ok()?;
         Some(BuildFile { device: file.dev(), inode: file.ino(), size: file.size(), written: file.mtime() })
     }
 
-    /// What it is, to those who knew `before`.
+    /// Describes it to a user who knew `before`.
     pub(crate) fn against(self, before: BuildFile) -> String {
         let written = u64::try_from(self.written).ok().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
         match written {
@@ -100,7 +100,7 @@ pub(crate) fn write(main: &Main, descriptors: Written) -> io::Result<Vec<u8>> {
     Ok(descriptor::write(&document, descriptors)?)
 }
 
-/// What helps where two builds do not understand each other.
+/// The remedy if two builds do not understand each other.
 const ANEW: &str = "restart into a build that does, or stop panzer and start this one";
 
 fn versions(oldest: u32, newest: u32) -> String {
@@ -128,7 +128,7 @@ pub(crate) fn read(bytes: &[u8], descriptors: Read) -> Result<Document, String> 
     let unknown =
         |why: &str| format!("panzer {} cannot read what panzer {} knows: {why}; {ANEW}", build(), versioned.build);
     let document: Document = descriptor::read(bytes, descriptors).map_err(|error| {
-        // What is expected instead is a list of all that there is.
+        // Cut serde's "expected one of …", which lists every variant.
         let error = error.to_string();
         unknown(error.split(", expected").next().unwrap_or_default())
     })?;
@@ -145,7 +145,7 @@ pub(crate) fn read(bytes: &[u8], descriptors: Read) -> Result<Document, String> 
     Ok(document)
 }
 
-/// A field of a plan that is not known here: as what is tuned is flattened into plans, serde cannot refuse it.
+/// An unknown field of a plan. Serde cannot refuse it, because the tuning is flattened into the plan.
 fn unknown_in_plans(bytes: &[u8], known: &Configuration) -> Option<String> {
     #[derive(Deserialize)]
     struct Document {

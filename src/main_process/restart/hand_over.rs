@@ -1,7 +1,7 @@
-//! A restart in place, performed: what main knows is written down, the next build is executed, and takes it up.
+//! Performs a restart in place: writes down what main knows, and executes the next build, which reads it.
 //!
-//! It is the same process: children stay its own, descriptors lie where they lay, signals stay blocked and pending. An
-//! exec that fails leaves everything as it was.
+//! The process stays the same: children stay its own, descriptors stay open, signals stay blocked and pending. An exec
+//! that fails leaves everything as it was.
 
 use std::ffi::CString;
 use std::io;
@@ -25,7 +25,7 @@ use crate::sys::memfd;
 use crate::sys::processes::Exit;
 
 impl Main {
-    /// Somebody wants a restart; a client is told what becomes of it.
+    /// A restart is wanted. The client, if there is one, gets the outcome.
     pub(crate) fn on_restart_asked(&mut self, client: Option<u64>) {
         let refused = match () {
             () if self.state.is_stopping() => Some("panzer is being stopped"),
@@ -84,7 +84,7 @@ impl Main {
         self.end_restart(&why);
     }
 
-    /// Whoever waits is told why this main goes on, and what waited for the next one is done by this one.
+    /// Answers the clients that wait for the restart. Does what was left to the next main.
     fn end_restart(&mut self, why: &str) {
         self.restarting.next_build = None;
         self.operators.clients.restarted(Outcome::refused(why));
@@ -93,8 +93,8 @@ impl Main {
         }
     }
 
-    /// Becomes the next build, once it has proved itself and neither an inquiry nor a planner is under way, whose answers
-    /// it would not know.
+    /// Becomes the next build if it has proved itself. Not while an inquiry or a planner is under way, because the next
+    /// main would not know the answers.
     pub(crate) fn give_way_if_proven(&mut self) {
         if !self.restarting.restart.is_proven() || self.operators.inquiry.is_some() || self.children.is_planning() {
             return;

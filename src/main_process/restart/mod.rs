@@ -9,10 +9,10 @@ pub(crate) mod take_over;
 use self::preflight::NextBuild;
 use crate::main_process::decide::restart::Restart;
 
-/// A restart in place, as far as it has come.
+/// State of a restart in place.
 #[derive(Default)]
 pub(crate) struct Restarting {
     pub(crate) restart: Restart,
-    /// The build that has proved itself, and is to take over.
+    /// The build that has proved itself and is to take over.
     pub(crate) next_build: Option<NextBuild>,
 }

@@ -1,5 +1,5 @@
-//! The pre-flight of a restart in place: a child that runs the new build, and shows whether that can read what main
-//! knows. It is given a copy of that and nothing else: whatever it turns out to be, it can disturb nobody.
+//! The pre-flight of a restart in place: a child that runs the new build and shows whether the new build can read what
+//! main knows. It only gets a copy of that, so it can do no harm.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,10 +16,11 @@ use crate::sys::printable;
 use crate::sys::processes::Exit;
 use crate::worker::cause::signal_name;
 
-/// So much of what it printed is passed on, in bytes.
+/// Limit of its output that is logged.
 const MAX_LINE_BYTES: usize = 512;
 
-/// What the new build says of itself, with its image as a descriptor: exactly the file that was tried is executed then.
+/// The answer of the new build. Its image comes along as a descriptor, so that exactly the file that was tried is
+/// executed.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Proof {
     pub(crate) build: String,
@@ -31,30 +32,30 @@ impl Message for Proof {
     }
 }
 
-/// A pre-flight under way.
+/// A pre-flight that runs.
 #[derive(Debug)]
 pub(crate) struct Preflight {
     helper: Helper,
     channel: Channel,
-    /// What it prints. It is read once it has ended: one that prints more than a pipe holds is taken to hang.
+    /// Its output. It is read after the end, so a child that prints more than a pipe holds counts as hung.
     output: OwnedFd,
 }
 
 /// A build that has proved itself.
 #[derive(Debug)]
 pub(crate) struct NextBuild {
-    /// Its file.
+    /// Its executable file.
     pub(crate) image: OwnedFd,
     /// Its version.
     pub(crate) build: String,
 }
 
 impl Preflight {
-    /// Has the build that `path` leads to look at `state`. Never waits.
+    /// Lets the build at `path` read `state`. Never waits.
     pub(crate) fn begin(path: &Path, state: &OwnedFd, environment: &Environment) -> io::Result<Preflight> {
         let (channel, theirs) = Channel::pair()?;
         let (output, printed) = pipe2(OFlag::O_CLOEXEC)?;
-        // Its own end may wait, as any program's may.
+        // Its own end may block, as usual.
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let (variables, descriptors) = (environment.for_preflight(), vec![state.as_fd(), theirs.as_fd()]);
         let printed = Some(printed.as_fd());
@@ -66,12 +67,12 @@ impl Preflight {
         self.helper.pid()
     }
 
-    /// Ends it, and what it has started.
+    /// Kills it, with the processes that it has started.
     pub(crate) fn kill(&self) {
         self.helper.kill();
     }
 
-    /// What it has shown, now that it has been reaped.
+    /// The result. Call this after it was reaped.
     pub(crate) fn shown(mut self, exit: Exit) -> Result<NextBuild, String> {
         if let Some(why) = self.helper.refused() {
             return Err(format!("it cannot be executed: {why}"));
@@ -94,7 +95,7 @@ impl Preflight {
     }
 }
 
-/// The last line that was printed, as far as one read goes, fit to be shown.
+/// The last line that it printed, within one read, with control bytes replaced.
 fn last_line(output: &OwnedFd) -> Option<String> {
     let mut bytes = vec![0; 1 << 16];
     let count = read(output, &mut bytes).ok()?;

@@ -1,4 +1,4 @@
-//! The role of a pre-flight: a new build checks what main knows as if it took over.
+//! The role of a pre-flight: the new build reads what main knows, as if it took over.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::monitor::channel::Channel;
 use crate::sys::memfd;
 
-/// Takes the role of a pre-flight: checks what main knows as a main would that took over.
+/// Takes the role of a pre-flight.
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let (state, channel) = environment.take_preflight()?;
     let bytes = memfd::read(state).context("the state cannot be read")?;

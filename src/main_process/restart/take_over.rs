@@ -1,4 +1,4 @@
-//! A new build takes up what the main before it has written down.
+//! A new build takes over from the main before, by the document that it has written.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +19,7 @@ use crate::sys::poller::Poller;
 use crate::sys::processes;
 use crate::sys::{memfd, signals, stderr};
 
-/// Takes the place of the main before, by what that has written down. Fails only where the pre-flight should have.
+/// Takes over. Fails only where the pre-flight should have failed.
 pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
     let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     let document = document::read(&bytes, Read::TakenOver)?;
@@ -36,7 +36,7 @@ pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     main.operators.clients.restarted(Outcome { builds, build_file: file, ..Outcome::done() });
     main.restore_own_files();
     main.put_listeners_right();
-    // Whoever ended in between may have been told of already, and not reaped.
+    // A SIGCHLD may have been consumed before the exec, so reap now.
     main.reap();
     if main.operators.want_status() {
         main.inquire();
