@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds a client of panzer's mold protocol (panzer-mold(7)) against the protocol, in any language.
 
-    clients/testing/conform.py [-v] [--only NAME] -- PROBE [ARGS...]
+    clients/testing/conform.py [-v] [--only NAME] [--threads] -- PROBE [ARGS...]
 
 This script plays the monitor, once for each check, and PROBE is the mold: a small program that is written with the client under
 test. It prints one line for each check, and exits with 1 if one of them failed. No panzer is needed.
@@ -11,6 +11,7 @@ What PROBE does (clients/python/tests/probe.py is one). Each line goes to stdout
   at load      prints "loaded" through the language's buffer and does NOT flush it; registers an at-exit handler that prints
                "exit"; and, if the variable CONFORM_FAIL is set, fails with the message "no database" (an exception that nobody
                catches, or the client's own call to report a failure)
+               With --threads it also starts, if the variable CONFORM_THREAD is set, a thread that sleeps for ever.
   options      workers: 2, listen: 127.0.0.1:0, given in the code
   before_fork  prints "before_fork"
   after_start  prints "after_start INDEX"
@@ -23,6 +24,7 @@ What PROBE does (clients/python/tests/probe.py is one). Each line goes to stdout
 """
 
 import ctypes
+import fcntl
 import os
 import resource
 import select
@@ -123,7 +125,7 @@ class Monitor:
         self.notify.bind("\0" + name)
         for end in (self.socket, self.notify):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        # A stand-in at 3, as if there were one listener.
+        # As if there were three listeners, of which the second and the third are stand-ins for queues of each worker's own.
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.output = Output()
         self.ticket = 0
@@ -131,8 +133,8 @@ class Monitor:
         own = {
             "PANZER_MOLD_VERSION": version,
             "NOTIFY_SOCKET": "@" + name,
-            "LISTEN_FDS": "1",
-            "LISTEN_FDNAMES": "http",
+            "LISTEN_FDS": "3",
+            "LISTEN_FDNAMES": "http:own:own",
             "WATCHDOG_USEC": "1000000",
             "PANZER_GENERATION": "1",
         }
@@ -155,12 +157,13 @@ class Monitor:
         listener = os.dup(self.listener.fileno())
         os.dup2(self.output.writer, 1)
         os.dup2(self.output.writer, 2)
-        os.dup2(listener, 3)
-        os.dup2(mold_end, 4)
-        os.set_inheritable(3, True)
-        os.closerange(5, 1024)
+        mold_end, listener = (fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in (mold_end, listener))
+        for number in (3, 4, 5):
+            os.dup2(listener, number)
+        os.dup2(mold_end, 6)
+        os.closerange(7, 1024)
         if "PANZER_MOLD_FD" not in variables:
-            variables["PANZER_MOLD_FD"] = "4"
+            variables["PANZER_MOLD_FD"] = "6"
         elif variables["PANZER_MOLD_FD"] == "":
             del variables["PANZER_MOLD_FD"]
         # What it gets is to be found in each worker: HUP ignored, WINCH blocked.
@@ -394,6 +397,17 @@ def refuses_another_version(command):
         expect(message.startswith("FAILED ") and "version" in message, f"FAILED was expected: {message}")
 
 
+def tells_of_threads(command):
+    """Threads that run in the mold are told of, once, and workers are forked without them."""
+    with Played(command, environment={"CONFORM_THREAD": "1"}) as monitor:
+        monitor.load()
+        for slot in range(2):
+            _, output = monitor.fork(slot)
+            output.wait_for(f"run {slot}")
+        told = [line for line in monitor.output.lines() if line.startswith("panzer: warning: ") and "thread" in line]
+        expect(len(told) == 1, f"one warning was expected: {monitor.output.lines()}")
+
+
 def stops(command):
     """STOP ends the mold with 0, its at-exit handlers run once, and its workers go on."""
     with Played(command) as monitor:
@@ -523,7 +537,7 @@ def main(arguments):
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     failed = 0
-    for check in CHECKS:
+    for check in CHECKS + [tells_of_threads] * ("--threads" in own):
         if only not in (None, check.__name__):
             continue
         try:

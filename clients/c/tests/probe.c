@@ -1,6 +1,7 @@
 /* The program that clients/testing/conform.py drives. */
 #define PANZER_IMPLEMENTATION
 #include "../panzer.h"
+#include <threads.h>
 
 static void say(const char *word) {
     char line[64];
@@ -41,10 +42,19 @@ static int run(void *data) {
     return 0;
 }
 
+static int sleeps(void *nothing) {
+    (void)nothing;
+    while (pause() < 0) {
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     printf("loaded\n");
     atexit(at_exit);
     if (getenv("CONFORM_FAIL")) panzer_failed("no database");
+    thrd_t thread;
+    if (getenv("CONFORM_THREAD")) thrd_create(&thread, sleeps, NULL);
     struct panzer_program program = {.run = run, .before_fork = before_fork, .after_start = after_start, .stop = stop, .reload = reload};
     const char *options[] = {"workers", "2", "listen", "127.0.0.1:0", NULL};
     panzer_run(argc, argv, &program, options);

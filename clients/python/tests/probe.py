@@ -4,6 +4,7 @@ import atexit
 import os
 import random
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -13,6 +14,8 @@ print("loaded")
 atexit.register(print, "exit", flush=True)
 if "CONFORM_FAIL" in os.environ:
     raise RuntimeError("no database")
+if "CONFORM_THREAD" in os.environ:
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 
 
 def say(*words):

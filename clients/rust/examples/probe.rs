@@ -39,6 +39,9 @@ fn main() {
     if env::var_os("CONFORM_FAIL").is_some() {
         panzer_mold::failed("no database");
     }
+    if env::var_os("CONFORM_THREAD").is_some() {
+        thread::spawn(|| thread::sleep(Duration::from_secs(1000)));
+    }
     Program::new(run)
         .before_fork(|| println!("before_fork"))
         .after_start(|worker| println!("after_start {}", worker.index()))

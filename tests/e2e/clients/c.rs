@@ -1,15 +1,28 @@
 //! clients/c
 
-use super::{conforms, run, scratch};
+use super::{conforms, first_block, run, scratch, serves, text_of};
 use crate::support::require;
+
+const FLAGS: [&str; 6] = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O2"];
+
+fn compile(source: &str, name: &str) -> String {
+    let program = scratch(name);
+    run(&[&["gcc"], &FLAGS[..], &["-o", &program, source]].concat(), &[]);
+    program
+}
 
 #[test]
 fn it_conforms_to_the_protocol() {
-    if !require("gcc") {
-        return;
+    if require("gcc") {
+        conforms(&[&compile("clients/c/tests/probe.c", "probe-c")]);
     }
-    let probe = scratch("probe-c");
-    let flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O2"];
-    run(&[&["gcc"], &flags[..], &["-o", &probe, "clients/c/tests/probe.c"]].concat());
-    conforms(&[&probe]);
+}
+
+#[test]
+fn the_program_of_its_readme_serves() {
+    assert_eq!(first_block("clients/c/README.md"), text_of("clients/c/example.c"));
+    if require("gcc") {
+        let program = compile("clients/c/example.c", "hello-c");
+        serves(&format!("exec {program}"), |builder| builder);
+    }
 }

@@ -1,0 +1,55 @@
+# The program that clients/testing/conform.py drives.
+require "../src/panzer"
+
+lib LibC
+  fun pause : Int
+end
+
+STDOUT.sync = false
+STDOUT.flush_on_newline = false
+puts "loaded"
+at_exit do
+  puts "exit"
+  STDOUT.flush
+end
+raise "no database" if ENV.has_key?("CONFORM_FAIL")
+
+Thread.new { LibC.pause } if ENV.has_key?("CONFORM_THREAD")
+
+class Probe
+  include Panzer::Worker
+
+  def before_fork
+    say "before_fork"
+  end
+
+  def after_start
+    say "after_start #{index}"
+  end
+
+  def run
+    variables = %w(LISTEN_PID WATCHDOG_PID).map { |name| ENV.fetch(name, "-") }
+    say "run #{index} #{rand(1_i64 << 60)} #{variables.join(' ')}"
+    ready
+    until stopping?
+      alive
+      sleep 0.02
+    end
+    say "done #{index}"
+  end
+
+  def stop
+    say "stop #{index}"
+  end
+
+  def reload
+    say "reload #{index}"
+  end
+
+  private def say(line)
+    puts line
+    STDOUT.flush
+  end
+end
+
+Panzer.run(Probe.new, workers: 2, listen: "127.0.0.1:0")
