@@ -22,6 +22,65 @@ fn the_man_page_says_what_the_code_says() {
     hold_against("man/panzerctl.1", &with_commands(&String::from_utf8(page).unwrap()));
 }
 
+/// What panzer.yml(5) says before the keys, and after them.
+const FILE_BEGINS: &str = r#".TH PANZER.YML 5 "" "panzer" "File Formats"
+.SH NAME
+panzer.yml \- the configuration file of panzer
+.SH DESCRIPTION
+.BR panzer (1)
+reads \fIconfig/panzer.yml\fR in the directory it is started in, if that file exists, or the file that \fB\-\-config\fR names.
+The file is YAML: one map of keys and values.
+A flag wins over the environment, and the environment over the file.
+.PP
+Each key is the name of an option.
+An option that takes no value is \fBtrue\fR or \fBfalse\fR here.
+One that may be given several times takes a list, and one of the form \fIK\fB=\fIV\fR a map.
+Durations are written 500ms, 60s, 2m or 1h; a bare number is in seconds.
+Anchors, aliases and tags are refused, and so is a file above 1 MiB.
+.PP
+Each reload reads the file again.
+HUP reads it too, and takes over the count of workers, delays, waits, limits and the level of messages.
+.B panzer \-\-check
+prints what the file comes to, and starts nothing.
+.SH KEYS
+.TP
+\fBprogram\fR
+The program to run. A PROGRAM on the command line replaces it together with \fBargs\fR.
+.TP
+\fBargs\fR
+A list with the arguments of the program.
+"#;
+const FILE_ENDS: &str = r#".SH EXAMPLE
+.EX
+program: ./bin/my_app
+args: [\-\-id, "{worker}"]
+workers: 4
+listen: [8000, "admin=127.0.0.1:8001"]
+env:
+  RAILS_ENV: production
+stop: QUIT/30s/KILL
+.EE
+.SH SEE ALSO
+.BR panzer (1),
+.BR panzerctl (1)
+"#;
+
+#[test]
+fn the_page_of_the_file_has_every_key() {
+    let command = panzer::cli::command();
+    let key = |option: &clap::Arg| {
+        let help = option.get_long_help().or(option.get_help()).unwrap().to_string();
+        let value = option.get_value_names().filter(|_| option.get_action().takes_values());
+        let value = value.map(|names| format!(": \\fI{}\\fR", roff(&names[0]))).unwrap_or_default();
+        let text = roff(&help).replace("\n\n", "\n.sp\n");
+        format!(".TP\n\\fB{}\\fR{value}\n{text}\n", roff(option.get_long().unwrap()))
+    };
+    // The file cannot name itself, and cannot ask for help.
+    let of_file = |option: &&clap::Arg| !["config", "check"].contains(&option.get_long().unwrap());
+    let keys: String = options(&command).filter(of_file).map(key).collect();
+    hold_against("man/panzer.yml.5", &format!("{FILE_BEGINS}{keys}{FILE_ENDS}"));
+}
+
 /// The page with every command and its options in place of references to pages that there are not.
 fn with_commands(page: &str) -> String {
     let (before, rest) = page.split_once(".SH SUBCOMMANDS\n").unwrap();

@@ -57,6 +57,37 @@ impl Raw {
     }
 }
 
+/// The client that panzer-control(7) shows, as it stands there.
+#[test]
+fn the_example_of_the_manual_reloads() {
+    let page = include_str!("../../man/panzer-control.7");
+    let code = page.split(".EX\n").nth(1).and_then(|rest| rest.split(".EE\n").next()).unwrap();
+    let panzer = serving_sleeper();
+    let code = code.replace("\\e", "\\").replace("my_app.sock", "sleep.sock");
+    let mut client = Command::new("python3");
+    let output = client.args(["-c", &code]).env("RUNTIME_DIRECTORY", panzer.path("run")).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("starting\n"), "{}", text(&output.stdout));
+    assert_eq!(panzer.status().serving().number, 2);
+}
+
+/// The manual names every command that there is.
+#[test]
+fn the_manual_of_the_protocol_has_every_command() {
+    let page = include_str!("../../man/panzer-control.7");
+    for line in
+        include_str!("../../src/control/operator/requests.rs").split("pub enum Wanted {").nth(1).unwrap().lines()
+    {
+        let Some(name) = line.strip_prefix("    ").and_then(|line| line.strip_suffix(',')) else {
+            if line == "}" {
+                break;
+            }
+            continue;
+        };
+        assert!(page.contains(&format!(".B {}\n", name.to_lowercase())), "{name}");
+    }
+}
+
 const STATUS: &[u8] = b"{\"version\":1,\"command\":\"status\"}\n";
 
 /// Everybody else is answered at once, whatever one does.

@@ -77,13 +77,16 @@ fn systemd_accepts_the_units() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for name in ["my_app.service", "my_app.socket"] {
+    let units = [("my_app.service", "my_app.service"), ("my_app.socket", "my_app.socket")];
+    let units = units.into_iter().chain([("panzer@.service", "panzer@my_app.service")]);
+    let units: Vec<_> = units.map(|(name, instance)| (name, folder.path().join(instance))).collect();
+    for (name, file) in &units {
         // It looks for the binaries, too; the longer path first.
-        let unit = deployed(name).replace("/usr/local/bin/panzerctl", PANZERCTL);
-        fs::write(folder.path().join(name), unit.replace("/usr/local/bin/panzer ", &format!("{PANZER} "))).unwrap();
+        let unit = deployed(name).replace("/usr/local/bin/", "/usr/bin/").replace("/usr/bin/panzerctl", PANZERCTL);
+        fs::write(file, unit.replace("/usr/bin/panzer ", &format!("{PANZER} "))).unwrap();
     }
     let mut verify = Command::new("systemd-analyze");
-    verify.args(["verify", "--man=no"]).args(["my_app.service", "my_app.socket"].map(|name| folder.path().join(name)));
+    verify.args(["verify", "--man=no"]).args(units.iter().map(|(_, file)| file));
     let verified = verify.output().unwrap();
     let said = String::from_utf8_lossy(&verified.stderr);
     let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("my_app")).collect();
@@ -96,6 +99,25 @@ fn the_unit_leaves_time_to_stop() {
     let limit = duration::parse(value(&unit, "TimeoutStopSec=")).unwrap();
     let schedule = stops_within(&start_of_the_unit(&unit));
     assert!(limit > schedule, "{limit:?} for {schedule:?}");
+}
+
+/// The unit of the package, with the file that the package shows.
+#[test]
+fn the_units_of_the_package_serve_what_its_file_names() {
+    let unit = deployed("panzer@.service");
+    let port = free_port();
+    let builder = Panzer::builder().executable("my_app", &server("by a file"));
+    let folder = builder.folder().to_owned();
+    let file = deployed("my_app.yml").replace("/srv/my_app/current/bin/my_app", "./my_app");
+    let file = file.replace("/srv/my_app/current", folder.to_str().unwrap());
+    let file = file.replace("listen: 8000", &format!("listen: 127.0.0.1:{port}")).replace("user: www-data\n", "");
+    fs::write(folder.join("my_app.yml"), file).unwrap();
+    let arguments = value(&unit, "ExecStart=/usr/bin/panzer ").replace("/etc/panzer/", "").replace("%i", "my_app");
+    let panzer = builder.args(arguments.split(' ')).start();
+    panzer.wait_serving();
+    assert_answers(port, "by a file");
+    let limit = duration::parse(value(&unit, "TimeoutStopSec=")).unwrap();
+    assert!(limit > stops_within(&["true"]));
 }
 
 /// Both units as systemd carries them out: the socket first, then the service on the first connection, then its reload.

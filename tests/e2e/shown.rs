@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Commands that cannot be run here, by how they begin, and why.
-const ELSEWHERE: [(&str, &str); 12] = [
+const ELSEWHERE: [(&str, &str); 13] = [
     ("cargo test", "CI runs it first of all, and it runs this test"),
     ("PANZER_SIM_", "a simulation that is longer or narrower than the one that CI runs"),
     ("cargo install --path .", "it installs into the user's home; what it builds, the other tests build"),
@@ -39,6 +39,7 @@ const ELSEWHERE: [(&str, &str); 12] = [
         "cp deploy/",
         "the units are for systemd as PID 1; `deploy` has systemd-analyze read them, and starts what they start",
     ),
+    ("cp /etc/panzer/", "the file is for the unit of the package; `deploy` starts panzer with it"),
     ("systemctl", "there is no systemd as PID 1; `deploy` runs what the units start and reload by"),
     ("panzerctl --pid /run/my_app", "it asks a panzer that systemd has started; `control` tests --pid"),
     ("docker", "there is no engine; a linter reads the Dockerfile, and `deploy` runs its commands as in a container"),
@@ -105,7 +106,8 @@ fn what_is_mentioned_is_run_too() {
         mentioned.extend(mentions(&read(page)).into_iter().map(|command| (*page, command)));
     }
     let commented = ["deploy/Dockerfile", "deploy/kubernetes.yml", "deploy/my_app.service", "deploy/my_app.socket"];
-    for file in commented.into_iter().chain(["examples/my_app", "examples/app.py", "examples/node_app.js"]) {
+    let commented = commented.into_iter().chain(["deploy/panzer@.service", "deploy/my_app.yml"]);
+    for file in commented.chain(["examples/my_app", "examples/app.py", "examples/node_app.js"]) {
         mentioned.extend(indented(&read(file)).into_iter().map(|command| (file, command)));
     }
     for (place, command) in mentioned {
