@@ -44,13 +44,10 @@ pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Re
     Ok(all.iter().map(|(name, value)| entry(name, value)).collect())
 }
 
-/// The number of a mold's socket, as panzer-mold(7) has it.
-pub const MOLD_FD: &str = "PANZER_MOLD_FD";
-
 /// Makes the environment of a worker that of a mold, with its socket at that descriptor: it is no worker.
 pub fn mold_variables(variables: &mut Vec<CString>, socket: RawFd) {
     variables.retain(|entry| !entry.as_bytes().starts_with(b"PANZER_WORKER_ID="));
-    let own = [(MOLD_FD, socket.to_string()), ("PANZER_MOLD_VERSION", "1".to_owned())];
+    let own = [("PANZER_MOLD_FD", socket.to_string()), ("PANZER_MOLD_VERSION", "1".to_owned())];
     variables.extend(own.map(|(name, value)| entry(OsStr::new(name), OsStr::new(&value))));
 }
 

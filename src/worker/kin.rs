@@ -11,7 +11,6 @@ use std::io;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::environment::MOLD_FD;
 use crate::sys::processes::{self, Clues};
 
 /// So many bytes of an environment are searched.
@@ -49,7 +48,9 @@ impl Mark {
             generation: value("PANZER_GENERATION")?.parse().ok()?,
             worker: match value("PANZER_WORKER_ID") {
                 Some(slot) => slot.parse().ok()?,
-                None => value(MOLD_FD).map(|_| MOLD)?,
+                // Of a generation only a mold is no worker, and what it starts; and the monitor, which has a role.
+                None if value("PANZER_ROLE").is_none() => MOLD,
+                None => return None,
             },
         })
     }
@@ -160,6 +161,9 @@ mod tests {
         let mark = |text: &str| Mark::in_environment(text.as_bytes());
         let whole = "A=1\0PANZER_WORKER_ID=3\0PANZER_GENERATION=2\0PANZER_MAIN_PID=77\0";
         assert_eq!(mark(whole), Some(Mark { main: 77, generation: 2, worker: 3 }));
+        let without = whole.replace("PANZER_WORKER_ID=3", "A=1");
+        assert_eq!(mark(&without), Some(Mark { main: 77, generation: 2, worker: MOLD }));
+        assert_eq!(mark(&(without + "\0PANZER_ROLE=monitor")), None);
         assert_eq!(mark(&whole.replace("=77", "=x")), None);
         assert_eq!(mark("XPANZER_WORKER_ID=3\0PANZER_WORKER_IDX=3"), None);
         // A program that writes its title there leaves what makes no sense.

@@ -245,7 +245,7 @@ impl Slots {
         let worker = mold.worker();
         if mold.closed_until.is_some_and(|until| until <= now) {
             mold.closed_until = None;
-            return self.break_mold(format!("it closed its socket ({})", "PANZER_MOLD_FD"), now, actions);
+            return self.break_mold("it closed its socket (PANZER_MOLD_FD)".to_owned(), now, actions);
         }
         match mold.slot.state {
             State::Waiting { until } if until <= now => self.load_mold(now, actions),
