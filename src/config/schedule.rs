@@ -194,11 +194,6 @@ impl Escalation {
         }
     }
 
-    /// The last signal that was sent.
-    pub fn sent(&self) -> Option<Signal> {
-        Some(self.schedule.steps.get(self.next.checked_sub(1)?)?.signal)
-    }
-
     /// Whether a signal has been sent.
     pub fn has_begun(&self) -> bool {
         self.next > 0

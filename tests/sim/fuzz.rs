@@ -78,7 +78,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         watch: choices.among(&[Watch::No, Watch::IfSeeable, Watch::IfItListens, Watch::Always]),
         probe: choices.below(3) == 0,
         has_listener: choices.below(2) == 1,
-        preload: false,
+        preload: choices.below(2) == 1,
         tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
         trial: choices.below(2) == 1,
@@ -131,7 +131,8 @@ fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_
 
 fn draw_report(choices: &mut Choices, cause: Cause) -> Report {
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
-    match choices.below(19) {
+    match choices.below(20) {
+        19 => Report::MoldFailed(cause),
         18 => Report::Extends { slot, by: choices.among(&[Duration::ZERO, Duration::MAX]) },
         17 => Report::Bypasses { slot, own: choices.among(&[Vec::new(), vec![String::new()]]) },
         14 => Report::Retired { slot, empty: choices.below(2) == 1 },
@@ -156,7 +157,15 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
-    match choices.below(35) {
+    match choices.below(38) {
+        35 => Event::Born(choices.below(8)),
+        36 => Event::MoldReady,
+        37 => choices.among(&[
+            Event::MoldFailed(String::new()),
+            Event::MoldBroke(String::new()),
+            Event::MoldClosed,
+            Event::Unborn(1, String::new()),
+        ]),
         0..=2 => Event::Start,
         3..=7 => Event::Executed(worker),
         8..=10 => Event::Notified(worker),

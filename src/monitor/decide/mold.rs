@@ -105,16 +105,14 @@ impl Slots {
     pub(super) fn on_born(&mut self, ticket: u64, now: Instant, actions: &mut Vec<Action>) {
         let Some(worker) = self.close_ticket(ticket, "BORN", now, actions) else { return };
         let listens = self.mold.as_ref().is_some_and(|mold| mold.slot.readiness.listens);
+        let retirement = self.settings.tuning.retirement().clone();
         actions.push(Action::Adopt(worker));
         let Some(slot) = self.slot_of(worker) else { return };
-        match &slot.state {
-            State::Forking => self.on_executed(worker, now, actions),
-            // It was to end before it began.
-            State::Stopping(escalation) => {
-                actions.extend(escalation.sent().map(|signal| Action::Signal(worker, signal)));
-            }
-            _ => {}
+        if slot.retiring {
+            slot.state = State::Stopping(Escalation::begin(&retirement, now));
+            return;
         }
+        self.on_executed(worker, now, actions);
         if listens {
             self.on_listens(worker, now, actions);
         }
@@ -147,13 +145,17 @@ impl Slots {
 
     fn end_mold(&mut self, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let schedule = self.settings.tuning.stop.clone().with_waits_up_to(BROKEN_TIMEOUT);
+        self.end_mold_by(cause, &schedule, now, actions);
+    }
+
+    fn end_mold_by(&mut self, cause: Cause, schedule: &Schedule, now: Instant, actions: &mut Vec<Action>) {
         let trial = self.settings.trial;
         let Some(mold) = &mut self.mold else { return };
         if !mold.slot.has_worker() || matches!(mold.slot.state, State::Stopping(_)) {
             return;
         }
         mold.slot.ended_for = Some(cause.clone());
-        mold.slot.state = State::Stopping(Escalation::begin(&schedule, now));
+        mold.slot.state = State::Stopping(Escalation::begin(schedule, now));
         actions.push(Action::Dismiss);
         if trial {
             actions.push(Action::Report(Report::MoldFailed(cause)));
@@ -168,7 +170,7 @@ impl Slots {
         let (tickets, stops) = (std::mem::take(&mut mold.tickets), self.stopping.is_some());
         for worker in tickets.into_values() {
             let Some(slot) = self.slot_of(worker) else { continue };
-            if matches!(slot.state, State::Forking) && !stops {
+            if !slot.retiring && !stops {
                 slot.state = State::Waiting { until: now };
                 // It has been counted.
                 slot.is_anew = true;
@@ -250,8 +252,8 @@ impl Slots {
         match mold.slot.state {
             State::Waiting { until } if until <= now => self.load_mold(now, actions),
             State::Executing { deadline } if deadline <= now => {
-                mold.slot.state = State::Stopping(Escalation::begin(&Schedule::kill(), now));
-                mold.slot.ended_for = Some(Cause::CannotStart(format!("the mold {}", Cause::HungInExec(EXEC_TIMEOUT))));
+                let cause = Cause::CannotStart(format!("the mold {}", Cause::HungInExec(EXEC_TIMEOUT)));
+                self.end_mold_by(cause, &Schedule::kill(), now, actions);
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => self.mold_is_late(now, actions),

@@ -66,7 +66,9 @@ impl Slots {
                 escalation.escalate(self.settings.tuning.retirement(), now);
                 slot.retiring = true;
             }
-            State::Executing { .. } | State::Forking | State::Starting { .. } | State::Ready { .. } => {
+            // It ends once it is born.
+            State::Forking => slot.retiring = true,
+            State::Executing { .. } | State::Starting { .. } | State::Ready { .. } => {
                 slot.retiring = true;
                 slot.state = State::Stopping(Escalation::begin(self.settings.tuning.retirement(), now));
             }

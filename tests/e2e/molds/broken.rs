@@ -20,12 +20,9 @@ fn refuses(change: (&str, &str), cause: &str) {
     let (workers, good) = (panzer.workers(), panzer.status().serving().mold());
     let bad = mold("bad").replace(change.0, change.1);
     assert_ne!(bad, mold("bad"), "nothing was changed");
-    replace(&panzer, &bad);
+    // What it says to a monitor that no longer listens is nobody's business: stdout is the null device.
+    replace(&panzer, &bad.replacen("\ndef mold(", "\nos.dup2(1, 2)\n\ndef mold(", 1));
     panzer.expect_line("error: reload failed: generation 2: ");
-    panzer.allow_line("Traceback (most recent call last):");
-    panzer.allow_line("  File \"");
-    panzer.allow_line("    ");
-    panzer.allow_line("Error: ");
     panzer.allow_line("warning: the mold ended and left processes behind; stopping them");
     panzer.allow_line("warning: the mold (pid *, generation 2) ended and left processes behind; stopping them");
     panzer.allow_line("(pid *, generation 2) has not stopped yet; sent it ");
@@ -107,11 +104,7 @@ fn it_answers_twice() {
 
 #[test]
 fn it_forks_two_for_one_ticket() {
-    // What the second one says to a monitor that no longer listens is nobody's business: its stderr is the null device.
-    refuses(
-        ("if os.fork() != 0:", "os.dup2(1, 2)\n            if os.fork() != 0 and os.fork() != 0:"),
-        "came, a ticket answered already",
-    );
+    refuses(("if os.fork() != 0:", "if os.fork() != 0 and os.fork() != 0:"), "came, a ticket answered already");
 }
 
 #[test]
