@@ -29,6 +29,9 @@
 //! ([`main_process::processes::planner`]). A generation keeps its plan until it ends. Only its [`config::Tuning`] can change
 //! meanwhile: number of workers, delays, waits and limits. The plan of a generation that failed is discarded.
 //!
+//! A command of the user ([`config::Hook`]) runs below a child of main that ends whatever the command leaves
+//! ([`main_process::processes::hook`]); `main_process::decide::hooks` says when.
+//!
 //! Main can become another build of itself by an exec in place ([`main_process::restart`]). First a child of the new build
 //! proves that it can read what main knows. Then the document with that knowledge, which has a version, goes over. It names
 //! children by their pids and descriptors by their numbers.

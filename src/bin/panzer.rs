@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
             Ending::Usage(why) => Err((USAGE, why)),

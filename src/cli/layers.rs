@@ -304,10 +304,11 @@ pub(super) fn keys(command: &Command) -> impl Iterator<Item = &str> {
     command.get_arguments().filter_map(Arg::get_long).filter(|long| !NOT_IN_FILE.contains(long))
 }
 
-/// Whether its values are pairs, as of `--env K=V`.
+/// Whether its values are pairs, as of `--env K=V` and `--hook EVENT=CMD`.
 fn takes_pairs(arg: &Arg) -> bool {
     let names = arg.get_value_names().into_iter().flatten();
-    matches!(arg.get_action(), ArgAction::Append) && names.into_iter().any(|name| name.ends_with("=V"))
+    matches!(arg.get_action(), ArgAction::Append)
+        && names.into_iter().any(|name| name.ends_with("=V") || name.ends_with("=CMD"))
 }
 
 /// Several values in one variable, with blanks between them. After a backslash a blank is one of the value's own, as in a

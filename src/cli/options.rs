@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
-use crate::config::{EnvFile, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
+use crate::config::{EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
 use crate::signals::{Action, On, Preset, described};
 
 /// What HUP does under any preset if a terminal is closed.
@@ -169,6 +169,19 @@ pub(super) struct Options {
     #[arg(long, env = "PANZER_ON", value_name = "SIGNAL=ACTION", action = ArgAction::Append)]
     pub(super) on: Vec<On>,
 
+    /// Run this shell command when something happens: before-reload (a failure rejects the reload), after-reload,
+    /// rejected, died, gave-up or stopped. It runs as panzer's user, in the workers' directory. Commands run one at a
+    /// time; an event that comes again while one waits is counted, not queued. PANZER_EVENT, PANZER_COUNT,
+    /// PANZER_REASON, PANZER_GENERATION, PANZER_WORKER_ID, PANZER_EXIT_CODE, PANZER_SIGNAL, PANZER_NAME and
+    /// PANZER_MAIN_PID say what happened, as far as each is known. PANZER_HOOK holds one. May be given several times
+    #[arg(long, env = "PANZER_HOOK", value_name = "EVENT=CMD", action = ArgAction::Append)]
+    pub(super) hook: Vec<Hook>,
+
+    /// Time that one command of --hook may take. After it, the command and all that it started get TERM, and KILL 5
+    /// seconds later [30s]
+    #[arg(long, env = "PANZER_HOOK_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = hook_timeout)]
+    pub(super) hook_timeout: Option<Duration>,
+
     /// Run in the background, without a terminal. Returns when all workers are ready, or with main's exit code if they
     /// never are. Output to a terminal goes to /dev/null after that (for workers from the beginning). A pipe stays
     /// open: redirect it if somebody reads it to its end, as in $(panzer -d ...)
@@ -271,6 +284,11 @@ fn after_options() -> String {
          After Ctrl-C on its terminal panzer ends by SIGINT, so that a script ends too; a shell shows 130.",
         signals.join("\n")
     )
+}
+
+fn hook_timeout(text: &str) -> Result<Duration, String> {
+    let time = duration::parse(text)?;
+    if time.is_zero() { Err("it must be longer than 0s".to_owned()) } else { Ok(time) }
 }
 
 fn workers(text: &str) -> Result<u32, String> {

@@ -12,7 +12,7 @@ use super::refusal::{Ending, refusal, usage};
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::run_as::{NameOrNumber, UserAndGroup};
-use crate::config::{self, Address, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Text, Tuning, Verbosity};
+use crate::config::{self, Address, Hooks, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::Habits;
 use crate::sockets::inherited::join;
 use crate::sys::errno::words;
@@ -86,6 +86,7 @@ impl Options {
             pid_file: self.pid,
             control: self.control,
             daemonize: self.daemonize,
+            hooks: Hooks { hook: self.hook, hook_timeout: self.hook_timeout.unwrap_or(Hooks::default().hook_timeout) },
             tuning,
         })
     }

@@ -7,6 +7,7 @@ pub mod duration;
 pub mod env_file;
 pub mod file;
 pub mod handover;
+pub mod hooks;
 pub mod limits;
 pub mod placeholders;
 mod plan;
@@ -18,6 +19,7 @@ pub mod tuning;
 
 pub use address::{Access, Address, Listen, MAX_LISTENERS};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
+pub use hooks::{Hook, HookEvent, Hooks};
 pub use limits::{DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay};
 pub use plan::{EnvFile, MAX_WORKERS, Plan, Ready, Surge, usable_cpus};
 pub use run_as::RunAs;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Listen;
 use super::handover::{Handover, ListenAs};
+use super::hooks::Hooks;
 use super::limits::DEFAULT_DRAINING;
 use super::placeholders;
 use super::run_as::RunAs;
@@ -84,6 +85,9 @@ pub struct Plan {
     /// Whether main runs in a session of its own, without a terminal.
     #[serde(default)]
     pub daemonize: bool,
+    /// Commands that are run when something happens to panzer.
+    #[serde(default, skip_serializing_if = "Hooks::is_usual")]
+    pub hooks: Hooks,
     /// What needs no new workers.
     #[serde(flatten)]
     pub tuning: Tuning,

@@ -4,11 +4,11 @@
 //! | --- | --- | --- |
 //! | `PANZER_ROLE` | all | the role |
 //! | `PANZER_IMAGE` | main | the path at which its next build will be |
-//! | `PANZER_PLAN_FD` | main, monitor, planner | its plan, its assignment, its question |
+//! | `PANZER_PLAN_FD` | main, monitor, planner, hook | its plan, its assignment, its question, its command |
 //! | `PANZER_STATE_FD` | main in place of another, pre-flight | what the main before knows |
 //! | `PANZER_STARTED_FD` | main of a daemon | where its parent waits for [`STARTED`] |
 //! | `PANZER_CHANNEL_FD` | monitor, pre-flight | its channel with main |
-//! | `PANZER_ANSWER_FD` | planner | where to write the plan |
+//! | `PANZER_ANSWER_FD` | planner, hook | where to write the plan, what came of the command |
 //! | `PANZER_GENERATION`, `PANZER_MAIN_PID` | monitor | for people who look at its environment |
 //! | `LISTEN_FDS` | monitor | number of its listeners, from descriptor 3 on |
 //! | `PANZER_RELEASE_FDS` | monitor | the release, if an earlier monitor has found it |
@@ -38,10 +38,17 @@ pub enum Role {
     Preflight,
     /// The process that reads the configuration.
     Planner,
+    /// The process that runs a command of the user.
+    Hook,
 }
 
-const ROLES: [(&str, Role); 4] =
-    [("main", Role::Main), ("monitor", Role::Monitor), ("preflight", Role::Preflight), ("planner", Role::Planner)];
+const ROLES: [(&str, Role); 5] = [
+    ("main", Role::Main),
+    ("monitor", Role::Monitor),
+    ("preflight", Role::Preflight),
+    ("planner", Role::Planner),
+    ("hook", Role::Hook),
+];
 
 /// Leads to the running build, even if its file has been replaced.
 pub const OWN_IMAGE: &str = "/proc/self/exe";
@@ -194,6 +201,12 @@ impl Environment {
         self.for_role(Role::Planner, &own)
     }
 
+    /// The variables for the process of a hook that gets, from descriptor 3 on: its command, and where to write what came
+    /// of it.
+    pub fn for_hook(&self) -> Vec<CString> {
+        self.for_role(Role::Hook, &[(PLAN_FD, number(FIRST)), (ANSWER_FD, number(FIRST + 1))])
+    }
+
     /// The variables for a pre-flight that gets, from descriptor 3 on: main's state, and a channel with main.
     pub fn for_preflight(&self) -> Vec<CString> {
         self.for_role(Role::Preflight, &[(STATE_FD, number(FIRST)), (CHANNEL_FD, number(FIRST + 1))])
@@ -231,8 +244,8 @@ impl Environment {
         Ok((self.descriptor(STATE_FD)?, self.descriptor(CHANNEL_FD)?))
     }
 
-    /// Takes the descriptors of a planner: its question, and where to write its answer.
-    pub fn take_planner(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    /// Takes the descriptors of a planner or a hook: its question, and where to write its answer.
+    pub fn take_question(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
         Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
     }
 

@@ -93,6 +93,7 @@ impl Main {
                     self.adopt_listeners_of(generation);
                 }
                 self.put_listeners_right();
+                self.tell_hooks_of_verdict(generation, &verdict);
                 self.operators.clients.judged(generation, &verdict, || match &verdict {
                     Verdict::Rejected(why) => {
                         let plan = self.configuration.plans.get(&generation).unwrap_or(&self.configuration.plan);
@@ -115,13 +116,14 @@ impl Main {
             }
             Action::Note(note) => {
                 messages::write(&note);
+                self.tell_hooks_of_note(&note);
                 if matches!(note, Note::Serving(..) | Note::Committed(..)) {
                     self.ask_what_serves_by_itself();
                 }
             }
             Action::Exit(code) => {
-                self.operators.clients.ended(code);
                 self.exit = Some(code);
+                self.tell_hooks_of_end(code);
             }
         }
     }

@@ -6,8 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Error};
 use nix::sys::signal::Signal;
 
-use super::decide::Event;
-use super::decide::restart;
+use super::decide::{Event, Monitor, Overview, hooks, restart};
 use super::listeners::bind_at_start::Failure;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
 use super::main::{Main, SIGNALS, STDERR};
@@ -16,7 +15,7 @@ use super::restart::take_over;
 use super::start::start;
 use crate::config::Plan;
 use crate::control::environment::{Begin, Environment};
-use crate::control::monitor::messages::{Order, Report};
+use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::control::operator::server;
 use crate::sys::trim_memory;
 use crate::sys::{memfd, processes, signals, stderr};
@@ -81,13 +80,14 @@ impl Main {
             self.steer();
             // The service manager before the daemon's parent: when the parent ends, the manager must know main's pid.
             let reading = self.children.reread_deadline().is_some();
-            self.outside.service_manager.tell(self.state.overview(), reading, Instant::now());
+            self.outside.service_manager.tell(self.overview(), reading, Instant::now());
             self.give_way_if_proven();
             if self.outside.daemon_parent.is_due(self.state.overview()) {
                 self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
                 self.outside.daemon_parent.tell();
             }
-            if let Some(code) = self.exit {
+            if let Some(code) = self.exit.filter(|_| self.operators.hooks.is_idle()) {
+                self.operators.clients.ended(code);
                 return Ok(code);
             }
             for running in self.children.channels() {
@@ -150,17 +150,33 @@ impl Main {
             self.close_abandoned();
             self.tend_claims();
             self.go_on_with_restart(restart::Event::Wake);
+            self.go_on_with_hooks(hooks::Event::Wake);
             self.events.push_back(Event::Wake);
         }
     }
 
     /// Counts the death of a worker: on trial it is a failed reload, else a respawn.
     pub(crate) fn count(&mut self, event: &Event) {
-        if let Event::Reported(monitor, Report::Died { cause, .. }) = event
-            && self.serving() == Some(monitor.generation)
-        {
-            self.operators.counters.respawned(cause);
+        match event {
+            Event::Reported(Monitor { generation, .. }, Report::Died { cause, slot })
+                if self.serving() == Some(*generation) =>
+            {
+                self.operators.counters.respawned(cause);
+                self.tell_hooks_of_death(*generation, Some(*slot), cause);
+            }
+            // Nothing but hooks is left that could be stopped.
+            Event::Stop(Urgency::Quick) | Event::StopThenNow if self.exit.is_some() => {
+                self.go_on_with_hooks(hooks::Event::Hurry);
+            }
+            _ => {}
         }
+    }
+
+    /// How things stand, for the service manager: at the end it waits for hooks.
+    fn overview(&self) -> Overview {
+        let overview = self.state.overview();
+        let hooks = self.exit.and_then(|_| self.operators.hooks.deadline());
+        Overview { busy_until: overview.busy_until.max(hooks), ..overview }
     }
 
     pub(crate) fn take_signals(&mut self) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::control::operator::status::{Generation, Queue, Respawns, Status, Worker};
+use crate::control::operator::status::{Generation, HookRuns, Queue, Respawns, Status, Worker};
 
 /// Every standing and state is shown, even if its value is 0: series that come and go are hard to query.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
@@ -41,6 +41,7 @@ pub(super) fn render(status: &Status) -> String {
     let help = "Workers that ended on their own, outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
     metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by outcome.", reloads(status));
+    metric(&mut out, ("panzer_hooks_total", "counter"), "Commands of hooks that were run, by outcome.", hooks(status));
     out
 }
 
@@ -95,6 +96,14 @@ fn reloads(status: &Status) -> Samples {
     let reloads = status.reloads;
     let verdicts = [("done", reloads.done), ("rejected", reloads.rejected), ("stopped", reloads.stopped)];
     verdicts.map(|(verdict, count)| (vec![("verdict", verdict.to_owned())], count as f64)).into()
+}
+
+fn hooks(status: &Status) -> Samples {
+    let of = |runs: &HookRuns| {
+        let labels = |outcome: &str| vec![("event", runs.event.clone()), ("outcome", outcome.to_owned())];
+        [(labels("done"), runs.done as f64), (labels("failed"), runs.failed as f64)]
+    };
+    status.hooks.iter().flat_map(of).collect()
 }
 
 fn seconds(millis: u64) -> f64 {

@@ -41,6 +41,8 @@ pub enum Cause {
     HungInExec(Duration),
     /// The configuration is wrong. The text says where, and why.
     Configuration(String),
+    /// A hook that runs before a reload failed. The text says how, and what it wrote last.
+    Hook(String),
     /// Reading the configuration hung for this time and was given up.
     HungInPlan(Duration),
 }
@@ -84,7 +86,8 @@ impl fmt::Display for Cause {
             | Cause::CannotExecute(what)
             | Cause::CannotStart(what)
             | Cause::CannotBecome(what)
-            | Cause::Configuration(what) => write!(f, "{}", printable::message(what)),
+            | Cause::Configuration(what)
+            | Cause::Hook(what) => write!(f, "{}", printable::message(what)),
             Cause::Exited(0) => write!(f, "exited with code 0, but workers are expected to keep running"),
             Cause::Exited(code) => write!(f, "exited with code {code}"),
             Cause::Killed(signal, core) => {

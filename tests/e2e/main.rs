@@ -28,6 +28,7 @@ mod env_file;
 mod faults;
 mod guard;
 mod harness;
+mod hooks;
 mod identity;
 mod inherited;
 mod limits;

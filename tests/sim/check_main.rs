@@ -298,6 +298,12 @@ impl MainCheck {
                 self.renewal.needed(self.last_generation - u32::from(!begun), now, pace);
                 self.starting = self.starting.map(|starting| Starting { failed: starting.failed || begun, ..starting });
             }
+            Event::Preparing(generation, time) => {
+                let is_it = |it: &&mut Starting| it.monitor.generation == *generation && !it.begun;
+                if let Some(starting) = self.starting.as_mut().filter(is_it) {
+                    starting.due = starting.due.max(now + *time);
+                }
+            }
             Event::NotPlanned(generation, _) => {
                 if let Some(starting) = self.starting.as_mut().filter(|known| known.monitor.generation == *generation) {
                     starting.failed = true;

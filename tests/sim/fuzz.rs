@@ -105,7 +105,8 @@ fn draw_main_event(choices: &mut Choices, other: &main_state::Settings) -> main_
     use main_state::Event;
     let monitor = Monitor { generation: choices.below(5) as u32, life: choices.below(4) as u32 };
     let cause = draw_cause(choices);
-    match choices.below(20) {
+    match choices.below(21) {
+        20 => Event::Preparing(choices.below(5) as u32, Duration::from_secs(choices.below(60))),
         18 => Event::Planned(choices.below(5) as u32, other.clone()),
         19 => Event::Reread(1 + choices.below(6) as u32, other.tuning.clone()),
         16 => {

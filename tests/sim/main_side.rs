@@ -104,10 +104,16 @@ impl World {
 
     fn plan(&mut self, generation: u32) {
         let settings = self.configured.clone();
-        let at = self.now + self.choices.millis(&[0, 2, 40]);
+        let mut at = self.now + self.choices.millis(&[0, 2, 40]);
         let troubled = self.faults && self.choices.one_in(self.spec.trouble * 2);
-        let trouble = if troubled { self.choices.below(3) } else { 2 };
-        let event = match trouble {
+        let trouble = if troubled { self.choices.below(6) } else { 2 };
+        if trouble > 2 {
+            // Commands of the user run first, which succeed, fail or hang.
+            self.main.planners.push((at, Event::Preparing(generation, Time::from_secs(60))));
+            self.wake(Node::Main, at);
+            at += self.choices.millis(&[0, 500, 30_000, 59_000]);
+        }
+        let event = match trouble % 3 {
             // It hangs.
             0 => return,
             1 => Event::NotPlanned(generation, Cause::Configuration("config/panzer.yml:1:1: wrong".to_owned())),
@@ -120,7 +126,7 @@ impl World {
     fn give_up_plan(&mut self, generation: u32) {
         // Or it had ended just before.
         if self.choices.below(2) == 1 {
-            let of_it = |event: &Event| matches!(event, Event::Planned(number, _) | Event::NotPlanned(number, _) if *number == generation);
+            let of_it = |event: &Event| matches!(event, Event::Planned(number, _) | Event::NotPlanned(number, _) | Event::Preparing(number, _) if *number == generation);
             self.main.planners.retain(|(_, event)| !of_it(event));
         }
     }

@@ -84,6 +84,7 @@ planted! {
     TakesAnyLook
     TakesAnyProbe
     ProbesBeforeItAccepts
+    RejectsWhatPrepares
     RejectsTheExtended
     EndsTheExtended
     TakesHelperForWorker
@@ -219,6 +220,7 @@ impl Planted {
             (Some(Planted::TakesQuietForOne), Event::Scale(request, Change::ToNone)) => {
                 Some(Event::Scale(request, Change::To(1)))
             }
+            (Some(Planted::RejectsWhatPrepares), Event::Preparing(..)) => None,
             (Some(Planted::RejectsTheExtended), Event::Reported(_, Report::Extends { .. })) => None,
             (Some(Planted::CommitsTheStopped), Event::Reported(_, Report::Suspended { .. })) => None,
             (Some(Planted::GoesOnWhenFinished), Event::Reported(_, Report::EndedForGood { .. })) => None,

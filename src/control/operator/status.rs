@@ -33,6 +33,21 @@ pub struct Status {
     pub respawns: Vec<Respawns>,
     /// Reloads since main began.
     pub reloads: Reloads,
+    /// Commands of `--hook` that were run since main began.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRuns>,
+}
+
+/// Number of commands that were run for one kind of event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HookRuns {
+    /// The event, as `--hook` names it.
+    pub event: String,
+    /// Number of commands that succeeded.
+    pub done: u64,
+    /// Number of commands that failed, or took too long.
+    pub failed: u64,
 }
 
 /// Number of workers that ended in one way.
@@ -137,7 +152,7 @@ pub struct Failed {
     /// Its slot.
     #[serde(default = "mold", skip_serializing_if = "is_mold")]
     pub worker: u32,
-    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration` or `hung`.
+    /// `exited`, `killed`, `not_ready`, `not_found`, `not_executable`, `not_started`, `configuration`, `hook` or `hung`.
     pub cause: String,
     /// Its exit code.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,6 +192,7 @@ impl Failed {
             Cause::CannotExecute(_) => "not_executable",
             Cause::CannotStart(_) | Cause::CannotBecome(_) => "not_started",
             Cause::Configuration(_) => "configuration",
+            Cause::Hook(_) => "hook",
         };
         failed.cause = word.to_owned();
         failed

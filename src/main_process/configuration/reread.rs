@@ -10,7 +10,7 @@ use crate::config::{Address, Plan, Surge, Text};
 use crate::control::files::lock_beside;
 use crate::main_process::configuration::Release;
 use crate::main_process::decide::queue_emptying::Then;
-use crate::main_process::decide::{Event, Settings};
+use crate::main_process::decide::{Event, Settings, hooks};
 use crate::main_process::listeners::follow_plan::changes_queues;
 use crate::main_process::main::Main;
 use crate::main_process::processes::planner::{Planner, Purpose};
@@ -57,6 +57,7 @@ impl Main {
     pub(crate) fn give_up_plan(&mut self, generation: u32) {
         let of_it = |planner: &&mut Planner| planner.purpose == Purpose::Generation(generation);
         self.children.planners().filter(of_it).for_each(Planner::give_up);
+        self.go_on_with_hooks(hooks::Event::GivenUp(generation));
     }
 
     /// Nobody waits for any plan any more.
@@ -129,15 +130,13 @@ impl Main {
                     Ok(()) => Ok(self.accept(plan)),
                     Err(refusal) => Err(Cause::Configuration(refusal.why())),
                 });
-                let settings = planned.map(|plan| {
-                    let settings = Settings { surge: self.surge_for(&plan), ..settings(&plan) };
-                    self.configuration.plans.insert(generation, plan);
-                    settings
-                });
-                self.events.push_back(match settings {
-                    Ok(settings) => Event::Planned(generation, settings),
-                    Err(cause) => Event::NotPlanned(generation, cause),
-                });
+                match planned {
+                    Ok(plan) => {
+                        self.configuration.plans.insert(generation, plan);
+                        self.prepare(generation);
+                    }
+                    Err(cause) => self.events.push_back(Event::NotPlanned(generation, cause)),
+                }
             }
             Purpose::Reread => match plan.and_then(|plan| self.tune(plan)) {
                 Ok(()) if changed => self.tell_of_new_release(),
@@ -148,6 +147,11 @@ impl Main {
         if again {
             self.reread();
         }
+    }
+
+    /// The settings by which main runs a generation with this plan.
+    pub(crate) fn settings_of(&self, plan: &Plan) -> Settings {
+        Settings { surge: self.surge_for(plan), ..settings(plan) }
     }
 
     /// The surge to use. If a listener changes to or from per-worker, old and new workers would use different queues,
@@ -238,6 +242,7 @@ impl Main {
         for planned in starting.into_iter().chain([&mut self.configuration.plan]) {
             planned.workers = plan.workers;
             planned.tuning.clone_from(&plan.tuning);
+            planned.hooks.clone_from(&plan.hooks);
         }
         stderr::set_level(plan.tuning.verbosity.level());
         match others.len() {
@@ -291,7 +296,8 @@ impl Main {
             .serving()
             .and_then(|serving| self.configuration.plans.get(&serving))
             .unwrap_or(&self.configuration.plan);
-        let serving = Plan { workers: plan.workers, tuning: plan.tuning.clone(), ..serving.clone() };
+        let (tuning, hooks) = (plan.tuning.clone(), plan.hooks.clone());
+        let serving = Plan { workers: plan.workers, tuning, hooks, ..serving.clone() };
         let name = |field: String| match field.as_str() {
             "pid_file" => "pid".to_owned(),
             "probe" => "ready".to_owned(),

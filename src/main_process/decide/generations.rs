@@ -104,6 +104,7 @@ impl Generations {
             Event::ReloadRetiring(urgency) => self.reload(urgency, now, &mut actions),
             Event::ReloadFor(request) => self.reload_for(request, now, &mut actions),
             Event::Planned(generation, settings) => self.on_planned(generation, settings, now, &mut actions),
+            Event::Preparing(generation, time) => self.on_preparing(generation, time, now),
             Event::NotPlanned(generation, cause) => self.on_not_planned(generation, cause, now, &mut actions),
             Event::Reread(workers, tuning) => self.on_reread(workers, tuning, now, &mut actions),
             Event::Scale(request, change) => self.scale(request, change, now, &mut actions),

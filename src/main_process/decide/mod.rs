@@ -16,6 +16,7 @@ mod reports;
 mod retired;
 mod vocabulary;
 
+pub mod hooks;
 pub(crate) mod queue_emptying;
 pub(crate) mod restart;
 pub mod shared_ports;

@@ -60,6 +60,16 @@ impl Generations {
         self.starting = Some((next, due));
     }
 
+    /// Commands of the user run before the generation starts: it is waited for so much longer.
+    pub(super) fn on_preparing(&mut self, generation: u32, time: Duration, now: Instant) {
+        if let Some((starting, deadline)) = &mut self.starting
+            && starting.number == generation
+            && !starting.is_planned()
+        {
+            *deadline = (*deadline).max(now + time);
+        }
+    }
+
     pub(super) fn on_not_planned(&mut self, generation: u32, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         if self.starting.as_ref().is_some_and(|(starting, _)| starting.number == generation) {
             self.reject(None, cause, now, actions);

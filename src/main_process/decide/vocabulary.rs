@@ -49,7 +49,9 @@ pub enum Event {
     ReloadFor(u64),
     /// The settings of this generation are known. The answer to [`Action::Plan`].
     Planned(u32, Settings),
-    /// The settings of this generation could not be resolved.
+    /// The settings of this generation are known. Commands of the user run first, for at most this time.
+    Preparing(u32, Duration),
+    /// The settings of this generation could not be resolved, or one of those commands failed.
     NotPlanned(u32, Cause),
     /// The configuration was read again: the configured number of workers and the tuning that apply from now on. No
     /// worker is replaced.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::operator::status::{Failed, Reloads, Respawns};
+use crate::config::HookEvent;
+use crate::control::operator::status::{Failed, HookRuns, Reloads, Respawns};
 use crate::main_process::decide::Verdict;
 use crate::worker::cause::Cause;
 
@@ -22,6 +23,9 @@ pub(crate) struct Counters {
     /// Number of starts: of generations, and of workers of generations that do not have to prove themselves.
     #[serde(default)]
     starts: u32,
+    /// For each event, number of its commands that succeeded, and that failed.
+    #[serde(default, with = "crate::carry::pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    hooks: BTreeMap<HookEvent, (u64, u64)>,
 }
 
 impl Counters {
@@ -48,6 +52,18 @@ impl Counters {
             Verdict::Rejected(_) => self.reloads.rejected += 1,
             Verdict::Stopped => self.reloads.stopped += 1,
         }
+    }
+
+    /// A command for this event has ended.
+    pub(crate) fn hook_ended(&mut self, event: HookEvent, is_done: bool) {
+        let (done, failed) = self.hooks.entry(event).or_default();
+        *if is_done { done } else { failed } += 1;
+    }
+
+    pub(crate) fn hooks(&self) -> Vec<HookRuns> {
+        let runs =
+            |(event, &(done, failed)): (&HookEvent, &(u64, u64))| HookRuns { event: event.to_string(), done, failed };
+        self.hooks.iter().map(runs).collect()
     }
 
     pub(crate) fn respawns(&self) -> Vec<Respawns> {

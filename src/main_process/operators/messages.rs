@@ -160,7 +160,7 @@ pub(crate) fn rejected(generation: u32, why: &Rejected, plan: &Plan, conflicts: 
 /// The lines that show the place in the configuration; empty if there are none.
 pub(crate) fn place(why: &Rejected) -> &str {
     match &why.cause {
-        Cause::Configuration(text) => text.find('\n').map_or("", |at| &text[at..]),
+        Cause::Configuration(text) | Cause::Hook(text) => text.find('\n').map_or("", |at| &text[at..]),
         _ => "",
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod clients;
 pub(crate) mod counters;
 pub(crate) mod dump;
+pub(crate) mod hooks;
 pub(crate) mod inquiry;
 pub(crate) mod messages;
 pub(crate) mod requests;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use self::clients::Clients;
 use self::counters::Counters;
 use self::inquiry::Inquiry;
+use crate::main_process::decide::hooks::Hooks;
 
 /// Requests that have not been answered yet.
 #[derive(Serialize, Deserialize)]
@@ -34,19 +36,24 @@ pub(crate) struct Operators {
     /// Whether to write its answer to a file.
     pub(crate) dumps: bool,
     pub(crate) counters: Counters,
+    /// Commands that they have panzer run.
+    #[serde(default, skip_serializing_if = "Hooks::is_unused")]
+    pub(crate) hooks: Hooks,
 }
 
 impl Operators {
     /// No request yet.
     pub(crate) fn new(clients: Clients) -> Operators {
         let (told_on_stderr, dumps) = (false, false);
-        Operators { clients, inquiry: None, askers: Vec::new(), told_on_stderr, dumps, counters: Counters::default() }
+        let (counters, hooks) = (Counters::default(), Hooks::default());
+        Operators { clients, inquiry: None, askers: Vec::new(), told_on_stderr, dumps, counters, hooks }
     }
 
     /// When a request has waited long enough.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
-        [inquiry, self.clients.server.deadline(), self.clients.deadline()].into_iter().flatten().min()
+        let clients = [self.clients.server.deadline(), self.clients.deadline()];
+        clients.into_iter().chain([inquiry, self.hooks.deadline()]).flatten().min()
     }
 
     /// Whether the state of all workers is wanted.

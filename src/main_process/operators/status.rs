@@ -57,7 +57,7 @@ impl Main {
     }
 
     /// The name of this instance. A pid file with the name "pid" does not name it.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let by_file = files::name_of(self.outside.pid_file.path());
         match &self.configuration.plan.name {
             Some(name) => name.clone(),
@@ -86,6 +86,7 @@ impl Main {
             listeners: accept_queues::all(&self.listeners.held, &self.listeners.shares),
             respawns: self.operators.counters.respawns(),
             reloads: self.operators.counters.reloads(),
+            hooks: self.operators.counters.hooks(),
         }
     }
 }

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::families::{Family, GivenUp};
+use super::hook::HookProcess;
 use super::planner::{Planner, Purpose};
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{OLDEST, VERSION};
@@ -92,7 +93,7 @@ const FIRST_WORD_TIMEOUT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// All children of main.
 #[derive(Debug, Default, Deserialize)]
-#[serde(from = "Document<Running>")]
+#[serde(from = "Document<Running, HookProcess>")]
 pub(crate) struct Children {
     monitors: BTreeMap<Monitor, Running>,
     /// Processes that outlived their monitor and were adopted.
@@ -111,14 +112,19 @@ pub(crate) struct Children {
     preflight: Option<Preflight>,
     /// Processes that read the configuration, and those that were given up and have not ended yet.
     planners: Vec<Planner>,
+    /// The process that runs a command of the user.
+    pub(crate) hook: Option<HookProcess>,
     /// Token under which the channel of the next monitor is watched.
     next_token: u64,
 }
 
-/// Children in the document of a restart in place. Each monitor is an `R`.
+/// Children in the document of a restart in place. Each monitor is an `R`, and a hook an `H`.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, bound(serialize = "R: Serialize", deserialize = "R: Deserialize<'de>"))]
-struct Document<R> {
+#[serde(
+    deny_unknown_fields,
+    bound(serialize = "R: Serialize, H: Serialize", deserialize = "R: Deserialize<'de>, H: Deserialize<'de>")
+)]
+struct Document<R, H> {
     #[serde(with = "crate::carry::pairs")]
     monitors: BTreeMap<Monitor, R>,
     #[serde(with = "crate::carry::pairs")]
@@ -126,6 +132,8 @@ struct Document<R> {
     strangers: BTreeSet<i32>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     has_strangers: bool,
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    hook: Option<H>,
 }
 
 impl Serialize for Children {
@@ -140,12 +148,12 @@ impl Serialize for Children {
         // PID 1 always assumes strangers.
         let has_strangers = self.has_strangers && Pid::this() != INIT;
         let monitors: BTreeMap<Monitor, &Running> = self.monitors.iter().map(|(key, value)| (*key, value)).collect();
-        Document { monitors, orphans, strangers, has_strangers }.serialize(serializer)
+        Document { monitors, orphans, strangers, has_strangers, hook: self.hook.as_ref() }.serialize(serializer)
     }
 }
 
-impl From<Document<Running>> for Children {
-    fn from(document: Document<Running>) -> Children {
+impl From<Document<Running, HookProcess>> for Children {
+    fn from(document: Document<Running, HookProcess>) -> Children {
         let mut kin = Kin::default();
         for (monitor, pids) in document.orphans {
             for pid in pids.into_iter().map(Pid::from_raw) {
@@ -157,6 +165,7 @@ impl From<Document<Running>> for Children {
             kin,
             strangers: document.strangers.into_iter().map(Pid::from_raw).collect(),
             has_strangers: document.has_strangers || Pid::this() == INIT,
+            hook: document.hook,
             ..Children::default()
         }
     }
@@ -399,6 +408,7 @@ impl Children {
             || self.kin.knows(pid)
             || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == pid)
             || self.planners.iter().any(|planner| planner.pid() == pid)
+            || self.hook.as_ref().is_some_and(|hook| hook.pid() == pid)
             || self.by_pid(pid).is_some()
     }
 }

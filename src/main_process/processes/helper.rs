@@ -7,32 +7,49 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::config::text::c_string;
+use crate::control::environment::OWN_IMAGE;
 use crate::sys::errno::words;
 use crate::sys::processes;
 use crate::worker::spawn::{Child, Image, NewProcess, Outcome, spawn};
 
 /// A helper that was started. It ends with main at the latest, and so do the processes that it has started.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Helper {
     child: Child,
     /// Its title in `ps`.
-    title: &'static str,
+    title: String,
 }
 
 impl Helper {
-    /// Executes `build` with these variables and, from 3 on, these descriptors. Its output goes to `output`, or to
-    /// main's own. Never waits.
+    /// Executes this build with these variables and, from 3 on, these descriptors. Never waits.
     pub(crate) fn start(
-        title: &'static str,
-        build: &Path,
+        title: &str,
         environment: Vec<CString>,
         descriptors: Vec<BorrowedFd<'_>>,
-        output: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Helper> {
+        Helper::start_with(title, OWN_IMAGE.as_ref(), environment, descriptors, |role| role)
+    }
+
+    /// The same for another build, or with changes to how it is started.
+    pub(crate) fn start_with<'a>(
+        title: &str,
+        build: &Path,
+        environment: Vec<CString>,
+        descriptors: Vec<BorrowedFd<'a>>,
+        change: impl FnOnce(NewProcess<'a>) -> NewProcess<'a>,
     ) -> io::Result<Helper> {
         let role = NewProcess::role(Image::Path(c_string(build.as_os_str())), title, environment, descriptors);
-        Ok(Helper { child: spawn(&NewProcess { output, ..role })?, title })
+        Ok(Helper { child: spawn(&change(role))?, title: title.to_owned() })
+    }
+
+    /// Sends it a signal that it reads.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Err(error) = processes::signal_child(self.pid(), signal) {
+            log::warn!("cannot signal {} (pid {}): {}", self.title, self.pid(), processes::why_not_signalled(&error));
+        }
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -4,6 +4,7 @@ pub(crate) mod adopt;
 pub(crate) mod children;
 pub(crate) mod families;
 pub(crate) mod helper;
+pub mod hook;
 pub(crate) mod monitor;
 pub mod planner;
 pub(crate) mod reap;

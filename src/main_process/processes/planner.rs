@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::helper::Helper;
 use crate::cli::{self, Ending};
 use crate::config::{Address, Listen, Plan, Text};
-use crate::control::environment::{Environment, OWN_IMAGE};
+use crate::control::environment::Environment;
 use crate::sockets::Refusal;
 use crate::sys::errno::words;
 use crate::sys::memfd;
@@ -53,7 +53,7 @@ pub(crate) struct Answer {
 /// Takes the role of a planner.
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
     processes::set_name();
-    let (question, answer) = environment.take_planner()?;
+    let (question, answer) = environment.take_question()?;
     let bytes = memfd::read(question).context("the question cannot be read")?;
     let question = serde_json::from_slice(&bytes).context("the question is broken")?;
     let answer_to = answer;
@@ -147,7 +147,7 @@ impl Planner {
         let question = memfd::write(&serde_json::to_vec(&question)?)?;
         let answer = memfd::write(&[])?;
         let descriptors = vec![question.as_fd(), answer.as_fd()];
-        let helper = Helper::start("panzer: plan", OWN_IMAGE.as_ref(), environment.for_planner(), descriptors, None)?;
+        let helper = Helper::start("panzer: plan", environment.for_planner(), descriptors)?;
         Ok(Planner { helper, answer, purpose, wanted: true, again: false, until })
     }
 

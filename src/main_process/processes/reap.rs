@@ -6,7 +6,7 @@ use std::time::Instant;
 use nix::unistd::Pid;
 
 use super::children::{FIRST_WORD_TIMEOUT, FirstWord};
-use crate::main_process::decide::{Event, Monitor};
+use crate::main_process::decide::{Event, Monitor, hooks};
 use crate::main_process::main::Main;
 use crate::sys::errno::words;
 use crate::sys::processes;
@@ -53,6 +53,8 @@ impl Main {
                 self.on_preflight_ended(preflight, exit);
             } else if let Some(planner) = self.children.take_planner(pid) {
                 self.on_planner_ended(planner, exit);
+            } else if let Some(hook) = self.children.hook.take_if(|hook| hook.pid() == pid) {
+                self.go_on_with_hooks(hooks::Event::Ended(hook.answered(exit)));
             } else if let Some(monitor) = self.children.kin.owner(pid) {
                 orphans.entry(monitor).or_default().push(pid);
             } else {

@@ -15,6 +15,7 @@ use crate::main_process::processes::helper::Helper;
 use crate::sys::printable;
 use crate::sys::processes::Exit;
 use crate::worker::cause::signal_name;
+use crate::worker::spawn::NewProcess;
 
 /// Limit of its output that is logged.
 const MAX_LINE_BYTES: usize = 512;
@@ -54,13 +55,14 @@ impl Preflight {
     /// Lets the build at `path` read `state`. Never waits.
     pub(crate) fn begin(path: &Path, state: &OwnedFd, environment: &Environment) -> io::Result<Preflight> {
         let (channel, theirs) = Channel::pair()?;
-        let (output, printed) = pipe2(OFlag::O_CLOEXEC)?;
+        let (read_end, printed) = pipe2(OFlag::O_CLOEXEC)?;
         // Its own end may block, as usual.
-        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        fcntl(&read_end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let (variables, descriptors) = (environment.for_preflight(), vec![state.as_fd(), theirs.as_fd()]);
-        let printed = Some(printed.as_fd());
-        let helper = Helper::start("panzer: preflight", path, variables, descriptors, printed)?;
-        Ok(Preflight { helper, channel, output })
+        let output = Some(printed.as_fd());
+        let printing = |role| NewProcess { output, ..role };
+        let helper = Helper::start_with("panzer: preflight", path, variables, descriptors, printing)?;
+        Ok(Preflight { helper, channel, output: read_end })
     }
 
     pub(crate) fn pid(&self) -> Pid {

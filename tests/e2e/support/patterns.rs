@@ -13,10 +13,11 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 24] = [
+const USUAL: [&str; 25] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
+    "panzer: reload: running the before-reload hook of generation ",
     "panzer: reload: generation * is still starting; the next reload follows it",
     "panzer: reload: generation * is ready; it must live for ",
     "panzer: reload done: generation ",
