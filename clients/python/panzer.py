@@ -16,6 +16,7 @@ import ctypes
 import errno
 import fcntl
 import gc
+import mmap
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ __all__ = ["Worker", "listeners", "run"]
 _MAX_MESSAGE_BYTES = 1024
 _MAX_DESCRIPTORS = 253
 _PR_SET_PDEATHSIG = 1
+_PR_GET_TID_ADDRESS = 40
+_CLONE_FLAGS = 0x8000 | 0x200000 | 0x1000000  # CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID
 _FIRST_LISTENER = 3
 _HOW_TO_INSTALL = """\
 panzer: panzer is not installed: it is not in PATH, and the variable PANZER does not name it.
@@ -197,6 +200,7 @@ class _Mold:
         if self.version != "1":
             sys.exit(self._refuse(f"this client speaks version 1 of the mold protocol, and panzer version {self.version}"))
         gc.collect()
+        self.clone = _find_clone()
         self.is_ready = True
         self.send("READY")
         while True:
@@ -226,12 +230,17 @@ class _Mold:
             sys.stdout.flush()
             sys.stderr.flush()
             gc.freeze()
-            self._fork_twice(program, ticket, slot, numbers, descriptors)
+            if self.clone is not None and _count_threads() == 1:
+                if self.clone() == 0:
+                    self._be_worker(program, None, ticket, slot, numbers, descriptors)
+            else:
+                self._fork_twice(program, ticket, slot, numbers, descriptors)
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.send(f"UNBORN {ticket} {reason}")
 
     def _fork_twice(self, program, *order):
+        """What works everywhere. The page table is copied twice, which takes a while if the mold is large."""
         child = os.fork()
         if child == 0:
             # The process between: it ends at once, so that the worker falls to the monitor.
@@ -275,7 +284,7 @@ class _Mold:
             os._exit(code)
 
     def _settle(self, middle):
-        """Waits until the monitor is the parent, and asks to be told of its death."""
+        """Waits until the monitor is the parent, and asks for TERM when it dies."""
         pause = 0.0002
         while os.getppid() == middle:
             time.sleep(pause)
@@ -310,10 +319,67 @@ def _set_random_seeds():
         numpy.random.seed()
 
 
+def _find_clone():
+    """A function that forks a child of the monitor (CLONE_PARENT), with one copy of the page table. None if it is not
+    sound here.
+
+    The C library does not know of such a fork. So its record of the thread's id is kept right by the kernel, and no library
+    may have handlers for forks (pthread_atfork), which would not run. Python's own handlers do run.
+    """
+    number_of_call = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
+    try:
+        is_glibc = os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc")
+        libc, python, thread_id = ctypes.PyDLL(None, use_errno=True), ctypes.pythonapi, ctypes.c_long()
+        before, parent, child = python.PyOS_BeforeFork, python.PyOS_AfterFork_Parent, python.PyOS_AfterFork_Child
+        if libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(thread_id), *[ctypes.c_ulong(0)] * 3) != 0:
+            return None
+    except (AttributeError, OSError, ValueError):
+        return None
+    if number_of_call is None or not is_glibc or not thread_id.value or _libraries_with_fork_handlers():
+        return None
+    for function in before, parent, child:
+        function.restype = None
+    places = [thread_id.value, 0] if number_of_call == 56 else [0, thread_id.value]
+    arguments = [ctypes.c_long(word) for word in (number_of_call, _CLONE_FLAGS | signal.SIGCHLD, 0, 0, *places)]
+
+    def clone():
+        before()
+        pid = libc.syscall(*arguments)
+        error = ctypes.get_errno()
+        child() if pid == 0 else parent()
+        if pid < 0:
+            raise OSError(error, os.strerror(error))
+        return pid
+
+    return clone
+
+
+def _libraries_with_fork_handlers():
+    """Libraries of this process that can register handlers for forks."""
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.split(None, 5) for line in maps]
+    paths = {line[5].rstrip(b"\n") for line in lines if len(line) > 5 and b"x" in line[1] and line[5].startswith(b"/")}
+    found = []
+    for path in paths:
+        if os.path.basename(path).startswith((b"libc.so", b"libc-", b"libpthread")):
+            continue
+        try:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
+                if text.find(b"pthread_atfork\0") >= 0 or text.find(b"__register_atfork\0") >= 0:
+                    found.append(path)
+        except (OSError, ValueError):
+            found.append(path)
+    return found
+
+
+def _count_threads():
+    return len(os.listdir("/proc/self/task"))
+
+
 def _tell_of_threads():
     """Workers have only the thread that forks them. Says so once."""
     global _told_of_threads
-    count = len(os.listdir("/proc/self/task"))
+    count = _count_threads()
     if count == 1 or _told_of_threads:
         return
     _told_of_threads = True

@@ -79,6 +79,21 @@ fn my_app_loses_nothing() {
 }
 
 #[test]
+fn a_python_mold_loses_nothing() {
+    if require("python3") {
+        let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python");
+        let mold = "#!/usr/bin/env python3
+import panzer, runpy
+panzer.run(lambda: runpy.run_path('my_app', run_name='__main__'))
+";
+        nothing_is_lost("a Python mold", |builder| {
+            let builder = builder.link("examples/my_app").executable("mold.py", mold).env("PYTHONPATH", clients);
+            builder.args(["--preload", "./mold.py"])
+        });
+    }
+}
+
+#[test]
 fn gunicorn_loses_nothing() {
     if require("gunicorn") {
         let program = ["--", "gunicorn", "--log-level", "warning", "app:wsgi"];
