@@ -6,9 +6,9 @@ nginx\t'`NGINX`'
 unicorn\t'`UNICORN_FD`'
 fpm\t'`FPM_SOCKETS`'"
 complete -c panzer -l listen-pid -d 'none: do not set LISTEN_PID, for a worker that starts the server as its child, such as sh -c without exec [worker]' -r -f -a "worker\t'The worker\'s pid'
-none\t'Not set: for a worker that is only a wrapper around the process that takes the listeners'"
-complete -c panzer -l listen-as -d 'stdin: pass the only listener as descriptor 0 and do not set LISTEN_FDS, as inetd\'s wait and Java\'s inheritedChannel expect [fds]' -r -f -a "fds\t'From descriptor 3 on, as `LISTEN_FDS` says'
-stdin\t'The only one is descriptor 0, as inetd\'s `wait` has it'"
+none\t'Not set, for a worker that is only a wrapper around the process that takes the listeners'"
+complete -c panzer -l listen-as -d 'stdin: pass the only listener as descriptor 0 and do not set LISTEN_FDS, as inetd\'s wait and Java\'s inheritedChannel expect [fds]' -r -f -a "fds\t'From descriptor 3 on, as `LISTEN_FDS` describes'
+stdin\t'The only listener as descriptor 0, like `wait` in inetd'"
 complete -c panzer -l share-ports -d 'Share the TCP ports that the program binds itself among all workers; the program does not notice. auto: share all ports if there is no --listen; PORTS, as in 8000,8443: share only these, and give any other port (a debugger, metrics) to the first worker that binds it. A port that is bound as a lock is never shared. Without CAP_SYS_ADMIN, setuid programs gain no rights in the workers [auto]' -r -f -a "auto\t''
 on\t''
 off\t''"

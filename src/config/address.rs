@@ -1,4 +1,4 @@
-//! What `--listen` takes.
+//! The argument of `--listen`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs, UdpSocket};
@@ -15,64 +15,65 @@ use super::run_as::{NameOrNumber, octal};
 
 use crate::sys::errno::words;
 
-/// `LISTEN_FDNAMES` has this for a descriptor without a name (sd_listen_fds(3)).
+/// The name that `LISTEN_FDNAMES` has for a descriptor without a name (sd_listen_fds(3)).
 const NO_NAME: &str = "unknown";
 
-/// More listeners than any service has.
+/// Limit of the number of listeners. No service needs as many.
 pub const MAX_LISTENERS: usize = 256;
 
-/// The longest name of a listener (sd_pid_notify_with_fds(3), FDNAME=).
+/// Limit of the name of a listener (sd_pid_notify_with_fds(3), FDNAME=).
 const MAX_NAME_BYTES: usize = 255;
 
-/// The longest path of a unix socket, its closing NUL not counted (unix(7)).
+/// Limit of the path of a unix socket, without the closing NUL (unix(7)).
 const MAX_PATH_BYTES: usize = 107;
 
-/// One listener as asked for: `[NAME=]ADDR[,OPT…]`.
+/// One listener of the plan: `[NAME=]ADDR[,OPT…]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
     /// Its name in `LISTEN_FDNAMES` and `{fd:NAME}`.
     pub name: Option<String>,
-    /// Where it listens.
+    /// Its address.
     pub address: Address,
-    /// How many connections may wait to be accepted, where that was asked for.
+    /// Number of connections that may wait to be accepted, if one was given.
     pub backlog: Option<u32>,
-    /// Whether accept returns at once where nobody waits: for programs that share it and poll, but do not ask for it.
+    /// Whether accept() returns at once if no connection waits. This is for programs that share the socket and poll,
+    /// but do not set O_NONBLOCK.
     pub nonblock: bool,
-    /// Whether each slot has a queue of its own, which passes from worker to worker.
+    /// Whether each slot has a queue of its own. A slot's queue passes from one of its workers to the next.
     #[serde(default)]
     pub per_worker: bool,
-    /// Who may connect, of a unix path.
+    /// Who may connect to a unix path.
     #[serde(default)]
     pub access: Access,
-    /// Whether port 0 was asked for: the kernel chooses one when it is bound first, and that stays for panzer's life.
+    /// Whether port 0 was given. The kernel then chooses a port at the first bind, and panzer keeps it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub free_port: bool,
-    /// Whether nothing but a port was given.
+    /// Whether only a port was given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bare: bool,
-    /// The descriptor at which main finds it, bound by whoever started panzer; none for one that main is to bind.
+    /// The descriptor of an inherited socket; none for a listener that main binds.
     #[serde(default)]
     pub inherited: Option<RawFd>,
 }
 
-/// Where a listener listens.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Address {
-    /// A port on every address, of both families where the machine has both.
+    /// A port on every address, of both families if the machine has both.
     Any(u16),
-    /// A port on one address, of its family only.
+    /// A port on one address, of the family of this address.
     Tcp(SocketAddr),
     /// A unix socket in the file system.
     Unix(PathBuf),
     /// A unix socket without a path.
     Abstract(String),
-    /// A port for datagrams on every address, of both families where the machine has both.
+    /// A port for datagrams on every address, of both families if the machine has both.
     AnyUdp(u16),
-    /// A port for datagrams on one address, of its family only.
+    /// A port for datagrams on one address, of the family of this address.
     Udp(SocketAddr),
-    /// A port on every address of a host, which is to be looked up: no plan has that.
+    /// A port on every address of a host. The host is looked up, so no plan has this.
     Host {
         /// The host's name.
         host: String,
@@ -81,23 +82,23 @@ pub enum Address {
         /// Whether it is for datagrams.
         datagrams: bool,
     },
-    /// What cannot be asked for, and only an inherited socket can be.
+    /// Another kind of address. It cannot be asked for; only an inherited socket can have it.
     Other {
-        /// What people know it by.
+        /// The text that people see.
         text: String,
-        /// Whether connections are accepted there.
+        /// Whether it accepts connections.
         accepts: bool,
     },
 }
 
 impl Address {
-    /// Whether connections are accepted there; datagrams come without.
+    /// Whether it accepts connections. Datagram sockets do not.
     pub fn accepts(&self) -> bool {
         use Address::{AnyUdp, Host, Other, Udp};
         !matches!(self, AnyUdp(_) | Udp(_) | Other { accepts: false, .. } | Host { datagrams: true, .. })
     }
 
-    /// The port, where there is one.
+    /// The port, if it has one.
     pub fn port(&self) -> Option<u16> {
         match self {
             Address::Any(port) | Address::AnyUdp(port) | Address::Host { port, .. } => Some(*port),
@@ -106,7 +107,7 @@ impl Address {
         }
     }
 
-    /// The same address with another port, where there is one.
+    /// The same address with another port, if it has one.
     pub fn with_port(&self, new: u16) -> Address {
         let mut address = self.clone();
         match &mut address {
@@ -117,7 +118,7 @@ impl Address {
         address
     }
 
-    /// The port, where connections are accepted at one.
+    /// The port, if it accepts connections on one.
     pub fn tcp_port(&self) -> Option<u16> {
         self.port().filter(|_| self.accepts())
     }
@@ -142,7 +143,7 @@ impl Address {
     }
 }
 
-/// Who may connect to a unix path: what is not said is as for any file that panzer makes.
+/// Who may connect to a unix path. A field without a value is as for any file that panzer makes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// The permission bits.
@@ -154,17 +155,17 @@ pub struct Access {
 }
 
 impl Listen {
-    /// The name as `LISTEN_FDNAMES` has it.
+    /// Its name in `LISTEN_FDNAMES`.
     pub fn shown_name(&self) -> &str {
         self.name.as_deref().unwrap_or(NO_NAME)
     }
 
-    /// Whether its port is yet to be chosen.
+    /// Whether the kernel has yet to choose its port.
     pub fn lacks_port(&self) -> bool {
         self.free_port && self.address.port() == Some(0)
     }
 
-    /// One listener for each address, where it names a host. That may take long.
+    /// Looks a host up: one listener for each of its addresses. This may take long.
     pub fn looked_up(self) -> Result<Vec<Listen>, String> {
         let Address::Host { host, port, datagrams } = &self.address else { return Ok(vec![self]) };
         let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| {
@@ -173,7 +174,7 @@ impl Listen {
             format!("the host '{host}' cannot be looked up: {why}; correct it, or give its address")
         })?;
         let mut found: Vec<SocketAddr> = found.collect();
-        // In one order, whatever the order of the answer.
+        // Sorted, because the order of the answer may change.
         found.sort_unstable();
         found.dedup();
         let known = found.clone();
@@ -257,7 +258,8 @@ impl Listen {
     }
 }
 
-/// Whether this machine has addresses of its family: a name of this host often has one of IPv6 where there is none.
+/// Whether this machine has addresses of this family. A host name often has an IPv6 address although the machine has
+/// none.
 fn has_family(address: &SocketAddr) -> bool {
     let lacks = |errno: i32| match Errno::from_raw(errno) {
         Errno::EAFNOSUPPORT => true,
@@ -299,7 +301,7 @@ fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32
 
 fn checked_name(name: &str) -> Result<String, String> {
     let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
-    // Digits alone are two ports, as other programs map one to another.
+    // A number before the colon looks like the port mapping of other programs.
     let digits = name.bytes().all(|byte| byte.is_ascii_digit());
     if digits || name.len() > MAX_NAME_BYTES || !printable || name.contains(['{', '}']) {
         return Err(format!("'{name}' is not a name for a listener; take letters, digits, '-' and '_'"));
@@ -369,7 +371,7 @@ fn checked_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// An address without its brackets, and behind a '%' perhaps its network interface.
+/// An IPv6 address without its brackets, possibly with a network interface after a '%'.
 fn checked_v6(text: &str, port: u16) -> Result<SocketAddrV6, String> {
     let (ip, zone) = text.split_once('%').map_or((text, None), |(ip, zone)| (ip, Some(zone)));
     let ip: Ipv6Addr = ip.parse().map_err(|_| format!("'{ip}' is not an IPv6 address"))?;
@@ -389,7 +391,7 @@ fn checked_v6(text: &str, port: u16) -> Result<SocketAddrV6, String> {
     }
 }
 
-/// Of labels of letters, digits, '-' and '_', the last of which is no number, as in an address.
+/// Whether it consists of labels of letters, digits, '-' and '_'. The last label is not a number, as in an address.
 fn is_host_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
@@ -507,7 +509,7 @@ mod tests {
         for option in ["backlog=4096", "mode=0660", "owner=nobody", "Group=www", "nonblock", "per-worker", "backlog"] {
             assert!(reason(option).contains("quote the whole value"), "{option}");
         }
-        // What is shown can be written so.
+        // The message shows it in a form that is accepted.
         assert!(reason("mode=0660").contains("\"unix:/run/app.sock,mode=0660\""));
         assert!(reason("80,").contains("right behind a comma") && reason("80, nonblock").contains("with no blank"));
         assert!(reason("80,81").contains("a second address") && reason("80,[::1]:81").contains("a second address"));

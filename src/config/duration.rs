@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Nothing here waits longer; what is more is a slip of the keyboard.
+/// Limit of all durations. A longer one is a typing error.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Parses `60s`, `100ms`, `1m 30s`, or a bare number of seconds, at most 366 days.
@@ -21,7 +21,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if parsed > MAX_DURATION { Err("that is longer than 366 days".to_owned()) } else { Ok(parsed) }
 }
 
-/// The same for people to read, to the millisecond: `60s`, `100ms`, `1m 30s`; from 10 s on without fractions.
+/// Formats a duration for people, to the millisecond: `60s`, `100ms`, `1m 30s`. From 10 s on without fractions.
 pub fn show(duration: Duration) -> String {
     let millis = duration.as_millis() as u64;
     if (1_000..10_000).contains(&millis) && !millis.is_multiple_of(1_000) {

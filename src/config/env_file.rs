@@ -1,10 +1,13 @@
-//! Files of variables: what `--env-file` reads.
+//! The files of `--env-file`.
 //!
-//! `NAME=VALUE` a line, `export ` before it or not. Empty lines, and those that begin with `#` or `;`, say nothing. A
-//! value without quotes goes to the end of its line, without the blanks around it; in `'…'` everything stands for itself,
-//! in `"…"` too but for `\\`, `\"`, `\$`, `` \` ``, `\n`, `\r` and `\t`, and both may run over several lines. What systemd,
-//! a shell and dotenv read in different ways is refused: a blank and `#`, a quote in the middle, a backslash at the end
-//! of a value without quotes. Nothing is replaced, and of several lines with one name the last counts.
+//! Each line has `NAME=VALUE`, possibly after `export `. Empty lines, and lines that begin with `#` or `;`, are
+//! ignored. A value without quotes goes to the end of its line, without the blanks around it. In `'…'` every character
+//! stands for itself. In `"…"` too, but for `\\`, `\"`, `\$`, `` \` ``, `
+//! `, `\r` and `\t`. Both kinds of quotes may contain line breaks.
+//!
+//! A form that systemd, a shell and dotenv read differently is refused: a blank and `#`, a quote in the middle, a
+//! backslash at the end of a value without quotes. Nothing is replaced in values. If a name occurs twice, the last line
+//! counts.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,26 +16,26 @@ use std::os::unix::ffi::OsStrExt;
 use super::file::{Position, Wrong};
 use super::text::Text;
 
-/// The longest `NAME=VALUE` that Linux passes on, its closing NUL counted (MAX_ARG_STRLEN), in bytes.
+/// Limit of `NAME=VALUE` in Linux, including the closing NUL (MAX_ARG_STRLEN).
 const MAX_ENTRY_BYTES: usize = 128 << 10;
 
-/// More variables than any program reads.
+/// Limit of the number of variables. No program reads as many.
 const MAX_VARIABLES: usize = 4096;
 
-/// Whether panzer sets this variable of a worker itself, so that nobody else may.
+/// Whether panzer itself sets this variable for workers, so that files may not set it.
 pub fn is_panzers_own(name: &[u8]) -> bool {
     const OWN: [&[u8]; 4] = [b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES", b"NOTIFY_SOCKET"];
     is_for_panzer(name) || OWN.contains(&name)
 }
 
-/// Whether a variable of this name is addressed to panzer. Kubernetes and Docker describe a service that is called
-/// "panzer" or "panzer-…" in variables that begin alike: those are the program's to read.
+/// Whether this variable is meant for panzer. Kubernetes and Docker describe a service that is called "panzer" or
+/// "panzer-…" by variables that begin alike. Those are meant for the program.
 pub fn is_for_panzer(name: &[u8]) -> bool {
     name.strip_prefix(b"PANZER_").is_some_and(|rest| !describes_service(rest))
 }
 
-/// `…SERVICE_HOST`, `…SERVICE_PORT`, `…SERVICE_PORT_NAME`, `…PORT` and `…PORT_80_TCP`, with `_ADDR`, `_PORT` or `_PROTO`
-/// behind it (kubernetes.io, "Accessing the Service"; the latter are those of Docker's links).
+/// Matches `…SERVICE_HOST`, `…SERVICE_PORT`, `…SERVICE_PORT_NAME`, `…PORT` and `…PORT_80_TCP`, possibly followed by
+/// `_ADDR`, `_PORT` or `_PROTO` (kubernetes.io, "Accessing the Service"; the last form is that of Docker's links).
 fn describes_service(rest: &[u8]) -> bool {
     let Ok(rest) = std::str::from_utf8(rest) else { return false };
     let after = |word: &str| {
@@ -51,9 +54,9 @@ fn describes_service(rest: &[u8]) -> bool {
         || after("PORT").is_some_and(is_port)
 }
 
-/// The variables that `bytes` set, by name. What is wrong is told without any value: those may be secrets.
+/// The variables that `bytes` set, by name. An error message contains no value, because values may be secrets.
 pub fn parse(bytes: &[u8]) -> Result<BTreeMap<Text, Text>, Wrong> {
-    // Some editors begin a file of UTF-8 with a byte order mark; it is no part of the first name.
+    // Some editors begin a UTF-8 file with a byte order mark. It is not part of the first name.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = Reader { bytes, at: 0 };
     if let Some(at) = bytes.iter().position(|&byte| byte == 0) {

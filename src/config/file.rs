@@ -1,6 +1,6 @@
-//! The configuration file: a YAML mapping of option names to scalars, lists and maps, each with its place.
+//! The configuration file: a YAML mapping of option names to scalars, lists and maps, each with its position.
 //!
-//! It knows no option; what a key means is decided where the options are defined.
+//! It knows no options. The options are defined elsewhere, and so is the meaning of a key.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -13,13 +13,13 @@ use nix::fcntl::OFlag;
 
 use crate::sys::errno::words;
 
-/// The largest file that is read, in bytes.
+/// Limit of the size of the file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// No line of a snippet is longer, in characters.
+/// Limit of the length of a line in a snippet.
 const MAX_SNIPPET_COLUMNS: usize = 72;
 
-/// A place in the file, both from 1.
+/// A position in the file. Line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// The line.
@@ -28,32 +28,32 @@ pub struct Position {
     pub column: usize,
 }
 
-/// A scalar as it is written, without quotes and escapes: `0800` stays `0800`.
+/// A scalar as it is written, but without quotes and escapes: `0800` stays `0800`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scalar {
     /// Its text.
     pub text: String,
-    /// Where it begins.
+    /// Its position.
     pub place: Position,
-    /// Whether it is written without quotes. Only then can it be a null.
+    /// Whether it is written without quotes. Only then it can be null.
     pub plain: bool,
 }
 
 impl Scalar {
-    /// Whether nothing is given.
+    /// Whether it is null.
     pub fn is_null(&self) -> bool {
         self.plain && ["", "~", "null", "Null", "NULL"].contains(&self.text.as_str())
     }
 }
 
-/// The value of a key.
+/// The value of a key of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// One value.
     Scalar(Scalar),
-    /// Several.
+    /// Several values.
     List(Vec<Scalar>),
-    /// Several with names, as in `env`.
+    /// Several named values, as in `env`.
     Map(Vec<(Scalar, Scalar)>),
 }
 
@@ -64,16 +64,16 @@ pub struct Entry {
     pub key: Scalar,
     /// Its value.
     pub value: Value,
-    /// Where the value begins.
+    /// Position of the value.
     pub place: Position,
 }
 
-/// What is wrong, and where.
+/// An error in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// Where.
+    /// Its position.
     pub place: Position,
-    /// What, and what to do.
+    /// What is wrong, and what to do.
     pub why: String,
 }
 
@@ -90,7 +90,7 @@ pub fn read(path: &Path) -> Result<Option<String>, String> {
 
 /// The bytes of the file at `path`, which need not be UTF-8.
 pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, String> {
-    // A pipe in its place would otherwise be waited for.
+    // Otherwise the open would wait if a pipe is at this path.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY).bits();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
@@ -112,7 +112,7 @@ fn cannot_read(error: &std::io::Error) -> String {
     format!("it cannot be read: {}", words(error))
 }
 
-/// The keys of the file, in their order. An empty file has none.
+/// The keys of the file, in the order of the file. An empty file has none.
 pub fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
     let mut events = Events { parser: Parser::new_from_str(text) };
     loop {
@@ -126,7 +126,7 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, Wrong> {
                 events.end()?;
                 return Ok(entries);
             }
-            // A document of comments only.
+            // A document that consists of comments.
             Event::Scalar(text, ScalarStyle::Plain, 0, None) if text.is_empty() || text == "~" => {
                 events.end()?;
                 return Ok(Vec::new());
@@ -209,7 +209,7 @@ impl<'a> Events<'a> {
         Ok(Some(key))
     }
 
-    /// Nothing but the end may follow.
+    /// Checks that the document ends here.
     fn end(&mut self) -> Result<(), Wrong> {
         loop {
             match self.next()? {
@@ -253,7 +253,7 @@ fn wrong<T>(place: Position, why: &str) -> Result<T, Wrong> {
     Err(Wrong { place, why: why.to_owned() })
 }
 
-/// The line of `text` at `place` with a mark below it, to be shown after a message. Empty if there is no such line.
+/// The line at `place`, with a mark below it, for the end of a message. Empty if there is no such line.
 pub fn snippet(text: &str, place: Position) -> String {
     let Some(line) = text.lines().nth(place.line.saturating_sub(1)) else { return String::new() };
     let shown: String =

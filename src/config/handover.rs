@@ -1,28 +1,29 @@
-//! How a worker is handed its listeners, beside the plain descriptors.
+//! How workers get their listeners, beyond the plain descriptors.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How a worker is handed its listeners.
+/// How workers get their listeners.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Handover {
-    /// The variables of other supervisors that tell of the listeners too.
+    /// Other supervisors whose variables describe the listeners too.
     pub also_speak: Vec<Dialect>,
-    /// What `LISTEN_PID` is.
+    /// The value of `LISTEN_PID`.
     pub listen_pid: ListenPid,
-    /// Where they are.
+    /// The descriptors on which workers get their listeners.
     pub listen_as: ListenAs,
 }
 
 impl Handover {
-    /// Whether this dialect is spoken.
+    /// Whether workers get the variables of this dialect.
     pub fn speaks(&self, dialect: Dialect) -> bool {
         self.also_speak.contains(&dialect)
     }
 }
 
-/// The variables by which another supervisor, or a server's own old process, tells a server of its listeners.
+/// A dialect: the variables by which another supervisor, or a server's own old process, describes listeners to a
+/// server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
@@ -38,24 +39,24 @@ pub enum Dialect {
     Fpm,
 }
 
-/// What `LISTEN_PID` is.
+/// The value of `LISTEN_PID`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ListenPid {
     /// The worker's pid.
     #[default]
     Worker,
-    /// Not set: for a worker that is only a wrapper around the process that takes the listeners.
+    /// Not set, for a worker that is only a wrapper around the process that takes the listeners.
     None,
 }
 
-/// Where a worker finds its listeners.
+/// The descriptors on which a worker gets its listeners.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ListenAs {
-    /// From descriptor 3 on, as `LISTEN_FDS` says.
+    /// From descriptor 3 on, as `LISTEN_FDS` describes.
     #[default]
     Fds,
-    /// The only one is descriptor 0, as inetd's `wait` has it.
+    /// The only listener as descriptor 0, like `wait` in inetd.
     Stdin,
 }

@@ -1,4 +1,4 @@
-//! Limits: how often, how fast and until when workers are started, and how many generations drain.
+//! Limits: how often and how fast workers are started, when respawning ends, and how many generations drain.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 use super::duration;
 use crate::backoff::jittered;
 
-/// Old generations that may drain at once, unless asked otherwise.
+/// Default of the number of old generations that may drain at once.
 pub const DEFAULT_DRAINING: u32 = 4;
 
-/// More of them than anybody lets drain.
+/// Limit of that number.
 pub const MAX_DRAINING: u32 = 1000;
 
-/// More than `count` respawns within `window`: give up.
+/// More than `count` respawns within `window` make panzer give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RespawnLimit {
-    /// That many are still borne.
+    /// Number of respawns that are allowed.
     pub count: u32,
-    /// Of all slots together, in any time of this length.
+    /// Length of the time in which the respawns of all slots count together.
     pub window: Duration,
 }
 
@@ -79,25 +79,25 @@ impl From<ExitCodes> for String {
     }
 }
 
-/// Which exits of workers are final: whoever exits so has done what it was for, or could never do it, and is not
-/// respawned.
+/// The exits of workers that are final. A worker that exits so is done, or can never succeed, so no other worker
+/// follows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalExits {
-    /// The codes.
+    /// The final exit codes.
     pub codes: Vec<ExitCodes>,
-    /// Whether the first such exit ends all.
+    /// Whether the first final exit stops everything.
     pub stop: bool,
-    /// The code that panzer itself ends with then, where it is not to be the worker's.
+    /// Panzer's exit code after that, if it is not to be the worker's.
     #[serde(default)]
     pub code: Option<u8>,
 }
 
-/// An item of `--final-exit-codes`: codes, and behind the last one the code that panzer ends with, as in `6=0`.
+/// An item of `--final-exit-codes`: codes, and after the last one possibly panzer's own exit code, as in `6=0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FinalExit {
     /// Codes that are final.
     pub codes: ExitCodes,
-    /// What panzer ends with.
+    /// Panzer's exit code.
     pub code: Option<u8>,
 }
 
@@ -112,24 +112,24 @@ impl FromStr for FinalExit {
 }
 
 impl FinalExits {
-    /// Whether this code is one of them.
+    /// Whether this exit code is final.
     pub fn contains(&self, code: i32) -> bool {
         self.codes.iter().any(|codes| (i32::from(codes.first)..=i32::from(codes.last)).contains(&code))
     }
 }
 
-/// The pause between two starts of workers: this, ±20 %.
+/// The pause between two starts of workers, ±20 %.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StartDelay(pub Duration);
 
 impl StartDelay {
-    /// One such pause. `random` is any number.
+    /// A random pause around this one. `random` is any number.
     pub fn pause(self, random: u64) -> Duration {
         jittered(self.0, random)
     }
 
-    /// What may pass between the first and the last start of so many workers.
+    /// The longest time between the first and the last start of this number of workers.
     pub fn longest(self, workers: u32) -> Duration {
         (self.0.saturating_mul(12) / 10).saturating_mul(workers.saturating_sub(1))
     }

@@ -1,6 +1,6 @@
-//! What panzer is asked to do: command line, environment and file become one validated [`Plan`].
+//! The configuration: command line, environment and file become one validated [`Plan`].
 //!
-//! Every role of a generation runs on exactly the plan that main validated; it travels as JSON in a memfd.
+//! Every role of a generation gets exactly the plan that main validated. It travels as JSON in a memfd.
 
 pub mod address;
 pub mod duration;

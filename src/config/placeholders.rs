@@ -3,26 +3,26 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// What placeholders stand for, for one worker.
+/// The values of the placeholders for one worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
-    /// The listeners' names, in the order of their descriptors from `first_fd` on.
+    /// Names of the listeners, in the order of their descriptors from `first_fd` on.
     pub listeners: &'a [Option<&'a str>],
-    /// Their ports, of those that have one.
+    /// Ports of the listeners, if they have one.
     pub ports: &'a [Option<u16>],
-    /// The descriptor of the first listener.
+    /// Descriptor of the first listener.
     pub first_fd: i32,
-    /// The worker's number, from 0.
+    /// Number of the worker, from 0.
     pub worker: u32,
-    /// The generation's number, from 1.
+    /// Number of the generation, from 1.
     pub generation: u32,
 }
 
-/// `text` with its placeholders replaced: `{fd}`, `{fd:NAME}`, `{port}`, `{port:NAME}`, `{worker}`, `{generation}`,
-/// `{3000+worker}`. In a second pair of braces a placeholder stands for itself: `{{worker}}` becomes `{worker}`.
+/// Replaces the placeholders of `text`: `{fd}`, `{fd:NAME}`, `{port}`, `{port:NAME}`, `{worker}`, `{generation}`,
+/// `{3000+worker}`. Double braces are not replaced but become single ones: `{{worker}}` becomes `{worker}`.
 ///
-/// Any other brace stays as it is, as does `{port}` where no listener has one. Fails for `{fd}` without a listener and for
-/// a NAME that no listener has.
+/// Any other brace stays as it is, and so does `{port}` if no listener has one. Fails for `{fd}` without a listener,
+/// and for a NAME that no listener has.
 pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
     let mut rest = text.as_bytes();
     let mut out = Vec::with_capacity(rest.len());
@@ -52,7 +52,7 @@ pub fn expand(text: &OsString, values: Values<'_>) -> Result<OsString, String> {
     Ok(OsString::from_vec(out))
 }
 
-/// None for what is no placeholder.
+/// None if `name` is not a placeholder.
 fn value(name: &str, values: Values<'_>) -> Option<Result<u64, String>> {
     let fd = |index: usize| Ok(values.first_fd as u64 + index as u64);
     match name {

@@ -1,4 +1,4 @@
-//! The plan: everything that was asked for, checked.
+//! The plan: the validated configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -17,44 +17,44 @@ use super::tuning::Tuning;
 use crate::signals::Habits;
 use crate::sys::descriptors::FIRST;
 
-/// More workers than any machine runs well; what is beyond is a slip of the keyboard.
+/// Limit of the number of workers. A larger number is a typing error.
 pub const MAX_WORKERS: u32 = 4096;
 
-/// Everything that was asked for, checked.
+/// The validated configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The program as it was named.
+    /// The program, as it was given.
     pub program: Text,
     /// Its arguments, with placeholders.
     pub args: Vec<Text>,
-    /// The directory panzer was started in, by the name the user has for it.
+    /// The directory in which panzer was started, with the name that the user has for it.
     #[serde(with = "crate::config::text::path")]
     pub start_directory: PathBuf,
-    /// Whether that is a name that `PWD` gave: only then can a symlink in it be followed.
+    /// Whether `PWD` gave that name. Only then a symlink in it can be followed.
     #[serde(default = "is_so")]
     pub named_by_pwd: bool,
     /// The workers' working directory, relative to `start_directory`.
     #[serde(default, with = "crate::config::text::path")]
     pub chdir: Option<PathBuf>,
-    /// Added to the workers' environment; values with placeholders.
+    /// Variables that are added to the workers' environment. Their values may have placeholders.
     pub env: Vec<(Text, Text)>,
-    /// Files of further ones, read by each generation; those of `env` win over them.
+    /// Files with more variables. Each generation reads them; `env` wins over them.
     #[serde(default)]
     pub env_files: Vec<EnvFile>,
-    /// As whom, and how, workers run.
+    /// User, group, umask and nice value of the workers.
     #[serde(default)]
     pub identity: RunAs,
     /// Whether a mold loads the program once for each generation, and forks its workers.
     #[serde(default)]
     pub preload: bool,
-    /// How many workers are kept.
+    /// Number of workers.
     pub workers: u32,
     /// The listeners, in the order of their descriptors.
     pub listen: Vec<Listen>,
-    /// The sockets that panzer was started with, as they came: each is among these.
+    /// The sockets that panzer inherited, as they came. Each of them is in `listen` too.
     #[serde(default)]
     pub inherited: Vec<Listen>,
-    /// How workers are handed these.
+    /// How workers get their listeners.
     #[serde(default)]
     pub handover: Handover,
     /// Whether workers share the ports that they bind themselves.
@@ -62,45 +62,45 @@ pub struct Plan {
     pub share_ports: SharePorts,
     /// When a worker counts as ready.
     pub ready: Ready,
-    /// The shell command that exits with 0 once a worker is ready, with [`Ready::Exec`].
+    /// The shell command of [`Ready::Exec`]. It exits with 0 once a worker is ready.
     #[serde(default)]
     pub probe: Option<String>,
-    /// What signals to main do.
+    /// The meaning of each signal to main.
     #[serde(default)]
     pub signals: Habits,
-    /// How many workers beyond `workers` a reload may have at once.
+    /// Number of workers beyond `workers` that a reload may have at once.
     #[serde(default)]
     pub surge: Surge,
-    /// How many old generations may drain at once before the one that has drained for longest is escalated.
+    /// Number of old generations that may drain at once. Beyond it, the one that has drained for longest is escalated.
     #[serde(default = "usual_draining")]
     pub max_draining: u32,
-    /// What this instance is called.
+    /// Name of this instance.
     pub name: Option<String>,
-    /// Where the pid is written, instead of the runtime directory.
+    /// Path of the pid file, if it is not in the runtime directory.
     #[serde(default, with = "crate::config::text::path")]
     pub pid_file: Option<PathBuf>,
-    /// Where the control socket is, instead of beside the pid file.
+    /// Path of the control socket, if it is not beside the pid file.
     #[serde(default, with = "crate::config::text::path")]
     pub control: Option<PathBuf>,
-    /// Whether main runs in a session of its own, without a terminal.
+    /// Whether main runs in its own session, without a terminal.
     #[serde(default)]
     pub daemonize: bool,
     /// Commands that are run when something happens to panzer.
     #[serde(default, skip_serializing_if = "Hooks::is_usual")]
     pub hooks: Hooks,
-    /// What needs no new workers.
+    /// The settings that can change without replacing workers.
     #[serde(flatten)]
     pub tuning: Tuning,
 }
 
 impl Plan {
-    /// Whether a worker is given anything to accept connections on.
+    /// Whether workers get anything to accept connections on.
     pub fn has_listener(&self) -> bool {
         self.listen.iter().any(|listen| listen.address.accepts())
     }
 
-    /// Why a reload may miss a new release, and what helps: something is looked for in the directory that panzer was started
-    /// in, and only the kernel's name of that is known, which has no symlink in it.
+    /// Why a reload may miss a new release, with a remedy: the plan looks something up in the start directory, and only
+    /// the kernel's name of that is known, in which every symlink is resolved.
     pub fn missing_pwd(&self) -> Option<String> {
         let program = Path::new(&self.program.0);
         let by_start = self.chdir.as_ref().is_none_or(|chdir| chdir.is_relative())
@@ -115,23 +115,23 @@ impl Plan {
         })
     }
 
-    /// Whether a worker is named by its slot in arguments or variables, and not by its generation: two generations have the
-    /// same names.
+    /// Whether arguments or variables name a worker by its slot and not by its generation. Then two generations have
+    /// the same names.
     pub fn names_slots_only(&self) -> bool {
         self.names_slots() && !self.names_generations()
     }
 
-    /// Whether a worker is named by its slot in arguments or variables.
+    /// Whether arguments or variables name the worker's slot.
     pub fn names_slots(&self) -> bool {
         self.names_differ(1, 1)
     }
 
-    /// Whether a generation is named in arguments or variables.
+    /// Whether arguments or variables name the generation.
     pub fn names_generations(&self) -> bool {
         self.names_differ(0, 2)
     }
 
-    /// Whether arguments or variables are others there than in slot 0 of generation 1.
+    /// Whether arguments or variables differ between this worker and slot 0 of generation 1.
     fn names_differ(&self, worker: u32, generation: u32) -> bool {
         let differs = |text: &Text| {
             let expanded = self.expand(text, worker, generation);
@@ -140,7 +140,7 @@ impl Plan {
         self.args.iter().chain(self.env.iter().map(|(_, value)| value)).any(differs)
     }
 
-    /// What placeholders stand for in this plan, for one worker.
+    /// Replaces the placeholders of this plan, for one worker.
     pub fn expand(&self, text: &Text, worker: u32, generation: u32) -> Result<Text, String> {
         let listeners: Vec<_> = self.listen.iter().map(|listen| listen.name.as_deref()).collect();
         let first_fd = if self.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
@@ -162,10 +162,10 @@ fn usual_draining() -> u32 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnvFile {
-    /// Where, relative to [`Plan::start_directory`].
+    /// Its path, relative to [`Plan::start_directory`].
     #[serde(with = "crate::config::text::path")]
     pub path: PathBuf,
-    /// Whether it is none the worse for not being there.
+    /// Whether the file may be missing.
     pub optional: bool,
 }
 
@@ -200,27 +200,27 @@ pub enum Ready {
 }
 
 impl Ready {
-    /// Whether a worker is to be seen accepting only if it has a listener, and if it can be seen.
+    /// Whether a worker is watched for accepting only if it has a listener and can be seen.
     pub fn looks_where_it_can(self) -> bool {
         matches!(self, Ready::Auto | Ready::Exec)
     }
 }
 
-/// How many workers beyond the wanted ones a reload may have at once.
+/// Number of workers beyond the wanted ones that a reload may have at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Surge {
-    /// As many as there are: the new generation is started as a whole.
+    /// As many as are wanted: the new generation starts as a whole.
     #[default]
     All,
-    /// So many.
+    /// This number.
     Count(u32),
-    /// So many of a hundred, and at least one.
+    /// This percentage, and at least one.
     Percent(u32),
 }
 
 impl Surge {
-    /// For so many workers, from 1 to as many.
+    /// For this number of workers: between 1 and that number.
     pub fn of(self, workers: u32) -> u32 {
         match self {
             Surge::All => workers,
@@ -244,7 +244,7 @@ impl std::str::FromStr for Surge {
     }
 }
 
-/// The CPUs this process may use: its affinity and its cgroup's quota.
+/// The number of CPUs that this process may use, according to its affinity and the quota of its cgroup.
 pub fn usable_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32).min(MAX_WORKERS)
 }

@@ -1,11 +1,11 @@
-//! As whom, and how, workers are to run: as it was asked for, not yet looked up.
+//! User, group, umask and nice value of the workers, as they were given. Names are not looked up yet.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A user or a group as it was named.
+/// A user or a group, as it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NameOrNumber {
@@ -15,24 +15,24 @@ pub enum NameOrNumber {
     Name(String),
 }
 
-/// What `--user` takes: a user, and after a colon a group.
+/// The argument of `--user`: a user, possibly with a colon and a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserAndGroup {
     /// The user.
     pub user: NameOrNumber,
-    /// Its group, where it is not to be the user's own.
+    /// The group, if it is not the user's own.
     pub group: Option<NameOrNumber>,
 }
 
-/// As whom, and how, workers are to run. What is not given is as it is for panzer itself.
+/// User, group, umask and nice value of the workers. A field without a value stays as it is for panzer itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {
     /// The user.
     pub user: Option<NameOrNumber>,
-    /// The group, where it is not to be the user's own.
+    /// The group, if it is not the user's own.
     pub group: Option<NameOrNumber>,
-    /// What is taken away from the mode of files that they create.
+    /// The umask.
     pub umask: Option<u32>,
     /// Their nice value, from -20 to 19.
     pub nice: Option<i32>,
@@ -43,7 +43,7 @@ impl FromStr for NameOrNumber {
 
     fn from_str(text: &str) -> Result<NameOrNumber, String> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            // The last number means "leave it as it is" to the kernel.
+            // The highest number means "unchanged" to the kernel.
             let number = text.parse().ok().filter(|&number| number != u32::MAX);
             return number.map(NameOrNumber::Number).ok_or_else(|| format!("a number goes up to {}", u32::MAX - 1));
         }

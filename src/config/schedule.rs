@@ -1,4 +1,4 @@
-//! Stop schedules: which signals, and how long to wait after each.
+//! Stop schedules: the signals, and the wait after each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::duration;
 use crate::sys::signals::parse_signal;
 
-/// No schedule has more steps than this.
+/// Limit of the steps of a schedule.
 const MAX_STEPS: usize = 16;
 
-/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. There is at least one step, and the
-/// last is KILL, unless it is only a part of one.
+/// Signals and waits, as in `TERM/60s/INT/5s/KILL`. It has at least one step. The last one is KILL, unless it is a part
+/// of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
@@ -24,7 +24,7 @@ pub struct Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Step {
     signal: Signal,
-    /// Until the next step; of no meaning after the last.
+    /// Time until the next step. The last step has none.
     wait: Duration,
 }
 
@@ -34,27 +34,27 @@ impl Schedule {
         self.steps[0].signal
     }
 
-    /// The same with another first wait, as `--timeout` sets it.
+    /// The same schedule with another first wait, as `--timeout` sets it.
     #[must_use]
     pub fn with_first_wait(mut self, wait: Duration) -> Schedule {
         self.steps[0].wait = wait;
         self
     }
 
-    /// What is left of it for a stop that must not take long: all but the first step.
+    /// The rest for a stop that must be quick: without the first step.
     #[must_use]
     pub fn quick(&self) -> Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
     }
 
-    /// The same with no wait longer than this.
+    /// The same schedule with no wait longer than this.
     #[must_use]
     pub fn with_waits_up_to(mut self, longest: Duration) -> Schedule {
         self.steps.iter_mut().for_each(|step| step.wait = step.wait.min(longest));
         self
     }
 
-    /// Its first signal, and then no other.
+    /// The first signal only.
     #[must_use]
     pub fn patient(&self) -> Schedule {
         Schedule { steps: vec![Step { signal: self.first_signal(), wait: Duration::ZERO }] }
@@ -65,7 +65,7 @@ impl Schedule {
         Schedule { steps: vec![Step { signal: Signal::SIGKILL, wait: Duration::ZERO }] }
     }
 
-    /// From the first signal to KILL.
+    /// Time from the first signal to KILL.
     pub fn total(&self) -> Duration {
         self.steps[..self.steps.len() - 1].iter().map(|step| step.wait).sum()
     }
@@ -94,7 +94,7 @@ impl FromStr for Schedule {
 }
 
 impl Schedule {
-    /// A part of one as well, which need not come to KILL.
+    /// Also reads a part of a schedule, which need not end with KILL.
     fn read(text: &str) -> Result<Schedule, String> {
         let parts: Vec<&str> = text.split('/').map(str::trim).collect();
         if parts.len() > 2 * MAX_STEPS {
@@ -118,7 +118,7 @@ impl fmt::Display for Schedule {
         for (index, step) in self.steps.iter().enumerate() {
             write!(f, "{}", step.signal.as_str().trim_start_matches("SIG"))?;
             if index + 1 < self.steps.len() {
-                // Exact, not `duration::show`: a plan is read back from this.
+                // Exact, unlike `duration::show`, because a plan is read back from this.
                 write!(f, "/{}/", humantime::format_duration(step.wait))?;
             }
         }
@@ -140,7 +140,7 @@ impl From<Schedule> for String {
     }
 }
 
-/// How far the stop of something has got on its schedule.
+/// The state of a stop in its schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Escalation {
@@ -151,12 +151,12 @@ pub struct Escalation {
 }
 
 impl Escalation {
-    /// Begins now: the first signal is due at once.
+    /// A stop that begins now. Its first signal is due at once.
     pub fn begin(schedule: &Schedule, now: Instant) -> Escalation {
         Escalation { schedule: schedule.clone(), next: 0, due: now }
     }
 
-    /// Goes on with a stop that began at `since` and whose signals so far have been sent.
+    /// A stop that began at `since`. The signals up to now were sent.
     pub fn resume(schedule: &Schedule, since: Instant, now: Instant) -> Escalation {
         let mut escalation = Escalation::begin(schedule, since);
         while escalation.deadline().is_some_and(|due| due <= now) {
@@ -165,12 +165,12 @@ impl Escalation {
         escalation
     }
 
-    /// Whether it is by a schedule that never comes to KILL.
+    /// Whether its schedule never comes to KILL.
     pub fn is_patient(&self) -> bool {
         self.schedule.steps.last().is_some_and(|step| step.signal != Signal::SIGKILL)
     }
 
-    /// Goes over to the quick rest of the schedule, unless it is that far already.
+    /// Continues with the quick rest of the schedule, unless the stop is that far already.
     pub fn escalate(&mut self, quick: &Schedule, now: Instant) {
         let begun = Escalation::begin(quick, now);
         let end = |escalation: &Escalation| -> Instant {
@@ -187,7 +187,7 @@ impl Escalation {
         (self.deadline().is_none() && !self.is_patient()).then_some(self.due)
     }
 
-    /// The next signal is not due before `until`, if one was sent and KILL was not.
+    /// Puts the next signal off until `until`, if one was sent and KILL was not.
     pub fn extend(&mut self, until: Instant) {
         if self.has_begun() && self.deadline().is_some() {
             self.due = self.due.max(until);
@@ -199,12 +199,12 @@ impl Escalation {
         self.next > 0
     }
 
-    /// When the next signal is due; none once KILL has been sent.
+    /// When the next signal is due. None once KILL was sent.
     pub fn deadline(&self) -> Option<Instant> {
         (self.next < self.schedule.steps.len()).then_some(self.due)
     }
 
-    /// The next signal, if it is due by now. One at a time: after a long sleep each later step still gets its wait.
+    /// The next signal, if it is due. Only one at a time: after a long sleep each later step still gets its wait.
     #[must_use]
     pub fn signal_due(&mut self, now: Instant) -> Option<Signal> {
         let due = self.deadline()? <= now;

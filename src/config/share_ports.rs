@@ -1,4 +1,4 @@
-//! Whether, and which, ports that workers bind themselves are shared.
+//! The argument of `--share-ports`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,23 +12,23 @@ use super::address::MAX_LISTENERS;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SharePorts {
-    /// Where no listener is given, and where it is possible.
+    /// If no listener is given, and if it is possible.
     #[default]
     Auto,
-    /// In any case; where that is not possible nothing is started.
+    /// Always. If it is not possible, panzer does not start.
     On,
     /// Never.
     Off,
-    /// In any case, but these only.
+    /// Always, but only these ports.
     Ports(BTreeSet<u16>),
 }
 
 impl SharePorts {
-    /// The words that stand for those without ports.
+    /// The words for the values without ports.
     pub const WORDS: [(&str, SharePorts); 3] =
         [("auto", SharePorts::Auto), ("on", SharePorts::On), ("off", SharePorts::Off)];
 
-    /// The only ports that are shared, where they were named.
+    /// The only ports that are shared, if they were given.
     pub fn only(&self) -> Option<&BTreeSet<u16>> {
         match self {
             SharePorts::Ports(ports) => Some(ports),

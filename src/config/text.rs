@@ -5,18 +5,18 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A text of the operating system, byte for byte: a string in JSON where it is UTF-8, else an array of its bytes.
+/// A text of the operating system, byte for byte. In JSON it is a string if it is UTF-8, else an array of bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Text(pub OsString);
 
 impl Text {
-    /// As the kernel takes it. What came from a command line or an environment holds no NUL; such a byte ends it.
+    /// As a C string. A text from a command line or an environment has no NUL; otherwise the first one ends it.
     pub fn to_c(&self) -> CString {
         c_string(&self.0)
     }
 }
 
-/// `text` up to its first NUL, as the kernel takes it.
+/// `text` up to its first NUL, as a C string.
 pub fn c_string(text: &OsStr) -> CString {
     let bytes = text.as_bytes();
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
@@ -54,7 +54,7 @@ impl From<OsString> for Text {
     }
 }
 
-/// Reads and writes paths as [`Text`], since they need not be UTF-8 either: `#[serde(with = "crate::config::text::path")]`.
+/// Reads and writes paths as [`Text`], because they need not be UTF-8: `#[serde(with = "crate::config::text::path")]`.
 pub mod path {
     use std::path::PathBuf;
 
@@ -65,11 +65,11 @@ pub mod path {
 
     /// A value that holds a path.
     pub trait HoldsPath: Sized {
-        /// What is written in its place.
+        /// The form that is written.
         type Form: Serialize + DeserializeOwned;
-        /// To what is written.
+        /// Into the written form.
         fn to_form(&self) -> Self::Form;
-        /// From what was read.
+        /// From the written form.
         fn from_form(form: Self::Form) -> Self;
     }
 
@@ -114,7 +114,7 @@ pub mod path {
     }
 }
 
-/// `NAME=VALUE` as the kernel takes it.
+/// `NAME=VALUE` as a C string.
 pub fn entry(name: &OsStr, value: &OsStr) -> CString {
     let mut text = name.to_owned();
     text.push("=");

@@ -1,4 +1,4 @@
-//! What of a plan needs no new workers: a running generation is told, and goes by it from then on.
+//! The settings that can change without replacing workers.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use super::limits::{FinalExits, RespawnLimit, StartDelay};
 use super::schedule::Schedule;
 use crate::backoff::Pace;
 
-/// How much panzer says of itself.
+/// Which messages panzer logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verbosity {
     /// Warnings and errors.
     Quiet,
-    /// What changes.
+    /// Changes too.
     Normal,
-    /// Each step.
+    /// Each step too.
     Verbose,
 }
 
 impl Verbosity {
-    /// The level of messages that it lets through.
+    /// The lowest level that is logged.
     pub fn level(self) -> log::LevelFilter {
         match self {
             Verbosity::Quiet => log::LevelFilter::Warn,
@@ -34,21 +34,21 @@ impl Verbosity {
 /// Delays, waits and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tuning {
-    /// How long a generation, or a respawned worker, may take to be ready.
+    /// Time within which a generation, or a respawned worker, must be ready.
     pub ready_timeout: Duration,
-    /// How long a new generation must live, wholly ready, beside the old one.
+    /// Time that a new generation must live beside the old one, with all workers ready.
     pub bake: Duration,
     /// How workers are stopped.
     pub stop: Schedule,
-    /// How workers are stopped that a reload or a scale ends, where it is another way.
+    /// How workers are stopped that a reload or a scale ends, if that differs.
     #[serde(default)]
     pub retire: Option<Schedule>,
     /// The limits of the respawn backoff.
     #[serde(flatten)]
     pub pace: Pace,
-    /// When to give up.
+    /// The limit of respawns after which panzer gives up.
     pub respawn_limit: Option<RespawnLimit>,
-    /// Which exits are final.
+    /// The final exits.
     #[serde(default)]
     pub final_exits: FinalExits,
     /// The pause between two starts of workers.
@@ -64,7 +64,8 @@ impl Tuning {
         self.retire.as_ref().unwrap_or(&self.stop)
     }
 
-    /// How long a generation of so many workers may take to be ready: its last one has as long as any other.
+    /// The time within which a generation of this number of workers must be ready. The last worker to be started has as
+    /// much time as any other.
     pub fn longest_start(&self, workers: u32) -> Duration {
         self.ready_timeout + self.start_delay.longest(workers)
     }

@@ -1,4 +1,4 @@
-//! Binding what `--listen` asks for.
+//! Binds the listeners of the plan.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,16 +20,16 @@ use crate::sys::errno::words;
 use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::{reuseport, socket_options};
 
-/// Why an address could not be bound, each in a line.
+/// Why an address could not be bound. Each variant has a line for people.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Only draining workers of a panzer that died, or processes that are ending, hold it: waiting helps.
+    /// Only draining workers of a dead panzer, or processes that are ending, hold the address: waiting helps.
     Passing(String),
-    /// It is in use, and nobody is seen to hold it; whoever did may just have ended.
+    /// The address is in use, and no process is seen to hold it. The process that did may just have ended.
     Unseen(String),
-    /// Somebody holds it, or it cannot be bound at all.
+    /// A process holds the address, or it cannot be bound at all.
     Final(String),
-    /// It is in use; by whom has not been looked up.
+    /// The address is in use. Its holder was not looked up.
     InUse(Address),
 }
 
@@ -44,7 +44,8 @@ impl Refusal {
         }
     }
 
-    /// With who holds an address that is in use. To find that out takes long on a machine with many descriptors: a
+    /// Looks up who holds the address. This takes long on a machine with many descriptors, so a process with other work
+    /// leaves it to a child. `main` is panzer's pid.
     /// process that has anything else to do leaves it to a child. `main` is panzer's pid.
     pub fn looked_up(self, main: Pid) -> Refusal {
         match self {
@@ -54,20 +55,20 @@ impl Refusal {
     }
 }
 
-/// Whether a socket may join others at its address.
+/// Whether a socket may share its address with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Joining {
     /// It has the address for itself.
     No,
-    /// It has the address for itself, and lets others of this user join it then.
+    /// Bound exclusively. SO_REUSEPORT is set afterwards.
     First,
-    /// It joins the first.
+    /// It joins the first one.
     Later,
 }
 
-/// Binds and listens, or takes what is inherited. A unix path that a dead process left is replaced, one that lives is
-/// refused. Of an address with a queue for each slot, that of slot 0 comes first, and has to have the address for itself;
-/// connections to a later one are dropped, and so tried again, until it is let in.
+/// Binds a listener and listens, or takes the inherited socket. A unix path that a dead process has left is replaced;
+/// one that is in use is refused. If each slot has its own queue, the queue of slot 0 is bound first, exclusively.
+/// Connections to a later one are dropped, so that clients try again, until [`Listener::let_in`].
 pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
     if let Some(number) = wanted.inherited {
         return inherited::take(number, wanted).map_err(|error| why_not(&wanted.address, &error));
@@ -98,7 +99,7 @@ pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
     Ok(listener)
 }
 
-/// The kernel shortens a queue without a word.
+/// The kernel shortens a queue silently.
 pub fn tell_if_capped(wanted: &Listen, slot: u32) {
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
     let most = most.ok().and_then(|most| most.trim().parse::<u32>().ok());
@@ -113,7 +114,7 @@ pub fn tell_if_capped(wanted: &Listen, slot: u32) {
     }
 }
 
-/// Both families on one socket; IPv4 alone where the machine has no IPv6.
+/// Both families on one socket. Only IPv4 if the machine has no IPv6.
 fn any(port: u16, bind: impl Fn(SocketAddr, bool) -> io::Result<Listener>) -> io::Result<Listener> {
     match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), true) {
         Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
@@ -135,7 +136,7 @@ fn tcp(address: SocketAddr, dual_stack: bool, joining: Joining, backlog: u32) ->
     Ok(listener)
 }
 
-/// Without SO_REUSEADDR, by which others could take the port of a socket for datagrams.
+/// Without SO_REUSEADDR, because with it others could take the port of a datagram socket.
 fn udp(address: SocketAddr, dual_stack: bool, joining: Joining) -> io::Result<Listener> {
     let fd = internet_socket(SockType::Datagram, address, dual_stack)?;
     bind_to(&fd, address, joining)?;
@@ -148,13 +149,13 @@ fn internet_socket(kind: SockType, address: SocketAddr, dual_stack: bool) -> io:
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     if address.is_ipv6() {
-        // Always said: the system's default differs from machine to machine.
+        // Set explicitly, because the system's default varies.
         setsockopt(&fd, sockopt::Ipv6V6Only, &!dual_stack)?;
     }
     Ok(fd)
 }
 
-/// Not before it is bound and listens: so it was refused where anybody else had the address.
+/// After bind and listen, so that the bind fails if any other process has the address.
 fn open_to_others(listener: &Listener, joining: Joining) -> nix::Result<()> {
     if joining == Joining::First { setsockopt(&listener.fd, sockopt::ReusePort, &true) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! Who holds an address that is in use: found through /proc, for the message only.
+//! Finds out through /proc who holds an address that is in use. Only messages need it.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use crate::config::Address;
 use crate::sys::printable;
 use crate::sys::processes::{is_alive, is_exiting};
 
-/// Where sockets of a protocol are listed, and in which state those are that hold a port.
+/// The files that list the sockets of a protocol, and the state of a socket that holds a port.
 const TCP: ([&str; 2], &str) = (["/proc/net/tcp", "/proc/net/tcp6"], "0A");
 const UDP: ([&str; 2], &str) = (["/proc/net/udp", "/proc/net/udp6"], "07");
 
 /// State of a unix socket that is bound and not connected, whether it listens or not (SS_UNCONNECTED).
 const UNIX_UNCONNECTED: &str = "01";
 
-/// A process that holds a socket that is bound there.
+/// A process that holds a bound socket.
 #[derive(Debug)]
 pub(super) struct Holder {
     pub(super) pid: i32,
@@ -24,18 +24,18 @@ pub(super) struct Holder {
     pub(super) prospect: Prospect,
 }
 
-/// How long a process will go on holding what it holds.
+/// How long the process will hold the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Prospect {
-    /// Nothing is known against it.
+    /// No reason is known why it should give the address up.
     Stays,
-    /// It is a worker whose main is gone, and will so end soon.
+    /// It is a worker of a dead main, so it will end soon.
     LeftByDeadMain,
-    /// It is past its last instruction: the kernel takes it apart, and comes to its descriptors last.
+    /// It has run its last instruction. The kernel closes its descriptors last.
     Exiting,
 }
 
-/// Every process that can be seen to hold `address`, or on what collides with it.
+/// Every process that is seen to hold `address`, or an address that collides with it.
 pub(super) fn find(address: &Address) -> Vec<Holder> {
     let inodes = match address {
         Address::Any(port) => port_inodes(TCP, *port, None),
@@ -78,7 +78,7 @@ fn port_inodes((tables, state): ([&str; 2], &str), port: u16, wanted: Option<IpA
     inodes
 }
 
-/// An address as /proc/net/tcp has it: words of 32 bits in the machine's byte order.
+/// An address as in /proc/net/tcp: 32-bit words in the machine's byte order.
 fn hex(ip: IpAddr) -> String {
     let octets = match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -110,8 +110,8 @@ fn describe(pid: i32) -> Holder {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let main = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PANZER_MAIN_PID="));
     let main = main.and_then(|pid| std::str::from_utf8(pid).ok()?.parse::<i32>().ok());
-    // After the environment: that goes with the memory, and by then the process is seen to be exiting. One that is
-    // without an environment, and not exiting, was started so.
+    // After the environment: it disappears with the memory, and by then the process is seen to be exiting. A process
+    // that has no environment and is not exiting was started without one.
     let prospect = if is_exiting(Pid::from_raw(pid)) {
         Prospect::Exiting
     } else if main.is_some_and(|main| !is_alive(Pid::from_raw(main))) {

@@ -1,5 +1,5 @@
-//! Sockets that whoever started panzer has opened for it: what they are, which `--listen` means them, and how main
-//! takes them. Who opened them owns their paths, so nothing is ever removed.
+//! Sockets that panzer inherited: what each one is, which `--listen` means it, and how main takes it over. Their paths
+//! belong to the process that opened them, so they are never removed.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,8 @@ use crate::config::{Access, Address, Listen};
 use crate::sys::descriptors::{set_nonblocking, take_over};
 use crate::sys::socket_options;
 
-/// The listener that `socket` is, which main will find at the same number. The error completes "descriptor 3 …".
+/// Describes the listener that `socket` is. Main will find it under the same number. The error completes "descriptor 3
+/// …".
 pub fn describe(socket: impl AsFd, name: Option<String>) -> Result<Listen, String> {
     let (domain, kind, _) = socket_options::kind(&socket).map_err(|_| "is not a socket".to_owned())?;
     let accepts = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].contains(&kind);
@@ -59,7 +60,7 @@ fn address(socket: &impl AsFd, domain: libc::c_int, kind: libc::c_int) -> Option
 
 fn unix_address(name: &UnixAddr, kind: libc::c_int) -> Address {
     let hidden = name.as_abstract().map(|name| String::from_utf8_lossy(name).into_owned());
-    // It is only shown and compared: a plan is text.
+    // Only shown and compared, because a plan is text.
     let path = name.path().map(|path| path.to_string_lossy().into_owned());
     match (kind, path, hidden) {
         (libc::SOCK_STREAM, Some(path), _) => Address::Unix(path.into()),
@@ -76,8 +77,8 @@ fn unix_address(name: &UnixAddr, kind: libc::c_int) -> Address {
     }
 }
 
-/// What is asked for and what is inherited, as one: each `--listen` is given the inherited socket of its address, or
-/// else of its name and kind; those that nobody asked for come last.
+/// Joins the listeners that were asked for and those that were inherited. Each `--listen` gets the inherited socket of
+/// its address, else the one of its name and kind. Inherited sockets that nobody asked for come last.
 pub fn join(mut asked: Vec<Listen>, mut inherited: Vec<Listen>) -> Vec<Listen> {
     let by_name = |asked: &Listen, found: &Listen| {
         asked.name.is_some() && asked.name == found.name && asked.address.accepts() == found.address.accepts()
@@ -88,7 +89,7 @@ pub fn join(mut asked: Vec<Listen>, mut inherited: Vec<Listen>) -> Vec<Listen> {
         for listen in asked.iter_mut().filter(|listen| listen.inherited.is_none()) {
             let Some(index) = inherited.iter().position(|found| matches(listen, found)) else { continue };
             let found = inherited.remove(index);
-            // A name that was asked for means the listener that it was asked for.
+            // A name that was asked for stays with the listener that was asked for.
             let name = found.name.filter(|name| !taken.iter().flatten().any(|taken| taken == name));
             listen.name = listen.name.take().or(name);
             listen.address = found.address;
@@ -100,12 +101,12 @@ pub fn join(mut asked: Vec<Listen>, mut inherited: Vec<Listen>) -> Vec<Listen> {
     asked
 }
 
-/// Whether somebody who asks for `asked` means a socket that is bound to `bound`.
+/// Whether a listener that was given as `asked` means a socket that is bound to `bound`.
 fn is_meant(asked: &Address, bound: &Address) -> bool {
     let all = |address: &SocketAddr, port: u16| address.port() == port && address.ip().is_unspecified();
     match (asked, bound) {
         (Address::Any(port), Address::Tcp(bound)) | (Address::AnyUdp(port), Address::Udp(bound)) => all(bound, *port),
-        // That of both families is in the way of one for IPv6 alone.
+        // A socket of both families is in the way of one for IPv6 only.
         (Address::Tcp(asked), Address::Any(port)) | (Address::Udp(asked), Address::AnyUdp(port)) => {
             asked.is_ipv6() && all(asked, *port)
         }
@@ -117,7 +118,7 @@ fn is_meant(asked: &Address, bound: &Address) -> bool {
     }
 }
 
-/// Takes over the socket at `number`, once, with what is asked of it.
+/// Takes over the socket at `number`, once, and gives it the wanted settings.
 pub(super) fn take(number: RawFd, wanted: &Listen) -> io::Result<Listener> {
     let fd = take_over(number)?;
     if let Some(backlog) = wanted.backlog {
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!(joined(&[], three()), [row("app.socket", 3), row("app.socket", 4), row("dns", 5)]);
         let all = joined(&["127.0.0.1:81", "app.socket=9000", "9001"], three());
         assert_eq!(all, [row("unknown", 4), row("app.socket", 3), row("unknown", None), row("dns", 5)]);
-        // A name is not enough where datagrams are meant.
+        // A name is not enough if the kinds differ.
         let all = joined(&["dns=53", "admin=127.0.0.1:81"], three());
         assert_eq!(all[..2], [row("dns", None), row("admin", 4)]);
     }

@@ -13,11 +13,10 @@ use crate::sys::descriptors::set_nonblocking;
 use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::{reuseport, socket_options};
 
-/// The queue of connections that wait to be accepted, where none is asked for. The kernel caps it at
-/// `net.core.somaxconn`, whose default this is.
+/// Length of the accept queue if none was given. The kernel caps it at `net.core.somaxconn`, which has this default.
 pub(super) const DEFAULT_BACKLOG: u32 = 4096;
 
-/// A socket that listens, and what must be taken away with it.
+/// A socket that listens, with the path that is removed with it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
@@ -28,45 +27,46 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// One with which nothing must be taken away.
+    /// A listener without a path to remove.
     pub fn without_path(fd: OwnedFd) -> Listener {
         Listener { fd, path: None }
     }
 
-    /// Has so many connections wait to be accepted, whatever it was before.
+    /// Sets the length of its accept queue.
     pub fn set_backlog(&self, backlog: Option<u32>) -> io::Result<()> {
         socket_options::listen(&self.fd, backlog.unwrap_or(DEFAULT_BACKLOG))
     }
 
-    /// Has it refuse to wait, whoever holds it.
+    /// Makes it non-blocking, for all processes that hold it.
     pub fn set_nonblock(&self) -> io::Result<()> {
         set_nonblocking(&self.fd)
     }
 
-    /// Whether its path may have this access, as far as can be seen without giving it that.
+    /// Whether its path may get this access, as far as this can be seen without changing it.
     pub fn may_have(&self, access: Access) -> io::Result<()> {
         self.path.as_ref().map_or(Ok(()), |(path, _)| unix_path::may_grant(path, access))
     }
 
-    /// Gives its path, if that is still ours, this access: at no moment more than it had or is to have.
+    /// Gives its path this access, if the path is still ours. In between the path never has more than its old and its
+    /// new access.
     pub fn set_access(&self, access: Access) -> io::Result<()> {
         self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::change(path, *id, access))
     }
 
-    /// The port that it has, where there is one.
+    /// Its port, if it has one.
     pub fn port(&self) -> Option<u16> {
         let name = getsockname::<SockaddrStorage>(self.fd.as_raw_fd()).ok()?;
         name.as_sockaddr_in().map(|name| name.port()).or(name.as_sockaddr_in6().map(|name| name.port()))
     }
 
-    /// Lets others of this user join it at its address, or no longer. (Of TCP the kernel goes on letting them once it
-    /// has; others of another user it never does.)
+    /// Lets others of this user join it at its address, or no longer. The kernel never takes this back for TCP, and it
+    /// never lets other users join.
     pub fn set_joinable(&self, joinable: bool) -> io::Result<()> {
         Ok(setsockopt(&self.fd, sockopt::ReusePort, &joinable)?)
     }
 
-    /// What comes to it is let in. One that has joined others is shut out before, so that new connections can be kept from
-    /// it as long as it has no worker.
+    /// Lets connections in. A socket that has joined others is shut out at first, so that it gets no connections before
+    /// it has a worker.
     pub fn let_in(&self) -> io::Result<()> {
         reuseport::let_in(&self.fd)
     }
@@ -76,22 +76,22 @@ impl Listener {
         self.remove_path();
     }
 
-    /// Its path, where it has one that is ours.
+    /// Its path, if it has one that is ours.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Makes sure that its path can be put back.
+    /// Prepares for [`Listener::put_path_back`].
     pub fn keep_path(&self) -> io::Result<()> {
         self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::keep(path, *id))
     }
 
-    /// Puts its path back, which somebody has removed.
+    /// Puts its path back after it was removed.
     pub fn put_path_back(&self) -> io::Result<()> {
         self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::put_back(path, *id))
     }
 
-    /// Removes its path, if that is still ours, so that another one can be bound there.
+    /// Removes its path if that is still ours, so that another socket can be bound there.
     pub fn remove_path(&self) {
         if let Some((path, id)) = &self.path {
             remove_if_still(path, *id);

@@ -1,4 +1,5 @@
-//! Listening sockets: bound once by main, and held for its whole life; those that a program binds itself, too.
+//! Listening sockets. Main binds them once and holds them for its whole life. It also holds sockets that a program
+//! binds itself.
 
 pub mod activation;
 pub mod bind;

@@ -1,22 +1,22 @@
-//! Which socket is whose, where each slot has a queue of its own (`per-worker`).
+//! Per-slot queues (`per-worker`): which socket belongs to which slot.
 //!
-//! The ordinary places, in the order of the addresses, have the queue of slot 0, or that of all. Behind them lie the
-//! queues of the other slots, slot by slot. A queue that is sent says its place: one that gets lost moves no other.
+//! The first `listen.len()` sockets are the shared ones and the queues of slot 0. The queues of slots 1, 2, … follow. A
+//! queue that is sent comes with its place, so that a lost one does not move the others.
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config::{Listen, MAX_LISTENERS, MAX_WORKERS, Plan};
 
-/// Descriptors that main and a monitor have besides sockets and workers, with room to spare.
+/// Number of descriptors that main and a monitor need besides sockets and workers, with a reserve.
 const OTHERS: u64 = 128;
 
-/// All sockets in their order: the address of each, and the slot whose queue it is.
+/// All sockets in their order, each with its address and its slot.
 pub fn all(listen: &[Listen], workers: u32) -> impl Iterator<Item = (&Listen, u32)> {
     let further = (1..workers).flat_map(|slot| per_worker(listen).map(move |listen| (listen, slot)));
     listen.iter().map(|listen| (listen, 0)).chain(further)
 }
 
-/// Where the sockets of `slot` lie, in the order of the addresses.
+/// The places of the sockets of `slot`, in the order of the addresses.
 pub fn of_slot(listen: &[Listen], slot: u32) -> Vec<usize> {
     let earlier = (slot as usize).saturating_sub(1) * per_worker(listen).count();
     let mut own = listen.len() + earlier..;
@@ -24,17 +24,17 @@ pub fn of_slot(listen: &[Listen], slot: u32) -> Vec<usize> {
     listen.iter().enumerate().filter_map(place).collect()
 }
 
-/// The sockets of a monitor, each at its place, as far as they have come.
+/// The sockets of a monitor, each at its place. Some may not have come yet.
 #[derive(Debug)]
 pub struct Placed<S>(Vec<Option<S>>);
 
 impl<S> Placed<S> {
-    /// These from the first place on.
+    /// These sockets have the first places.
     pub fn new(sockets: Vec<S>) -> Placed<S> {
         Placed(sockets.into_iter().map(Some).collect())
     }
 
-    /// Takes one in at its place. False if there is no such place.
+    /// Puts a socket at its place. False if there is no such place.
     pub fn put(&mut self, place: usize, socket: S) -> bool {
         if place >= MAX_LISTENERS * MAX_WORKERS as usize {
             return false;
@@ -44,24 +44,24 @@ impl<S> Placed<S> {
         true
     }
 
-    /// Those of `slot`, in the order of the addresses. Or the place of one that has not come.
+    /// The sockets of `slot`, in the order of the addresses; or the place of a socket that has not come.
     pub fn of_slot(&self, listen: &[Listen], slot: u32) -> Result<Vec<&S>, usize> {
         let at = |place: usize| self.0.get(place).and_then(Option::as_ref).ok_or(place);
         of_slot(listen, slot).into_iter().map(at).collect()
     }
 
-    /// Lets go of all.
+    /// Closes all sockets.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 }
 
-/// Says what is wrong where the queues of the workers take more descriptors than this process may have.
+/// If the workers' queues take more descriptors than this process may have, a message about that.
 pub fn shortage(plan: &Plan) -> Option<String> {
     per_worker(&plan.listen).next()?;
     let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let sockets = all(&plan.listen, plan.workers).count() as u64;
-    // Main has each twice, as its guard has them all too, and once more while it starts a process that gets them.
+    // Main has each socket twice, because its guard has a copy, and once more while it starts a process that gets them.
     let needed = 3 * sockets + u64::from(plan.workers) + OTHERS;
     (needed > allowed).then(|| {
         format!(

@@ -1,5 +1,5 @@
-//! Unix sockets in the file system: made with the access that was asked for, never a moment wider, and removed only
-//! while they are ours.
+//! Unix sockets in the file system. They are made with the access that was asked for, never with more for a moment, and
+//! removed only while they are ours.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -18,16 +18,16 @@ use crate::config::Access;
 use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::unix_paths::is_in_use;
 
-/// Whether a socket is at `path`, a symlink there not followed.
+/// Whether a socket is at `path`. A symlink is not followed.
 pub fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-/// Binds `fd` to `path`, where a socket that no process has any more is replaced. What is no socket is left alone,
-/// and refuses the bind. To be done before it listens: until then nobody is let in whatever the access.
+/// Binds `fd` to `path`. A socket that no process has any more is replaced. A file that is not a socket is left alone,
+/// and the bind fails. Call this before the socket listens, because until then nobody is let in whatever the access.
 pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<FileId> {
     remove_stale(path)?;
-    // It appears with no access at all, under its own name: what it is bound to is what others know it by.
+    // It appears without any access. It is bound under its own name, because others know it by that.
     let usual = umask(Mode::all());
     let bound = UnixAddr::new(path).and_then(|address| bind_socket(fd.as_raw_fd(), &address));
     umask(usual);
@@ -38,8 +38,8 @@ pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<FileId> {
     Ok(id)
 }
 
-/// Gives the path that was just made its owner, then its mode. It is held meanwhile: whatever takes its place is not
-/// meant.
+/// Gives the path that was just made its owner, then its mode. The file is held open meanwhile, so that another file
+/// that takes its place is not changed.
 fn grant(path: &Path, access: Access, mode: u32) -> io::Result<()> {
     let handle = hold(path)?;
     let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
@@ -54,7 +54,7 @@ fn grant(path: &Path, access: Access, mode: u32) -> io::Result<()> {
     fs::set_permissions(&through_proc, Permissions::from_mode(mode))
 }
 
-/// Whether what is ours at `path` could be given this owner and group, tried with a file that nobody sees.
+/// Whether our file at `path` could get this owner and group. Tried with a file that nobody sees.
 pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
     if access.owner.is_none() && access.group.is_none() {
         return Ok(());
@@ -62,13 +62,12 @@ pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
     let tried = File::options().write(true).mode(0o0).custom_flags(OFlag::O_TMPFILE.bits()).open(folder_of(path));
     match tried {
         Ok(file) => own(&file.into(), access),
-        // Not every file system has such files: then it is not known before.
+        // Some file systems cannot have such a file. Then this cannot be known in advance.
         Err(_) => Ok(()),
     }
 }
 
-/// Changes the access of what is ours at `path`. In between it has no more than both, so that nobody is let in whom
-/// neither lets in.
+/// Changes the access of our file at `path`. While it changes, the mode is the intersection of old and new.
 pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> {
     let handle = hold(path)?;
     let through_proc = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
@@ -79,7 +78,7 @@ pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> 
     let usual = umask(Mode::all());
     umask(usual);
     let mode = access.mode.unwrap_or(0o777 & !usual.bits());
-    // What is not said is as for any file that we make there.
+    // A field without a value is as for any file that we make there.
     let folder = fs::metadata(folder_of(path))?;
     let hands_on = Mode::from_bits_truncate(folder.mode()).contains(Mode::S_ISGID);
     let group = if hands_on { folder.gid() } else { nix::unistd::getegid().as_raw() };
@@ -91,7 +90,8 @@ pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> 
     fs::set_permissions(&through_proc, Permissions::from_mode(mode))
 }
 
-/// A second name beside `path`, hidden, by which the path can be put back: a file without a name cannot be named again.
+/// A second, hidden name beside `path`, by which the path can be put back. A file without any name cannot get one
+/// again.
 pub(super) fn spare(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -99,7 +99,7 @@ pub(super) fn spare(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Gives what is ours at `path` its second name. A socket of an earlier panzer that was killed is replaced.
+/// Gives our file at `path` its second name. A socket that a killed panzer has left there is replaced.
 pub(super) fn keep(path: &Path, id: FileId) -> io::Result<()> {
     let spare = spare(path);
     if FileId::at(&spare) == Some(id) {
@@ -124,7 +124,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What is at `path`, whatever takes its place from now on.
+/// Opens the file at `path`, so that it stays the same file if another takes its place.
 fn hold(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(File::options().read(true).custom_flags(flags.bits()).open(path)?.into())

@@ -1,4 +1,4 @@
-//! What makes two TCP sockets the same to their clients, and how a socket shows that.
+//! What identifies a TCP socket to its clients, and how to read that from a socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -21,23 +21,23 @@ use crate::sys::{other_process, pidfd, socket_options};
 pub(super) const LENGTH_V4: usize = 16;
 pub(super) const LENGTH_V6: usize = 28;
 
-/// What makes two TCP sockets the same to their clients.
+/// What identifies a TCP socket to its clients.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// The network namespace.
     pub network: u64,
-    /// The network interface it is bound to; empty where to none.
+    /// The network interface that it is bound to; empty if it is bound to none.
     pub device: String,
     /// Whether an IPv6 socket leaves IPv4 to others.
     pub v6_only: bool,
-    /// The address, and by it the family.
+    /// The address, which also says the family.
     pub address: SocketAddr,
 }
 
 impl Key {
-    /// The only way to make one, so that a socket has the same key before its bind and after.
+    /// The only constructor, so that a socket has the same key before and after its bind.
     pub fn new(network: u64, device: String, v6_only: bool, address: SocketAddr) -> Key {
-        // Only a socket for all addresses may serve IPv4 besides.
+        // Only a socket for all addresses can serve IPv4 too.
         let v6_only = v6_only && address.ip().is_unspecified();
         let address = match address {
             // The kernel ignores the scope of any other address.
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-/// What is seen of a TCP socket before it is bound.
+/// What can be seen of a TCP socket before its bind.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) family: libc::c_int,
@@ -59,7 +59,7 @@ pub(super) struct Seen {
     pub(super) v6_only: bool,
 }
 
-/// By what a socket would be claimed that is bound already. None where it is no TCP socket.
+/// The key of a bound socket. None if it is not a TCP socket.
 pub fn key_of(socket: &impl AsFd) -> Option<Key> {
     let Seen { network, device, v6_only, .. } = look_at(socket).ok()??;
     let name = getsockname::<SockaddrStorage>(socket.as_fd().as_raw_fd()).ok()?;
@@ -68,11 +68,11 @@ pub fn key_of(socket: &impl AsFd) -> Option<Key> {
     Some(Key::new(network, device, v6_only, address))
 }
 
-/// Whether what is held by this key, in our own network, is what `--listen` asks for by this address.
+/// Whether a `--listen` with this address asks for the socket with this key, in our own network.
 pub fn is_at(key: &Key, address: &Address) -> bool {
     let is_same = match address {
         Address::Any(port) => key.address == (Ipv6Addr::UNSPECIFIED, *port).into() && !key.v6_only,
-        // One for both families is more than was asked for.
+        // A socket of both families is more than was asked for.
         Address::Tcp(address) => {
             key.address == *address && (key.v6_only || !address.ip().is_unspecified() || address.is_ipv4())
         }
@@ -84,7 +84,7 @@ pub fn is_at(key: &Key, address: &Address) -> bool {
         && here().is_some_and(|here| socket_options::network_namespace(here) == key.network)
 }
 
-/// Binds a program's socket to what it claims, with whatever options it has.
+/// Binds a program's socket to the claimed address. The socket keeps its options.
 pub fn bind_as_claimed(socket: &OwnedFd, key: &Key) -> Result<(), Errno> {
     match key.address {
         SocketAddr::V4(address) => bind(socket.as_raw_fd(), &SockaddrIn::from(address)),
@@ -92,14 +92,14 @@ pub fn bind_as_claimed(socket: &OwnedFd, key: &Key) -> Result<(), Errno> {
     }
 }
 
-/// Binds a socket of our own to what was claimed, for a program whose own cannot be had.
+/// Binds a socket of our own to the claimed address, for a program whose own socket cannot be copied.
 pub fn bind_own(key: &Key) -> Result<OwnedFd, Errno> {
     let socket = unbound(key)?;
     bind_unbound(&socket, key)?;
     Ok(socket)
 }
 
-/// A socket of our own that can be bound to what was claimed.
+/// A socket of our own that can be bound to the claimed address.
 pub(super) fn unbound(key: &Key) -> Result<OwnedFd, Errno> {
     let family = if key.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -107,14 +107,14 @@ pub(super) fn unbound(key: &Key) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Binds one of those.
+/// Binds such a socket.
 pub fn bind_unbound(socket: &OwnedFd, key: &Key) -> Result<(), Errno> {
     if key.address.is_ipv4() {
         return bind_as_claimed(socket, key);
     }
     setsockopt(socket, sockopt::Ipv6V6Only, &false)?;
     match bind_as_claimed(socket, key) {
-        // Whether the program leaves IPv4 alone cannot be seen. Where that is taken, it has a socket there too.
+        // Nobody can see whether the program leaves IPv4 alone. If IPv4 is taken, the program has a socket there too.
         Err(Errno::EADDRINUSE) => {
             setsockopt(socket, sockopt::Ipv6V6Only, &true)?;
             bind_as_claimed(socket, key)
@@ -128,7 +128,7 @@ pub fn is_bound(socket: &impl AsFd) -> bool {
     key_of(socket).is_some_and(|key| key.address.port() != 0)
 }
 
-/// What tells a socket that is to be bound from others. None where it is no TCP.
+/// Looks at a socket before its bind. None if it is not a TCP socket.
 pub(super) fn look_at(socket: &impl AsFd) -> io::Result<Option<Seen>> {
     let Some(family) = tcp_family(socket)? else { return Ok(None) };
     Ok(Some(Seen {
@@ -139,7 +139,7 @@ pub(super) fn look_at(socket: &impl AsFd) -> io::Result<Option<Seen>> {
     }))
 }
 
-/// The same, as far as it shows without a copy of the socket.
+/// The same without a copy of the socket, as far as possible.
 pub(super) fn look_from_outside(call: &Call) -> io::Result<Option<Seen>> {
     let family = match other_process::protocol_of(call.thread, call.descriptor())?.as_str() {
         "TCP" | "MPTCP" => libc::AF_INET,
@@ -165,7 +165,7 @@ fn tcp_family(socket: &impl AsFd) -> io::Result<Option<libc::c_int>> {
     })
 }
 
-/// The address that a socket of `family` is to be bound to. None where it is none that the kernel would take.
+/// The address of a bind by a socket of `family`. None if the kernel would refuse it.
 pub(super) fn read_address(call: &Call, family: libc::c_int) -> io::Result<Option<SocketAddr>> {
     let [_, pointer, length, ..] = call.arguments;
     let needed = if family == libc::AF_INET { LENGTH_V4 } else { LENGTH_V6 };
@@ -190,7 +190,7 @@ fn parse(bytes: &[u8; LENGTH_V6]) -> Option<SocketAddr> {
             Some((Ipv4Addr::from(ip), port).into())
         }
         libc::AF_INET6 => {
-            // After four bytes of flow information, which a listener does not have.
+            // After four bytes of flow information, which a listener does not use.
             let ip: [u8; 16] = rest[4..20].try_into().ok()?;
             let scope = u32::from_ne_bytes(rest[20..].try_into().ok()?);
             Some(SocketAddrV6::new(Ipv6Addr::from(ip), port, 0, scope).into())
@@ -199,14 +199,14 @@ fn parse(bytes: &[u8; LENGTH_V6]) -> Option<SocketAddr> {
     }
 }
 
-/// Whether a port is not for everybody.
+/// Whether a bind to this port needs a privilege.
 pub(super) fn is_privileged(port: u16) -> bool {
     const DEFAULT_FIRST: u16 = 1024;
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     port < first.ok().and_then(|first| first.trim().parse().ok()).unwrap_or(DEFAULT_FIRST)
 }
 
-/// The path of a unix socket that can listen. None for any other.
+/// The path of a unix socket that can listen. None for any other socket.
 pub(super) fn unix_path(socket: &impl AsFd) -> Option<PathBuf> {
     let (family, kind, _) = socket_options::kind(socket).ok()?;
     let may_listen = family == libc::AF_UNIX && kind != libc::SOCK_DGRAM;

@@ -1,9 +1,9 @@
-//! Shared ports, the monitor's side: each bind and listen of its workers, and of their children, is asked about here.
+//! Shared ports on the monitor's side: each bind and listen of its workers, and of their children, stops here.
 //!
-//! What is not TCP goes through at once. A bind to a TCP address is claimed from main, which alone says who is first. The
-//! first one's own socket is bound, with all options as they were set, and stays the program's alone until it listens;
-//! from then on main holds it, and everybody who claims that address gets it in the place of its own. A `listen` may make
-//! its backlog longer, never shorter.
+//! A call that is not about TCP goes through at once. A bind to a TCP address is claimed from main, because only main
+//! knows who is first. The first socket is bound with all its options, and stays the program's own until it listens.
+//! From then on main holds it. Everybody else who claims the address gets this socket in place of its own. A `listen`
+//! may make the backlog longer, never shorter.
 //!
 //! Every answer may be given twice: a call that a signal interrupts comes again, whatever was done for it before.
 
@@ -34,40 +34,40 @@ const MAX_WAITING: usize = 1024;
 /// Number of sockets remembered that are bound and do not listen yet.
 const MAX_BOUND: usize = 1024;
 
-/// What a worker wants that main is to decide.
+/// A question to main about a call of a worker.
 #[derive(Debug)]
 pub struct Claim {
-    /// What main's answer refers to.
+    /// Ticket of main's answer.
     pub ticket: u64,
     /// The address.
     pub key: Key,
     /// The process that calls.
     pub process: Pid,
-    /// A copy of the program's own socket, where it could be had.
+    /// A copy of the program's own socket, if it could be made.
     pub socket: Option<OwnedFd>,
-    /// The queue that is asked for, where it is a listen.
+    /// The backlog, if the call is a listen.
     pub backlog: Option<i32>,
 }
 
-/// What a call of a worker's comes to, beyond its answer.
+/// What follows from a call of a worker, beyond its answer.
 #[derive(Debug)]
 pub enum Taken {
-    /// Main is to be asked.
+    /// Main is asked.
     Claim(Claim),
     /// This process listens on a shared socket.
     Listens(Pid),
-    /// This process listens on a unix path, by the socket with this inode.
+    /// This process listens on a unix path, through the socket with this inode.
     OnPath(Pid, PathBuf, u64),
 }
 
-/// What a call comes to.
+/// What happens to a call.
 enum Next {
-    /// The kernel makes it.
+    /// The kernel carries it out.
     Kernel,
     Answered,
     /// It is answered, and this process listens on a shared socket.
     Listens(Pid),
-    /// The kernel makes it, and this process listens on a unix path, by the socket with this inode.
+    /// The kernel carries it out, and this process listens on a unix path, through the socket with this inode.
     OnPath(Pid, PathBuf, u64),
     /// Main decides.
     Main(Waiting),
@@ -78,19 +78,19 @@ enum Next {
 struct Waiting {
     call: Call,
     key: Key,
-    /// A copy of the program's own socket. None where a container forbids that (pidfd_getfd), and nothing else.
+    /// A copy of the program's own socket. None only if a container forbids pidfd_getfd.
     socket: Option<OwnedFd>,
     inode: u64,
     process: Pid,
     since: Instant,
 }
 
-/// A socket that is bound and does not listen yet. Nobody but the program holds it.
+/// A socket that is bound and does not listen yet. Only the program holds it.
 #[derive(Debug)]
 struct Bound {
     ticket: u64,
     key: Key,
-    /// Where it is, as long as nobody has moved it.
+    /// Process and number of its descriptor, unless the program has moved it.
     process: Pid,
     number: RawFd,
     since: Instant,
@@ -100,19 +100,19 @@ struct Bound {
 #[derive(Debug)]
 pub struct Sharing {
     calls: Calls,
-    /// The only ports that are shared, where those were named.
+    /// The only ports that are shared, if they were given.
     only: Option<BTreeSet<u16>>,
-    /// What main has sent: a later bind needs nobody's leave. None once a stop has begun.
+    /// Sockets that main has sent. A later bind need not ask main. None once a stop has begun.
     held: Option<BTreeMap<Key, OwnedFd>>,
     /// The inodes of all held sockets.
     inodes: BTreeMap<u64, Key>,
     /// By inode.
     bound: BTreeMap<u64, Bound>,
-    /// The inodes of sockets in whose place a held one was put: other descriptors may still lead to them, such as those of
-    /// the parent of a process that binds for it.
+    /// Inodes of sockets that a held one has replaced. Other descriptors may still lead to them, such as those of the
+    /// parent of a process that binds for it.
     replaced: BTreeMap<u64, Key>,
     waiting: BTreeMap<u64, Waiting>,
-    /// The longest that a call waits for main.
+    /// The longest time that a call waits for main.
     patience: Duration,
     main_is_gone: bool,
     told_hidden: bool,
@@ -131,8 +131,9 @@ pub fn try_out() -> Result<(), String> {
 }
 
 impl Sharing {
-    /// Begins for this process, for good, and all that it will start. It can bind nothing itself from here on. Also
-    /// returns whether privileges were given up for it. `patience` is the longest that a call waits for main.
+    /// Traps the calls of this process and of all processes that it will start, for ever. From now on it cannot bind
+    /// anything itself. Also returns whether privileges were given up for it. `patience` is the longest time that a
+    /// call waits for main.
     pub fn begin(only: Option<BTreeSet<u16>>, patience: Duration) -> io::Result<(Sharing, bool)> {
         let (calls, gave_up) = seccomp::trap()?;
         let sharing = Sharing {
@@ -152,7 +153,7 @@ impl Sharing {
         Ok((sharing, gave_up))
     }
 
-    /// Takes one call, and either answers it or gives what main is to be asked. Once for each time that this is ready.
+    /// Takes one call. Answers it, or returns what to ask main. Call this once per readiness event.
     pub fn take_call(&mut self) -> Option<Taken> {
         let call = self.calls.receive()?;
         let next = match call.trapped {
@@ -183,8 +184,8 @@ impl Sharing {
         }
     }
 
-    /// Main holds a socket for the claim `ticket`: this one. Returns the process that listens on it from now on, if it
-    /// wanted to listen.
+    /// Main holds this socket for the claim `ticket`. Returns the process that listens on it from now on, if the call
+    /// was a listen.
     pub fn shared(&mut self, ticket: u64, held: OwnedFd) -> Option<Pid> {
         let inode = inode_of(&held).ok()?;
         let waiting = self.waiting.remove(&ticket)?;
@@ -199,14 +200,15 @@ impl Sharing {
         listens
     }
 
-    /// The claim `ticket` is the first of its address: main has bound the program's own socket, where it got a copy.
+    /// The claim `ticket` is the first of its address. If main got a copy of the program's own socket, it has bound
+    /// that.
     pub fn bound(&mut self, ticket: u64) {
         let Some(Waiting { call, key, socket, inode, process, .. }) = self.waiting.remove(&ticket) else { return };
         if self.bound.len() >= MAX_BOUND {
             let leads_there = |inode, bound: &Bound| other_process::leads_to(bound.process, bound.number, inode);
             self.bound.retain(|&inode, bound| leads_there(inode, bound).unwrap_or(true));
         }
-        // What is not remembered is not shared, should it listen.
+        // A socket that is not remembered will not be shared when it listens.
         if self.bound.len() < MAX_BOUND {
             let (number, since) = (call.descriptor(), Instant::now());
             self.bound.insert(inode, Bound { ticket, key, process, number, since });
@@ -217,7 +219,7 @@ impl Sharing {
         }
     }
 
-    /// The claim `ticket` comes to nothing: its call fails with `reason`, or without one is made by the kernel.
+    /// The claim `ticket` is refused: its call fails with `reason`. Without a reason, the kernel carries it out.
     pub fn not_shared(&mut self, ticket: u64, reason: Option<Errno>) {
         let Some(waiting) = self.waiting.remove(&ticket) else { return };
         match reason {
@@ -226,22 +228,22 @@ impl Sharing {
         }
     }
 
-    /// What the claim `ticket` waited for is over: it is to be made again, if its caller still waits.
+    /// The claim `ticket` has waited, and is to be made again if its caller still waits. Returns it.
     pub fn again(&mut self, ticket: u64) -> Option<Claim> {
         let waiting = self.waiting.remove(&ticket)?;
         self.calls.is_waiting(&waiting.call).then(|| self.claim(waiting)).flatten()
     }
 
-    /// The process whose bind was `ticket`, and when that was. None if its socket will not listen any more: it is closed,
-    /// or connected.
+    /// The process and time of the bind with this ticket. None if its socket will not listen any more, because it is
+    /// closed or connected.
     pub fn may_listen(&self, ticket: u64) -> Option<(Pid, Instant)> {
         let (inode, bound) = self.bound.iter().find(|(_, bound)| bound.ticket == ticket)?;
         let known = Some((bound.process, bound.number));
         let place = match other_process::leads_to(bound.process, bound.number, *inode) {
             Ok(true) => known,
-            // Copied, or inherited by a child.
+            // It was copied, or a child has inherited it.
             Ok(false) => other_process::holder_of(*inode, bound.process).unwrap_or(known),
-            // It has changed its rights meanwhile, and cannot be seen.
+            // The process has changed its rights meanwhile, and cannot be seen.
             Err(_) => known,
         };
         let (process, number) = place?;
@@ -249,12 +251,12 @@ impl Sharing {
         other_process::descriptor_of(process, number).map_or(true, is_idle).then_some((process, bound.since))
     }
 
-    /// When a call has waited for too long.
+    /// When a call has waited too long.
     pub fn deadline(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.since + self.patience).min()
     }
 
-    /// Leaves to the kernel what main does not answer.
+    /// Lets the kernel carry out the calls that main has not answered in time.
     pub fn let_overdue_through(&mut self, now: Instant) {
         let patience = self.patience;
         let is_overdue = |waiting: &Waiting| waiting.since + patience <= now;
@@ -266,12 +268,12 @@ impl Sharing {
         }
     }
 
-    /// Closes what is held here, so that clients are refused as soon as the last worker has closed its own.
+    /// Closes the held sockets, so that clients are refused as soon as the last worker has closed its own.
     pub fn let_go(&mut self) {
         self.held = None;
     }
 
-    /// Nobody answers any more: what waits, and whatever comes, is for the kernel alone.
+    /// Main answers no more. The kernel carries out the calls that wait and all that come.
     pub fn main_is_gone(&mut self) {
         self.main_is_gone = true;
         for waiting in std::mem::take(&mut self.waiting).into_values() {
@@ -283,7 +285,8 @@ impl Sharing {
         let Some(waiting) = self.examine(call)? else { return Ok(Next::Kernel) };
         let bound_to = self.bound.get(&waiting.inode).map(|bound| &bound.key);
         if let Some(bound_to) = self.inodes.get(&waiting.inode).or(bound_to) {
-            // An interrupted call comes again after all was done for it; another address is the program's mistake.
+            // An interrupted call comes again after everything was done for it. A bind to another address is the
+            // program's mistake.
             if *bound_to != waiting.key {
                 return Ok(Next::Kernel);
             }
@@ -298,7 +301,7 @@ impl Sharing {
         Ok(Next::Main(waiting))
     }
 
-    /// What is to be bound. None where there is nothing to share: no TCP, no port, nobody who might.
+    /// Examines a bind. None if there is nothing to share: it is not TCP, has no port, or its caller may not bind it.
     fn examine(&mut self, call: Call) -> io::Result<Option<Waiting>> {
         let Some(inode) = other_process::socket_inode(call.thread, call.descriptor())? else { return Ok(None) };
         let socket = copy_of(&call)?;
@@ -308,19 +311,19 @@ impl Sharing {
         };
         let Some(Seen { family, network, device, v6_only }) = seen else { return Ok(None) };
         let Some(address) = read_address(&call, family)? else { return Ok(None) };
-        // Port 0 is a different one for each.
+        // With port 0 each bind gets another port.
         let is_meant = self.only.as_ref().is_none_or(|only| only.contains(&address.port()));
         if address.port() == 0 || !is_meant {
             return Ok(None);
         }
-        // A port that the caller must not bind the kernel refuses to it.
+        // If the caller may not bind this port, the kernel refuses it.
         if key::is_privileged(address.port()) && !other_process::may_bind_privileged(call.thread) {
             self.tell_capabilities(&call, address);
             return Ok(None);
         }
         let key = Key::new(network, device, v6_only, address);
         let (process, since) = (other_process::leader_of(call.thread).ok_or(Errno::ESRCH)?, Instant::now());
-        // Had the caller ended, all of this might have been read from somebody else under its pid.
+        // If the caller had ended, all of this might have been read from another process with its pid.
         Ok(self.calls.is_waiting(&call).then_some(Waiting { call, key, socket, inode, process, since }))
     }
 
@@ -343,13 +346,13 @@ impl Sharing {
         !self.main_is_gone && self.held.is_some() && self.waiting.len() < MAX_WAITING
     }
 
-    /// Gives the caller the held socket in the place of its own, unless it is its own that is held.
+    /// Gives the caller the held socket in place of its own, unless its own is the held one.
     fn share(&self, waiting: &Waiting, held: BorrowedFd<'_>) {
         let is_its_own = inode_of(held).is_ok_and(|inode| inode == waiting.inode);
         let given = if is_its_own { Ok(()) } else { self.replace(waiting, held) };
         let answer = given.map_err(|error| {
             let errno = error.raw_os_error().map_or(Errno::EADDRINUSE, Errno::from_raw);
-            // Withdrawn: the call comes again, or its caller has ended.
+            // Otherwise the call was withdrawn: it comes again, or its caller has ended.
             if errno != Errno::ENOENT && self.calls.is_waiting(&waiting.call) {
                 log::warn!("cannot share {} with pid {}: {}", waiting.key.address, waiting.call.thread, words(&error));
             }
@@ -371,11 +374,12 @@ impl Sharing {
         let (call, number) = (&waiting.call, waiting.call.descriptor());
         let wanted = other_process::flags_of(call.thread, number)?;
         let current = OFlag::from_bits_retain(fcntl(held, FcntlArg::F_GETFL)?);
-        // Never the other way round: a worker that serves would wait in accept for a connection that another took.
+        // O_NONBLOCK is never cleared: a worker that serves would wait in accept for a connection that another worker
+        // took.
         if wanted.contains(OFlag::O_NONBLOCK) && !current.contains(OFlag::O_NONBLOCK) {
             fcntl(held, FcntlArg::F_SETFL(current | OFlag::O_NONBLOCK))?;
         }
-        // Some put their socket into an epoll set before they bind it.
+        // Some programs add their socket to an epoll set before they bind it.
         let watching = epoll_sets::registrations(call.thread, number, waiting.inode)?;
         self.calls.replace_descriptor(call, held, wanted.contains(OFlag::O_CLOEXEC))?;
         match &waiting.socket {
@@ -384,10 +388,10 @@ impl Sharing {
         }
     }
 
-    /// A backlog is everybody's: it grows to the longest that anybody asked for. A socket that is bound and listens for the
-    /// first time is shared from now on.
+    /// All workers share one backlog, so it grows to the longest that any of them asked for. A bound socket is shared
+    /// from its first listen on.
     fn listen(&mut self, call: Call) -> io::Result<Next> {
-        // What cannot be looked at was never shared.
+        // A socket that cannot be looked at was never shared.
         let Ok(Some(inode)) = other_process::socket_inode(call.thread, call.descriptor()) else {
             return Ok(Next::Kernel);
         };
@@ -414,7 +418,7 @@ impl Sharing {
         };
         let (key, since) = (bound.key.clone(), Instant::now());
         let Some(socket) = copy_of(&call)? else { return self.listen_on_another(call, key, process) };
-        // Inodes come again.
+        // Inode numbers are used again.
         if key_of(&socket).is_none_or(|now| now.address != key.address) {
             self.bound.remove(&inode);
             return Ok(Next::Kernel);
@@ -422,7 +426,7 @@ impl Sharing {
         Ok(Next::Main(Waiting { call, key, socket: Some(socket), inode, process, since }))
     }
 
-    /// Where the program's own socket cannot be had, one of ours takes its place, and main binds that.
+    /// If the program's own socket cannot be copied, a socket of our own takes its place, and main binds that.
     fn listen_on_another(&mut self, call: Call, key: Key, process: Pid) -> io::Result<Next> {
         let wanted = other_process::flags_of(call.thread, call.descriptor())?;
         let socket = unbound(&key)?;
@@ -444,7 +448,7 @@ impl Sharing {
     }
 
     fn tell_refusal(&mut self, call: &Call, error: &io::Error) {
-        // By its length, as little else can be seen: most binds are none of an internet address.
+        // Decided by its length, because little else can be seen. Most binds are not about an internet address.
         let is_address = [LENGTH_V4, LENGTH_V6].contains(&(call.arguments[2] as usize));
         let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         if refused && is_address && !std::mem::replace(&mut self.told_hidden, true) {
@@ -486,7 +490,7 @@ impl AsFd for Sharing {
     }
 }
 
-/// A copy of the socket that a call is about. None where a container forbids that.
+/// A copy of the socket that a call is about. None if a container forbids it.
 fn copy_of(call: &Call) -> io::Result<Option<OwnedFd>> {
     match other_process::descriptor_of(call.thread, call.descriptor()) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => Ok(None),
