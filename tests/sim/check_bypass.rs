@@ -7,20 +7,16 @@ use panzer::readiness::watch::Bypass as Shown;
 use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;
 
-/// From which look on being idle convicts, how many there are at most, and the longest pause before the first, as the
-/// state has them.
-const PATIENT_LOOKS: u32 = 4;
-const MAX_LOOKS: u32 = 8;
-const FIRST_PAUSE: Time = Time::from_secs(1);
+/// The first, second and third look at most, if a worker must be ready in time; and the last look at one that need not.
+const LOOKS: [u32; 3] = [3, 7, 15];
+const LAST_LOOK: u32 = 255;
+const UNIT: Time = Time::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct Bypass {
-    /// Since when it is to be seen, or when it was last looked at.
-    since: Option<Time>,
-    pause: Time,
-    looks: u32,
-    /// When it must be examined at last, because it must be ready.
-    last: Option<Time>,
+    /// When it is looked at, the latest time first; none before it is to be seen.
+    looks: Option<Vec<Time>>,
+    must_be_ready: bool,
     /// When it was last seen, and for how long it had run by then.
     seen: Time,
     ran: Time,
@@ -33,9 +29,12 @@ pub(crate) struct Bypass {
 
 impl Bypass {
     pub(crate) fn executed(&mut self, now: Time, ready_time: Time, wanted: &Settings) {
-        if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.since.is_none() {
-            self.begin(now, FIRST_PAUSE.min(ready_time / 32), wanted);
-            self.last = Some(now + ready_time / 16 * 15);
+        if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.looks.is_none() {
+            let unit = UNIT.min(ready_time / 32);
+            let looks = LOOKS.iter().map(|&look| now + unit * look);
+            let looks = looks.chain([now + ready_time / 16 * 15]).rev().collect();
+            self.begin(now, looks, wanted);
+            self.must_be_ready = true;
         }
     }
 
@@ -45,27 +44,25 @@ impl Bypass {
             return;
         }
         self.settled |= proven;
-        self.begin(now, FIRST_PAUSE, wanted);
+        let looks = [LAST_LOOK, LOOKS[2], LOOKS[1]].map(|look| now + UNIT * look);
+        self.begin(now, looks.into(), wanted);
+        self.must_be_ready = false;
     }
 
-    fn begin(&mut self, now: Time, pause: Time, wanted: &Settings) {
-        self.since = wanted.has_listener.then_some(now);
-        (self.pause, self.looks, self.last) = (pause, 0, None);
+    fn begin(&mut self, now: Time, looks: Vec<Time>, wanted: &Settings) {
+        self.looks = wanted.has_listener.then_some(looks);
         (self.seen, self.ran) = (now, Time::ZERO);
     }
 
     /// When the next look is due.
     fn due(&self) -> Option<Time> {
-        let due = self.since.map(|since| since + self.pause);
-        due.map(|due| self.last.map_or(due, |last| due.min(last)))
+        self.looks.as_ref()?.last().copied()
     }
 
     pub(crate) fn looked_at(&mut self, now: Time) -> Checked {
         let early = self.due().is_none_or(|due| now < due);
         hold(self.is_pending() && !early, 13, || format!("somebody is examined who need not be: {self:?}"))?;
-        self.looks += 1;
-        self.since = Some(now);
-        self.pause *= 2;
+        self.looks.as_mut().map(Vec::pop);
         Ok(())
     }
 
@@ -73,20 +70,12 @@ impl Bypass {
     /// cannot be seen.
     pub(crate) fn examined(&mut self, now: Time, shown: Option<&Shown>) {
         self.settled |= shown.is_none();
-        let Some(shown) = shown else { return };
+        let (Some(shown), Some(looks)) = (shown, &self.looks) else { return };
         let is_idle = shown.ran.saturating_sub(self.ran) * 20 < now - self.seen;
         (self.seen, self.ran) = (now, shown.ran);
-        let elsewhere = !shown.own.is_empty() && !self.ready && self.looks > 1;
-        let convicted = elsewhere || (is_idle && self.looks >= PATIENT_LOOKS) || self.is_over();
-        self.convicted = !self.settled && self.since.is_some() && convicted;
-    }
-
-    /// It has had its last look.
-    fn is_over(&self) -> bool {
-        match self.last {
-            Some(last) => self.since.is_some_and(|since| since >= last),
-            None => self.looks >= MAX_LOOKS,
-        }
+        let elsewhere = !shown.own.is_empty() && self.must_be_ready;
+        let convicted = elsewhere || (is_idle && looks.len() < 2) || looks.is_empty();
+        self.convicted = !self.settled && convicted;
     }
 
     pub(crate) fn is_convicted(&self) -> bool {
@@ -95,7 +84,7 @@ impl Bypass {
 
     /// Whether it is to be looked at once more.
     pub(crate) fn is_pending(&self) -> bool {
-        self.since.is_some() && !self.settled && !self.is_over()
+        self.due().is_some() && !self.settled
     }
 
     pub(crate) fn is_late(&self, now: Time) -> bool {

@@ -238,7 +238,7 @@ impl Slots {
     ) {
         match shown {
             None => self.suspects.remove(worker),
-            Some(shown) if self.suspects.is_convicted(worker, &shown, now) => {
+            Some(shown) if self.suspects.note_bypass(worker, &shown, now) => {
                 actions.push(Action::Report(Report::Bypasses { slot: worker.slot, own: shown.own }));
             }
             Some(_) => {}
