@@ -1,4 +1,4 @@
-//! How long to wait before something that ended is started again.
+//! Delays before something that ended is started again.
 
 use std::time::Duration;
 
@@ -7,25 +7,26 @@ use serde::{Deserialize, Serialize};
 /// The limits of a [`Backoff`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pace {
-    /// The first wait.
+    /// The first delay.
     pub delay: Duration,
-    /// No wait is longer.
+    /// The longest delay.
     pub delay_max: Duration,
-    /// A life of at least this length starts over.
+    /// After a life of at least this length the delays start over.
     pub healthy_after: Duration,
 }
 
-/// The shortest wait from the second failure on, and the shortest `delay_max`: nothing fails in a loop without a pause.
+/// The shortest delay from the second failure on, and the shortest `delay_max`. So nothing fails in a loop without a
+/// pause.
 const MIN_DELAY: Duration = Duration::from_millis(10);
 
-/// A worker that had become ready makes up for one failure with each life of this many first waits.
+/// A life of this many first delays makes up for one failure, if the worker had become ready.
 const RECOVERY: u32 = 10;
 
-/// The waits between the starts of one slot.
+/// The delays between the starts in one slot.
 ///
-/// There is none after a healthy life, and none after the first death of a worker that had become ready. From then on, and
-/// for what dies before it is ready, they double with jitter. Without recovery no wait is shorter than the one before,
-/// except for the jitter of a fifth at the longest wait.
+/// There is none after a healthy life, and none after the first death of a worker that had become ready. From then on,
+/// and if a worker dies before it is ready, the delays double, with jitter. Without recovery no delay is shorter than
+/// the one before, except for a jitter of 20 % at the longest delay.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
@@ -33,7 +34,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after a life of `lived`. `random` is any number, and makes the slots differ.
+    /// The delay after a life of `lived`. `random` is any number; it makes the slots differ.
     #[must_use]
     pub fn after(&mut self, lived: Duration, was_ready: bool, pace: Pace, random: u64) -> Duration {
         let step = pace.delay.max(MIN_DELAY);
@@ -57,7 +58,7 @@ impl Backoff {
         let doubled = first.saturating_mul(1u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
         self.failures = failures.saturating_add(1);
         let most = pace.delay_max.max(MIN_DELAY);
-        // The longest of one step is still shorter than the shortest of the next.
+        // The longest delay of one step is shorter than the shortest of the next.
         let wait = match jittered(doubled, random) {
             wait if wait <= most => wait,
             _ => most.saturating_mul(80 + (random % 21) as u32) / 100,
@@ -73,7 +74,7 @@ pub fn jittered(duration: Duration, random: u64) -> Duration {
     duration.saturating_mul(percent) / 100
 }
 
-/// A small generator of random numbers (xorshift64*) for jitter; its seed makes a history repeatable.
+/// A small generator of random numbers (xorshift64*) for jitter. A seed makes a history repeatable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Random(u64);
 
@@ -139,7 +140,7 @@ mod tests {
         let crashes = waits(Duration::from_millis(50), true, PACE, 4);
         assert!(crashes[0].is_zero() && crashes[1] >= PACE.delay * 8 / 10, "{crashes:?}");
         assert!(crashes[3] >= PACE.delay * 4 * 8 / 10, "{crashes:?}");
-        // One that serves for a while in between costs no more than a start a second.
+        // A worker that serves for a while between its deaths is started at most once a second.
         assert_eq!(waits(SECOND, true, PACE, 100), [Duration::ZERO; 100]);
         let mut backoff = Backoff::default();
         for _ in 0..3 {

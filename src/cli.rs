@@ -1,4 +1,4 @@
-//! The command line, the environment and the file: read, checked and put together into a plan.
+//! Command line, environment and file: reads and checks them, and makes one plan of them.
 
 mod handover;
 mod layers;
@@ -21,8 +21,8 @@ use options::Options;
 use refusal::{refusal, usage};
 use resolve::{check_placeholders, check_preload, check_values};
 
-/// The plan that this command line, the environment and the file ask for. `pwd` is the shell's name for the current
-/// directory, where the file is looked for; `inherited` are the sockets that panzer was started with.
+/// The plan of this command line, environment and file. `pwd` is the shell's name for the current directory, in which
+/// the file is looked for. `inherited` are the sockets that panzer was started with.
 pub fn plan(
     arguments: impl IntoIterator<Item = OsString>,
     pwd: Option<&OsStr>,
@@ -31,7 +31,7 @@ pub fn plan(
     let definition = command();
     let layers = layers::gather(&definition, arguments.into_iter().collect(), check_values)?;
     let mut options = Options::from_arg_matches(&layers.matches).map_err(|error| refusal(&error, &[]))?;
-    // A program that is named on the command line comes with its own arguments.
+    // A program on the command line comes with its own arguments.
     let by_file = options.program.is_none() && options.args.is_empty() && layers.named.program.is_some();
     if by_file {
         options.program = layers.named.program.clone();

@@ -1,7 +1,7 @@
-//! What happens between a user's command line and main: checked, resolved, and executed anew as main.
+//! Between a user's command line and main: checks and resolves it, and executes panzer again as main.
 //!
-//! Main is a fresh image of the same process, under the same pid, so that it carries no page of the parser. A daemon is
-//! the same in a child, for which the process that the user started waits.
+//! Main is a new image of the same process, with the same pid, so it contains no page of the parser. A daemon does this
+//! in a child, and the process that the user started waits for it.
 
 mod daemon;
 
@@ -37,14 +37,14 @@ fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
     let (sockets, inherited) = inherited_sockets(environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     descriptors::fill_standard()?;
-    // What a shell left open is no business of the workers.
+    // Workers must not get descriptors that a shell left open.
     descriptors::close_from(FIRST + sockets.len() as RawFd);
     descriptors::silence_stdin()?;
     let json = serde_json::to_vec(&plan).map_err(io::Error::from)?;
     let document = memfd::write(&json)?;
     descriptors::set_inherited(&document, true)?;
     signals::block_all()?;
-    // The same command line: it is what `ps` and `pgrep -f` know this instance by.
+    // With the same command line, because `ps` and `pgrep -f` know this instance by it.
     let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
     let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
     let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
@@ -52,18 +52,18 @@ fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
     executed.map_err(|errno| anyhow!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())).into())
 }
 
-/// The path that main's next build is looked for at: the one that led to this, no symlink in it resolved, so that an
-/// upgrade is followed. Where it does not lead here, the file that this is.
+/// The path at which a restart looks for the next build: the one that led to this file, with its symlinks, so that an
+/// upgrade is followed. If it does not lead here, the path of this file.
 fn next_image(start_directory: &Path) -> PathBuf {
     let own = Path::new(OWN_IMAGE);
     let named = processes::executed_by().map(|path| start_directory.join(path).components().collect::<PathBuf>());
-    // A descriptor's path is only this process's own, and only for now.
+    // The path of a descriptor exists only for this process, and only now.
     let named = named.filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev/fd"));
     let named = named.filter(|path| FileId::behind(path).is_some() && FileId::behind(path) == FileId::behind(own));
     named.or_else(|| fs::read_link(own).ok()).unwrap_or_else(|| own.to_owned())
 }
 
-/// What whoever started panzer has opened for it, held where it lies until main takes it there.
+/// The sockets that panzer inherited, held at their numbers until main takes them over.
 fn inherited_sockets(environment: &Environment) -> anyhow::Result<(Vec<OwnedFd>, Vec<Listen>)> {
     let names = activation::passed(|name| environment.of_manager(name)).map_err(Error::msg)?;
     let count = names.len();

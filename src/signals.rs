@@ -1,4 +1,5 @@
-//! The one table of signals: what each does to main under each preset. Help, man page and docs are made from it.
+//! The one table of signals: the effect of each signal on main, under each preset. Help, man page and docs are made
+//! from it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::signals::parse_signal_or_number;
 
-/// What a signal asks of main.
+/// The effect of a signal on main.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
@@ -21,11 +22,11 @@ pub enum Action {
     RestartWorkers,
     /// Reopen log files.
     Reopen,
-    /// Read the settings that can change without new workers again, and reopen.
+    /// Read the settings that can change without replacing workers again, and reopen log files.
     Reread,
     /// Stop gracefully.
     Stop,
-    /// Stop gracefully; asked again, stop now.
+    /// Stop gracefully; the second time, stop now.
     StopThenNow,
     /// Stop by the schedule without its first step.
     StopNow,
@@ -37,7 +38,7 @@ pub enum Action {
     ScaleDownOldest,
     /// End all workers and keep main.
     Quiet,
-    /// Execute main anew, in place.
+    /// Execute main again, in place.
     Restart,
     /// Print the state of main, monitors and workers.
     Status,
@@ -47,7 +48,7 @@ pub enum Action {
     Ignore,
 }
 
-/// The actions by their names, and what they do, for help and manual.
+/// The names of the actions, and their descriptions for help and manual.
 const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
     (Action::Detach, "detach", "reload, and let the old generation take its time to end"),
@@ -72,12 +73,12 @@ impl Action {
         ACTIONS[self as usize]
     }
 
-    /// Whether it ends panzer.
+    /// Whether it stops panzer.
     pub fn stops(self) -> bool {
         matches!(self, Action::Stop | Action::StopThenNow | Action::StopNow)
     }
 
-    /// For help and manual.
+    /// Its description for help and manual.
     pub fn describe(self) -> &'static str {
         self.entry().2
     }
@@ -117,7 +118,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// The name, as people write it.
+    /// The name of the preset, as people write it.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
@@ -125,8 +126,8 @@ impl Preset {
 
 const NONE: Action = Action::Ignore;
 
-/// The signals main reads, a row each, with a column for each preset. Of start_server (Server::Starter) and einhorn, what
-/// their own sources do with each; einhorn's USR2 and INT send the workers USR2, which is `--stop USR2/…` here.
+/// The signals that main reads, one a row, with a column for each preset. The columns of start_server (Server::Starter)
+/// and einhorn follow their sources. Einhorn's USR2 and INT send USR2 to the workers, which is `--stop USR2/…` here.
 #[rustfmt::skip]
 const TABLE: [(Signal, [Action; 7]); 13] = {
     use Action::*;
@@ -148,12 +149,12 @@ const TABLE: [(Signal, [Action; 7]); 13] = {
     ]
 };
 
-/// What `signal` does under `preset`.
+/// The effect of `signal` under `preset`.
 pub fn action(preset: Preset, signal: Signal) -> Action {
     TABLE.iter().find(|row| row.0 == signal).map_or(Action::Ignore, |row| row.1[preset as usize])
 }
 
-/// The rows that do something under any of `presets`: the signal's name as people write it, and what it does in each.
+/// The rows that have an effect under any of `presets`: the name of the signal, and its effect in each.
 pub fn described(presets: &[Preset]) -> impl Iterator<Item = (&'static str, Vec<Action>)> {
     let row = |(signal, actions): &(Signal, [Action; 7])| {
         (short(*signal), presets.iter().map(|preset| actions[*preset as usize]).collect::<Vec<_>>())
@@ -165,7 +166,7 @@ fn short(signal: Signal) -> &'static str {
     signal.as_str().trim_start_matches("SIG")
 }
 
-/// Signals that no action can be given: the kernel or main itself needs them, or they tell of a fault.
+/// Signals that cannot get an action: the kernel or main itself needs them, or they report a fault.
 const TAKEN: [(Signal, &str); 11] = [
     (Signal::SIGKILL, "nobody can catch it"),
     (Signal::SIGSTOP, "nobody can catch it"),
@@ -180,13 +181,13 @@ const TAKEN: [(Signal, &str); 11] = [
     (Signal::SIGABRT, "it tells of a fault"),
 ];
 
-/// One line of the table as a user wants it.
+/// One change of the table by the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct On {
     /// The signal.
     pub signal: Signal,
-    /// What it does.
+    /// Its effect.
     pub action: Action,
 }
 
@@ -223,17 +224,17 @@ impl From<On> for String {
     }
 }
 
-/// What each signal does to this main.
+/// The effect of each signal on this main.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Habits {
     /// The column of the table.
     pub preset: Preset,
-    /// The lines that are otherwise; the last one of each signal counts.
+    /// The changes of the user. The last one of each signal counts.
     pub on: Vec<On>,
 }
 
 impl Habits {
-    /// What `signal` does.
+    /// The effect of `signal`.
     pub fn action(&self, signal: Signal) -> Action {
         let own = self.on.iter().rev().find(|on| on.signal == signal).map(|on| on.action);
         own.unwrap_or_else(|| action(self.preset, signal))

@@ -1,4 +1,4 @@
-//! The options of how listeners are handed to workers.
+//! The options for how workers get their listeners.
 
 use clap::{ArgAction, Args};
 

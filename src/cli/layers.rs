@@ -1,4 +1,4 @@
-//! Command line over environment over file: each value is checked where it stands, and the highest one of each option
+//! Command line over environment over file. Each value is checked in its own layer. Then the value of the highest layer
 //! becomes an argument of one command line, so that one validation serves all three.
 
 use std::ffi::{OsStr, OsString};
@@ -13,16 +13,16 @@ use strsim::levenshtein;
 use super::refusal::{Ending, refusal, usage};
 use crate::config::file::{self, Entry, Position, Scalar, Value};
 
-/// Where the file is looked for.
+/// The default path of the file.
 const DEFAULT_FILE: &str = "config/panzer.yml";
 
-/// More values than any option is given.
+/// Limit of the number of values of an option.
 const MAX_VALUES: usize = 1024;
 
-/// Options that say what is read and what is done with it: of no sense in the file.
+/// Options that say what is read, or what is done with it. They make no sense in the file.
 const NOT_IN_FILE: [&str; 4] = ["config", "check", "help", "version"];
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The command line.
@@ -31,7 +31,7 @@ pub(super) enum Origin {
     Variable(OsString),
     /// The file, in this line.
     File(PathBuf, usize),
-    /// Nobody gave one.
+    /// The default.
     Default,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One option with its values as the command line would have them.
+/// One option, with its values as on a command line.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
     pub(super) id: String,
@@ -55,7 +55,7 @@ pub(super) struct Setting {
     arguments: Vec<OsString>,
 }
 
-/// The program as the file names it.
+/// The program, if the file names it.
 #[derive(Debug, Default)]
 pub(super) struct ProgramFromFile {
     pub(super) program: Option<OsString>,
@@ -63,7 +63,7 @@ pub(super) struct ProgramFromFile {
     pub(super) origin: Option<Origin>,
 }
 
-/// All that was given, each option by the highest that gave it.
+/// All options that were given, each from the highest layer that gave it.
 #[derive(Debug)]
 pub(super) struct Layers {
     pub(super) matches: ArgMatches,
@@ -71,7 +71,7 @@ pub(super) struct Layers {
     pub(super) named: ProgramFromFile,
 }
 
-/// Reads and checks all three. `check` says what is wrong with the options of a command line, beyond what clap sees.
+/// Reads and checks all three layers. `check` finds errors that clap does not see.
 pub(super) fn gather(
     definition: &Command,
     arguments: Vec<OsString>,
@@ -107,7 +107,7 @@ pub(super) fn gather(
     Ok(Layers { matches, settings, named })
 }
 
-/// Adds what no higher layer has given, nor something that excludes it.
+/// Adds an option, unless a higher layer has given it, or one that excludes it.
 fn add(settings: &mut Vec<Setting>, new: Setting, bare: &Command) {
     let origin = &new.origin;
     let same_layer = |other: &Setting| {
@@ -151,7 +151,7 @@ struct Document<'a> {
 }
 
 impl Document<'_> {
-    /// First line: what, where, and what to do; then the place itself.
+    /// The first line says what is wrong, where, and what to do. The position follows.
     fn wrong(&self, place: Position, why: &str) -> Ending {
         let Position { line, column } = place;
         usage(format!("{}:{line}:{column}: {why}{}", self.path.display(), file::snippet(self.text, place)))
@@ -164,7 +164,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    /// What a command line of only these arguments is refused for.
+    /// Why a command line of only these arguments would be refused.
     fn refuses(&self, arguments: &[OsString]) -> Option<String> {
         let line = std::iter::once(OsString::from("panzer")).chain(arguments.iter().cloned());
         let checked = self.bare.clone().try_get_matches_from(line).map_err(|error| refusal(&error, arguments));
@@ -184,7 +184,7 @@ impl Checker<'_> {
                     let on = FalseyValueParser::new().parse_ref(self.bare, None, &value).unwrap_or(false);
                     vec![OsString::from(if on { "true" } else { "false" })]
                 }
-                // The value of a variable is what it is, blanks and all.
+                // Blanks belong to the value of such a variable.
                 (ArgAction::Append, Some(text)) if !takes_pairs(arg) => words(text),
                 _ => vec![value],
             };
@@ -267,7 +267,8 @@ impl Checker<'_> {
                 return Err(document.wrong(scalar.place, &why));
             }
             values.push(text);
-            // All so far: whether one goes with those before it shows at its own place. Pairs all go together.
+            // Check the values up to this one together, so that a conflict is reported at its line. Pairs are checked
+            // all together.
             let from = if takes_pairs(arg) { values.len() - 1 } else { 0 };
             if let Some(why) = self.refuses(&arguments(arg, &values[from..])) {
                 let why = why.replacen(&format!("for --{long}"), &format!("for {long}"), 1);
@@ -278,14 +279,14 @@ impl Checker<'_> {
         Ok(Setting { id: arg.get_id().to_string(), values, origin, arguments })
     }
 
-    /// The option that `key` names.
+    /// The option with the name `key`.
     fn option(&self, key: &str) -> Result<&Arg, String> {
         if NOT_IN_FILE.contains(&key) {
             return Err(format!("{key} cannot be set here, only on the command line"));
         }
         let found = self.bare.get_arguments().find(|arg| arg.get_long() == Some(key));
         found.ok_or_else(|| {
-            // A key longer than any option is none of them, and not worth the time.
+            // A key that is longer than any option is unknown anyway.
             let key_read: String = key.replace('_', "-").to_lowercase().chars().take(64).collect();
             let known = keys(self.bare).chain(["program", "args"]);
             let nearest = known.map(|known| (levenshtein(&key_read, known), known)).min();
@@ -299,20 +300,20 @@ impl Checker<'_> {
     }
 }
 
-/// The options that the file may set, by the keys that set them.
+/// The keys that the file may have.
 pub(super) fn keys(command: &Command) -> impl Iterator<Item = &str> {
     command.get_arguments().filter_map(Arg::get_long).filter(|long| !NOT_IN_FILE.contains(long))
 }
 
-/// Whether its values are pairs, as of `--env K=V` and `--hook EVENT=CMD`.
+/// Whether its values are pairs, as in `--env K=V` and `--hook EVENT=CMD`.
 fn takes_pairs(arg: &Arg) -> bool {
     let names = arg.get_value_names().into_iter().flatten();
     matches!(arg.get_action(), ArgAction::Append)
         && names.into_iter().any(|name| name.ends_with("=V") || name.ends_with("=CMD"))
 }
 
-/// Several values in one variable, with blanks between them. After a backslash a blank is one of the value's own, as in a
-/// path, and so is a backslash; before anything else a backslash stands for itself.
+/// Splits the value of a variable at blanks. A backslash before a blank or a backslash makes it part of a value, as in
+/// a path. Any other backslash is an ordinary character.
 fn words(text: &str) -> Vec<OsString> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -328,7 +329,7 @@ fn words(text: &str) -> Vec<OsString> {
     words.into_iter().filter(|word| !word.is_empty()).map(OsString::from).collect()
 }
 
-/// A command line that says the same.
+/// A command line with this option and these values.
 fn arguments(arg: &Arg, values: &[OsString]) -> Vec<OsString> {
     let long = format!("--{}", arg.get_long().unwrap_or_default());
     let argument = |value: &OsString| {

@@ -1,4 +1,4 @@
-//! The one definition of every option, from which help, man page and completions come.
+//! The one definition of all options. Help, man page and completions are made from it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
 use crate::config::{EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
 use crate::signals::{Action, On, Preset, described};
 
-/// What HUP does under any preset if a terminal is closed.
+/// The effect of HUP when a terminal is closed, in every preset.
 const HANG_UP: &str = "if the terminal was closed: stop gracefully";
 
 const USAGE: &str = "panzer [OPTIONS] PROGRAM [OPTIONS] [-- ARGS...]\n       panzer [OPTIONS] -- PROGRAM ARGS...";
@@ -215,7 +215,7 @@ pub(super) struct When {
     pub(super) probe: Option<String>,
 }
 
-/// Reads the value of `--ready`: a word, or `exec:` and a command.
+/// Reads the value of `--ready`: a word, or `exec:` with a command.
 #[derive(Debug, Clone)]
 struct WhenParser;
 
@@ -234,7 +234,7 @@ impl TypedValueParser for WhenParser {
     }
 }
 
-/// Reads what `--share-ports` takes: a word, or ports.
+/// Reads the value of `--share-ports`: a word, or ports.
 #[derive(Debug, Clone)]
 struct SharePortsParser;
 
@@ -250,12 +250,12 @@ impl TypedValueParser for SharePortsParser {
     }
 }
 
-/// The definition of the command line, with what is said after the options.
+/// The definition of the command line, with the text after the options.
 pub fn command() -> clap::Command {
     Options::command().after_help(after_options()).mut_args(|arg| arg.hide_env(true))
 }
 
-/// The same, for the manual: with the table of signals under every preset.
+/// The definition for the manual, with the table of signals of all presets.
 pub fn manual() -> clap::Command {
     let habits = |preset: &Preset| {
         let row = |(name, actions): (&str, Vec<Action>)| {

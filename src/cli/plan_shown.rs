@@ -1,4 +1,4 @@
-//! What `--check` prints: the resolved plan, an option a line, and where each value came from.
+//! The output of `--check`: the resolved plan, one option a line, each with its origin.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -9,7 +9,7 @@ use super::layers::{Layers, Origin, keys};
 use crate::config::Plan;
 use crate::sys::printable;
 
-/// One line for program, arguments and each option: its name, where it came from, its value.
+/// One line each for program, arguments and options: name, origin, value.
 pub(super) fn table(definition: &Command, layers: &Layers, plan: &Plan, by_file: bool) -> String {
     let origin = layers.named.origin.clone().filter(|_| by_file).unwrap_or(Origin::Flag);
     let args: Vec<OsString> = plan.args.iter().map(|arg| arg.0.clone()).collect();
@@ -37,7 +37,7 @@ pub(super) fn table(definition: &Command, layers: &Layers, plan: &Plan, by_file:
     out
 }
 
-/// Where what is given is not yet what is done.
+/// The effective value, if it differs from the given one.
 fn resolved(key: &str, plan: &Plan) -> Option<String> {
     match key {
         "workers" => Some(plan.workers.to_string()),
@@ -56,7 +56,7 @@ fn shown(values: &[OsString]) -> String {
     if all.is_empty() { "-".to_owned() } else { all.join(" ") }
 }
 
-/// What the help says in brackets at its end.
+/// The default, which the help has in brackets at its end.
 fn default(arg: &Arg) -> String {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
     let bracket = help.strip_suffix(']').and_then(|help| help.rsplit_once('['));

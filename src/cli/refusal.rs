@@ -1,4 +1,4 @@
-//! How panzer ends if it does not become main, and clap's errors in one line of ours.
+//! How panzer ends if it does not become main. Also turns clap's errors into one line.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -7,14 +7,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::sys::errno::chain;
 
-/// How it ends where it does not become main.
+/// The end of a panzer that does not become main.
 #[derive(Debug)]
 pub enum Ending {
     /// Help or version, for stdout.
     Shown(String),
     /// The command line or the environment is wrong, in a line.
     Usage(String),
-    /// It has started a daemon, or tried to: its exit code, and in a line what the daemon has not said itself.
+    /// A daemon was started, or its start failed: the exit code, and a line that the daemon itself has not logged.
     Left(u8, Option<String>),
     /// Panzer cannot start, in a line.
     CannotStart(String),
@@ -52,7 +52,8 @@ pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
     let flag = argument.split(' ').next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let line = match error.kind() {
-        // A short option is like every long one that has its letters.
+        // A suggestion must share most of its letters. Clap would suggest for a short option any long one with its
+        // letter.
         ErrorKind::UnknownArgument if argument.starts_with('-') => {
             match context(ContextKind::SuggestedArg).filter(|similar| similar.len() * 2 > argument.len()) {
                 Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
@@ -82,7 +83,7 @@ pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
                 format!("{argument} and {other} exclude each other")
             }
         }
-        // Clap does not say which. A path may be any bytes, so there may be others that are all right.
+        // Clap does not say which argument. A path may have any bytes, so another argument may be the wrong one.
         ErrorKind::InvalidUtf8 => match arguments.iter().find(|argument| argument.to_str().is_none()) {
             Some(wrong) => match wrong.to_string_lossy().strip_prefix("--").and_then(|wrong| wrong.split_once('=')) {
                 Some((long, value)) => format!("invalid value '{value}' for --{long}: it is not UTF-8"),

@@ -1,4 +1,4 @@
-//! From options to the plan: what each comes to where it is not given, and what clap does not see.
+//! From options to the plan: fills in defaults, and finds errors that clap does not see.
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ use crate::sockets::inherited::join;
 use crate::sys::errno::words;
 use crate::worker::program::start_directory;
 
-/// Whether each value by itself says what it must; what clap does not see.
+/// Checks each value by itself, for errors that clap does not see.
 pub(super) fn check_values(matches: &ArgMatches) -> Result<(), Ending> {
     let options = Options::from_arg_matches(matches).map_err(|error| refusal(&error, &[]))?;
     parse_listen(&options.listen)?;
@@ -105,7 +105,7 @@ impl Options {
             retire: self.retire.clone(),
             pace: Pace {
                 delay,
-                // A first delay above the longest one asked for nothing sensible, but it is clear what is meant.
+                // A first delay above the longest one makes no sense, but the intention is clear.
                 delay_max: delay_max.max(delay),
                 healthy_after: self.healthy_after.unwrap_or(Duration::from_secs(10)),
             },
@@ -177,7 +177,7 @@ fn look_up(asked: Vec<Listen>) -> Result<Vec<Listen>, Ending> {
     Ok(all)
 }
 
-/// To start_server a port alone is one of IPv4, and so it is to the programs that it starts.
+/// In start_server a port alone means IPv4, and its programs expect that.
 fn as_start_server_has_it(listen: &mut Listen) {
     listen.address = match listen.address {
         _ if listen.inherited.is_some() => return,
@@ -202,7 +202,8 @@ fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
     Ok((text(name), text(&bytes[equals + 1..])))
 }
 
-/// One mold is all workers until it forks them: what differs from worker to worker, the program must look up.
+/// One mold is all workers until it forks them. So arguments that differ from worker to worker are refused; the program
+/// must look these values up.
 pub(super) fn check_preload(plan: &Plan) -> Result<(), Ending> {
     if plan.preload && plan.names_slots() {
         return Err(usage(

@@ -1,7 +1,7 @@
-//! A daemon's start: a child becomes main, and the process that the user started waits until it serves.
+//! The start of a daemon: a child becomes main, and the process that the user started waits until main serves.
 //!
-//! No time that passes and no end counts as a start: only main's own word does. Until then Ctrl-C ends both; a terminal
-//! that is closed ends the waiting only.
+//! Only main's message counts as started; neither a timeout nor its exit does. Until then Ctrl-C ends both. If the
+//! terminal is closed, only the waiting ends.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,13 +21,13 @@ use crate::sys::signals::{self, Signals};
 const SIGNALS: u64 = 0;
 const WORD: u64 = 1;
 
-/// The exit code where main has none of its own to pass on.
+/// Exit code if main has none to pass on.
 const FAILED: u8 = 1;
 
-/// Returns in the child, which leads a session of its own by then. In the parent the error says how the start ended.
-/// All signals must be blocked: what comes in between waits for whoever reads it.
+/// Returns in the child, which then leads its own session. In the parent, the error says how the start ended. All
+/// signals must be blocked, so that a signal in between waits for the process that reads it.
 pub(super) fn leave() -> Result<WaitingParent, Ending> {
-    // Where it is ignored, the kernel keeps the exit code of a child to itself.
+    // If SIGCHLD is ignored, the kernel does not report the exit code of a child.
     signals::reset(Signal::SIGCHLD);
     let (word, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)?;
     let pid = Pid::this();
@@ -48,7 +48,7 @@ pub(super) fn leave() -> Result<WaitingParent, Ending> {
 struct Waiting {
     main: Pid,
     word: OwnedFd,
-    /// The first signal that asked for an end.
+    /// The first signal that asked for a stop.
     asked: Option<Signal>,
 }
 
@@ -80,7 +80,7 @@ impl Waiting {
                 }
                 continue;
             }
-            // TERM stops by every preset; where one stop is under way, INT makes it quick.
+            // TERM stops in every preset. If a stop is under way, INT makes it quick.
             let passed_on = if self.asked.is_none() { Signal::SIGTERM } else { Signal::SIGINT };
             self.asked.get_or_insert(received.signal);
             processes::signal_child(self.main, passed_on)?;
@@ -88,7 +88,7 @@ impl Waiting {
         Ok(None)
     }
 
-    /// Main has said something, or has closed the pipe: then its end comes next.
+    /// Main has sent its message, or has closed the pipe; then its end follows.
     fn listen(&self, poller: &Poller) -> Option<Ending> {
         if self.asked.is_none() && self.has_started() {
             return Some(Ending::Left(0, None));
@@ -108,13 +108,13 @@ impl Waiting {
         }
     }
 
-    /// Main has ended, and has said why if it could.
+    /// Main has ended. If it could, it has logged why.
     fn ended(&self, exit: Exit) -> Ending {
         if let Some(signal) = self.asked {
             signals::end_by(signal);
         }
         match exit {
-            // It served first, and its word lies there still.
+            // It served first, and its message can still be read.
             _ if self.has_started() => Ending::Left(0, None),
             Exit::Code(0) => Ending::Left(FAILED, Some("main was stopped before it was ready".to_owned())),
             Exit::Code(code) => Ending::Left(u8::try_from(code).unwrap_or(FAILED), None),

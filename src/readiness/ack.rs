@@ -1,5 +1,5 @@
-//! What einhorn's workers say: a line on a unix socket with a path, from a sender that the kernel vouches for. There is no
-//! reply.
+//! The acknowledgements of einhorn's workers: a line on a unix socket with a path. The kernel says which process has
+//! sent it. There is no reply.
 
 use std::fs;
 use std::io::{self, Read};
@@ -17,34 +17,34 @@ use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::packets::Sender;
 use crate::sys::poller::Poller;
 
-/// The longest line, in bytes, its end included.
+/// Limit of a line, including its end.
 const MAX_LINE_BYTES: usize = 4096;
 
-/// So many may be connected at once; others wait in the kernel's queue.
+/// Limit of the connections at a time. Others wait in the kernel's queue.
 const MAX_CLIENTS: usize = 64;
 
-/// How many strangers are let go of before anything else has its turn.
+/// Limit of the strangers that are disconnected before anything else has its turn.
 const MAX_STRANGERS_AT_ONCE: usize = 16;
 
-/// What has not sent a line by then is cut off.
+/// A client that has not sent a line within this time is disconnected.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
 
-/// The pause where there was no descriptor left for a client.
+/// Pause after an accept for which there was no descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The pause after a crowd of strangers.
+/// Pause after many strangers.
 const PAUSE_AFTER_STRANGERS: Duration = Duration::from_millis(10);
 
-/// What a worker says.
+/// A message of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Said {
     /// It is ready.
     Ack,
-    /// It lives.
+    /// It is alive.
     Ping,
 }
 
-/// The socket that workers of one generation acknowledge on.
+/// The socket on which the workers of one generation acknowledge.
 #[derive(Debug)]
 pub struct AckSocket {
     listener: UnixListener,
@@ -52,7 +52,7 @@ pub struct AckSocket {
     path: PathBuf,
     id: FileId,
     clients: Vec<Client>,
-    /// Whether the poller watches the listener; where not, and there is room, from when on it does.
+    /// Whether the poller watches the listener. If not, and there is room, when to watch it again.
     watched: bool,
     resume: Option<Instant>,
 }
@@ -72,8 +72,8 @@ enum Heard {
 }
 
 impl AckSocket {
-    /// Binds `path`, in place of a socket that is there: whoever calls has seen to it that no other instance uses it.
-    /// Everybody may connect, but only who is known is listened to. What happens on it wakes `poller` with `token`.
+    /// Binds `path` in place of an old socket. The caller makes sure that no other instance uses this path. Everybody
+    /// may connect, but only known processes are listened to. Events wake `poller` with `token`.
     pub fn bind(path: &Path, poller: &Poller, token: u64) -> io::Result<AckSocket> {
         if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
             fs::remove_file(path)?;
@@ -87,18 +87,18 @@ impl AckSocket {
         Ok(AckSocket { listener, token, path, id, clients: Vec::new(), watched: true, resume: None })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// When [`AckSocket::tend`] is to be called if nothing happens; none where nobody is connected.
+    /// When to call [`AckSocket::tend`] if nothing happens. None if no client is connected.
     pub fn deadline(&self) -> Option<Instant> {
         self.clients.iter().map(|client| client.until).chain(self.resume).min()
     }
 
-    /// Listens to whoever has come, as far as `is_known` knows the process, and returns who said what, with the process
-    /// that the message names. Never waits.
+    /// Reads the messages of all processes that are known, according to `is_known`. Returns each message with its
+    /// sender. Never waits.
     pub fn tend(
         &mut self,
         poller: &Poller,
@@ -136,7 +136,7 @@ impl AckSocket {
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What waits would wake us again at once.
+                // Otherwise the waiting connection would wake us again at once.
                 Err(_) => {
                     self.resume = Some(now + PAUSE);
                     return;
@@ -149,7 +149,7 @@ impl AckSocket {
         }
     }
 
-    /// A stranger is let go of at once, so that it takes nobody's place.
+    /// A stranger is disconnected at once, so that it takes no place.
     fn admit(
         &self,
         stream: UnixStream,
@@ -171,7 +171,7 @@ impl AckSocket {
     fn watch_if_there_is_room(&mut self, poller: &Poller, now: Instant) {
         let has_room = self.clients.len() < MAX_CLIENTS && self.resume.is_none_or(|resume| resume <= now);
         if has_room && !self.watched {
-            // Where it cannot be watched, it is tried again.
+            // If it cannot be watched, try again later.
             let failed = poller.watch(&self.listener, self.token).is_err();
             self.resume = failed.then(|| now + PAUSE);
             self.watched = !failed;
@@ -183,7 +183,7 @@ impl AckSocket {
 }
 
 impl Client {
-    /// Reads up to the end of the first line, which is then without it.
+    /// Reads up to the end of the first line, which is left out.
     fn hear(&mut self) -> Heard {
         let mut bytes = [0; MAX_LINE_BYTES];
         let room = MAX_LINE_BYTES - self.line.len();
@@ -220,8 +220,8 @@ struct Message {
     pid: Option<i32>,
 }
 
-/// A line is JSON, or, from einhorn's own library, YAML with its line ends written %0A. Which process it names matters only
-/// if the sender has ended: otherwise the kernel says who sent it.
+/// A line is JSON. Einhorn's own library sends YAML, with its line ends written as %0A. The pid in it only matters if
+/// the sender has ended; otherwise the kernel says who has sent it.
 fn said(line: &[u8]) -> Option<(Said, Option<Pid>)> {
     let said = |command: &str| match command {
         "worker:ack" => Some(Said::Ack),
@@ -330,7 +330,7 @@ mod tests {
         crowd.iter_mut().for_each(|one| one.write_all(b"{\"command\":\"worker:ack\"}\n").unwrap());
         assert_eq!(socket.tend(&poller, now, |_| true).len(), MAX_CLIENTS);
         assert!(socket.watched);
-        // The last one waited in the kernel's queue.
+        // The last connection waited in the kernel's queue.
         assert_eq!(socket.tend(&poller, now, |_| true).len(), 1);
     }
 }

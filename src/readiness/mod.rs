@@ -1,4 +1,4 @@
-//! How a worker's readiness becomes known.
+//! How panzer learns that a worker is ready.
 
 pub mod ack;
 pub mod notify;

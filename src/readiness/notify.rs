@@ -1,4 +1,4 @@
-//! `NOTIFY_SOCKET`, as sd_notify(3) has it: datagrams of `KEY=VALUE` lines, whose sender the kernel vouches for.
+//! `NOTIFY_SOCKET` as in sd_notify(3): datagrams of `KEY=VALUE` lines. The kernel says which process has sent each one.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,13 +10,13 @@ use nix::sys::socket::{
 
 use crate::sys::packets::{self, Sender};
 
-/// A longer datagram is left out, as systemd does.
+/// A longer datagram is ignored, as systemd does.
 const MAX_DATAGRAM_BYTES: usize = 4096;
 
-/// A socket that workers tell their monitor on: one worker, or several where there are too many for one each.
+/// The socket on which workers notify their monitor. One worker has it, or several if there are too many for one each.
 ///
-/// What they may say besides (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, WATCHDOG, FDSTORE and the like) means nothing to
-/// a monitor, which sees for itself which of its children live.
+/// Other keys (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, WATCHDOG, FDSTORE and the like) mean nothing to a monitor,
+/// which sees by itself which of its children are alive.
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: OwnedFd,
@@ -26,25 +26,26 @@ pub struct NotifySocket {
 /// One message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Notification {
-    /// Who sent it.
+    /// Its sender.
     pub sender: Sender,
     /// Whether it said `READY=1`.
     pub ready: bool,
     /// The time that it asked for (`EXTEND_TIMEOUT_USEC=`).
     pub extends: Option<Duration>,
-    /// Whether it was too long, and left out.
+    /// Whether it was too long, and therefore ignored.
     pub is_too_long: bool,
 }
 
 impl NotifySocket {
-    /// Has an abstract name that the kernel chooses: no file to be removed, and reachable from any root directory. Nothing
-    /// is bound, which a monitor that shares ports cannot do: who asks for credentials is named when it sends (unix(7)).
+    /// Gets an abstract name from the kernel, so no file is to be removed, and it can be reached from any root
+    /// directory. Nothing is bound, because a monitor that shares ports cannot bind: a socket that asks for credentials
+    /// gets a name when it sends (unix(7)).
     pub fn new() -> io::Result<NotifySocket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&fd, sockopt::PassCred, &true)?;
         let nobody = UnixAddr::new_abstract(b"panzer: nobody")?;
-        // That it reaches nobody is no failure; that it has no name would be.
+        // It need not reach anybody. It only has to get a name.
         let _ = sendto(fd.as_raw_fd(), &[], &nobody, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         let address: UnixAddr = getsockname(fd.as_raw_fd())?;
         let name = address.as_abstract().map(|name| format!("@{}", String::from_utf8_lossy(name)));
@@ -56,7 +57,7 @@ impl NotifySocket {
         &self.name
     }
 
-    /// The next message that waits. Descriptors that came along are closed, which is what a `BARRIER=1` waits for.
+    /// The next message that waits. Descriptors in it are closed, and a `BARRIER=1` waits for that.
     pub fn receive(&self) -> Option<Notification> {
         let mut bytes = [0; MAX_DATAGRAM_BYTES];
         let packets::Heard { length, sender, .. } = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
@@ -65,9 +66,9 @@ impl NotifySocket {
     }
 }
 
-/// Whether it says `READY=1`, and the time that it asks for.
+/// Whether it has `READY=1`, and the time that it asks for.
 fn read(datagram: &[u8]) -> (bool, Option<Duration>) {
-    // C programs may send the end of their string along.
+    // C programs may send the NUL at the end of their string too.
     let text = datagram.strip_suffix(b"\0").unwrap_or(datagram);
     let lines = || text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
     let mut micros = lines().filter_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse().ok());
@@ -133,7 +134,7 @@ mod tests {
             packets::send(&sender, b"READY=1", &vec![writer.as_fd(); count]).unwrap();
             drop(writer);
             assert!(socket.receive().is_some_and(|heard| heard.ready && heard.sender.pid == Pid::this()), "{count}");
-            // Nobody has the other end any more.
+            // The other end is closed.
             assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");
         }
     }

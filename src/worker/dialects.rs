@@ -1,4 +1,4 @@
-//! The variables by which other supervisors hand listeners to a server, to the letter.
+//! The variables by which other supervisors pass listeners to a server, exactly as they do.
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,7 +8,7 @@ use crate::config::handover::Dialect;
 use crate::config::{Address, Listen};
 use crate::sys::descriptors::FIRST;
 
-/// Beginnings of names that belong to a dialect.
+/// Prefixes of names that belong to a dialect.
 const PREFIXES: [&str; 3] = ["EINHORN_", "SERVER_STARTER_", "FPM_SOCKETS_"];
 
 /// Whole names that belong to a dialect.
@@ -24,7 +24,7 @@ pub struct WorkerContext<'a> {
     pub worker: u32,
     /// Its generation's number, from 1.
     pub generation: u32,
-    /// How many starts there were, as start_server counts them: the first is 1, and each further attempt one more.
+    /// Number of starts as start_server counts them: the first is 1, and each further attempt adds one.
     pub starts: u32,
     /// Main's pid.
     pub main_pid: i32,
@@ -32,11 +32,11 @@ pub struct WorkerContext<'a> {
     pub monitor_pid: i32,
     /// The value of `NOTIFY_SOCKET`.
     pub notify_socket: &'a str,
-    /// The value of `EINHORN_SOCK_PATH`, where einhorn is spoken.
+    /// The value of `EINHORN_SOCK_PATH`, if workers get einhorn's variables.
     pub ack_socket: Option<&'a str>,
 }
 
-/// Whether a variable belongs to a dialect. If panzer itself was given one, it names descriptors that no worker has.
+/// Whether a variable belongs to a dialect. If panzer itself got it, it names descriptors that workers do not have.
 pub fn owns(name: &OsStr) -> bool {
     let begins = |prefix: &&str| name.as_bytes().starts_with(prefix.as_bytes());
     PREFIXES.iter().any(begins) || NAMES.iter().any(|own| name == *own)
@@ -47,7 +47,7 @@ pub fn variables(dialect: Dialect, listen: &[Listen], context: WorkerContext<'_>
     let fds = || (FIRST..).take(listen.len());
     let named = |name: &str, value: String| (name.to_owned(), value);
     match dialect {
-        // An empty list of descriptors is an error to these.
+        // These take an empty list of descriptors for an error.
         Dialect::Nginx | Dialect::Unicorn | Dialect::Fpm if listen.is_empty() => Vec::new(),
         Dialect::ServerStarter => vec![
             named("SERVER_STARTER_PORT", joined(listen.iter().map(starter_key).zip(fds()), ";")),
@@ -83,7 +83,7 @@ pub fn check(dialect: Dialect, listen: &[Listen]) -> Result<(), String> {
     let (name, separators) = match dialect {
         Dialect::ServerStarter => ("server-starter", [';', '=']),
         Dialect::Fpm => ("fpm", [',', '=']),
-        // These tell of numbers only.
+        // These only pass numbers.
         Dialect::Einhorn | Dialect::Nginx | Dialect::Unicorn => return Ok(()),
     };
     for Listen { address, .. } in listen {
@@ -106,7 +106,7 @@ pub fn check(dialect: Dialect, listen: &[Listen]) -> Result<(), String> {
     Ok(())
 }
 
-/// As start_server's --port and --path have it; the `u` of its UDP ports is not part of the key.
+/// As in start_server's --port and --path. The `u` of its UDP ports is not part of the key.
 fn starter_key(listen: &Listen) -> String {
     match &listen.address {
         Address::Any(port) | Address::AnyUdp(port) => port.to_string(),
@@ -118,8 +118,8 @@ fn starter_key(listen: &Listen) -> String {
     }
 }
 
-/// As php-fpm has it, which looks its own `listen` up among these: an IPv6 address without brackets, and for a port
-/// alone the address of all.
+/// As in php-fpm, which looks its own `listen` up among the keys: an IPv6 address without brackets, and for a port
+/// alone the wildcard address.
 fn fpm_key(listen: &Listen) -> String {
     let with_port = |ip: IpAddr, port: u16| format!("{ip}:{port}");
     match &listen.address {

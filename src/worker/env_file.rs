@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::cause::Cause;
 use crate::config::{EnvFile, Plan, Text, env_file, file};
 
-/// So much all files together may set, in bytes: the kernel passes on little more.
+/// Limit of all files together. The kernel passes on little more.
 const MAX_TOTAL_BYTES: usize = 1 << 20;
 
-/// What the files of `plan` set, as they are now; of several that set one variable the last counts. The error names
-/// file, line and column, and no value.
+/// The variables that the files of `plan` set now. If several set one variable, the last file counts. The error names
+/// file, line and column, but no value.
 pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
     let mut all = BTreeMap::new();
     for EnvFile { path, optional } in &plan.env_files {
-        // As a symlink leads now.
+        // Follows a symlink as it is now.
         let path = plan.start_directory.join(path);
         let shown = path.display();
         let wrong = |why: String| Cause::CannotStart(Cause::bounded(why));

@@ -18,13 +18,13 @@ pub struct Common {
     pub from_files: BTreeMap<Text, Text>,
 }
 
-/// The program as it was named, then its arguments with placeholders replaced.
+/// The program as it was given, then its arguments with placeholders replaced.
 pub fn arguments(plan: &Plan, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
     let args = plan.args.iter().map(|arg| Ok(plan.expand(arg, context.worker, context.generation)?.to_c()));
     std::iter::once(Ok(plan.program.to_c())).chain(args).collect()
 }
 
-/// The whole environment but `LISTEN_PID`, which is known only after the fork. The later one wins: inherited variables,
+/// The whole environment but `LISTEN_PID`, which is known only after the fork. Later ones win: inherited variables,
 /// panzer's own, those of files, those of options.
 pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
     let mut all: BTreeMap<OsString, OsString> = common.inherited.iter().cloned().collect();

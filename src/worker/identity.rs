@@ -63,7 +63,7 @@ struct Credentials {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
-    /// Whether these are our own already. Then nothing is set: we may not have the right to set them.
+    /// Whether all of these are our own already. Then nothing is set, because we may not have the right to.
     are_ours: bool,
 }
 
@@ -104,7 +104,7 @@ impl Identity {
                 let name = OsString::from(name);
                 let values = [name.clone(), name, dir.into(), shell.clone().into()];
                 self.variables = VARIABLES.into_iter().zip(values).map(|(name, value)| pair(name, value)).collect();
-                // Programs execute SHELL: one that refuses everybody is worse than none.
+                // Programs execute SHELL. A shell that refuses everybody is worse than none.
                 let lets_in = !matches!(shell.file_name().and_then(OsStr::to_str), None | Some("nologin" | "false"));
                 if !lets_in && let Some((shell, _)) = self.variables.pop() {
                     self.forgotten = vec![shell];
@@ -146,7 +146,7 @@ impl Identity {
         if let Some(mask) = self.umask {
             credentials::set_umask(mask);
         }
-        // First: with the user goes the right to lower it.
+        // First, because the right to lower it goes with the user.
         if let Some(nice) = self.nice {
             credentials::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
         }
@@ -194,7 +194,7 @@ impl Credentials {
         Credentials { shown, uid, gid, groups, are_ours }
     }
 
-    /// The groups first, the user last: with the user goes the right to change the rest.
+    /// The groups first and the user last, because the right to change groups goes with the user.
     fn assume(&self) -> Result<(), (Step, Errno)> {
         if !self.are_ours {
             credentials::set_groups(&self.groups).map_err(|errno| (Step::Groups, errno))?;
@@ -266,7 +266,7 @@ fn find_group(named: &NameOrNumber) -> Result<u32, Cause> {
 }
 
 fn groups_of(user: &User, gid: u32) -> Result<Vec<u32>, Cause> {
-    // A name that came from the system holds no NUL.
+    // A name that came from the system has no NUL.
     let name = CString::new(user.name.as_str()).unwrap_or_default();
     let groups = getgrouplist(&name, Gid::from_raw(gid)).map_err(|errno| {
         Cause::CannotBecome(format!("the groups of user {} cannot be looked up: {}", user.name, words(&errno.into())))

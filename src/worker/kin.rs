@@ -1,9 +1,9 @@
-//! Whose a process is that has outlived its parent. Two kinds of evidence survive the parent:
+//! Finds out which worker a process comes from whose parent has ended. Two kinds of evidence survive the parent:
 //!
-//! - its process group or session: as long as one process is in it, its number is given to no other;
+//! - its process group or session: as long as one process is in it, no other gets its number;
 //! - the environment that it was executed with, which names main, the generation and the worker.
 //!
-//! What shows neither is for the finder to judge.
+//! If a process shows neither, the caller decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::sys::processes::{self, Clues};
 
-/// So many bytes of an environment are searched.
+/// Limit of the bytes of an environment that are searched.
 const MAX_ENVIRONMENT_BYTES: u64 = 1 << 18;
 
 /// The worker that an environment names.
@@ -31,7 +31,7 @@ pub struct Mark {
 pub const MOLD: u32 = u32::MAX;
 
 impl Mark {
-    /// What the environment of `pid` names. None where it names nothing, or must not be read.
+    /// The worker that the environment of `pid` names. None if it names none, or if it cannot be read.
     pub fn of(pid: Pid) -> Option<Mark> {
         let environment = processes::environment_of(pid, MAX_ENVIRONMENT_BYTES)?;
         Mark::in_environment(&environment)
@@ -56,11 +56,11 @@ impl Mark {
     }
 }
 
-/// Children that were adopted, and whose each is. They are unreaped, so that their pids are nobody else's.
+/// Adopted children, each with its owner. They are unreaped, so no other process has their pids.
 #[derive(Debug)]
 pub struct Kin<Owner> {
     known: BTreeMap<Pid, (Clues, Option<Owner>)>,
-    /// Those of which it has been logged that they may not be signalled.
+    /// Children of which it was logged that a signal was refused.
     refused: BTreeSet<Pid>,
 }
 
@@ -71,28 +71,28 @@ impl<Owner> Default for Kin<Owner> {
 }
 
 impl<Owner: Copy + PartialEq> Kin<Owner> {
-    /// Takes in a child that has been adopted.
+    /// Adds an adopted child.
     pub fn add(&mut self, pid: Pid, clues: Clues, owner: Option<Owner>) {
         self.known.insert(pid, (clues, owner));
     }
 
-    /// Forgets one that has been reaped.
+    /// Removes a child that was reaped.
     pub fn remove(&mut self, pid: Pid) {
         self.refused.remove(&pid);
         self.known.remove(&pid);
     }
 
-    /// Whose this one is.
+    /// The owner of this child.
     pub fn owner(&self, pid: Pid) -> Option<Owner> {
         self.known.get(&pid)?.1
     }
 
-    /// Whether it has been taken in.
+    /// Whether this child was added.
     pub fn knows(&self, pid: Pid) -> bool {
         self.known.contains_key(&pid)
     }
 
-    /// Whose a process is by its group or its session. `led` says whose leader a pid is, or was.
+    /// The owner according to a group or a session. `led` gives the owner of a leader's pid.
     pub fn owner_by_group(&self, clues: &Clues, led: impl Fn(Pid) -> Option<Owner>) -> Option<Owner> {
         let leaders = || [clues.group, clues.session].into_iter().flatten();
         let shares = |(other, _): &&(Clues, Option<Owner>)| {
@@ -102,25 +102,26 @@ impl<Owner: Copy + PartialEq> Kin<Owner> {
         leaders().find_map(led).or_else(known)
     }
 
-    /// All that are this one's.
+    /// All children of this owner.
     pub fn of(&self, owner: Owner) -> impl Iterator<Item = Pid> {
         self.known.iter().filter(move |(_, (_, its))| *its == Some(owner)).map(|(pid, _)| *pid)
     }
 
-    /// All that are known to be somebody's.
+    /// All children whose owner is known.
     pub fn owned(&self) -> impl Iterator<Item = (Pid, Owner)> {
         self.known.iter().filter_map(|(pid, (_, owner))| Some((*pid, (*owner)?)))
     }
 
-    /// Gives each that nobody is known to own to whom `judge` says.
+    /// Gives each child without an owner the one that `judge` returns.
     pub fn settle(&mut self, judge: impl Fn(&Clues) -> Option<Owner>) {
         for (clues, owner) in self.known.values_mut().filter(|(_, owner)| owner.is_none()) {
             *owner = judge(clues);
         }
     }
 
-    /// Sends `signal` to all that are this one's; KILL, or with `to_groups` any, to their groups where these hold nobody
-    /// else's children. CONT follows, so that what is stopped can obey. Returns those that refused it for the first time.
+    /// Sends `signal` to all children of this owner. KILL, or with `to_groups` any signal, goes to their process
+    /// groups, unless a group holds children of others. CONT follows, so that stopped processes can obey. Returns the
+    /// children that refused a signal for the first time.
     pub fn signal(
         &mut self,
         owner: Owner,
@@ -135,7 +136,7 @@ impl<Owner: Copy + PartialEq> Kin<Owner> {
         let mut reached = BTreeSet::new();
         let mut refused = Vec::new();
         for pid in self.of(owner).collect::<Vec<_>>() {
-            // A group that holds an unreaped child of ours cannot be anybody else's.
+            // A group with an unreaped child of ours belongs to nobody else.
             let group = group_of(pid).filter(|group| to_groups && !foreign.contains(group) && !is_led(*group));
             let sent = match group {
                 Some(group) if reached.contains(&group) => continue,
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(mark(&(without + "\0PANZER_ROLE=monitor")), None);
         assert_eq!(mark(&whole.replace("=77", "=x")), None);
         assert_eq!(mark("XPANZER_WORKER_ID=3\0PANZER_WORKER_IDX=3"), None);
-        // A program that writes its title there leaves what makes no sense.
+        // A program that writes its title there leaves no valid entry.
         assert_eq!(mark("nginx: worker process\0\0\0\0"), None);
         assert_eq!(mark(""), None);
     }

@@ -1,6 +1,6 @@
-//! What a worker is: the program it executes, the environment it is given, how it is started and why it ended.
+//! The worker: the program that it executes, its environment, how it is started, and why it ended.
 //!
-//! This knows nothing of slots, generations' states or loops; a monitor's own start goes through [`spawn`] as well.
+//! This room does not know slots, states of generations, or loops. Main starts monitors through [`spawn`] too.
 
 pub mod cause;
 pub mod dialects;

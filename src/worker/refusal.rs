@@ -1,5 +1,5 @@
-//! Why exec refused a program, in words: the errno alone does not say whether the file, its interpreter or its
-//! architecture is meant.
+//! Why exec refused a program, in words. The errno alone does not say whether the file, its interpreter or its
+//! architecture is the reason.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,7 +16,7 @@ use super::identity::{Identity, Step};
 
 use crate::sys::errno::words;
 
-/// As much of a file as the kernel itself looks at.
+/// The part of a file that the kernel itself looks at.
 const HEAD_BYTES: usize = 256;
 
 /// Machines an ELF header may name (`e_machine`, from the ELF specification's registry).
@@ -36,7 +36,7 @@ const MACHINES: [(u16, &str); 8] = [
 pub struct Refused {
     /// Which step of becoming its identity failed; none: the exec or what leads to it.
     pub step: Option<Step>,
-    /// What the kernel said.
+    /// The errno of the kernel.
     pub errno: Errno,
 }
 
@@ -75,7 +75,7 @@ pub fn explain_child(refused: Refused, path: &Path, identity: Option<&Identity>)
     }
 }
 
-/// What `errno` from an exec of `path` means, and what to do about it.
+/// The meaning of `errno` after an exec of `path`, and what to do.
 pub fn explain(errno: Errno, path: &Path) -> Cause {
     let shown = path.display();
     let text = match errno {
@@ -113,7 +113,7 @@ fn interpreter(path: &Path) -> Option<String> {
     let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
     let line = String::from_utf8_lossy(line);
     let name = line.trim().split([' ', '\t']).next().unwrap_or_default();
-    // A file from Windows asks for "/bin/sh\r", and its last letter cannot be seen.
+    // A file from Windows asks for "/bin/sh\r". The last letter is invisible.
     Some(format!("{name:?}").trim_matches('"').to_owned())
 }
 

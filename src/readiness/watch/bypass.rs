@@ -14,31 +14,31 @@ use super::look::{Look, Sight, look};
 use super::proc::{self, Link};
 use crate::sys::pidfd::PidFd;
 
-/// So many addresses are told.
+/// Limit of the addresses that are logged.
 const MAX_ADDRESSES_LOGGED: usize = 3;
 
-/// What a worker does that is not seen accepting on what it was given.
+/// What a worker does instead of accepting on the listeners that it was given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bypass {
-    /// The other TCP addresses that it listens on, as far as they can be seen, and at most a few.
+    /// Other TCP addresses on which it is seen listening, at most a few.
     pub own: Vec<String>,
-    /// For so long it and its descendants have run so far, in processor time.
+    /// Processor time that it and its descendants have used so far.
     pub ran: Duration,
 }
 
-/// Looks at `worker`, an unreaped child of ours, and at its descendants. None where it accepts on one of `listeners`,
-/// and where that cannot be seen. Never waits.
+/// Looks at `worker`, an unreaped child of ours, and at its descendants. None if it accepts on one of `listeners`, or
+/// if that cannot be seen. Never waits.
 pub fn bypass(worker: Pid, listeners: &Listeners) -> Option<Bypass> {
     matches!(look(worker, listeners), Sight::NotYet(_)).then(|| {
         let (own, family) = own_of_family(worker, listeners);
         let own = own.tcp.into_iter().take(MAX_ADDRESSES_LOGGED).collect();
-        // One that has ended meanwhile counts no more.
+        // A process that has ended meanwhile does not count.
         let time = |pid: Pid| clock_getcpuclockid(pid).and_then(ClockId::now).map_or(Duration::ZERO, Duration::from);
         Bypass { own, ran: family.into_iter().map(time).sum() }
     })
 }
 
-/// Where a worker and its descendants listen by themselves.
+/// The addresses on which a worker and its descendants listen by themselves.
 #[derive(Debug, Default)]
 pub struct Own {
     /// TCP addresses, as people write them.
@@ -47,7 +47,7 @@ pub struct Own {
     pub paths: Vec<(Pid, PathBuf)>,
 }
 
-/// Where `worker` and its descendants listen but on `listeners`, as far as one look shows.
+/// The addresses other than `listeners` on which `worker` and its descendants listen, as far as one look shows.
 pub fn own_listeners(worker: Pid, listeners: &Listeners) -> Own {
     own_of_family(worker, listeners).0
 }

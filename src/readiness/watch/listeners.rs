@@ -1,4 +1,4 @@
-//! The listeners that a worker may accept on.
+//! The listeners on which a worker may accept.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -9,11 +9,11 @@ use nix::sys::socket::{
 
 use crate::sys::file_id::FileId;
 
-/// Listeners, as they are known from outside the processes that hold them.
+/// Listeners as other processes see them.
 #[derive(Debug, Default)]
 pub struct Listeners(Vec<(u64, Address)>);
 
-/// Where a socket is bound.
+/// The address of a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp(SocketAddr),
@@ -22,21 +22,21 @@ pub(super) enum Address {
 }
 
 impl Listeners {
-    /// Those of `sockets` that connections are accepted on: TCP and unix streams.
+    /// The sockets among `sockets` that accept connections: TCP and unix streams.
     pub fn among(sockets: impl IntoIterator<Item = impl AsFd>) -> Listeners {
         let streams = sockets.into_iter().filter(|socket| is_stream(socket.as_fd()));
         let known = streams.filter_map(|socket| Some((inode_of(socket.as_fd())?, address_of(socket.as_fd()))));
         Listeners(known.collect())
     }
 
-    /// Adds one that a worker has bound.
+    /// Adds a socket that a worker has bound.
     pub fn add(&mut self, socket: impl AsFd) {
         if let Some(inode) = inode_of(socket.as_fd()).filter(|inode| !self.contains(*inode)) {
             self.0.push((inode, address_of(socket.as_fd())));
         }
     }
 
-    /// Whether there is none to accept on.
+    /// Whether there is no listener.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -46,7 +46,7 @@ impl Listeners {
         self.0.iter().any(|(listener, _)| *listener == inode)
     }
 
-    /// Whether `socket` is a connection that came through one of them: it is known by its own end's address.
+    /// Whether `socket` is a connection that one of them has accepted. The address of its own end shows that.
     pub(super) fn gave(&self, socket: BorrowedFd<'_>) -> bool {
         let is_connected = || getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
         let own = address_of(socket);

@@ -12,39 +12,40 @@ use super::wait::{self, Wait};
 use crate::sys::epoll_sets::{Member, members};
 use crate::sys::pidfd::PidFd;
 
-/// How many threads and descriptors one look goes through at most: some 10 ms. What a worker has beyond is not seen.
+/// Limit of the threads and descriptors in one look, which takes some 10 ms. A worker's other ones are not seen.
 const MAX_STEPS: u32 = 4096;
 
-/// How many connections one look asks for their address at most.
+/// Limit of the connections in one look that are asked for their address.
 const MAX_CONNECTIONS: u32 = 256;
 
-/// The kernel lets epoll sets hold each other this deep.
+/// The kernel's limit for epoll sets within epoll sets.
 const MAX_SET_DEPTH: u32 = 5;
 
-/// What one look at a worker gave.
+/// The result of one look at a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sight {
     /// It accepts.
     Accepting,
-    /// It does not, by all that can be seen: the reason where that is not all of the processes that it has started.
+    /// It does not accept, as far as can be seen. The reason, if some of the processes that it has started could not be
+    /// seen.
     NotYet(Option<Hidden>),
-    /// It may or may not: it is hidden itself.
+    /// It is hidden, so it may accept or not.
     Unseeable(Hidden),
 }
 
-/// Why it cannot be seen whether a worker accepts.
+/// Why panzer cannot see whether a worker accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hidden {
     /// It has an io_uring, through which it may accept.
     ByIoUring,
-    /// It runs with other rights than we do.
+    /// It has other rights than panzer.
     ByRights,
-    /// /proc tells nothing of the calls that threads wait in.
+    /// /proc does not show the calls in which threads wait.
     ByKernel,
 }
 
 impl Hidden {
-    /// Completes the same where only a process is hidden that the worker has started.
+    /// Completes the same sentence if only a process is hidden that the worker has started.
     pub fn of_helper(self) -> String {
         match self {
             Hidden::ByIoUring => "a process that it started uses io_uring".to_owned(),
@@ -72,8 +73,8 @@ pub fn look(worker: Pid, listeners: &Listeners) -> Sight {
     }
     let mut look = Look::new(listeners);
     let mut family = vec![worker];
-    // What the worker starts may be anything, such as sudo for a moment: only what hides the worker itself may stand in
-    // the place of a proof.
+    // A process that the worker has started may be anything, such as sudo for a moment. So only if the worker itself is
+    // hidden, another proof is taken.
     let mut own = None;
     let mut next = 0;
     while let Some(&pid) = family.get(next).filter(|_| look.steps > 0) {
@@ -102,7 +103,7 @@ pub fn family(worker: Pid) -> Vec<Pid> {
     family
 }
 
-/// One look, and what is left of its limits.
+/// One look, with the rest of its limits.
 pub(super) struct Look<'a> {
     pub(super) listeners: &'a Listeners,
     pub(super) steps: u32,
@@ -135,7 +136,7 @@ impl Look<'_> {
         self.steps > 0
     }
 
-    /// What was read, or nothing where the process has ended. That it is hidden from us is remembered.
+    /// What was read. If the process has ended, nothing. Remembers if the process is hidden from us.
     pub(super) fn shown<T: Default>(&mut self, read: io::Result<T>) -> T {
         read.unwrap_or_else(|error| {
             if error.kind() == io::ErrorKind::PermissionDenied {
@@ -187,15 +188,15 @@ impl Look<'_> {
             return false;
         }
         let info = self.shown(thread.info(set));
-        // All epoll sets share one inode, so a member with that of the set may be a set itself.
+        // All epoll sets share one inode, so a member with the inode of the set may be a set itself.
         let sets = proc::own_inode(&info);
         let may_lead_there = |member: &Member| self.listeners.contains(member.inode) || sets == Some(member.inode);
         let candidates: Vec<Member> = members(&info).filter(Member::wants_to_read).filter(may_lead_there).collect();
-        // By its number as well: what was closed may stay in the set while others hold it.
+        // The number is checked too, because a closed file may stay in the set while other descriptors hold it.
         candidates.iter().any(|member| self.is_listener(thread, member.fd, depth))
     }
 
-    /// Whether a connection that came through a listener is among the descriptors. Also finds io_uring there.
+    /// Whether a connection that a listener has accepted is among the descriptors. Also finds an io_uring there.
     fn has_a_connection(&mut self, pid: Pid) -> bool {
         let Some(main_thread) = proc::threads(pid).next() else { return false };
         let descriptors = self.shown(main_thread.descriptors());
@@ -217,8 +218,8 @@ impl Look<'_> {
         if sockets.is_empty() {
             return false;
         }
-        // A copy of the descriptor tells more, and for less, than the tables of all the machine's connections. It is
-        // closed at once; what cannot be copied is not seen.
+        // A copy of the descriptor tells more than the tables of all connections of the machine, and costs less. It is
+        // closed at once. A descriptor that cannot be copied is not seen.
         let Ok(process) = PidFd::open(pid) else { return false };
         sockets.iter().any(|&fd| {
             self.connections = self.connections.saturating_sub(1);

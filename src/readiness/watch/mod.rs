@@ -1,8 +1,8 @@
-//! Whether a worker is seen accepting: known through /proc, without a word from the worker.
+//! Whether a worker is seen accepting. Read from /proc; the worker need not say anything.
 //!
-//! It is proof that a thread of it, or of a descendant, waits on a listener, or that a connection which came
-//! through one is among its descriptors. To hold a listener is none, nor to have it in an epoll set that nobody
-//! looks at.
+//! The proof is that one of its threads, or of its descendants' threads, waits on a listener, or that one of its
+//! descriptors is a connection that a listener has accepted. Holding a listener is no proof, nor is having it in an
+//! epoll set that no thread looks at.
 
 mod bypass;
 mod listeners;

@@ -1,4 +1,4 @@
-//! What /proc shows of a process, read and taken apart.
+//! Reads and parses /proc of one process.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,10 +11,10 @@ use crate::sys::other_process::inode_in;
 use crate::sys::pidfd;
 use crate::sys::processes::children_in;
 
-/// So much of one file is read, in bytes: an epoll set of some 10,000 descriptors.
+/// Limit of what is read of one file: an epoll set of some 10,000 descriptors.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// So many descriptors of one process are listed.
+/// Limit of the descriptors of one process that are listed.
 const MAX_DESCRIPTORS: usize = 4096;
 
 /// A thread, by its folder in /proc.
@@ -24,7 +24,7 @@ pub(super) struct Thread {
     folder: PathBuf,
 }
 
-/// What a descriptor stands for.
+/// The target of a descriptor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Link {
     Socket(u64),
@@ -34,19 +34,19 @@ pub(super) enum Link {
     Other,
 }
 
-/// Whether this kernel, and this mount of /proc, show the call that a thread is in.
+/// Whether this kernel, and this mount of /proc, show the call in which a thread is.
 pub(super) fn shows_calls() -> bool {
     Path::new("/proc/self/syscall").exists()
 }
 
-/// The threads of `pid`, the main thread first; none where it has ended.
+/// The threads of `pid`, the main thread first. None if it has ended.
 pub(super) fn threads(pid: Pid) -> impl Iterator<Item = Thread> {
     let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     entries.map(move |entry| Thread { pid, folder: entry.path() })
 }
 
 impl Thread {
-    /// The call it is in, as /proc has it.
+    /// The call in which it is, as /proc shows it.
     pub(super) fn call(&self) -> io::Result<String> {
         read_text(&self.folder.join("syscall"))
     }
@@ -90,7 +90,7 @@ fn parse_link(target: &str) -> Link {
     }
 }
 
-/// The inode of the descriptor itself, from its `fdinfo`; older kernels do not tell it.
+/// The inode of the descriptor itself, from its `fdinfo`. Older kernels do not show it.
 pub(super) fn own_inode(info: &str) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix("ino:")?.trim().parse().ok())
 }

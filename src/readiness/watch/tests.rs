@@ -1,4 +1,4 @@
-//! What is seen of processes that accept, and of those that do not.
+//! What is seen of processes that accept, and of processes that do not.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -7,7 +7,8 @@ use nix::unistd::Pid;
 
 use super::*;
 
-/// This process, whose threads are the tests that run just now: each has its own listeners, so none sees another's.
+/// Looks at this process. Its threads are the tests that run now. Each test has its own listeners, so none sees
+/// another's.
 fn look_at_us(listeners: &Listeners) -> Sight {
     look(Pid::this(), listeners)
 }

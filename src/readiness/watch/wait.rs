@@ -1,12 +1,11 @@
-//! The calls in which a thread waits for a connection, as `/proc/PID/task/TID/syscall` has them, and the descriptors
-//! that they name.
+//! The calls in which a thread waits for a connection, as in `/proc/PID/task/TID/syscall`, and the descriptors in them.
 
 use std::os::fd::RawFd;
 
-/// The longest array that is read of a thread in poll; what comes after is not seen.
+/// Limit of the array of a thread in poll that is read. Later entries are not seen.
 const MAX_POLL_ENTRIES: usize = 16_384;
 
-/// The largest set that is read of a thread in select.
+/// Limit of the set of a thread in select that is read.
 const MAX_SELECT_BITS: usize = 65_536;
 
 /// The size of a `struct pollfd`.
@@ -17,11 +16,12 @@ const POLLFD_BYTES: usize = size_of::<libc::pollfd>();
 pub(super) enum Wait {
     /// accept, accept4.
     Accept(RawFd),
-    /// The same through socketcall: where in the thread's memory its arguments are, the first of which is the descriptor.
+    /// The same through socketcall: the address of its arguments in the thread's memory. The first one is the
+    /// descriptor.
     AcceptBy { arguments: usize },
-    /// poll, ppoll: where in the thread's memory the array is, and how many it has.
+    /// poll, ppoll: the address of the array in the thread's memory, and its length.
     Poll { array: usize, count: usize },
-    /// select, pselect6: where the set is that is to be readable, and how many bits it has.
+    /// select, pselect6: the address of the set for reading, and its number of bits.
     Select { readable: usize, count: usize },
     /// epoll_wait, epoll_pwait, epoll_pwait2.
     Epoll(RawFd),
@@ -59,7 +59,7 @@ pub(super) fn parse(line: &str) -> Option<Wait> {
         libc::SYS_pselect6 => Some(select(first, second)),
         libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => Some(Wait::Epoll(first as RawFd)),
         libc::SYS_io_uring_enter => Some(Wait::Ring),
-        // Younger architectures never had these.
+        // Newer architectures never had these calls.
         #[cfg(target_arch = "x86_64")]
         libc::SYS_poll => Some(poll(first, second)),
         #[cfg(target_arch = "x86_64")]
@@ -70,7 +70,7 @@ pub(super) fn parse(line: &str) -> Option<Wait> {
     }
 }
 
-/// The same call of a 32-bit program. Its arrays for poll and its sets for select look like ours.
+/// The same call of a 32-bit program. Its arrays for poll and its sets for select have our layout.
 fn parse_32(number: libc::c_long, first: usize, second: usize) -> Option<Wait> {
     /// With 64-bit times; these numbers are the same everywhere.
     const PSELECT6_TIME64: libc::c_long = 413;
@@ -102,7 +102,7 @@ pub(super) fn length_of_array(count: usize) -> usize {
     count * POLLFD_BYTES
 }
 
-/// The bytes of a set for select: the kernel has it in words.
+/// The bytes of a set for select. The kernel uses words.
 pub(super) fn length_of_bits(count: usize) -> usize {
     count.div_ceil(usize::BITS as usize) * size_of::<usize>()
 }
