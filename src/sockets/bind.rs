@@ -46,7 +46,6 @@ impl Refusal {
 
     /// Looks up who holds the address. This takes long on a machine with many descriptors, so a process with other work
     /// leaves it to a child. `main` is panzer's pid.
-    /// process that has anything else to do leaves it to a child. `main` is panzer's pid.
     pub fn looked_up(self, main: Pid) -> Refusal {
         match self {
             Refusal::InUse(address) => in_use(&address, main),
