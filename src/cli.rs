@@ -7,6 +7,7 @@ mod options;
 mod plan_shown;
 mod refusal;
 mod resolve;
+mod resources;
 
 use std::ffi::{OsStr, OsString};
 

@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 
 use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
+use super::resources::ResourceOptions;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
 use crate::config::{EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
 use crate::signals::{Action, On, Preset, described};
@@ -146,6 +147,9 @@ pub(super) struct Options {
     /// Nice value of the workers, from -20 (highest priority) to 19 (lowest)
     #[arg(long, env = "PANZER_NICE", value_name = "N", allow_hyphen_values = true, value_parser = nice)]
     pub(super) nice: Option<i32>,
+
+    #[command(flatten)]
+    pub(super) resources: ResourceOptions,
 
     /// Read options from this YAML file. Its keys are option names, program and args; an option that may be given
     /// several times takes a list or a map. Flags win over the environment, the environment over the file

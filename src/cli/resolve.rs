@@ -9,6 +9,7 @@ use clap::{ArgMatches, FromArgMatches};
 
 use super::options::{Options, When};
 use super::refusal::{Ending, refusal, usage};
+use super::resources::ResourceOptions;
 use crate::backoff::Pace;
 use crate::config::env_file::is_panzers_own;
 use crate::config::run_as::{NameOrNumber, UserAndGroup};
@@ -70,7 +71,7 @@ impl Options {
             chdir: self.chdir,
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             env_files: self.env_file,
-            identity: resolve_identity(self.user, self.group, self.umask, self.nice)?,
+            identity: resolve_identity(self.user, self.group, self.umask, self.nice, self.resources)?,
             preload: self.preload,
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover,
@@ -126,12 +127,14 @@ fn resolve_identity(
     group: Option<NameOrNumber>,
     umask: Option<u32>,
     nice: Option<i32>,
+    resources: ResourceOptions,
 ) -> Result<RunAs, Ending> {
     let (user, users_group) = user.map_or((None, None), |both| (Some(both.user), both.group));
     if users_group.is_some() && group.is_some() {
         return Err(usage("the group is given twice, in --user and by --group; take one"));
     }
-    Ok(RunAs { user, group: users_group.or(group), umask, nice })
+    let ResourceOptions { rlimit, oom_score_adj, cpu_affinity } = resources;
+    Ok(RunAs { user, group: users_group.or(group), umask, nice, rlimit, oom_score_adj, cpu_affinity })
 }
 
 fn check_count(listeners: usize) -> Result<(), Ending> {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::rlimit::{CpuAffinity, Rlimit};
+
 /// A user or a group, as it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,6 +38,15 @@ pub struct RunAs {
     pub umask: Option<u32>,
     /// Their nice value, from -20 to 19.
     pub nice: Option<i32>,
+    /// Limits of their resources.
+    #[serde(default)]
+    pub rlimit: Vec<Rlimit>,
+    /// How gladly the kernel ends them where memory is short, from -1000 to 1000.
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
+    /// The CPUs that they run on.
+    #[serde(default)]
+    pub cpu_affinity: Option<CpuAffinity>,
 }
 
 impl FromStr for NameOrNumber {

@@ -107,6 +107,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
         had_terminal,
         terminal_rights: TerminalRights::now(),
         ignores_hang_up,
+        unprotected: None,
     };
     Ok(Main {
         environment,

@@ -15,6 +15,7 @@ use crate::sys::descriptors::FIRST;
 use crate::sys::errno::words;
 use crate::sys::packets::Heard;
 use crate::sys::processes;
+use crate::worker::resources::run_on;
 
 /// Messages that are read before the loop looks at anything else.
 const MAX_MESSAGES_A_TURN: usize = 64;
@@ -134,6 +135,8 @@ impl Monitor {
         let Some(pid) = self.roster.newborn.take() else { return };
         // It has done so itself, or its group would be the mold's.
         let _ = nix::unistd::setpgid(pid, pid);
+        // One of its own, where the mold has none to pass on. Who has just ended has none.
+        let _ = self.program.identity.cpus(Some(worker.slot)).map(|cpus| run_on(Some(pid), &cpus));
         let started = processes::started(pid);
         self.roster.add_forked(worker, pid, started);
         self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });

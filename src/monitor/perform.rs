@@ -121,6 +121,7 @@ impl Monitor {
             keeps_mask: false,
             death_signal: Some(plan.tuning.stop.first_signal()),
             identity: Some(&self.program.identity),
+            cpus: self.program.identity.cpus((!worker.is_mold()).then_some(worker.slot)),
         };
         let child =
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
@@ -197,6 +198,7 @@ impl Monitor {
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
             identity: Some(&self.program.identity),
+            cpus: None,
         };
         // What comes of its exec shows in how it ends.
         self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);

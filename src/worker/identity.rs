@@ -1,4 +1,4 @@
-//! The user, group, umask and nice value of workers. A generation's first monitor looks them up; each child assumes them
+//! The user, group, umask, nice value and limits of workers. A generation's first monitor looks them up; each child assumes them
 //! after its fork.
 
 use std::ffi::{CString, OsStr, OsString};
@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, getresgid, getresuid};
+use rustix::thread::CpuSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
+use super::resources::Resources;
+use super::step::Step;
 use crate::config::run_as::NameOrNumber;
 use crate::config::{self, Text};
 use crate::sys::errno::words;
@@ -20,38 +23,14 @@ use crate::sys::{credentials, output};
 /// Variables that name the user of a program.
 const VARIABLES: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 
-/// The step of becoming another user that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Step {
-    /// The nice value.
-    Nice = 1,
-    /// The supplementary groups.
-    Groups,
-    /// The group.
-    Group,
-    /// The user.
-    User,
-    /// The capabilities.
-    Capabilities,
-    /// Root could be regained.
-    Proof,
-}
-
-impl Step {
-    /// The step of this number.
-    pub fn from_number(number: i32) -> Option<Step> {
-        let all = [Step::Nice, Step::Groups, Step::Group, Step::User, Step::Capabilities, Step::Proof];
-        all.into_iter().find(|step| *step as i32 == number)
-    }
-}
-
 /// The user, group, umask and nice value of a generation's workers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Identity {
     whom: Option<Credentials>,
     umask: Option<u32>,
     nice: Option<i32>,
+    #[serde(default)]
+    resources: Resources,
     variables: Vec<(Text, Text)>,
     forgotten: Vec<Text>,
 }
@@ -70,7 +49,8 @@ struct Credentials {
 impl Identity {
     /// Looks up the user and group that `asked` names, as the system has them now.
     pub fn resolve(asked: &config::RunAs) -> Result<Identity, Cause> {
-        let mut identity = Identity { umask: asked.umask, nice: asked.nice, ..Identity::default() };
+        let mut identity =
+            Identity { umask: asked.umask, nice: asked.nice, resources: Resources::of(asked), ..Identity::default() };
         match (&asked.user, &asked.group) {
             (None, None) => {}
             (None, Some(group)) => {
@@ -140,6 +120,11 @@ impl Identity {
         }
     }
 
+    /// The CPUs of the worker in `slot`; of a mold, which is in none, where all its workers get the same.
+    pub fn cpus(&self, slot: Option<u32>) -> Option<CpuSet> {
+        self.resources.cpus(slot)
+    }
+
     /// In a forked child: changes to this user and group, and proves that there is no way back. Allocates nothing and takes
     /// no lock.
     pub fn assume(&self) -> Result<(), (Step, Errno)> {
@@ -150,6 +135,7 @@ impl Identity {
         if let Some(nice) = self.nice {
             credentials::set_nice(nice).map_err(|errno| (Step::Nice, errno))?;
         }
+        self.resources.assume()?;
         self.whom.as_ref().map_or(Ok(()), Credentials::assume)
     }
 
@@ -161,6 +147,7 @@ impl Identity {
             (Step::Nice, _) => {
                 format!("cannot set the nice value {}: {why}; only root may lower it", self.nice.unwrap_or_default())
             }
+            (Step::Limit | Step::OomScore | Step::Cpus, _) => format!("cannot {}", self.resources.explain(step, errno)),
             (Step::Proof, _) => format!("was not started as {shown}: it could have become root again"),
             (_, Errno::EPERM) => {
                 format!("cannot become {shown}: {why}; panzer must run as root for --user and --group")

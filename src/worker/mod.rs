@@ -11,4 +11,6 @@ pub mod identity;
 pub mod kin;
 pub mod program;
 pub mod refusal;
+pub mod resources;
 pub mod spawn;
+pub mod step;

@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::cause::Cause;
-use super::identity::{Identity, Step};
+use super::identity::Identity;
+use super::step::Step;
 
 use crate::sys::errno::words;
 
@@ -91,6 +92,9 @@ pub fn explain(errno: Errno, path: &Path) -> Cause {
         },
         Errno::EACCES => format!("{shown} cannot be executed: {}", why_denied(path)),
         Errno::ENOEXEC => format!("{shown} cannot be executed: {}", why_no_program(path)),
+        Errno::EAGAIN => {
+            format!("{shown} cannot be executed: its user has as many processes as it may (--rlimit NPROC)")
+        }
         Errno::ETXTBSY => format!("{shown} cannot be executed: it is still open for writing (text file busy)"),
         other => format!("{shown} cannot be executed: {}", words(&other.into())),
     };

@@ -16,11 +16,14 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{Pid, pipe2, read, write};
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
 use super::identity::Identity;
 use super::refusal::{Refused, explain_child};
+use super::resources::run_on;
+use super::step::Step;
 use crate::config::text::c_string;
 use crate::sys::descriptors::FIRST;
 use crate::sys::file_id::FileId;
@@ -130,6 +133,8 @@ pub struct NewProcess<'a> {
     pub death_signal: Option<Signal>,
     /// As whom, and how, it runs; none: as we do.
     pub identity: Option<&'a Identity>,
+    /// The CPUs that it runs on; none: ours.
+    pub cpus: Option<CpuSet>,
 }
 
 impl<'a> NewProcess<'a> {
@@ -154,6 +159,7 @@ impl<'a> NewProcess<'a> {
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
             identity: None,
+            cpus: None,
         }
     }
 }
@@ -349,6 +355,9 @@ fn become_program(
         write_pid(&mut *listen_pid, libc::getpid());
         // Rust ignores PIPE; everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if let Some(Err(errno)) = command.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
+            return Refused { step: Some(Step::Cpus), errno };
+        }
         if let Some(Err((step, errno))) = command.identity.map(Identity::assume) {
             return Refused { step: Some(step), errno };
         }

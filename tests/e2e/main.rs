@@ -42,6 +42,7 @@ mod output;
 mod per_worker;
 mod per_worker_scaling;
 mod planning;
+mod resources;
 mod restart;
 mod scaling;
 mod seeds;

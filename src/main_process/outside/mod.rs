@@ -16,6 +16,7 @@ use self::pid_file::PidFile;
 use self::service_manager::ServiceManager;
 use crate::control::environment::Environment;
 use crate::sys::output::TerminalRights;
+use crate::sys::processes;
 
 /// Processes and files outside that know panzer.
 #[derive(Serialize, Deserialize)]
@@ -32,9 +33,32 @@ pub(crate) struct Outside {
     pub(crate) terminal_rights: TerminalRights,
     /// Whether HUP was ignored when panzer was started.
     pub(crate) ignores_hang_up: bool,
+    /// How gladly the kernel would end us, had we not protected ourselves.
+    #[serde(default)]
+    pub(crate) unprotected: Option<i32>,
 }
 
+/// The OOM score adjustment of panzer's own processes with `--oom-score-adj`: the kernel ends nearly everything else first.
+const PROTECTED: i32 = -900;
+
 impl Outside {
+    /// Where workers have an OOM score of their own, panzer's processes have one that protects them, if that is allowed.
+    pub(crate) fn protect(&mut self, workers: Option<i32>) {
+        match (workers, self.unprotected) {
+            (Some(workers), None) => {
+                let before = processes::oom_score().filter(|score| *score > PROTECTED);
+                if before.is_some() && processes::set_oom_score(PROTECTED).is_ok() {
+                    self.unprotected = before;
+                    log::info!(
+                        "if memory runs out, the kernel ends workers before panzer (OOM score {workers} and {PROTECTED})"
+                    );
+                }
+            }
+            (None, Some(before)) if processes::set_oom_score(before).is_ok() => self.unprotected = None,
+            _ => {}
+        }
+    }
+
     /// Goes on after a restart in place. A daemon's parent no longer waits by then.
     pub(crate) fn resume(&mut self, environment: &Environment) -> io::Result<()> {
         self.service_manager.resume(environment, Instant::now());

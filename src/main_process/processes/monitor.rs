@@ -40,6 +40,7 @@ impl Main {
     ) -> io::Result<()> {
         self.bind_queues(workers).map_err(io::Error::other)?;
         let plan = self.configuration.plans.get(&monitor.generation).unwrap_or(&self.configuration.plan);
+        self.outside.protect(plan.identity.oom_score_adj);
         let found = self.configuration.found.get(&monitor.generation);
         let assignment = Assignment {
             version: VERSION,

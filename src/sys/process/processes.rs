@@ -2,13 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 use rustix::process::WaitOptions;
@@ -74,6 +76,21 @@ pub const MAX_REAPED_AT_ONCE: usize = 1024;
 /// Reaps the children that have ended, up to that number.
 pub fn reap_all() -> Vec<(Pid, Exit)> {
     std::iter::from_fn(reap).take(MAX_REAPED_AT_ONCE).collect()
+}
+
+/// How gladly the kernel ends this process where memory is short.
+pub fn oom_score() -> Option<i32> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
+/// Sets it. Allocates nothing, for a forked child.
+pub fn set_oom_score(score: i32) -> Result<(), Errno> {
+    let mut text = [0; 12];
+    let mut rest = &mut text[..];
+    let _ = write!(rest, "{score}");
+    let left = rest.len();
+    let file = open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::write(file, &text[..text.len() - left]).map(drop)
 }
 
 /// Sends `signal` to an unreaped child of ours. One that has just ended is no error.

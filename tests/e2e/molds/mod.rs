@@ -335,16 +335,21 @@ fn what_differs_from_worker_to_worker_is_refused() {
 #[test]
 fn its_limits_and_its_identity_are_those_of_the_workers() {
     let port = free_port();
-    let panzer =
-        serving(&mold("good"), port, 1).args(["--umask", "027", "--nice", "5", "--env", "FLAVOUR=plum"]).start();
+    let panzer = serving(&mold("good"), port, 1).args(["--umask", "027", "--nice", "5", "--env", "FLAVOUR=plum"]);
+    let panzer = panzer.args(["--rlimit", "NOFILE=300", "--cpu-affinity", "auto"]).start();
     panzer.wait_serving();
     for pid in [panzer.workers()[0], panzer.status().serving().mold()] {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("Umask:\t0027"), "{status}");
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         assert_eq!(stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(16), Some("5"), "nice");
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        assert!(limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 300 ")), "{limits}");
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         assert!(String::from_utf8_lossy(&environment).contains("FLAVOUR=plum"));
     }
+    let status = fs::read_to_string(format!("/proc/{}/status", panzer.workers()[0])).unwrap();
+    let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    assert!(cpus.trim().parse::<usize>().is_ok(), "one CPU, not {cpus}");
     panzer.stop();
 }

@@ -1,0 +1,28 @@
+//! The options that limit what workers may use.
+
+use clap::{ArgAction, Args};
+
+use crate::config::{CpuAffinity, Rlimit};
+
+#[derive(Debug, Args)]
+pub(super) struct ResourceOptions {
+    /// Limit a resource of each worker, as in NOFILE=65536 or CORE=0:unlimited, by the names of setrlimit(2) without
+    /// RLIMIT_. One number is the soft and the hard limit. To raise a hard limit takes root. May be given several
+    /// times, once for each resource
+    #[arg(long, env = "PANZER_RLIMIT", value_name = "NAME=SOFT[:HARD]", action = ArgAction::Append)]
+    pub(super) rlimit: Vec<Rlimit>,
+
+    /// How gladly the kernel ends a worker if memory runs out, from -1000 (never) to 1000 (first). With this option
+    /// panzer protects its own processes if it may, which takes root
+    #[arg(long, env = "PANZER_OOM_SCORE_ADJ", value_name = "N", allow_hyphen_values = true, value_parser = score)]
+    pub(super) oom_score_adj: Option<i32>,
+
+    /// CPUs that the workers run on. auto: each worker gets one of the CPUs that panzer may use, in turn; LIST, as in
+    /// 0-3,6: each worker may use all of these
+    #[arg(long, env = "PANZER_CPU_AFFINITY", value_name = "auto|LIST", allow_hyphen_values = true)]
+    pub(super) cpu_affinity: Option<CpuAffinity>,
+}
+
+fn score(text: &str) -> Result<i32, String> {
+    text.parse().ok().filter(|score| (-1000..=1000).contains(score)).ok_or("it must be from -1000 to 1000".to_owned())
+}
