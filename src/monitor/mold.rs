@@ -40,7 +40,25 @@ impl Monitor {
         if let Some(line) = &self.line {
             let _ = line.ask(&Asked::Stop, &[]);
         }
+        self.end_those_born_too_late();
         self.close_line();
+    }
+
+    /// Who has said already that it was born does not see the socket end, and is nobody: it ends as workers do. What it
+    /// does not heed goes on with what the mold leaves behind.
+    fn end_those_born_too_late(&mut self) {
+        let mut bytes = [0; MAX_BYTES];
+        for _ in 0..MAX_MESSAGES_A_TURN {
+            let Some(Ok(Some(heard))) = self.line.as_ref().map(|line| line.hear(&mut bytes)) else { return };
+            let said = bytes.get(..heard.length).map(Said::read);
+            let pid = heard.sender.pid;
+            if matches!(said, Some(Ok(Said::Born(_)))) && self.check_newborn(pid, &[]).is_ok() {
+                let signal = self.assignment.plan.tuning.stop.first_signal();
+                if let Err(error) = processes::stop_child(pid, signal) {
+                    log::warn!("cannot end pid {pid}, born too late: {}", processes::why_not_signalled(&error));
+                }
+            }
+        }
     }
 
     /// Asks for a worker. What prevents it is told as if the mold had said so.

@@ -20,7 +20,7 @@ fn start() -> Option<(Panzer, Address)> {
 }
 
 #[test]
-fn a_request_under_way_is_answered_by_the_worker_that_took_it() {
+pub fn a_request_under_way_is_answered_by_the_worker_that_took_it() {
     let Some((panzer, address)) = start() else { return };
     let mut connection = Connection::open(&address).unwrap();
     // Answered once, it has been accepted.
@@ -34,7 +34,7 @@ fn a_request_under_way_is_answered_by_the_worker_that_took_it() {
 }
 
 #[test]
-fn a_connection_kept_alive_is_told_with_its_next_answer() {
+pub fn a_connection_kept_alive_is_told_with_its_next_answer() {
     let Some((panzer, address)) = start() else { return };
     let mut connection = Connection::open(&address).unwrap();
     assert!(!connection.get("/", false).unwrap().closes());
@@ -48,7 +48,7 @@ fn a_connection_kept_alive_is_told_with_its_next_answer() {
 }
 
 #[test]
-fn a_connection_that_was_accepted_before_it_asked_is_answered() {
+pub fn a_connection_that_was_accepted_before_it_asked_is_answered() {
     let Some((panzer, address)) = start() else { return };
     let mut asked = Connection::open(&address).unwrap();
     asked.get("/", true).unwrap();
@@ -60,7 +60,7 @@ fn a_connection_that_was_accepted_before_it_asked_is_answered() {
 }
 
 #[test]
-fn a_silent_connection_does_not_hold_the_end_up() {
+pub fn a_silent_connection_does_not_hold_the_end_up() {
     let Some((panzer, address)) = start() else { return };
     let mut connection = Connection::open(&address).unwrap();
     connection.get("/", false).unwrap();

@@ -57,7 +57,7 @@ fn assert_even(address: &Address) {
 }
 
 #[test]
-fn what_waits_for_a_killed_worker_is_served_by_its_replacement() {
+pub fn what_waits_for_a_killed_worker_is_served_by_its_replacement() {
     if !require("python3") {
         return;
     }
@@ -99,7 +99,7 @@ fn what_waits_for_a_killed_worker_is_served_by_its_replacement() {
 }
 
 #[test]
-fn datagrams_that_wait_for_a_killed_worker_are_answered_by_its_replacement() {
+pub fn datagrams_that_wait_for_a_killed_worker_are_answered_by_its_replacement() {
     if !require("python3") {
         return;
     }
@@ -134,7 +134,7 @@ fn datagrams_that_wait_for_a_killed_worker_are_answered_by_its_replacement() {
 }
 
 #[test]
-fn a_queue_stays_with_its_slot() {
+pub fn a_queue_stays_with_its_slot() {
     let (shared, own) = (free_port(), free_port());
     let panzer = Panzer::builder()
         .args(["-w", "3", "--bake", "100ms", "--ready", "alive"])
@@ -175,7 +175,7 @@ fn a_queue_stays_with_its_slot() {
 }
 
 #[test]
-fn connections_are_dealt_out_evenly_on_both_families() {
+pub fn connections_are_dealt_out_evenly_on_both_families() {
     if !require("python3") {
         return;
     }
@@ -188,7 +188,7 @@ fn connections_are_dealt_out_evenly_on_both_families() {
 }
 
 #[test]
-fn reloads_under_load_lose_nothing() {
+pub fn reloads_under_load_lose_nothing() {
     if !require("python3") {
         return;
     }
@@ -209,7 +209,7 @@ fn reloads_under_load_lose_nothing() {
 }
 
 #[test]
-fn the_address_is_refused_to_others_and_free_after_the_end() {
+pub fn the_address_is_refused_to_others_and_free_after_the_end() {
     if !require("python3") {
         return;
     }
@@ -237,7 +237,7 @@ fn the_address_is_refused_to_others_and_free_after_the_end() {
 }
 
 #[test]
-fn too_few_open_files_are_told_before_anything_is_started() {
+pub fn too_few_open_files_are_told_before_anything_is_started() {
     let builder = Panzer::builder().executable("few", "#!/bin/sh\nulimit -n 200\nexec \"$@\"\n").through("few");
     let listen = format!("127.0.0.1:{},per-worker", free_port());
     let panzer = builder.args(["-w", "50", "-l", &listen, "--", "sleep", "1000"]).start();
@@ -246,7 +246,7 @@ fn too_few_open_files_are_told_before_anything_is_started() {
 }
 
 #[test]
-fn as_many_queues_as_open_files_allow_work() {
+pub fn as_many_queues_as_open_files_allow_work() {
     let builder = Panzer::builder().executable("few", "#!/bin/sh\nulimit -n 328\nexec \"$@\"\n").through("few");
     let listen = format!("127.0.0.1:{},per-worker", free_port());
     let panzer = builder.args(["-w", "50", "--bake", "100ms", "--ready", "alive", "-l", &listen]);
@@ -258,7 +258,7 @@ fn as_many_queues_as_open_files_allow_work() {
 }
 
 #[test]
-fn a_queue_that_its_worker_shuts_down_takes_connections_again() {
+pub fn a_queue_that_its_worker_shuts_down_takes_connections_again() {
     if !require("python3") {
         return;
     }

@@ -86,7 +86,7 @@ fn descriptors(pid: i32) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
+pub fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
     if !require("python3") {
         return;
     }
@@ -120,7 +120,7 @@ fn a_hundred_restarts_by_two_builds_under_load_disturb_nobody() {
 }
 
 #[test]
-fn two_builds_of_one_version_are_told_apart() {
+pub fn two_builds_of_one_version_are_told_apart() {
     let (panzer, _) = serving(1);
     restart(&panzer, VERSION, VERSION);
     build(panzer.folder(), "two", VERSION);
@@ -151,7 +151,7 @@ fn changed(change: &str) -> String {
 
 /// What was added to the state since an older build is not there when that hands it on.
 #[test]
-fn the_state_of_an_older_build_is_taken_over() {
+pub fn the_state_of_an_older_build_is_taken_over() {
     if !require("python3") {
         return;
     }
@@ -175,7 +175,7 @@ fn the_state_of_an_older_build_is_taken_over() {
 }
 
 #[test]
-fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
+pub fn a_build_that_cannot_take_over_is_refused_with_the_cause() {
     let (panzer, port) = serving(2);
     let workers = panzer.workers();
     let whole = fs::read(env!("CARGO_BIN_EXE_panzer")).unwrap();
@@ -233,7 +233,7 @@ fn assert_refused(refused: &Output, cause: &str) {
 
 /// As after a restart in place into another build, which may say what the other side does not know.
 #[test]
-fn what_another_build_says_is_left_out_and_told_once() {
+pub fn what_another_build_says_is_left_out_and_told_once() {
     let (panzer, port) = serving(2);
     let monitor = panzer.status().serving().monitor.unwrap();
     panzer.expect_line(
@@ -268,7 +268,7 @@ fn channel_of(owner: i32) -> OwnedFd {
 }
 
 #[test]
-fn who_dies_meanwhile_is_reaped_and_replaced() {
+pub fn who_dies_meanwhile_is_reaped_and_replaced() {
     let port = free_port();
     let panzer = from_builds(serving_app(port, 2).env("PANZER_DELAY_MAX", "100ms")).start();
     wait_started(&panzer, 2);
@@ -299,7 +299,7 @@ fn who_dies_meanwhile_is_reaped_and_replaced() {
 }
 
 #[test]
-fn a_reload_goes_on_over_restarts_and_who_waits_gets_the_verdict() {
+pub fn a_reload_goes_on_over_restarts_and_who_waits_gets_the_verdict() {
     let builder = from_builds(Panzer::builder().args(["-w", "2", "--bake", "2s", "--", "sleep", "1000"]));
     let panzer = builder.start();
     panzer.wait_serving();
@@ -319,7 +319,7 @@ fn a_reload_goes_on_over_restarts_and_who_waits_gets_the_verdict() {
 }
 
 #[test]
-fn a_monitor_that_is_stopped_gets_what_it_was_told_before() {
+pub fn a_monitor_that_is_stopped_gets_what_it_was_told_before() {
     let (panzer, _) = serving(2);
     let monitor = Pid::from_raw(panzer.status().serving().monitor.unwrap());
     kill(monitor, Signal::SIGSTOP).unwrap();
@@ -338,7 +338,7 @@ fn a_monitor_that_is_stopped_gets_what_it_was_told_before() {
 }
 
 #[test]
-fn a_build_that_is_being_tried_ends_with_main() {
+pub fn a_build_that_is_being_tried_ends_with_main() {
     let (panzer, _) = serving(1);
     place(panzer.folder(), "hanging", b"#!/bin/sh\n: > tried\nexec sleep 1000\n");
     switch(panzer.folder(), "hanging");
@@ -352,7 +352,7 @@ fn a_build_that_is_being_tried_ends_with_main() {
 }
 
 #[test]
-fn what_is_being_stopped_is_not_restarted() {
+pub fn what_is_being_stopped_is_not_restarted() {
     let stubborn = "#!/bin/sh\ntrap '' TERM\n: > ready\nwhile :; do sleep 0.05; done\n";
     let builder = Panzer::builder().executable("app", stubborn).args(["-w", "1", "--stop", "TERM/60s/KILL", "./app"]);
     let panzer = from_builds(builder).start();
@@ -367,7 +367,7 @@ fn what_is_being_stopped_is_not_restarted() {
 }
 
 #[test]
-fn few_descriptors_and_scattered_ones_do() {
+pub fn few_descriptors_and_scattered_ones_do() {
     // A reload leaves gaps among the numbers.
     let port = free_port();
     let scattered = "#!/bin/sh\nulimit -n 40\nshift\nexec ./current/panzer \"$@\" 5</dev/null 9</dev/null\n";
@@ -390,7 +390,7 @@ fn few_descriptors_and_scattered_ones_do() {
 }
 
 #[test]
-fn shared_ports_stay_shared() {
+pub fn shared_ports_stay_shared() {
     if !require("python3") {
         return;
     }

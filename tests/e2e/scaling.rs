@@ -44,7 +44,7 @@ fn app(workers: u32) -> (Panzer, u16) {
 }
 
 #[test]
-fn the_workers_that_stay_are_left_alone() {
+pub fn the_workers_that_stay_are_left_alone() {
     let (panzer, _) = app(2);
     let first = panzer.workers();
     assert_eq!(done(&panzer, &["scale", "4"]), "workers kept: 4, before: 2\n");
@@ -67,7 +67,7 @@ fn the_workers_that_stay_are_left_alone() {
 
 /// 40
 #[test]
-fn the_count_holds_over_a_reload_and_the_death_of_the_monitor() {
+pub fn the_count_holds_over_a_reload_and_the_death_of_the_monitor() {
     let (panzer, port) = app(1);
     done(&panzer, &["scale", "+2"]);
     wait_slots(&panzer, &[0, 1, 2]);
@@ -81,7 +81,7 @@ fn the_count_holds_over_a_reload_and_the_death_of_the_monitor() {
 }
 
 #[test]
-fn quiet_ends_all_and_a_reload_or_a_scale_brings_workers_back() {
+pub fn quiet_ends_all_and_a_reload_or_a_scale_brings_workers_back() {
     let (panzer, port) = app(2);
     assert_eq!(done(&panzer, &["quiet"]), "workers kept: 0, before: 2\n");
     eventually(SOON, "all have ended", || panzer.status().serving().workers.is_empty());
@@ -103,7 +103,7 @@ fn quiet_ends_all_and_a_reload_or_a_scale_brings_workers_back() {
 const PROBE: &str = "exec:[ $PANZER_WORKER_ID -lt 2 ] || [ -e let-$PANZER_WORKER_ID ]";
 
 #[test]
-fn who_waits_for_ready_waits_for_all_that_are_wanted_and_not_for_a_respawn() {
+pub fn who_waits_for_ready_waits_for_all_that_are_wanted_and_not_for_a_respawn() {
     let builder = Panzer::builder().args(["-w", "2", "--ready", PROBE, "--delay", "10s", "--", "sleep", "1000"]);
     let panzer = builder.start();
     panzer.wait_serving();
@@ -132,7 +132,7 @@ fn who_waits_for_ready_waits_for_all_that_are_wanted_and_not_for_a_respawn() {
 
 /// A scale in the middle of a reload goes for both generations.
 #[test]
-fn a_generation_that_is_starting_is_scaled_as_well() {
+pub fn a_generation_that_is_starting_is_scaled_as_well() {
     let port = free_port();
     let panzer = serving_app(port, 2).env("PANZER_BAKE", "2s").start();
     wait_started(&panzer, 2);
@@ -146,7 +146,7 @@ fn a_generation_that_is_starting_is_scaled_as_well() {
 }
 
 #[test]
-fn up_and_down_under_load_loses_nothing() {
+pub fn up_and_down_under_load_loses_nothing() {
     if !require("python3") {
         return;
     }

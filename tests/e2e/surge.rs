@@ -36,7 +36,7 @@ fn serves(status: &Status, generation: u32, workers: usize) -> bool {
 }
 
 #[test]
-fn one_by_one_under_load_there_is_never_one_too_few_nor_two_too_many() {
+pub fn one_by_one_under_load_there_is_never_one_too_few_nor_two_too_many() {
     if !require("python3") {
         return;
     }
@@ -62,7 +62,7 @@ fn one_by_one_under_load_there_is_never_one_too_few_nor_two_too_many() {
 
 /// Its third worker fails: two of the old ones have made room by then.
 #[test]
-fn a_release_that_fails_on_the_way_gives_back_what_it_has() {
+pub fn a_release_that_fails_on_the_way_gives_back_what_it_has() {
     let port = free_port();
     let good = "#!/usr/bin/env python3
 import os, socket, sys

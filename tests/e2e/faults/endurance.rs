@@ -17,7 +17,7 @@ fn send(pid: i32, signal: Signal) {
 }
 
 #[test]
-fn a_storm_of_signals_coalesces_and_is_survived() {
+pub fn a_storm_of_signals_coalesces_and_is_survived() {
     let (panzer, port) = start_app(2);
     panzer.allow_line("HUP: no terminal was closed, nothing to do");
     let storm = [Signal::SIGUSR1, Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCHLD, Signal::SIGPIPE];
@@ -34,7 +34,7 @@ fn a_storm_of_signals_coalesces_and_is_survived() {
 }
 
 #[test]
-fn many_reloads_leak_no_descriptor() {
+pub fn many_reloads_leak_no_descriptor() {
     let panzer = Panzer::start(["-w", "2", "--bake", "0s", "--", "sleep", "1000"]);
     panzer.wait_serving();
     let before = descriptors(panzer.pid());
@@ -47,7 +47,7 @@ fn many_reloads_leak_no_descriptor() {
 }
 
 #[test]
-fn a_stopped_main_hinders_neither_traffic_nor_respawns() {
+pub fn a_stopped_main_hinders_neither_traffic_nor_respawns() {
     let (panzer, port) = start_app(2);
     panzer.expect_line("was killed by SIGKILL; respawning it");
     let workers = panzer.workers();
@@ -63,7 +63,7 @@ fn a_stopped_main_hinders_neither_traffic_nor_respawns() {
 }
 
 #[test]
-fn a_stopped_monitor_is_told_of_and_does_not_hold_up_a_reload() {
+pub fn a_stopped_monitor_is_told_of_and_does_not_hold_up_a_reload() {
     let (panzer, port) = start_app(1);
     let monitor = panzer.status().serving().monitor.unwrap();
     send(monitor, Signal::SIGSTOP);

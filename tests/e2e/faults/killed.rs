@@ -10,7 +10,7 @@ use super::{
 use crate::support::{Panzer, eventually, eventually_some, free_port, get};
 
 #[test]
-fn any_worker() {
+pub fn any_worker() {
     let (panzer, port) = start_app(3);
     panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
     for victim in panzer.workers() {
@@ -26,7 +26,7 @@ fn any_worker() {
 }
 
 #[test]
-fn every_worker_at_once_and_connections_wait() {
+pub fn every_worker_at_once_and_connections_wait() {
     let (panzer, port) = start_app(2);
     panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
     let workers = panzer.workers();
@@ -38,7 +38,7 @@ fn every_worker_at_once_and_connections_wait() {
 }
 
 #[test]
-fn the_serving_monitor() {
+pub fn the_serving_monitor() {
     let (panzer, port) = start_app(2);
     panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
     let before = panzer.workers();
@@ -57,7 +57,7 @@ fn the_serving_monitor() {
 }
 
 #[test]
-fn the_serving_monitor_whose_workers_ignore_the_first_signal() {
+pub fn the_serving_monitor_whose_workers_ignore_the_first_signal() {
     let port = free_port();
     let deaf = server("good").replace("listener =", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlistener =");
     let panzer = serving_app(port, 1).executable("app", &deaf).args(["--stop", "TERM/300ms/INT/300ms/KILL"]).start();
@@ -73,7 +73,7 @@ fn the_serving_monitor_whose_workers_ignore_the_first_signal() {
 }
 
 #[test]
-fn a_starting_monitor() {
+pub fn a_starting_monitor() {
     let port = free_port();
     let panzer = serving_app(port, 2).env("PANZER_READY_TIMEOUT", "20s").start();
     wait_started(&panzer, 2);
@@ -100,7 +100,7 @@ fn a_starting_monitor() {
 }
 
 #[test]
-fn main() {
+pub fn main() {
     let (panzer, port) = start_app(2);
     let workers = panzer.workers();
     let monitor = panzer.status().serving().monitor.unwrap();
@@ -118,7 +118,7 @@ fn main() {
 }
 
 #[test]
-fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
+pub fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
     let port = free_port();
     let slow = server("good").replace(RESET_INT, SLOW_TO_STOP);
     let first = serving_app(port, 1).executable("app", &slow).start();
@@ -140,7 +140,7 @@ fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
 
 /// A terminal that closes meanwhile stops it, and so does Ctrl-C, as at any other time.
 #[test]
-fn what_waits_for_an_address_goes_with_its_terminal() {
+pub fn what_waits_for_an_address_goes_with_its_terminal() {
     let port = free_port();
     let slow = SLOW_TO_STOP.replace("time.sleep(1)", "while not os.path.exists('go'): time.sleep(0.01)");
     let slow = server("good").replace(RESET_INT, &slow);
@@ -165,7 +165,7 @@ fn what_waits_for_an_address_goes_with_its_terminal() {
 /// The memory of a process goes before its descriptors do, and its environment with it: a worker with much of it is
 /// seen for a while to hold the address without being seen to be a worker.
 #[test]
-fn main_and_a_new_one_comes_while_a_big_worker_is_exiting() {
+pub fn main_and_a_new_one_comes_while_a_big_worker_is_exiting() {
     let port = free_port();
     let big = server("big").replace(RESET_INT, DRAINS_A_LITTLE);
     for _ in 0..4 {
@@ -183,7 +183,7 @@ fn main_and_a_new_one_comes_while_a_big_worker_is_exiting() {
 }
 
 #[test]
-fn a_server_without_an_environment_is_refused_at_once() {
+pub fn a_server_without_an_environment_is_refused_at_once() {
     let port = free_port();
     let mut other = std::process::Command::new("env")
         .args(["-i", "/usr/bin/env", "python3", "-c", LISTENS_AND_WAITS, &port.to_string()])

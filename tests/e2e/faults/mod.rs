@@ -3,25 +3,25 @@
 mod bad_input;
 mod bad_release;
 mod clean_worker;
-mod endurance;
+pub mod endurance;
 mod hindered;
-mod killed;
+pub mod killed;
 mod killed_anywhere;
 mod left_behind;
 mod messages;
 mod pid_file;
-mod releases;
-mod respawn;
+pub mod releases;
+pub mod respawn;
 mod sockets;
 pub mod stopping;
-mod told_ready;
+pub mod told_ready;
 
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Builder, Panzer, eventually, free_port, get};
+use crate::support::{Builder, Panzer, eventually, free_port, get, in_this_test};
 
 /// What is to happen by itself happens within this, also on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// A server that takes descriptor 3 and answers everybody with `text`. It notes in `started` that it has got so far: by
 /// then its interpreter has read it, and its file may be replaced.
 pub(crate) fn server(text: &str) -> String {
-    format!(
+    in_this_test(&format!(
         "#!/usr/bin/env python3
 import signal, socket
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -42,7 +42,7 @@ while True:
     connection.close()
 ",
         text.len()
-    )
+    ))
 }
 
 /// A panzer in whose folder the executable `app` serves; to be completed with more arguments.

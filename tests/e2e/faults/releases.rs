@@ -39,7 +39,7 @@ fn respawn(panzer: &Panzer) {
 }
 
 #[test]
-fn a_symlink_is_followed_anew_by_a_reload_and_not_by_a_respawn() {
+pub fn a_symlink_is_followed_anew_by_a_reload_and_not_by_a_respawn() {
     let port = free_port();
     let builder = builder(port);
     let program = builder.folder().join("current/app");
@@ -57,7 +57,7 @@ fn a_symlink_is_followed_anew_by_a_reload_and_not_by_a_respawn() {
 }
 
 #[test]
-fn so_is_one_in_the_directory_it_was_started_in_and_a_new_monitor_stays_with_it() {
+pub fn so_is_one_in_the_directory_it_was_started_in_and_a_new_monitor_stays_with_it() {
     let port = free_port();
     let builder = builder(port);
     let current = builder.folder().join("current");
@@ -80,7 +80,7 @@ fn so_is_one_in_the_directory_it_was_started_in_and_a_new_monitor_stays_with_it(
 }
 
 #[test]
-fn a_binary_that_is_gone_is_still_respawned() {
+pub fn a_binary_that_is_gone_is_still_respawned() {
     let builder = Panzer::builder().args(["-w", "1", "--bake", "100ms", "./app", "--", "1000"]);
     fs::copy("/bin/sleep", builder.folder().join("app")).unwrap();
     let panzer = builder.start();
@@ -96,7 +96,7 @@ fn a_binary_that_is_gone_is_still_respawned() {
 }
 
 #[test]
-fn a_script_that_was_replaced_is_run_and_the_mix_is_told() {
+pub fn a_script_that_was_replaced_is_run_and_the_mix_is_told() {
     let port = free_port();
     let builder = builder(port);
     let program = builder.folder().join("releases/one/app");
@@ -112,7 +112,7 @@ fn a_script_that_was_replaced_is_run_and_the_mix_is_told() {
 }
 
 #[test]
-fn a_directory_that_is_gone_is_a_failed_reload_until_it_is_back() {
+pub fn a_directory_that_is_gone_is_a_failed_reload_until_it_is_back() {
     let builder = Panzer::builder().args(["-w", "1", "--bake", "100ms", "--chdir", "work", "--", "sleep", "1000"]);
     fs::create_dir(builder.folder().join("work")).unwrap();
     let panzer = builder.start();
@@ -126,7 +126,7 @@ fn a_directory_that_is_gone_is_a_failed_reload_until_it_is_back() {
 }
 
 #[test]
-fn reloads_that_are_asked_for_during_a_reload_become_one() {
+pub fn reloads_that_are_asked_for_during_a_reload_become_one() {
     let panzer = Panzer::start(["-w", "1", "--bake", "2s", "--", "sleep", "1000"]);
     panzer.wait_serving();
     panzer.signal(Signal::SIGUSR1);

@@ -4,7 +4,7 @@ use super::{SOON, kill_9, serving_app, wait_workers};
 use crate::support::{Panzer, eventually, free_port};
 
 #[test]
-fn after_a_healthy_life_it_is_immediate() {
+pub fn after_a_healthy_life_it_is_immediate() {
     let panzer = serving_app(free_port(), 1).args(["--healthy-after", "0s"]).start();
     panzer.wait_serving();
     panzer.expect_line("warning: worker 0 (pid *, generation 1) was killed by SIGKILL; respawning it");
@@ -17,7 +17,7 @@ fn after_a_healthy_life_it_is_immediate() {
 }
 
 #[test]
-fn the_first_death_of_a_ready_worker_is_respawned_at_once_and_the_next_one_is_paced() {
+pub fn the_first_death_of_a_ready_worker_is_respawned_at_once_and_the_next_one_is_paced() {
     let options = ["--delay", "1h", "--delay-max", "1h", "--healthy-after", "1h"];
     let panzer = serving_app(free_port(), 2).args(options).start();
     panzer.wait_serving();
@@ -33,7 +33,7 @@ fn the_first_death_of_a_ready_worker_is_respawned_at_once_and_the_next_one_is_pa
 }
 
 #[test]
-fn without_a_delay_what_fails_again_and_again_is_paced_all_the_same() {
+pub fn without_a_delay_what_fails_again_and_again_is_paced_all_the_same() {
     for option in ["--delay", "--healthy-after"] {
         let panzer = Panzer::start(["-w", "1", option, "0s", "--bake", "0s", "--", "false"]);
         panzer.expect_line("warning: worker 0 * exited with code 1; respawning it");
@@ -43,7 +43,7 @@ fn without_a_delay_what_fails_again_and_again_is_paced_all_the_same() {
 }
 
 #[test]
-fn a_crash_loop_is_paced() {
+pub fn a_crash_loop_is_paced() {
     let panzer = Panzer::start(["-w", "1", "--delay", "50ms", "--delay-max", "200ms", "--", "false"]);
     panzer.expect_line("warning: worker 0 * exited with code 1; respawning it in");
     let delay = |line: &String| {
@@ -62,7 +62,7 @@ fn a_crash_loop_is_paced() {
 }
 
 #[test]
-fn beyond_the_limit_it_gives_up() {
+pub fn beyond_the_limit_it_gives_up() {
     let panzer = Panzer::start(["-w", "2", "--delay", "10ms", "--respawn-limit", "3/1m", "--", "false"]);
     panzer.expect_line("warning: worker * exited with code 1; respawning it in");
     panzer.expect_line("error: more than 3 respawns within 1m; giving up");
@@ -71,7 +71,7 @@ fn beyond_the_limit_it_gives_up() {
 }
 
 #[test]
-fn a_first_start_that_fails_goes_on_and_a_reload_mends_it() {
+pub fn a_first_start_that_fails_goes_on_and_a_reload_mends_it() {
     let panzer = Panzer::builder()
         .executable("app", "#!/bin/sh\nexit 1\n")
         .args(["-w", "1", "--bake", "100ms", "--delay", "1h", "--delay-max", "1h", "./app"])

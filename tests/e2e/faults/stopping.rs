@@ -10,7 +10,7 @@ use crate::control::run;
 use crate::support::{Panzer, eventually, free_port, get};
 
 #[test]
-fn each_stop_signal_ends_everything() {
+pub fn each_stop_signal_ends_everything() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let (panzer, port) = start_app(2);
         let workers = panzer.workers();
@@ -22,7 +22,7 @@ fn each_stop_signal_ends_everything() {
 }
 
 #[test]
-fn a_request_that_was_accepted_is_finished() {
+pub fn a_request_that_was_accepted_is_finished() {
     let port = free_port();
     let panzer = serving_app(port, 1).executable("app", FINISHES).start();
     panzer.wait_serving();
@@ -74,7 +74,7 @@ fn deaf(schedule: &str) -> Panzer {
 }
 
 #[test]
-fn the_schedule_is_kept_to_its_end() {
+pub fn the_schedule_is_kept_to_its_end() {
     let panzer = deaf("TERM/400ms/INT/400ms/KILL");
     panzer.expect_line("warning: worker * has not stopped yet; sent it SIGINT");
     panzer.expect_line("warning: worker * has not stopped yet; sent it SIGKILL");
@@ -84,7 +84,7 @@ fn the_schedule_is_kept_to_its_end() {
 }
 
 #[test]
-fn a_second_int_makes_it_quick() {
+pub fn a_second_int_makes_it_quick() {
     let panzer = deaf("TERM/1h/INT/100ms/KILL");
     panzer.expect_line("warning: worker * has not stopped yet; sent it SIGKILL");
     panzer.allow_line("warning: worker * has not stopped yet; sent it SIGINT");
@@ -96,7 +96,7 @@ fn a_second_int_makes_it_quick() {
 }
 
 #[test]
-fn quit_after_term_makes_it_quick_and_term_after_quit_does_not_slow_it() {
+pub fn quit_after_term_makes_it_quick_and_term_after_quit_does_not_slow_it() {
     let panzer = deaf("TERM/1h/INT/100ms/KILL");
     panzer.expect_line("warning: worker * has not stopped yet; sent it SIGKILL");
     panzer.allow_line("warning: worker * has not stopped yet; sent it SIGINT");
@@ -109,7 +109,7 @@ fn quit_after_term_makes_it_quick_and_term_after_quit_does_not_slow_it() {
 }
 
 #[test]
-fn a_stop_during_a_reload_ends_both_generations() {
+pub fn a_stop_during_a_reload_ends_both_generations() {
     let port = free_port();
     let panzer = serving_app(port, 2).args(["--bake", "1h", "--ready", "alive"]).start();
     // The first generation bakes as well, and is no less there for it.
@@ -121,7 +121,7 @@ fn a_stop_during_a_reload_ends_both_generations() {
 }
 
 #[test]
-fn a_stop_while_a_slot_waits_for_its_respawn_starts_nothing() {
+pub fn a_stop_while_a_slot_waits_for_its_respawn_starts_nothing() {
     let panzer = Panzer::builder()
         .executable("app", "#!/bin/sh\necho started >> starts\nexit 1\n")
         .args(["-w", "1", "--delay", "1h", "--delay-max", "1h", "./app"])
@@ -136,7 +136,7 @@ fn a_stop_while_a_slot_waits_for_its_respawn_starts_nothing() {
 }
 
 #[test]
-fn a_ctrl_c_reaches_panzer_only() {
+pub fn a_ctrl_c_reaches_panzer_only() {
     let (panzer, _) = start_app(1);
     let worker = panzer.workers()[0];
     let group = |pid| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).unwrap().as_raw();
@@ -150,7 +150,7 @@ fn a_ctrl_c_reaches_panzer_only() {
 }
 
 #[test]
-fn a_hang_up_without_a_terminal_ends_nothing() {
+pub fn a_hang_up_without_a_terminal_ends_nothing() {
     let (panzer, port) = start_app(1);
     panzer.signal(Signal::SIGHUP);
     panzer.wait_for_line("configuration read again", SOON);
@@ -183,7 +183,7 @@ pub fn on_a_terminal() -> crate::support::Builder {
 }
 
 #[test]
-fn a_terminal_that_is_closed_ends_it_gracefully() {
+pub fn a_terminal_that_is_closed_ends_it_gracefully() {
     let panzer = on_a_terminal().args(["--", "sleep", "1000"]).start();
     panzer.wait_serving();
     std::fs::write(panzer.path("hang-up"), "").unwrap();
@@ -192,7 +192,7 @@ fn a_terminal_that_is_closed_ends_it_gracefully() {
 }
 
 #[test]
-fn under_nohup_a_terminal_that_is_closed_is_nothing() {
+pub fn under_nohup_a_terminal_that_is_closed_is_nothing() {
     let panzer = on_a_terminal().env("NOHUP", "1").args(["--", "sleep", "1000"]).start();
     panzer.wait_serving();
     std::fs::write(panzer.path("hang-up"), "").unwrap();
@@ -204,7 +204,7 @@ fn under_nohup_a_terminal_that_is_closed_is_nothing() {
 }
 
 #[test]
-fn quiet_says_only_what_is_wrong() {
+pub fn quiet_says_only_what_is_wrong() {
     let port = free_port();
     let panzer = serving_app(port, 1).args(["--quiet"]).executable("app", &server("quiet")).start();
     crate::support::eventually(SOON, "it serves", || get(port, "/").is_ok());
@@ -214,7 +214,7 @@ fn quiet_says_only_what_is_wrong() {
 
 /// Einhorn upgrades by USR2 and stops by TERM; start_server has an option for each.
 #[test]
-fn what_a_reload_or_a_scale_ends_has_its_own_schedule() {
+pub fn what_a_reload_or_a_scale_ends_has_its_own_schedule() {
     const NOTED: &str = "#!/bin/sh
 trap 'echo $PANZER_GENERATION USR2 >> noted; exit 0' USR2
 trap 'echo $PANZER_GENERATION TERM >> noted; exit 0' TERM
@@ -242,7 +242,7 @@ while :; do sleep 0.02; done
 
 /// A stop has a schedule of its own, and takes no longer than that: what a reload has left to drain goes over to it.
 #[test]
-fn a_stop_takes_no_longer_where_a_retired_generation_may_drain_for_hours() {
+pub fn a_stop_takes_no_longer_where_a_retired_generation_may_drain_for_hours() {
     const NOTED: &str = "#!/bin/sh
 trap 'echo $PANZER_GENERATION USR2 >> noted' USR2
 trap 'echo $PANZER_GENERATION TERM >> noted; exit 0' TERM
@@ -264,7 +264,7 @@ while :; do sleep 0.02; done
 
 /// As a service manager does it that signals all of a control group: the workers are no crash.
 #[test]
-fn workers_that_are_told_to_end_together_with_panzer_are_no_crash() {
+pub fn workers_that_are_told_to_end_together_with_panzer_are_no_crash() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let panzer = Panzer::start(["-w", "4", "--bake", "50ms", "--", "sleep", "1000"]);
         panzer.wait_serving();

@@ -7,7 +7,7 @@ use super::{SOON, server, serving_app};
 use crate::support::free_port;
 
 #[test]
-fn a_worker_is_ready_when_it_says_so() {
+pub fn a_worker_is_ready_when_it_says_so() {
     let notifying = format!("#!/usr/bin/env python3\nimport time\ntime.sleep(0.5)\n{NOTIFY}\n{}", server("good"));
     let panzer = serving_app(free_port(), 2).executable("app", &notifying).args(["--ready", "notify"]).start();
     panzer.wait_for_line("started as pid", SOON);
@@ -18,7 +18,7 @@ fn a_worker_is_ready_when_it_says_so() {
 }
 
 #[test]
-fn a_child_of_a_worker_may_say_it_too() {
+pub fn a_child_of_a_worker_may_say_it_too() {
     let script = format!(
         "#!/usr/bin/env python3\nimport os, time\nif os.fork():\n    time.sleep(1000)\n{NOTIFY}\ntime.sleep(1000)\n"
     );
@@ -29,7 +29,7 @@ fn a_child_of_a_worker_may_say_it_too() {
 }
 
 #[test]
-fn a_stranger_is_not_believed() {
+pub fn a_stranger_is_not_believed() {
     let silent = "#!/usr/bin/env python3\nimport os, time\nopen('address', 'w').write(os.environ['NOTIFY_SOCKET'])\ntime.sleep(1000)\n";
     let panzer = serving_app(free_port(), 1)
         .executable("app", silent)
@@ -85,13 +85,13 @@ time.sleep(1000)
 }
 
 #[test]
-fn a_helper_that_has_ended_is_heard() {
+pub fn a_helper_that_has_ended_is_heard() {
     is_heard_of_one_that_has_ended(NOTIFY);
 }
 
 /// It names the worker.
 #[test]
-fn an_ack_of_a_helper_that_has_ended_is_heard() {
+pub fn an_ack_of_a_helper_that_has_ended_is_heard() {
     is_heard_of_one_that_has_ended(
         "import socket
 master = socket.socket(socket.AF_UNIX)
@@ -102,7 +102,7 @@ master.sendall(b'{\"command\":\"worker:ack\",\"pid\":%d}\\n' % os.getppid())",
 
 /// Of the same user, and gone by the time it is heard.
 #[test]
-fn a_stranger_that_has_ended_is_not_believed() {
+pub fn a_stranger_that_has_ended_is_not_believed() {
     let silent = "#!/usr/bin/env python3\nimport os, time\nopen('address', 'w').write(os.environ['NOTIFY_SOCKET'])\ntime.sleep(1000)\n";
     let panzer = serving_app(free_port(), 1).executable("app", silent).args(["--ready", "notify"]).start();
     panzer.expect_line("warning: READY=1 came from pid *, which cannot be seen to belong to a worker of generation 1");
@@ -117,7 +117,7 @@ fn a_stranger_that_has_ended_is_not_believed() {
 }
 
 #[test]
-fn a_worker_may_ask_for_more_time() {
+pub fn a_worker_may_ask_for_more_time() {
     let asks = format!(
         "#!/usr/bin/env python3
 import os, signal, socket, time

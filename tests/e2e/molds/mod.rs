@@ -1,5 +1,6 @@
 //! `--preload`: a program that is loaded once and forks its workers.
 
+mod alike;
 mod broken;
 
 use std::fs;
@@ -9,19 +10,12 @@ use nix::unistd::{Pid, getpgid};
 
 use crate::control::{run, text};
 use crate::faults::{SOON, assert_answers, is_alive, kill_9, wait_gone, wait_workers};
-use crate::support::{Builder, Panzer, eventually, eventually_some, free_port, get};
-
-/// The mold of the manual's example, as it stands there.
-fn example() -> String {
-    let page = include_str!("../../../man/panzer-mold.7");
-    let code = page.split(".EX\n").nth(1).and_then(|rest| rest.split(".EE\n").next()).unwrap();
-    code.replace("\\-", "-").replace("\\e", "\\")
-}
+use crate::support::{Builder, Panzer, eventually, eventually_some, example_mold, free_port, get};
 
 /// The example, answering with `text`. It notes each load in `loads`.
 fn mold(text: &str) -> String {
     let answers = format!("text = b\"{text}\"");
-    let code = example().replace("text = b\"worker %s\" % os.environ[\"PANZER_WORKER_ID\"].encode()", &answers);
+    let code = example_mold().replace("text = b\"worker %s\" % os.environ[\"PANZER_WORKER_ID\"].encode()", &answers);
     assert!(code.contains(&answers));
     code.replacen("def work():", "open('loads', 'a').write('.')\n\ndef work():", 1)
 }
@@ -52,7 +46,7 @@ fn parent_of(pid: i32) -> i32 {
 #[test]
 fn the_example_of_the_manual_serves() {
     let port = free_port();
-    let panzer = serving(&example(), port, 2).start();
+    let panzer = serving(&example_mold(), port, 2).start();
     panzer.wait_serving();
     let status = panzer.status();
     let (mold, monitor) = (status.serving().mold(), status.serving().monitor.unwrap());
@@ -212,7 +206,7 @@ fn each_worker_has_its_own_queue() {
     let port = free_port();
     // It tells by its descriptor which socket it was given.
     let tells = "text = b\"%d %s\" % (os.fstat(3).st_ino, os.environ[\"PANZER_WORKER_ID\"].encode())";
-    let program = example().replace("text = b\"worker %s\" % os.environ[\"PANZER_WORKER_ID\"].encode()", tells);
+    let program = example_mold().replace("text = b\"worker %s\" % os.environ[\"PANZER_WORKER_ID\"].encode()", tells);
     let panzer = Panzer::builder()
         .executable("app", &program)
         .args(["--preload", "-w", "2", "--bake", "100ms", "-l", &format!("127.0.0.1:{port},per-worker"), "./app"])
@@ -247,7 +241,8 @@ fn each_worker_has_its_own_queue() {
 fn a_port_that_a_mold_binds_is_shared_with_the_next() {
     let port = free_port();
     let listens = format!("listener = socket.create_server(('127.0.0.1', {port}))\n\nmold(work)");
-    let program = example().replace("    listener = socket.socket(fileno=3)\n", "").replace("mold(work)\n", &listens);
+    let program =
+        example_mold().replace("    listener = socket.socket(fileno=3)\n", "").replace("mold(work)\n", &listens);
     assert!(program.contains("create_server"));
     let panzer = Panzer::builder()
         .executable("app", &program)

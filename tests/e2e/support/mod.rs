@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod executables;
+mod mold;
 mod output;
 mod panzer;
 mod patterns;
@@ -16,6 +17,7 @@ mod waiting;
 pub use crate::load::http::{Address, Response, get};
 pub use descriptors::descriptor_of;
 pub use executables::set_mode;
+pub use mold::{as_mold, example_mold, in_this_test};
 pub use output::Mark;
 pub use panzer::{Builder, Panzer};
 pub use patterns::matches;

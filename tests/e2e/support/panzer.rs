@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::executables::set_mode;
+use super::mold::{in_this_test, is_mold};
 use super::output::{Lines, Mark};
 use super::patterns::{is_usual, matches};
 use super::processes::{Name, Process, descendants, kill_exactly, started_by};
@@ -115,7 +116,7 @@ impl Builder {
 
     /// Puts an executable file into its folder.
     pub fn executable(self, name: &str, content: &str) -> Builder {
-        let builder = self.file(name, content);
+        let builder = self.file(name, &in_this_test(content));
         set_mode(builder.folder().join(name), 0o755);
         builder
     }
@@ -124,6 +125,10 @@ impl Builder {
     pub fn link(self, path: &str) -> Builder {
         let target = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         let name = target.file_name().expect("a file has a name").to_owned();
+        if is_mold() {
+            let content = fs::read_to_string(&target).expect("it is ours");
+            return self.executable(&name.to_string_lossy(), &content);
+        }
         symlink(&target, self.folder().join(name)).expect("the folder is ours");
         self
     }
@@ -142,7 +147,7 @@ impl Builder {
         command.env("PWD", &folder).env("RUNTIME_DIRECTORY", &runtime).env("PATH", with_real_interpreter());
         // Servers that keep a socket or a lock in the home folder would get into each other's way.
         command.env("HOME", &folder);
-        command.envs(self.environment);
+        command.envs(is_mold().then_some(("PANZER_PRELOAD", "1"))).envs(self.environment);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // SAFETY: setsid and sigaction are async-signal-safe, and neither touches our memory.
         unsafe { command.pre_exec(lead_a_session) };

@@ -72,7 +72,7 @@ fn no_more_is_lost_than_alone(server: &str, file: &str, program: &[&str]) {
 }
 
 #[test]
-fn my_app_loses_nothing() {
+pub fn my_app_loses_nothing() {
     if require("python3") {
         nothing_is_lost("my_app", |builder| builder.link("examples/my_app").arg("./my_app"));
     }
@@ -102,14 +102,14 @@ fn gunicorn_loses_nothing() {
 }
 
 #[test]
-fn node_loses_no_more_than_alone() {
+pub fn node_loses_no_more_than_alone() {
     if require("node") {
         no_more_is_lost_than_alone("node", "examples/node_app.js", &["node", "node_app.js"]);
     }
 }
 
 #[test]
-fn uvicorn_loses_no_more_than_alone() {
+pub fn uvicorn_loses_no_more_than_alone() {
     if require("uvicorn") {
         let program = ["uvicorn", "--log-level", "warning", "app:app", "--fd", "FD"];
         no_more_is_lost_than_alone("uvicorn", "examples/app.py", &program);
