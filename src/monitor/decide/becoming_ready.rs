@@ -1,5 +1,5 @@
-//! How workers become ready: by their own word, by being seen accepting, by a probe, or by living; and whether they
-//! accept on what they were given.
+//! How workers become ready: they notify, are seen accepting, pass a probe, or are alive. Also finds workers that do
+//! not accept on the listener that they were given.
 
 use super::slot::{Probe, Watched};
 use std::time::{Duration, Instant};
@@ -10,26 +10,27 @@ use super::vocabulary::{Action, Settings, Watch, Worker};
 use crate::control::monitor::messages::{MAX_EXTENSION, Report};
 use crate::readiness::watch::{Bypass, Sight};
 
-/// The longest, so that a worker is known to accept within that and a little.
+/// The longest pause between two looks at a worker. A worker that accepts is seen within this time and a little.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest pause between two probes of a worker.
 const MAX_PROBE_PAUSE: Duration = Duration::from_millis(500);
 
-/// A probe that takes this long hangs: it is ended, and counts as failed.
+/// A probe that takes this long hangs. It is ended, and has failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time between bind and listen of a worker that serves already, at most.
+/// Limit of the time between bind and listen in a worker that serves already.
 const BEFORE_LISTEN: Duration = Duration::from_secs(1);
 
-/// Time that a program loads between bind and listen, if nothing shows but that it is alive.
+/// Limit of the time between bind and listen in a program that loads, if it is only known to be alive.
 const LOADING: Duration = Duration::from_secs(5);
 
-/// A worker that stays hidden for this long, or for half of the time that it has to be ready, counts as one that cannot
-/// be seen. Many are hidden for a moment, such as while they drop their rights.
+/// A worker that stays hidden for this long, or for half of its ready timeout, cannot be seen. Many workers are hidden
+/// for a moment, for example while they drop their rights.
 const HIDDEN_FOR_GOOD: Duration = Duration::from_secs(1);
 
-/// A slot whose workers were not ready in time gives the next one twice as long, so many times.
+/// Each time a worker was not ready in time, the next one in its slot gets twice as long. This is the limit of the
+/// doublings.
 const MAX_DOUBLINGS: u32 = 4;
 
 impl Slots {
@@ -54,7 +55,7 @@ impl Slots {
         self.go_on(worker, now, actions);
     }
 
-    /// Once.
+    /// Reports it the first time.
     pub(super) fn report_executed(&mut self, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.executed, true) {
             actions.push(Action::Report(Report::Executed));
@@ -72,7 +73,7 @@ impl Slots {
         }
         match slot.state {
             State::Starting { .. } => self.go_on(worker, now, actions),
-            // It was ready by another measure; that it can tell is worth knowing for the next release.
+            // It was ready without that. The next release has to know that workers notify.
             State::Ready { .. } if first_time => {
                 actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
             }
@@ -80,7 +81,8 @@ impl Slots {
         }
     }
 
-    /// More time to be ready, or to end by the step of its schedule that it is at. A stop that is to be quick stays so.
+    /// The worker asks for more time to be ready, or to end at the present step of its schedule. A quick stop stays
+    /// quick.
     pub(super) fn on_extends(&mut self, worker: Worker, by: Duration, now: Instant, actions: &mut Vec<Action>) {
         let by = by.min(MAX_EXTENSION);
         let is_quick = self.is_stopping_quickly();
@@ -96,18 +98,19 @@ impl Slots {
         actions.push(Action::Report(Report::Extends { slot: worker.slot, by }));
     }
 
-    /// How long this worker may take to be ready: nothing is lost where it takes longer than those before it did.
+    /// The time within which this worker must be ready. It grows, because a later worker may need longer than the ones
+    /// before it.
     pub(super) fn ready_time(&self, worker: Worker) -> Duration {
         let tries = self.slot_at(worker).map_or(0, |slot| slot.unready);
         self.settings.tuning.ready_timeout.saturating_mul(1 << tries.min(MAX_DOUBLINGS))
     }
 
-    /// On trial main times a generation as a whole.
+    /// During a trial main has a deadline for the whole generation.
     fn ready_deadline(&self, worker: Worker, now: Instant) -> Option<Instant> {
         (!self.settings.trial).then(|| now + self.ready_time(worker))
     }
 
-    /// Whether it accepts there is to be seen from now on, unless it has been found ready for good.
+    /// The worker listens on a shared port. From now on it must be seen accepting there, unless it is ready for good.
     pub(super) fn on_listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, trial) = (self.settings.watch, self.settings.trial);
         let deadline_anew = self.ready_deadline(worker, now);
@@ -142,14 +145,14 @@ impl Slots {
         let patience = HIDDEN_FOR_GOOD.min(self.settings.tuning.ready_timeout / 2);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
-        // What it did before a signal stopped it is no proof.
+        // What it did before a signal stopped it proves nothing.
         if look.is_none() || (slot.suspended && sight == Sight::Accepting) {
             return;
         }
         slot.readiness.shown.note(sight, patience, now);
         match (slot.readiness.shown.accepting, slot.readiness.shown.hidden) {
             (true, _) => *look = None,
-            // What was asked of it while it was hidden may have been answered by another.
+            // While it was hidden, another worker may have answered its probe.
             (false, None) => *probe = None,
             (false, Some(_)) => {}
         }
@@ -171,8 +174,9 @@ impl Slots {
         }
     }
 
-    /// One that was seen accepting, or of which that cannot be seen or asked, has its probe to pass; without a probe its
-    /// own word counts, or that it lives, unless it was seen; not while a signal has stopped it.
+    /// A worker that was seen accepting, or that need not or cannot be seen, must pass its probe. Without a probe it is
+    /// ready if it was seen accepting or has notified, or if it need not notify and is alive. Not while a signal has
+    /// stopped it.
     pub(super) fn go_on(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Settings { notify, probe: is_probed, watch, .. } = self.settings;
         let Some(slot) = self.slot_of(worker).filter(|_| !worker.is_mold()) else { return };
@@ -208,8 +212,8 @@ impl Slots {
         }
     }
 
-    /// Whether a socket that a worker has bound `since` then may still listen, so that whoever binds the same waits for it.
-    /// A process that has left its worker has none.
+    /// Whether a socket that a worker has bound at `since` may still listen, so that others wait for it. A process that
+    /// has left its worker has no such sockets.
     pub fn may_listen(&self, worker: Option<Worker>, since: Instant, now: Instant) -> bool {
         let slot = worker.and_then(|worker| self.slot_at(worker).filter(|it| it.life == worker.life));
         let is_proven = |slot: &Slot| slot.readiness.serves.is_some() || slot.readiness.notified;
@@ -221,7 +225,7 @@ impl Slots {
         }
     }
 
-    /// Whether a worker has served for so long that its start is over: what it opens now is for itself.
+    /// Whether a worker has served so long that its start is over. What it opens now is its own.
     pub fn serves_for_long(&self, worker: Worker, now: Instant) -> bool {
         let slot = self.slots.get(worker.slot as usize).filter(|slot| slot.life == worker.life);
         let serves =
@@ -245,7 +249,7 @@ impl Slots {
         }
     }
 
-    /// Looks at the one that has waited longest for it. Looks take turns with everything else: see [`Looking`].
+    /// Looks at the worker that has waited longest. Looks take turns with everything else: see [`Looking`].
     pub(super) fn look_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !self.looking.may_begin(now) {
             return;
@@ -264,7 +268,7 @@ impl Slots {
         }
     }
 
-    /// Probes as many as may be started in this turn.
+    /// Starts as many probes as may be started in this turn.
     pub(super) fn probe_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut due: Vec<_> = self.probes_to_come().filter(|(next, _)| *next <= now).collect();
         due.sort_unstable();
@@ -280,7 +284,7 @@ impl Slots {
         }
     }
 
-    /// Who is to be probed, and when. One whose last probe is still on its way to its end waits for that.
+    /// The workers to probe, and when. While a worker's last probe is ending, the worker waits.
     pub(super) fn probes_to_come(&self) -> impl Iterator<Item = (Instant, Worker)> {
         let slots = self.slots.iter().zip(0..).filter(|_| self.settings.probe);
         slots.filter_map(|(slot, index)| match slot.state {
@@ -303,7 +307,7 @@ impl Slots {
         }
     }
 
-    /// Whoever has ended, or is being stopped, is examined no more.
+    /// Workers that have ended, or are being stopped, are not examined any more.
     pub(super) fn forget_suspects_that_end(&mut self) {
         let slots = &self.slots;
         self.suspects.keep(|worker| {
@@ -312,7 +316,7 @@ impl Slots {
         });
     }
 
-    /// Ends the probes that hang, and those of whose result nobody waits any more.
+    /// Ends the probes that hang, and those whose result is not needed any more.
     pub(super) fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for (worker, probe) in &mut self.probes {
             let slot = &self.slots[worker.slot as usize];

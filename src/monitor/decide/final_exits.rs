@@ -1,4 +1,4 @@
-//! Workers that ended for good: their slots are not filled again.
+//! Workers that ended for good. Their slots are not filled again.
 
 use super::slot::State;
 use super::slots::Slots;
@@ -7,7 +7,7 @@ use crate::control::monitor::messages::Report;
 use crate::worker::cause::Cause;
 
 impl Slots {
-    /// The code of an end after which nobody is started in the worker's place.
+    /// The exit code, if no worker is to follow.
     pub(super) fn final_code(&self, cause: &Cause) -> Option<u8> {
         match cause {
             Cause::Exited(code) if self.settings.tuning.final_exits.contains(*code) => u8::try_from(*code).ok(),
@@ -15,7 +15,8 @@ impl Slots {
         }
     }
 
-    /// On trial it is a death like any other, and told as one; that it was the last in its slot is told after a commit.
+    /// During a trial it counts and is reported like any other death. After a commit, main is told that it was the last
+    /// worker in its slot.
     pub(super) fn end_for_good(&mut self, worker: Worker, code: u8, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(worker.slot as usize) else { return };
         slot.state = State::EndedForGood { code: Some(code) };
@@ -28,7 +29,7 @@ impl Slots {
         }
     }
 
-    /// The trial is over: what ended for good during it stays so.
+    /// The trial is over: slots whose worker ended for good stay so.
     pub(super) fn tell_those_ended_for_good(&self, actions: &mut Vec<Action>) {
         for (slot, index) in self.slots.iter().zip(0..) {
             if let State::EndedForGood { code: Some(code) } = slot.state {

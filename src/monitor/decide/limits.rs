@@ -1,18 +1,18 @@
-//! How much of the machine looks at workers may use, and how many respawns may be without a delay.
+//! Limits: how much of the machine looks may use, and how many respawns may have no delay.
 
 use std::time::{Duration, Instant};
 
-/// After a look nobody is looked at for this many times as long as the look took.
+/// After each look, no look begins for this many times as long as the look took.
 const REST: u32 = 4;
 
-/// Rest of this length may be owed: several short looks follow each other without a pause.
+/// This much rest may be put off, so that several short looks follow each other without a pause.
 const OWED_REST: Duration = Duration::from_millis(20);
 
-/// Looks at workers. They take a quarter of one processor at most, and some milliseconds at a time, however many workers
-/// there are and whatever a look costs: everything else has its turn in between.
+/// Looks at workers. They take at most a quarter of one processor, and some milliseconds at a time, whatever the number
+/// of workers and the time of a look. Everything else has its turn in between.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Looking {
-    /// A look has begun, and what it took is not known yet.
+    /// A look has begun, and its time is not known yet.
     under_way: bool,
     /// When the rest after all looks so far is over.
     rested: Option<Instant>,
@@ -33,29 +33,29 @@ impl Looking {
         self.rested = Some(self.rested.map_or(now, |rested| rested.max(now)) + took * REST);
     }
 
-    /// When a look can begin that is to begin at `wanted`. None while another one is under way.
+    /// When a look can begin that is wanted at `wanted`. None while another one is under way.
     pub(super) fn earliest(&self, wanted: Instant) -> Option<Instant> {
         let rested = self.rested.and_then(|rested| rested.checked_sub(OWED_REST));
         (!self.under_way).then(|| rested.map_or(wanted, |rested| rested.max(wanted)))
     }
 }
 
-/// In this time every slot may be respawned at once, on average.
+/// Within this time every slot may be respawned without a delay, on average.
 const REFILL: Duration = Duration::from_secs(10);
 
-/// With fewer slots than this the limit is as for this many.
+/// With fewer slots the limit is as for this number.
 const FEWEST: u32 = 100;
 
-/// The respawns without a delay, of all slots together. All workers may die at the same moment and are respawned at once;
-/// if they go on dying, `FEWEST` or the number of slots within [`REFILL`] is the limit.
+/// The respawns without a delay, of all slots together. If all workers die at the same moment, they are respawned at
+/// once. If they go on dying, the limit is `FEWEST` or the number of slots, within [`REFILL`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct AtOnce {
-    /// When all of the allowance is there again.
+    /// When the whole allowance is there again.
     full: Option<Instant>,
 }
 
 impl AtOnce {
-    /// How long one more respawn waits for its turn.
+    /// The time that another respawn has to wait.
     pub(super) fn wait(&mut self, slots: usize, now: Instant) -> Duration {
         let slots = u32::try_from(slots).unwrap_or(u32::MAX).max(FEWEST);
         let full = self.full.map_or(now, |full| full.max(now)) + REFILL / slots;
@@ -114,7 +114,7 @@ mod tests {
         })
     }
 
-    /// All are started and run.
+    /// All workers are started and run.
     fn begin(workers: u32, now: Instant) -> Slots {
         let mut slots = slots(workers, now);
         let mut actions = slots.on(now, Event::Start);
@@ -154,7 +154,7 @@ mod tests {
         let (mut now, end) = (begun, begun + Duration::from_secs(10));
         let took = Duration::from_millis(1);
         let mut looked = vec![0; 1000];
-        // One look was begun at the start.
+        // A look was begun at the start.
         let mut events = vec![Event::Wake, Event::Looked(Duration::ZERO)];
         while now < end {
             let mut in_turn = 0;

@@ -1,4 +1,4 @@
-//! When workers are started: each in its turn, with a pause between two starts.
+//! When workers are started: one after the other, with a pause between two starts.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use super::slots::Slots;
 use super::vocabulary::Action;
 
 impl Slots {
-    /// Every slot is to be filled, but those whose worker has ended for good under another monitor.
+    /// Every slot is to be filled, except those whose worker ended for good under another monitor.
     pub(super) fn start(&mut self, now: Instant) {
         for (slot, index) in self.slots.iter_mut().zip(0..) {
             if matches!(slot.state, State::Empty) {
@@ -22,7 +22,7 @@ impl Slots {
         }
     }
 
-    /// Fills the slots whose time has come, those first that have waited longest.
+    /// Fills the slots whose time has come, beginning with the one that has waited longest.
     pub(super) fn fill_those_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let waiting = self.slots.iter().zip(0..).filter_map(|(slot, index)| match slot.state {
             State::Waiting { until } if until <= now => Some((until, index)),

@@ -1,4 +1,4 @@
-//! One slot, and what belongs to one worker: data, and what each piece answers about itself.
+//! One slot, and the data of one worker.
 
 use std::time::{Duration, Instant};
 
@@ -11,17 +11,17 @@ use crate::control::monitor::messages::Urgency;
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
 
-/// The pause after the first look at a worker; it doubles with each further one.
+/// The pause after the first look at a worker. It doubles with each look.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
-/// The same for probes, which cost a process each.
+/// The same for probes. It is longer, because a probe costs a process.
 pub(super) const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What has not ended this long after KILL is not waited for: it may not be signalled, or the kernel cannot end it. Less
-/// than main gives the monitor beyond the schedule.
+/// A process that has not ended this long after KILL is given up: it may not be signalled, or the kernel cannot end it.
+/// Main gives the monitor more time than this beyond the schedule.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Processes that are started before signals, orders and messages are read again: some milliseconds.
+/// Limit of the processes that are started before signals, orders and messages are read again. Takes some milliseconds.
 const MAX_STARTS_A_TURN: u32 = 8;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -37,17 +37,17 @@ pub(super) enum State {
     Forking,
     Starting {
         deadline: Option<Instant>,
-        /// When it is looked at; none where it was seen accepting, or that is not asked of it.
+        /// When to look at it. None if it was seen accepting, or need not be.
         look: Option<Watched>,
-        /// When it is probed; none where it is to be seen accepting first, or no probe is asked for.
+        /// When to probe it. None if it must be seen accepting first, or if there is no probe.
         probe: Option<Watched>,
     },
-    /// Until `unproven`, if at all, it is ready for no more than being alive.
+    /// Until `unproven`, if that is set, it is only known to be alive.
     Ready {
         unproven: Option<Instant>,
     },
     Stopping(Escalation),
-    /// Nobody follows the last worker. Its exit code, where it was of this monitor.
+    /// No worker follows the last one. Its exit code, if it was a worker of this monitor.
     EndedForGood {
         code: Option<u8>,
     },
@@ -60,24 +60,24 @@ pub(super) struct Slot {
     pub(super) since: Instant,
     /// Whether a worker is wanted in it.
     pub(super) wanted: bool,
-    /// So many of its workers followed one that had ended unasked.
+    /// Number of its workers that replaced one which had ended by itself.
     pub(super) respawns: u32,
-    /// Whether its worker is being stopped because none is, or was, wanted.
+    /// Whether its worker is being stopped because the slot is, or was, not wanted.
     pub(super) retiring: bool,
-    /// Whether its next worker is asked for, and is no respawn.
+    /// Whether its next worker was asked for, and so is no respawn.
     pub(super) is_anew: bool,
-    /// Whether a signal has stopped the worker, and when that was last told.
+    /// Whether a signal has stopped the worker, and when that was last logged.
     pub(super) suspended: bool,
     pub(super) suspension_told: Option<Instant>,
     /// Number of workers since the last ready one that were not ready in time.
     pub(super) unready: u32,
     pub(super) readiness: Readiness,
     pub(super) backoff: Backoff,
-    /// Why the worker is being ended, where it is not for a stop.
+    /// Why the worker is being ended, if it is not for a stop.
     pub(super) ended_for: Option<Cause>,
 }
 
-/// How far the worker of a slot has shown that it is ready.
+/// How far the worker of a slot is ready.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Readiness {
     pub(super) notified: bool,
@@ -87,14 +87,14 @@ pub(super) struct Readiness {
     pub(super) listens: bool,
     /// Whether an earlier worker of this slot listened on a shared port.
     pub(super) listened: bool,
-    /// Since when this worker serves: it is ready, and has shown that by more than being alive.
+    /// Since when this worker serves: it is ready, and has shown more than being alive.
     pub(super) serves: Option<Instant>,
-    /// Whether it accepts, as far as looks have shown.
+    /// The results of looks at it.
     pub(super) shown: Shown,
-    /// Until when at least it may take to be ready, by its own word.
+    /// The earliest ready deadline that it has asked for.
     pub(super) extended_to: Option<Instant>,
-    /// From when on its worker counts as one that had become ready, should it die: of one that nobody waits for to be
-    /// seen, or told, once it has lived through the bake.
+    /// When its worker counts as having been ready, if it dies. If it need not be seen, and need not notify, that is at
+    /// the end of the bake.
     pub(super) proven: Option<Instant>,
 }
 
@@ -117,7 +117,7 @@ impl Slot {
         }
     }
 
-    /// What it looks like.
+    /// The slot as others see it.
     pub(super) fn view(&self) -> View {
         let phase = match self.state {
             _ if self.suspended && self.has_worker() => Phase::Suspended,
@@ -144,7 +144,7 @@ impl Slot {
     }
 }
 
-/// When a worker is looked at, or probed, again; none while a probe of it is under way.
+/// When to look at a worker, or to probe it, again. None while its probe is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Watched {
     pub(super) next: Option<Instant>,
@@ -161,16 +161,16 @@ impl Watched {
     }
 }
 
-/// What looks at one worker have shown.
+/// The results of looks at one worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Shown {
     /// It was seen accepting.
     pub(super) accepting: bool,
-    /// Since when it has been hidden from each look.
+    /// Since when every look found it hidden.
     pub(super) hidden_since: Option<Instant>,
-    /// Why it counts as one that cannot be seen.
+    /// The reason, if it counts as one that cannot be seen.
     pub(super) hidden: Option<Hidden>,
-    /// Why a process that it has started could not be seen by the last look.
+    /// Why the last look could not see a process that it has started.
     pub(super) helper_hidden: Option<Hidden>,
     /// The last reason that was reported.
     pub(super) reported: Option<Hidden>,
@@ -190,7 +190,7 @@ impl Shown {
         }
     }
 
-    /// Why it cannot be seen, where main does not know of it yet.
+    /// The reason why it cannot be seen, if main does not know it yet.
     pub(super) fn unreported(&mut self) -> Option<Hidden> {
         let new = self.hidden.filter(|_| self.hidden != self.reported);
         self.reported = self.hidden.or(self.reported);
@@ -233,34 +233,34 @@ pub(super) struct Stopping {
     pub(super) begun: Instant,
 }
 
-/// The starts that were made.
+/// The starts so far.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Starts {
-    /// When the next may be made.
+    /// When the next start may be.
     next: Option<Instant>,
     /// Number of processes that may still be started in this turn of the loop.
     left: u32,
 }
 
 impl Starts {
-    /// Everything that was ready has been read.
+    /// Signals, orders and messages have been read.
     pub(super) fn begin_turn(&mut self) {
         self.left = MAX_STARTS_A_TURN;
     }
 
-    /// Whether one more process may be started in this turn, which then counts as started.
+    /// Whether another process may be started in this turn. Counts it then.
     pub(super) fn take_one_of_turn(&mut self) -> bool {
         let any = self.left > 0;
         self.left = self.left.saturating_sub(1);
         any
     }
 
-    /// When a worker can be started that is to be at `wanted`.
+    /// When a worker can be started that is wanted at `wanted`.
     pub(super) fn earliest(&self, wanted: Instant) -> Instant {
         self.next.map_or(wanted, |next| next.max(wanted))
     }
 
-    /// One is made now. `random` is any number.
+    /// A start happens now. `random` is any number.
     pub(super) fn made(&mut self, delay: StartDelay, random: u64, now: Instant) {
         self.next = Some(now + delay.pause(random));
     }

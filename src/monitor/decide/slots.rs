@@ -1,4 +1,4 @@
-//! What a monitor does, and when: pure, with no clock, no IO and no pids.
+//! A monitor's state, and what changes it: pure, with no clock, no IO and no pids.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::slot::{Slot, State};
 use super::tickets::Mold;
 use super::vocabulary::{Action, Event, Note, Settings, View, Watch, Worker};
 
-/// An exec takes microseconds; one that takes this long hangs on a dead file system, and is ended.
+/// An exec takes microseconds. If it takes this long, the file system is dead, and the process is ended.
 pub(super) const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The slots of one generation.
@@ -39,7 +39,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Empty slots; [`Event::Start`] fills them.
+    /// Empty slots. [`Event::Start`] fills them.
     pub fn new(settings: Settings, now: Instant) -> Slots {
         Slots {
             slots: (0..settings.workers).map(|_| Slot::new(now)).collect(),
@@ -60,7 +60,7 @@ impl Slots {
         }
     }
 
-    /// The only way this changes. Also does all that is due by `now`.
+    /// The only method that changes the state. Also does everything that is due by `now`.
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -93,10 +93,10 @@ impl Slots {
             Event::GroupGone(worker) => drop(self.groups.remove(&worker)),
             Event::Ordered(Order::Commit) => self.commit(now, &mut actions),
             Event::Ordered(Order::Scale { workers, which }) => self.scale(workers, which, now, &mut actions),
-            // What has begun ends as it was to.
+            // Stops that are under way keep their old schedule.
             Event::Ordered(Order::Tune(tuning)) => self.settings.tuning = *tuning,
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
-            // Answered from `view`, by `sockets::sharing` or from the roster; nothing changes by them.
+            // Answered elsewhere: from `view`, by `sockets::sharing`, or from the roster. They change nothing here.
             Event::Ordered(
                 Order::Status
                 | Order::Own
@@ -108,7 +108,7 @@ impl Slots {
                 | Order::NotShared { .. }
                 | Order::Signal { .. },
             ) => {}
-            // The descriptors' affair.
+            // The descriptors follow this; the state does not change.
             Event::Ordered(Order::LeaveTerminal) => {}
             Event::MainGone => {
                 if self.stopping.is_none() {
@@ -118,7 +118,7 @@ impl Slots {
             }
             Event::Wake => {}
         }
-        // Not after each of a thousand looks.
+        // Only after such events, because a thousand looks would make it expensive.
         if may_end_workers {
             self.forget_suspects_that_end();
         }
@@ -127,7 +127,7 @@ impl Slots {
         actions
     }
 
-    /// When to be woken if nothing happens.
+    /// When to wake the monitor if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let may_start = self.may_start_workers();
         let slots = (0..).zip(&self.slots).filter_map(|(index, slot)| match &slot.state {
@@ -150,7 +150,7 @@ impl Slots {
         slots.chain(groups).chain(probes).chain(suspects).chain(self.probes_to_come().map(|(next, _)| next)).min()
     }
 
-    /// What a slot looks like.
+    /// A slot as others see it.
     pub fn view(&self, slot: u32) -> View {
         self.slots[slot as usize].view()
     }
@@ -160,12 +160,12 @@ impl Slots {
         self.stopping.is_some()
     }
 
-    /// How many slots there are.
+    /// Number of slots.
     pub fn count(&self) -> u32 {
         self.slots.len() as u32
     }
 
-    /// The slot that holds this worker; none where the worker is no more.
+    /// The slot that holds this worker. None if the worker is gone.
     pub(super) fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
         let slot = match worker.is_mold() {
             true => self.mold.as_mut().map(|mold| &mut mold.slot),
@@ -219,7 +219,7 @@ impl Slots {
             return;
         }
         if retired {
-            // Wanted again meanwhile.
+            // It is wanted again.
             slot.state = State::Waiting { until: now };
             slot.is_anew = true;
             return;
@@ -236,14 +236,14 @@ impl Slots {
         }
         slot.state = if trial { State::Empty } else { State::Waiting { until: now + delay } };
         actions.push(Action::Report(Report::Died { slot: worker.slot, cause: cause.clone() }));
-        // What cannot be executed at all is told by main, once for all slots, where it ends panzer or a reload.
+        // If the program cannot be executed at all, and this ends panzer or a reload, main logs it once for all slots.
         let told_by_main = trial || (worker.life == 1 && cause.exit_code().is_some());
         if !told_by_main {
             actions.push(Action::Note(Note::Respawning(worker, cause, delay)));
         }
     }
 
-    /// The release serves: what died on trial just before is filled again like any other slot.
+    /// The release serves. Slots whose worker died during the trial are filled like any other.
     fn commit(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.settings.trial, false) || self.stopping.is_some() {
             return;
@@ -253,7 +253,7 @@ impl Slots {
         for slot in self.slots.iter_mut().chain(mold) {
             match &mut slot.state {
                 State::Empty if slot.wanted => slot.state = State::Waiting { until: now },
-                // The first try of its slot: there was no other on trial.
+                // It is the first worker of its slot, because there was no respawn during the trial.
                 State::Starting { deadline, .. } => *deadline = Some(now + timeout).max(slot.readiness.extended_to),
                 _ => {}
             }
@@ -276,7 +276,7 @@ impl Slots {
         self.stop_those_left_behind(now, actions);
     }
 
-    /// A first worker, and one that is asked for anew, is no respawn.
+    /// The first worker of a slot is no respawn, nor is one that was asked for.
     pub(super) fn fill(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let slot = &self.slots[index as usize];
         let is_respawn = slot.life > 0 && !slot.is_anew;
@@ -295,7 +295,7 @@ impl Slots {
         let slot = &mut self.slots[index as usize];
         match slot.state {
             State::Executing { deadline } if deadline <= now => {
-                // There is no program yet that could do anything about a gentler signal.
+                // There is no program yet that could react to another signal.
                 slot.state = State::Stopping(Escalation::begin(&Schedule::kill(), now));
                 slot.ended_for = Some(Cause::HungInExec(EXEC_TIMEOUT));
                 actions.push(Action::Note(Note::HangsInExec(worker)));
@@ -316,7 +316,7 @@ impl Slots {
         }
     }
 
-    /// Counts the respawn that is about to be made.
+    /// Counts the respawn that is about to happen.
     pub(super) fn respawn_allowed(&mut self, now: Instant) -> bool {
         if self.gave_up {
             return false;
@@ -332,7 +332,7 @@ impl Slots {
         allowed
     }
 
-    /// Leaves the slot empty, and tells main once, which stops everything.
+    /// Leaves the slot empty. Reports it once, and main stops everything.
     fn give_up(&mut self, index: u32, actions: &mut Vec<Action>) {
         self.slots[index as usize].state = State::Empty;
         self.tell_that_it_gives_up(actions);

@@ -1,4 +1,4 @@
-//! The stop of everything, of single workers, and of what they leave behind.
+//! Stops: of everything, of single workers, and of what they leave behind.
 
 use super::slot::{KILL_TIMEOUT, Left, Stopping};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::vocabulary::{Action, Note, Worker};
 use crate::config::{Escalation, Schedule};
 use crate::control::monitor::messages::Urgency;
 
-/// What a worker has started may take this long to notice that the worker has ended, and to end by itself.
+/// Time that a worker's own children have to notice its end, and to end by themselves.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Slots {
@@ -32,7 +32,7 @@ impl Slots {
         let ends = |stopping: &Stopping| stopping.begun + stopping.schedule.total();
         let end = self.stopping.as_ref().filter(|stopping| stopping.urgency != Urgency::Patient).map(ends);
         match &mut self.stopping {
-            // The end of what it has begun comes sooner.
+            // The stop that is under way ends sooner.
             Some(stopping) if end.is_some_and(|end| end <= now + schedule.total()) => stopping.urgency = urgency,
             _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
@@ -46,7 +46,7 @@ impl Slots {
                     if escalation.is_patient() {
                         *escalation = Escalation::begin(&schedule, now);
                     } else if urgency != Urgency::Patient {
-                        // A graceful stop may be shorter than it was when this one was begun.
+                        // The present stop may be shorter than the one that was begun.
                         escalation.escalate(&schedule, now);
                     }
                 }
@@ -62,14 +62,15 @@ impl Slots {
         self.stopping.as_ref().is_some_and(|stopping| stopping.urgency == Urgency::Quick)
     }
 
-    /// It has a moment to end by itself; then it goes through the schedule. In a stop, as far as that has got.
+    /// What a worker has left gets a moment to end by itself, and then goes through the schedule. During a stop it
+    /// joins at the step that the stop has reached.
     pub(super) fn on_left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let Some(slot) = self.slot_at(worker).filter(|slot| worker.life > 0 && slot.life >= worker.life) else {
             return;
         };
         if let Some(left) = self.groups.get(&worker) {
             if left.escalation.killed().is_some() {
-                // It joins those that had to be killed.
+                // It joins processes that had to be killed.
                 actions.push(Action::SignalGroup(worker, Signal::SIGKILL));
             }
             return;
@@ -80,7 +81,7 @@ impl Slots {
                 (&stopping.schedule, Escalation::resume(&stopping.schedule, stopping.begun, now))
             }
             is_patient => {
-                // A reload ends it, or a scale, which has a schedule of its own.
+                // A reload or a scale ends it, which has its own schedule.
                 let retires = is_patient.is_some() || (slot.retiring && slot.life == worker.life);
                 let tuning = &self.settings.tuning;
                 let schedule = if retires { tuning.retirement() } else { &tuning.stop };
@@ -88,7 +89,7 @@ impl Slots {
             }
         };
         let first = escalation.deadline().map(|_| (heard, schedule.first_signal()));
-        // Where the schedule is over its KILL has been sent, but not to what had a group of its own.
+        // If the schedule is over, KILL was sent, but not to processes with a group of their own.
         let escalation = if first.is_none() { Escalation::begin(&Schedule::kill(), now) } else { escalation };
         self.groups.insert(worker, Left { first, escalation });
     }
@@ -111,8 +112,8 @@ impl Slots {
         });
     }
 
-    /// When a stop no longer waits for a worker that is being stopped so. One that has left something behind has ended,
-    /// and that is about to be told.
+    /// When a stop no longer waits for a worker that does not end. If the worker has left something behind, it has
+    /// ended, and the report of that is on its way.
     pub(super) fn gives_up_at(&self, worker: Worker, escalation: &Escalation) -> Option<Instant> {
         let may_live = self.stopping.is_some() && !self.groups.contains_key(&worker);
         escalation.killed().filter(|_| may_live).map(|killed| killed + KILL_TIMEOUT)

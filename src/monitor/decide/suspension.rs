@@ -1,4 +1,5 @@
-//! Workers that a signal has stopped: they live, and do nothing. Such a worker is shown as stopped, and is not found ready.
+//! Workers that a signal has stopped: they are alive and do nothing. Such a worker is shown as stopped, and does not
+//! become ready.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,8 @@ use super::slots::Slots;
 use super::vocabulary::{Action, Note, Worker};
 use crate::control::monitor::messages::Report;
 
-/// A worker that is stopped again and again, as by a tool that limits its CPU time, is told of so often.
+/// If a worker is stopped again and again, for example by a tool that limits its CPU time, this is logged once in this
+/// time.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 impl Slots {

@@ -1,4 +1,4 @@
-//! What can happen to a monitor, what it does, and what it tells people.
+//! A monitor's vocabulary: the events that reach it, the actions that it decides, and the notes that are logged.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
 use crate::worker::kin;
 
-/// One life of a slot. What is still under way about an earlier life never touches a later one.
+/// One life of a slot. Events of an earlier life never touch a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Worker {
     /// The slot, from 0; or [`Worker::MOLD`].
@@ -38,52 +38,55 @@ impl fmt::Display for Worker {
     }
 }
 
-/// What a monitor is to do.
+/// The settings of a monitor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// How many slots are kept filled.
+    /// Number of slots that are kept filled.
     pub workers: u32,
-    /// Whether a worker is ready only when it has said so; of no use where it is seen accepting or must be.
+    /// Whether a worker is ready only when it has notified. It does not matter if the worker is, or must be, seen
+    /// accepting.
     pub notify: bool,
-    /// Whether a worker is looked at until it accepts.
+    /// Whether workers are watched until they accept.
     pub watch: Watch,
-    /// Whether a worker is ready only when a probe of it succeeds; one that is looked at is probed once it accepts.
+    /// Whether a worker is ready only when its probe succeeds. A worker that is watched is probed once it accepts.
     pub probe: bool,
-    /// Whether workers are given a listener to accept on.
+    /// Whether workers get a listener to accept on.
     pub has_listener: bool,
     /// Whether a mold loads the program, and forks the workers.
     pub preload: bool,
-    /// Delays, waits and limits. On trial main times a generation as a whole. Its bake is what a worker lives at least,
-    /// from its exec on, before no more is asked of it than that.
+    /// Delays, waits and limits. During a trial main has a deadline for the whole generation. If a worker need not show
+    /// anything, it is ready for good after a bake from its exec on.
     pub tuning: Tuning,
-    /// The slots whose worker ended for good under another monitor.
+    /// Slots whose worker ended for good under another monitor.
     pub ended: BTreeSet<u32>,
-    /// A new release beside a serving one: a death is its failure, and nothing is respawned until it is committed.
+    /// Whether a new release is on trial beside a serving one. Then a death makes the release fail, and nothing is
+    /// respawned before a commit.
     pub trial: bool,
-    /// Makes the jitter repeatable.
+    /// Seed of the jitter, so that a history can be repeated.
     pub seed: u64,
 }
 
-/// Whether a worker is looked at until it accepts.
+/// Whether workers are watched until they accept. If a worker is not seen accepting, READY=1, a probe or being alive
+/// decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
-    /// It is not: readiness is by another measure.
+    /// No.
     No,
-    /// It is ready when it is seen accepting; one that cannot be seen, by the other measure.
+    /// A worker is ready when it is seen accepting. If it cannot be seen, the others decide.
     IfSeeable,
-    /// As before from the moment on when it listens on a shared port, where it does so within the bake; or from its start
-    /// where its slot has done so before. Otherwise by the other measure.
+    /// Like IfSeeable, but only once the worker listens on a shared port (if it does so within the bake), or from the
+    /// start if an earlier worker of this slot did.
     IfItListens,
-    /// It is ready when it is seen accepting, and never otherwise.
+    /// A worker is ready only when it is seen accepting.
     Always,
 }
 
-/// What can happen to a monitor.
+/// Something that happened to a monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// It begins.
+    /// The monitor begins.
     Start,
-    /// The program runs.
+    /// The program of this worker runs.
     Executed(Worker),
     /// The mold is loaded, and forks when it is asked to.
     MoldReady,
@@ -95,42 +98,41 @@ pub enum Event {
     MoldClosed,
     /// A child that was not known says that it is the worker of this ticket.
     Born(u64),
-    /// The mold says that there is no worker for this ticket, and why.
+    /// The mold reports that there is no worker for this ticket, and why.
     Unborn(u64, String),
-    /// The worker said that it is ready.
+    /// The worker has notified that it is ready.
     Notified(Worker),
-    /// The worker asked for so much time, from now on, to be ready or to stop.
+    /// The worker asks for this much time from now on, to be ready or to stop.
     Extends(Worker, Duration),
     /// The worker, or a descendant, listens on a shared port.
     Listens(Worker),
-    /// What a look at the worker gave.
+    /// The result of a look at the worker.
     Seen(Worker, Sight),
-    /// What a look at the worker gave that asks whether it bypasses its listener: none where it does not, as far as can
-    /// be seen.
+    /// The result of a look at whether the worker bypasses its listener. None if it does not, as far as can be seen.
     Examined(Worker, Option<Bypass>),
-    /// A look, of either kind, is over and took this much processor time. It comes after what the look gave.
+    /// A look of either kind is over, and took this much processor time. Its result comes before this.
     Looked(Duration),
-    /// A probe of the worker has ended and been reaped, or could not be started; true where it succeeded.
+    /// A probe of the worker has ended and been reaped, or could not be started. True if it succeeded.
     Probed(Worker, bool),
     /// The worker has ended and been reaped, or could not be started.
     Ended(Worker, Cause),
-    /// A signal has stopped the worker: it runs no more until it gets CONT.
+    /// A signal has stopped the worker. It does not run until it gets CONT.
     Suspended(Worker, Signal),
-    /// It goes on.
+    /// The worker runs again.
     Continued(Worker),
-    /// This worker has ended, or is about to be said to have, and there is something left of it, or more than was known.
+    /// This worker has ended, or its end follows, and it has left something, or more than was known.
     LeftBehind(Worker),
-    /// All that this worker left behind has ended.
+    /// Everything that this worker has left has ended.
     GroupGone(Worker),
-    /// Main orders something.
+    /// An order of main.
     Ordered(Order),
     /// Main is gone.
     MainGone,
-    /// A turn of the loop is over: everything that was ready has been read.
+    /// A turn of the loop is over: signals, orders and messages have been read.
     Wake,
 }
 
-/// What a monitor does.
+/// Something that a monitor is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Start this worker, or the mold.
@@ -149,53 +151,53 @@ pub enum Action {
     Probe(Worker),
     /// End the probe of this worker.
     EndProbe(Worker),
-    /// Send this to the worker; KILL to its whole group.
+    /// Send this signal to the worker. KILL goes to its whole group.
     Signal(Worker, Signal),
-    /// Send this to what the worker left behind.
+    /// Send this signal to what the worker has left.
     SignalGroup(Worker, Signal),
-    /// Wait no longer for this worker, and for what it left behind: nothing helps.
+    /// Wait no longer for this worker, and for what it has left: they do not end.
     GiveUp(Worker),
-    /// Let go of the listeners: nothing is started any more.
+    /// Close the listeners, because nothing is started any more.
     CloseListeners,
-    /// Tell main.
+    /// Report this to main.
     Report(Report),
-    /// Tell people.
+    /// Log this.
     Note(Note),
     /// Everything has ended.
     Exit,
 }
 
-/// What people are told.
+/// A message for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// A worker ended by itself; it is respawned after this delay.
     Respawning(Worker, Cause, Duration),
     /// The mold ended, or is of no use; another is loaded after this delay.
     MoldFailed(Worker, Cause, Duration),
-    /// A worker ended with this final exit code, and nobody follows it.
+    /// A worker ended with this final exit code, and no worker follows it.
     EndedForGood(Worker, u8),
-    /// A worker is ended because it was not ready in this time; the next one has that time.
+    /// A worker is ended because it was not ready within this time. The next one has the second time.
     NotReady(Worker, Duration, Duration),
     /// A worker is ended because its exec hangs.
     HangsInExec(Worker),
-    /// A worker had to be sent a later signal of the schedule.
+    /// A worker did not end, and got this later signal of the schedule.
     Escalated(Worker, Signal),
     /// A signal has stopped a worker.
     Suspended(Worker, Signal),
-    /// Processes outlived their worker and are stopped.
+    /// Processes outlived their worker, and are stopped.
     LeftBehind(Worker),
-    /// More respawns than allowed.
+    /// There were more respawns than allowed.
     GaveUp(RespawnLimit),
-    /// Main is gone, everything is stopped.
+    /// Main is gone, so everything is stopped.
     MainGone,
 }
 
-/// What a slot holds.
+/// The content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing, and nothing is planned.
     Empty,
-    /// Nothing until the backoff is over, and it is its turn to be started.
+    /// No process until the delay is over, and it is the slot's turn.
     Waiting,
     /// A process that has not executed its program yet.
     Executing,
@@ -205,14 +207,14 @@ pub enum Phase {
     Ready,
     /// A worker that is being stopped.
     Stopping,
-    /// A worker that a signal has stopped, whatever it was before.
+    /// A worker that a signal has stopped.
     Suspended,
-    /// Nothing any more: the last worker ended for good.
+    /// No process any more: the last worker ended for good.
     Ended,
 }
 
 impl Phase {
-    /// As people are shown it.
+    /// The word that people see.
     pub fn word(self) -> &'static str {
         match self {
             Phase::Empty => "empty",
@@ -226,13 +228,13 @@ impl Phase {
     }
 }
 
-/// What one slot looks like from outside.
+/// One slot as others see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
-    /// What it holds.
+    /// Its content.
     pub phase: Phase,
-    /// So many times a worker that had ended was replaced.
+    /// Number of times that a worker which had ended was replaced.
     pub respawns: u32,
-    /// Since when it has been in this phase, or for a live worker since its start.
+    /// Since when it has been in this phase. For a live worker, since its start.
     pub since: Instant,
 }

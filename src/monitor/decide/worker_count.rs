@@ -1,4 +1,4 @@
-//! More or fewer slots than before, without new workers for those that go on.
+//! More or fewer slots. Workers that stay are not touched.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::config::{Escalation, MAX_WORKERS};
 use crate::control::monitor::messages::{Report, Which};
 
 impl Slots {
-    /// So many workers are wanted from now on.
+    /// This number of workers is wanted from now on.
     pub(super) fn scale(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping.is_some() || self.gave_up {
             return;
@@ -29,7 +29,7 @@ impl Slots {
         self.slots.iter().filter(|slot| slot.wanted).count() as u32
     }
 
-    /// The first slot that is free takes it.
+    /// Takes the first free slot.
     fn want_another(&mut self, now: Instant) {
         let index = self.slots.iter().position(|slot| !slot.wanted).unwrap_or_else(|| {
             self.slots.push(Slot::new(now));
@@ -37,7 +37,7 @@ impl Slots {
         });
         let slot = &mut self.slots[index];
         slot.wanted = true;
-        // It is asked for, and no respawn.
+        // It is asked for, so it is no respawn.
         slot.backoff = Backoff::default();
         slot.respawns = 0;
         if matches!(slot.state, State::Empty) {
@@ -49,7 +49,7 @@ impl Slots {
     fn retire_one(&mut self, which: Which, now: Instant, actions: &mut Vec<Action>) {
         let mut wanted = self.slots.iter().enumerate().filter(|(_, slot)| slot.wanted);
         let index = match which {
-            // One that has no worker is missed by nobody.
+            // A slot without a worker goes first.
             Which::Oldest => wanted.min_by_key(|(_, slot)| (slot.has_worker(), slot.since)),
             Which::Last => wanted.next_back(),
             Which::First => wanted.next(),
@@ -62,7 +62,7 @@ impl Slots {
             State::Empty => {}
             State::Waiting { .. } | State::EndedForGood { .. } => slot.state = State::Empty,
             State::Stopping(escalation) => {
-                // It may have been wanted again meanwhile, and its stop begun when that was to take longer.
+                // It may have been wanted again, and its stop may have begun with a longer schedule.
                 escalation.escalate(self.settings.tuning.retirement(), now);
                 slot.retiring = true;
             }
@@ -77,12 +77,12 @@ impl Slots {
         actions.push(Action::Report(Report::Retired { slot: index as u32, empty }));
     }
 
-    /// Whether the slot's worker is being stopped because none is, or was, wanted: its end is no failure.
+    /// Whether the slot's worker is being stopped because the slot is, or was, not wanted. Then its end is no failure.
     pub fn is_retiring(&self, slot: u32) -> bool {
         self.slots.get(slot as usize).is_some_and(|slot| slot.retiring)
     }
 
-    /// Whether there is anything to be told of a slot: a worker, or that one is to come.
+    /// Whether the status shows the slot: it has a worker, or gets one.
     pub fn is_shown(&self, slot: u32) -> bool {
         self.slots.get(slot as usize).is_some_and(|slot| slot.wanted || slot.has_worker())
     }
