@@ -1,4 +1,4 @@
-//! What workers bind and listen on: what main is asked, and what it asks.
+//! Claims of workers' ports: questions to main, and questions of main.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::monitor::decide::Event;
 use crate::readiness::watch;
 use crate::sockets::sharing::{Claim, Sharing, Taken};
 
-/// Number of workers that are looked at for listeners of their own, and number of addresses reported.
+/// Limit of the workers that are looked at for listeners of their own, and of the addresses that are reported.
 const MAX_LOOKED_AT: usize = 4;
 const MAX_ADDRESSES: usize = 4;
 
@@ -41,14 +41,13 @@ impl Monitor {
 
     pub(super) fn listens(&mut self, process: Pid) {
         if let Some(worker) = self.find_worker(process) {
-            // It is past its exec, whether that has been looked at or not.
+            // Its program runs, whether its exec has been looked at or not.
             self.look_at_exec(worker.slot);
             self.events.push_back(Event::Listens(worker));
         }
     }
 
-    /// Reports where the first workers listen that panzer does not hold: what the others have is of the same kind. People
-    /// are told of unix paths.
+    /// Reports where the first workers listen by themselves. The others listen in the same way. Unix paths are logged.
     pub(super) fn report_own(&mut self) {
         let pids = (0..self.state.count()).filter_map(|slot| self.roster.in_slot(slot).map(|live| live.pid()));
         let pids: Vec<Pid> = pids.take(MAX_LOOKED_AT).collect();
@@ -61,9 +60,10 @@ impl Monitor {
         self.talk.channel.send(&Report::Owns { addresses: addresses.into_iter().take(MAX_ADDRESSES).collect() });
     }
 
-    /// The workers of the next release take a unix path over, and those of the old one remove it when they end.
+    /// Warns about a unix path: the workers of the next release take it over, and those of the old one remove it when
+    /// they end.
     fn tell_own_path(&mut self, process: Pid, path: &Path) {
-        // One that is named after its process is nobody else's, and one after its generation is no other release's.
+        // A path with the process's pid belongs to it alone, and one with the generation to this release alone.
         let (plan, pid) = (&self.assignment.plan, process.to_string());
         let generation = plan.names_generations().then(|| self.assignment.generation.to_string());
         let is_part = |part: &str| part == pid || Some(part) == generation.as_deref();
@@ -79,7 +79,7 @@ impl Monitor {
         );
     }
 
-    /// Reports whether the socket of this bind may still listen: others wait for it.
+    /// Reports whether the socket of this bind may still listen, because others wait for it.
     pub(super) fn look_at_bind(&mut self, ticket: u64) {
         let bound = self.sockets.sharing.as_ref().and_then(|sharing| sharing.may_listen(ticket));
         let may_listen = bound.is_some_and(|(process, since)| {

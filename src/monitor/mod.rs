@@ -1,8 +1,8 @@
 //! The monitor: keeps the slots of one generation filled with workers.
 //!
-//! [`decide`] decides; [`run`] has the loop, `perform` performs what was decided, `orders` takes main's orders, `claims`
-//! reports ports to main, `mold` talks with the mold, and `processes` knows the pids. A monitor knows one generation, its own; what a generation means
-//! to the others is main's business.
+//! [`decide`] decides. [`run`] has the loop, `perform` performs what was decided, `orders` takes main's orders,
+//! `claims` reports ports to main, `mold` talks with the mold, and `processes` knows the pids. A monitor knows only its
+//! own generation; main knows how generations relate.
 
 pub mod decide;
 pub mod run;
@@ -41,12 +41,12 @@ pub(crate) const SHARING: u64 = 3;
 pub(crate) const ACKS: u64 = 4;
 pub(crate) const STDERR: u64 = 5;
 pub(crate) const MOLD: u64 = 6;
-/// A worker's exec is watched under this and its slot.
+/// A worker's exec is watched under this token plus its slot.
 pub(crate) const FIRST_SLOT: u64 = 16;
-/// What a worker alone tells us on, under this and its slot.
+/// A worker's own notify socket is watched under this token plus its slot.
 pub(crate) const FIRST_NOTIFY: u64 = 1 << 40;
 
-/// All that a monitor holds.
+/// The whole monitor.
 pub(crate) struct Monitor {
     pub(crate) assignment: Assignment,
     pub(crate) program: Program,
@@ -66,19 +66,19 @@ pub(crate) struct Monitor {
     pub(crate) done: bool,
 }
 
-/// What workers are started from.
+/// The program of the workers.
 pub(crate) struct Program {
     pub(crate) common: Common,
     pub(crate) release: Release,
     pub(crate) identity: Identity,
-    /// Whether people were told that the release has changed on disk.
+    /// Whether it was logged that the release has changed on disk.
     pub(crate) mixed_release_told: bool,
 }
 
-/// How main and workers talk to a monitor.
+/// The channels to main and to the workers.
 pub(crate) struct Talk {
     pub(crate) channel: Channel,
-    /// The reason why main cannot be heard or told any more, though it is there.
+    /// Why the channel to main has failed although main is there.
     pub(crate) cut_off: Option<String>,
     pub(crate) notify: NotifySocket,
     /// Number of workers that have a notify socket of their own. All others share one.

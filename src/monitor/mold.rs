@@ -17,7 +17,7 @@ use crate::sys::packets::Heard;
 use crate::sys::processes;
 use crate::worker::resources::run_on;
 
-/// Messages that are read before the loop looks at anything else.
+/// Limit of the messages that are read before the loop looks at anything else.
 const MAX_MESSAGES_A_TURN: usize = 64;
 
 impl Monitor {
@@ -35,7 +35,7 @@ impl Monitor {
         }
     }
 
-    /// Tells the mold to end. That its socket ends says the same.
+    /// Tells the mold to end. The end of its socket says the same.
     pub(super) fn dismiss_mold(&mut self) {
         if let Some(line) = &self.line {
             let _ = line.ask(&Asked::Stop, &[]);
@@ -61,7 +61,7 @@ impl Monitor {
         }
     }
 
-    /// Asks for a worker. What prevents it is told as if the mold had said so.
+    /// Asks for a worker. If this fails, it is handled as if the mold had refused.
     pub(super) fn ask_mold(&mut self, worker: Worker, ticket: u64) {
         let Some(line) = &self.line else { return };
         let (numbers, descriptors) = match self.queues_of(worker) {
@@ -91,8 +91,8 @@ impl Monitor {
         Ok(own.map(|((number, queue), _)| (number, queue.as_fd())).collect())
     }
 
-    /// Reads what the mold and those that it has forked say, and decides on it at once: whoever is born speaks elsewhere
-    /// next. What `reaped` said is from before its end.
+    /// Reads the messages of the mold and of the processes that it has forked. Each is decided on at once, because a
+    /// newborn worker speaks elsewhere next. Messages of `reaped` processes were sent before their end.
     pub(super) fn hear_mold(&mut self, reaped: &[Pid]) {
         for _ in 0..MAX_MESSAGES_A_TURN {
             let Some(line) = &self.line else { return };
@@ -100,7 +100,7 @@ impl Monitor {
             let event = match line.hear(&mut bytes) {
                 Err(Errno::EAGAIN | Errno::EINTR) => return,
                 Ok(Some(heard)) => {
-                    // What it was told by is past its exec, whether that has been looked at or not.
+                    // Its program runs, whether its exec has been looked at or not.
                     self.look_at_exec(Worker::MOLD);
                     self.understand(&bytes, &heard, reaped).unwrap_or_else(Event::MoldBroke)
                 }
@@ -135,7 +135,7 @@ impl Monitor {
         })
     }
 
-    /// Only a child of ours that is nobody yet can be a new worker.
+    /// Checks that the sender is an unknown child of ours: only then it can be a new worker.
     fn check_newborn(&self, sender: Pid, reaped: &[Pid]) -> Result<(), String> {
         if let Some(worker) = self.roster.known_as(sender) {
             return Err(format!("which is {worker} already"));
@@ -148,10 +148,10 @@ impl Monitor {
         }
     }
 
-    /// The child that has said so is this worker.
+    /// The child that has reported its birth is this worker.
     pub(super) fn adopt(&mut self, worker: Worker) {
         let Some(pid) = self.roster.newborn.take() else { return };
-        // It has done so itself, or its group would be the mold's.
+        // It has done so itself. Otherwise it would be in the mold's group.
         let _ = nix::unistd::setpgid(pid, pid);
         // One of its own, where the mold has none to pass on. Who has just ended has none.
         let _ = self.program.identity.cpus(Some(worker.slot)).map(|cpus| run_on(Some(pid), &cpus));
@@ -160,7 +160,7 @@ impl Monitor {
         self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
     }
 
-    /// The worker that a process is or descends from, also where it has only just been born.
+    /// The worker that a process is or descends from, even if it was born a moment ago.
     pub(super) fn find_worker(&mut self, pid: Pid) -> Option<Worker> {
         let known = self.roster.find_ancestor(pid);
         if known.is_some() || self.line.is_none() {

@@ -1,4 +1,4 @@
-//! What a monitor tells people.
+//! A monitor's messages for people.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::config::{Schedule, duration};
 use crate::monitor::decide::{Note, Worker};
 use crate::worker::cause::{Cause, signal_name};
 
-/// Whoever ends by a signal that panzer gets as well, as from a manager that signals all of a control group, has been
-/// stopped and has not crashed: main hears of its own within this time.
+/// A worker that ends by a signal which panzer gets too, for example from a manager that signals the whole control
+/// group, was stopped and did not crash. Main gets its own signal within this time.
 const MAX_HOLD: Duration = Duration::from_millis(250);
 
-/// Ends that may be part of a stop. They are logged once it is clear that they are not.
+/// Deaths that may belong to a stop. They are logged once it is clear that they do not.
 #[derive(Debug, Default)]
 pub(crate) struct Held(VecDeque<(Instant, Note, Option<i32>)>);
 
 impl Held {
-    /// Whether this is the end of a worker as a stop brings it about.
+    /// Whether a worker ended as a stop would end it.
     pub(crate) fn concerns(note: &Note, stop: &Schedule) -> bool {
         let ends = |signal: i32| {
             let usual = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
@@ -27,7 +27,7 @@ impl Held {
         };
         match note {
             Note::Respawning(_, Cause::Killed(signal, _), _) => ends(*signal),
-            // What handles the signal ends with 0, or as a shell shows it.
+            // A program that handles the signal exits with 0, or with the code that a shell shows for the signal.
             Note::Respawning(_, Cause::Exited(code), _) => *code == 0 || ends(code - 128),
             _ => false,
         }
@@ -41,7 +41,7 @@ impl Held {
         self.0.front().map(|(due, ..)| *due)
     }
 
-    /// Writes those that are due; none any more in a stop.
+    /// Logs the deaths that are due. In a stop they are dropped.
     pub(crate) fn tend(&mut self, stopping: bool, generation: u32) {
         if stopping {
             self.0.clear();
@@ -50,7 +50,7 @@ impl Held {
         self.write(due, generation);
     }
 
-    /// Writes all: they are why panzer gives up, and the stop that follows is not their cause.
+    /// Logs all deaths: they made panzer give up, and the stop that follows did not cause them.
     pub(crate) fn write_all(&mut self, generation: u32) {
         self.write(self.0.len(), generation);
     }
@@ -60,7 +60,7 @@ impl Held {
     }
 }
 
-/// Writes `note`. `pid` gives the pid of a worker, or the last it had.
+/// Logs `note`. `pid` gives the pid of a worker, or the last one that it had.
 pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
     let name = |worker: &Worker| {
         let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
@@ -108,7 +108,7 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
     }
 }
 
-/// What stopped a worker, where that is known, and what prevents it.
+/// What stopped a worker, if that is known, and how to prevent it.
 fn why(stopped_by: Signal) -> &'static str {
     match stopped_by {
         Signal::SIGTTOU => {

@@ -1,4 +1,4 @@
-//! What main orders, and what it is answered.
+//! Takes main's orders, and answers them.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::sys::errno::words;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
 
-/// Orders that are read before the loop looks at anything else.
+/// Limit of the orders that are read before the loop looks at anything else.
 const MAX_ORDERS_A_TURN: usize = 64;
 
 impl Monitor {
@@ -95,7 +95,7 @@ impl Monitor {
         }
     }
 
-    /// What an order means for workers that are started from now on, and for what is told.
+    /// Applies an order to the assignment and to the log level.
     fn take_over(&mut self, order: &Order) {
         match order {
             Order::Scale { workers, .. } => self.assignment.plan.workers = *workers,
@@ -107,10 +107,11 @@ impl Monitor {
         }
     }
 
-    /// An operator's signal, to all workers or one: to those that run their program. Returns how many got it.
+    /// Sends an operator's signal to one worker or to all that run their program. Returns the number of workers that
+    /// got it.
     fn signal_as_asked(&mut self, number: i32, slot: Option<u32>) -> u32 {
         let Ok(signal) = Signal::try_from(number) else { return 0 };
-        // Whoever has ended by now gets nothing.
+        // Reap first: a worker that has ended gets nothing.
         self.reap();
         let slots = slot.map_or(0..self.state.count(), |slot| slot..slot.saturating_add(1));
         let mut reached = 0;

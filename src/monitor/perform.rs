@@ -1,4 +1,4 @@
-//! Performs what the state decides.
+//! Performs the actions that the state decides.
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
@@ -71,7 +71,7 @@ impl Monitor {
         }
     }
 
-    /// One that has ended is not looked at.
+    /// A worker that has ended is not looked at.
     fn look(&mut self, worker: Worker, look: impl FnOnce(Pid, &Listeners) -> Event) {
         let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
         let before = used();
@@ -85,13 +85,13 @@ impl Monitor {
             let why = "could not be started: its queue has not come from main, which is asked for it again";
             return Err(Cause::CannotStart(why.to_owned()));
         }
-        // A mold hands on to all workers what it is given.
+        // A mold passes its descriptors on to all workers.
         let mold = match worker.is_mold() {
             true => Some(self.open_line().map_err(|error| Cause::CannotStart(words(&error)))?),
             false => None,
         };
         let plan = &self.assignment.plan;
-        // With one of its own, it is known whose word it is that somebody left who has ended by now.
+        // On a socket of its own, a message is known to be this worker's even if its sender has ended.
         let own =
             (mold.is_none() && self.roster.count() < self.talk.own_sockets).then(|| NotifySocket::new().ok()).flatten();
         let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
@@ -115,7 +115,7 @@ impl Monitor {
             output: None,
             opens_output_anew: true,
             descriptors,
-            // As stdin it is nowhere else.
+            // As stdin it needs no other number.
             inherits_descriptors: !as_stdin,
             leads_group: true,
             keeps_mask: false,
@@ -142,7 +142,7 @@ impl Monitor {
         found.first().copied().map(AsFd::as_fd)
     }
 
-    /// The listeners of a worker, unless it inherits them where they lie.
+    /// The listeners that a worker is given. The others are inherited at their numbers.
     fn given_to(&self, worker: Worker) -> Vec<BorrowedFd<'_>> {
         let places = queues::of_slot(&self.assignment.plan.listen, place_of(worker));
         if !worker.is_mold() && places.iter().copied().eq(0..places.len()) {
@@ -165,7 +165,7 @@ impl Monitor {
     }
 
     fn probe(&mut self, worker: Worker) {
-        // One that has just ended needs none.
+        // A worker that has just ended needs no probe.
         let started = self.roster.pid_of(worker).map(|pid| self.start_probe(worker, pid));
         if let Some(Err(why)) = &started {
             log::warn!("the probe of worker {} could not be started: {why}", worker.slot);
@@ -175,7 +175,7 @@ impl Monitor {
         }
     }
 
-    /// Runs the probe in the workers' directory, by a shell, without their listeners.
+    /// Runs the probe with a shell, in the workers' directory, without their listeners.
     fn start_probe(&mut self, worker: Worker, pid: Pid) -> Result<(), String> {
         let plan = &self.assignment.plan;
         let probe = plan.probe.as_deref().ok_or("there is none in the plan")?;
@@ -200,27 +200,27 @@ impl Monitor {
             identity: Some(&self.program.identity),
             cpus: None,
         };
-        // What comes of its exec shows in how it ends.
+        // If its exec fails, its exit code shows that.
         self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);
         Ok(())
     }
 
-    /// Sends it, a step of a stop schedule, so that the worker can obey where it, or its group, is stopped.
+    /// Sends a signal of a stop schedule, and CONT, so that a stopped worker or group can obey.
     fn stop(&mut self, worker: Worker, signal: Signal) {
         if self.signal(worker, signal)
             && processes::needs_to_run(signal)
             && let Some(pid) = self.roster.pid_of(worker)
         {
-            // Whoever refuses this has refused the signal as well, and that has been logged.
+            // If this is refused, the signal was refused too, and that has been logged.
             let _ = processes::signal_group(pid, Signal::SIGCONT);
         }
     }
 
-    /// Whether it was sent.
+    /// Returns whether the signal was sent.
     pub(super) fn signal(&mut self, worker: Worker, signal: Signal) -> bool {
         let Some(pid) = self.roster.pid_of(worker) else { return false };
         let sent = match signal {
-            // Where the worker itself cannot be reached, what is in its group can.
+            // If the worker itself cannot be reached, the other processes of its group can.
             Signal::SIGKILL => {
                 let group = processes::signal_group(pid, signal);
                 processes::signal_child(pid, signal).and(group)
@@ -240,7 +240,7 @@ impl Monitor {
     }
 }
 
-/// Whose queues a process gets: to a mold, those of the first slot stand for those of all.
+/// The slot whose queues a process gets. A mold gets those of slot 0, which stand for all.
 fn place_of(worker: Worker) -> u32 {
     if worker.is_mold() { 0 } else { worker.slot }
 }

@@ -1,4 +1,4 @@
-//! A monitor's loop, with its one place to sleep, and what happens around it.
+//! A monitor's loop, which has the one place where it sleeps.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -24,13 +24,13 @@ use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
 use crate::worker::spawn::Outcome;
 
-/// So many notifications are read before the loop looks at anything else.
+/// Limit of the notifications that are read before the loop looks at anything else.
 const NOTIFY_BATCH: usize = 64;
 
-/// How soon an exec is looked at again that the poller does not watch.
+/// Pause before another look at an exec that the poller does not watch.
 const UNWATCHED_PAUSE: Duration = Duration::from_millis(20);
 
-/// Takes the role of a monitor, until all its workers have ended. Fails where panzer itself is at fault.
+/// Runs as a monitor until all its workers have ended. Fails if panzer itself is at fault.
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let inheritance = environment.take_monitor()?;
     signals::block_all().context("cannot block signals")?;
@@ -39,13 +39,14 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.tuning.verbosity.level());
     if assignment.plan.daemonize {
-        // Workers outlive the start, and with it the terminal: none of theirs may ever have been one.
+        // Workers outlive the start, and the terminal may close with it. So none of their descriptors may be the
+        // terminal.
         stderr::keep_terminal_to_itself().context("cannot leave the terminal")?;
     }
     let (release, findings) = match find_release(&assignment, inheritance.release, environment) {
         Ok(found) => found,
         Err(cause) => {
-            // Main says what it means: the end of a reload, or of a first start.
+            // Main says what follows: the end of a reload, or of a first start.
             channel.send(&Report::CannotBegin(cause));
             return last_words(channel.finish());
         }
@@ -60,7 +61,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let found = (release, identity, written);
     let mut monitor = match Monitor::new(assignment, found, channel, inheritance.listeners, common) {
         Ok(monitor) => monitor,
-        // Main is gone before anything was started: there is nothing to stop.
+        // Main ended before anything was started, so there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         Err(error) => return Err(error).context("a monitor cannot start"),
     };
@@ -68,7 +69,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     last_words(monitor.talk.channel.finish())
 }
 
-/// What became of what was said last. Where main is gone, nobody needs it.
+/// The result of the last message. If main is gone, the message is not needed.
 fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
     match said {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("main cannot be told"),
@@ -93,7 +94,8 @@ impl Monitor {
             let unmet = self.roster.unmet.then(Instant::now);
             let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
             let mut tokens = trim_memory::wait(&self.poller, deadlines.into_iter().flatten().min())?;
-            // Who has ended may have said something before: it is heard while it is still known who that was.
+            // Messages before ends: a process that has ended may have sent a message, which is read while its owner is
+            // known.
             tokens.sort_by_key(|token| *token == SIGNALS);
             for token in tokens {
                 self.look_at(token);
@@ -120,11 +122,11 @@ impl Monitor {
         }
     }
 
-    /// Decides on all that has happened.
+    /// Decides about everything that has happened.
     pub(super) fn settle(&mut self) {
         while let Some(event) = self.events.pop_front() {
             let actions = self.state.on(Instant::now(), event);
-            // A slot waits for its process; main and people may read a moment later what became of the last one.
+            // Spawn first; reports and log lines can wait.
             let (starts, others): (Vec<_>, Vec<_>) =
                 actions.into_iter().partition(|action| matches!(action, Action::Spawn(_) | Action::Fork(..)));
             starts.into_iter().chain(others).for_each(|action| self.perform(action));
@@ -134,10 +136,10 @@ impl Monitor {
     fn look_at(&mut self, token: u64) {
         match token {
             SIGNALS => {
-                // Further ones wake again.
+                // The poller wakes again for others.
                 self.signals.read();
                 self.notice_suspensions();
-                // Whether they are being stopped is to be known before it is judged how they ended.
+                // Orders first: whether workers are being stopped decides how their ends are judged.
                 self.take_orders();
                 self.reap();
             }
@@ -155,7 +157,7 @@ impl Monitor {
         }
     }
 
-    /// Reads what workers say; `slot` where it is said on the socket of the worker there.
+    /// Reads notifications; with `slot`, from the socket of the worker in that slot.
     fn take_notifications(&mut self, slot: Option<u32>) {
         for _ in 0..NOTIFY_BATCH {
             let live = slot.and_then(|slot| self.roster.in_slot(slot));
@@ -182,7 +184,7 @@ impl Monitor {
         }
         let seen = self.find_worker(sender.pid);
         let Some(worker) = seen.or(own.filter(|own| self.roster.may_have_sent(*own, sender))) else {
-            // What somebody has left who belonged to a worker that has ended as well means nothing any more.
+            // The sender has ended, and so has its worker: the message means nothing any more.
             let is_late =
                 own.and_then(|own| self.roster.pid_of(own)).is_some_and(|pid| processes::user_of(pid).is_none());
             if !is_late && !std::mem::replace(&mut self.talk.unattributed_told, true) {
@@ -197,7 +199,7 @@ impl Monitor {
             }
             return;
         };
-        // What it was told by is past its exec, whether that has been looked at or not.
+        // Its program runs, whether its exec has been looked at or not.
         self.look_at_exec(worker.slot);
         self.events.extend(extends.map(|by| Event::Extends(worker, by)));
         self.events.extend(ready.then_some(Event::Notified(worker)));
@@ -209,12 +211,12 @@ impl Monitor {
         let is_known = |sender: Sender| roster.find_ancestor(sender.pid).is_some() || roster.may_have_had(sender);
         let now = Instant::now();
         for (sender, named, said) in acks.tend(&self.poller, now, is_known) {
-            // A helper that has ended by now is known only by the worker that it named.
+            // If a helper has ended by now, only the pid that it named shows its worker.
             let by_name = || self.roster.find_ancestor(named?).filter(|it| self.roster.may_have_sent(*it, sender));
             let Some(worker) = self.roster.find_ancestor(sender.pid).or_else(by_name) else { continue };
             match said {
                 Said::Ack => {
-                    // What it was told by is past its exec, whether that has been looked at or not.
+                    // Its program runs, whether its exec has been looked at or not.
                     self.look_at_exec(worker.slot);
                     self.events.push_back(Event::Notified(worker));
                 }
@@ -223,7 +225,7 @@ impl Monitor {
         }
     }
 
-    /// Looks at an exec that the poller does not watch. The next turn looks again as long as it is under way.
+    /// Looks at an exec that the poller does not watch. The next turn looks again while it is under way.
     pub(super) fn look_at_unwatched_exec(&mut self, slot: u32) {
         self.look_at_exec(slot);
         if self.roster.in_slot(slot).is_some_and(|live| live.executing.is_some()) {
@@ -245,7 +247,7 @@ impl Monitor {
         match outcome {
             Outcome::Pending => return,
             Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
-            // The child is about to exit; that it did, and why, is told when it has been reaped.
+            // The child is about to exit. Its end and the reason are reported when it was reaped.
             Outcome::Failed(refused, cause) => {
                 live.refused = cause.or_else(|| Some(Cause::CannotStart(words(&refused.errno.into()))));
             }
@@ -254,7 +256,7 @@ impl Monitor {
         live.executing = None;
     }
 
-    /// Of those that have ended by now nothing is told.
+    /// Workers that have ended by now are left out.
     fn notice_suspensions(&mut self) {
         for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MAX_REAPED_AT_ONCE)
         {
@@ -269,7 +271,7 @@ impl Monitor {
     }
 
     pub(super) fn reap(&mut self) {
-        // All at once first: what has ended as well was not left behind.
+        // Reap everything first, so that a process that has ended too does not count as left behind.
         let reaped = processes::reap_all();
         let (main, generation) = (self.assignment.main_pid, self.assignment.generation);
         let mut ended = Vec::new();
@@ -286,7 +288,7 @@ impl Monitor {
             let slot = self.roster.slot_of(pid);
             if let Some(slot) = slot {
                 self.look_at_exec(slot);
-                // Its last words.
+                // Its last notifications.
                 self.take_notifications(Some(slot));
             }
             let Some(mut live) = self.roster.remove(pid) else {
@@ -307,7 +309,7 @@ impl Monitor {
         self.roster.meet(main, generation);
         self.roster.unmet |= reaped.len() == processes::MAX_REAPED_AT_ONCE;
         let LeftBehind { more, gone } = self.roster.left_behind();
-        // Before the end of the workers: what they have left behind is waited for.
+        // Before the ends of workers, because what they have left is waited for.
         self.events.extend(more.into_iter().map(Event::LeftBehind).chain(ended));
         self.events.extend(gone.into_iter().map(Event::GroupGone));
     }

@@ -1,4 +1,4 @@
-//! How a monitor begins: what it is assigned, the release, and all that its loop needs.
+//! How a monitor starts: its assignment, the release, and everything that its loop needs.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -35,10 +35,10 @@ use crate::worker::identity::Identity;
 use crate::worker::program::Release;
 use crate::worker::refusal;
 
-/// Time that main has for its answer to a worker's bind, beyond the longest that another worker may take to listen.
+/// Time that main has to answer a worker's bind, beyond the longest time that another worker may take to listen.
 const PATIENCE_WITH_MAIN: Duration = Duration::from_secs(10);
 
-/// This part of the descriptors that a monitor may have goes to sockets that single workers notify on.
+/// One descriptor in this number is for notify sockets of single workers.
 const SHARE_FOR_NOTIFY: u64 = 4;
 
 pub(super) fn read_assignment(plan: OwnedFd) -> anyhow::Result<Assignment> {
@@ -85,9 +85,10 @@ impl Monitor {
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&notify, NOTIFY)?;
         let acks = assignment.ack_socket.as_deref().map(|path| acknowledge_at(path, &poller)).transpose()?;
-        // Last: from here on nothing can be bound here.
+        // Last, because from here on this process cannot bind anything.
         let sharing = if assignment.shares_ports { Some(share_ports(&assignment, &release, &poller)?) } else { None };
-        // At the ordinary places a worker inherits them. A queue of its own it is given.
+        // The first listeners are inherited as they are. Per-worker queues are passed explicitly, so close them on
+        // exec.
         for queue in listeners.iter().skip(assignment.plan.listen.len()) {
             descriptors::set_inherited(queue, false)?;
         }
@@ -126,7 +127,7 @@ fn share_ports(assignment: &Assignment, release: &Release, poller: &Poller) -> i
     let patience = plan.tuning.longest_start(plan.workers) + PATIENCE_WITH_MAIN;
     let (sharing, gave_up) = Sharing::begin(plan.share_ports.only().cloned(), patience)?;
     poller.watch(&sharing, SHARING)?;
-    // Once for all monitors of a generation; and but for what the program's file has, once for all generations.
+    // Logged once for all monitors of a generation. What depends on the program's file is logged for each generation.
     if gave_up && assignment.release_path.is_none() {
         let capabilities = other_process::file_capabilities(refusal::through_proc(&release.program));
         let path = release.path.display();
@@ -158,7 +159,7 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
             Ready::Auto | Ready::Exec if assignment.shares_ports => Watch::IfItListens,
             Ready::Auto | Ready::Exec | Ready::Notify | Ready::Alive => Watch::No,
         },
-        // Before it accepts, another worker may answer in its place.
+        // Before the worker accepts, another one may answer the probe.
         probe: plan.ready == Ready::Exec,
         has_listener,
         preload: plan.preload,

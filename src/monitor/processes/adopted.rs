@@ -1,4 +1,4 @@
-//! Whose the children are that a monitor has adopted: each ends with the worker that it descends from, and with no other.
+//! The children that a monitor has adopted. Each ends with the worker that it descends from, and with no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +10,20 @@ use crate::monitor::processes::roster::Roster;
 use crate::sys::processes::{self, Clues};
 use crate::worker::kin::Mark;
 
-/// So many children are looked at before anything else has its turn.
+/// Limit of the children that are looked at before anything else has its turn.
 const MAX_LOOKS: usize = 256;
 
-/// What has become of those that workers left behind.
+/// Changes of what workers have left.
 #[derive(Debug, Default)]
 pub(crate) struct LeftBehind {
-    /// Workers that have ended, and of which more is left than was known.
+    /// Workers that have ended and have left more than was known.
     pub(crate) more: Vec<Worker>,
-    /// Workers of which nothing is left any more.
+    /// Workers of which nothing is left.
     pub(crate) gone: Vec<Worker>,
 }
 
 impl Roster {
-    /// Finds out whose those are that have been adopted since the last look.
+    /// Finds the owners of the children that were adopted since the last look.
     pub(crate) fn meet(&mut self, main: i32, generation: u32) {
         let is_known = |pid: &Pid| {
             self.slots.contains_key(pid)
@@ -40,7 +40,7 @@ impl Roster {
                 Mark { main: its, generation: of, worker } if (its, of) == (main, generation) => {
                     self.owner_in_slot(worker, &clues)
                 }
-                // A panzer that is a worker has workers of its own.
+                // A worker that is itself a panzer has workers of its own.
                 Mark { main: other, .. } => self.led_by(Pid::from_raw(other), pid),
             };
             let owner = owner.or_else(|| by_mark(Mark::of(pid)?));
@@ -49,26 +49,26 @@ impl Roster {
         self.settle_unknown();
     }
 
-    /// The worker, or the probe's, whose pid this is or was. A number that is another process's by now says nothing.
+    /// The worker, or the worker of the probe, with the pid `leader`. None if another process has this pid by now.
     fn led_by(&self, leader: Pid, who: Pid) -> Option<Worker> {
         let probed = || self.probes.get(&leader).copied();
         let alive =
             self.slots.get(&leader).and_then(|slot| self.live.get(slot)).map(|live| live.worker).or_else(probed);
         let is_free = || leader != who && !processes::exists(leader);
-        // Of several that had the number one after the other the last one counts.
+        // If several workers had this pid one after the other, the last one counts.
         let had_it = || self.ended.values().filter(|(_, pid, _)| *pid == leader);
         let ended = || had_it().max_by_key(|(.., began)| *began).map(|(worker, ..)| *worker);
         alive.or_else(|| ended().filter(|_| is_free()))
     }
 
-    /// The worker of a slot that something descends from: the one that runs, unless that began later.
+    /// The worker of a slot that a process descends from: the present one, unless it began later than the process.
     fn owner_in_slot(&self, slot: u32, clues: &Clues) -> Option<Worker> {
         let live = self.live.get(&slot).filter(|live| clues.started.is_none() || clues.started >= live.started);
         let ended = || self.ended.get(&slot).map(|(worker, ..)| *worker);
         live.map(|live| live.worker).or_else(ended)
     }
 
-    /// What shows nothing ends with the last of those workers that ran when it began.
+    /// Children without evidence end with the last of the workers that ran when they began.
     fn settle_unknown(&mut self) {
         let began: Vec<Option<u64>> = self.live.values().map(|live| live.started).collect();
         let (last, unmet) = (self.last_ended, self.unmet);
@@ -78,14 +78,14 @@ impl Roster {
         });
     }
 
-    /// What has changed since this was asked last.
+    /// The changes since the last call.
     pub(crate) fn left_behind(&mut self) -> LeftBehind {
         let mut left: BTreeMap<Worker, BTreeSet<Pid>> = BTreeMap::new();
         for (pid, worker) in self.kin.owned().filter(|(_, worker)| self.pid_of(*worker).is_none()) {
             left.entry(worker).or_default().insert(pid);
         }
         if let Some(last) = self.last_ended.filter(|_| self.unmet && self.live.is_empty()) {
-            // What has not been looked at yet may be all that is left.
+            // The children that have not been looked at may be its.
             left.entry(last).or_default();
         }
         let has_more = |(worker, all): &(&Worker, &BTreeSet<Pid>)| {
@@ -97,7 +97,7 @@ impl Roster {
         LeftBehind { more, gone }
     }
 
-    /// Sends `signal` to what this worker has left behind.
+    /// Sends `signal` to what this worker has left.
     pub(crate) fn signal_left_behind(&mut self, worker: Worker, signal: Signal) {
         let (slots, probes) = (&self.slots, &self.probes);
         let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
@@ -111,7 +111,7 @@ impl Roster {
         }
     }
 
-    /// Neither this worker nor what it has left behind is waited for any more. Returns them.
+    /// The monitor no longer waits for this worker, nor for what it has left. Returns these processes.
     pub(crate) fn give_up(&mut self, worker: Worker) -> Vec<Pid> {
         let left: Vec<Pid> = self.kin.of(worker).chain(self.pid_of(worker)).collect();
         for pid in &left {

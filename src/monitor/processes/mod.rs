@@ -1,4 +1,4 @@
-//! The processes that a monitor starts, adopts and reaps: the one room that knows pids.
+//! The processes that a monitor starts, adopts and reaps. Only this room knows pids.
 
 pub(crate) mod adopted;
 pub(crate) mod roster;

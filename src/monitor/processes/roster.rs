@@ -1,6 +1,6 @@
-//! Which process is in which slot: the one place of a monitor that knows pids.
+//! Which process is in which slot.
 //!
-//! A pid in here is an unreaped child, so that no signal can ever hit a stranger.
+//! A pid in here is an unreaped child, so that a signal can never hit another process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::worker::cause::Cause;
 use crate::worker::kin::Kin;
 use crate::worker::spawn::Child;
 
-/// How many generations of descendants a message may come from.
+/// Limit of the generations between a worker and a descendant that sends messages.
 const DEEPEST: usize = 32;
 
 /// A worker's process.
@@ -28,15 +28,15 @@ pub(crate) struct Live {
     pid: Pid,
     /// When it began, in the kernel's ticks.
     pub(crate) started: Option<u64>,
-    /// Whether it has been logged that it may not be signalled.
+    /// Whether it was logged that a signal was refused.
     pub(crate) refuses: bool,
-    /// Until the outcome of its exec is known.
+    /// Its exec, until the outcome is known.
     pub(crate) executing: Option<Child>,
     /// Why its exec was refused.
     pub(crate) refused: Option<Cause>,
-    /// What it alone was given to tell us on.
+    /// Its own notify socket.
     pub(crate) notify: Option<NotifySocket>,
-    /// When it last said that it lives.
+    /// When it last sent a sign of life.
     pub(crate) sign_of_life: Option<Instant>,
 }
 
@@ -51,21 +51,21 @@ impl Live {
 pub(crate) struct Roster {
     pub(crate) live: BTreeMap<u32, Live>,
     pub(crate) slots: BTreeMap<Pid, u32>,
-    /// The child that has just said that it was born, until it is somebody.
+    /// The child that has just reported its birth, until it is a worker.
     pub(crate) newborn: Option<Pid>,
-    /// Probes under way, and of whom.
+    /// Probes that run, and the worker of each.
     pub(crate) probes: BTreeMap<Pid, Worker>,
-    /// The worker that ended last in each slot, its pid, and when it began.
+    /// The last worker that ended in each slot, its pid, and when it began.
     pub(crate) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
-    /// The worker that ended last of all.
+    /// The last worker that ended.
     pub(crate) last_ended: Option<Worker>,
-    /// What workers have started, and has outlived its parent.
+    /// Processes that workers have started and that outlived their parent.
     pub(crate) kin: Kin<Worker>,
-    /// What does not end, whatever it is sent, and is left alone.
+    /// Processes that do not end whatever signal they get, and are left alone.
     pub(crate) given_up: BTreeSet<Pid>,
-    /// Workers that have ended, and what is left of them.
+    /// Workers that have ended, and the processes that they have left.
     pub(crate) left_behind: BTreeMap<Worker, BTreeSet<Pid>>,
-    /// Whether there are adopted children that have not been looked at yet.
+    /// Whether some adopted children have not been looked at yet.
     pub(crate) unmet: bool,
     last: BTreeMap<u32, (Pid, Cause)>,
 }
@@ -79,7 +79,7 @@ impl Roster {
         self.live.insert(worker.slot, live);
     }
 
-    /// A child that the mold has forked is a worker.
+    /// A child that the mold has forked is this worker.
     pub(crate) fn add_forked(&mut self, worker: Worker, pid: Pid, started: Option<u64>) {
         self.kin.remove(pid);
         self.slots.insert(pid, worker.slot);
@@ -96,14 +96,14 @@ impl Roster {
         self.live.insert(worker.slot, live);
     }
 
-    /// What a child is known as: a worker, or what belongs to one.
+    /// The worker that a child is, or belongs to.
     pub(crate) fn known_as(&self, pid: Pid) -> Option<Worker> {
         let alive = self.slots.get(&pid).and_then(|slot| self.live.get(slot)).map(|live| live.worker);
         let other = || self.probes.get(&pid).copied().or_else(|| self.kin.owner(pid));
         alive.or_else(|| other().filter(|owner| !owner.is_mold()))
     }
 
-    /// Forgets a process that has been reaped.
+    /// Removes a worker that was reaped.
     pub(crate) fn remove(&mut self, pid: Pid) -> Option<Live> {
         let slot = self.slots.remove(&pid)?;
         let live = self.live.remove(&slot)?;
@@ -113,7 +113,7 @@ impl Roster {
         Some(live)
     }
 
-    /// Forgets another child that has been reaped.
+    /// Removes another child that was reaped.
     pub(crate) fn remove_adopted(&mut self, pid: Pid) {
         self.kin.remove(pid);
         self.given_up.remove(&pid);
@@ -123,16 +123,16 @@ impl Roster {
         self.probes.insert(child.pid, worker);
     }
 
-    /// Forgets a probe that has been reaped, and kills what it left in its group: a probe leaves nothing behind.
+    /// Removes a probe that was reaped, and kills what it has left in its group.
     pub(crate) fn remove_probe(&mut self, pid: Pid, main: i32, generation: u32) -> Option<Worker> {
         let worker = *self.probes.get(&pid)?;
         if !processes::group_exists(pid) {
             return self.probes.remove(&pid);
         }
-        // While it is known as one, what is in its group is known as its own.
+        // As long as the probe is known, the processes in its group are known as its own.
         self.meet(main, generation);
         self.probes.remove(&pid);
-        // A group that holds an unreaped child of ours cannot be anybody else's.
+        // A group with an unreaped child of ours belongs to nobody else.
         let left = |child: Pid| processes::group_of(child) == Some(pid);
         if self.kin.of(worker).any(left)
             && let Err(error) = processes::signal_group(pid, Signal::SIGKILL)
@@ -146,7 +146,7 @@ impl Roster {
         Some(worker)
     }
 
-    /// Kills the probe of this worker, with what it has started.
+    /// Kills the probe of this worker, with the processes that it has started.
     pub(crate) fn kill_probe(&self, worker: Worker) {
         for (pid, _) in self.probes.iter().filter(|(_, probed)| **probed == worker) {
             let killed = processes::signal_group(*pid, Signal::SIGKILL)
@@ -161,12 +161,12 @@ impl Roster {
         }
     }
 
-    /// Number of workers that live.
+    /// Number of live workers.
     pub(crate) fn count(&self) -> usize {
         self.live.len()
     }
 
-    /// This worker, or what it has started, has said that it lives.
+    /// This worker, or a process that it has started, has sent a sign of life.
     pub(crate) fn note_sign_of_life(&mut self, worker: Worker, now: Instant) {
         if let Some(live) = self.live.get_mut(&worker.slot) {
             live.sign_of_life = Some(now);
@@ -181,7 +181,7 @@ impl Roster {
         self.live.get_mut(&slot)
     }
 
-    /// The pid of a live worker, or for a message about one that has just ended, the one it had.
+    /// The pid of a live worker. For a message about a worker that has just ended, its last pid.
     pub(crate) fn shown_pid(&self, worker: Worker) -> Option<i32> {
         let last = || self.last.get(&worker.slot).map(|(pid, _)| *pid);
         self.pid_of(worker).or_else(last).map(Pid::as_raw)
@@ -195,7 +195,7 @@ impl Roster {
         self.last.insert(slot, (pid, cause.clone()));
     }
 
-    /// What ended in this slot as it was to is told to nobody.
+    /// The worker in this slot ended as wanted, so later messages do not mention it.
     pub(crate) fn forget(&mut self, slot: u32) {
         self.last.remove(&slot);
     }
@@ -206,7 +206,7 @@ impl Roster {
 
     /// The worker that `pid` is or descends from.
     pub(crate) fn find_ancestor(&self, pid: Pid) -> Option<Worker> {
-        // Most are in the worker's own group, and a sender that has ended since has no parent to ask for.
+        // Most are in the worker's own group. A sender that has ended since has no parent.
         let mut candidate = processes::group_of(pid).filter(|group| self.slots.contains_key(group)).unwrap_or(pid);
         for _ in 0..DEEPEST {
             if let Some(slot) = self.slots.get(&candidate) {
@@ -217,7 +217,7 @@ impl Roster {
         None
     }
 
-    /// Whether a sender has ended that may have been some worker's.
+    /// Whether a sender has ended that may have belonged to some worker.
     pub(crate) fn may_have_had(&self, sender: Sender) -> bool {
         let users = [
             self.live.values().next().and_then(|live| processes::user_of(live.pid)),
@@ -226,8 +226,8 @@ impl Roster {
         is_gone(sender.pid) && users.contains(&Some(sender.user))
     }
 
-    /// Whether a message may be this worker's that came where only this worker was told to send it, from nobody who is seen
-    /// to descend from a worker: of one that was adopted since, or of one that has ended, if the worker has waited for any.
+    /// Whether a message on this worker's own socket may be its own although its sender is not seen to descend from it.
+    /// The sender may have been adopted since, or may have ended, if the worker has waited for any child.
     pub(crate) fn may_have_sent(&self, worker: Worker, sender: Sender) -> bool {
         let Some(pid) = self.pid_of(worker) else { return false };
         let users = [processes::user_of(pid), Some(nix::unistd::geteuid().as_raw())];
