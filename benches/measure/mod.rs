@@ -8,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod many;
 pub(crate) mod memory;
+pub(crate) mod molds;
 pub(crate) mod page_server;
 pub(crate) mod panzer;
 pub(crate) mod program;
