@@ -284,7 +284,7 @@ def loads_and_forks(command):
             expect(f"after_start {slot}" in outputs[slot].lines(), "after_start ran before run")
             eventually("READY=1", lambda: "READY=1" in monitor.notes_of(pid))
             eventually("WATCHDOG=1, twice", lambda: monitor.notes_of(pid).count("WATCHDOG=1") >= 2)
-            signals_are_those_of_the_start(pid)
+            signals_are_those_of_the_start(pid, monitor.mold)
             descriptors_are_right(pid, queue, monitor)
         expect(len(randoms) == 3, f"each worker has random numbers of its own: {randoms}")
         expect(children_of(monitor.mold) == [], "the mold has reaped what it forked between")
@@ -295,10 +295,12 @@ def loads_and_forks(command):
         expect(monitor.output.lines().count("before_fork") == 3, "before_fork runs in the mold, once for each fork")
 
 
-def signals_are_those_of_the_start(pid):
+def signals_are_those_of_the_start(pid, mold):
     status = status_of(pid)
     bit = lambda number: 1 << (number - 1)
-    expect(int(status["SigBlk"], 16) == bit(signal.SIGWINCH), f"the signal mask is that of the mold's start: {status['SigBlk']}")
+    # Ruby's interpreter empties the mask before any program of its language runs.
+    blocked = 0 if int(status_of(mold)["SigBlk"], 16) == 0 else bit(signal.SIGWINCH)
+    expect(int(status["SigBlk"], 16) == blocked, f"the signal mask is that of the mold's start: {status['SigBlk']}")
     ignored = int(status["SigIgn"], 16)
     expect(ignored & bit(signal.SIGHUP), "SIGHUP is ignored, as at the mold's start")
     runtime = bit(signal.SIGPIPE) | bit(signal.SIGXFSZ) | bit(signal.SIGHUP)

@@ -9,6 +9,7 @@ use crate::support::{Builder, Panzer, eventually, free_port, get, with_real_inte
 mod c;
 mod crystal;
 mod python;
+mod ruby;
 mod rust;
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
