@@ -53,7 +53,7 @@ complete -c panzer -l hook -d 'Run this shell command when something happens: be
 complete -c panzer -l hook-timeout -d 'Time that one command of --hook may take. After it, the command and all that it started get TERM, and KILL 5 seconds later [30s]' -r
 complete -c panzer -l name -d 'Name of this instance [the program\'s file name]' -r
 complete -c panzer -s p -l pid -d 'Write the pid to this file [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
-complete -c panzer -l control -d 'Path of the socket that panzerctl connects to [NAME.sock beside NAME.pid]' -r -F
+complete -c panzer -l control -d 'Path of the socket that panzerctl connects to. Only panzer\'s own user and root may, unless OPT says more: group=GROUP and owner=USER may do everything, group-read=GROUP may only look (status, list, metrics); mode=0660 is the file\'s mode. Without PATH, as in ,group=deploy, the path stays as it is [NAME.sock beside NAME.pid]' -r
 complete -c panzer -l preload -d 'Load the program once for each generation and fork the workers from it, so that they share its memory. The program must speak the protocol of panzer-mold(7), as with one of panzer\'s clients'
 complete -c panzer -l final-exit-stop -d 'Stop all other workers gracefully when the first worker exits with a final exit code'
 complete -c panzer -l check -d 'Print the value of every option and where it came from, and start nothing. Exits with 2 if a value is wrong'

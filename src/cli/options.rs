@@ -4,14 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{EnumValueParser, FalseyValueParser, PossibleValue, TypedValueParser};
+use clap::builder::{EnumValueParser, FalseyValueParser, OsStringValueParser, PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 
 use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
 use super::resources::ResourceOptions;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
-use crate::config::{EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
+use crate::config::{Control, EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
 use crate::signals::{Action, On, Preset, described};
 
 /// The effect of HUP when a terminal is closed, in every preset.
@@ -200,9 +200,11 @@ pub(super) struct Options {
     #[arg(short, long, env = "PANZER_PID", value_name = "FILE")]
     pub(super) pid: Option<PathBuf>,
 
-    /// Path of the socket that panzerctl connects to [NAME.sock beside NAME.pid]
-    #[arg(long, env = "PANZER_CONTROL", value_name = "PATH")]
-    pub(super) control: Option<PathBuf>,
+    /// Path of the socket that panzerctl connects to. Only panzer's own user and root may, unless OPT says more:
+    /// group=GROUP and owner=USER may do everything, group-read=GROUP may only look (status, list, metrics); mode=0660
+    /// is the file's mode. Without PATH, as in ,group=deploy, the path stays as it is [NAME.sock beside NAME.pid]
+    #[arg(long, env = "PANZER_CONTROL", value_name = "PATH[,OPT]", value_parser = OsStringValueParser::new().try_map(Control::parse))]
+    pub(super) control: Option<Control>,
 
     /// Print warnings and errors only
     #[arg(short, long, env = "PANZER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]

@@ -63,6 +63,7 @@ impl Options {
         if ready == config::Ready::Accept && !shares && !listen.iter().any(|listen| listen.address.accepts()) {
             return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
         }
+        let control = self.control.unwrap_or_default();
         Ok(Plan {
             program: program.into(),
             args: args.map(Text).collect(),
@@ -85,7 +86,8 @@ impl Options {
             max_draining: self.limits.max_draining(),
             name: self.name,
             pid_file: self.pid,
-            control: self.control,
+            control: control.path,
+            control_access: control.access,
             daemonize: self.daemonize,
             hooks: Hooks { hook: self.hook, hook_timeout: self.hook_timeout.unwrap_or(Hooks::default().hook_timeout) },
             tuning,

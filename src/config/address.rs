@@ -274,15 +274,15 @@ const OPTION_NAMES: [&str; 6] = ["backlog", "nonblock", "per-worker", "mode", "o
 
 const OPTIONS: &str = "backlog=N, nonblock, per-worker, mode=0660, owner=USER and group=GROUP";
 
-fn parse_mode(text: &str) -> Result<u32, String> {
+pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     octal(text).ok_or_else(|| format!("'{text}' is not a mode; it is octal, from 0 to 0777, as in mode=0660"))
 }
 
-fn find_user(text: &str) -> Result<u32, String> {
+pub(super) fn find_user(text: &str) -> Result<u32, String> {
     find_id(text, "user", |name| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw())))
 }
 
-fn find_group(text: &str) -> Result<u32, String> {
+pub(super) fn find_group(text: &str) -> Result<u32, String> {
     find_id(text, "group", |name| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw())))
 }
 

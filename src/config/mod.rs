@@ -3,6 +3,7 @@
 //! Every role of a generation gets exactly the plan that main validated. It travels as JSON in a memfd.
 
 pub mod address;
+pub mod control;
 pub mod duration;
 pub mod env_file;
 pub mod file;
@@ -20,6 +21,7 @@ pub mod text;
 pub mod tuning;
 
 pub use address::{Access, Address, Listen, MAX_LISTENERS};
+pub use control::{Control, ControlAccess, Right};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use hooks::{Hook, HookEvent, Hooks};
 pub use limits::{DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay};

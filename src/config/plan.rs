@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::address::Listen;
+use super::control::ControlAccess;
 use super::handover::{Handover, ListenAs};
 use super::hooks::Hooks;
 use super::limits::DEFAULT_DRAINING;
@@ -82,6 +83,9 @@ pub struct Plan {
     /// Path of the control socket, if it is not beside the pid file.
     #[serde(default, with = "crate::config::text::path")]
     pub control: Option<PathBuf>,
+    /// Who may connect to it.
+    #[serde(default, skip_serializing_if = "ControlAccess::is_usual")]
+    pub control_access: ControlAccess,
     /// Whether main runs in its own session, without a terminal.
     #[serde(default)]
     pub daemonize: bool,

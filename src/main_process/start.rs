@@ -74,7 +74,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     held.settle_ports(&mut plan);
     let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
     let control = control.unwrap_or_else(|| files::socket_beside(pid_file.path()));
-    let server = match Server::bind(&control, &poller) {
+    let server = match Server::bind(&control, plan.control_access.clone(), &poller) {
         Ok(server) => server,
         Err(why) => {
             held.close();

@@ -56,7 +56,9 @@ impl Instance {
     pub(super) fn absence(&self, why: &io::Error) -> Trouble {
         let socket = self.socket.display();
         if why.kind() == ErrorKind::PermissionDenied {
-            return Trouble::Unknown(format!("{socket} is open to its owner and root only; take the owner's user"));
+            return Trouble::Unknown(format!(
+                "{socket} is not open to your user; take its owner's, or let a group in (panzer --control ,group=GROUP)"
+            ));
         }
         if why.kind() == ErrorKind::WouldBlock {
             return Trouble::Unknown(format!(

@@ -505,6 +505,6 @@ fn one_of_another_user_is_not_said_not_to_run() {
     nobody.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(panzer.path("panzerctl")).arg("status");
     let done = nobody.env("RUNTIME_DIRECTORY", panzer.path("run")).output().unwrap();
     assert_eq!(done.status.code(), Some(4), "{done:?}");
-    assert!(text(&done.stderr).contains("is open to its owner and root only; take the owner's user"), "{done:?}");
+    assert!(text(&done.stderr).contains("is not open to your user; take its owner's"), "{done:?}");
     panzer.stop();
 }

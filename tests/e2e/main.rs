@@ -18,6 +18,7 @@ mod clients;
 mod config;
 mod config_reread;
 mod control;
+mod control_access;
 mod control_metrics;
 mod control_signal;
 mod control_status;

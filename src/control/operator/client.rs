@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::requests::{Answer, MAX_REQUEST_BYTES, Outcome};
 use crate::carry::bytes;
+use crate::config::Right;
 
 /// A client must send a complete line, or read some of its answer, within this time.
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +47,9 @@ pub(super) struct Client {
     /// The client will send no more.
     ended: bool,
     pub(super) output: Output,
+    /// What it may ask for.
+    #[serde(default, skip_serializing_if = "Right::is_usual")]
+    pub(super) right: Right,
     /// Whether the poller watches for reading and for writing.
     #[serde(skip)]
     pub(super) watched: (bool, bool),
@@ -113,6 +117,7 @@ impl Client {
             input: Vec::new(),
             ended: false,
             output: Output::default(),
+            right: Right::default(),
             watched: (true, false),
         }
     }

@@ -95,6 +95,13 @@ pub enum Wanted {
     Restart,
 }
 
+impl Wanted {
+    /// Whether it changes nothing.
+    pub fn only_looks(self) -> bool {
+        matches!(self, Wanted::Status)
+    }
+}
+
 /// A line of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {

@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::client::{self, CLIENT_TIMEOUT, Client, Phase};
 use super::requests::{Answer, Line, MAX_REQUEST_BYTES, Request, VERSION};
 use super::socket::{self, Socket};
+use crate::config::{ControlAccess, Right};
 use crate::sys::errno::words;
 use crate::sys::poller::Poller;
+use crate::sys::socket_options;
 
 /// Token under which the listener is watched. Clients have higher ones.
 pub const LISTENER: u64 = 1 << 32;
@@ -82,11 +84,11 @@ impl Server {
         })
     }
 
-    /// Binds the socket with mode 0600, and never with more. A socket on which no process listens any more is replaced;
+    /// Binds the socket with the mode that `access` needs, and never with more. A socket on which no process listens any more is replaced;
     /// a symlink, or a file that is not a socket, is refused. Changes the umask for a moment, so call it with one thread
     /// only.
-    pub fn bind(path: &Path, poller: &Poller) -> Result<Server, String> {
-        let socket = Socket::bind(path)?;
+    pub fn bind(path: &Path, access: ControlAccess, poller: &Poller) -> Result<Server, String> {
+        let socket = Socket::bind(path, access)?;
         poller.watch(&socket.listener, LISTENER).map_err(|error| socket::why(path, &error))?;
         Ok(Server {
             socket,
@@ -108,7 +110,7 @@ impl Server {
         if self.socket.is_there() {
             return Ok(None);
         }
-        let new = Socket::bind(&path)?;
+        let new = Socket::bind(&path, self.socket.access.clone())?;
         let paused = self.paused_until.is_some();
         if !paused {
             poller.watch(&new.listener, LISTENER).map_err(|error| socket::why(&path, &error))?;
@@ -186,6 +188,9 @@ impl Server {
         let mut requests = Vec::new();
         for (id, client) in self.clients.iter_mut().filter(|(_, client)| client.phase == Phase::Reading) {
             match client.next_line().map(|line| read_request(&line)) {
+                Some(Ok(request)) if client.right == Right::Looking && !request.command.only_looks() => {
+                    client.refuse("you may only look (group-read): ask for status, list or metrics", now);
+                }
                 Some(Ok(request)) => {
                     (client.phase, client.since) = (Phase::Asked, now);
                     requests.push((*id, request));
@@ -265,21 +270,34 @@ impl Server {
         self.last_token += 1;
         let set = client.stream.set_nonblocking(true);
         let watched = set.and_then(|()| poller.watch(&client.stream, self.last_token));
-        let refusal = match getsockopt(&client.stream, PeerCredentials).map(|peer| peer.uid()) {
-            Ok(uid) if uid != 0 && uid != geteuid().as_raw() => {
-                Some(format!("uid {uid} is neither the owner of this panzer nor root"))
-            }
-            Err(_) => Some("your user cannot be determined".to_owned()),
+        let refusal = match self.right_of(&client.stream) {
+            Err(why) => Some(why),
             Ok(_) if self.clients.len() >= self.max_clients => {
                 Some(format!("there are {} clients already; try again", self.max_clients))
             }
-            Ok(_) => watched.err().map(|error| format!("your requests cannot be waited for: {}", words(&error))),
+            Ok(right) => {
+                client.right = right;
+                watched.err().map(|error| format!("your requests cannot be waited for: {}", words(&error)))
+            }
         };
         match refusal {
             // The buffer of a new socket has room for the line.
             Some(why) => client.refuse(why, now),
             None => drop(self.clients.insert(self.last_token, client)),
         }
+    }
+
+    /// What the process at the other end may ask for, or why it may not.
+    fn right_of(&self, stream: &UnixStream) -> Result<Right, String> {
+        let unknown = |_| "your user cannot be determined".to_owned();
+        let peer = getsockopt(stream, PeerCredentials).map_err(unknown)?;
+        if [0, geteuid().as_raw()].contains(&peer.uid()) {
+            return Ok(Right::Everything);
+        }
+        let mut groups = socket_options::peer_groups(stream).unwrap_or_default();
+        groups.push(peer.gid());
+        let right = self.socket.access.right_of(peer.uid(), &groups);
+        right.ok_or_else(|| format!("uid {} is neither the owner of this panzer nor root", peer.uid()))
     }
 
     /// If all places are taken, removes clients that are gone; else the client that was idle for longest; else the one
@@ -338,7 +356,7 @@ mod tests {
     fn a_client_that_left_wakes_nobody_though_a_child_holds_a_copy_of_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
-        let mut server = Server::bind(&path, &poller).unwrap();
+        let mut server = Server::bind(&path, ControlAccess::default(), &poller).unwrap();
         let epoll = &poller;
         let wait = || epoll.wait(Some(Instant::now())).unwrap();
         let client = UnixStream::connect(&path).unwrap();
@@ -376,7 +394,7 @@ mod tests {
     fn those_that_connect_and_leave_take_nobodys_place() {
         let folder = tempfile::tempdir().unwrap();
         let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
-        let mut server = Server::bind(&path, &poller).unwrap();
+        let mut server = Server::bind(&path, ControlAccess::default(), &poller).unwrap();
         let (now, mut asked) = (Instant::now(), 0);
         for round in 0..20 {
             drop(crowd(&path, 90));
@@ -404,7 +422,7 @@ mod tests {
     fn those_that_do_not_read_are_bounded_together_and_delay_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
-        let mut server = Server::bind(&path, &poller).unwrap();
+        let mut server = Server::bind(&path, ControlAccess::default(), &poller).unwrap();
         let now = Instant::now();
         let mut deaf = crowd(&path, MAX_CLIENTS);
         deaf.iter_mut().for_each(|one| one.write_all(&REQUEST.repeat(9)).unwrap());
@@ -436,7 +454,7 @@ mod tests {
     fn an_answer_for_many_is_kept_once() {
         let folder = tempfile::tempdir().unwrap();
         let (path, poller) = (folder.path().join("socket"), Poller::new().unwrap());
-        let mut server = Server::bind(&path, &poller).unwrap();
+        let mut server = Server::bind(&path, ControlAccess::default(), &poller).unwrap();
         let mut all = crowd(&path, 30);
         all.iter_mut().for_each(|one| one.write_all(REQUEST).unwrap());
         let now = Instant::now();

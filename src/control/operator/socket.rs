@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Access;
+use crate::config::ControlAccess;
 use crate::sockets::unix_path;
 use crate::sys::errno::words;
 use crate::sys::file_id::{FileId, remove_if_still};
@@ -24,20 +24,22 @@ pub(super) struct Socket {
     pub(super) path: PathBuf,
     #[serde(rename = "identity")]
     pub(super) id: FileId,
+    #[serde(default, skip_serializing_if = "ControlAccess::is_usual")]
+    pub(super) access: ControlAccess,
 }
 
 impl Socket {
     /// The error is the reason in a line.
-    pub(super) fn bind(path: &Path) -> Result<Socket, String> {
-        Socket::listen(path).map_err(|error| why(path, &error))
+    pub(super) fn bind(path: &Path, access: ControlAccess) -> Result<Socket, String> {
+        Socket::listen(path, access).map_err(|error| why(path, &error))
     }
 
-    fn listen(path: &Path) -> io::Result<Socket> {
+    fn listen(path: &Path, access: ControlAccess) -> io::Result<Socket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        let id = unix_path::bind(&fd, path, Access { mode: Some(0o600), owner: None, group: None })?;
+        let id = unix_path::bind(&fd, path, access.of_file())?;
         socket_options::listen(&fd, u32::MAX).inspect_err(|_| remove_if_still(path, id))?;
-        Ok(Socket { listener: fd.into(), path: path.to_owned(), id })
+        Ok(Socket { listener: fd.into(), path: path.to_owned(), id, access })
     }
 
     /// Whether the file is still there.

@@ -26,10 +26,11 @@ use crate::worker::cause::Cause;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Options that keep their value while panzer runs, and their fields in the plan.
-const STAY: [(&str, &str); 6] = [
+const STAY: [(&str, &str); 7] = [
     ("name", "name"),
     ("pid", "pid_file"),
     ("control", "control"),
+    ("control", "control_access"),
     ("daemonize", "daemonize"),
     ("signals, on", "signals"),
     ("share-ports", "share_ports"),
@@ -212,7 +213,8 @@ impl Main {
     fn accept(&self, mut plan: Plan) -> Plan {
         let changed = differ(&self.configuration.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
-        let stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        let mut stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        stay.dedup();
         if !stay.is_empty() {
             log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
         }
@@ -225,6 +227,7 @@ impl Main {
         plan.name.clone_from(&before.name);
         plan.pid_file.clone_from(&before.pid_file);
         plan.control.clone_from(&before.control);
+        plan.control_access.clone_from(&before.control_access);
         plan.daemonize = before.daemonize;
         plan.signals = before.signals.clone();
         plan.share_ports.clone_from(&before.share_ports);
@@ -300,6 +303,7 @@ impl Main {
         let serving = Plan { workers: plan.workers, tuning, hooks, ..serving.clone() };
         let name = |field: String| match field.as_str() {
             "pid_file" => "pid".to_owned(),
+            "control_access" => "control".to_owned(),
             "probe" => "ready".to_owned(),
             _ => field.replace('_', "-"),
         };

@@ -61,6 +61,17 @@ pub fn is_idle(socket: impl AsFd) -> io::Result<bool> {
     Ok(info[TCP_STATE] == TCP_CLOSE)
 }
 
+/// The supplementary groups that the process at the other end of a unix socket had when it connected.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    // As many as a process can be in (NGROUPS_MAX).
+    let mut bytes = vec![0; 4 << 16];
+    let length = get(&socket, libc::SOL_SOCKET, libc::SO_PEERGROUPS, &mut bytes)?;
+    Ok(bytes[..length]
+        .chunks_exact(4)
+        .map(|group| u32::from_ne_bytes([group[0], group[1], group[2], group[3]]))
+        .collect())
+}
+
 /// Listens, or changes the longest accept queue of a socket that listens. The kernel caps the length.
 pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(socket, i32::try_from(backlog).unwrap_or(i32::MAX))?)
