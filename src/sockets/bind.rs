@@ -67,7 +67,7 @@ enum Joining {
 
 /// Binds a listener and listens, or takes the inherited socket. A unix path that a dead process has left is replaced;
 /// one that is in use is refused. If each slot has its own queue, the queue of slot 0 is bound first, exclusively.
-/// Connections to a later one are dropped, so that clients try again, until [`Listener::let_in`].
+/// A later one gets no connections before they are steered to it.
 pub fn bind(wanted: &Listen, slot: u32) -> Result<Listener, Refusal> {
     if let Some(number) = wanted.inherited {
         return inherited::take(number, wanted).map_err(|error| why_not(&wanted.address, &error));
@@ -127,9 +127,6 @@ fn tcp(address: SocketAddr, dual_stack: bool, joining: Joining, backlog: u32) ->
     let fd = internet_socket(SockType::Stream, address, dual_stack)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind_to(&fd, address, joining)?;
-    if joining == Joining::Later {
-        reuseport::shut_out(&fd)?;
-    }
     let listener = listening(fd, backlog)?;
     open_to_others(&listener, joining)?;
     Ok(listener)
@@ -160,8 +157,11 @@ fn open_to_others(listener: &Listener, joining: Joining) -> nix::Result<()> {
 }
 
 fn bind_to(fd: &OwnedFd, address: SocketAddr, joining: Joining) -> nix::Result<()> {
-    if joining == Joining::Later {
-        setsockopt(fd, sockopt::ReusePort, &true)?;
+    match joining {
+        Joining::Later => setsockopt(fd, sockopt::ReusePort, &true)?,
+        // Others may join it later, and no connection is to go to one that has no worker yet. Where the kernel has no
+        // such programs, steering says so.
+        Joining::No | Joining::First => _ = reuseport::begin_group(fd),
     }
     match address {
         SocketAddr::V4(address) => bind_socket(fd.as_raw_fd(), &SockaddrIn::from(address)),

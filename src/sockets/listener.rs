@@ -60,15 +60,13 @@ impl Listener {
     }
 
     /// Lets others of this user join it at its address, or no longer. The kernel never takes this back for TCP, and it
-    /// never lets other users join.
+    /// never lets other users join. New connections stay with this socket until they are steered to the others.
     pub fn set_joinable(&self, joinable: bool) -> io::Result<()> {
+        if joinable {
+            // Refused where it is no group yet (an earlier build bound it): it is steered once another one has joined.
+            let _ = reuseport::steer(&self.fd, &[0]);
+        }
         Ok(setsockopt(&self.fd, sockopt::ReusePort, &joinable)?)
-    }
-
-    /// Lets connections in. A socket that has joined others is shut out at first, so that it gets no connections before
-    /// it has a worker.
-    pub fn let_in(&self) -> io::Result<()> {
-        reuseport::let_in(&self.fd)
     }
 
     /// Closes the socket and removes its path, if that is still ours.

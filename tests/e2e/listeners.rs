@@ -344,6 +344,56 @@ fn what_workers_bind_themselves_may_be_asked_for_and_back() {
     assert_eq!(panzer.stop().code(), Some(0));
 }
 
+/// No capability is needed for a queue for each worker: neither where main binds the port, nor where it holds one that a
+/// worker has bound.
+#[test]
+fn an_ordinary_user_gets_a_queue_for_each_worker_and_loses_nothing() {
+    if !require("setpriv") || !Path::new("/usr/bin/python3").exists() {
+        return;
+    }
+    let as_nobody = "#!/bin/sh
+PATH=/usr/local/bin:/usr/bin:/bin
+[ $(id -u) = 0 ] || exec \"$@\"
+# A copy, as panzer itself may lie where nobody may not go.
+cp \"$1\" . && chown -R nobody . && shift
+exec setpriv --reuid nobody --regid 65534 --clear-groups --no-new-privs ./panzer \"$@\"
+";
+    let [own, bound] = [(); 2].map(|()| free_port());
+    let config = |workers: u32, kind: &str| {
+        let first = format!("workers: {workers}\nshare-ports: 'on'\nprogram: ./app\nargs: ['{bound}']\n");
+        if kind.is_empty() {
+            first
+        } else {
+            format!("{first}listen: ['127.0.0.1:{own}{kind}', '127.0.0.1:{bound}{kind}']\n")
+        }
+    };
+    for first in [",per-worker", ""] {
+        let panzer = builder(&config(1, first)).executable("as-nobody", as_nobody).through("as-nobody").start();
+        panzer.allow_line("workers run with no_new_privs");
+        panzer.wait_serving();
+        let load = load(bound);
+        if first.is_empty() {
+            becomes(&panzer, &config(3, ",per-worker"));
+            assert_all_answer(bound, 3);
+        }
+        for count in [3, 1, 2] {
+            done(&panzer, &["scale", &count.to_string()]);
+            assert_all_answer(own, count);
+            assert_all_answer(bound, count);
+        }
+        reloads(&panzer);
+        done(&panzer, &["restart"]);
+        write(panzer.folder(), &config(4, ",per-worker"));
+        panzer.signal(Signal::SIGHUP);
+        assert_all_answer(own, 4);
+        becomes(&panzer, &config(2, ",backlog=64"));
+        becomes(&panzer, &config(2, ",per-worker"));
+        assert_all_answer(bound, 2);
+        assert_nothing_lost(load, "a queue for each worker of an ordinary user");
+        assert_eq!(panzer.stop().code(), Some(0));
+    }
+}
+
 /// Whether ports are shared is decided when panzer starts.
 #[test]
 fn whether_ports_are_shared_stays_and_that_is_said() {

@@ -459,8 +459,6 @@ fn can_run(line: &str) -> bool {
     needs(&SERVERS).into_iter().all(require)
         && needs(&MORE_SERVERS).into_iter().all(|server| if server == "php-fpm" { has_fpm() } else { there_is(server) })
         && (require("python3") || !line.contains("_app"))
-        // Linux 6.18 wants CAP_NET_ADMIN for it.
-        && (nix::unistd::geteuid().is_root() || !line.contains("per-worker"))
 }
 
 fn run_page(page: &str) {

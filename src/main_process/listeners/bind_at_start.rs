@@ -73,7 +73,6 @@ pub(crate) fn bind_all(
             return Err(failure);
         }
     }
-    all.iter().filter(|held| held.slot > 0).try_for_each(|held| held.listener.let_in())?;
     Ok(all)
 }
 

@@ -54,11 +54,6 @@ impl Main {
             self.let_go(added.iter().rev().copied().collect());
         }
         self.steer_anew();
-        for held in self.listeners.held.iter().filter(|held| held.slot > 0 && added.contains(&held.number)) {
-            if let Err(error) = held.listener.let_in() {
-                log::warn!("{}: nothing is let in: {}", held.name, words(&error));
-            }
-        }
         self.put_listeners_right();
         bound?;
         for new in self.listeners.held.iter().filter(|held| held.slot == 0 && added.contains(&held.number)) {
@@ -89,6 +84,10 @@ impl Main {
                 self.listeners.held.add(listen.clone(), slot, bound)
             }
         };
+        if slot == 1 {
+            // Only now can one be steered that was no group before.
+            self.steer_before_more_join();
+        }
         if let Some(held) = self.listeners.held.by_number(number) {
             self.listeners.guard.add(held.name.clone(), held.listener.as_fd());
             self.listeners.unix_guard.watch(held, &self.poller);

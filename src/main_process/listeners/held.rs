@@ -132,13 +132,13 @@ impl AllHeld {
         self.iter().map(|held| (key_of(&held.listen, held.slot), held)).collect()
     }
 
-    /// Each group with more than one socket, in the kernel's order.
+    /// Each group, in the kernel's order.
     pub(crate) fn groups(&self) -> Vec<Vec<&Held>> {
         let mut groups: BTreeMap<&Address, Vec<&Held>> = BTreeMap::new();
         for held in self.iter().filter(|held| held.listen.per_worker && !held.silent) {
             groups.entry(&held.listen.address).or_default().push(held);
         }
-        groups.into_values().filter(|group| group.len() > 1).collect()
+        groups.into_values().collect()
     }
 
     /// Removes a listener, which is then closed and so leaves its group.

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// The packet from its IP header on (SKF_NET_OFF).
 const IP_HEADER: u32 = 0xfff0_0000;
@@ -36,14 +37,13 @@ pub fn steer_to_all(socket: impl AsFd) -> io::Result<()> {
     detach(socket, libc::SO_DETACH_REUSEPORT_BPF)
 }
 
-/// Has the kernel drop whatever comes to this socket, until it is let in: who wants to connect tries again.
-pub fn shut_out(socket: impl AsFd) -> io::Result<()> {
-    attach(socket, libc::SO_ATTACH_FILTER, vec![step(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])
-}
-
-/// What comes to this socket is let in.
-pub fn let_in(socket: impl AsFd) -> io::Result<()> {
-    detach(socket, libc::SO_DETACH_FILTER)
+/// Makes a socket that is not bound yet the first of a group, to which what is new goes: whoever joins gets nothing
+/// before it is steered there. The socket still has its address for itself, until it is made joinable.
+pub fn begin_group(socket: impl AsFd) -> io::Result<()> {
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    let steered = steer(&socket, &[0]);
+    setsockopt(&socket, sockopt::ReusePort, &false)?;
+    steered
 }
 
 fn attach(socket: impl AsFd, name: libc::c_int, mut program: Vec<libc::sock_filter>) -> io::Result<()> {
@@ -121,16 +121,21 @@ mod tests {
         let mut sockets: Vec<OwnedFd> = Vec::new();
         let mut port = 0;
         for _ in 0..count {
-            let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
-            setsockopt(&fd, sockopt::ReusePort, &true).unwrap();
-            bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))).unwrap();
-            if kind == SockType::Stream {
-                listen(&fd, Backlog::new(100).unwrap()).unwrap();
-            }
+            let fd = join(kind, port).unwrap();
             port = getsockname::<SockaddrIn>(fd.as_raw_fd()).unwrap().port();
             sockets.push(fd);
         }
         (sockets, port)
+    }
+
+    fn join(kind: SockType, port: u16) -> nix::Result<OwnedFd> {
+        let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)))?;
+        if kind == SockType::Stream {
+            listen(&fd, Backlog::new(100)?)?;
+        }
+        Ok(fd)
     }
 
     #[test]
@@ -185,20 +190,26 @@ mod tests {
     }
 
     #[test]
-    fn who_is_shut_out_gets_nothing_until_it_is_let_in() {
-        let (sockets, port) = group(1, SockType::Datagram);
-        let socket = UdpSocket::from(sockets.into_iter().next().unwrap());
-        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let arrives = |within: Duration| {
-            socket.set_read_timeout(Some(within)).unwrap();
-            peer.send_to(b"x", (Ipv4Addr::LOCALHOST, port)).unwrap();
-            socket.recv(&mut [0; 8]).is_ok()
+    fn who_joins_a_group_gets_nothing_before_it_is_steered_there() {
+        let first = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        begin_group(&first).unwrap();
+        bind(first.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let port = getsockname::<SockaddrIn>(first.as_raw_fd()).unwrap().port();
+        assert!(join(SockType::Datagram, port).is_err(), "it has its address for itself");
+        setsockopt(&first, sockopt::ReusePort, &true).unwrap();
+        let second = UdpSocket::from(join(SockType::Datagram, port).unwrap());
+        let first = UdpSocket::from(first);
+        let reached = |socket: &UdpSocket| {
+            for _ in 0..20 {
+                let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                peer.send_to(b"x", (Ipv4Addr::LOCALHOST, port)).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                assert!(socket.recv(&mut [0; 8]).is_ok());
+            }
         };
-        shut_out(&socket).unwrap();
-        assert!(!arrives(Duration::from_millis(1)));
-        let_in(&socket).unwrap();
-        let_in(&socket).unwrap();
-        assert!(arrives(Duration::from_secs(60)));
+        reached(&first);
+        steer(&first, &[1]).unwrap();
+        reached(&second);
     }
 
     #[test]

@@ -54,7 +54,10 @@ impl Main {
             } else {
                 reuseport::steer_to_all(first)
             };
-            if let Err(error) = steered {
+            // One alone that an earlier build bound is no group yet, and nothing has to be kept from anybody.
+            if let Err(error) = steered
+                && group.len() > 1
+            {
                 let address = &group[0].listen.address;
                 log::warn!("{address}: new connections cannot be kept from queues without a worker: {}", words(&error));
             }
