@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
@@ -32,7 +32,11 @@ pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
     if let Some(name) = &options.name {
         let path = |folder: &PathBuf| folder.join(format!("{name}.pid"));
         let found = trusted_folders().iter().map(path).find(|path| path.exists());
-        return Ok(Instance::with_pid_file(found.unwrap_or_else(|| path(&runtime_directory())), is_folder_given()));
+        let default = Some(runtime_directory()).filter(|folder| !is_skipped(folder));
+        return match found.or_else(|| default.as_ref().map(path)) {
+            Some(path) => Ok(Instance::with_pid_file(path, is_folder_given())),
+            None => Err(Trouble::NotRunning(format!("{name} does not run (looked in {})", looked_in()))),
+        };
     }
     let mut all = running();
     match all.len() {
@@ -40,11 +44,8 @@ pub(super) fn choose(options: &Options) -> Result<Instance, Trouble> {
             if let Some(refused) = found(ErrorKind::PermissionDenied).first() {
                 return Err(refused.absence(&ErrorKind::PermissionDenied.into()));
             }
-            let looked: Vec<String> = folders().iter().map(|folder| folder.display().to_string()).collect();
-            Err(Trouble::NotRunning(format!(
-                "no panzer runs (looked in {}); start one, or give --control",
-                looked.join(", ")
-            )))
+            let looked = looked_in();
+            Err(Trouble::NotRunning(format!("no panzer runs (looked in {looked}); start one, or give --control")))
         }
         1 => Ok(all.remove(0)),
         _ => {
@@ -112,9 +113,20 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// The folders into which no other user can put files. A folder that RUNTIME_DIRECTORY names is always trusted.
+/// Those that are not skipped.
 fn trusted_folders() -> Vec<PathBuf> {
-    let mut folders = folders();
-    folders.retain(|folder| is_folder_given() || is_trusted(folder));
-    folders
+    folders().into_iter().filter(|folder| !is_skipped(folder)).collect()
+}
+
+/// Whether other users can put files into this folder. A folder that RUNTIME_DIRECTORY names is always trusted.
+fn is_skipped(folder: &Path) -> bool {
+    !is_folder_given() && folder.symlink_metadata().is_ok() && !is_trusted(folder)
+}
+
+fn looked_in() -> String {
+    let one = |folder: &PathBuf| {
+        let why = if is_skipped(folder) { ", skipped: a link, or others than its owner can write there" } else { "" };
+        format!("{}{why}", folder.display())
+    };
+    folders().iter().map(one).collect::<Vec<_>>().join("; ")
 }

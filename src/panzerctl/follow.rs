@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use super::choose::{choose, connect};
 use super::client::{ANSWER_TIMEOUT, wait_for_end};
 use super::command_line::Options;
-use super::output::{print, write};
+use super::output::print;
 use super::trouble::Trouble;
 use crate::config::duration;
 use crate::control::operator::requests::{Counts, Line, Outcome, Progress, Request, Wanted};
+use crate::sys::stdout::write;
 
 /// Sends `request` and follows it to its end.
 pub(super) fn follow(options: &Options, request: &Request) -> Result<(), Trouble> {

@@ -1,6 +1,6 @@
 //! Standard output, and what it can show.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use super::text::Line;
 use super::trouble::Trouble;
@@ -9,13 +9,6 @@ use crate::sys::terminal::window;
 
 /// Width of a line if the terminal does not say how wide it is.
 pub(super) const DEFAULT_COLUMNS: usize = 80;
-
-/// Writes `text`. An error means that the reader is gone.
-pub(super) fn write(text: &str) -> io::Result<()> {
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes())?;
-    out.flush()
-}
 
 /// Writes what was asked for.
 pub(super) fn print(text: &str) -> Result<(), Trouble> {

@@ -476,7 +476,10 @@ fn a_list_is_of_the_one_that_is_named() {
 fn what_cannot_be_written_is_no_success() {
     let panzer = serving_sleeper();
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    for arguments in [&["status"][..], &["status", "--json"], &["metrics"], &["list"], &["reload"]] {
+    let watched = [&["status", "--watch"][..], &["status", "--watch", "--json"]];
+    for arguments in
+        watched.into_iter().chain([&["status"][..], &["status", "--json"], &["metrics"], &["list"], &["reload"]])
+    {
         let done = panzerctl(&panzer, arguments).stdout(full()).output().unwrap();
         assert_eq!(done.status.code(), Some(1), "{arguments:?}");
         let why = "panzerctl: cannot write to stdout: no space left on device\n";

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
@@ -38,7 +40,7 @@ while True:
 struct Stranger(Child);
 
 impl Stranger {
-    fn at(folder: &std::path::Path, as_another: bool) -> Stranger {
+    fn at(folder: &Path, as_another: bool) -> Stranger {
         let mut python = Command::new("python3");
         python.args(["-c", STRANGER]).arg(folder).args(as_another.then_some("another"));
         let python = python.env("PATH", crate::support::with_real_interpreter()).stdout(Stdio::piped()).spawn();
@@ -62,16 +64,7 @@ fn folders_of_strangers_are_not_looked_at_and_what_they_say_acts_on_no_terminal(
     let temp = tempfile::tempdir().unwrap();
     fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o1777)).unwrap();
     let folder = temp.path().join(format!("panzer-{}", nix::unistd::geteuid()));
-    let ask = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_panzerctl"));
-        command
-            .args(arguments)
-            .env("TMPDIR", temp.path())
-            .env_remove("RUNTIME_DIRECTORY")
-            .env_remove("XDG_RUNTIME_DIR");
-        let output = command.output().unwrap();
-        text(&output.stdout) + &text(&output.stderr)
-    };
+    let ask = |arguments: &[&str]| asked(Command::new(env!("CARGO_BIN_EXE_panzerctl")).args(arguments), temp.path());
     let is_asked = || ask(&["list"]).contains("\nx ") || ask(&["--name", "x", "reload"]).contains("forged");
     let stranger = Stranger::at(&folder, false);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
@@ -92,7 +85,26 @@ fn folders_of_strangers_are_not_looked_at_and_what_they_say_acts_on_no_terminal(
         // Root may go there, if sent there.
         let socket = folder.join("x.sock");
         assert!(ask(&["--control", socket.to_str().unwrap(), "reload"]).contains("forged"));
+        // Nobody has no other folder than this one, and does not go there by name either.
+        fs::copy(env!("CARGO_BIN_EXE_panzerctl"), temp.path().join("ctl")).unwrap();
+        let its = temp.path().join("panzer-65534");
+        let _its_own = Stranger::at(&its, true);
+        let ask = || {
+            let mut ctl = Command::new(temp.path().join("ctl"));
+            asked(ctl.args(["--name", "x", "reload"]).uid(65534).gid(65534), temp.path())
+        };
+        fs::set_permissions(&its, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(ask().contains("forged"), "{}", ask());
+        fs::set_permissions(&its, fs::Permissions::from_mode(0o777)).unwrap();
+        let told = ask();
+        assert!(told.contains("x does not run (looked in ") && told.contains("skipped: a link, or others"), "{told}");
     }
+}
+
+fn asked(panzerctl: &mut Command, temporary: &Path) -> String {
+    let command = panzerctl.env("TMPDIR", temporary).env_remove("RUNTIME_DIRECTORY").env_remove("XDG_RUNTIME_DIR");
+    let output = command.output().unwrap();
+    text(&output.stdout) + &text(&output.stderr)
 }
 
 /// A server that binds first and listens later lives all the same.

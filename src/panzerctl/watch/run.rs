@@ -4,7 +4,7 @@
 //! answer, or takes no connection, the last state stays on the screen with a line that says so; after [`ANSWER_TIMEOUT`]
 //! the watch gives up.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use crate::panzerctl::choose::choose;
 use crate::panzerctl::client::{ANSWER_TIMEOUT, Client, status_in};
 use crate::panzerctl::command_line::Options;
 use crate::panzerctl::instance::Instance;
-use crate::panzerctl::output::{is_capable_terminal, write};
+use crate::panzerctl::output::is_capable_terminal;
 use crate::panzerctl::status::{as_json, as_table, complete};
 use crate::panzerctl::table;
 use crate::panzerctl::text::{Line, Tone};
@@ -27,6 +27,7 @@ use crate::sys::errno::words;
 use crate::sys::poller::Poller;
 use crate::sys::printable;
 use crate::sys::signals::{Signals, block_all, unblock};
+use crate::sys::stdout::{why_not, write};
 
 const SIGNALS: u64 = 0;
 const KEYS: u64 = 1;
@@ -104,7 +105,7 @@ impl Watch {
                 let goes_on = match token {
                     SIGNALS => self.on_signals(),
                     KEYS => on_keys(),
-                    _ => self.on_answer(),
+                    _ => self.on_answer()?,
                 };
                 if !goes_on {
                     return Ok(());
@@ -176,9 +177,9 @@ impl Watch {
     }
 
     /// Like the other handlers, this returns whether the watch goes on.
-    fn on_answer(&mut self) -> bool {
+    fn on_answer(&mut self) -> Result<bool, Trouble> {
         let Some(answer) = self.question.as_mut().and_then(Client::answer_so_far) else {
-            return true;
+            return Ok(true);
         };
         if let Some(question) = self.question.take() {
             self.poller.forget(question);
@@ -195,20 +196,23 @@ impl Watch {
             }
             Err(why) => {
                 self.note(why);
-                true
+                Ok(true)
             }
         }
     }
 
     /// Shows the last state. Returns false if the reader is gone.
-    fn show(&self) -> bool {
-        let Some((status, usages)) = &self.last else { return true };
+    fn show(&self) -> Result<bool, Trouble> {
+        let Some((status, usages)) = &self.last else { return Ok(true) };
         let written = match self.screen {
             Some(_) => self.paint(),
             None if self.json => write(&as_json(status, usages)),
             None => write(&(as_table(status, usages) + "\n")),
         };
-        written.is_ok()
+        match written {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Trouble::Failed(why_not(&error))),
+            written => Ok(written.is_ok()),
+        }
     }
 
     fn paint(&self) -> io::Result<()> {

@@ -4,9 +4,10 @@ use std::io::{self, IsTerminal};
 
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
-use crate::panzerctl::output::{DEFAULT_COLUMNS, is_coloured, write};
+use crate::panzerctl::output::{DEFAULT_COLUMNS, is_coloured};
 use crate::panzerctl::table::Room;
 use crate::panzerctl::text::{Line, width};
+use crate::sys::stdout::write;
 use crate::sys::terminal::window;
 
 /// Switches to the alternate screen, which has no history, and hides the cursor; and back.

@@ -6,11 +6,19 @@ use crate::sys::errno::words;
 
 /// Writes `text` as a whole. A reader that is gone has read enough; any other error, as of a full disk, is a line.
 pub fn show(text: &str) -> Result<(), String> {
-    let mut out = io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to stdout: {}", words(&error)))
-        }
+    match write(text) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(why_not(&error)),
         _ => Ok(()),
     }
+}
+
+/// Writes `text` as a whole.
+pub fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// A line for a failed write.
+pub fn why_not(error: &io::Error) -> String {
+    format!("cannot write to stdout: {}", words(error))
 }
