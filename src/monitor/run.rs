@@ -291,10 +291,7 @@ impl Monitor {
                 // Its last notifications.
                 self.take_notifications(Some(slot));
             }
-            let Some(mut live) = self.roster.remove(pid) else {
-                self.roster.remove_adopted(pid);
-                continue;
-            };
+            let Some(mut live) = self.roster.remove(pid) else { continue };
             live.notify.iter().for_each(|socket| self.poller.forget(socket));
             if live.worker.is_mold() {
                 self.close_line();
@@ -306,7 +303,9 @@ impl Monitor {
             }
             ended.push(Event::Ended(live.worker, cause));
         }
+        // While helpers that have ended are known, what they in turn have left in their groups is known by them.
         self.roster.meet(main, generation);
+        reaped.iter().for_each(|(pid, _)| self.roster.remove_adopted(*pid));
         self.roster.unmet |= reaped.len() == processes::MAX_REAPED_AT_ONCE;
         let LeftBehind { more, gone } = self.roster.left_behind();
         // Before the ends of workers, because what they have left is waited for.

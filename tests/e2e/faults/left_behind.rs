@@ -76,6 +76,38 @@ fn what_living_workers_have_started_is_left_alone() {
     panzer.stop();
 }
 
+/// What a helper leaves when it ends is known by that helper's session, which shows nothing else.
+#[test]
+fn what_a_helper_leaves_goes_with_the_same_worker() {
+    let app = "#!/bin/sh
+if [ $PANZER_WORKER_ID = 0 ] && [ ! -e helper ]; then
+    (setsid sh -c 'env -i sleep 1000 & echo $! > left; echo $$ > helper; until [ -e go ]; do sleep 0.02; done' &)
+fi
+exec sleep 1000
+";
+    let panzer = Panzer::builder().executable("app", app).args(["-w", "3", "--bake", "300ms", "./app"]).start();
+    panzer.wait_serving();
+    let (left, helper) = (noted_pid(&panzer, "left"), noted_pid(&panzer, "helper"));
+    for slot in [0, 1] {
+        panzer.expect_line(&format!("warning: worker {slot} * was killed by SIGKILL; respawning it"));
+    }
+    let before = panzer.workers();
+    let in_slot = |slot: u32| {
+        let status = panzer.status();
+        status.serving().workers.iter().find(|worker| worker.slot == slot).and_then(|worker| worker.pid).unwrap()
+    };
+    // Its monitor gets to know the helper at the next end.
+    kill_9(in_slot(1));
+    wait_workers(&panzer, 3, &before[..0]);
+    eventually(SOON, "another has its place", || panzer.workers().iter().any(|pid| !before.contains(pid)));
+    fs::write(panzer.path("go"), "").unwrap();
+    wait_gone(&[helper]);
+    panzer.expect_line("warning: worker 0 * ended and left processes behind; stopping them");
+    kill_9(in_slot(0));
+    wait_gone(&[left]);
+    panzer.stop();
+}
+
 /// What a scale or a reload ends goes by `--retire`, and so does what that leaves behind.
 #[test]
 fn what_a_retired_worker_leaves_goes_by_its_schedule() {
