@@ -73,8 +73,8 @@ impl Monitor {
         }
         let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
         log::warn!(
-            "pid {process} listens on a unix path of its own, {path}: other workers and each reload take it away; have it \
-             take the listener of --listen unix:{path}, which panzer keeps, or name the path by {{worker}} and {{generation}}",
+            "pid {process} listens on a unix path of its own, {path}: each worker's file replaces the others'. If clients \
+             connect there, use --listen unix:{path}, which panzer keeps; else name it with {{worker}}, or ignore this",
             path = path.display()
         );
     }

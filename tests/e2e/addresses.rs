@@ -115,8 +115,7 @@ fn a_unix_path_of_its_own_is_told_of_with_the_remedy_in_every_mode() {
         eventually_some(SOON, "all are bound", || panzer.path("bound").exists().then_some(()));
         panzer
     };
-    let said =
-        "warning: pid * listens on a unix path of its own, */own.sock: *--listen unix:*/own.sock, which panzer keeps";
+    let said = "warning: pid * listens on a unix path of its own, */own.sock: *--listen unix:*/own.sock, which panzer keeps; else";
     let modes: [&[&str]; 4] = [
         &[],
         &["--ready", "alive", "-l", &listen],

@@ -151,6 +151,7 @@ fn what_fails_is_told_with_its_code() {
         (vec!["-l", &listen, "--", "sleep", "1000"], 125, "error: *127.0.0.1:*in use"),
         (vec!["./missing"], 127, "error: *missing was not found"),
         (vec!["/"], 126, "error: / cannot be executed: it is a directory"),
+        (vec!["run/.."], 126, "error: */run/.. cannot be executed: it is a directory"),
         (vec!["--respawn-limit", "0/1m", "--", "false"], 1, "error: generation 1 keeps failing; stopping everything"),
         (vec!["--workers", "0", "--", "sleep", "1000"], 2, "panzer: invalid value '0' for --workers"),
         (vec!["-p", "/nonexistent/x.pid", "--", "sleep", "1000"], 125, "error: cannot write /nonexistent/x.pid"),
@@ -231,6 +232,13 @@ fn who_reads_what_a_daemon_holds_open_is_told() {
     assert_eq!(wait_starter(&panzer), 0);
     assert!(!panzer.lines().iter().any(|line| line.contains("stays open")));
     assert_eq!(panzer.stop().code(), Some(0));
+    let both = Panzer::builder().executable("both", "#!/bin/sh\nexec \"$@\" | cat\n").through("both");
+    let panzer = both.args(["-d", "-w", "1", "--bake", "50ms", "--", "sleep", "1000"]).start();
+    panzer.expect_line("warning: stdout and stderr stay open while panzer runs: *; redirect them, as in >>FILE 2>&1");
+    panzer.wait_for_line("generation 1 serves", SOON);
+    let main = fs::read_to_string(panzer.path("run/sleep.pid")).unwrap().trim().parse().unwrap();
+    kill(Pid::from_raw(main), Signal::SIGTERM).unwrap();
+    assert_eq!(panzer.wait_exit().code(), Some(0));
 }
 
 #[test]

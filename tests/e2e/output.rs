@@ -72,7 +72,7 @@ fn messages(line: &str) -> u32 {
 fn a_stderr_that_nobody_reads_stops_neither_main_nor_a_monitor() {
     for kind in ["terminal", "pipe", "socket"] {
         let panzer = unread(kind)
-            .args(["-w", "1", "--delay", "10ms", "--delay-max", "10ms", "--name", "x"])
+            .args(["-w", "1", "--delay", "10ms", "--delay-max", "10ms", "--name", "x", "--share-ports", "off"])
             .args(["--", "sh", "-c", "echo $$ >> lives; exec sleep 1000"])
             .start();
         let lives = || fs::read_to_string(panzer.path("lives")).unwrap_or_default();

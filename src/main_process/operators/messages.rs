@@ -37,9 +37,10 @@ fn warn_of_open_output() {
     let is_held = |fd| matches!(kind(fd), Kind::Pipe | Kind::Socket) && !stderr::is_journal(fd);
     let held: Vec<&str> = both.into_iter().filter(|(_, fd)| is_held(*fd)).map(|(name, _)| name).collect();
     if !held.is_empty() {
+        let (stay, them) = if held.len() == 1 { ("stays", "it") } else { ("stay", "them") };
         warn!(
-            "{} stays open while panzer runs: whoever reads it to its end, as $(panzer ...), ssh and ansible do, waits \
-             until then; redirect it, as in >>FILE 2>&1",
+            "{} {stay} open while panzer runs: whoever reads {them} to the end, as $(panzer ...), ssh and ansible do, \
+             waits until then; redirect {them}, as in >>FILE 2>&1",
             held.join(" and ")
         );
     }

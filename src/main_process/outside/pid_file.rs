@@ -57,7 +57,8 @@ pub(crate) fn claim(plan: &Plan) -> Result<PidFile, String> {
         let path = directory.join(format!("{name}.pid"));
         return PidFile::lock(&path).map_err(|error| why_not(&path, &error, "stop it, or give another --name"));
     }
-    let program = Path::new(&plan.program.0).file_name().unwrap_or(&plan.program.0).to_string_lossy().into_owned();
+    // A path such as / has no last part; it cannot be executed, and somebody else says so.
+    let program = Path::new(&plan.program.0).file_name().unwrap_or("panzer".as_ref()).to_string_lossy();
     for instance in 1..=MAX_INSTANCES {
         let name = if instance == 1 { format!("{program}.pid") } else { format!("{program}-{instance}.pid") };
         let path = directory.join(name);

@@ -59,7 +59,7 @@ fn programs() {
 
 #[test]
 fn a_program_that_only_exec_refuses() {
-    let panzer = Panzer::builder().executable("app", "").args(["-w", "4", "./app"]).start();
+    let panzer = Panzer::builder().executable("app", "").args(["-w", "4", "--share-ports", "off", "./app"]).start();
     panzer.expect_line("error: */app cannot be executed: it is empty");
     panzer.wait_for_end();
     assert_eq!(panzer.lines().len(), 1, "once for all workers: {:#?}", panzer.lines());
