@@ -584,3 +584,50 @@ fn a_port_that_is_bound_by_a_copy_of_its_socket_is_shared() {
         panzer.stop();
     }
 }
+
+/// Binds what main was asked to hold, once it is told to, and again.
+const BINDS_WHEN_TOLD: &str = r#"
+until("go")
+while True:
+    try:
+        s = opened(ports[0])
+        break
+    except OSError as error:
+        say("refused", os.strerror(error.errno))
+        time.sleep(0.02)
+s.listen(64)
+say("bound", s.getsockname()[1])
+serve(s)
+"#;
+
+#[test]
+fn a_port_that_main_has_no_descriptor_to_give_is_refused_with_that_reason() {
+    if !require("python3") || !require("prlimit") {
+        return;
+    }
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let options = ["-w", "1", "--ready", "alive", "--share-ports", "on", "-l", &listen];
+    let panzer = program(&options, BINDS_WHEN_TOLD, &[port]).start();
+    panzer.allow_line("workers run with no_new_privs");
+    // Without a question to main, whose connection would be open for a moment.
+    panzer.wait_for_line("generation 1 serves", SOON);
+    let limited_to = |limit: usize| {
+        let (pid, limit) = (panzer.pid().to_string(), format!("--nofile={limit}:"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    };
+    // One is left: for the worker's own socket, which comes with its question.
+    let open = fs::read_dir(format!("/proc/{}/fd", panzer.pid())).unwrap().flatten();
+    let open: BTreeSet<usize> = open.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect();
+    let second_free = (0..).filter(|number| !open.contains(number)).nth(1).unwrap();
+    limited_to(second_free);
+    panzer.expect_line(&format!(
+        "warning: a worker binds {listen}, which panzer holds, and cannot be given it: too many open files"
+    ));
+    fs::write(panzer.path("go"), "").unwrap();
+    wait_said(&panzer, "refused", &["Too many open files"]);
+    limited_to(1024);
+    wait_said(&panzer, "bound", &[&port.to_string()]);
+    assert!(get(port, "/").is_ok());
+    panzer.stop();
+}

@@ -47,7 +47,11 @@ impl Main {
             // No socket is held any more.
             return self.not_shared(claimant, None);
         }
-        self.hold_asked_for(&bind.key, generation, now);
+        if let Err(error) = self.hold_asked_for(&bind.key, generation, now) {
+            let (address, why) = (bind.key.address, words(&error));
+            log::warn!("a worker binds {address}, which panzer holds, and cannot be given it: {why}; its bind fails");
+            return self.refuse(claimant, &bind.key, error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw));
+        }
         let may_wait = bind.process.is_some() && !bind.late;
         match self.listeners.shares.claim(&bind.key, claimant, bind.process.unwrap_or_default(), may_wait, now) {
             Claimed::Waits => {}
@@ -135,12 +139,15 @@ impl Main {
     }
 
     /// If the plan asks for this address, main has a socket for it already: workers that bind it get that socket.
-    fn hold_asked_for(&mut self, key: &Key, generation: u32, now: Instant) {
+    fn hold_asked_for(&mut self, key: &Key, generation: u32, now: Instant) -> io::Result<()> {
         let asked_for =
             self.listeners.held.is_claimed(key).filter(|_| self.listeners.shares.held().all(|(held, _)| held != key));
-        let Some(Ok(copy)) = asked_for.map(|held| held.listener.as_fd().try_clone_to_owned()) else { return };
-        self.listeners.guard.add(shared_name(key), copy.as_fd());
-        self.listeners.shares.hold(key, copy.into(), generation, now);
+        if let Some(held) = asked_for {
+            let copy = held.listener.as_fd().try_clone_to_owned()?;
+            self.listeners.guard.add(shared_name(key), copy.as_fd());
+            self.listeners.shares.hold(key, copy.into(), generation, now);
+        }
+        Ok(())
     }
 
     /// Does what is due about binds that others wait for.

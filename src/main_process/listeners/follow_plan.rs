@@ -5,6 +5,8 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
 use super::Listeners;
 use super::held::Held;
 use crate::config::{Address, Listen, Plan};
@@ -169,7 +171,8 @@ impl Listeners {
     /// A socket that workers have bound at this address and main holds for them. It becomes the listener that the plan
     /// asks for, and the connections that wait in it are not lost.
     fn shared_at(&self, listen: &Listen) -> Option<Listener> {
-        let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address))?;
+        let here = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok()?;
+        let (_, socket) = self.shares.held().find(|(key, _)| is_at(key, &listen.address, &here))?;
         let listener = Listener::without_path(socket.as_fd().try_clone_to_owned().ok()?);
         if matches!(socket_options::backlog(&listener), Ok(None)) {
             listener.set_backlog(listen.backlog).ok()?;
@@ -182,7 +185,12 @@ impl Listeners {
     fn leave_to_workers(&mut self, held: &Held) {
         let is_port = held.slot == 0 && held.listen.address.tcp_port().is_some();
         let Some(key) = is_port.then(|| key_of(&held.listener)).flatten() else { return };
-        let Ok(copy) = held.listener.as_fd().try_clone_to_owned() else { return };
+        let copy = match held.listener.as_fd().try_clone_to_owned() {
+            Ok(copy) => copy,
+            Err(error) => {
+                return log::warn!("{} is not kept for workers that may bind it: {}", held.name, words(&error));
+            }
+        };
         let name = shared_name(&key);
         if self.shares.offer(key, copy.into(), Instant::now()) {
             self.guard.add(name, held.listener.as_fd());

@@ -99,7 +99,7 @@ impl AllHeld {
 
     /// The listener for all slots that a worker means if it binds `key`.
     pub(crate) fn is_claimed(&self, key: &Key) -> Option<&Held> {
-        self.iter().find(|held| !held.listen.per_worker && is_at(key, &held.listen.address))
+        self.iter().find(|held| !held.listen.per_worker && is_at(key, &held.listen.address, &held.listener))
     }
 
     /// The listener that `listen` asks for; the queue of slot 0 if there are several.

@@ -68,8 +68,8 @@ pub fn key_of(socket: &impl AsFd) -> Option<Key> {
     Some(Key::new(network, device, v6_only, address))
 }
 
-/// Whether a `--listen` with this address asks for the socket with this key, in our own network.
-pub fn is_at(key: &Key, address: &Address) -> bool {
+/// Whether a `--listen` with this address asks for the socket with this key, in the network of the socket `here`.
+pub fn is_at(key: &Key, address: &Address, here: impl AsFd) -> bool {
     let is_same = match address {
         Address::Any(port) => key.address == (Ipv6Addr::UNSPECIFIED, *port).into() && !key.v6_only,
         // A socket of both families is more than was asked for.
@@ -78,10 +78,7 @@ pub fn is_at(key: &Key, address: &Address) -> bool {
         }
         _ => false,
     };
-    let here = || socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).ok();
-    is_same
-        && key.device.is_empty()
-        && here().is_some_and(|here| socket_options::network_namespace(here) == key.network)
+    is_same && key.device.is_empty() && socket_options::network_namespace(here) == key.network
 }
 
 /// Binds a program's socket to the claimed address. The socket keeps its options.
