@@ -1,6 +1,9 @@
-//! A program that is loaded once and forks its workers: how much memory they share, and how long a respawn takes.
+//! What loading once and forking many saves: a Python program with 100 MB of objects under `--preload`, beside the same
+//! program under gunicorn's `--preload` and by itself, and a C program with a heap of 1 GB.
 
-use std::path::PathBuf;
+use std::io::PipeWriter;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -8,115 +11,222 @@ use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
-use super::Measured;
-use super::panzer::Panzer;
+use super::load::{Load, Mode};
+use super::panzer::{Panzer, descendants};
 use super::program::Program;
+use super::respawn::{Kept, LIFE, in_turns};
 use super::smaps::whole;
-use super::stamps::{Stamp, Stamps, now};
+use super::stamps::Stamps;
 use super::table::{Table, percentile};
+use super::under_load::free_port;
+use super::{LIMIT, Measured, stamps};
 
-const ROUNDS: usize = 50;
-const WORKERS: u64 = 8;
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
+const WORKERS: usize = 8;
+const REQUESTS: u64 = 10_000;
+const ROUNDS: usize = 40;
+/// Forks of the mold of 1 GB, and forks of its own that it stamps before.
+const LARGE_ROUNDS: usize = 10;
+const LARGE_OWN: usize = 5;
 
-/// Each life is so long that its end is respawned at once.
-const LIFE: Duration = Duration::from_millis(110);
+/// The file that Python plays, in a folder of its own.
+struct App {
+    folder: TempDir,
+    python: String,
+}
 
-/// Ends what it started.
-struct Bare(Child);
+pub(crate) fn measure(_program: &Program, table: &mut Table) -> Measured<()> {
+    let app = App::new()?;
+    app.memory(table)?;
+    app.time(table)?;
+    app.respawn(table)?;
+    large_heap(app.folder.path(), table)
+}
 
-impl Drop for Bare {
+impl App {
+    fn new() -> Measured<App> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("mold_app.py"), include_str!("mold_app.py"))?;
+        // Not the shim of a version manager, which takes longer than Python itself.
+        let asked = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output()?;
+        Ok(App { folder, python: String::from_utf8(asked.stdout)?.trim().to_owned() })
+    }
+
+    fn command(&self, role: &str) -> Measured<Vec<String>> {
+        let file = self.folder.path().join("mold_app.py");
+        Ok(vec![self.python.clone(), file.to_str().ok_or("a path that is not UTF-8")?.to_owned(), role.to_owned()])
+    }
+
+    /// As the mold of so many workers.
+    fn mold(&self, workers: usize, port: u16, more: &[&str], stdout: PipeWriter) -> Measured<Panzer> {
+        let (workers, listen) = (workers.to_string(), format!("127.0.0.1:{port}"));
+        let path = format!("PYTHONPATH={CLIENTS}/python");
+        let options = ["--preload", "--workers", &workers, "--listen", &listen, "--env", &path];
+        Panzer::start(&[&options[..], more].concat(), &self.command("mold")?, stdout)
+    }
+
+    /// Under gunicorn, if it is installed.
+    fn gunicorn(&self, workers: usize, port: u16, stdout: PipeWriter) -> Measured<Option<Started>> {
+        let there = Command::new(&self.python).args(["-c", "import gunicorn"]).stderr(Stdio::null()).status()?;
+        if !there.success() {
+            return Ok(None);
+        }
+        let configuration = "import mold_app\ndef post_worker_init(_):\n    mold_app.stamp()\n";
+        std::fs::write(self.folder.path().join("configuration.py"), configuration)?;
+        let mut gunicorn = Command::new(&self.python);
+        gunicorn.args(["-m", "gunicorn", "--preload", "--log-level", "error", "-c", "configuration.py", "-w"]);
+        gunicorn.arg(workers.to_string()).args(["-b", &format!("127.0.0.1:{port}"), "mold_app:wsgi"]);
+        // Its control socket stands in the home folder.
+        gunicorn.env("HOME", self.folder.path()).stderr(Stdio::null()).current_dir(&self.folder);
+        Ok(Some(Started::start(gunicorn, stdout)?))
+    }
+
+    /// The whole tree against one process.
+    fn memory(&self, table: &mut Table) -> Measured<()> {
+        let one = {
+            let (mut stamps, stdout) = Stamps::pipe()?;
+            let alone = Started::start(self.python_of("alone")?, stdout)?;
+            stamps.take(2)?;
+            whole(alone.pid())?.pss
+        };
+        let port = free_port()?;
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        let panzer = self.mold(WORKERS, port, &[], stdout)?;
+        stamps.take(1 + WORKERS)?;
+        panzer.wait_for("serves")?;
+        table.memory("memory (PSS) of 8 workers", held_by(panzer.main())?, one, Some(1.4));
+        ask(port);
+        table.memory("  after 10,000 requests", held_by(panzer.main())?, one, None);
+        drop(panzer);
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        if let Some(gunicorn) = self.gunicorn(WORKERS, port, stdout)? {
+            stamps.take(1 + WORKERS)?;
+            table.memory("  under gunicorn --preload", held_by(gunicorn.pid())?, one, None);
+            ask(port);
+            table.memory("  after 10,000 requests", held_by(gunicorn.pid())?, one, None);
+        }
+        table.note("Python with 100 MB of objects: all of panzer, the mold and its workers, against");
+        table.note("one process by itself");
+        Ok(())
+    }
+
+    /// Until the last of the workers of a program that takes 2 s to load.
+    fn time(&self, table: &mut Table) -> Measured<()> {
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        let _panzer =
+            self.mold(WORKERS, free_port()?, &["--env", "MOLD_SECONDS=2", "--env", "MOLD_OBJECTS=0"], stdout)?;
+        let begun = stamps.next()?.at;
+        let last = stamps.take(WORKERS)?.iter().map(|stamp| stamp.at).max().unwrap_or(0);
+        table.time("start of 8 that load for 2 s", last.saturating_sub(begun), 2_500_000_000);
+        Ok(())
+    }
+
+    /// From `kill -9` of a worker to the first act of the next.
+    fn respawn(&self, table: &mut Table) -> Measured<()> {
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        let panzer = self.mold(1, free_port()?, &["--healthy-after", "0s"], stdout)?;
+        stamps.next()?;
+        let mut ours = Kept::new(stamps)?;
+        panzer.wait_for("serves")?;
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        let _bare = Started::start(self.python_of("bare")?, stdout)?;
+        stamps.next()?;
+        let mut bare = Kept::new(stamps)?;
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        let gunicorn = self.gunicorn(1, free_port()?, stdout)?;
+        let mut theirs = match &gunicorn {
+            Some(_) => stamps.next().and_then(|_| Kept::new(stamps)).map(Some)?,
+            None => None,
+        };
+        in_turns(&mut [&mut ours, &mut bare].into_iter().chain(&mut theirs).collect::<Vec<_>>(), ROUNDS)?;
+        let own = percentile(&mut bare.times, 50);
+        table.ratio("respawn of a worker, median", percentile(&mut ours.times, 50), own, 1.2);
+        if let Some(mut theirs) = theirs {
+            table.plain_ratio("  under gunicorn --preload", percentile(&mut theirs.times, 50), own);
+        }
+        table.note(&format!("Python with 100 MB, against a loop of waitpid and fork; {ROUNDS} times each, in turns"));
+        Ok(())
+    }
+
+    fn python_of(&self, role: &str) -> Measured<Command> {
+        let words = self.command(role)?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        Ok(command)
+    }
+}
+
+/// One fork of a mold of 1 GB, as its worker sees it, against a fork by itself of the same process.
+fn large_heap(folder: &Path, table: &mut Table) -> Measured<()> {
+    let (source, program) = (folder.join("mold.c"), folder.join("mold"));
+    std::fs::write(&source, include_str!("mold.c"))?;
+    let compiled =
+        Command::new("cc").args(["-O2", "-I", &format!("{CLIENTS}/c"), "-o"]).args([&program, &source]).status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        table.note("there is no C compiler");
+        return Ok(());
+    }
+    let (mut stamps, stdout) = Stamps::pipe()?;
+    let command = [program.to_str().ok_or("a path that is not UTF-8")?.to_owned()];
+    let panzer = Panzer::start(&["--preload", "--workers", "1", "--healthy-after", "0s"], &command, stdout)?;
+    stamps.next()?;
+    let mut own: Vec<u64> = stamps.take(LARGE_OWN)?.iter().map(|stamp| stamp.at).collect();
+    let mut forks = Vec::new();
+    let mut worker = stamps.next()?;
+    panzer.wait_for("serves")?;
+    for _ in 0..LARGE_ROUNDS {
+        poll(&mut [], PollTimeout::try_from(LIFE)?)?;
+        kill(worker.pid, Signal::SIGKILL)?;
+        worker = stamps.next()?;
+        forks.push(worker.at);
+    }
+    table.plain_ratio("fork of a mold of 1 GB, in C", percentile(&mut forks, 50), percentile(&mut own, 50));
+    table.note("until the worker runs, against a bare fork of the same process");
+    Ok(())
+}
+
+/// A process of the bench's own, which ends with it.
+struct Started(Child);
+
+impl Started {
+    /// Writes a stamp first, as panzer's.
+    fn start(mut command: Command, stdout: PipeWriter) -> Measured<Started> {
+        command.stdin(Stdio::null()).stdout(stdout);
+        // SAFETY: it makes three system calls and allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                set_pdeathsig(Signal::SIGTERM)?;
+                stamps::write_own()
+            });
+        }
+        Ok(Started(command.spawn()?))
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+}
+
+impl Drop for Started {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        let _ = kill(self.pid(), Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
 
-fn script() -> Measured<(String, String)> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let text = |path: PathBuf| path.to_str().map(str::to_owned).ok_or("a path that is not UTF-8");
-    Ok((text(root.join("benches/measure/mold.py"))?, text(root.join("clients/python"))?))
+/// PSS of a process and of all below it.
+fn held_by(pid: Pid) -> Measured<u64> {
+    let all = descendants(pid)?.into_iter().chain([pid]);
+    all.map(|pid| Ok(whole(pid)?.pss)).sum()
 }
 
-fn start_mold(options: &[&str], stdout: std::io::PipeWriter, loads_for: &str) -> Measured<Panzer> {
-    let (script, client) = script()?;
-    let client = format!("CLIENT={client}");
-    let loads_for = format!("LOADS_FOR={loads_for}");
-    let own = ["--preload", "--healthy-after", "0s", "--env", &client, "--env", &loads_for];
-    let options: Vec<&str> = own.iter().chain(options).copied().collect();
-    Panzer::start(&options, &["python3".to_owned(), script], stdout)
-}
-
-fn start_bare(argument: &str) -> Measured<(Bare, Stamps)> {
-    let (script, _) = script()?;
-    let (stamps, stdout) = Stamps::pipe()?;
-    let mut command = Command::new("python3");
-    command.args([&script, argument]).stdin(Stdio::null()).stdout(stdout);
-    // SAFETY: one system call.
-    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, || Ok(set_pdeathsig(Signal::SIGKILL)?)) };
-    let child = Bare(command.spawn()?);
-    // The command holds a copy of the pipe's end.
-    drop(command);
-    Ok((child, stamps))
-}
-
-pub(crate) fn measure(_program: &Program, table: &mut Table) -> Measured<()> {
-    ready(table)?;
-    memory(table)?;
-    respawn(table)
-}
-
-/// All workers of a program that takes two seconds to load.
-fn ready(table: &mut Table) -> Measured<()> {
-    let (mut stamps, stdout) = Stamps::pipe()?;
-    let _panzer = start_mold(&["--workers", &WORKERS.to_string()], stdout, "2")?;
-    let begun = stamps.next()?.at;
-    let last = stamps.take(WORKERS as usize)?.iter().map(|stamp| stamp.at).max().unwrap_or(begun);
-    let took = (last - begun) as f64 / 1e9;
-    table.plain("8 workers, 2 s to load once", &format!("{took:.2} s"));
-    Ok(())
-}
-
-fn memory(table: &mut Table) -> Measured<()> {
-    let (alone, mut stamps) = start_bare("alone")?;
-    stamps.next()?;
-    let one = whole(Pid::from_raw(alone.0.id().cast_signed()))?.pss;
-    drop(alone);
-    let (mut stamps, stdout) = Stamps::pipe()?;
-    let panzer = start_mold(&["--workers", &WORKERS.to_string()], stdout, "0")?;
-    stamps.take(WORKERS as usize + 1)?;
-    panzer.wait_for("serves")?;
-    let tree = panzer.workers()?.into_iter().map(|pid| Ok(whole(pid)?.pss)).sum::<Measured<u64>>()?;
-    table.bytes("mold and 8 workers (PSS)", tree, one * 14 / 10);
-    table.note(&format!("one process of it alone has {} MB; the goal is 1.4 times that", one / 1_000_000));
-    Ok(())
-}
-
-fn respawn(table: &mut Table) -> Measured<()> {
-    let (mut stamps, stdout) = Stamps::pipe()?;
-    let panzer = start_mold(&["--workers", "1"], stdout, "0")?;
-    stamps.next()?;
-    let mut ours = (stamps.next()?, stamps, Vec::new());
-    panzer.wait_for("serves")?;
-    let (_bare, mut stamps) = start_bare("bare")?;
-    let mut bare = (stamps.next()?, stamps, Vec::new());
-    for round in 0..ROUNDS {
-        poll(&mut [], PollTimeout::try_from(LIFE)?)?;
-        // Each is as often the one that comes right after the other.
-        let (first, second) = if round % 2 == 0 { (&mut ours, &mut bare) } else { (&mut bare, &mut ours) };
-        kill_worker(first)?;
-        kill_worker(second)?;
+fn ask(port: u16) {
+    let load = Load::new(port, Mode::NewConnection, 4).start();
+    let until = std::time::Instant::now() + 3 * LIMIT;
+    while load.answered() < REQUESTS && std::time::Instant::now() < until {
+        let _ = poll(&mut [], PollTimeout::try_from(Duration::from_millis(20)).unwrap_or(PollTimeout::ZERO));
     }
-    let (ours, bare) = (percentile(&mut ours.2, 50), percentile(&mut bare.2, 50));
-    table.ratio("respawn by a mold of 100 MB", ours, bare, 1.2);
-    table.note(&format!("against os.fork() in a loop of that process; {ROUNDS} times each, in turns"));
-    Ok(())
-}
-
-fn kill_worker((worker, stamps, times): &mut (Stamp, Stamps, Vec<u64>)) -> Measured<()> {
-    let killed = now()?;
-    kill(worker.pid, Signal::SIGKILL)?;
-    *worker = stamps.next()?;
-    times.push(worker.at.saturating_sub(killed));
-    Ok(())
+    load.stop();
 }

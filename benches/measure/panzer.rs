@@ -95,19 +95,24 @@ impl Panzer {
 
     /// The workers, and what they have started.
     pub(crate) fn workers(&self) -> Measured<Vec<Pid>> {
-        let mut found = Vec::new();
-        let mut parents = children(self.main())?;
-        while let Some(parent) = parents.pop() {
-            let children = children(parent)?;
-            found.extend(&children);
-            parents.extend(children);
-        }
-        Ok(found)
+        let monitors = children(self.main())?;
+        Ok(descendants(self.main())?.into_iter().filter(|pid| !monitors.contains(pid)).collect())
     }
 
-    fn main(&self) -> Pid {
+    pub(crate) fn main(&self) -> Pid {
         Pid::from_raw(self.main.id().cast_signed())
     }
+}
+
+/// All below a process.
+pub(crate) fn descendants(ancestor: Pid) -> Measured<Vec<Pid>> {
+    let (mut found, mut parents) = (Vec::new(), vec![ancestor]);
+    while let Some(parent) = parents.pop() {
+        let children = children(parent)?;
+        found.extend(&children);
+        parents.extend(children);
+    }
+    Ok(found)
 }
 
 /// Of its first thread, which is where a process forks unless it is odd.

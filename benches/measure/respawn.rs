@@ -15,17 +15,17 @@ use super::table::{Table, percentile};
 const ROUNDS: usize = 200;
 
 /// Each life is so long that its end is respawned at once.
-const LIFE: Duration = Duration::from_millis(110);
+pub(crate) const LIFE: Duration = Duration::from_millis(110);
 
 /// Something that keeps one worker running, and the worker that runs now.
-struct Kept {
+pub(crate) struct Kept {
     stamps: Stamps,
     worker: Stamp,
-    times: Vec<u64>,
+    pub(crate) times: Vec<u64>,
 }
 
 impl Kept {
-    fn new(mut stamps: Stamps) -> Measured<Kept> {
+    pub(crate) fn new(mut stamps: Stamps) -> Measured<Kept> {
         let worker = stamps.next()?;
         Ok(Kept { stamps, worker, times: Vec::new() })
     }
@@ -66,17 +66,25 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     drop(loops);
     let mut bare = Kept::new(stamps)?;
 
-    for round in 0..ROUNDS {
-        poll(&mut [], PollTimeout::try_from(LIFE)?)?;
-        // Each is as often the one that comes right after the other.
-        let (first, second) = if round % 2 == 0 { (&mut ours, &mut bare) } else { (&mut bare, &mut ours) };
-        first.kill_worker()?;
-        second.kill_worker()?;
-    }
+    in_turns(&mut [&mut ours, &mut bare], ROUNDS)?;
     for (figure, percent) in [("respawn after kill -9, median", 50), ("respawn after kill -9, p90", 90)] {
         let (ours, bare) = (percentile(&mut ours.times, percent), percentile(&mut bare.times, percent));
         if percent == 50 { table.ratio(figure, ours, bare, 1.5) } else { table.plain_ratio(figure, ours, bare) }
     }
     table.note(&format!("against a loop of waitpid, fork, exec; {ROUNDS} times each, in turns"));
+    Ok(())
+}
+
+/// Kills a worker of each, so often. Each is as often the first as any other.
+pub(crate) fn in_turns(kept: &mut [&mut Kept], rounds: usize) -> Measured<()> {
+    for round in 0..rounds {
+        poll(&mut [], PollTimeout::try_from(LIFE)?)?;
+        let count = kept.len();
+        for turn in 0..count {
+            if let Some(kept) = kept.get_mut((round + turn) % count) {
+                kept.kill_worker()?;
+            }
+        }
+    }
     Ok(())
 }

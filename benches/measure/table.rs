@@ -64,6 +64,21 @@ impl Table {
         self.lines.push(row(figure, &megabytes(measured), "", "", &goal_text, verdict(measured <= goal)));
     }
 
+    /// An amount of memory in bytes against another.
+    pub(crate) fn memory(&mut self, figure: &str, measured: u64, against: u64, goal: Option<f64>) {
+        let ratio = measured as f64 / against as f64;
+        let goal_text = goal.map_or(String::new(), |goal| format!("<={goal:.1}x"));
+        let verdict = goal.map_or("", |goal| verdict(ratio <= goal));
+        let (measured, against) = (megabytes(measured), megabytes(against));
+        self.lines.push(row(figure, &measured, &against, &format!("{ratio:.2}x"), &goal_text, verdict));
+    }
+
+    /// A time in nanoseconds.
+    pub(crate) fn time(&mut self, figure: &str, measured: u64, goal: u64) {
+        let goal_text = format!("<={:.1} s", goal as f64 / 1e9);
+        self.lines.push(row(figure, &millis(measured), "", "", &goal_text, verdict(measured <= goal)));
+    }
+
     /// A line that explains the one above.
     pub(crate) fn note(&mut self, text: &str) {
         self.lines.push(format!("    {text}"));

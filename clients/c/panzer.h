@@ -21,8 +21,12 @@
 
 #include <stdbool.h>
 
+/* C++ may include the declarations; the implementation is C. */
 #ifdef __cplusplus
+#define PANZER_NORETURN [[noreturn]]
 extern "C" {
+#else
+#define PANZER_NORETURN _Noreturn
 #endif
 
 /* A program. Only `run` is needed; each function gets `data`. */
@@ -41,10 +45,10 @@ struct panzer_program {
 
 /* Runs workers of the program. Does not return. `options` are panzer's: a name and a value each, NULL at the end; a value "" is for an
  * option that takes none. They hold if the program is run without panzer. The user's flags and PANZER_* variables win. */
-_Noreturn void panzer_run(int argc, char **argv, const struct panzer_program *program, const char *const *options);
+PANZER_NORETURN void panzer_run(int argc, char **argv, const struct panzer_program *program, const char *const *options);
 
 /* Reports that the program cannot be loaded, and exits with 1. `why` is one line. */
-_Noreturn void panzer_failed(const char *why);
+PANZER_NORETURN void panzer_failed(const char *why);
 
 /* The worker's number, from 0 on. A respawned worker has the number of the one that ended. */
 int panzer_index(void);
