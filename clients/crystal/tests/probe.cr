@@ -14,7 +14,8 @@ at_exit do
 end
 raise "no database" if ENV.has_key?("CONFORM_FAIL")
 
-Thread.new { LibC.pause } if ENV.has_key?("CONFORM_THREAD")
+# The garbage collector interrupts all threads now and then.
+Thread.new { loop { LibC.pause } } if ENV.has_key?("CONFORM_THREAD")
 
 class Probe
   include Panzer::Worker
