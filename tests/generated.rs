@@ -163,7 +163,7 @@ fn the_pages_mention_options_that_exist() {
 
 fn pages() -> Vec<String> {
     let pages = fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
-    pages.chain(["README.md".to_owned()]).collect()
+    pages.filter(|page| page.ends_with(".md")).chain(["README.md".to_owned()]).collect()
 }
 
 /// `text` with everything that stands between a comment that names a part and the one that ends it made anew.
