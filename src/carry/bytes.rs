@@ -1,4 +1,4 @@
-//! Bytes as a text, a letter for each: most are JSON anyway, which so stays about as long as it was.
+//! Bytes as a text with one letter for each byte. Most of them are JSON, so the text has about their length.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};

@@ -1,7 +1,8 @@
-//! A moment, as the time of CLOCK_MONOTONIC in seconds and nanoseconds: what an [`Instant`] is, and does not show.
+//! A moment, as the time of CLOCK_MONOTONIC in seconds and nanoseconds. An [`Instant`] has this inside, but does not
+//! show it.
 //!
-//! Within a process it is read back exactly as it was; in the next it is off by the nanoseconds between two looks at the
-//! same clock.
+//! Within a process it is read back exactly. In the next image it is off by the nanoseconds between two looks at the
+//! clock.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -12,18 +13,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const NANOS: i128 = 1_000_000_000;
 
-/// One moment in both forms: any other is so much before or after it.
+/// One moment in both forms. All others are computed from it.
 fn anchor() -> (Instant, i128) {
     static ANCHOR: OnceLock<(Instant, i128)> = OnceLock::new();
     *ANCHOR.get_or_init(|| {
         let now = Instant::now();
-        // This clock is always there.
+        // This clock always exists.
         let nanos = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| nanos(time.tv_sec(), time.tv_nsec()));
         (now, nanos)
     })
 }
 
-/// In seconds: durations on the command line are no longer, and some of them may add up.
+/// Durations on the command line are shorter, even if several add up.
 const MAX_DISTANCE_SECONDS: u64 = 1 << 40;
 
 fn nanos(seconds: i64, rest: i64) -> i128 {
@@ -45,7 +46,7 @@ impl From<Instant> for Written {
 }
 
 impl Written {
-    /// None where it is out of all bounds: further away than any deadline may be.
+    /// None if it is further away than any deadline can be.
     fn moment(&self) -> Option<Instant> {
         let (instant, time) = anchor();
         let away = nanos(self.0, self.1.into()) - time;

@@ -1,4 +1,4 @@
-//! What a monitor and its mold say to each other, as panzer-mold(7) has it: ASCII words with one blank between them, one
+//! The messages between a monitor and its mold, as in panzer-mold(7): ASCII words with one blank between them, one
 //! message a packet.
 
 use std::io;
@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 
 use crate::sys::packets::{self, Heard};
 
-/// The longest message, in bytes.
+/// Limit of a message.
 pub const MAX_BYTES: usize = 1024;
 
 /// The monitor's end of a mold's socket.
@@ -17,7 +17,7 @@ pub const MAX_BYTES: usize = 1024;
 pub struct MoldSocket(OwnedFd);
 
 impl MoldSocket {
-    /// A new one, and the mold's end. The kernel says who sends what (SO_PASSCRED, unix(7)).
+    /// A new socket, and the mold's end. The kernel says who has sent each message (SO_PASSCRED, unix(7)).
     pub fn new() -> io::Result<(MoldSocket, OwnedFd)> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&ours, sockopt::PassCred, &true)?;
@@ -42,7 +42,7 @@ impl AsFd for MoldSocket {
     }
 }
 
-/// What a mold or a worker that it has forked says.
+/// A message of a mold, or of a worker that it has forked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// It is loaded, and forks when it is asked to.
@@ -55,7 +55,7 @@ pub enum Said {
     Unborn(u64, String),
 }
 
-/// What a monitor orders.
+/// An order of a monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked<'a> {
     /// Fork a worker.
@@ -64,7 +64,7 @@ pub enum Asked<'a> {
         ticket: u64,
         /// The worker's slot.
         slot: u32,
-        /// Where the descriptors that come along are to stand in it.
+        /// The numbers that the descriptors of this message are to have in the worker.
         descriptors: &'a [RawFd],
     },
     /// Fork no more, and exit.
@@ -72,7 +72,7 @@ pub enum Asked<'a> {
 }
 
 impl Said {
-    /// Reads a packet. Fails with what is wrong with it, completing "it sent ...".
+    /// Reads a packet. The error completes "it sent ...".
     pub fn read(packet: &[u8]) -> Result<Said, String> {
         let wrong = || format!("'{}', which is no message of panzer-mold(7)", String::from_utf8_lossy(excerpt(packet)));
         let text = std::str::from_utf8(packet).map_err(|_| wrong())?;
@@ -94,7 +94,7 @@ impl Said {
     }
 }
 
-/// So much of a message is repeated to people.
+/// The part of a message that is logged.
 fn excerpt(packet: &[u8]) -> &[u8] {
     &packet[..packet.len().min(60)]
 }

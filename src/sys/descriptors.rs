@@ -38,7 +38,7 @@ pub fn set_inherited(fd: impl AsFd, inherited: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Has reads, writes and accepts on this open file return at once instead of waiting, whoever shares it.
+/// Makes the open file non-blocking, for all processes that share it.
 pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
@@ -70,7 +70,7 @@ pub fn silence_stdin() -> io::Result<()> {
     Ok(nix::unistd::dup2_stdin(null)?)
 }
 
-/// What a descriptor leads to.
+/// The kind of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A pipe, with a name or without.
@@ -87,7 +87,7 @@ pub enum Kind {
     Other,
 }
 
-/// What `fd` leads to.
+/// The kind of the open file behind `fd`.
 pub fn kind(fd: BorrowedFd<'_>) -> Kind {
     let format = fstat(fd).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
     match format {
@@ -103,13 +103,13 @@ pub fn kind(fd: BorrowedFd<'_>) -> Kind {
     }
 }
 
-/// Opens the pipe or terminal behind `fd` again, non-blocking. Its flags are its own: nobody who shares `fd` changes them.
-/// Fails if it belongs to another user. Async-signal-safe.
+/// Opens the pipe or terminal behind `fd` again, non-blocking. Processes that share `fd` cannot change its flags. Fails
+/// if it belongs to another user. Async-signal-safe.
 pub fn open_anew(fd: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
     let mut path = [0; 32];
-    // Without its last byte, which ends the string.
+    // The last byte stays 0, which ends the string.
     write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).map_err(|_| Errno::ENAMETOOLONG)?;
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::ENAMETOOLONG)?;
-    // It must neither wait for a reader or for a line, nor become our controlling terminal.
+    // The open must not wait for a reader or a line, and must not give us a controlling terminal.
     open(path, flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
 }

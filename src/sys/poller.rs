@@ -10,10 +10,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 /// Ready descriptors that one wake-up reports. The next one reports the rest.
 const MAX_EVENTS: usize = 64;
 
-/// Epoll takes milliseconds in an i32; a later deadline is slept to in pieces of this length.
+/// Epoll takes milliseconds in an i32, so a longer sleep is done in pieces of this length.
 const MAX_SLEEP: Duration = Duration::from_secs(24 * 3600);
 
-/// A set of watched descriptors, each with a token that says what it is.
+/// A set of watched descriptors, each with a token.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
@@ -30,7 +30,7 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
-    /// Wakes with `token` only when `fd` is shut down, whoever did that.
+    /// Wakes with `token` only when `fd` is shut down, by any process.
     pub fn watch_hang_up(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, token))?)
     }
@@ -55,12 +55,12 @@ impl Poller {
 
     /// Stops watching `fd`. Call this before it is closed: a copy in another process would keep it watched.
     pub fn forget(&self, fd: impl AsFd) {
-        // It fails only for a descriptor that is not watched, which is what is wanted.
+        // Fails only for a descriptor that is not watched, which is fine.
         let _ = self.epoll.delete(fd);
     }
 
-    /// Sleeps until a watched descriptor is ready or `deadline` has come. Without a deadline it may sleep for ever. Returns
-    /// the tokens of what is ready.
+    /// Sleeps until a watched descriptor is ready, or until `deadline`. Without a deadline it may sleep for ever.
+    /// Returns the tokens of the ready descriptors.
     pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
         let mut ready = [EpollEvent::empty(); MAX_EVENTS];
         match self.epoll.wait(&mut ready, timeout(deadline, Instant::now())) {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// The last number that Linux has on x86-64 and aarch64.
+/// The highest signal number of Linux on x86-64 and aarch64.
 const LAST: libc::c_int = 64;
 
-/// A signal as it was read.
+/// A signal that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     /// Which one.
@@ -74,7 +74,7 @@ pub fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
 }
 
-/// Unblocks signals that the loop does not read, so that Ctrl-Z and a crash do what they always do.
+/// Unblocks signals that the loop does not read, so that Ctrl-Z and a crash have their usual effect.
 pub fn unblock(signals: &[Signal]) -> io::Result<()> {
     Ok(signals.iter().copied().collect::<SigSet>().thread_unblock()?)
 }
@@ -113,7 +113,7 @@ fn reset_number(number: libc::c_int) {
 /// no timer left.
 pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option<T> {
     extern "C" fn interrupt(_: libc::c_int) {}
-    // Nobody else's: the loop reads none of the real-time signals.
+    // The loop reads no real-time signal, so this number is free.
     let number = libc::SIGRTMAX();
     // SAFETY: all-zero values are valid for these plain C structures, each call gets pointers to values on this stack,
     // and the handler does nothing. The timer is deleted before this returns.
@@ -131,7 +131,7 @@ pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option
         let mut mask: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&mut mask, number);
         libc::sigprocmask(libc::SIG_UNBLOCK, &mask, ptr::null_mut());
-        // Again and again: the first one may come before the call waits.
+        // Repeated, because the first one may come before the call waits.
         let every = libc::timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() };
         libc::timer_settime(timer, 0, &libc::itimerspec { it_interval: every, it_value: every }, ptr::null_mut());
         let made = call();
@@ -141,7 +141,7 @@ pub fn interrupted_after<T>(limit: Duration, call: impl FnOnce() -> T) -> Option
     }
 }
 
-/// Ends this process by `signal`, so that whoever waits for us sees that. Returns only for PID 1.
+/// Ends this process by `signal`, so that the process that waits for it sees that. Returns only for PID 1.
 pub fn end_by(signal: Signal) {
     // The kernel spares PID 1, and signal-hook would then abort.
     if std::process::id() != 1 {

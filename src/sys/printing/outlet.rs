@@ -1,4 +1,4 @@
-//! Writing to a descriptor that other processes share, without waiting for whoever reads it.
+//! Writes to a descriptor that other processes share, without waiting for its reader.
 //!
 //! | it leads to | way of writing |
 //! | --- | --- |
@@ -21,10 +21,11 @@ use nix::unistd::write;
 use crate::sys::descriptors::{Kind, kind, open_anew};
 use crate::sys::signals::interrupted_after;
 
-/// Longest wait of a write that others made wait after our look. Only where no description of our own can be had.
+/// Limit of a write that has to wait because another process was faster. Only if no open file description of our own is
+/// possible.
 const MAX_WRITE_TIME: Duration = Duration::from_millis(10);
 
-/// Where to write, and what is left of the last write.
+/// The target, and the rest of the last write.
 #[derive(Debug)]
 pub(in crate::sys) struct Outlet {
     to: OwnedFd,
@@ -43,7 +44,7 @@ enum Way {
 }
 
 impl Outlet {
-    /// Finds the best way to write to what `fd` leads to now, whatever `fd` becomes later.
+    /// Finds the best way to write to the present target of `fd`.
     pub(in crate::sys) fn open(fd: BorrowedFd<'_>) -> io::Result<Outlet> {
         let shared = |way| Ok(Outlet { to: fd.try_clone_to_owned()?, way, rest: Vec::new() });
         match kind(fd) {
@@ -57,26 +58,26 @@ impl Outlet {
         }
     }
 
-    /// Whether the last write was only begun.
+    /// Whether the last write has a rest.
     pub(in crate::sys) fn has_rest(&self) -> bool {
         !self.rest.is_empty()
     }
 
-    /// Writes the rest of the last write. False where some is left.
+    /// Writes the rest of the last write. Returns false if some of it is left.
     pub(in crate::sys) fn finish(&mut self) -> bool {
         let rest = std::mem::take(&mut self.rest);
         let written = if rest.is_empty() { Ok(0) } else { self.put(&rest) };
         match written {
             Err(Errno::EAGAIN) => self.rest = rest,
-            // What else is wrong is nothing that waiting mends.
+            // No other error passes by waiting.
             Err(_) => {}
             Ok(count) => self.rest = rest[count..].to_vec(),
         }
         self.rest.is_empty()
     }
 
-    /// Writes `bytes`, of which a part may be left for [`Outlet::finish`]; only once there is no rest. False where nothing
-    /// was written.
+    /// Writes `bytes`. A part may be left for [`Outlet::finish`]. Call this only if there is no rest. Returns false if
+    /// nothing was written.
     pub(in crate::sys) fn write(&mut self, bytes: &[u8]) -> bool {
         match self.put(bytes) {
             Err(_) => false,
@@ -87,7 +88,7 @@ impl Outlet {
         }
     }
 
-    /// Never waits, but for a disk, and where the table above says so. EAGAIN where it would have had to.
+    /// Never waits, except for a disk and in the cases of the table. EAGAIN if it would have to.
     fn put(&self, bytes: &[u8]) -> nix::Result<usize> {
         let no_wait = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let written = match self.way {
@@ -120,10 +121,10 @@ mod tests {
     use super::*;
     use crate::sys::soon;
 
-    /// A terminal makes room by and by, from a thread of the kernel's: full is what stays full for this long.
+    /// A terminal makes room bit by bit, in a thread of the kernel. It is full if it stays full for this long.
     const STAYS: u16 = 50;
 
-    /// Writes until nothing more is taken. Returns how much was, with the rest of the last write.
+    /// Writes until nothing more is taken. Returns the number of bytes, with the rest of the last write.
     fn fill(outlet: &mut Outlet) -> usize {
         let mut accepted = 0;
         loop {
@@ -153,7 +154,7 @@ mod tests {
                 assert!(accepted > 0, "{:?}", outlet.way);
                 let flags = OFlag::from_bits_retain(fcntl(&to, FcntlArg::F_GETFL).unwrap());
                 assert!(!flags.contains(OFlag::O_NONBLOCK), "the others' descriptor is as it was");
-                // Everything that was accepted comes, and one more write behind it.
+                // Everything that was accepted arrives, and then one more write.
                 let mut came = 0;
                 let mut from = std::fs::File::from(from.try_clone().unwrap());
                 let mut more = true;

@@ -51,8 +51,8 @@ impl TerminalRights {
     }
 }
 
-/// Lets processes of `group` write to stdout and stderr by a path, as /dev/stdout, as far as these are ours to give: see
-/// above.
+/// Lets processes of `group` open stdout and stderr by a path such as /dev/stdout, if these belong to us: see the
+/// table.
 pub fn open_to_group(group: u32) {
     for fd in both() {
         let Ok(stat) = fstat(fd) else { continue };
@@ -70,8 +70,8 @@ pub fn open_to_group(group: u32) {
     }
 }
 
-/// Opens stdout and stderr anew where they are a pipe or a terminal, and lets them block: what this process, or whoever
-/// shares them, does to their flags concerns nobody else. One that cannot be opened stays. Async-signal-safe.
+/// Opens stdout and stderr anew if they are a pipe or a terminal, in blocking mode. Then other processes that share
+/// them cannot change our flags, nor we theirs. A stream that cannot be opened stays. Async-signal-safe.
 pub fn open_output_anew() {
     let [stdout, stderr] = both();
     if let Some(anew) = blocking_anew(stdout) {
@@ -93,7 +93,7 @@ fn blocking_anew(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
     Some(anew)
 }
 
-/// A terminal that belongs to us: what happens to another user's is that user's affair.
+/// A terminal that belongs to us. Another user's terminal is not touched.
 fn own_terminal(fd: BorrowedFd<'_>) -> Option<FileStat> {
     fstat(fd).ok().filter(|stat| kind(fd) == Kind::Terminal && stat.st_uid == geteuid().as_raw())
 }

@@ -21,20 +21,20 @@ const MAX_LINE_BYTES: usize = 4096;
 
 static OUTPUT: Mutex<Output> = Mutex::new(Output { to: None, is_journal: false, lost: 0, awaits: false });
 
-/// Where messages go.
+/// The target of messages.
 #[derive(Debug)]
 struct Output {
-    /// What stderr led to when it was opened. None before.
+    /// The target of stderr when it was opened. None before.
     to: Option<Outlet>,
     /// Whether it is the journal, which adds the time itself and takes a priority in front of each line.
     is_journal: bool,
     /// Number of messages that were lost since the last line about lost messages.
     lost: u64,
-    /// Whether a poller waits for stderr to take lines again, or has done so in vain.
+    /// Whether a poller waits for stderr, or has waited in vain.
     awaits: bool,
 }
 
-/// Sends what is logged from here on to stderr. `RUST_LOG` says nothing here: it is for the workers.
+/// Logs to stderr from now on. `RUST_LOG` is ignored, because it is meant for the workers.
 pub fn start(level: LevelFilter) {
     output().open();
     let logger = env_logger::Builder::new()
@@ -56,7 +56,7 @@ pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// Takes each line whole. What stderr does not take is counted, so nothing ever fails here.
+/// Takes each line whole. Never fails, because lines that stderr does not take are counted.
 struct Lines;
 
 impl Write for Lines {
@@ -70,7 +70,7 @@ impl Write for Lines {
     }
 }
 
-/// Writes a text that somebody asked for line by line, whatever the level.
+/// Writes a text that was asked for, line by line, whatever the level.
 pub fn tell(text: &str) {
     text.lines().for_each(|line| output().say(Level::Info, line));
 }

@@ -37,7 +37,7 @@ pub fn descriptor_of(thread: Pid, number: RawFd) -> io::Result<OwnedFd> {
     PidFd::open_thread(thread).or_else(process)?.copy_of(number)
 }
 
-/// The flags of the descriptor `number` of `thread`, and of what it leads to.
+/// The flags of the descriptor `number` of `thread`, and of its open file.
 pub fn flags_of(thread: Pid, number: RawFd) -> io::Result<OFlag> {
     let info = fs::read_to_string(format!("/proc/{thread}/fdinfo/{number}"))?;
     let flags = field(&info, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());

@@ -23,7 +23,7 @@ use crate::sys::printing::printable;
 pub enum Exit {
     /// By itself, with this code.
     Code(i32),
-    /// By this signal; true where a core was dumped.
+    /// By this signal. True if it dumped core.
     Signal(i32, bool),
 }
 
@@ -59,8 +59,8 @@ pub fn reap() -> Option<(Pid, Exit)> {
     Some((pid, exit))
 }
 
-/// One child that was stopped since the last call, with the signal that did it, or that was continued. None where there is
-/// none.
+/// One child that a signal has stopped since the last call, with that signal, or one that was continued. None if there
+/// is none.
 pub fn stopped_or_continued() -> Option<(Pid, Option<Signal>)> {
     let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED | WaitPidFlag::WNOHANG;
     match waitid(Id::All, flags).ok()? {
@@ -78,7 +78,7 @@ pub fn reap_all() -> Vec<(Pid, Exit)> {
     std::iter::from_fn(reap).take(MAX_REAPED_AT_ONCE).collect()
 }
 
-/// How gladly the kernel ends this process where memory is short.
+/// The kernel's willingness to end this process when memory is short.
 pub fn oom_score() -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
@@ -103,7 +103,7 @@ pub fn signal_group(group: Pid, signal: Signal) -> io::Result<()> {
     ignore_gone(killpg(group, signal))
 }
 
-/// Sends a signal that is to end an unreaped child of ours, and CONT, so that it can obey where it is stopped.
+/// Sends a signal that is to end an unreaped child of ours, and CONT, so that a stopped child can obey.
 pub fn stop_child(pid: Pid, signal: Signal) -> io::Result<()> {
     signal_child(pid, signal)?;
     if needs_to_run(signal) { signal_child(pid, Signal::SIGCONT) } else { Ok(()) }
@@ -115,7 +115,7 @@ pub fn stop_group(group: Pid, signal: Signal) -> io::Result<()> {
     if needs_to_run(signal) { signal_group(group, Signal::SIGCONT) } else { Ok(()) }
 }
 
-/// Whether whoever gets this must run to do anything about it, and is meant to.
+/// Whether a process must run to react to this signal, and is meant to.
 pub fn needs_to_run(signal: Signal) -> bool {
     use Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU};
     ![SIGKILL, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal)
@@ -140,7 +140,7 @@ pub fn why_not_signalled(error: &io::Error) -> String {
     }
 }
 
-/// That a process is given up, and how to find out more.
+/// The message that a process is given up, and how to find out more.
 pub fn does_not_end(pid: Pid, whose: &str) -> String {
     let name = name_of(pid);
     format!(
@@ -156,7 +156,7 @@ fn ignore_gone(sent: nix::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Our children, the adopted ones too, as the kernel lists them. Each is unreaped, so its pid is nobody else's.
+/// Our children as the kernel lists them, with the adopted ones. Each is unreaped, so no other process has its pid.
 pub fn children() -> Vec<Pid> {
     children_of(Pid::this())
 }
@@ -172,19 +172,19 @@ pub fn children_in(thread: &Path) -> Vec<Pid> {
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
-/// What tells a process from a later one of the same pid, and where it comes from.
+/// Where a process comes from, and what tells it from a later one with its pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clues {
-    /// Its process group, where that is not ours.
+    /// Its process group, if that is not ours.
     pub group: Option<Pid>,
-    /// Its session, where that is not ours.
+    /// Its session, if that is not ours.
     pub session: Option<Pid>,
     /// When it began, in the kernel's ticks.
     pub started: Option<u64>,
 }
 
 impl Clues {
-    /// Those of an unreaped child of ours.
+    /// The clues of an unreaped child of ours.
     pub fn of(pid: Pid) -> Clues {
         // A leader outside of our pid namespace is shown as 0.
         let foreign = |leader: Pid| leader.as_raw() > 0;
@@ -202,8 +202,8 @@ pub fn started(pid: Pid) -> Option<u64> {
     Stat::of(pid)?.field(22)
 }
 
-/// Up to `most` bytes of the environment that `pid` was executed with. None where we may not look, or might wait: a
-/// process that waits for a disk may hold the lock that the kernel takes for this.
+/// Up to `most` bytes of the environment that `pid` was executed with. None if we may not look, or if we might have to
+/// wait: a process that waits for a disk may hold the lock that the kernel takes for this.
 pub fn environment_of(pid: Pid, most: u64) -> Option<Vec<u8>> {
     state_and_parent(pid).filter(|(state, _)| *state != 'D')?;
     let mut environment = Vec::new();
@@ -212,7 +212,7 @@ pub fn environment_of(pid: Pid, most: u64) -> Option<Vec<u8>> {
     Some(environment)
 }
 
-/// The short name of a process, fit to be shown.
+/// The short name of a process, with control bytes replaced.
 pub fn name_of(pid: Pid) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     printable::line(String::from_utf8_lossy(&name).trim_end())
@@ -223,19 +223,19 @@ pub fn group_of(pid: Pid) -> Option<Pid> {
     getpgid(Some(pid)).ok()
 }
 
-/// The parent of `pid`. None where it has ended and been reaped.
+/// The parent of `pid`. None if it has ended and been reaped.
 pub fn parent_of(pid: Pid) -> Option<Pid> {
     state_and_parent(pid).map(|(_, parent)| parent)
 }
 
-/// Whether `pid` is a process that has not ended, be it reaped or not.
+/// Whether `pid` is a process that has not ended.
 pub fn is_alive(pid: Pid) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
 }
 
-/// Whether `pid` runs no more: it has ended, or the kernel is about to end it and only takes it apart.
+/// Whether `pid` has ended, or the kernel is about to end it.
 pub fn is_exiting(pid: Pid) -> bool {
-    // Among the flags, set before anything is taken away.
+    // A flag that is set before the kernel takes anything away.
     const PF_EXITING: u32 = 0x4;
     let Some(stat) = Stat::of(pid) else { return true };
     stat.field::<u32>(9).is_some_and(|flags| flags & PF_EXITING != 0)
@@ -243,7 +243,7 @@ pub fn is_exiting(pid: Pid) -> bool {
 
 /// Whether `pid` has waited for a child of its own that had ended.
 pub fn has_reaped(pid: Pid) -> bool {
-    // Page faults of such children. No process gets by without one.
+    // The page faults of such children. Every process has some.
     Stat::of(pid).and_then(|stat| stat.field::<u64>(11)).is_some_and(|faults| faults != 0)
 }
 
@@ -277,13 +277,13 @@ impl Stat {
     }
 }
 
-/// The user that `pid` runs as; none where it has ended and been reaped.
+/// The user that `pid` runs as. None if it has ended and been reaped.
 pub fn user_of(pid: Pid) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
 }
 
-/// Whether `pid` runs under another user than it was `given`, or than we do, and may so have lost the signal of its
+/// Whether `pid` runs as another user than the `given` one, or than we do. Then it may have lost the signal of its
 /// parent's death.
 pub fn has_changed_user(pid: Pid, given: Option<u32>) -> bool {
     user_of(pid).is_some_and(|user| user != given.unwrap_or(nix::unistd::geteuid().as_raw()))
@@ -301,7 +301,7 @@ pub fn set_name() {
     let _ = nix::sys::prctl::set_name(c"panzer");
 }
 
-/// Makes processes whose parent has ended, further down, our children.
+/// From now on, descendants whose parent has ended become our children.
 pub fn become_subreaper() -> io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }

@@ -17,11 +17,11 @@ const MAX_DESCRIPTORS: usize = 253;
 /// A packet that has been looked at.
 #[derive(Debug)]
 pub struct Packet {
-    /// Its whole length, also where the buffer was shorter. Zero at the end.
+    /// Its whole length, even if the buffer was shorter. Zero at the end.
     pub length: usize,
-    /// The descriptors that came along.
+    /// The descriptors in it.
     pub descriptors: Vec<OwnedFd>,
-    /// Whether more came along than this process could take: it has none left.
+    /// Whether it has more descriptors than this process can take.
     pub lacks_descriptors: bool,
 }
 
@@ -36,7 +36,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags).map(drop).map_err(errno)
 }
 
-/// Looks at the next packet, without waiting, and leaves it where it is: what could not be had may be had later.
+/// Looks at the next packet without waiting, and leaves it in the queue: descriptors that did not fit may fit later.
 pub fn peek(socket: impl AsFd, bytes: &mut [u8]) -> Result<Packet, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -51,7 +51,7 @@ pub fn peek(socket: impl AsFd, bytes: &mut [u8]) -> Result<Packet, Errno> {
     Ok(Packet { length: got.bytes, descriptors, lacks_descriptors: got.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// Takes away the packet that was looked at. Its descriptors that are still in it are closed by the kernel.
+/// Removes the packet that was looked at. The kernel closes descriptors that are still in it.
 pub fn discard(socket: impl AsFd) -> Result<(), Errno> {
     rustix::net::recv(socket, &mut [0; 0], RecvFlags::DONTWAIT).map(drop).map_err(errno)
 }
@@ -60,27 +60,27 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// Who sent a datagram, by the kernel's word.
+/// The sender of a datagram, according to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
-    /// The process, which may have ended; 0 where that is in another pid namespace (which `rustix` takes for impossible).
+    /// The process, which may have ended. 0 if it is in another pid namespace (`rustix` takes that for impossible).
     pub pid: Pid,
     /// Its user.
     pub user: u32,
 }
 
-/// A packet of anybody's.
+/// A packet from an untrusted process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heard {
-    /// Its whole length, also where the buffer was shorter.
+    /// Its whole length, even if the buffer was shorter.
     pub length: usize,
-    /// Who sent it. Pid 0 at the end of a connection.
+    /// Its sender. Pid 0 at the end of a connection.
     pub sender: Sender,
-    /// Number of descriptors that came along. They are closed.
+    /// Number of descriptors in it. They are closed.
     pub descriptors: usize,
 }
 
-/// Receives a packet of anybody's, without waiting.
+/// Receives a packet from an untrusted process, without waiting.
 pub fn receive_from_stranger(socket: impl AsFd, bytes: &mut [u8]) -> Result<Heard, Errno> {
     let mut space = [0u64; 32];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };

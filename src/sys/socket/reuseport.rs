@@ -1,9 +1,9 @@
-//! Which sockets of a SO_REUSEPORT group new connections and datagrams go to.
+//! Steers new connections and datagrams within a SO_REUSEPORT group.
 //!
-//! Without a program the kernel deals them out over all sockets of the group. The program here, which is attached to
-//! the group by SO_ATTACH_REUSEPORT_CBPF (socket(7)), deals them out over those at some places, by the peer's address, so
-//! that a peer always meets the same one. The places are in the order in which the sockets joined; where one leaves, by
-//! its end or a shutdown, the last one takes its place.
+//! Without a program the kernel distributes them over all sockets of the group. The program here is attached to the
+//! group by SO_ATTACH_REUSEPORT_CBPF (socket(7)). It distributes them over the sockets at some places, by the peer's
+//! address, so that a peer always gets the same one. The places follow the order in which the sockets joined. When a
+//! socket leaves, because it was closed or shut down, the last one takes its place.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,31 +14,31 @@ use nix::sys::socket::{setsockopt, sockopt};
 /// The packet from its IP header on (SKF_NET_OFF).
 const IP_HEADER: u32 = 0xfff0_0000;
 
-/// In which byte an IP header has its version, above the length that IPv4 has there; and where, with no options, each
-/// version has the end of the sender's address and its port.
+/// The byte of an IP header with its version (and the length in IPv4). The ends of the sender's address and the port,
+/// for each version, in a header without options.
 const VERSION: u32 = IP_HEADER;
 const V4_ADDRESS: u32 = IP_HEADER + 12;
 const V4_PORT: u32 = IP_HEADER + 20;
 const V6_ADDRESS: u32 = IP_HEADER + 20;
 const V6_PORT: u32 = IP_HEADER + 40;
 
-/// An odd number whose bits look random (of the golden ratio): a multiple of it differs in its upper bits even where
-/// what is multiplied differs in the lowest.
+/// An odd number whose bits look random (of the golden ratio). Multiples of it differ in their upper bits even if the
+/// factors only differ in their lowest bits.
 const SPREAD: u32 = 0x9e37_79b1;
 
-/// Has what is new go to the sockets at these places of the group: at least one, in rising order. Fails where they are so
-/// many, and so scattered, that the program would be longer than the kernel takes (some 2000 gaps).
+/// Steers to the sockets at these places of the group: at least one, in rising order. Fails if the program would be
+/// longer than the kernel allows (some 2000 gaps).
 pub fn steer(socket: impl AsFd, places: &[u32]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, program(places))
 }
 
-/// Has what is new go to all sockets of the group again.
+/// Steers to all sockets of the group again.
 pub fn steer_to_all(socket: impl AsFd) -> io::Result<()> {
     detach(socket, libc::SO_DETACH_REUSEPORT_BPF)
 }
 
-/// Makes a socket that is not bound yet the first of a group, to which what is new goes: whoever joins gets nothing
-/// before it is steered there. The socket still has its address for itself, until it is made joinable.
+/// Makes an unbound socket the first of a group. Sockets that join the group get nothing before they are steered to. The
+/// socket still has its address exclusively, until it is made joinable.
 pub fn begin_group(socket: impl AsFd) -> io::Result<()> {
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     let steered = steer(&socket, &[0]);
@@ -61,7 +61,7 @@ fn detach(socket: impl AsFd, name: libc::c_int) -> io::Result<()> {
     // SAFETY: the kernel reads a number, and makes nothing of it.
     let set = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, name, (&raw const nothing).cast(), length) };
     match Errno::result(set) {
-        // There was none.
+        // It had no filter.
         Ok(_) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -95,7 +95,7 @@ fn program(places: &[u32]) -> Vec<libc::sock_filter> {
         alu(BPF_RSH, 16),
         alu(BPF_MOD, count),
     ];
-    // What is dealt to a place that is not meant goes to one that is, and is dealt nothing by its own number.
+    // Traffic that falls to a place that is not served is passed on to one that is served.
     let beyond = places.iter().filter(|&&place| place >= count);
     let gaps = (0..count).filter(|place| places.binary_search(place).is_err());
     for (gap, &place) in gaps.zip(beyond) {
@@ -168,7 +168,7 @@ mod tests {
         assert!(spread(100).iter().all(|&count| count > 0));
     }
 
-    /// What the order of the listeners that main holds relies on.
+    /// The order of main's listeners relies on this.
     #[test]
     fn the_last_takes_the_place_of_one_that_leaves_and_who_comes_back_is_the_last() {
         let (sockets, port) = group(4, SockType::Stream);

@@ -1,4 +1,4 @@
-//! Socket options that nix does not know, or knows only in values it knows.
+//! Socket options that nix does not know, or whose values it restricts.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -8,15 +8,15 @@ use nix::errno::Errno;
 /// The cookie of a socket's network namespace (SO_NETNS_COOKIE); libc does not have it yet.
 const NETNS_COOKIE: libc::c_int = 71;
 
-/// Where the kernel's `tcp_info` has the state of the connection, and where, of a listener, its queue and the
-/// longest that it may be.
+/// Offsets in the kernel's `tcp_info`: the state of the connection and, for a listener, its queue and the limit of the
+/// queue.
 const TCP_STATE: usize = 0;
 const TCP_UNACKED: usize = 24;
 const TCP_SACKED: usize = 28;
 const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 
-/// What a socket was made as: domain, type and protocol. Fails for what is no socket.
+/// Domain, type and protocol of a socket. Fails if it is not a socket.
 pub fn kind(socket: impl AsFd) -> io::Result<(libc::c_int, libc::c_int, libc::c_int)> {
     let number = |name| Ok::<_, io::Error>(libc::c_int::from_ne_bytes(whole(&socket, libc::SOL_SOCKET, name)?));
     Ok((number(libc::SO_DOMAIN)?, number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?))
@@ -27,7 +27,7 @@ pub fn v6_only(socket: impl AsFd) -> io::Result<bool> {
     Ok(libc::c_int::from_ne_bytes(whole(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?) != 0)
 }
 
-/// The network interface that a socket was bound to; empty where to none.
+/// The network interface to which a socket is bound; empty if none.
 pub fn device(socket: impl AsFd) -> io::Result<String> {
     let mut name = [0; libc::IFNAMSIZ];
     let length = get(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &mut name)?;
@@ -35,17 +35,17 @@ pub fn device(socket: impl AsFd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
-/// What tells the network namespace of a socket from all others; 0 before 5.14, where they cannot be told apart.
+/// A number for the network namespace of a socket; 0 before Linux 5.14, which has no such number.
 pub fn network_namespace(socket: impl AsFd) -> u64 {
     whole(&socket, libc::SOL_SOCKET, NETNS_COOKIE).map_or(0, u64::from_ne_bytes)
 }
 
-/// How many connections may wait in a TCP socket that listens. None where it does not.
+/// Limit of the connections that may wait in a TCP socket that listens. None if it does not listen.
 pub fn backlog(socket: impl AsFd) -> io::Result<Option<u32>> {
     Ok(accept_queue(socket)?.map(|(_, limit)| limit))
 }
 
-/// How many connections wait in a TCP socket that listens, and how many may. None where it does not listen.
+/// Number and limit of the connections that wait in a TCP socket that listens. None if it does not listen.
 pub fn accept_queue(socket: impl AsFd) -> io::Result<Option<(u32, u32)>> {
     let mut info = [0; TCP_SACKED + 4];
     let length = get(&socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
@@ -54,7 +54,7 @@ pub fn accept_queue(socket: impl AsFd) -> io::Result<Option<(u32, u32)>> {
     Ok(listens.then(|| (field(TCP_UNACKED), field(TCP_SACKED))))
 }
 
-/// Whether a TCP socket is neither connected nor listens.
+/// Whether a TCP socket is neither connected nor listening.
 pub fn is_idle(socket: impl AsFd) -> io::Result<bool> {
     let mut info = [0; TCP_STATE + 1];
     get(&socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;

@@ -1,4 +1,4 @@
-//! The accept queue of a unix socket, which no socket option tells: asked of the kernel by sock_diag(7).
+//! The accept queue of a unix socket. No socket option shows it, so the kernel is asked through sock_diag(7).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,8 +20,8 @@ const ANSWER_HEADER_BYTES: usize = HEADER_BYTES + 16;
 /// `TCP_LISTEN`, which unix sockets use as well.
 const LISTENS: u8 = 10;
 
-/// How many connections wait in the unix socket with this inode, and how many may. None where it does not listen. Fails
-/// where there is no such socket in our network namespace, or the kernel does not tell (`CONFIG_UNIX_DIAG`).
+/// Number and limit of the connections that wait in the unix socket with this inode. None if it does not listen. Fails
+/// if our network namespace has no such socket, or if the kernel does not support this (`CONFIG_UNIX_DIAG`).
 pub fn accept_queue(inode: u32) -> io::Result<Option<(u32, u32)>> {
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     send(netlink.as_raw_fd(), &question(inode), MsgFlags::empty())?;
@@ -37,7 +37,7 @@ fn question(inode: u32) -> Vec<u8> {
     let mut question = Vec::with_capacity(HEADER_BYTES + REQUEST_BYTES);
     question.extend(((HEADER_BYTES + REQUEST_BYTES) as u32).to_ne_bytes());
     question.extend([BY_FAMILY, REQUEST].map(u16::to_ne_bytes).concat());
-    // The message's number, and who asks: nobody else hears the answer.
+    // Number of the message and port of the sender; both may be 0.
     question.extend([0; 8]);
     question.extend([libc::AF_UNIX as u8, 0, 0, 0]);
     question.extend([all_states, inode, SHOW_QUEUE].map(u32::to_ne_bytes).concat());
@@ -45,7 +45,7 @@ fn question(inode: u32) -> Vec<u8> {
     question
 }
 
-/// None for whatever is no answer, such as an error.
+/// None if it is not an answer, for example an error.
 fn read(answer: &[u8]) -> Option<Option<(u32, u32)>> {
     let short = |bytes: &[u8], at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let long = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
