@@ -244,6 +244,52 @@ fn each_process_sleeps_in_one_place() {
     }
 }
 
+/// The largest of each: whoever needs more takes things apart.
+const MAX_FIELDS: usize = 14;
+const MAX_LINES_OF_FUNCTION: usize = 85;
+const MAX_LINES_OF_FILE: usize = 510;
+const MAX_FILES_OF_FOLDER: usize = 16;
+
+/// A plan and the command line have a field for each option.
+const WIDE: [&str; 2] = ["Plan", "Options"];
+
+#[test]
+fn nothing_is_larger_than_a_reader_can_hold() {
+    let mut folders: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    for (path, text) in sources("src") {
+        *folders.entry(path.parent().unwrap().to_owned()).or_default() += 1;
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = path.display();
+        assert!(lines.len() <= MAX_LINES_OF_FILE || path.ends_with("tests.rs"), "{shown}: {} lines", lines.len());
+        for (at, line) in lines.iter().enumerate() {
+            let words: Vec<&str> = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
+            let named = |kind: &str| words.iter().position(|word| *word == kind).and_then(|at| words.get(at + 1));
+            let margin = &line[..line.len() - line.trim_start().len()];
+            let end = format!("{margin}}}");
+            let block = || lines[at + 1..].iter().take_while(|line| **line != end);
+            if let Some(name) = named("struct").filter(|_| line.ends_with('{') && !line.contains("//")) {
+                let is_own = |line: &&&str| line.starts_with(&format!("{margin}    ")) && is_field(line.trim_start());
+                let fields = block().filter(is_own).count();
+                assert!(fields <= MAX_FIELDS || WIDE.contains(name), "{shown}: {name} has {fields} fields");
+            }
+            if let Some(name) = named("fn").filter(|_| line.ends_with('{') && !line.contains("//")) {
+                let length = block().count() + 2;
+                assert!(length <= MAX_LINES_OF_FUNCTION, "{shown}: {name} has {length} lines");
+            }
+        }
+    }
+    for (folder, files) in folders {
+        assert!(files <= MAX_FILES_OF_FOLDER, "{}: {files} files", folder.display());
+    }
+}
+
+fn is_field(line: &str) -> bool {
+    let line =
+        line.strip_prefix("pub").map_or(line, |rest| rest.trim_start_matches(|letter| letter != ' ').trim_start());
+    line.split_once(": ").is_some_and(|(name, _)| name.chars().all(|letter| letter.is_alphanumeric() || letter == '_'))
+}
+
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use strsim::levenshtein;
 
 use super::refusal::{Ending, refusal, usage};
-use crate::config::file::{self, Entry, Position, Scalar, Value};
+use crate::config::files::yaml::{self, Entry, Position, Scalar, Value};
 
 /// The default path of the file.
 const DEFAULT_FILE: &str = "config/panzer.yml";
@@ -87,7 +87,7 @@ pub(super) fn gather(
     let given = settings.iter().find(|setting| setting.id == "config").and_then(|setting| setting.values.first());
     let path = PathBuf::from(given.map_or(OsStr::new(DEFAULT_FILE), |path| path));
     let mut named = ProgramFromFile::default();
-    match file::read(&path) {
+    match yaml::read(&path) {
         Err(why) => return Err(usage(format!("{}: {why}", path.display()))),
         Ok(None) if given.is_some() => {
             return Err(usage(format!("{}: there is no such file; correct --config or PANZER_CONFIG", path.display())));
@@ -154,7 +154,7 @@ impl Document<'_> {
     /// The first line says what is wrong, where, and what to do. The position follows.
     fn wrong(&self, place: Position, why: &str) -> Ending {
         let Position { line, column } = place;
-        usage(format!("{}:{line}:{column}: {why}{}", self.path.display(), file::snippet(self.text, place)))
+        usage(format!("{}:{line}:{column}: {why}{}", self.path.display(), yaml::snippet(self.text, place)))
     }
 }
 
@@ -204,7 +204,7 @@ impl Checker<'_> {
     }
 
     fn file(&self, document: &Document<'_>) -> Result<(Vec<Setting>, ProgramFromFile), Ending> {
-        let entries = file::parse(document.text).map_err(|wrong| document.wrong(wrong.place, &wrong.why))?;
+        let entries = yaml::parse(document.text).map_err(|wrong| document.wrong(wrong.place, &wrong.why))?;
         let (mut settings, mut named, mut args_at) = (Vec::new(), ProgramFromFile::default(), None);
         for entry in entries {
             let origin = Origin::File(document.path.to_owned(), entry.key.place.line);

@@ -11,7 +11,7 @@ use super::options::{Options, When};
 use super::refusal::{Ending, refusal, usage};
 use super::resources::ResourceOptions;
 use crate::backoff::Pace;
-use crate::config::env_file::is_panzers_own;
+use crate::config::files::env::is_panzers_own;
 use crate::config::run_as::{NameOrNumber, UserAndGroup};
 use crate::config::{self, Address, Hooks, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Text, Tuning, Verbosity};
 use crate::signals::Habits;

@@ -5,8 +5,7 @@
 pub mod address;
 pub mod control;
 pub mod duration;
-pub mod env_file;
-pub mod file;
+pub mod files;
 pub mod handover;
 pub mod hooks;
 pub mod limits;

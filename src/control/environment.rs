@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use nix::unistd::Pid;
 
-use crate::config::env_file::is_for_panzer;
+use crate::config::files::env::is_for_panzer;
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, take_over};
 use crate::sys::errno::words;

@@ -8,6 +8,7 @@ use super::decide::restart;
 use super::decide::{Action, Event, Note, Verdict};
 use super::main::Main;
 use super::operators::messages;
+use super::processes::monitor::Start;
 use crate::control::monitor::messages::Order;
 use crate::sys::errno::words;
 use crate::sys::processes;
@@ -37,7 +38,7 @@ impl Main {
                 if trial {
                     self.ask_what_serves_by_itself();
                 }
-                if let Err(error) = self.start_monitor(monitor, (workers, ended), (trial, notify, accept)) {
+                if let Err(error) = self.start_monitor(Start { monitor, workers, ended, trial, notify, accept }) {
                     let cause = Cause::CannotStart(format!("could not be started: {}", words(&error)));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
@@ -60,70 +61,82 @@ impl Main {
                     log::error!("{}", processes::does_not_end(pid, &whose));
                 }
             }
-            Action::CloseListeners => {
-                self.children.shorten_silence(Instant::now());
-                self.listeners.guard.clear(&self.poller);
-                self.listeners.unix_guard.clear(&self.listeners.held, &self.poller);
-                self.give_up_emptying();
-                self.give_up_planning();
-                self.listeners.held.close();
-                for claimant in self.listeners.shares.close() {
-                    self.not_shared(claimant, None);
-                }
-                self.go_on_with_restart(restart::Event::Stopping);
-            }
-            Action::Release(generation) => {
-                self.configuration.found.remove(&generation);
-                self.configuration.plans.remove(&generation);
-                self.operators.clients.gone(generation);
-                self.outside.ack_paths.remove(generation);
-                self.listeners.shares.release(generation, Instant::now());
-                self.listeners.conflicts.forget(generation);
-                self.close_dropped();
-                self.put_listeners_right();
-            }
+            Action::CloseListeners => self.close_listeners(),
+            Action::Release(generation) => self.release(generation),
             Action::Promise(client, generation) => {
                 let starting = self.state.progress().map(|progress| progress.generation);
                 self.operators.clients.promised(client, generation, starting);
             }
-            Action::Verdict(generation, verdict) => {
-                self.operators.counters.judged(&verdict);
-                if matches!(verdict, Verdict::Serves(..)) {
-                    self.runs_by_plan_of(generation);
-                    self.adopt_listeners_of(generation);
-                }
-                self.put_listeners_right();
-                self.tell_hooks_of_verdict(generation, &verdict);
-                self.operators.clients.judged(generation, &verdict, || match &verdict {
-                    Verdict::Rejected(why) => {
-                        let plan = self.configuration.plans.get(&generation).unwrap_or(&self.configuration.plan);
-                        messages::rejected(generation, why, plan, &self.listeners.conflicts) + messages::place(why)
-                    }
-                    Verdict::Serves(..) | Verdict::Stopped => String::new(),
-                });
+            Action::Verdict(generation, verdict) => self.pass_verdict(generation, &verdict),
+            Action::Note(note) => self.log(note),
+            Action::Exit(code) => {
+                self.exit = Some(code);
+                self.tell_hooks_of_end(code);
             }
-            Action::Note(Note::Began) => {
+        }
+    }
+
+    fn close_listeners(&mut self) {
+        self.children.shorten_silence(Instant::now());
+        self.listeners.guard.clear(&self.poller);
+        self.listeners.unix_guard.clear(&self.listeners.held, &self.poller);
+        self.give_up_emptying();
+        self.give_up_planning();
+        self.listeners.held.close();
+        for claimant in self.listeners.shares.close() {
+            self.not_shared(claimant, None);
+        }
+        self.go_on_with_restart(restart::Event::Stopping);
+    }
+
+    fn release(&mut self, generation: u32) {
+        self.configuration.found.remove(&generation);
+        self.configuration.plans.remove(&generation);
+        self.operators.clients.gone(generation);
+        self.outside.ack_paths.remove(generation);
+        self.listeners.shares.release(generation, Instant::now());
+        self.listeners.conflicts.forget(generation);
+        self.close_dropped();
+        self.put_listeners_right();
+    }
+
+    fn pass_verdict(&mut self, generation: u32, verdict: &Verdict) {
+        self.operators.counters.judged(verdict);
+        if matches!(verdict, Verdict::Serves(..)) {
+            self.runs_by_plan_of(generation);
+            self.adopt_listeners_of(generation);
+        }
+        self.put_listeners_right();
+        self.tell_hooks_of_verdict(generation, verdict);
+        self.operators.clients.judged(generation, verdict, || match verdict {
+            Verdict::Rejected(why) => {
+                let plan = self.configuration.plan_of(generation);
+                messages::rejected(generation, why, plan, &self.listeners.conflicts) + messages::place(why)
+            }
+            Verdict::Serves(..) | Verdict::Stopped => String::new(),
+        });
+    }
+
+    fn log(&mut self, note: Note) {
+        match note {
+            Note::Began => {
                 messages::began(&self.configuration.plan, self.outside.pid_file.path());
                 messages::multiplied(&self.configuration.plan, self.environment.inherited(messages::WEB_CONCURRENCY));
             }
-            Action::Note(Note::Rejected(generation, why)) => {
-                let plan = self.configuration.plans.get(&generation).unwrap_or(&self.configuration.plan);
+            Note::Rejected(generation, why) => {
+                let plan = self.configuration.plan_of(generation);
                 log::error!("{}", messages::rejected(generation, &why, plan, &self.listeners.conflicts));
             }
-            Action::Note(Note::Bypasses(generation, slot, own)) => {
-                let plan = self.configuration.plans.get(&generation).unwrap_or(&self.configuration.plan);
+            Note::Bypasses(generation, slot, own) => {
+                let plan = self.configuration.plan_of(generation);
                 log::warn!("worker {slot} of generation {generation} {}", messages::bypasses(&own, plan));
             }
-            Action::Note(note) => {
+            note => {
                 messages::write(&note);
                 self.tell_hooks_of_note(&note);
                 if matches!(note, Note::Serving(..) | Note::Committed(..)) {
                     self.ask_what_serves_by_itself();
                 }
-            }
-            Action::Exit(code) => {
-                self.exit = Some(code);
-                self.tell_hooks_of_end(code);
             }
         }
     }

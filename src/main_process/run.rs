@@ -76,83 +76,104 @@ impl Main {
                     self.perform(action);
                 }
             }
-            // Before the sleep, so that a worker that has become ready gets its share at once.
-            self.steer();
-            // The service manager before the daemon's parent: when the parent ends, the manager must know main's pid.
-            let reading = self.children.reread_deadline().is_some();
-            self.outside.service_manager.tell(self.overview(), reading, Instant::now());
-            self.give_way_if_proven();
-            if self.outside.daemon_parent.is_due(self.state.overview()) {
-                self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
-                self.outside.daemon_parent.tell();
-            }
+            self.prepare_for_sleep();
             if let Some(code) = self.exit.filter(|_| self.operators.hooks.is_idle()) {
                 self.operators.clients.ended(code);
                 return Ok(code);
             }
-            for running in self.children.channels() {
-                running.channel.rearm(&self.poller, running.token);
-            }
-            self.operators.clients.tell_progress(self.state.progress());
-            self.operators.clients.server.tend(&self.poller, Instant::now());
-            self.operators.clients.forget_gone();
-            self.listeners
-                .shares
-                .set_patience(self.configuration.plan.tuning.longest_start(self.configuration.plan.workers));
-            stderr::rearm(&self.poller, STDERR);
-            let deadline = [
-                self.state.deadline(),
-                self.children.deadline(),
-                self.listeners.deadline(self.serving()),
-                self.operators.deadline(),
-                self.outside.service_manager.deadline(),
-                self.restarting.restart.deadline(),
-            ];
+            self.arm();
             let is_behind = self.children.is_behind();
-            let deadline = if is_behind { Some(Instant::now()) } else { deadline.into_iter().flatten().min() };
+            let deadline = if is_behind { Some(Instant::now()) } else { self.deadline() };
             let mut tokens = trim_memory::wait(&self.poller, deadline)?;
             // Signals first: if a worker ended by a stop signal that main got as well, that is not a failure.
             tokens.sort_unstable();
-            for token in tokens {
-                match token {
-                    SIGNALS => self.take_signals(),
-                    STDERR => stderr::catch_up(),
-                    FIRST_GUARDED_UNIX.. => {
-                        self.listeners.unix_guard.on_change(token, Instant::now(), &self.listeners.held, &self.poller);
-                    }
-                    FIRST_GUARDED.. => {
-                        let name = self.listeners.guard.on_hang_up(token, Instant::now(), &self.poller);
-                        name.into_iter().for_each(|name| self.listeners.held.fell_silent(name));
-                    }
-                    server::LISTENER.. => self.operators.clients.server.on_ready(token, &self.poller, Instant::now()),
-                    token => {
-                        if let Some(monitor) = self.children.by_token(token) {
-                            self.take_reports(monitor, MAX_REPORTS_A_TURN);
-                        }
-                    }
-                }
-            }
+            tokens.into_iter().for_each(|token| self.on_ready(token));
             for monitor in self.children.with_due_channel(Instant::now()) {
                 self.take_reports(monitor, MAX_REPORTS_A_TURN);
             }
             if is_behind {
                 self.reap();
             }
-            for (client, request) in self.operators.clients.server.requests(Instant::now()) {
-                self.on_request(client, request);
-            }
-            self.answer_inquiry();
-            self.watch_over_listeners();
-            self.tend_queues(Instant::now());
-            self.give_up_hanging_plan(Instant::now());
-            self.children.kill_silent(Instant::now());
-            self.operators.clients.give_up_signals(Instant::now(), None);
-            self.close_abandoned();
-            self.tend_claims();
-            self.go_on_with_restart(restart::Event::Wake);
-            self.go_on_with_hooks(hooks::Event::Wake);
+            self.do_what_is_due();
             self.events.push_back(Event::Wake);
         }
+    }
+
+    /// Does what is to be done when the state has decided everything.
+    fn prepare_for_sleep(&mut self) {
+        // Before the sleep, so that a worker that has become ready gets its share at once.
+        self.steer();
+        // The service manager before the daemon's parent: when the parent ends, the manager must know main's pid.
+        let reading = self.children.reread_deadline().is_some();
+        self.outside.service_manager.tell(self.overview(), reading, Instant::now());
+        self.give_way_if_proven();
+        if self.outside.daemon_parent.is_due(self.state.overview()) {
+            self.children.channels().for_each(|running| running.channel.send(&Order::LeaveTerminal));
+            self.outside.daemon_parent.tell();
+        }
+    }
+
+    /// Makes the poller watch for what main waits for now.
+    fn arm(&mut self) {
+        for running in self.children.channels() {
+            running.channel.rearm(&self.poller, running.token);
+        }
+        self.operators.clients.tell_progress(self.state.progress());
+        self.operators.clients.server.tend(&self.poller, Instant::now());
+        self.operators.clients.forget_gone();
+        let plan = &self.configuration.plan;
+        self.listeners.shares.set_patience(plan.tuning.longest_start(plan.workers));
+        stderr::rearm(&self.poller, STDERR);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let deadlines = [
+            self.state.deadline(),
+            self.children.deadline(),
+            self.listeners.deadline(self.serving()),
+            self.operators.deadline(),
+            self.outside.service_manager.deadline(),
+            self.restarting.restart.deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn on_ready(&mut self, token: u64) {
+        let now = Instant::now();
+        match token {
+            SIGNALS => self.take_signals(),
+            STDERR => stderr::catch_up(),
+            FIRST_GUARDED_UNIX.. => {
+                self.listeners.unix_guard.on_change(token, now, &self.listeners.held, &self.poller);
+            }
+            FIRST_GUARDED.. => {
+                let name = self.listeners.guard.on_hang_up(token, now, &self.poller);
+                name.into_iter().for_each(|name| self.listeners.held.fell_silent(name));
+            }
+            server::LISTENER.. => self.operators.clients.server.on_ready(token, &self.poller, now),
+            token => {
+                if let Some(monitor) = self.children.by_token(token) {
+                    self.take_reports(monitor, MAX_REPORTS_A_TURN);
+                }
+            }
+        }
+    }
+
+    /// Does what is due after every sleep.
+    fn do_what_is_due(&mut self) {
+        for (client, request) in self.operators.clients.server.requests(Instant::now()) {
+            self.on_request(client, request);
+        }
+        self.answer_inquiry();
+        self.watch_over_listeners();
+        self.tend_queues(Instant::now());
+        self.give_up_hanging_plan(Instant::now());
+        self.children.kill_silent(Instant::now());
+        self.operators.clients.give_up_signals(Instant::now(), None);
+        self.close_abandoned();
+        self.tend_claims();
+        self.go_on_with_restart(restart::Event::Wake);
+        self.go_on_with_hooks(hooks::Event::Wake);
     }
 
     /// Counts the death of a worker: on trial it is a failed reload, else a respawn.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::cause::Cause;
-use crate::config::{EnvFile, Plan, Text, env_file, file};
+use crate::config::files::{env, yaml};
+use crate::config::{EnvFile, Plan, Text};
 
 /// Limit of all files together. The kernel passes on little more.
 const MAX_TOTAL_BYTES: usize = 1 << 20;
@@ -17,13 +18,13 @@ pub fn read(plan: &Plan) -> Result<BTreeMap<Text, Text>, Cause> {
         let path = plan.start_directory.join(path);
         let shown = path.display();
         let wrong = |why: String| Cause::CannotStart(Cause::bounded(why));
-        let bytes = match file::read_bytes(&path) {
+        let bytes = match yaml::read_bytes(&path) {
             Ok(Some(bytes)) => bytes,
             Ok(None) if *optional => continue,
             Ok(None) => return Err(wrong(format!("{shown}: there is no such file; create it, or correct --env-file"))),
             Err(why) => return Err(wrong(format!("{shown}: {why}; correct it, or --env-file"))),
         };
-        let variables = env_file::parse(&bytes)
+        let variables = env::parse(&bytes)
             .map_err(|found| wrong(format!("{shown}:{}:{}: {}", found.place.line, found.place.column, found.why)))?;
         all.extend(variables);
         let size: usize = all.iter().map(|(name, value)| name.0.len() + value.0.len()).sum();

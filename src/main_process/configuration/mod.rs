@@ -42,6 +42,11 @@ pub(crate) struct Release {
 }
 
 impl Configuration {
+    /// The plan of a generation, or the one in force if it has none any more.
+    pub(crate) fn plan_of(&self, generation: u32) -> &Plan {
+        self.plans.get(&generation).unwrap_or(&self.plan)
+    }
+
     /// The configuration of the first generation.
     pub(crate) fn new(plan: Plan) -> Configuration {
         Configuration { plans: BTreeMap::from([(1, plan.clone())]), plan, found: BTreeMap::new() }

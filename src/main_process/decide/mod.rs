@@ -4,16 +4,15 @@
 //! `vocabulary` has the events and actions, `generation` one generation, and `generations` all of them. Each other file
 //! is one part of their behaviour.
 
-mod drain;
 mod final_exits;
 mod generation;
 mod generations;
-mod orphans;
 mod reload;
 mod reload_by_shares;
 mod renewal;
 mod reports;
 mod retired;
+mod retiring;
 mod vocabulary;
 
 pub mod hooks;

@@ -20,6 +20,16 @@ use crate::worker::spawn::{Image, NewProcess, spawn};
 /// The first version of the protocol that has [`Order::Own`].
 const ASKED_SINCE: u32 = 2;
 
+/// The fields of [`Action::StartMonitor`](crate::main_process::decide::Action).
+pub(crate) struct Start {
+    pub(crate) monitor: Monitor,
+    pub(crate) workers: u32,
+    pub(crate) ended: BTreeMap<u32, u8>,
+    pub(crate) trial: bool,
+    pub(crate) notify: bool,
+    pub(crate) accept: bool,
+}
+
 impl Main {
     /// Asks the serving generation where it listens by itself. The answer is logged if the next generation fails. A
     /// monitor of an older build is not asked.
@@ -32,14 +42,10 @@ impl Main {
         }
     }
 
-    pub(crate) fn start_monitor(
-        &mut self,
-        monitor: Monitor,
-        (workers, ended): (u32, BTreeMap<u32, u8>),
-        (trial, notify, accept): (bool, bool, bool),
-    ) -> io::Result<()> {
+    pub(crate) fn start_monitor(&mut self, start: Start) -> io::Result<()> {
+        let Start { monitor, workers, ended, trial, notify, accept } = start;
         self.bind_queues(workers).map_err(io::Error::other)?;
-        let plan = self.configuration.plans.get(&monitor.generation).unwrap_or(&self.configuration.plan);
+        let plan = self.configuration.plan_of(monitor.generation);
         self.outside.protect(plan.identity.oom_score_adj);
         let found = self.configuration.found.get(&monitor.generation);
         let assignment = Assignment {

@@ -30,12 +30,19 @@ pub struct Slots {
     pub(super) at_once: AtOnce,
     pub(super) looking: Looking,
     pub(super) suspects: Suspects,
-    pub(super) recent_respawns: VecDeque<Instant>,
+    pub(super) respawns: Respawns,
     pub(super) stopping: Option<Stopping>,
     pub(super) executed: bool,
-    pub(super) gave_up: bool,
     pub(super) exited: bool,
     pub(super) random: Random,
+}
+
+/// Respawns within the time of the limit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Respawns {
+    pub(super) recent: VecDeque<Instant>,
+    /// Whether there were too many.
+    pub(super) gave_up: bool,
 }
 
 impl Slots {
@@ -50,10 +57,9 @@ impl Slots {
             at_once: AtOnce::default(),
             looking: Looking::default(),
             suspects: Suspects::default(),
-            recent_respawns: VecDeque::new(),
+            respawns: Respawns::default(),
             stopping: None,
             executed: false,
-            gave_up: false,
             exited: false,
             random: Random::new(settings.seed),
             settings,
@@ -198,7 +204,7 @@ impl Slots {
 
     pub(super) fn on_ended(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let (pace, trial, stopping) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
-        let gave_up = self.gave_up;
+        let gave_up = self.respawns.gave_up;
         if self.slot_of(worker).is_none() {
             return;
         }
@@ -280,7 +286,7 @@ impl Slots {
     pub(super) fn fill(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
         let slot = &self.slots[index as usize];
         let is_respawn = slot.life > 0 && !slot.is_anew;
-        let allowed = if is_respawn { self.respawn_allowed(now) } else { !self.gave_up };
+        let allowed = if is_respawn { self.respawn_allowed(now) } else { !self.respawns.gave_up };
         if allowed {
             self.slots[index as usize].respawns += u32::from(is_respawn);
             self.spawn(index, now, actions);
@@ -318,16 +324,16 @@ impl Slots {
 
     /// Counts the respawn that is about to happen.
     pub(super) fn respawn_allowed(&mut self, now: Instant) -> bool {
-        if self.gave_up {
+        if self.respawns.gave_up {
             return false;
         }
         let Some(limit) = self.settings.tuning.respawn_limit else { return true };
-        while self.recent_respawns.front().is_some_and(|&then| now.duration_since(then) > limit.window) {
-            self.recent_respawns.pop_front();
+        while self.respawns.recent.front().is_some_and(|&then| now.duration_since(then) > limit.window) {
+            self.respawns.recent.pop_front();
         }
-        let allowed = self.recent_respawns.len() < limit.count as usize;
+        let allowed = self.respawns.recent.len() < limit.count as usize;
         if allowed {
-            self.recent_respawns.push_back(now);
+            self.respawns.recent.push_back(now);
         }
         allowed
     }
@@ -339,8 +345,8 @@ impl Slots {
     }
 
     pub(super) fn tell_that_it_gives_up(&mut self, actions: &mut Vec<Action>) {
-        if let Some(limit) = self.settings.tuning.respawn_limit.filter(|_| !self.gave_up) {
-            self.gave_up = true;
+        if let Some(limit) = self.settings.tuning.respawn_limit.filter(|_| !self.respawns.gave_up) {
+            self.respawns.gave_up = true;
             actions.push(Action::Note(Note::GaveUp(limit)));
             actions.push(Action::Report(Report::GaveUp));
         }

@@ -12,7 +12,7 @@ use crate::control::monitor::messages::{Report, Which};
 impl Slots {
     /// This number of workers is wanted from now on.
     pub(super) fn scale(&mut self, workers: u32, which: Which, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping.is_some() || self.gave_up {
+        if self.stopping.is_some() || self.respawns.gave_up {
             return;
         }
         let workers = workers.min(MAX_WORKERS);

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::file::{Position, Wrong};
-use super::text::Text;
+use super::yaml::{Position, Wrong};
+use crate::config::text::Text;
 
 /// Limit of `NAME=VALUE` in Linux, including the closing NUL (MAX_ARG_STRLEN).
 const MAX_ENTRY_BYTES: usize = 128 << 10;
