@@ -11,7 +11,7 @@ pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S:
 /// For `serde(with)`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.chars().map(|letter| u8::try_from(letter).map_err(|_| Error::custom("a letter that is no byte"))).collect()
+    text.chars().map(|letter| u8::try_from(letter).map_err(|_| Error::custom("a letter that is not a byte"))).collect()
 }
 
 #[cfg(test)]

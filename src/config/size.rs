@@ -21,7 +21,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     bytes.filter(|bytes| *bytes < u64::MAX as f64).map(|bytes| bytes as u64).ok_or_else(|| NO_SIZE.to_owned())
 }
 
-const NO_SIZE: &str = "it is no size; write it as in 65536, 512K, 300M or 2G";
+const NO_SIZE: &str = "it is not a size; write it as in 65536, 512K, 300M or 2G";
 
 /// The same for people to read: `512 KiB`, `1.5 GiB`.
 pub fn show(bytes: u64) -> String {

@@ -23,7 +23,7 @@ impl Monitor {
                 Received::Message(Order::Status, _) => self.report_status(),
                 Received::Message(Order::LeaveTerminal, _) => {
                     if let Err(error) = stderr::leave_terminal() {
-                        log::warn!("the terminal cannot be left: {}", words(&error));
+                        log::warn!("cannot give up the terminal: {}", words(&error));
                     }
                 }
                 Received::Message(Order::QueueAt { place }, descriptors) => {

@@ -39,7 +39,7 @@ impl Refusal {
         match self {
             Refusal::Passing(why) | Refusal::Unseen(why) | Refusal::Final(why) => why,
             Refusal::InUse(address) => {
-                format!("cannot listen on {address}: in use; stop whoever has it, or listen elsewhere")
+                format!("cannot listen on {address}: in use; stop the process that has it, or use another address")
             }
         }
     }

@@ -128,7 +128,7 @@ pub(super) fn take(number: RawFd, wanted: &Listen) -> io::Result<Listener> {
         set_nonblocking(&fd)?;
     }
     if wanted.access != Access::default() {
-        log::warn!("{} is inherited: its mode, owner and group stay as whoever made it has set them", wanted.address);
+        log::warn!("{} is inherited, so its mode, owner and group stay as they are", wanted.address);
     }
     Ok(Listener::without_path(fd))
 }

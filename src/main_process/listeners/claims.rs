@@ -36,7 +36,7 @@ impl Main {
             self.listeners.guard.remove(&shared_name(&key), &self.poller);
             // A listener that the plan asks for stays open.
             if self.listeners.held.is_claimed(&key).is_none() {
-                log::info!("closed {}: no worker that lives has bound it", key.address);
+                log::info!("closed {}: no living worker has bound it", key.address);
             }
         }
     }

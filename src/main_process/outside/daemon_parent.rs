@@ -32,7 +32,7 @@ impl DaemonParent {
     /// Gives up the terminal, then tells the parent: after the parent returns, nothing may appear on the terminal.
     pub(crate) fn tell(&mut self) {
         if let Err(error) = stderr::leave_terminal() {
-            log::warn!("the terminal cannot be left: {}", words(&error));
+            log::warn!("cannot give up the terminal: {}", words(&error));
         }
         if let Some(waiting) = self.0.take() {
             // The pipe is empty, so this does not block. If the parent is gone, nobody needs it.

@@ -30,7 +30,7 @@ impl Main {
         let refused = match () {
             () if self.state.is_stopping() => Some("panzer is being stopped"),
             () if self.outside.daemon_parent.waits() => {
-                Some("who started this daemon still waits for it to serve; try again then")
+                Some("the start of this daemon is not done yet; try again when it serves")
             }
             () => None,
         };
@@ -101,7 +101,7 @@ impl Main {
         }
         let executed = match self.restarting.next_build.take() {
             Some(next) => self.give_way(&next),
-            None => Err(io::Error::other("it got lost")),
+            None => Err(io::Error::other("it was lost")),
         };
         if let Err(error) = executed {
             self.go_on_with_restart(Event::NotExecuted(format!("it cannot take over: {}", words(&error))));

@@ -280,7 +280,7 @@ impl Guarded {
 }
 
 pub(crate) fn tell_unwatched(name: &str, error: &io::Error) {
-    log::warn!("cannot watch over {name}: {}; should a worker shut it down, nobody will know", words(error));
+    log::warn!("cannot watch {name}: {}; if a worker shuts it down, panzer will not notice", words(error));
 }
 
 #[cfg(test)]

@@ -86,15 +86,12 @@ impl UnixGuard {
             let changes = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DONT_FOLLOW;
             let watched = paths.add_watch(path, changes).map_err(io::Error::from);
             if let Err(error) = watched.and_then(|_| held.listener.keep_path()) {
-                log::info!("{} could not be put back, should it be removed: {}", held.name, words(&error));
+                log::info!("if {} is removed, panzer cannot put it back: {}", held.name, words(&error));
             }
         }
         if let Err(error) = poller.watch_hang_up(&held.listener, self.first_token + 1 + held.number) {
             let address = &held.name;
-            log::warn!(
-                "cannot watch over {address}: {}; should a worker shut it down, nobody will know",
-                words(&error)
-            );
+            log::warn!("cannot watch {address}: {}; if a worker shuts it down, panzer will not notice", words(&error));
         }
     }
 
