@@ -16,6 +16,7 @@ use super::decide::{Event, Settings};
 use super::listeners::Listeners;
 use super::listeners::bind_at_start::{Failure, bind_all};
 use super::listeners::conflicts::Conflicts;
+use super::listeners::guard::flags::Flags;
 use super::listeners::guard::tcp::Guard;
 use super::listeners::guard::unix::UnixGuard;
 use super::listeners::per_worker::PerWorker;
@@ -96,6 +97,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
         too_many_told: false,
         conflicts: Conflicts::default(),
         guard,
+        flags: Flags::default(),
         unix_guard,
         per_worker: PerWorker { active: plan.workers, steered: None, emptyings: Emptyings::default() },
     };

@@ -45,6 +45,11 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether reads, writes and accepts on this open file return at once instead of waiting.
+pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
+    Ok(OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?).contains(OFlag::O_NONBLOCK))
+}
+
 /// Closes all descriptors from `first` on. Call this before anything of ours is open there.
 pub fn close_from(first: RawFd) {
     // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process.

@@ -214,3 +214,113 @@ fn a_queue_of_a_shared_port_is_cut_by_nobody() {
     survives_a_cut(&panzer, port, 64, |_| {});
     panzer.stop();
 }
+
+/// Echoes datagrams, and does to its socket what it is sent.
+const DATAGRAMS: &str = "#!/usr/bin/env python3
+import socket
+s = socket.socket(fileno=3)
+while True:
+    text, peer = s.recvfrom(64)
+    if peer is None:
+        break
+    elif text == b'connect':
+        s.sendto(text, peer)
+        s.connect(peer)
+    elif text == b'shut down':
+        s.connect(peer)
+        s.shutdown(socket.SHUT_RDWR)
+        break
+    else:
+        s.sendto(text, peer)
+import time
+time.sleep(1000)
+";
+
+#[test]
+fn a_datagram_socket_that_a_worker_connects_hears_everybody_again_and_a_shutdown_is_told() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let panzer = Panzer::builder()
+        .executable("app", DATAGRAMS)
+        .args(["-w", "2", "--bake", "50ms", "--ready", "alive", "-l", &format!("udp:127.0.0.1:{port}"), "./app"])
+        .start();
+    panzer.wait_serving();
+    let client = || {
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        client
+    };
+    let asked = |client: &std::net::UdpSocket, text: &str| {
+        client.send_to(text.as_bytes(), ("127.0.0.1", port)).unwrap();
+        client.recv(&mut [0; 64]).is_ok()
+    };
+    let told = format!(
+        "warning: a worker connected udp:127.0.0.1:{port}, so that no worker got what other * undone (said once)"
+    );
+    panzer.expect_line(&told);
+    let bad = client();
+    eventually(SOON, "it answers", || asked(&client(), "hello"));
+    assert!(asked(&bad, "connect"));
+    // Main looks when it is awake: here it is asked for its state.
+    eventually(SOON, "it hears others again", || {
+        panzer.status();
+        asked(&client(), "hello")
+    });
+    panzer.expect_line(&format!(
+        "warning: a worker shut down udp:127.0.0.1:{port} for all workers, which cannot be undone"
+    ));
+    bad.send_to(b"shut down", ("127.0.0.1", port)).unwrap();
+    eventually(SOON, "it is told", || {
+        panzer.status();
+        panzer.lines().iter().any(|line| line.contains("a worker shut down udp:"))
+    });
+    panzer.stop();
+}
+
+/// Release 1 does not block; those after it do, each time that they are about to accept.
+const MODES: &str = "#!/usr/bin/env python3
+import os, select, signal, socket, time
+s = socket.socket(fileno=3)
+blocking = os.environ['PANZER_GENERATION'] != '1'
+s.setblocking(blocking)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+while True:
+    if not blocking:
+        select.select([s], [], [], 0.05)
+    try:
+        connection, _ = s.accept()
+    except BlockingIOError:
+        time.sleep(0.05)
+        continue
+    connection.recv(65536)
+    connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok')
+    connection.close()
+";
+
+#[test]
+fn a_release_that_makes_a_listener_blocking_is_told_and_nonblock_prevents_it() {
+    if !require("python3") {
+        return;
+    }
+    for option in ["", ",nonblock"] {
+        let listen = format!("127.0.0.1:{}{option}", free_port());
+        let panzer = Panzer::builder()
+            .executable("app", MODES)
+            .args(["-w", "2", "--bake", "4s", "--ready", "alive", "--stop", "TERM/2s/KILL", "-l", &listen, "./app"])
+            .start();
+        panzer.wait_serving();
+        let line = match option {
+            "" => {
+                "warning: a worker made 127.0.0.1:* blocking for the workers of all generations, *nonblock of --listen keeps"
+            }
+            _ => "warning: a worker made 127.0.0.1:* blocking for all workers: undone (said once)",
+        };
+        panzer.expect_line(line);
+        panzer.signal(nix::sys::signal::Signal::SIGUSR1);
+        panzer.wait_for_line(line, SOON);
+        eventually(SOON, "it is done", || panzer.status().serving().number == 2);
+        panzer.stop();
+    }
+}

@@ -23,6 +23,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use self::conflicts::Conflicts;
+use self::guard::flags::Flags;
 use self::guard::tcp::Guard;
 use self::guard::unix::UnixGuard;
 use self::held::AllHeld;
@@ -49,6 +50,8 @@ pub(crate) struct Listeners {
     #[serde(skip)]
     pub(crate) conflicts: Conflicts,
     pub(crate) guard: Guard,
+    #[serde(skip)]
+    pub(crate) flags: Flags,
     #[serde(flatten)]
     pub(crate) unix_guard: UnixGuard,
     #[serde(flatten)]

@@ -72,6 +72,13 @@ pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
         .collect())
 }
 
+/// Whether somebody has called shutdown() on this datagram socket for reading.
+pub fn is_shut_down(socket: impl AsFd) -> bool {
+    let mut polled = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd, and does not wait.
+    unsafe { libc::poll(&raw mut polled, 1, 0) == 1 && polled.revents & libc::POLLRDHUP != 0 }
+}
+
 /// Listens, or changes the longest accept queue of a socket that listens. The kernel caps the length.
 pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(socket, i32::try_from(backlog).unwrap_or(i32::MAX))?)

@@ -9,9 +9,14 @@ impl Main {
     /// A worker may have called `listen()`, or may do so soon: puts queues right, and revives listeners.
     pub(crate) fn put_listeners_right(&mut self) {
         let now = Instant::now();
-        self.listeners.guard.look(now, &self.poller);
+        self.look_at_listeners(now);
         self.listeners.guard.look_again_after(now);
+    }
+
+    fn look_at_listeners(&mut self, now: Instant) {
+        self.listeners.guard.look(now, &self.poller);
         self.listeners.unix_guard.lengthen(&self.listeners.held);
+        self.listeners.flags.look(&self.listeners.held, self.state.standings().len() > 1);
     }
 
     /// Undoes what workers did to listeners. Nobody can say which worker it was, so the message names the generations.
@@ -31,8 +36,7 @@ impl Main {
             self.ask_what_serves_by_itself();
         }
         if is_due || self.listeners.guard.may_look(now) {
-            self.listeners.guard.look(now, &self.poller);
-            self.listeners.unix_guard.lengthen(&self.listeners.held);
+            self.look_at_listeners(now);
         }
         if self.listeners.guard.is_due(now) {
             self.listeners.held.look_who_is_silent();

@@ -1,0 +1,102 @@
+//! What else a worker can do to a socket that it shares with all others, because the kernel keeps it with the socket: make
+//! it blocking, and connect or shut down a datagram socket. No event reports any of this, so main looks when it checks
+//! the queues.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
+use nix::sys::stat::fstat;
+
+use crate::main_process::listeners::held::{AllHeld, Held};
+use crate::sys::descriptors::{is_nonblocking, set_nonblocking};
+use crate::sys::errno::words;
+use crate::sys::socket_options;
+
+/// What was seen, by the inodes of the sockets: a listener that is bound anew has another.
+#[derive(Debug, Default)]
+pub(crate) struct Flags {
+    nonblocking: BTreeSet<u64>,
+    /// Blocking at the last look, and non-blocking before.
+    suspected: BTreeSet<u64>,
+    /// What was logged, by listener.
+    told: BTreeSet<(u64, Finding)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Finding {
+    Blocking,
+    Connected,
+    ShutDown,
+}
+
+impl Flags {
+    /// Undoes what can be undone and logs the first time of each. `has_others` says whether several generations use the
+    /// listeners.
+    pub(crate) fn look(&mut self, held: &AllHeld, has_others: bool) {
+        for held in held.iter() {
+            self.look_at_blocking(held, has_others);
+            if matches!(getsockopt(&held.listener, sockopt::SockType), Ok(SockType::Datagram)) {
+                self.look_at_datagrams(held);
+            }
+        }
+    }
+
+    fn look_at_blocking(&mut self, held: &Held, has_others: bool) {
+        let (inode, name) = (inode(held), &held.name);
+        match is_nonblocking(&held.listener) {
+            Err(_) => {}
+            Ok(true) => {
+                self.nonblocking.insert(inode);
+                self.suspected.remove(&inode);
+            }
+            Ok(false) if held.listen.nonblock => {
+                let done = set_nonblocking(&held.listener).map_or_else(|error| words(&error), |()| "undone".to_owned());
+                self.tell(held, Finding::Blocking, || format!("a worker made {name} blocking for all workers: {done}"));
+            }
+            // A worker that is starting may change it twice.
+            Ok(false) if !self.nonblocking.contains(&inode) || self.suspected.insert(inode) => {}
+            Ok(false) => {
+                self.nonblocking.remove(&inode);
+                self.suspected.remove(&inode);
+                if has_others {
+                    self.tell(held, Finding::Blocking, || {
+                        format!(
+                            "a worker made {name} blocking for the workers of all generations, so that those may hang in \
+                             accept(); the option nonblock of --listen keeps it non-blocking"
+                        )
+                    });
+                }
+            }
+        }
+    }
+
+    fn look_at_datagrams(&mut self, held: &Held) {
+        let name = &held.name;
+        if getpeername::<SockaddrStorage>(held.listener.as_fd().as_raw_fd()).is_ok() {
+            let undone = rustix::net::connect_unspec(&held.listener);
+            let done = undone.map_or_else(|error| words(&error.into()), |()| "undone".to_owned());
+            self.tell(held, Finding::Connected, || {
+                format!("a worker connected {name}, so that no worker got what other clients sent: {done}")
+            });
+        }
+        if socket_options::is_shut_down(&held.listener) {
+            self.tell(held, Finding::ShutDown, || {
+                format!(
+                    "a worker shut down {name} for all workers, which cannot be undone for datagrams; stop panzer and start \
+                     it again"
+                )
+            });
+        }
+    }
+
+    fn tell(&mut self, held: &Held, finding: Finding, text: impl FnOnce() -> String) {
+        if self.told.insert((inode(held), finding)) {
+            log::warn!("{} (said once)", text());
+        }
+    }
+}
+
+fn inode(held: &Held) -> u64 {
+    fstat(&held.listener).map_or(0, |stat| stat.st_ino)
+}
