@@ -75,10 +75,11 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             let option = if is_late { " (--ready-timeout)" } else { "" };
             warn!("{} {cause}; respawning it in {}{option}", name(worker), duration::show(*delay));
         }
-        Note::MoldFailed(worker, cause, delay) => {
+        Note::MoldFailed(worker, cause, delay, serves) => {
             let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
+            let on = if *serves { "; workers serve on" } else { "" };
             let after = if delay.is_zero() { String::new() } else { format!(" in {}", duration::show(*delay)) };
-            warn!("{cause} ({pid}generation {generation}); loading another{after}; workers serve on");
+            warn!("{cause} ({pid}generation {generation}); loading another{after}{on}");
         }
         Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
         Note::EndedForGood(worker, code) => {

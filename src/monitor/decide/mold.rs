@@ -185,7 +185,7 @@ impl Slots {
         let (pace, trial, stops) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
         let random = self.random.draw();
         self.take_tickets_back(now, actions);
-        let first_start = !self.executed && !trial;
+        let first_start = self.is_first_try();
         let Some(mold) = &mut self.mold else { return };
         let was_told = trial && mold.slot.ended_for.is_some();
         let lived = now.saturating_duration_since(mold.slot.since);
@@ -208,7 +208,8 @@ impl Slots {
         mold.slot.state = State::Waiting { until: now + delay };
         // Main tells what ends panzer.
         if !first_start || cause.exit_code().is_none() {
-            actions.push(Action::Note(Note::MoldFailed(worker, cause, delay)));
+            let serves = self.slots.iter().any(Slot::has_worker);
+            actions.push(Action::Note(Note::MoldFailed(worker, cause, delay, serves)));
         }
     }
 
@@ -235,6 +236,12 @@ impl Slots {
             }
             State::Empty | State::Forking | State::EndedForGood { .. } => {}
         }
+    }
+
+    /// At a first start, main ends panzer where the program can never be a mold.
+    fn is_first_try(&self) -> bool {
+        let is_first = self.mold.as_ref().is_some_and(|mold| mold.slot.life == 1);
+        is_first && !self.executed && !self.settings.trial
     }
 
     pub(super) fn mold_is_gone(&self) -> bool {
@@ -272,7 +279,7 @@ impl Slots {
     }
 
     fn mold_is_late(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let first_start = !self.executed && !self.settings.trial;
+        let first_start = self.is_first_try();
         let Some(mold) = &mut self.mold else { return };
         let tries = mold.slot.unready;
         mold.slot.unready = tries.saturating_add(1);
@@ -284,7 +291,7 @@ impl Slots {
             duration::show(time)
         );
         // At a first start a program is not tried again that does not speak at all.
-        let cause = if first_start && tries == 0 { Cause::CannotExecute(why) } else { Cause::CannotStart(why) };
+        let cause = if first_start { Cause::CannotExecute(why) } else { Cause::CannotStart(why) };
         self.end_mold(cause, now, actions);
     }
 

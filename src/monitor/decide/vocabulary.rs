@@ -172,8 +172,8 @@ pub enum Action {
 pub enum Note {
     /// A worker ended by itself; it is respawned after this delay.
     Respawning(Worker, Cause, Duration),
-    /// The mold ended, or is of no use; another is loaded after this delay.
-    MoldFailed(Worker, Cause, Duration),
+    /// The mold ended, or is of no use; another is loaded after this delay. Whether there are workers, which serve on.
+    MoldFailed(Worker, Cause, Duration, bool),
     /// A worker ended with this final exit code, and no worker follows it.
     EndedForGood(Worker, u8),
     /// A worker is ended because it was not ready within this time. The next one has the second time.

@@ -2,6 +2,7 @@
 
 mod alike;
 mod broken;
+mod killed;
 
 use std::fs;
 

@@ -22,7 +22,7 @@ pub use output::Mark;
 pub use panzer::{Builder, Panzer};
 pub use patterns::matches;
 pub use ports::free_port;
-pub use processes::{Process, descendants};
+pub use processes::{Process, descendants, kill_exactly};
 pub use requirements::{require, require_module, there_is, with_real_interpreter};
 pub use status::{Generation, Status, Worker};
 pub use tracing::Tracer;
