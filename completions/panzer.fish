@@ -48,7 +48,7 @@ kamisama\t''
 unicorn\t''
 server-starter\t''
 einhorn\t''"
-complete -c panzer -l on -d 'Change what one signal does, as in TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several times' -r
+complete -c panzer -l on -d 'Change what one signal does, as in TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now, stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump, pass (on to the workers) or ignore. May be given several times' -r
 complete -c panzer -l hook -d 'Run this shell command when something happens: before-reload (a failure rejects the reload), after-reload, rejected, died, gave-up or stopped. It runs as panzer\'s user, in the workers\' directory. Commands run one at a time; an event that comes again while one waits is counted, not queued. PANZER_EVENT, PANZER_COUNT, PANZER_REASON, PANZER_GENERATION, PANZER_WORKER_ID, PANZER_EXIT_CODE, PANZER_SIGNAL, PANZER_NAME and PANZER_MAIN_PID say what happened, as far as each is known. PANZER_HOOK holds one. May be given several times' -r
 complete -c panzer -l hook-timeout -d 'Time that one command of --hook may take. After it, the command and all that it started get TERM, and KILL 5 seconds later [30s]' -r
 complete -c panzer -l name -d 'Name of this instance [the program\'s file name]' -r

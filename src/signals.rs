@@ -44,12 +44,14 @@ pub enum Action {
     Status,
     /// Write the state to a file.
     Dump,
+    /// Sent on to the workers of the serving generation.
+    Pass,
     /// Ignored (the default action would kill main).
     Ignore,
 }
 
 /// The names of the actions, and their descriptions for help and manual.
-const ACTIONS: [(Action, &str, &str); 16] = [
+const ACTIONS: [(Action, &str, &str); 17] = [
     (Action::Reload, "reload", "reload: start a new generation, retire the old one once it is ready"),
     (Action::Detach, "detach", "reload, and let the old generation take its time to end"),
     (Action::RestartWorkers, "restart-workers", "reload, and stop the old generation now"),
@@ -65,6 +67,7 @@ const ACTIONS: [(Action, &str, &str); 16] = [
     (Action::Restart, "restart", "restart main in place: panzer itself is upgraded, the workers keep running"),
     (Action::Status, "status", "print the state of main, monitors and workers"),
     (Action::Dump, "dump", "write the state of main, monitors and workers to NAME.dump beside the pid file"),
+    (Action::Pass, "pass", "pass the signal on to the workers"),
     (Action::Ignore, "ignore", "nothing"),
 ];
 

@@ -168,8 +168,8 @@ pub(super) struct Options {
     pub(super) signals: Option<Preset>,
 
     /// Change what one signal does, as in TTIN=scale-up: reload, detach, restart-workers, reopen, stop, stop-then-now,
-    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump or ignore. May be given several
-    /// times
+    /// stop-now, scale-up, scale-down, scale-down-oldest, quiet, restart, status, dump, pass (on to the workers) or
+    /// ignore. May be given several times
     #[arg(long, env = "PANZER_ON", value_name = "SIGNAL=ACTION", action = ArgAction::Append)]
     pub(super) on: Vec<On>,
 

@@ -244,3 +244,26 @@ fn a_dump_follows_no_link() {
     assert_eq!(panzer.path("run/sleep.dump").metadata().unwrap().mode() & 0o7777, 0o600);
     assert_eq!(panzer.stop().code(), Some(0));
 }
+
+#[test]
+fn a_signal_is_passed_on_to_the_workers_of_the_generation_that_serves() {
+    const TOLD: &str = "#!/bin/sh
+trap 'echo $PANZER_GENERATION-$PANZER_WORKER_ID >> told' USR2
+: > ready-$PANZER_GENERATION-$PANZER_WORKER_ID
+while :; do sleep 0.02; done
+";
+    let arguments = ["-w", "2", "--bake", "50ms", "--on", "USR2=pass", "./app"];
+    let panzer = Panzer::builder().executable("app", TOLD).args(arguments).start();
+    panzer.wait_serving();
+    eventually(SOON, "they are ready", || (0..2).all(|worker| panzer.path(&format!("ready-1-{worker}")).exists()));
+    panzer.allow_line("SIGUSR2: passed on to the workers");
+    after(&panzer, SIGUSR2, "SIGUSR2: passed on to the workers");
+    let told = || {
+        let mut lines: Vec<String> =
+            fs::read_to_string(panzer.path("told")).unwrap_or_default().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    eventually(SOON, "both get it", || told() == ["1-0", "1-1"]);
+    assert_eq!(panzer.stop().code(), Some(0));
+}

@@ -40,6 +40,11 @@ module Panzer
     MOLD.serves?
   end
 
+  # The pid of panzer's main process, which takes the signals. In the mold or a worker: it is the monitor's parent.
+  def self.main_pid
+    File.read("/proc/#{Process.ppid}/stat")[/\) \w (\d+)/, 1].to_i
+  end
+
   # The sockets that panzer passes, in the order of `listen`. The same objects serve the mold and each worker.
   def self.listeners
     @listeners ||= Array.new(ENV.fetch("LISTEN_FDS", "0").to_i) do |index|
@@ -408,7 +413,8 @@ module Panzer
     def command
       check unless @options.empty?
       [$stdout, $stderr].each(&:flush)
-      options = { "name" => own_name }.compact.merge(@options)
+      options = { "name" => nil, **@options }
+      options["name"] ||= own_name
       words = options.flat_map { |name, value| flags(name, value) }
       [[panzer, panzer], "--preload", *words, "--", RbConfig.ruby, *own_arguments]
     end

@@ -68,7 +68,7 @@ class ClientTest < PanzerTest
 
   def test_flags_of_the_interpreter_stay
     words = words_of("$0 = 'another title'\nPanzer.run { }", args: %w[one two])
-    assert_equal ["--preload", "--name", "app", "--", RbConfig.ruby, "-I", App::LIB, "app.rb", "one", "two"], words
+    assert_equal ["--preload", "--name", "app", "--", RbConfig.ruby, "-W", "app.rb", "one", "two"], words
   end
 
   def test_an_ensure_around_run_is_not_run_in_the_workers

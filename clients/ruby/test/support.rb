@@ -20,8 +20,9 @@ class App
       File.write(path(name), text)
       File.chmod(0o755, path(name))
     end
-    @env = { "RUNTIME_DIRECTORY" => @folder, "PATH" => "#{@folder}:#{ENV.fetch("PATH")}", "RUBYOPT" => nil }.merge(env)
-    @pid = spawn(@env, RbConfig.ruby, "-I", LIB, "app.rb", *args, chdir: @folder, in: File::NULL,
+    @env = { "RUNTIME_DIRECTORY" => @folder, "PWD" => @folder, "PATH" => "#{@folder}:#{ENV.fetch("PATH")}", "RUBYOPT" => nil,
+             "RUBYLIB" => LIB }.merge(env)
+    @pid = spawn(@env, RbConfig.ruby, "-W", "app.rb", *args, chdir: @folder, in: File::NULL,
                  out: [path("out"), "a"], err: [path("err"), "a"])
     @code = wait_exit if wait
   end

@@ -2,11 +2,16 @@
 
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
+
 use crate::control::monitor::messages::{Order, Urgency};
 use crate::control::operator::requests::{Outcome, Request, Wanted};
-use crate::main_process::decide::{Change, Event, Standing};
+use crate::main_process::decide::{Change, Event, Monitor, Standing};
 use crate::main_process::main::Main;
 use crate::sys::signals::parse_signal_or_number;
+
+/// A ticket that no client waits for.
+const NO_CLIENT: u64 = 0;
 
 impl Main {
     /// A client asks for something. If a signal can ask for the same thing, it is the same event.
@@ -69,18 +74,39 @@ impl Main {
         let text = request.signal.as_deref().ok_or("a signal command needs a \"signal\"")?;
         let number = parse_signal_or_number(text)? as i32;
         let slot = request.worker;
-        let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
-        let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let monitor = self.serving_monitor()?;
         let slots = self.state.slots();
         if let Some(slot) = slot.filter(|&slot| slot >= slots) {
             return Err(format!("there is no worker {slot}: they are numbered from 0 to {}", slots.saturating_sub(1)));
         }
-        let running = monitor.and_then(|monitor| Some((monitor, self.children.running(monitor)?)));
-        let (monitor, running) =
-            running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))?;
         let ticket = self.operators.clients.wants_signalled(client, monitor, Instant::now());
-        running.channel.send(&Order::Signal { ticket, number, slot });
+        self.send_signal(monitor, Order::Signal { ticket, number, slot });
         Ok(())
+    }
+
+    /// Sends a signal that main got on to the workers.
+    pub(crate) fn pass_signal(&mut self, signal: Signal) {
+        match self.serving_monitor() {
+            Ok(monitor) => {
+                log::info!("{}: passed on to the workers", signal.as_str());
+                let order = Order::Signal { ticket: NO_CLIENT, number: signal as i32, slot: None };
+                self.send_signal(monitor, order);
+            }
+            Err(why) => log::warn!("{} is not passed on to the workers: {why}", signal.as_str()),
+        }
+    }
+
+    fn serving_monitor(&mut self) -> Result<Monitor, String> {
+        let serving = self.state.standings().into_iter().find(|(standing, ..)| *standing == Standing::Serving);
+        let (_, generation, monitor) = serving.ok_or("no generation serves: panzer is being stopped")?;
+        let running = monitor.filter(|monitor| self.children.running(*monitor).is_some());
+        running.ok_or_else(|| format!("generation {generation} has no monitor just now; try again"))
+    }
+
+    fn send_signal(&mut self, monitor: Monitor, order: Order) {
+        if let Some(running) = self.children.running(monitor) {
+            running.channel.send(&order);
+        }
     }
 }
 

@@ -57,6 +57,7 @@ impl Main {
                 self.operators.dumps = true;
                 self.inquire();
             }
+            Asked::Pass => self.pass_signal(received.signal),
             Asked::Reread => {
                 self.outside.service_manager.reading_asked();
                 self.reread();

@@ -1,0 +1,298 @@
+# frozen_string_literal: true
+
+module ServerEngine
+  # What Panzer.run gets: one of these in the mold, and a copy of it in each of panzer's workers.
+  class Workers
+    # The kind for the configured worker_type.
+    def self.of(server)
+      kinds = { "embedded" => EmbeddedWorkers, "thread" => ThreadWorkers, "process" => ProcessWorkers, "spawn" => SpawnWorkers }
+      kinds.fetch((server.config[:worker_type] || "embedded").to_s).new(server)
+    end
+
+    def initialize(server)
+      @server = server
+      @reloads, @reload = IO.pipe
+      @stopping = false
+      follow_reloads if Panzer.mold?
+    end
+
+    # In the worker, before `run`.
+    def after_start(_handle)
+      @reloads.close
+      $stdin.reopen(File::NULL)
+      hook_output
+      SignalThread.new { |signals| trap_all(signals) }
+    end
+
+    def run(handle)
+      work(handle.index)
+    rescue StandardError, NotImplementedError => e
+      logger.error("Worker #{handle.index} failed: #{e.full_message(highlight: false)}")
+      exit(1)
+    ensure
+      release_output
+    end
+
+    private
+
+    def config
+      @server.config
+    end
+
+    def logger
+      @server.logger
+    end
+
+    # A worker that is told to reload tells the mold, so that the workers which it forks from then on know as well.
+    def follow_reloads
+      thread = Thread.new do
+        while @reloads.wait_readable
+          # All of the workers are told at the same time.
+          sleep(0.1)
+          @reloads.read_nonblock(4096, exception: false)
+          begin
+            @server.reload
+          rescue StandardError => e
+            logger.error("cannot reload: #{e.full_message(highlight: false)}")
+          end
+        end
+      end
+      thread.thread_variable_set(:fork_safe, true)
+      thread.name = "reloads"
+    end
+
+    def trap_all(signals)
+      %w[TERM INT USR1].each { |signal| signals.trap(signal) { stop_again_and_again } }
+      %w[QUIT HUP].each { |signal| signals.trap(signal, "DEFAULT") }
+      signals.trap("USR2") do
+        @reload.write_nonblock(".", exception: false)
+        @server.reload
+        each_worker(&:reload)
+      end
+      # Panzer continues a worker that it has told to stop: that asks for no dump.
+      signals.trap("CONT") { Sigdump.dump unless @stopping || config[:disable_sigdump] }
+    end
+
+    # A worker may have missed the first call.
+    def stop_again_and_again
+      return if @stopping
+
+      @stopping = true
+      each_worker(&:stop)
+      Thread.new do
+        pause = config[:worker_graceful_kill_interval] || 15
+        loop do
+          sleep(pause)
+          each_worker(&:stop)
+          pause += config[:worker_graceful_kill_interval_increment] || 10
+        end
+      end
+    end
+
+    def each_worker
+      workers.each do |worker|
+        yield(worker)
+      rescue StandardError => e
+        ServerEngine.dump_uncaught_error(e)
+      end
+    end
+
+    # Lines of stdout and stderr go to the log, unless the log is there itself.
+    def hook_output
+      target = config[:log]
+      hooked = []
+      hooked << $stdout if config.fetch(:log_stdout, true) && target != "-"
+      hooked << $stderr if config.fetch(:log_stderr, true) && target
+      hooked.reject! { |io| logger_writes_to?(io) }
+      @hooked = hooked.map { |io| [io, io.dup, follow(io)] }
+    end
+
+    def logger_writes_to?(io)
+      device = logger.instance_variable_get(:@logdev)
+      device = device.dev if device.respond_to?(:dev)
+      device == io
+    end
+
+    def follow(io)
+      reader, writer = IO.pipe
+      io.reopen(writer)
+      io.sync = true
+      writer.close
+      Thread.new do
+        while (line = reader.gets)
+          logger << line
+        end
+      end
+    end
+
+    # What was written is in the log before the end.
+    def release_output
+      @hooked&.each do |io, original, thread|
+        io.reopen(original)
+        thread.join(1)
+      end
+    end
+  end
+
+  # One worker, in a process of its own here as well.
+  class EmbeddedWorkers < Workers
+    private
+
+    def workers
+      [@worker].compact
+    end
+
+    def work(index)
+      @worker = @server.create_worker(index)
+      @worker.run
+    end
+  end
+
+  # A process with a thread for each worker.
+  class ThreadWorkers < Workers
+    private
+
+    def workers
+      @threads.to_h.values.map(&:first)
+    end
+
+    def work(_index)
+      @threads = {}
+      until @stopping && @threads.each_value.none? { |_, thread| thread.alive? }
+        keep_workers unless @stopping
+        # Nothing says that a thread has ended, but a look.
+        sleep(0.1)
+      end
+    end
+
+    def keep_workers
+      @threads.delete_if { |id, (_, thread)| id >= count && !thread.alive? }
+      @threads.each { |id, (worker, thread)| worker.stop if id >= count && thread.alive? }
+      count.times do |id|
+        _, thread = @threads[id]
+        next if thread&.alive? || @stopping
+
+        sleep(config[:restart_worker_interval] || 0) if thread
+        @threads[id] = start_thread(id)
+        sleep(config[:start_worker_delay] || 0)
+      end
+    end
+
+    def count
+      config[:workers] || 1
+    end
+
+    def start_thread(id)
+      worker = @server.create_worker(id)
+      worker.before_fork
+      [worker, Thread.new { worker.run }]
+    ensure
+      worker&.after_start
+    end
+  end
+
+  # A process for each worker.
+  class ProcessWorkers < Workers
+    def initialize(server)
+      super
+      timeout = config[:worker_heartbeat_timeout] || 180
+      @watch = Panzer::Watch.new(timeout) do |pid, seconds|
+        logger.error("Worker with pid #{pid} gave no heartbeat for #{seconds.round(1)} seconds, killing it")
+      end
+    end
+
+    # In the mold.
+    def before_fork(handle)
+      prepare(handle.index)
+      @watch.before_fork
+    end
+
+    # In the mold, after the fork.
+    def forked
+      @watch.forked
+      @worker.after_start
+    end
+
+    def after_start(handle)
+      @watch.after_start
+      # Without a mold nobody has prepared it.
+      unless @worker
+        prepare(handle.index)
+        @worker.after_start
+      end
+      $0 = format(config[:worker_process_name], handle.index) if config[:worker_process_name]
+      super
+      beat
+    end
+
+    private
+
+    def workers
+      [@worker]
+    end
+
+    def prepare(index)
+      @worker = @server.create_worker(index)
+      @worker.before_fork
+    end
+
+    def beat
+      Thread.new do
+        loop do
+          sleep(config[:worker_heartbeat_interval] || 1)
+          @watch.alive!
+        end
+      end
+    end
+
+    def work(_index)
+      @worker.run
+    end
+  end
+
+  # A process for each worker, and another one that the worker starts.
+  class SpawnWorkers < Workers
+    private
+
+    def workers
+      []
+    end
+
+    def trap_all(signals)
+      signals.trap("TERM") { stop("GRACEFUL_STOP", "TERM", :worker_graceful_kill) }
+      signals.trap("QUIT") { stop("IMMEDIATE_STOP", "QUIT", :worker_immediate_kill) }
+      signals.trap("USR2") do
+        @reload.write_nonblock(".", exception: false)
+        @server.reload
+        @child&.tell("RELOAD", config[:worker_reload_signal])
+      end
+      signals.trap("CONT") { Sigdump.dump unless @stopping || config[:disable_sigdump] }
+    end
+
+    def stop(command, signal, keys)
+      @stopping = true
+      @told&.kill
+      @told = Thread.new do
+        pause = config[:"#{keys}_interval"] || 10
+        loop do
+          @child&.tell(command, signal)
+          sleep(pause)
+          pause += config[:"#{keys}_interval_increment"] || 10
+        end
+      end
+    end
+
+    def work(index)
+      worker = @server.create_worker(index)
+      worker.before_fork
+      begin
+        @child = worker.spawn(ProcessManager.new(config[:command_sender]))
+      ensure
+        worker.after_start
+      end
+      status = @child.join
+      logger.info("Worker #{index} finished with #{status}")
+      exit(status.exitstatus || 128 + status.termsig)
+    end
+  end
+end
