@@ -22,7 +22,8 @@ class RackWorker
   def run
     # Before its version 6 puma takes its output from here.
     events = Puma::Events.respond_to?(:stdio) ? Puma::Events.stdio : nil
-    @server = Puma::Server.new(@app, events, { min_threads: 1, max_threads: 5 })
+    # With queue_requests puma closes, when it stops, a connection whose request has not come yet.
+    @server = Puma::Server.new(@app, events, { min_threads: 1, max_threads: 5, queue_requests: false })
     Panzer.listeners.each { |listener| @server.binder.inherit_tcp_listener(nil, nil, listener) }
     thread = @server.run
     ready!

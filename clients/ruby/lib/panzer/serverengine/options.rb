@@ -16,8 +16,13 @@ module ServerEngine
       server_restart_wait: "a server that ends is loaded again after panzer's --delay",
       server_detach_wait: "the new server begins at once, beside the old one",
       start_worker_delay_rand: "panzer's --start-delay is up to 20 % longer or shorter",
-      worker_immediate_kill_interval_increment: "a QUIT ends a worker at once",
       windows_daemon_cmdline: "this is Linux"
+    }.freeze
+
+    IDLE_BUT_FOR_SPAWN = {
+      worker_immediate_kill_interval: "a QUIT ends a worker at once",
+      worker_immediate_kill_interval_increment: "a QUIT ends a worker at once",
+      worker_reload_signal: "it is for the worker_type 'spawn'"
     }.freeze
 
     def self.check(config)
@@ -29,7 +34,8 @@ module ServerEngine
 
     # Says so of each key that does nothing.
     def self.tell_of_idle(config, logger)
-      IDLE.each { |key, why| logger.warn("#{key} does nothing under panzer: #{why}") if config.key?(key) }
+      idle = config[:worker_type].to_s == "spawn" ? IDLE : IDLE.merge(IDLE_BUT_FOR_SPAWN)
+      idle.each { |key, why| logger.warn("#{key} does nothing under panzer: #{why}") if config.key?(key) }
       restarts = config[:restart_server_process]
       logger.warn("restart_server_process: false does nothing under panzer: USR1 and HUP load the server anew") if restarts == false
       return unless config[:exit_on_detach]
