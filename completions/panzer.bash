@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --quiet --verbose --help --version"
+            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --watchdog --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -98,6 +98,10 @@ _panzer() {
                     return 0
                     ;;
                 --healthy-after)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --watchdog)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -26,6 +26,7 @@ complete -c panzer -l retire -d 'The same for workers that a reload or a scale-d
 complete -c panzer -l delay -d 'First delay before a respawn. It doubles with each further failure, and is at least 10ms from the second failure on. There is no delay after a healthy life, nor after the first death of a worker that was ready [100ms]' -r
 complete -c panzer -l delay-max -d 'Longest delay before a respawn, at least 10ms [30s]' -r
 complete -c panzer -l healthy-after -d 'A worker that ran this long counts as healthy; its restart delay is reset. At least 100ms [10s]' -r
+complete -c panzer -l watchdog -d 'Abort and replace a ready worker that sends no WATCHDOG=1 to NOTIFY_SOCKET within this time. It gets the time as WATCHDOG_USEC, and shall send twice as often. 0 turns it off [0]' -r
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
 complete -c panzer -l final-exit-codes -d 'Do not respawn a worker that exits with one of these codes, as in 0,64-78. When all workers have ended so, panzer exits with CODE, as in 5,6=0, or with the highest of their codes. In a new generation that does not serve yet, such an exit fails the release [none]' -r
 complete -c panzer -l start-delay -d 'Pause between two starts of workers, up to 20 % longer or shorter. --ready-timeout counts from the last start [0s]' -r

@@ -112,6 +112,11 @@ pub(super) struct Options {
     #[arg(long, env = "PANZER_HEALTHY_AFTER", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     pub(super) healthy_after: Option<Duration>,
 
+    /// Abort and replace a ready worker that sends no WATCHDOG=1 to NOTIFY_SOCKET within this time. It gets the time
+    /// as WATCHDOG_USEC, and shall send twice as often. 0 turns it off [0]
+    #[arg(long, env = "PANZER_WATCHDOG", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    pub(super) watchdog: Option<Duration>,
+
     #[command(flatten)]
     pub(super) limits: LimitOptions,
 

@@ -81,6 +81,7 @@ impl Options {
             share_ports,
             ready,
             probe,
+            watchdog: self.watchdog.filter(|period| !period.is_zero()),
             surge: self.surge.unwrap_or_default(),
             signals: Habits { preset: self.signals.unwrap_or_default(), on: self.on },
             max_draining: self.limits.max_draining(),

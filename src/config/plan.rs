@@ -1,6 +1,7 @@
 //! The plan: the validated configuration.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,9 @@ pub struct Plan {
     /// The shell command of [`Ready::Exec`]. It exits with 0 once a worker is ready.
     #[serde(default)]
     pub probe: Option<String>,
+    /// Within this time a ready worker says again that it lives.
+    #[serde(default)]
+    pub watchdog: Option<Duration>,
     /// The meaning of each signal to main.
     #[serde(default)]
     pub signals: Habits,

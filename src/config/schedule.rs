@@ -13,6 +13,9 @@ use crate::sys::signals::parse_signal;
 /// Limit of the steps of a schedule.
 const MAX_STEPS: usize = 16;
 
+/// A worker that is aborted has at most this time before the schedule begins.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Signals and waits, as in `TERM/60s/INT/5s/KILL`. It has at least one step. The last one is KILL, unless it is a part
 /// of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,13 @@ impl Schedule {
     #[must_use]
     pub fn quick(&self) -> Schedule {
         Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
+    }
+
+    /// The same schedule after ABRT, which has a moment for a core dump.
+    #[must_use]
+    pub fn after_abort(mut self) -> Schedule {
+        self.steps.insert(0, Step { signal: Signal::SIGABRT, wait: self.steps[0].wait.min(ABORT_TIMEOUT) });
+        self
     }
 
     /// The same schedule with no wait longer than this.

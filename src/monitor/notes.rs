@@ -95,6 +95,10 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
         Note::Escalated(worker, signal) => {
             warn!("{} has not stopped yet; sent it {}", name(worker), signal_name(*signal as i32));
         }
+        Note::Aborted(worker, Some(time)) => {
+            warn!("{} has sent no WATCHDOG=1 for {}; aborting it (--watchdog)", name(worker), duration::show(*time));
+        }
+        Note::Aborted(worker, None) => warn!("{} asks to be aborted (WATCHDOG=trigger); aborting it", name(worker)),
         Note::Suspended(worker, signal) => {
             let pid = pid(*worker).map_or_else(|| "its pid".to_owned(), |pid| pid.to_string());
             warn!("{} is stopped by {}: {}kill -CONT {pid} lets it go on", name(worker), signal.as_str(), why(*signal));

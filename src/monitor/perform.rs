@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::notes;
 use super::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
-use crate::config::{ListenAs, ListenPid, text};
+use crate::config::{ListenAs, ListenPid, Plan, text};
 use crate::control::monitor::messages::Report;
 use crate::monitor::decide::{Action, Event, Note, Worker};
 use crate::readiness::notify::NotifySocket;
@@ -21,7 +21,7 @@ use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::dialects::WorkerContext;
 use crate::worker::environment::{arguments, mold_variables, probe_variables, variables};
-use crate::worker::spawn::{Image, NewProcess, spawn};
+use crate::worker::spawn::{Image, LISTEN_PID, NewProcess, WATCHDOG_PID, spawn};
 
 impl Monitor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -55,7 +55,12 @@ impl Monitor {
                     sharing.let_go();
                 }
             }
-            Action::Report(report) => self.talk.channel.send(&report),
+            Action::Report(report) => {
+                if let Report::Died { slot, cause } = &report {
+                    self.roster.explain(*slot, cause);
+                }
+                self.talk.channel.send(&report);
+            }
             Action::Note(note) if notes::Held::concerns(&note, &self.assignment.plan.tuning.stop) => {
                 let pid = if let Note::Respawning(worker, ..) = note { self.roster.shown_pid(worker) } else { None };
                 self.held_notes.hold(note, pid);
@@ -107,10 +112,7 @@ impl Monitor {
             image: self.program.release.image(),
             arguments: arguments(plan, place).map_err(Cause::CannotStart)?,
             environment,
-            listen_pid: mold.is_none()
-                && !plan.listen.is_empty()
-                && !as_stdin
-                && plan.handover.listen_pid == ListenPid::Worker,
+            pid_variables: if mold.is_none() { pid_variables(plan) } else { Vec::new() },
             stdin: if as_stdin { self.first_of(worker) } else { None },
             output: None,
             opens_output_anew: true,
@@ -188,7 +190,7 @@ impl Monitor {
                 self.place(worker, self.talk.notify.name()),
                 pid.as_raw(),
             )?,
-            listen_pid: false,
+            pid_variables: Vec::new(),
             stdin: None,
             output: None,
             opens_output_anew: true,
@@ -238,6 +240,14 @@ impl Monitor {
         }
         false
     }
+}
+
+/// The variables of a worker that name its pid.
+fn pid_variables(plan: &Plan) -> Vec<&'static str> {
+    let names_it = plan.handover.listen_pid == ListenPid::Worker;
+    let listens = !plan.listen.is_empty() && plan.handover.listen_as == ListenAs::Fds;
+    let given = [(LISTEN_PID, listens), (WATCHDOG_PID, plan.watchdog.is_some())];
+    given.into_iter().filter(|(_, is_given)| *is_given && names_it).map(|(name, _)| name).collect()
 }
 
 /// The slot whose queues a process gets. A mold gets those of slot 0, which stand for all.

@@ -13,7 +13,7 @@ use crate::control::monitor::messages::Report;
 use crate::monitor::decide::{Action, Event, Worker};
 use crate::monitor::processes::adopted::LeftBehind;
 use crate::readiness::ack::{AckSocket, Said};
-use crate::readiness::notify::Notification;
+use crate::readiness::notify::{Notification, Words};
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
 use crate::sys::packets::Sender;
@@ -172,14 +172,14 @@ impl Monitor {
         }
     }
 
-    fn notified(&mut self, Notification { sender, ready, extends, is_too_long }: Notification, own: Option<Worker>) {
+    fn notified(&mut self, Notification { sender, words, is_too_long }: Notification, own: Option<Worker>) {
         if is_too_long && !std::mem::replace(&mut self.talk.too_long_told, true) {
             log::warn!(
                 "pid {} sent more to NOTIFY_SOCKET than is read at once; it is left out (said once)",
                 sender.pid
             );
         }
-        if !ready && extends.is_none() {
+        if words == Words::default() {
             return;
         }
         let seen = self.find_worker(sender.pid);
@@ -191,7 +191,7 @@ impl Monitor {
                 log::warn!(
                     "{} came from pid {} (user {}), which cannot be seen to belong to a worker of generation {}, and does not \
                      count (said once)",
-                    if ready { "READY=1" } else { "EXTEND_TIMEOUT_USEC" },
+                    if words.ready { "READY=1" } else { "a message to NOTIFY_SOCKET" },
                     sender.pid,
                     sender.user,
                     self.assignment.generation
@@ -201,8 +201,11 @@ impl Monitor {
         };
         // Its program runs, whether its exec has been looked at or not.
         self.look_at_exec(worker.slot);
-        self.events.extend(extends.map(|by| Event::Extends(worker, by)));
-        self.events.extend(ready.then_some(Event::Notified(worker)));
+        self.events.extend(words.extends.map(|by| Event::Extends(worker, by)));
+        self.events.extend(words.ready.then_some(Event::Notified(worker)));
+        self.events.extend(words.period.map(|period| Event::WatchedEvery(worker, period)));
+        self.events.extend(words.lives.then_some(Event::Lives(worker)));
+        self.events.extend(words.is_broken.then_some(Event::IsBroken(worker)));
     }
 
     fn take_acks(&mut self) {
@@ -220,7 +223,10 @@ impl Monitor {
                     self.look_at_exec(worker.slot);
                     self.events.push_back(Event::Notified(worker));
                 }
-                Said::Ping => self.roster.note_sign_of_life(worker, now),
+                Said::Ping => {
+                    self.roster.note_sign_of_life(worker, now);
+                    self.events.push_back(Event::Lives(worker));
+                }
             }
         }
     }

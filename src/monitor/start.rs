@@ -163,6 +163,7 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         probe: plan.ready == Ready::Exec,
         has_listener,
         preload: plan.preload,
+        watchdog: plan.watchdog,
         tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),
         trial: assignment.trial,

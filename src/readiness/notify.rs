@@ -15,7 +15,7 @@ const MAX_DATAGRAM_BYTES: usize = 4096;
 
 /// The socket on which workers notify their monitor. One worker has it, or several if there are too many for one each.
 ///
-/// Other keys (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, WATCHDOG, FDSTORE and the like) mean nothing to a monitor,
+/// Other keys (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, FDSTORE and the like) mean nothing to a monitor,
 /// which sees by itself which of its children are alive.
 #[derive(Debug)]
 pub struct NotifySocket {
@@ -28,12 +28,25 @@ pub struct NotifySocket {
 pub struct Notification {
     /// Its sender.
     pub sender: Sender,
-    /// Whether it said `READY=1`.
-    pub ready: bool,
-    /// The time that it asked for (`EXTEND_TIMEOUT_USEC=`).
-    pub extends: Option<Duration>,
+    /// What it said.
+    pub words: Words,
     /// Whether it was too long, and therefore ignored.
     pub is_too_long: bool,
+}
+
+/// What a message says that means something to a monitor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Words {
+    /// `READY=1`.
+    pub ready: bool,
+    /// The time that it asks for (`EXTEND_TIMEOUT_USEC=`).
+    pub extends: Option<Duration>,
+    /// `WATCHDOG=1`: it lives.
+    pub lives: bool,
+    /// `WATCHDOG=trigger`: it shall be aborted.
+    pub is_broken: bool,
+    /// The time within which it will say again that it lives (`WATCHDOG_USEC=`).
+    pub period: Option<Duration>,
 }
 
 impl NotifySocket {
@@ -61,18 +74,29 @@ impl NotifySocket {
     pub fn receive(&self) -> Option<Notification> {
         let mut bytes = [0; MAX_DATAGRAM_BYTES];
         let packets::Heard { length, sender, .. } = packets::receive_from_stranger(&self.fd, &mut bytes).ok()?;
-        let (ready, extends) = bytes.get(..length).map_or((false, None), read);
-        Some(Notification { sender, ready, extends, is_too_long: length > MAX_DATAGRAM_BYTES })
+        let words = bytes.get(..length).map_or(Words::default(), read);
+        Some(Notification { sender, words, is_too_long: length > MAX_DATAGRAM_BYTES })
     }
 }
 
-/// Whether it has `READY=1`, and the time that it asks for.
-fn read(datagram: &[u8]) -> (bool, Option<Duration>) {
+/// The last value of a key counts.
+fn read(datagram: &[u8]) -> Words {
     // C programs may send the NUL at the end of their string too.
     let text = datagram.strip_suffix(b"\0").unwrap_or(datagram);
-    let lines = || text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
-    let mut micros = lines().filter_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse().ok());
-    (lines().any(|line| line == "READY=1"), micros.next_back().map(Duration::from_micros))
+    let mut words = Words::default();
+    for line in text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()) {
+        let Some((name, value)) = line.split_once('=') else { continue };
+        let micros = || value.parse().ok().map(Duration::from_micros);
+        match (name, value) {
+            ("READY", "1") => words.ready = true,
+            ("WATCHDOG", "1") => words.lives = true,
+            ("WATCHDOG", "trigger") => words.is_broken = true,
+            ("WATCHDOG_USEC", _) => words.period = micros().or(words.period),
+            ("EXTEND_TIMEOUT_USEC", _) => words.extends = micros().or(words.extends),
+            _ => {}
+        }
+    }
+    words
 }
 
 impl AsFd for NotifySocket {
@@ -104,23 +128,33 @@ mod tests {
         ] {
             sender.send_to_addr(text.as_bytes(), &address).unwrap();
             let heard = socket.receive().unwrap();
-            assert_eq!((heard.sender.pid, heard.ready, heard.is_too_long), (Pid::this(), ready, false), "{text:?}");
+            assert_eq!(
+                (heard.sender.pid, heard.words.ready, heard.is_too_long),
+                (Pid::this(), ready, false),
+                "{text:?}"
+            );
             assert_eq!(heard.sender.user, nix::unistd::getuid().as_raw());
         }
         sender.send_to_addr(&[b"READY=1\n".as_slice(), &[b'x'; MAX_DATAGRAM_BYTES]].concat(), &address).unwrap();
         let long = socket.receive().unwrap();
-        assert!(long.is_too_long && !long.ready, "{long:?}");
+        assert!(long.is_too_long && !long.words.ready, "{long:?}");
         assert_eq!(socket.receive(), None);
     }
 
     #[test]
     fn the_time_that_is_asked_for_is_read() {
         let second = Some(Duration::from_secs(1));
-        assert_eq!(read(b"EXTEND_TIMEOUT_USEC=1000000"), (false, second));
-        assert_eq!(read(b"STATUS=x\nEXTEND_TIMEOUT_USEC=1000000\nREADY=1"), (true, second));
+        let words = Words { extends: second, ..Words::default() };
+        assert_eq!(read(b"EXTEND_TIMEOUT_USEC=1000000"), words);
+        assert_eq!(read(b"STATUS=x\nEXTEND_TIMEOUT_USEC=1000000\nREADY=1"), Words { ready: true, ..words });
         for wrong in ["", "-1", "1s", "18446744073709551616", " 1"] {
-            assert_eq!(read(format!("EXTEND_TIMEOUT_USEC={wrong}").as_bytes()), (false, None), "{wrong}");
+            assert_eq!(read(format!("EXTEND_TIMEOUT_USEC={wrong}").as_bytes()), Words::default(), "{wrong}");
         }
+        let lives = Words { lives: true, ..Words::default() };
+        assert_eq!(read(b"WATCHDOG=1"), lives);
+        assert_eq!(read(b"WATCHDOG_USEC=1000000\nWATCHDOG=1\0"), Words { period: second, ..lives });
+        assert_eq!(read(b"WATCHDOG=trigger"), Words { is_broken: true, ..Words::default() });
+        assert_eq!(read(b"WATCHDOG=0\nWATCHDOG_USEC=x\nWATCHDOG"), Words::default());
     }
 
     #[test]
@@ -133,7 +167,10 @@ mod tests {
             let (mut reader, writer) = std::io::pipe().unwrap();
             packets::send(&sender, b"READY=1", &vec![writer.as_fd(); count]).unwrap();
             drop(writer);
-            assert!(socket.receive().is_some_and(|heard| heard.ready && heard.sender.pid == Pid::this()), "{count}");
+            assert!(
+                socket.receive().is_some_and(|heard| heard.words.ready && heard.sender.pid == Pid::this()),
+                "{count}"
+            );
             // The other end is closed.
             assert_eq!(reader.read(&mut [0]).unwrap(), 0, "{count}");
         }

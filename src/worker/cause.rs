@@ -37,6 +37,8 @@ pub enum Cause {
     Bypassed(Duration, Vec<String>),
     /// A signal stopped it, and it did not go on within this time.
     Suspended(Duration),
+    /// It did not say within this time that it lives, or it asked for its end. It was aborted; true if it dumped core.
+    Watchdog(Option<Duration>, bool),
     /// Its exec hung for this time, and it was ended for it.
     HungInExec(Duration),
     /// The configuration is wrong. The text says where, and why.
@@ -111,6 +113,13 @@ impl fmt::Display for Cause {
                 "is stopped by a signal, and did not go on within {}; kill -CONT lets it go on",
                 duration::show(*time)
             ),
+            Cause::Watchdog(time, core) => {
+                match time {
+                    Some(time) => write!(f, "sent no WATCHDOG=1 for {} and was aborted", duration::show(*time))?,
+                    None => write!(f, "asked to be aborted (WATCHDOG=trigger)")?,
+                }
+                if *core { write!(f, " (core dumped)") } else { Ok(()) }
+            }
             Cause::HungInExec(time) => write!(f, "hung for {} in exec", duration::show(*time)),
             Cause::HungInPlan(time) => {
                 write!(f, "the configuration could not be read within {}", duration::show(*time))

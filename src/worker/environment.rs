@@ -24,7 +24,7 @@ pub fn arguments(plan: &Plan, context: WorkerContext<'_>) -> Result<Vec<CString>
     std::iter::once(Ok(plan.program.to_c())).chain(args).collect()
 }
 
-/// The whole environment but `LISTEN_PID`, which is known only after the fork. Later ones win: inherited variables,
+/// The whole environment but `LISTEN_PID` and `WATCHDOG_PID`, which are known only after the fork. Later ones win: inherited variables,
 /// panzer's own, those of files, those of options.
 pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
     let mut all: BTreeMap<OsString, OsString> = common.inherited.iter().cloned().collect();
@@ -36,6 +36,7 @@ pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Re
         ("NOTIFY_SOCKET", context.notify_socket.to_owned()),
     ];
     all.extend(own.map(|(name, value)| (name.into(), value.into())));
+    all.extend(plan.watchdog.map(|period| ("WATCHDOG_USEC".into(), period.as_micros().to_string().into())));
     all.extend(of_listeners(plan, context).into_iter().map(|(name, value)| (name.into(), value.into())));
     all.extend(common.from_files.iter().map(|(name, value)| (name.0.clone(), value.0.clone())));
     for (name, value) in &plan.env {
@@ -66,7 +67,7 @@ fn of_listeners(plan: &Plan, context: WorkerContext<'_>) -> Vec<(String, String)
 }
 
 /// Variables that only the worker itself can use, with its descriptors and its right to notify.
-const WORKERS_OWN: [&[u8]; 3] = [b"NOTIFY_SOCKET=", b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
+const WORKERS_OWN: [&[u8]; 4] = [b"NOTIFY_SOCKET=", b"WATCHDOG_USEC=", b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
 
 /// The whole environment of a probe: as the worker's, with `PANZER_WORKER_PID`, without what only the worker can use.
 pub fn probe_variables(

@@ -39,13 +39,17 @@ const MIXED: u8 = b'm';
 /// The longest report of a child, in bytes: a refusal with its explanation.
 const MAX_REPORT_BYTES: usize = 8192;
 
-/// Room for the pid, which is known only after the fork.
-const LISTEN_PID: &[u8] = b"LISTEN_PID=";
-type ListenPid = [u8; LISTEN_PID.len() + 11];
+/// These variables name the process that they are meant for.
+pub const LISTEN_PID: &str = "LISTEN_PID=";
+/// The same for the watchdog.
+pub const WATCHDOG_PID: &str = "WATCHDOG_PID=";
 
-fn listen_pid_entry() -> ListenPid {
-    let mut entry = [0; LISTEN_PID.len() + 11];
-    entry[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
+/// Such a variable, with room for the pid, which is known only after the fork.
+type PidEntry = [u8; WATCHDOG_PID.len() + 11];
+
+fn pid_entry(name: &str) -> PidEntry {
+    let mut entry = [0; WATCHDOG_PID.len() + 11];
+    entry[..name.len()].copy_from_slice(name.as_bytes());
     entry
 }
 
@@ -111,10 +115,10 @@ pub struct NewProcess<'a> {
     pub image: Image<'a>,
     /// Its arguments, its own name first.
     pub arguments: Vec<CString>,
-    /// Its whole environment, but for `LISTEN_PID`.
+    /// Its whole environment, but for the variables that follow.
     pub environment: Vec<CString>,
-    /// Adds `LISTEN_PID` with the pid that the process turns out to have.
-    pub listen_pid: bool,
+    /// Variables whose value is the pid that the process turns out to have.
+    pub pid_variables: Vec<&'static str>,
     /// What it gets as stdin, in place of ours.
     pub stdin: Option<BorrowedFd<'a>>,
     /// What it gets as stdout and stderr, in place of ours.
@@ -149,7 +153,7 @@ impl<'a> NewProcess<'a> {
             image,
             arguments: vec![c_string(title.as_ref())],
             environment,
-            listen_pid: false,
+            pid_variables: Vec::new(),
             stdin: None,
             output: None,
             opens_output_anew: false,
@@ -230,12 +234,11 @@ pub fn spawn(command: &NewProcess<'_>) -> io::Result<Child> {
     let raised = command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<_>>>()?;
     let sources: Vec<RawFd> = raised.iter().map(AsRawFd::as_raw_fd).collect();
 
-    let mut listen_pid = listen_pid_entry();
-    let listen_pid: *mut ListenPid = &mut listen_pid;
+    let mut pid_entries: Vec<PidEntry> = command.pid_variables.iter().map(|name| pid_entry(name)).collect();
+    let first_entry = pid_entries.as_mut_ptr();
+    let pid_entries: Vec<*mut PidEntry> = (0..pid_entries.len()).map(|at| first_entry.wrapping_add(at)).collect();
     let mut environment: Vec<*const libc::c_char> = command.environment.iter().map(|entry| entry.as_ptr()).collect();
-    if command.listen_pid {
-        environment.push(listen_pid.cast());
-    }
+    environment.extend(pid_entries.iter().map(|entry| entry.cast_const().cast()));
     environment.push(ptr::null());
     let mut arguments: Vec<*const libc::c_char> = command.arguments.iter().map(|entry| entry.as_ptr()).collect();
     arguments.push(ptr::null());
@@ -254,7 +257,7 @@ pub fn spawn(command: &NewProcess<'_>) -> io::Result<Child> {
         }
         let held = executable.release.filter(|_| !by_path).map(|program| program.file.as_raw_fd());
         let image = held.map_or(Ok(&executable.path), Err);
-        let refused = become_program(command, image, &sources, &arguments, &environment, listen_pid, parent);
+        let refused = become_program(command, image, &sources, &arguments, &environment, &pid_entries, parent);
         // Why it was refused only the file system knows. This allocates, which a child may whose parent has one thread.
         let explained = executable.release.map(|program| explain_child(refused, program.path, command.identity));
         let explained = explained.and_then(|cause| serde_json::to_vec(&cause).ok()).unwrap_or_default();
@@ -320,7 +323,7 @@ fn become_program(
     sources: &[libc::c_int],
     arguments: &[*const libc::c_char],
     environment: &[*const libc::c_char],
-    listen_pid: *mut ListenPid,
+    pid_entries: &[*mut PidEntry],
     parent: Pid,
 ) -> Refused {
     // SAFETY: every call is async-signal-safe, every pointer is to memory prepared before the fork and alive here, the
@@ -352,7 +355,9 @@ fn become_program(
         {
             return Errno::last().into();
         }
-        write_pid(&mut *listen_pid, libc::getpid());
+        for entry in pid_entries {
+            write_pid(&mut **entry, libc::getpid());
+        }
         // Rust ignores PIPE; everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         if let Some(Err(errno)) = command.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
@@ -398,8 +403,8 @@ fn become_program(
     }
 }
 
-/// Completes `LISTEN_PID=` in decimal, without allocating.
-fn write_pid(entry: &mut ListenPid, pid: libc::pid_t) {
+/// Completes such a variable in decimal, without allocating.
+fn write_pid(entry: &mut PidEntry, pid: libc::pid_t) {
     let mut digits = [0; 10];
     let mut rest = pid.unsigned_abs();
     let mut count = 0;
@@ -411,7 +416,7 @@ fn write_pid(entry: &mut ListenPid, pid: libc::pid_t) {
             break;
         }
     }
-    for (place, digit) in entry[LISTEN_PID.len()..].iter_mut().zip(digits[..count].iter().rev()) {
+    for (place, digit) in entry.iter_mut().skip_while(|byte| **byte != 0).zip(digits[..count].iter().rev()) {
         *place = *digit;
     }
 }
@@ -424,7 +429,7 @@ mod tests {
     fn the_pid_is_written_in_decimal() {
         for (pid, expected) in [(1, "LISTEN_PID=1"), (40_960, "LISTEN_PID=40960"), (i32::MAX, "LISTEN_PID=2147483647")]
         {
-            let mut entry = listen_pid_entry();
+            let mut entry = pid_entry(LISTEN_PID);
             write_pid(&mut entry, pid);
             let end = entry.iter().position(|&byte| byte == 0).unwrap();
             assert_eq!(std::str::from_utf8(&entry[..end]).unwrap(), expected);

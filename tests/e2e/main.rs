@@ -57,5 +57,6 @@ mod tuning;
 mod unix_guard;
 mod unmodified;
 mod upward;
+mod watchdog;
 mod watching;
 mod zero_loss;

@@ -264,6 +264,8 @@ impl MonitorCheck {
                 }
             }
             Event::Looked(took) => self.looks.over(now, *took),
+            // tests/sim/watchdog.rs has them.
+            Event::Lives(_) | Event::IsBroken(_) | Event::WatchedEvery(..) => {}
             Event::Wake => {}
         }
         None

@@ -79,6 +79,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         probe: choices.below(3) == 0,
         has_listener: choices.below(2) == 1,
         preload: choices.below(2) == 1,
+        watchdog: choices.among(&[None, Some(Duration::from_millis(300))]),
         tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
         trial: choices.below(2) == 1,
@@ -158,7 +159,10 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
     use monitor_state::Event;
     let slot = choices.among(&[0, 1, 2, 3, 4, 5, u32::MAX]);
     let worker = Worker { slot, life: choices.below(6) as u32 };
-    match choices.below(38) {
+    match choices.below(41) {
+        38 => Event::Lives(worker),
+        39 => Event::IsBroken(worker),
+        40 => Event::WatchedEvery(worker, choices.among(&[Duration::ZERO, Duration::MAX, Duration::from_millis(1)])),
         35 => Event::Born(choices.below(8)),
         36 => Event::MoldReady,
         37 => choices.among(&[

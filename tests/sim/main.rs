@@ -44,6 +44,7 @@ mod restart;
 mod shares;
 mod stale;
 mod tally;
+mod watchdog;
 mod watching;
 mod worker_script;
 mod world;

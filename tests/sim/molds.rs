@@ -209,6 +209,7 @@ impl World {
             probe: false,
             has_listener: false,
             preload: true,
+            watchdog: None,
             tuning,
             ended: BTreeSet::new(),
             trial: choices.below(2) == 1,

@@ -174,6 +174,7 @@ fn monitor_settings(workers: u32, stop: &str) -> Settings {
         probe: false,
         has_listener: false,
         preload: false,
+        watchdog: None,
         tuning: spec(workers, stop).main.tuning,
         ended: BTreeSet::new(),
         trial: false,

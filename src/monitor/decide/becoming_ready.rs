@@ -81,8 +81,8 @@ impl Slots {
         }
     }
 
-    /// The worker asks for more time to be ready, or to end at the present step of its schedule. A quick stop stays
-    /// quick.
+    /// The worker asks for more time to be ready, to say that it lives, or to end at the present step of its schedule. A
+    /// quick stop stays quick.
     pub(super) fn on_extends(&mut self, worker: Worker, by: Duration, now: Instant, actions: &mut Vec<Action>) {
         let by = by.min(MAX_EXTENSION);
         let is_quick = self.is_stopping_quickly();
@@ -93,6 +93,7 @@ impl Slots {
                 slot.readiness.extended_to = slot.readiness.extended_to.max(Some(now + by));
             }
             State::Stopping(escalation) if !is_quick => escalation.extend(now + by),
+            State::Ready { .. } => return slot.watchdog.extend(now + by),
             _ => return,
         }
         actions.push(Action::Report(Report::Extends { slot: worker.slot, by }));
@@ -194,7 +195,7 @@ impl Slots {
 
     fn become_ready(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
-        let is_probed = self.settings.probe;
+        let (is_probed, watchdog) = (self.settings.probe, self.settings.watchdog);
         let Some(slot) = self.slot_of(worker) else { return };
         let (seen, visible) = (slot.readiness.shown.accepting, slot.readiness.shown.hidden.is_none());
         let unproven = slot.readiness.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
@@ -202,6 +203,7 @@ impl Slots {
         let has_shown = seen || slot.readiness.notified || is_probed;
         slot.readiness.proven = slot.readiness.executed.map(|executed| if has_shown { now } else { executed + bake });
         slot.state = State::Ready { unproven: unproven.map(|executed| executed + bake) };
+        slot.watchdog.begin(watchdog, now);
         let is_measured =
             seen || slot.readiness.listens || (watch == Watch::No && (is_probed || slot.readiness.notified));
         slot.readiness.serves = is_measured.then_some(now);

@@ -98,6 +98,7 @@ mod tests {
                 probe: false,
                 has_listener: true,
                 preload: false,
+                watchdog: None,
                 tuning,
                 ended,
                 trial: false,

@@ -16,6 +16,7 @@ mod stopping;
 mod suspension;
 mod tickets;
 mod vocabulary;
+mod watchdog;
 mod worker_count;
 
 pub use slots::Slots;

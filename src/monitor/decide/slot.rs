@@ -72,6 +72,7 @@ pub(super) struct Slot {
     /// Number of workers since the last ready one that were not ready in time.
     pub(super) unready: u32,
     pub(super) readiness: Readiness,
+    pub(super) watchdog: Watchdog,
     pub(super) backoff: Backoff,
     /// Why the worker is being ended, if it is not for a stop.
     pub(super) ended_for: Option<Cause>,
@@ -112,6 +113,7 @@ impl Slot {
             suspension_told: None,
             unready: 0,
             readiness: Readiness::default(),
+            watchdog: Watchdog::default(),
             backoff: Backoff::default(),
             ended_for: None,
         }
@@ -140,11 +142,52 @@ impl Slot {
         self.since = now;
         (self.suspended, self.suspension_told) = (false, None);
         self.readiness = Readiness { listened: self.readiness.listened, ..Readiness::default() };
+        self.watchdog = Watchdog::default();
         self.state = state;
     }
 }
 
 /// When to look at a worker, or to probe it, again. None while its probe is under way.
+/// The watchdog of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Watchdog {
+    /// The worker is to say by then that it lives.
+    pub(super) due: Option<Instant>,
+    /// The period that the worker has asked for.
+    pub(super) own: Option<Duration>,
+    /// The worker has asked for time until then.
+    extended_to: Option<Instant>,
+    /// Somebody at a terminal has stopped the worker.
+    paused: bool,
+}
+
+impl Watchdog {
+    pub(super) fn period(&self, usual: Option<Duration>) -> Option<Duration> {
+        self.own.or(usual).filter(|period| usual.is_some() && !period.is_zero())
+    }
+
+    /// A period begins now.
+    pub(super) fn begin(&mut self, usual: Option<Duration>, now: Instant) {
+        let period = self.period(usual).filter(|_| !self.paused);
+        self.due =
+            period.and_then(|period| now.checked_add(period)).map(|due| self.extended_to.map_or(due, |to| due.max(to)));
+    }
+
+    pub(super) fn extend(&mut self, until: Instant) {
+        self.extended_to = self.extended_to.max(Some(until));
+        self.due = self.due.map(|due| due.max(until));
+    }
+
+    pub(super) fn pause(&mut self) {
+        (self.due, self.paused) = (None, true);
+    }
+
+    pub(super) fn resume(&mut self, usual: Option<Duration>, now: Instant) {
+        self.paused = false;
+        self.begin(usual, now);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Watched {
     pub(super) next: Option<Instant>,

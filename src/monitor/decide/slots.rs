@@ -70,6 +70,8 @@ impl Slots {
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        // What workers have said by now has been read.
+        let is_turn_over = matches!(event, Event::Wake);
         let may_end_workers =
             matches!(event, Event::Start | Event::Wake | Event::Ended(..) | Event::Ordered(_) | Event::MainGone);
         if matches!(event, Event::Start | Event::Wake) {
@@ -87,6 +89,9 @@ impl Slots {
             Event::Unborn(ticket, why) => self.on_unborn(ticket, &why, now, &mut actions),
             Event::Notified(worker) => self.on_notified(worker, now, &mut actions),
             Event::Extends(worker, by) => self.on_extends(worker, by, now, &mut actions),
+            Event::Lives(worker) => self.on_lives(worker, now),
+            Event::IsBroken(worker) => self.abort(worker, None, now, &mut actions),
+            Event::WatchedEvery(worker, period) => self.on_watched_every(worker, period, now),
             Event::Listens(worker) => self.on_listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.on_seen(worker, sight, now, &mut actions),
             Event::Looked(took) => self.looking.looked(took, now),
@@ -128,6 +133,9 @@ impl Slots {
         if may_end_workers {
             self.forget_suspects_that_end();
         }
+        if is_turn_over {
+            self.abort_the_silent(now, &mut actions);
+        }
         self.do_what_is_due(now, &mut actions);
         self.exit_if_done(&mut actions);
         actions
@@ -147,7 +155,8 @@ impl Slots {
                 let worker = Worker { slot: index, life: slot.life };
                 escalation.deadline().or_else(|| self.gives_up_at(worker, escalation))
             }
-            State::Empty | State::Forking | State::Ready { .. } | State::EndedForGood { .. } => None,
+            State::Ready { .. } => slot.watchdog.due,
+            State::Empty | State::Forking | State::EndedForGood { .. } => None,
         });
         let slots = slots.chain(self.mold_deadline());
         let probes = self.probes.values().map(|probe| probe.deadline);
@@ -214,7 +223,11 @@ impl Slots {
         let random = self.random.draw();
         let Some(slot) = self.slot_of(worker) else { return };
         let lived = now.saturating_duration_since(slot.since);
-        let cause = slot.ended_for.take().unwrap_or(cause);
+        let dumped_core = matches!(cause, Cause::Killed(_, true));
+        let cause = match slot.ended_for.take() {
+            Some(Cause::Watchdog(time, _)) => Cause::Watchdog(time, dumped_core),
+            known => known.unwrap_or(cause),
+        };
         slot.since = now;
         let retired = std::mem::replace(&mut slot.retiring, false);
         if retired {

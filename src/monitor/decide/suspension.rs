@@ -13,11 +13,17 @@ use crate::control::monitor::messages::Report;
 /// time.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
+/// Somebody at a terminal stops a worker by these, and lets it go on; the watchdog waits. STOP is no excuse.
+const JOB_CONTROL: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
 impl Slots {
     pub(super) fn on_suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
         let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = true;
+        if JOB_CONTROL.contains(&signal) {
+            slot.watchdog.pause();
+        }
         if trial {
             actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: true }));
         }
@@ -28,9 +34,10 @@ impl Slots {
     }
 
     pub(super) fn on_continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let trial = self.settings.trial;
+        let (trial, watchdog) = (self.settings.trial, self.settings.watchdog);
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspended = false;
+        slot.watchdog.resume(watchdog, now);
         if trial {
             actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: false }));
         }

@@ -54,6 +54,8 @@ pub struct Settings {
     pub has_listener: bool,
     /// Whether a mold loads the program, and forks the workers.
     pub preload: bool,
+    /// Within this time a ready worker says again that it lives.
+    pub watchdog: Option<Duration>,
     /// Delays, waits and limits. During a trial main has a deadline for the whole generation. If a worker need not show
     /// anything, it is ready for good after a bake from its exec on.
     pub tuning: Tuning,
@@ -104,6 +106,12 @@ pub enum Event {
     Notified(Worker),
     /// The worker asks for this much time from now on, to be ready or to stop.
     Extends(Worker, Duration),
+    /// The worker said that it lives.
+    Lives(Worker),
+    /// The worker wants to be aborted.
+    IsBroken(Worker),
+    /// The worker says within this time that it lives, from now on; zero: never again.
+    WatchedEvery(Worker, Duration),
     /// The worker, or a descendant, listens on a shared port.
     Listens(Worker),
     /// The result of a look at the worker.
@@ -182,6 +190,8 @@ pub enum Note {
     HangsInExec(Worker),
     /// A worker did not end, and got this later signal of the schedule.
     Escalated(Worker, Signal),
+    /// A worker did not say within this time that it lives, or asked for its end. It is aborted.
+    Aborted(Worker, Option<Duration>),
     /// A signal has stopped a worker.
     Suspended(Worker, Signal),
     /// Processes outlived their worker, and are stopped.

@@ -195,6 +195,13 @@ impl Roster {
         self.last.insert(slot, (pid, cause.clone()));
     }
 
+    /// Why the last worker of this slot ended, as it turned out.
+    pub(crate) fn explain(&mut self, slot: u32, cause: &Cause) {
+        if let Some((_, last)) = self.last.get_mut(&slot) {
+            last.clone_from(cause);
+        }
+    }
+
     /// The worker in this slot ended as wanted, so later messages do not mention it.
     pub(crate) fn forget(&mut self, slot: u32) {
         self.last.remove(&slot);
