@@ -88,7 +88,7 @@ def is_gone(pid):
 
 
 class Output:
-    """What processes write to one pipe, line by line."""
+    """What processes write to one pipe, line by line: a line may come in parts."""
 
     def __init__(self):
         self.reader, self.writer = os.pipe()
@@ -101,7 +101,7 @@ class Output:
                 self.text += chunk.decode(errors="replace")
         except BlockingIOError:
             pass
-        return self.text.splitlines()
+        return self.text[:self.text.rfind("\n") + 1].splitlines()
 
     def wait_for(self, start):
         def look():
@@ -139,6 +139,8 @@ class Monitor:
             "PANZER_GENERATION": "1",
         }
         variables = {name: value for name, value in os.environ.items() if not name.startswith(("PANZER", "LISTEN", "CONFORM"))}
+        # What is buffered at a fork is one of the checks.
+        variables.pop("PYTHONUNBUFFERED", None)
         variables.update(own, **(environment or {}))
         variables = {name: value for name, value in variables.items() if value is not None}
         self.mold = os.fork()

@@ -1,10 +1,13 @@
 """What needs no monitor: how options become flags, and what may be given as a worker."""
 
+import ctypes
 import datetime
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -76,6 +79,17 @@ class Workers(unittest.TestCase):
         self.assertEqual(self.called(lambda seen: lambda worker: seen.append(type(worker))), [panzer.Worker])
         with self.assertRaises(TypeError):
             panzer._Program(3)
+
+    @unittest.skipUnless(shutil.which("cc"), "there is no C compiler")
+    def test_a_library_with_fork_handlers_is_found(self):
+        self.assertEqual(panzer._libraries_with_fork_handlers(), [])
+        with tempfile.TemporaryDirectory() as folder:
+            library = os.path.join(folder, "handlers.so")
+            source = b"#include <pthread.h>\nvoid handle(void (*f)(void)) { pthread_atfork(0, 0, f); }"
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-xc", "-"], input=source, check=True)
+            ctypes.CDLL(library)
+            self.assertEqual(panzer._libraries_with_fork_handlers(), [os.fsencode(library)])
+            self.assertIsNone(panzer._find_clone())
 
     def test_without_anybody_who_listens_notifying_says_so(self):
         os.environ.pop("NOTIFY_SOCKET", None)
