@@ -103,7 +103,7 @@ impl Main {
     fn pass_verdict(&mut self, generation: u32, verdict: &Verdict) {
         self.operators.counters.judged(verdict);
         if matches!(verdict, Verdict::Serves(..)) {
-            self.runs_by_plan_of(generation);
+            self.configuration.runs_by_plan_of(generation);
             self.adopt_listeners_of(generation);
         }
         self.put_listeners_right();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{Address, Plan, Surge, Text};
 use crate::control::files::lock_beside;
-use crate::main_process::configuration::Release;
+use crate::main_process::configuration::{Configuration, Release};
 use crate::main_process::decide::queue_emptying::Then;
 use crate::main_process::decide::{Event, Settings, hooks};
 use crate::main_process::listeners::follow_plan::changes_queues;
@@ -128,7 +128,7 @@ impl Main {
                     return self.look_up_holder(generation, address);
                 }
                 let planned = held.and_then(|(held, plan)| match held {
-                    Ok(()) => Ok(self.accept(plan)),
+                    Ok(()) => Ok(self.configuration.accept(plan)),
                     Err(refusal) => Err(Cause::Configuration(refusal.why())),
                 });
                 match planned {
@@ -139,7 +139,7 @@ impl Main {
                     Err(cause) => self.events.push_back(Event::NotPlanned(generation, cause)),
                 }
             }
-            Purpose::Reread => match plan.and_then(|plan| self.tune(plan)) {
+            Purpose::Reread => match plan.and_then(|plan| self.apply_reread(plan)) {
                 Ok(()) if changed => self.tell_of_new_release(),
                 Ok(()) => {}
                 Err(cause) => tell_not_reread(&cause),
@@ -209,32 +209,8 @@ impl Main {
         }
     }
 
-    /// The plan of a new generation. Options that keep their value get the present one.
-    fn accept(&self, mut plan: Plan) -> Plan {
-        let changed = differ(&self.configuration.plan, &plan);
-        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
-        let mut stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
-        stay.dedup();
-        if !stay.is_empty() {
-            log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
-        }
-        self.keep_what_stays(&mut plan);
-        plan
-    }
-
-    fn keep_what_stays(&self, plan: &mut Plan) {
-        let before = &self.configuration.plan;
-        plan.name.clone_from(&before.name);
-        plan.pid_file.clone_from(&before.pid_file);
-        plan.control.clone_from(&before.control);
-        plan.control_access.clone_from(&before.control_access);
-        plan.daemonize = before.daemonize;
-        plan.signals = before.signals.clone();
-        plan.share_ports.clone_from(&before.share_ports);
-    }
-
     /// Applies the settings that can change without replacing workers.
-    fn tune(&mut self, mut plan: Plan) -> Result<(), Cause> {
+    fn apply_reread(&mut self, mut plan: Plan) -> Result<(), Cause> {
         self.listeners.held.settle_ports(&mut plan);
         self.bind_queues(plan.workers).map_err(Cause::CannotStart)?;
         let others = self.other_changes(&plan);
@@ -256,13 +232,13 @@ impl Main {
                 takes(count)
             ),
         }
-        self.tuned(before);
+        self.apply_reread_count(before);
         Ok(())
     }
 
     /// Applies the new number of workers. If slots have their own queues, the queues that go are emptied first, as with
     /// any other change of the number.
-    fn tuned(&mut self, before: u32) {
+    fn apply_reread_count(&mut self, before: u32) {
         let to = self.configuration.plan.workers;
         let from = self.listeners.per_worker.emptyings.count().unwrap_or_else(|| self.state.workers());
         let fewer = to != before && (to < from || self.listeners.per_worker.emptyings.count().is_some());
@@ -285,14 +261,6 @@ impl Main {
         self.events.push_back(Event::Reread(newest.workers, newest.tuning.clone()));
     }
 
-    /// The generation serves: the next plan is compared with its plan.
-    pub(crate) fn runs_by_plan_of(&mut self, generation: u32) {
-        if let Some(plan) = self.configuration.plans.get(&generation) {
-            self.configuration.plan.clone_from(plan);
-            stderr::set_level(plan.tuning.verbosity.level());
-        }
-    }
-
     /// The options in which `plan` differs from the plan of the serving generation and that need new workers.
     fn other_changes(&self, plan: &Plan) -> Vec<String> {
         let serving = self
@@ -310,6 +278,40 @@ impl Main {
         let mut names: Vec<String> = differ(&serving, plan).into_iter().map(name).collect();
         names.dedup();
         names
+    }
+}
+
+impl Configuration {
+    /// The plan of a new generation. Options that keep their value get the present one.
+    fn accept(&self, mut plan: Plan) -> Plan {
+        let changed = differ(&self.plan, &plan);
+        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
+        let mut stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        stay.dedup();
+        if !stay.is_empty() {
+            log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
+        }
+        self.keep_what_stays(&mut plan);
+        plan
+    }
+
+    fn keep_what_stays(&self, plan: &mut Plan) {
+        let before = &self.plan;
+        plan.name.clone_from(&before.name);
+        plan.pid_file.clone_from(&before.pid_file);
+        plan.control.clone_from(&before.control);
+        plan.control_access.clone_from(&before.control_access);
+        plan.daemonize = before.daemonize;
+        plan.signals = before.signals.clone();
+        plan.share_ports.clone_from(&before.share_ports);
+    }
+
+    /// The generation serves: the next plan is compared with its plan.
+    pub(crate) fn runs_by_plan_of(&mut self, generation: u32) {
+        if let Some(plan) = self.plans.get(&generation) {
+            self.plan.clone_from(plan);
+            stderr::set_level(plan.tuning.verbosity.level());
+        }
     }
 }
 

@@ -206,12 +206,12 @@ impl Generation {
 
     /// Whether every worker has notified. If only some have, it was by chance, and the workers of the next generation
     /// must not be ended for not doing so.
-    pub(super) fn tells(&self) -> bool {
+    pub(super) fn all_notified(&self) -> bool {
         self.all(&self.shown.told)
     }
 
     /// Whether every worker listens on a shared port. If only some do, the others need not.
-    pub(super) fn listens(&self) -> bool {
+    pub(super) fn all_listen(&self) -> bool {
         self.all(&self.shown.listening)
     }
 
@@ -219,11 +219,11 @@ impl Generation {
     /// they need not be ready yet.
     pub(super) fn may_listen(&self, now: Instant) -> bool {
         let young = now < self.grown + self.settings.tuning.ready_timeout;
-        self.listens() || (young && !self.is_quiet() && !self.shown.listening.is_empty())
+        self.all_listen() || (young && !self.is_quiet() && !self.shown.listening.is_empty())
     }
 
     /// Whether every worker was seen accepting.
-    pub(super) fn is_seen(&self) -> bool {
+    pub(super) fn all_seen(&self) -> bool {
         self.all_that_go_on(&self.shown.seen)
     }
 

@@ -243,7 +243,7 @@ impl Generations {
         match ready {
             Ready::Notify => true,
             Ready::Accept | Ready::Exec | Ready::Alive => false,
-            Ready::Auto => self.serving.as_ref().is_some_and(Generation::tells),
+            Ready::Auto => self.serving.as_ref().is_some_and(Generation::all_notified),
         }
     }
 
@@ -428,7 +428,7 @@ impl Generations {
             serving.grown = now;
             let (workers, ended) = (serving.settings.workers, serving.shown.ended.clone());
             // A generation that has notified, or listened, goes on to do so after its monitor is replaced.
-            let accept = ready.looks_where_it_can() && serving.listens();
+            let accept = ready.looks_where_it_can() && serving.all_listen();
             let notify = self.must_notify(ready);
             actions.push(Action::StartMonitor { monitor, workers, ended, trial: false, notify, accept });
         }

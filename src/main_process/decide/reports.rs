@@ -149,8 +149,8 @@ impl Generations {
         let Some(serving) = &mut self.serving else { return };
         // In that case the program has shown more than being alive, and need not live through the bake.
         let shown = matches!(serving.settings.ready, Ready::Notify | Ready::Accept | Ready::Exec)
-            || serving.tells()
-            || serving.is_seen();
+            || serving.all_notified()
+            || serving.all_seen();
         let bake = if shown { Duration::ZERO } else { serving.settings.tuning.bake };
         serving.settle(bake, now);
     }
