@@ -98,7 +98,10 @@ fn waits_and_the_level_of_messages_follow_a_hang_up() {
     panzer.allow_line("panzer: debug: ");
     write(panzer.folder(), "workers: 1\nverbose: true\nstop: INT/1s/KILL\n");
     hang_up(&panzer, "configuration read again");
+    let mark = panzer.mark();
     hang_up(&panzer, "received SIGHUP from pid");
+    // The file is read before it is changed.
+    panzer.wait_for_line_after(mark, "configuration read again", SOON);
     let mark = panzer.mark();
     write(panzer.folder(), "workers: 1\nquiet: true\n");
     hang_up(&panzer, "received SIGHUP");
