@@ -13,6 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
+use crate::sys::errno::words;
 use crate::sys::file_id::{FileId, remove_if_still};
 use crate::sys::packets::Sender;
 use crate::sys::poller::Poller;
@@ -163,8 +164,10 @@ impl AckSocket {
             log::debug!("pid {} is no worker's, and connected to {}", sender.pid, self.path.display());
             return None;
         }
-        stream.set_nonblocking(true).ok()?;
-        poller.watch(&stream, self.token).ok()?;
+        if let Err(error) = stream.set_nonblocking(true).and_then(|()| poller.watch(&stream, self.token)) {
+            log::warn!("what pid {} sends to {} is not heard: {}", sender.pid, self.path.display(), words(&error));
+            return None;
+        }
         Some(Client { stream, sender, line: Vec::new(), until: now + MAX_SILENCE })
     }
 

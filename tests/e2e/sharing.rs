@@ -177,6 +177,32 @@ fn a_program_whose_children_bind() {
     shares(builder.args(["--", "./server", &port.to_string()]), port);
 }
 
+/// Closes what it was given, starts the server as its child, without a fork, and hands TERM on to it.
+const WRAPPER: &str = r#"#!/usr/bin/env python3
+import os, signal, subprocess, sys
+os.closerange(3, 1 << 20)
+if sys.argv[1] == "vfork":
+    started = subprocess.Popen(sys.argv[2:])
+    child = started.pid
+else:
+    child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+os.waitpid(child, 0)
+os._exit(0)
+"#;
+
+#[test]
+fn a_server_that_a_wrapper_starts_by_vfork_or_posix_spawn() {
+    if !require("python3") {
+        return;
+    }
+    for kind in ["vfork", "spawn"] {
+        let port = free_port();
+        let builder = four_workers().executable("wrapper", WRAPPER).args(["--", "./wrapper", kind]);
+        shares(builder.args(["python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"]), port);
+    }
+}
+
 #[test]
 fn a_program_whose_calls_are_all_interrupted() {
     if !require("gcc") {
