@@ -33,6 +33,12 @@ if starter == 0:
     os.execv(sys.argv[1], sys.argv[1:])
 if on_terminal:
     os.close(slave)
+def pass_on():
+    try:
+        while select.select([master], [], [], 0)[0]:
+            os.write(2, os.read(master, 65536).replace(b'\r\n', b'\n'))
+    except OSError:
+        pass
 status = 0
 while True:
     try:
@@ -55,15 +61,14 @@ while True:
         if os.path.exists('ctrl-c'):
             os.remove('ctrl-c')
             os.write(master, b'\x03')
-        try:
-            while select.select([master], [], [], 0)[0]:
-                os.write(2, os.read(master, 65536).replace(b'\r\n', b'\n'))
-        except OSError:
-            pass
+        pass_on()
         if os.path.exists('hang-up'):
             os.close(master)
             os.remove('hang-up')
             master = None
+# Its last words may have come after the last look.
+if master is not None:
+    pass_on()
 os._exit(os.waitstatus_to_exitcode(status) & 0xff)
 "#;
 
