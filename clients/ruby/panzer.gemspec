@@ -9,6 +9,6 @@ Gem::Specification.new do |spec|
   spec.required_ruby_version = ">= 3.1"
   spec.files = Dir.chdir(__dir__) { Dir["lib/**/*.rb"] + ["README.md"] }
   # Part of Ruby until it became a gem of its own that comes with Ruby.
-  spec.add_dependency "fiddle"
+  spec.add_dependency "fiddle", "~> 1.0"
   spec.metadata["rubygems_mfa_required"] = "true"
 end

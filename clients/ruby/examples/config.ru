@@ -9,7 +9,9 @@ rescue LoadError
   nil
 end
 
-TABLE = Array.new(200_000) { |id| { id: id, name: "name #{id}", tags: ["tag #{id % 97}", "tag #{id % 89}"] } }.to_h { |row| [row[:id], row] }
+TABLE = (0...200_000).to_h do |id|
+  [id, { id: id, name: "name #{id}", tags: ["tag #{id % 97}", "tag #{id % 89}"] }]
+end
 
 class App < Sinatra::Base
   set :environment, :production
@@ -19,8 +21,16 @@ class App < Sinatra::Base
     get("/page#{number}/:id") { "page #{number} #{params["id"]}" }
   end
 
+  get "/" do
+    show(rand(TABLE.size))
+  end
+
   get "/rows/:id" do
-    row = TABLE.fetch(params["id"].to_i % TABLE.size)
+    show(params["id"].to_i % TABLE.size)
+  end
+
+  def show(id)
+    row = TABLE.fetch(id)
     content_type :json
     { **row, pid: Process.pid, related: Array.new(20) { |at| TABLE.fetch((row[:id] + at) % TABLE.size)[:name] } }.to_json
   end

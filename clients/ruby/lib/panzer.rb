@@ -309,9 +309,10 @@ module Panzer
         sleep(FORK_PATIENCE)
         forking.raise(Errno::EAGAIN, "fork")
       end
+      watch.thread_variable_set(:fork_safe, true)
       fork(&block)
     ensure
-      watch.kill
+      watch.kill.join
     end
 
     def wait_for(pid)

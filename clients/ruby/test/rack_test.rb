@@ -31,7 +31,7 @@ class RackTest < PanzerTest
     stop = true
     load.each(&:join)
     assert_empty lost
-    assert_match(/hello from 6/, get(port))
+    app.eventually("only the last generation answers") { get(port).include?("hello from 6") }
     assert_equal 0, app.stop
   end
 

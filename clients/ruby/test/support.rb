@@ -2,10 +2,8 @@
 
 require "fileutils"
 require "minitest/autorun"
-require "open3"
 require "socket"
 require "tmpdir"
-require "timeout"
 
 # A program of the tests in a folder of its own, which runs under the panzer that PANZER names.
 class App
@@ -57,12 +55,14 @@ class App
     Dir.children(@folder).sort.filter_map do |name|
       file = path(name)
       "--- #{name}\n#{File.read(file)}" if File.file?(file) && name != "app.rb" && !name.end_with?(".sock")
+    rescue SystemCallError
+      next
     end.join("\n")
   end
 
   # Where panzer runs in the background, its pid stands in a file.
   def daemon(name)
-    @pid = eventually("#{name} is written") { read(name)[/\A\d+\n?/] }.to_i
+    @pid = eventually("#{name} is written") { read(name)[/\A\d+\n?\z/] }.to_i
     @is_daemon = true
     self
   end
@@ -96,10 +96,8 @@ class App
   end
 
   def wait_exit
-    return eventually("#{@pid} ends") { !alive?(@pid) } && nil if @is_daemon
-
-    eventually("#{@pid} ends") { @status ||= Process.wait2(@pid, Process::WNOHANG)&.last }
-    @status.exitstatus
+    eventually("#{@pid} ends") { ended? }
+    @status&.exitstatus
   end
 
   def alive?(pid)
@@ -115,25 +113,27 @@ class App
 
   # Ends what is left, and removes the folder.
   def close
-    unless @status
-      everybody = [@pid]
-      everybody.concat(children(everybody.last)) if @pid
-      Process.kill("QUIT", @pid) if alive?(@pid)
-      begin
-        Timeout.timeout(10) { sleep(0.02) while alive?(@pid) && (@is_daemon || !reap) }
-      rescue Timeout::Error
-        family(@pid).each { |pid| kill(pid) }
-        reap
-      end
+    # Not every preset has a meaning for QUIT, nor does every worker end by TERM.
+    %w[TERM QUIT].each do |name|
+      next if ended?
+
+      Process.kill(name, @pid)
+      ends = Process.clock_gettime(Process::CLOCK_MONOTONIC) + 3
+      sleep(0.02) until ended? || Process.clock_gettime(Process::CLOCK_MONOTONIC) > ends
     end
-    FileUtils.rm_rf(@folder)
+    family(@pid).each { |pid| kill(pid) } unless ended?
+    @status || @is_daemon || Process.wait(@pid)
   rescue SystemCallError
+    nil
+  ensure
     FileUtils.rm_rf(@folder)
   end
 
   private
 
-  def reap
+  def ended?
+    return !alive?(@pid) if @is_daemon
+
     @status ||= Process.wait2(@pid, Process::WNOHANG)&.last
   end
 
@@ -158,6 +158,7 @@ class PanzerTest < Minitest::Test
 
   def teardown
     puts(@apps.map(&:all_output)) if !passed? && @apps
+  ensure
     @apps&.each(&:close)
   end
 
