@@ -12,6 +12,7 @@ pub(crate) mod molds;
 pub(crate) mod page_server;
 pub(crate) mod panzer;
 pub(crate) mod program;
+pub(crate) mod rack;
 pub(crate) mod real_servers;
 pub(crate) mod respawn;
 pub(crate) mod server;

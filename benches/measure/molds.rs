@@ -23,7 +23,7 @@ use super::table::{Table, percentile};
 use super::under_load::free_port;
 use super::{LIMIT, Measured, stamps};
 
-const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
+pub(super) const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
 const WORKERS: usize = 8;
 const REQUESTS: u64 = 10_000;
 const ROUNDS: usize = 40;
@@ -188,11 +188,11 @@ fn large_heap(folder: &Path, table: &mut Table) -> Measured<()> {
 }
 
 /// A process of the bench's own, which ends with it.
-struct Started(Child);
+pub(super) struct Started(Child);
 
 impl Started {
     /// Writes a stamp first, as panzer's.
-    fn start(mut command: Command, stdout: PipeWriter) -> Measured<Started> {
+    pub(super) fn start(mut command: Command, stdout: PipeWriter) -> Measured<Started> {
         command.stdin(Stdio::null()).stdout(stdout);
         // SAFETY: it makes three system calls and allocates nothing.
         unsafe {
@@ -204,7 +204,7 @@ impl Started {
         Ok(Started(command.spawn()?))
     }
 
-    fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         Pid::from_raw(self.0.id().cast_signed())
     }
 }
@@ -217,12 +217,12 @@ impl Drop for Started {
 }
 
 /// PSS of a process and of all below it.
-fn held_by(pid: Pid) -> Measured<u64> {
+pub(super) fn held_by(pid: Pid) -> Measured<u64> {
     let all = descendants(pid)?.into_iter().chain([pid]);
     all.map(|pid| Ok(whole(pid)?.pss)).sum()
 }
 
-fn ask(port: u16) {
+pub(super) fn ask(port: u16) {
     let load = Load::new(port, Mode::NewConnection, 4).start();
     let until = std::time::Instant::now() + 3 * LIMIT;
     while load.answered() < REQUESTS && std::time::Instant::now() < until {
