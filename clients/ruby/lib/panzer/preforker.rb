@@ -107,13 +107,14 @@ class Preforker
         @quits << true
       end
       # A handler of a signal may not write to a log.
-      Thread.new { log("Exiting gracefully") if @quits.pop }
+      @quitting = Thread.new { log("Exiting gracefully") if @quits.pop }
     end
 
     def run
       log("Created")
       @block.call(self) if wants_me_alive?
-      log("Exiting gracefully") if @is_wanted
+      @quits.close
+      @quitting.join
     end
 
     private
