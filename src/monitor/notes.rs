@@ -29,6 +29,8 @@ impl Held {
             Note::Respawning(_, Cause::Killed(signal, _), _) => ends(*signal),
             // A program that handles the signal exits with 0, or with the code that a shell shows for the signal.
             Note::Respawning(_, Cause::Exited(code), _) => *code == 0 || ends(code - 128),
+            // It was signalled with its workers.
+            Note::MoldFailed { end: Cause::Killed(signal, _), .. } => ends(*signal),
             _ => false,
         }
     }
@@ -75,11 +77,11 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             let option = if is_late { " (--ready-timeout)" } else { "" };
             warn!("{} {cause}; respawning it in {}{option}", name(worker), duration::show(*delay));
         }
-        Note::MoldFailed(worker, cause, delay, serves) => {
+        Note::MoldFailed { worker, why, delay, serves, .. } => {
             let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
             let on = if *serves { "; workers serve on" } else { "" };
             let after = if delay.is_zero() { String::new() } else { format!(" in {}", duration::show(*delay)) };
-            warn!("{cause} ({pid}generation {generation}); loading another{after}{on}");
+            warn!("{why} ({pid}generation {generation}); loading another{after}{on}");
         }
         Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
         Note::EndedForGood(worker, code) => {

@@ -62,7 +62,10 @@ impl Monitor {
                 self.talk.channel.send(&report);
             }
             Action::Note(note) if notes::Held::concerns(&note, &self.assignment.plan.tuning.stop) => {
-                let pid = if let Note::Respawning(worker, ..) = note { self.roster.shown_pid(worker) } else { None };
+                let pid = match note {
+                    Note::Respawning(worker, ..) | Note::MoldFailed { worker, .. } => self.roster.shown_pid(worker),
+                    _ => None,
+                };
                 self.held_notes.hold(note, pid);
             }
             Action::Note(note) => {

@@ -520,7 +520,7 @@ impl World {
                 self.exited = true;
                 hold(over, 6, || "ends before its mold and its workers have ended".to_owned())
             }
-            Action::Note(Note::MoldFailed(_, _, delay, _)) => {
+            Action::Note(Note::MoldFailed { delay, .. }) => {
                 let longest = self.settings.tuning.pace.delay_max.max(self.settings.tuning.pace.delay) * 2;
                 hold(delay <= longest && !self.trial, 5, || format!("a mold is to be loaded after {delay:?}"))
             }

@@ -185,7 +185,7 @@ impl Slots {
         let (pace, trial, stops) = (self.settings.tuning.pace, self.settings.trial, self.stopping.is_some());
         let random = self.random.draw();
         self.take_tickets_back(now, actions);
-        let first_start = self.is_first_try();
+        let (first_start, end) = (self.is_first_try(), cause.clone());
         let Some(mold) = &mut self.mold else { return };
         let was_told = trial && mold.slot.ended_for.is_some();
         let lived = now.saturating_duration_since(mold.slot.since);
@@ -209,7 +209,7 @@ impl Slots {
         // Main tells what ends panzer.
         if !first_start || cause.exit_code().is_none() {
             let serves = self.slots.iter().any(Slot::has_worker);
-            actions.push(Action::Note(Note::MoldFailed(worker, cause, delay, serves)));
+            actions.push(Action::Note(Note::MoldFailed { worker, why: cause, end, delay, serves }));
         }
     }
 

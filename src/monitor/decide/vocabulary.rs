@@ -180,8 +180,19 @@ pub enum Action {
 pub enum Note {
     /// A worker ended by itself; it is respawned after this delay.
     Respawning(Worker, Cause, Duration),
-    /// The mold ended, or is of no use; another is loaded after this delay. Whether there are workers, which serve on.
-    MoldFailed(Worker, Cause, Duration, bool),
+    /// The mold ended, or is of no use; another is loaded.
+    MoldFailed {
+        /// The mold.
+        worker: Worker,
+        /// Why, as people are told.
+        why: Cause,
+        /// How its process ended.
+        end: Cause,
+        /// The time until another is loaded.
+        delay: Duration,
+        /// Whether there are workers, which serve on.
+        serves: bool,
+    },
     /// A worker ended with this final exit code, and no worker follows it.
     EndedForGood(Worker, u8),
     /// A worker is ended because it was not ready within this time. The next one has the second time.

@@ -349,3 +349,15 @@ fn its_limits_and_its_identity_are_those_of_the_workers() {
     assert!(cpus.trim().parse::<usize>().is_ok(), "one CPU, not {cpus}");
     panzer.stop();
 }
+
+/// As by a manager that signals a whole control group.
+#[test]
+fn a_mold_that_is_told_to_end_together_with_panzer_is_no_crash() {
+    let (panzer, _) = start(2);
+    let status = panzer.status();
+    for pid in status.serving().pids().into_iter().chain([status.serving().mold()]) {
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    }
+    panzer.signal_quietly(Signal::SIGTERM);
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
