@@ -15,7 +15,7 @@ fn replace(panzer: &Panzer, program: &str) {
 #[track_caller]
 fn refuses(change: (&str, &str), cause: &str) {
     let port = free_port();
-    let panzer = serving(&mold("good"), port, 2).args(["--ready-timeout", "3s"]).start();
+    let panzer = serving(&mold("good"), port, 2).args(["--ready-timeout", "8s"]).start();
     panzer.wait_serving();
     let (workers, good) = (panzer.workers(), panzer.status().serving().mold());
     let bad = mold("bad").replace(change.0, change.1);
@@ -63,7 +63,7 @@ fn it_is_killed_while_it_loads() {
 
 #[test]
 fn it_never_says_ready() {
-    refuses((READY, "time.sleep(1000)"), "the mold did not say READY within 3s");
+    refuses((READY, "time.sleep(1000)"), "the mold did not say READY within 8s");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn one_that_gets_stuck_later_is_replaced() {
     let port = free_port();
     let stuck = "if os.path.exists('stuck'): os.rename('stuck', 'was stuck'); time.sleep(1000)\n        if (middle := os.fork()) == 0:";
     let program = mold("good").replace("if (middle := os.fork()) == 0:", stuck);
-    let panzer = serving(&program, port, 2).args(["--ready-timeout", "2s"]).start();
+    let panzer = serving(&program, port, 2).args(["--ready-timeout", "8s"]).start();
     panzer.wait_serving();
     panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
     panzer.expect_line("warning: the mold broke its protocol: no answer came to FORK 3 in time");
