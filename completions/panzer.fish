@@ -21,7 +21,7 @@ complete -c panzer -l ready-timeout -d 'Fail a generation that is not ready with
 complete -c panzer -l bake -d 'Time that a new generation must run beside the old one, with all its workers ready, before the old one is retired [1s]' -r
 complete -c panzer -l surge -d 'Number of workers beyond --workers that a reload may run at once, as in 1, 25% or all. Less than all: the new generation replaces the old one share by share. Each share must be ready before panzer stops as many old workers. Only the first share bakes [all]' -r
 complete -c panzer -l timeout -d 'Time that a worker has to stop gracefully: the first wait of --stop [60s]' -r
-complete -c panzer -l stop -d 'Signals that stop a worker, and the wait after each [TERM/60s/INT/5s/KILL]' -r
+complete -c panzer -l stop -d 'Signals that stop a worker, and the wait after each. A wait before the first signal, as in 5s/TERM/60s/KILL, puts a graceful stop of panzer off: workers go on serving until balancers know. Reloads do not wait [TERM/60s/INT/5s/KILL]' -r
 complete -c panzer -l retire -d 'The same for workers that a reload or a scale-down stops [as --stop]' -r
 complete -c panzer -l delay -d 'First delay before a respawn. It doubles with each further failure, and is at least 10ms from the second failure on. There is no delay after a healthy life, nor after the first death of a worker that was ready [100ms]' -r
 complete -c panzer -l delay-max -d 'Longest delay before a respawn, at least 10ms [30s]' -r

@@ -91,7 +91,9 @@ pub(super) struct Options {
     #[arg(long, env = "PANZER_TIMEOUT", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     pub(super) timeout: Option<Duration>,
 
-    /// Signals that stop a worker, and the wait after each [TERM/60s/INT/5s/KILL]
+    /// Signals that stop a worker, and the wait after each. A wait before the first signal, as in 5s/TERM/60s/KILL, puts
+    /// a graceful stop of panzer off: workers go on serving until balancers know. Reloads do not wait
+    /// [TERM/60s/INT/5s/KILL]
     #[arg(long, env = "PANZER_STOP", value_name = "SCHEDULE")]
     pub(super) stop: Option<Schedule>,
 

@@ -97,6 +97,11 @@ impl Options {
 
     fn tuning(&self) -> Result<Tuning, Ending> {
         let stop = self.stop.clone().unwrap_or_default();
+        if self.retire.as_ref().is_some_and(|retire| !retire.lead().is_zero()) {
+            return Err(usage(
+                "--retire begins with a signal: in a reload the new workers accept already; a wait before it is for --stop",
+            ));
+        }
         let delay = self.delay.unwrap_or(Duration::from_millis(100));
         let delay_max = self.delay_max.unwrap_or(Duration::from_secs(30));
         Ok(Tuning {

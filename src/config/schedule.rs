@@ -21,6 +21,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Schedule {
+    /// Wait before the first signal of a stop of everything. Workers go on serving meanwhile.
+    lead: Duration,
     steps: Vec<Step>,
 }
 
@@ -32,6 +34,11 @@ struct Step {
 }
 
 impl Schedule {
+    /// Wait before the first signal. It is no part of [`Schedule::total`]: only main waits, before it tells a monitor.
+    pub fn lead(&self) -> Duration {
+        self.lead
+    }
+
     /// The first signal.
     pub fn first_signal(&self) -> Signal {
         self.steps[0].signal
@@ -47,7 +54,7 @@ impl Schedule {
     /// The rest for a stop that must be quick: without the first step.
     #[must_use]
     pub fn quick(&self) -> Schedule {
-        Schedule { steps: self.steps[self.steps.len().min(2) - 1..].to_vec() }
+        Schedule::of(self.steps[self.steps.len().min(2) - 1..].to_vec())
     }
 
     /// The same schedule after ABRT, which has a moment for a core dump.
@@ -67,12 +74,12 @@ impl Schedule {
     /// The first signal only.
     #[must_use]
     pub fn patient(&self) -> Schedule {
-        Schedule { steps: vec![Step { signal: self.first_signal(), wait: Duration::ZERO }] }
+        Schedule::of(vec![Step { signal: self.first_signal(), wait: Duration::ZERO }])
     }
 
     /// KILL at once.
     pub fn kill() -> Schedule {
-        Schedule { steps: vec![Step { signal: Signal::SIGKILL, wait: Duration::ZERO }] }
+        Schedule::of(vec![Step { signal: Signal::SIGKILL, wait: Duration::ZERO }])
     }
 
     /// Time from the first signal to KILL.
@@ -84,7 +91,7 @@ impl Schedule {
 impl Default for Schedule {
     fn default() -> Schedule {
         let step = |signal, seconds| Step { signal, wait: Duration::from_secs(seconds) };
-        Schedule { steps: vec![step(Signal::SIGTERM, 60), step(Signal::SIGINT, 5), step(Signal::SIGKILL, 0)] }
+        Schedule::of(vec![step(Signal::SIGTERM, 60), step(Signal::SIGINT, 5), step(Signal::SIGKILL, 0)])
     }
 }
 
@@ -104,9 +111,20 @@ impl FromStr for Schedule {
 }
 
 impl Schedule {
+    fn of(steps: Vec<Step>) -> Schedule {
+        Schedule { lead: Duration::ZERO, steps }
+    }
+
     /// Also reads a part of a schedule, which need not end with KILL.
     fn read(text: &str) -> Result<Schedule, String> {
-        let parts: Vec<&str> = text.split('/').map(str::trim).collect();
+        let mut parts: Vec<&str> = text.split('/').map(str::trim).collect();
+        let mut lead = Duration::ZERO;
+        if let [first, _, ..] = parts[..]
+            && first.starts_with(|first: char| first.is_ascii_digit())
+        {
+            lead = duration::parse(first).map_err(|error| format!("{error} (before the first signal)"))?;
+            parts.remove(0);
+        }
         if parts.len() > 2 * MAX_STEPS {
             return Err(format!("more than {MAX_STEPS} steps"));
         }
@@ -119,12 +137,15 @@ impl Schedule {
             };
             steps.push(Step { signal, wait });
         }
-        Ok(Schedule { steps })
+        Ok(Schedule { lead, steps })
     }
 }
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.lead.is_zero() {
+            write!(f, "{}/", humantime::format_duration(self.lead))?;
+        }
         for (index, step) in self.steps.iter().enumerate() {
             write!(f, "{}", step.signal.as_str().trim_start_matches("SIG"))?;
             if index + 1 < self.steps.len() {
@@ -244,15 +265,30 @@ mod tests {
         assert_eq!(schedule.total(), Duration::from_secs(65));
         assert_eq!(schedule.quick().to_string(), "INT/5s/KILL");
         assert_eq!("TERM/1s/KILL".parse::<Schedule>().unwrap().quick().quick().to_string(), "KILL");
+        let late: Schedule = "5s/TERM/60s/KILL".parse().unwrap();
+        assert_eq!((late.lead(), late.first_signal()), (Duration::from_secs(5), Signal::SIGTERM));
+        assert_eq!((late.total(), late.quick().lead()), (Duration::from_secs(60), Duration::ZERO));
+        assert_eq!(late.to_string().parse(), Ok(late));
         let fine: Schedule = "QUIT/1234ms/KILL".parse().unwrap();
         assert_eq!(fine.to_string().parse(), Ok(fine));
     }
 
     #[test]
     fn a_schedule_without_an_end_is_refused() {
-        for text in
-            ["", "TERM", "TERM/60s", "TERM/60s/INT", "FOO/1s/KILL", "TERM/x/KILL", "KILL/1s/KILL", "KILL/1s/TERM"]
-        {
+        for text in [
+            "",
+            "5s",
+            "5s/",
+            "5s/6s/KILL",
+            "5x/TERM/KILL",
+            "TERM",
+            "TERM/60s",
+            "TERM/60s/INT",
+            "FOO/1s/KILL",
+            "TERM/x/KILL",
+            "KILL/1s/KILL",
+            "KILL/1s/TERM",
+        ] {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }
     }

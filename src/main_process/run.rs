@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Error};
 use nix::sys::signal::Signal;
 
-use super::decide::{Event, Monitor, Overview, hooks, restart};
+use super::decide::{Event, Monitor, hooks, restart};
 use super::listeners::bind_at_start::Failure;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
 use super::main::{Main, SIGNALS, STDERR};
@@ -71,6 +71,7 @@ impl Main {
     fn run(&mut self) -> io::Result<u8> {
         loop {
             while let Some(event) = self.events.pop_front() {
+                let Some(event) = self.unless_put_off(event) else { continue };
                 self.count(&event);
                 for action in self.state.on(Instant::now(), event) {
                     self.perform(action);
@@ -174,6 +175,7 @@ impl Main {
         self.tend_claims();
         self.go_on_with_restart(restart::Event::Wake);
         self.go_on_with_hooks(hooks::Event::Wake);
+        self.end_farewell();
     }
 
     /// Counts the death of a worker: on trial it is a failed reload, else a respawn.
@@ -191,13 +193,6 @@ impl Main {
             }
             _ => {}
         }
-    }
-
-    /// How things stand, for the service manager: at the end it waits for hooks.
-    fn overview(&self) -> Overview {
-        let overview = self.state.overview();
-        let hooks = self.exit.and_then(|_| self.operators.hooks.deadline());
-        Overview { busy_until: overview.busy_until.max(hooks), ..overview }
     }
 
     pub(crate) fn take_signals(&mut self) {

@@ -26,6 +26,7 @@ mod daemon;
 mod deploy;
 mod dialects;
 mod env_file;
+mod farewell;
 mod faults;
 mod guard;
 mod harness;

@@ -174,6 +174,7 @@ impl Generations {
             begun: self.last_number,
             serves: self.serving.as_ref().is_some_and(|serving| matches!(serving.phase, Phase::Proven)),
             stopping: self.is_stopping(),
+            leaving: false,
             busy_until: self.busy_until(),
         }
     }

@@ -15,6 +15,7 @@ mod retired;
 mod retiring;
 mod vocabulary;
 
+pub mod farewell;
 pub mod hooks;
 pub(crate) mod queue_emptying;
 pub(crate) mod restart;

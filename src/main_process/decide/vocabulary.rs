@@ -274,6 +274,8 @@ pub struct Overview {
     pub serves: bool,
     /// Whether everything is being stopped.
     pub stopping: bool,
+    /// Whether workers still serve before that stop begins.
+    pub leaving: bool,
     /// When the first start, the reload or the stop that is under way ends at the latest, according to panzer's own
     /// limits.
     pub busy_until: Option<Instant>,

@@ -3,6 +3,7 @@
 pub(crate) mod clients;
 pub(crate) mod counters;
 pub(crate) mod dump;
+pub(crate) mod farewell;
 pub(crate) mod hooks;
 pub(crate) mod inquiry;
 pub(crate) mod messages;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::clients::Clients;
 use self::counters::Counters;
 use self::inquiry::Inquiry;
+use crate::main_process::decide::farewell::Farewell;
 use crate::main_process::decide::hooks::Hooks;
 
 /// Requests that have not been answered yet.
@@ -39,6 +41,9 @@ pub(crate) struct Operators {
     /// Commands that they have panzer run.
     #[serde(default, skip_serializing_if = "Hooks::is_unused")]
     pub(crate) hooks: Hooks,
+    /// The wait before a graceful stop that they asked for.
+    #[serde(default, skip_serializing_if = "Farewell::is_unused")]
+    pub(crate) farewell: Farewell,
 }
 
 impl Operators {
@@ -46,14 +51,23 @@ impl Operators {
     pub(crate) fn new(clients: Clients) -> Operators {
         let (told_on_stderr, dumps) = (false, false);
         let (counters, hooks) = (Counters::default(), Hooks::default());
-        Operators { clients, inquiry: None, askers: Vec::new(), told_on_stderr, dumps, counters, hooks }
+        Operators {
+            clients,
+            inquiry: None,
+            askers: Vec::new(),
+            told_on_stderr,
+            dumps,
+            counters,
+            hooks,
+            farewell: Farewell::default(),
+        }
     }
 
     /// When a request has waited long enough.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let inquiry = self.inquiry.as_ref().map(Inquiry::deadline);
         let clients = [self.clients.server.deadline(), self.clients.deadline()];
-        clients.into_iter().chain([inquiry, self.hooks.deadline()]).flatten().min()
+        clients.into_iter().chain([inquiry, self.hooks.deadline(), self.farewell.deadline()]).flatten().min()
     }
 
     /// Whether the state of all workers is wanted.

@@ -16,6 +16,9 @@ const NO_CLIENT: u64 = 0;
 impl Main {
     /// A client asks for something. If a signal can ask for the same thing, it is the same event.
     pub(crate) fn on_request(&mut self, client: u64, request: Request) {
+        if let Some(why) = self.refused_before_stop(request.command) {
+            return self.operators.clients.answer(client, Outcome::refused(why));
+        }
         match request.command {
             Wanted::Status => {
                 self.operators.clients.wants_status(client);

@@ -267,6 +267,7 @@ fn describe(overview: Overview) -> String {
         format!("{ready} of {workers} workers ready, generation {generation}")
     };
     match overview {
+        Overview { leaving: true, .. } => "stopping: workers serve on until balancers know".to_owned(),
         Overview { stopping: true, .. } => "stopping".to_owned(),
         Overview { serving: Some(serving), starting: Some(starting), .. } => {
             format!("{}; reloading: {}", ready(serving), ready(starting))

@@ -28,7 +28,7 @@ impl Main {
     /// A restart is wanted. The client, if there is one, gets the outcome.
     pub(crate) fn on_restart_asked(&mut self, client: Option<u64>) {
         let refused = match () {
-            () if self.state.is_stopping() => Some("panzer is being stopped"),
+            () if self.is_ending() => Some("panzer is being stopped"),
             () if self.outside.daemon_parent.waits() => {
                 Some("the start of this daemon is not done yet; try again when it serves")
             }
