@@ -55,6 +55,9 @@ _panzerctl() {
             panzerctl,stop)
                 cmd="panzerctl__subcmd__stop"
                 ;;
+            panzerctl,top)
+                cmd="panzerctl__subcmd__top"
+                ;;
             *)
                 ;;
         esac
@@ -62,7 +65,7 @@ _panzerctl() {
 
     case "${cmd}" in
         panzerctl)
-            opts="-p -h -V --name --pid --control --timeout --help --version list status metrics reload drain restart stop shutdown exit scale quiet signal reopen"
+            opts="-p -h -V --name --pid --control --timeout --help --version list status top metrics reload drain restart stop shutdown exit scale quiet signal reopen"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -488,6 +491,44 @@ _panzerctl() {
                 return 0
             fi
             case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        panzerctl__subcmd__top)
+            opts="-p -h --interval --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -32,6 +32,7 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -s h -l help -d 'Print
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Print version'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'List the panzers that run, with their state; or the one that is named'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "top" -d 'Show the busiest workers, repainted each second; keys sort the list, reload, and quit'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counters and gauges in Prometheus\' text format'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait until it serves or has failed'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "drain" -d 'Wait until no old generation drains any more; with --now, end those that drain'
@@ -57,6 +58,12 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l json -d '
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l wait-ready -d 'Wait until it runs and is ready'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -l watch -d 'Show the state at each interval, in place on a terminal; q or Ctrl-C ends it'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l interval -d 'Time between two looks, at least 100ms' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l name -d 'The panzer with this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l control -d 'The panzer with this control socket' -r -F

@@ -73,6 +73,16 @@ pub(super) enum Command {
         #[arg(long, value_name = "D", default_value = "1s", requires = "watch", value_parser = interval)]
         interval: Duration,
     },
+    /// Show the busiest workers, repainted each second; keys sort the list, reload, and quit
+    ///
+    /// The keys: c sorts by CPU, m by memory, u by uptime, n by respawns, w by worker; r reloads; l says where the output
+    /// of workers goes; q or Ctrl-C ends it. CPU% is since the last look, and PSS is measured as with status --watch. If
+    /// the output is not a terminal, the list is printed once.
+    Top {
+        /// Time between two looks, at least 100ms
+        #[arg(long, value_name = "D", default_value = "1s", value_parser = interval)]
+        interval: Duration,
+    },
     /// Print counters and gauges in Prometheus' text format
     Metrics,
     /// Start a new generation, and wait until it serves or has failed

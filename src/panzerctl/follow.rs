@@ -55,7 +55,7 @@ fn progress(text: &str) {
 }
 
 /// Empty for an event of a newer panzer.
-fn describe(progress: &Progress) -> String {
+pub(super) fn describe(progress: &Progress) -> String {
     match progress {
         Progress::Queued { generation } => {
             format!("generation {generation}: queued behind the reload that is under way")
@@ -77,7 +77,7 @@ fn describe(progress: &Progress) -> String {
 
 /// Describes the outcome in a line; empty if there is nothing to add to the exit code. The error says why the request
 /// was refused or failed.
-fn conclude(request: &Request, outcome: Outcome) -> Result<String, String> {
+pub(super) fn conclude(request: &Request, outcome: Outcome) -> Result<String, String> {
     if !outcome.ok {
         let mut why = outcome.error.unwrap_or_else(|| "refused".to_owned());
         if outcome.failed.len() > 1 {

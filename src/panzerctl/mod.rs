@@ -11,6 +11,7 @@ mod run;
 mod status;
 mod table;
 mod text;
+mod top;
 mod trouble;
 mod usage;
 mod watch;

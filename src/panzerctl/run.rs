@@ -9,7 +9,7 @@ use super::command_line::{Command, Options};
 use super::follow::follow;
 use super::output::print;
 use super::trouble::Trouble;
-use super::watch::watch;
+use super::watch::{top, watch};
 use super::{metrics, status};
 use crate::control::operator::requests::{Request, Wanted};
 use crate::sys::printable;
@@ -58,6 +58,7 @@ fn perform(options: &Options) -> Result<(), Trouble> {
             let status = if wait_ready { status::wait_ready(options) } else { status::of_chosen(options) };
             return status.and_then(|status| status::show(&status, json));
         }
+        Command::Top { interval } => return top(options, interval),
         Command::Metrics => return status::of_chosen(options).and_then(|status| print(&metrics::render(&status))),
         Command::Reload { no_wait, drained } => Request { no_wait, drained, ..plain(Wanted::Reload) },
         Command::Drain { now, generation, no_wait } => Request { now, generation, no_wait, ..plain(Wanted::Drain) },

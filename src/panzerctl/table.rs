@@ -57,7 +57,7 @@ pub(super) fn within(mut lines: Vec<Line>, rows: Option<usize>) -> Vec<Line> {
     lines
 }
 
-fn headline(status: &Status) -> Line {
+pub(super) fn headline(status: &Status) -> Line {
     let (tone, state) = condition(status);
     let (ready, wanted) = ready_of_wanted(status);
     let rest = format!(", main {}, up {}, {ready} of {wanted} workers ready", status.pid, time(status.uptime_ms));
@@ -242,7 +242,7 @@ fn short(last: &Failed) -> (String, Option<String>) {
 }
 
 /// The accept queues. They take at most a third of the rows.
-fn queues(listeners: &[Queue], room: Room) -> Vec<Line> {
+pub(super) fn queues(listeners: &[Queue], room: Room) -> Vec<Line> {
     if listeners.is_empty() {
         return Vec::new();
     }

@@ -275,3 +275,34 @@ fn a_list_tells_how_each_one_is() {
     assert_eq!(fields[1][..5], ["sleep", &panzer.pid().to_string(), "ready", "2/2", "1"], "{listed}");
     assert_eq!(fields[1][6], panzer.path("run/sleep.sock").to_str().unwrap());
 }
+
+#[test]
+fn top_sorts_and_reloads_by_keys_and_restores_the_terminal() {
+    let panzer = serving_sleeper();
+    let mut terminal = Terminal::start(panzerctl(&panzer, &["top", "--interval", "200ms"]));
+    terminal.wait_for_frame("the list and its keys", |frame| {
+        let frame = plain(frame);
+        frame.contains("2 processes") && frame.contains("RESPAWNS") && frame.contains("r reload")
+    });
+    assert!(!terminal.shows_keys());
+    (&terminal.keyboard).write_all(b"ml").unwrap();
+    terminal.wait_for_frame("where logs are", |frame| plain(frame).contains("workers write to panzer's own stdout"));
+    (&terminal.keyboard).write_all(b"r").unwrap();
+    terminal.wait_for_frame("the outcome", |frame| plain(frame).contains("reload: generation 2 serves after"));
+    let fits = |frame: &String| plain(frame).lines().all(|line| line.trim_end().chars().count() <= COLUMNS);
+    assert!(terminal.frames().iter().all(fits));
+    (&terminal.keyboard).write_all(b"q").unwrap();
+    assert!(terminal.child.wait().unwrap().success());
+    assert!(terminal.shows_keys());
+    panzer.stop();
+}
+
+#[test]
+fn top_is_printed_once_if_there_is_no_terminal() {
+    let panzer = serving_sleeper();
+    let output = run(&panzer, &["top"]);
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.contains("2 processes, CPU ") && !said.contains("r reload"), "{said}");
+    assert_eq!(said.lines().filter(|line| line.contains(" ready ")).count(), 2, "{said}");
+    panzer.stop();
+}

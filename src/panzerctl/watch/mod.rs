@@ -1,6 +1,6 @@
-//! `panzerctl status --watch`: shows the state at each interval, in place on a terminal.
+//! `panzerctl status --watch` and `panzerctl top`: show the state at each interval, in place on a terminal.
 
 mod run;
 mod screen;
 
-pub(super) use run::watch;
+pub(super) use run::{top, watch};

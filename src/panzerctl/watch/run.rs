@@ -11,16 +11,18 @@ use nix::sys::signal::Signal;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::screen::Screen;
-use crate::control::operator::requests::{Request, Wanted};
+use crate::control::operator::requests::{Line as Said, Request, Wanted};
 use crate::control::operator::status::Status;
 use crate::panzerctl::choose::choose;
 use crate::panzerctl::client::{ANSWER_TIMEOUT, Client, status_in};
 use crate::panzerctl::command_line::Options;
+use crate::panzerctl::follow::{conclude, describe};
 use crate::panzerctl::instance::Instance;
-use crate::panzerctl::output::is_capable_terminal;
-use crate::panzerctl::status::{as_json, as_table, complete};
-use crate::panzerctl::table;
+use crate::panzerctl::output::{DEFAULT_COLUMNS, columns, is_capable_terminal, print, rendered};
+use crate::panzerctl::status::{as_json, as_table, complete, of_chosen};
+use crate::panzerctl::table::{self, Room};
 use crate::panzerctl::text::{Line, Tone};
+use crate::panzerctl::top::{self, Key, Sort};
 use crate::panzerctl::trouble::Trouble;
 use crate::panzerctl::usage::{Meter, Usages};
 use crate::sys::errno::words;
@@ -32,10 +34,14 @@ use crate::sys::stdout::{why_not, write};
 const SIGNALS: u64 = 0;
 const KEYS: u64 = 1;
 const ANSWER: u64 = 2;
+const RELOAD: u64 = 3;
 
 /// The signals that end the watch, suspend it or make it paint again.
 const SIGNALS_READ: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH];
+
+/// What is said if somebody wants to see logs.
+const LOGS: &str = "workers write to panzer's own stdout and stderr, unless panzer keeps logs (panzerctl --help)";
 
 #[derive(Debug)]
 struct Watch {
@@ -55,10 +61,38 @@ struct Watch {
     why: Option<String>,
     last: Option<(Status, Usages)>,
     meter: Meter,
+    /// The list of `panzerctl top`, instead of the table.
+    top: Option<Top>,
+}
+
+/// How `panzerctl top` is shown.
+#[derive(Debug, Default)]
+struct Top {
+    sort: Sort,
+    /// News in place of the keys, until the next key.
+    said: Option<(Tone, String)>,
+    /// A reload that was asked for.
+    reload: Option<Client>,
 }
 
 /// Watches until the user ends it. Fails if main does not answer.
 pub(crate) fn watch(options: &Options, json: bool, interval: Duration) -> Result<(), Trouble> {
+    begin_watch(options, json, interval, None)
+}
+
+/// The same with a sorted list of workers. Prints it once if the output is not a terminal.
+pub(crate) fn top(options: &Options, interval: Duration) -> Result<(), Trouble> {
+    if is_capable_terminal() {
+        return begin_watch(options, false, interval, Some(Top::default()));
+    }
+    let status = of_chosen(options)?;
+    let usages = Meter::default().look(&status);
+    let columns = columns().unwrap_or(DEFAULT_COLUMNS);
+    let room = Room { columns, rows: None };
+    print(&rendered(&top::lines(&status, &usages, room, Sort::default(), None), columns))
+}
+
+fn begin_watch(options: &Options, json: bool, interval: Duration, top: Option<Top>) -> Result<(), Trouble> {
     let instance = choose(options)?;
     let cannot = |error: io::Error| Trouble::Failed(format!("cannot watch: {}", words(&error)));
     let poller = Poller::new().map_err(cannot)?;
@@ -77,6 +111,7 @@ pub(crate) fn watch(options: &Options, json: bool, interval: Duration) -> Result
         why: None,
         last: None,
         meter: Meter::default(),
+        top,
     };
     watch.run()
 }
@@ -104,7 +139,8 @@ impl Watch {
             for token in ready {
                 let goes_on = match token {
                     SIGNALS => self.on_signals(),
-                    KEYS => on_keys(),
+                    KEYS => self.on_keys(),
+                    RELOAD => self.on_reload_news(),
                     _ => self.on_answer()?,
                 };
                 if !goes_on {
@@ -217,7 +253,10 @@ impl Watch {
 
     fn paint(&self) -> io::Result<()> {
         let (Some((screen, _)), Some((status, usages))) = (&self.screen, &self.last) else { return Ok(()) };
-        let mut lines = table::lines(status, usages, screen.room());
+        let mut lines = match &self.top {
+            Some(top) => top::lines(status, usages, screen.room(), top.sort, top.said.as_ref()),
+            None => table::lines(status, usages, screen.room()),
+        };
         if let (Some(since), Some(line)) = (self.unanswered_since, lines.get_mut(1)) {
             let why = self.why.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
             *line = Line::new(Tone::Bad, format!("no answer for {}s{why}", since.elapsed().as_secs()));
@@ -242,9 +281,57 @@ impl Watch {
         let _ = self.paint();
         true
     }
-}
 
-fn on_keys() -> bool {
-    let mut keys = [0; 64];
-    io::stdin().lock().read(&mut keys).is_ok_and(|length| length > 0 && !keys[..length].contains(&b'q'))
+    fn on_keys(&mut self) -> bool {
+        let mut bytes = [0; 64];
+        let Ok(length @ 1..) = io::stdin().lock().read(&mut bytes) else { return false };
+        for key in bytes[..length].iter().filter_map(|byte| Key::of(*byte)) {
+            match (key, &mut self.top) {
+                (Key::Quit, _) => return false,
+                (_, None) => {}
+                (Key::Sort(sort), Some(top)) => (top.sort, top.said) = (sort, None),
+                (Key::Logs, Some(top)) => top.said = Some((Tone::Plain, LOGS.to_owned())),
+                (Key::Reload, Some(_)) => self.reload(),
+            }
+        }
+        let _ = self.paint();
+        true
+    }
+
+    fn reload(&mut self) {
+        let Some(top) = self.top.as_mut().filter(|top| top.reload.is_none()) else { return };
+        let asked = Client::connect_without_waiting(&self.instance).and_then(|mut client| {
+            client.ask(&Request::new(Wanted::Reload));
+            self.poller.watch(&client, RELOAD)?;
+            Ok(client)
+        });
+        match asked {
+            Ok(client) => {
+                (top.reload, top.said) = (Some(client), Some((Tone::Passing, "reload: asked for".to_owned())))
+            }
+            Err(error) => top.said = Some((Tone::Bad, format!("no reload: {}", words(&error)))),
+        }
+    }
+
+    /// How far the reload has come.
+    fn on_reload_news(&mut self) -> bool {
+        let Some(top) = &mut self.top else { return true };
+        while let Some(answer) = top.reload.as_mut().and_then(Client::answer_so_far) {
+            let (is_last, said) = match answer.map(|answer| answer.line) {
+                Ok(Said::Progress(progress)) => (false, Ok(describe(&progress))),
+                Ok(Said::Last(outcome)) => (true, conclude(&Request::new(Wanted::Reload), *outcome)),
+                Err(why) => (true, Err(why)),
+            };
+            top.said = Some(match said {
+                Ok(done) if is_last => (Tone::Good, format!("reload: {done}")),
+                Ok(progress) => (Tone::Passing, format!("reload: {progress}")),
+                Err(why) => (Tone::Bad, why.lines().next().unwrap_or_default().to_owned()),
+            });
+            if is_last {
+                top.reload.take().into_iter().for_each(|client| self.poller.forget(client));
+            }
+        }
+        let _ = self.paint();
+        true
+    }
 }
