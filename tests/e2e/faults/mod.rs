@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bad_release;
+mod catalogue;
 mod clean_worker;
 pub mod endurance;
 mod hindered;
@@ -11,6 +12,7 @@ mod left_behind;
 mod messages;
 mod pid_file;
 pub mod releases;
+mod resources;
 pub mod respawn;
 mod sockets;
 pub mod stopping;

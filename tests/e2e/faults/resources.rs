@@ -1,0 +1,132 @@
+//! 10, 15, 20, 22: what the system refuses for now is tried again, and panzer recovers by itself.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use crate::control::{panzerctl, run, text};
+use crate::faults::{SOON, kill_9};
+use crate::support::{Panzer, Tracer, eventually};
+
+fn start() -> Panzer {
+    let options = ["-w", "2", "--ready", "alive", "--bake", "50ms", "--share-ports", "off", "--delay", "10ms", "./app"];
+    let panzer = Panzer::builder().executable("app", "#!/bin/sh\nexec sleep 1000\n").args(options).start();
+    panzer.wait_serving();
+    panzer
+}
+
+/// Has these calls of a process fail with this error.
+fn failing(pid: i32, calls: &str, how: &str) -> Option<Tracer> {
+    Tracer::attach(pid, &["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{how}")])
+}
+
+const FORKS: &str = "clone,clone3,fork,vfork";
+
+#[test]
+fn a_worker_that_cannot_be_forked_is_tried_again_with_a_delay() {
+    let panzer = start();
+    let (monitor, workers) = (panzer.status().serving().monitor.unwrap(), panzer.workers());
+    let Some(tracer) = failing(monitor, FORKS, "error=EAGAIN:when=1..3") else { return };
+    panzer.expect_line("warning: worker * was killed by SIGKILL");
+    panzer.expect_line("no further process is allowed");
+    kill_9(workers[0]);
+    eventually(SOON, "a worker runs in its place", || {
+        let now = panzer.workers();
+        now.len() == 2 && !now.contains(&workers[0]) && now.contains(&workers[1])
+    });
+    drop(tracer);
+    panzer.stop();
+}
+
+#[test]
+fn a_reload_for_which_nothing_can_be_forked_fails_and_the_next_one_works() {
+    let panzer = start();
+    let Some(tracer) = failing(panzer.pid(), FORKS, "error=EAGAIN:when=1") else { return };
+    panzer.expect_line("error: reload failed: generation 2: *no further process is allowed*");
+    assert!(panzer.reload_and_wait().is_err());
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    drop(tracer);
+    panzer.stop();
+}
+
+#[test]
+fn what_the_whole_system_lacks_fails_a_reload_and_passes() {
+    for errno in ["ENFILE", "ENOMEM"] {
+        let panzer = start();
+        let Some(tracer) = failing(panzer.pid(), "memfd_create", &format!("error={errno}:when=1..2")) else { return };
+        panzer.expect_line("error: reload failed: generation 2: *");
+        assert!(panzer.reload_and_wait().is_err());
+        drop(tracer);
+        assert_eq!(panzer.reload_and_wait(), Ok(3));
+        panzer.stop();
+    }
+}
+
+#[test]
+fn a_client_that_cannot_be_accepted_is_accepted_once_it_can() {
+    for errno in ["ENFILE", "EMFILE", "ENOMEM", "ENOBUFS"] {
+        let panzer = start();
+        let Some(tracer) = failing(panzer.pid(), "accept,accept4", &format!("error={errno}:when=1..3")) else { return };
+        let status = run(&panzer, &["status"]);
+        assert!(status.status.success(), "{errno}: {}", text(&status.stderr));
+        drop(tracer);
+        panzer.stop();
+    }
+}
+
+#[test]
+fn a_program_that_is_being_written_is_tried_for_a_while_and_then_refused() {
+    let panzer = start();
+    let written = File::options().append(true).open(panzer.path("app")).unwrap();
+    let reload = panzerctl(&panzer, &["reload"]).stdout(Stdio::null()).spawn().unwrap();
+    panzer.expect_line("error: reload failed: generation 2: *app*");
+    let refused = reload.wait_with_output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("busy") || said.contains("written"), "{said}");
+    assert_eq!(panzer.workers().len(), 2);
+    drop(written);
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.stop();
+}
+
+#[test]
+fn a_child_that_is_killed_before_its_exec_is_a_failed_start() {
+    let panzer = start();
+    let (monitor, workers) = (panzer.status().serving().monitor.unwrap(), panzer.workers());
+    let kill = ["-f", "-e", "trace=execve,execveat", "-e", "inject=execve,execveat:signal=KILL:when=1"];
+    let Some(tracer) = Tracer::attach(monitor, &kill) else { return };
+    panzer.expect_line("warning: worker * was killed by SIGKILL");
+    kill_9(workers[0]);
+    // Each child's first exec: the first one that runs is the first that is not traced any more.
+    panzer.wait_for_line("was killed by SIGKILL; respawning it in ", SOON);
+    drop(tracer);
+    eventually(SOON, "a worker runs in its place", || panzer.workers().len() == 2);
+    panzer.stop();
+}
+
+/// Sends far more than its socket holds before it says that it is ready.
+const FLOODING: &str = "#!/usr/bin/env python3
+import os, socket, time
+to = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to.connect(os.environ['NOTIFY_SOCKET'].replace('@', '\\0', 1))
+if os.environ['PANZER_WORKER_ID'] == '0':
+    to.setblocking(False)
+    for _ in range(100000):
+        try:
+            to.send(b'STATUS=' + b'x' * 1000)
+        except BlockingIOError:
+            pass
+    to.setblocking(True)
+to.send(b'READY=1')
+time.sleep(1000)
+";
+
+/// 71.
+#[test]
+fn a_flood_of_one_worker_hides_no_others_word() {
+    let panzer = Panzer::builder().executable("app", FLOODING);
+    let panzer = panzer.args(["-w", "4", "--ready", "notify", "--share-ports", "off", "./app"]).start();
+    panzer.wait_serving();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.stop();
+}
