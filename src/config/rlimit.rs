@@ -40,6 +40,13 @@ pub struct Rlimit {
 }
 
 impl Rlimit {
+    /// The limit of descriptors: this soft one, and the hard one that this process has.
+    pub fn descriptors(soft: u64) -> Option<Rlimit> {
+        let resource = RESOURCES.iter().position(|(_, resource)| *resource == Resource::RLIMIT_NOFILE)?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+        Some(Rlimit { resource, soft: soft.min(hard), hard })
+    }
+
     /// The name of its resource.
     pub fn name(&self) -> &'static str {
         RESOURCES[self.resource].0

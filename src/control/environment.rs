@@ -9,6 +9,7 @@
 //! | `PANZER_STARTED_FD` | main of a daemon | where its parent waits for [`STARTED`] |
 //! | `PANZER_CHANNEL_FD` | monitor, pre-flight | its channel with main |
 //! | `PANZER_ANSWER_FD` | planner, hook | where to write the plan, what came of the command |
+//! | `PANZER_NOFILE` | all | the soft limit of descriptors with which panzer was started |
 //! | `PANZER_GENERATION`, `PANZER_MAIN_PID` | monitor | for people who look at its environment |
 //! | `LISTEN_FDS` | monitor | number of its listeners, from descriptor 3 on |
 //! | `PANZER_RELEASE_FDS` | monitor | the release, if an earlier monitor has found it |
@@ -19,8 +20,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
+use crate::config::Rlimit;
 use crate::config::files::env::is_for_panzer;
 use crate::config::text::entry;
 use crate::sys::descriptors::{FIRST, adopt, take_over};
@@ -61,13 +64,14 @@ const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const ANSWER_FD: &str = "PANZER_ANSWER_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
+const NOFILE: &str = "PANZER_NOFILE";
 const GENERATION: &str = "PANZER_GENERATION";
 const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that panzer sets, not the user.
-const OF_PROTOCOL: [&str; 10] =
-    [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, GENERATION, MAIN_PID];
+const OF_PROTOCOL: [&str; 11] =
+    [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, NOFILE, GENERATION, MAIN_PID];
 
 /// Variables that are meant for one process only, and are never passed on unchanged.
 const NEVER_PASSED_ON: [&str; 7] =
@@ -155,7 +159,21 @@ impl Environment {
         let role = ROLES.into_iter().find(|(_, known)| *known == role).map_or("", |(name, _)| name);
         let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
         let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
-        inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).collect()
+        let limit = self.soft_limit().map(|soft| entry(OsStr::new(NOFILE), OsStr::new(&soft.to_string())));
+        inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).chain(limit).collect()
+    }
+
+    /// The soft limit of descriptors before main raised it.
+    fn soft_limit(&self) -> Option<u64> {
+        match self.own(ROLE) {
+            Some(_) => self.own(NOFILE)?.parse().ok(),
+            None => getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
+        }
+    }
+
+    /// The limit of descriptors that a program of the user gets.
+    pub fn descriptor_limit(&self) -> Option<Rlimit> {
+        self.soft_limit().and_then(Rlimit::descriptors)
     }
 
     /// The variables for a main with its plan at descriptor `plan`, whose next build will be at `image`. A daemon has a

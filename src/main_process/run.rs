@@ -18,7 +18,7 @@ use crate::control::environment::{Begin, Environment};
 use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::control::operator::server;
 use crate::sys::trim_memory;
-use crate::sys::{memfd, processes, signals, stderr};
+use crate::sys::{descriptors, memfd, processes, signals, stderr};
 
 /// Limit of reports that are read from one monitor before the loop looks at anything else.
 const MAX_REPORTS_A_TURN: usize = 64;
@@ -35,6 +35,8 @@ const MAX_SIGNALS_A_TURN: usize = 64;
 pub fn run(environment: Environment) -> anyhow::Result<u8> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
+    // Programs of the user get the limit that was there before.
+    descriptors::raise_limit();
     let begun = match environment.take_main()? {
         Begin::InPlace(state) => Ok(take_over::take_over(state, environment).map_err(Error::msg)?),
         Begin::Anew(plan) => {

@@ -13,7 +13,7 @@ use nix::unistd::{Pid, fchdir};
 
 use super::notes::Held;
 use super::{ACKS, CHANNEL, Monitor, NOTIFY, Program, SHARING, SIGNALS, Sockets, Talk};
-use crate::config::Ready;
+use crate::config::{Plan, Ready};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Report, VERSION};
@@ -59,7 +59,7 @@ pub(super) fn find_release(
         (Some([directory, program, findings]), Some(path)) => {
             Ok((Release::held(directory, program, path.clone()), Findings::from_document(findings)?))
         }
-        _ => Findings::look_up(&assignment.plan, environment.inherited("PATH")),
+        _ => Findings::look_up(&with_descriptor_limit(&assignment.plan, environment), environment.inherited("PATH")),
     }
 }
 
@@ -120,6 +120,14 @@ impl Monitor {
             done: false,
         })
     }
+}
+
+/// Workers get the limit of descriptors that panzer was started with, unless the plan has another.
+fn with_descriptor_limit(plan: &Plan, environment: &Environment) -> Plan {
+    let mut plan = plan.clone();
+    let has_own = plan.identity.rlimit.iter().any(|limit| limit.name() == "NOFILE");
+    plan.identity.rlimit.extend(environment.descriptor_limit().filter(|_| !has_own));
+    plan
 }
 
 fn share_ports(assignment: &Assignment, release: &Release, poller: &Poller) -> io::Result<Sharing> {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::termios::tcgetattr;
 
@@ -54,6 +55,13 @@ pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
 pub fn close_from(first: RawFd) {
     // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process.
     unsafe { libc::close_range(first as libc::c_uint, libc::c_uint::MAX, 0) };
+}
+
+/// Allows this process as many descriptors as it may have. Where that is refused, the limit stays.
+pub fn raise_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Opens /dev/null as stdin, stdout or stderr if they are closed, so that nothing of ours is ever opened there.

@@ -148,6 +148,10 @@ fn begin(question: &Question, environment: &Environment) -> Result<Command, Stri
     let Question { run, directory, variables } = question;
     std::env::set_current_dir(directory)
         .map_err(|error| format!("could not be started: {}: {}", directory.display(), words(&error)))?;
+    // Lowering a limit is not refused.
+    environment.descriptor_limit().into_iter().for_each(|limit| {
+        let _ = limit.apply();
+    });
     let inherited = environment.passed_on().iter().map(|(name, value)| entry(name, value));
     let own = variables.iter().map(|(name, value)| entry(name.as_ref(), value.as_ref()));
     let environment: Vec<CString> = inherited.chain(own).collect();

@@ -130,3 +130,38 @@ fn a_flood_of_one_worker_hides_no_others_word() {
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.stop();
 }
+
+/// The soft and the hard limit of descriptors of a process.
+fn limits(pid: i32) -> (String, String) {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let mut numbers = line.split_whitespace().skip(3).map(str::to_owned);
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[test]
+fn panzer_has_the_descriptors_that_it_may_and_workers_those_that_it_was_started_with() {
+    let start = "#!/bin/sh\nulimit -Sn 300\nulimit -Hn 4000\nexec \"$@\"\n";
+    let hook = "after-reload=ulimit -Sn >limit; ulimit -Hn >>limit";
+    let options = ["-w", "1", "--ready", "alive", "--bake", "50ms", "--share-ports", "off", "--hook", hook];
+    let panzer = Panzer::builder().executable("limited", start).through("limited").args(options);
+    let panzer = panzer.args(["--", "sleep", "1000"]).start();
+    panzer.wait_serving();
+    let pair = |soft: &str, hard: &str| (soft.to_owned(), hard.to_owned());
+    for round in 0..2 {
+        let monitor = panzer.status().serving().monitor.unwrap();
+        assert_eq!(limits(panzer.pid()), pair("4000", "4000"));
+        assert_eq!(limits(monitor), pair("4000", "4000"));
+        assert_eq!(limits(panzer.workers()[0]), pair("300", "4000"));
+        if round == 0 {
+            // The next main, and what it starts, know it as well.
+            let mark = panzer.mark();
+            panzer.signal(nix::sys::signal::Signal::SIGUSR2);
+            panzer.wait_for_line_after(mark, "restarted in place", SOON);
+            assert_eq!(panzer.reload_and_wait(), Ok(2));
+        }
+    }
+    let noted = || std::fs::read_to_string(panzer.path("limit")).is_ok_and(|text| text == "300\n4000\n");
+    eventually(SOON, "the hook has noted its limits", noted);
+    panzer.stop();
+}
