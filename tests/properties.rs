@@ -13,9 +13,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, send};
+use panzer::config::files::{env as env_file, yaml as file};
 use panzer::config::{
-    Control, FinalExit, Hook, Listen, Plan, RespawnLimit, Schedule, SharePorts, Surge, duration, env_file, file,
-    placeholders,
+    Control, FinalExit, Hook, Listen, Plan, RespawnLimit, Schedule, SharePorts, Surge, duration, placeholders,
 };
 use panzer::control::monitor::channel::{Channel, Received};
 use panzer::control::monitor::messages::{Assignment, Order, Report};

@@ -7,6 +7,7 @@
 mod final_exits;
 mod generation;
 mod generations;
+mod operators;
 mod reload;
 mod reload_by_shares;
 mod renewal;
@@ -15,12 +16,11 @@ mod retired;
 mod retiring;
 mod vocabulary;
 
-pub mod farewell;
-pub mod hooks;
 pub(crate) mod queue_emptying;
 pub(crate) mod restart;
 pub mod shared_ports;
 pub(crate) mod worker_count;
 
 pub use generations::Generations;
+pub use operators::{farewell, hooks};
 pub use vocabulary::{Action, Change, Event, Monitor, Note, Overview, Progress, Rejected, Settings, Standing, Verdict};
