@@ -28,6 +28,7 @@ use crate::readiness::notify::NotifySocket;
 use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
+use crate::sys::oom::OomKills;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::worker::environment::Common;
@@ -57,6 +58,7 @@ pub(crate) struct Monitor {
     pub(crate) signals: Signals,
     pub(crate) poller: Poller,
     pub(crate) roster: Roster,
+    pub(crate) oom_kills: OomKills,
     /// Slots whose exec the poller does not watch, because memory or watches ran out. Each turn of the loop looks at them.
     pub(crate) unwatched: BTreeSet<u32>,
     pub(crate) state: Slots,

@@ -302,7 +302,10 @@ impl Monitor {
             if live.worker.is_mold() {
                 self.close_line();
             }
-            let cause = live.refused.take().unwrap_or_else(|| exit.into());
+            let cause = live.refused.take().unwrap_or_else(|| match exit {
+                processes::Exit::Signal(9, _) if self.oom_kills.take_one() => Cause::OutOfMemory,
+                exit => exit.into(),
+            });
             match self.state.is_retiring(live.worker.slot) {
                 true => self.roster.forget(live.worker.slot),
                 false => self.roster.remember(live.worker.slot, pid, &cause),

@@ -25,6 +25,7 @@ use crate::readiness::watch::Listeners;
 use crate::sockets::queues::Placed;
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::words;
+use crate::sys::oom::OomKills;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{descriptors, memfd, other_process, processes};
@@ -113,6 +114,7 @@ impl Monitor {
             signals,
             poller,
             roster: Roster::default(),
+            oom_kills: OomKills::from_now_on(),
             unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),

@@ -29,6 +29,8 @@ pub enum Cause {
     Exited(i32),
     /// A signal ended it; true if it dumped core.
     Killed(i32, bool),
+    /// The kernel ended it, because memory ran out.
+    OutOfMemory,
     /// It was not ready in this time, and was ended for it.
     NotReady(Duration),
     /// It was not ready in this time, because panzer cannot see whether it accepts. The text says why.
@@ -95,6 +97,7 @@ impl fmt::Display for Cause {
             Cause::Killed(signal, core) => {
                 write!(f, "was killed by {}{}", signal_name(*signal), if *core { " (core dumped)" } else { "" })
             }
+            Cause::OutOfMemory => write!(f, "was killed by SIGKILL: the kernel's OOM killer, as memory ran out"),
             Cause::NotReady(time) => write!(f, "was not ready within {}", duration::show(*time)),
             Cause::NotSeen(time, why) => write!(
                 f,

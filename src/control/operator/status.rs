@@ -152,7 +152,7 @@ pub struct Failed {
     /// Its slot.
     #[serde(default = "mold", skip_serializing_if = "is_mold")]
     pub worker: u32,
-    /// `exited`, `killed`, `not_ready`, `watchdog`, `not_found`, `not_executable`, `not_started`, `configuration`, `hook` or `hung`.
+    /// `exited`, `killed`, `not_ready`, `watchdog`, `out_of_memory`, `not_found`, `not_executable`, `not_started`, `configuration`, `hook` or `hung`.
     pub cause: String,
     /// Its exit code.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,6 +183,10 @@ impl Failed {
             Cause::NotReady(time) | Cause::NotSeen(time, _) | Cause::Bypassed(time, _) | Cause::Suspended(time) => {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "not_ready"
+            }
+            Cause::OutOfMemory => {
+                failed.signal = Some("SIGKILL".to_owned());
+                "out_of_memory"
             }
             Cause::Watchdog(time, _) => {
                 failed.deadline_ms = time.map(|time| time.as_millis() as u64);

@@ -2,6 +2,7 @@
 
 pub mod credentials;
 pub mod epoll_sets;
+pub mod oom;
 pub mod other_process;
 pub mod pidfd;
 pub mod processes;

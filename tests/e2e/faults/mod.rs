@@ -10,6 +10,7 @@ pub mod killed;
 mod killed_anywhere;
 mod left_behind;
 mod messages;
+mod out_of_memory;
 mod pid_file;
 pub mod releases;
 mod resources;
