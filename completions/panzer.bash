@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --watchdog --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --quiet --verbose --help --version"
+            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --watchdog --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --log --stdout --stderr --log-size --log-keep --log-compress --log-prefix --log-format --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -195,6 +195,30 @@ _panzer() {
                     ;;
                 --control)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stdout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stderr)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-keep)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -55,10 +55,19 @@ complete -c panzer -l hook-timeout -d 'Time that one command of --hook may take.
 complete -c panzer -l name -d 'Name of this instance [the program\'s file name]' -r
 complete -c panzer -s p -l pid -d 'Write the pid to this file [NAME.pid in $RUNTIME_DIRECTORY, /run/panzer or $XDG_RUNTIME_DIR/panzer]' -r -F
 complete -c panzer -l control -d 'Path of the socket that panzerctl connects to. Only panzer\'s own user and root may, unless OPT says more: group=GROUP and owner=USER may do everything, group-read=GROUP may only look (status, list, metrics); mode=0660 is the file\'s mode. Without PATH, as in ,group=deploy, the path stays as it is [NAME.sock beside NAME.pid]' -r
+complete -c panzer -l log -d 'Write the workers\' stdout and stderr to this file, line by line; -: to panzer\'s own stdout. Each worker gets pipes of its own, and a slow or full disk never makes it wait. OPT: mode=0640, owner=USER, group=GROUP. Panzer rotates the file and does not follow a symbolic link. Without it the workers inherit panzer\'s stdout and stderr' -r
+complete -c panzer -l stdout -d 'Write the workers\' stdout to this file, as with --log' -r
+complete -c panzer -l stderr -d 'Write the workers\' stderr to this file, as with --log' -r
+complete -c panzer -l log-size -d 'Rotate a log file before it grows beyond this size: FILE becomes FILE.1, FILE.1 becomes FILE.2. 0: never [1MiB]' -r
+complete -c panzer -l log-keep -d 'Number of rotated files that are kept [5]' -r
+complete -c panzer -l log-format -d 'json: write each line of the log, and each of panzer\'s own messages, as a JSON object [text]' -r -f -a "text\t'As they are'
+json\t'Each is a JSON object'"
 complete -c panzer -l preload -d 'Load the program once for each generation and fork the workers from it, so that they share its memory. The program must speak the protocol of panzer-mold(7), as with one of panzer\'s clients'
 complete -c panzer -l final-exit-stop -d 'Stop all other workers gracefully when the first worker exits with a final exit code'
 complete -c panzer -l check -d 'Print the value of every option and where it came from, and start nothing. Exits with 2 if a value is wrong'
 complete -c panzer -s d -l daemonize -d 'Run in the background, without a terminal. Returns when all workers are ready, or with main\'s exit code if they never are. Output to a terminal goes to /dev/null after that (for workers from the beginning). A pipe stays open: redirect it if somebody reads it to its end, as in $(panzer -d ...)'
+complete -c panzer -l log-compress -d 'Compress rotated files: FILE.1.gz'
+complete -c panzer -l log-prefix -d 'Begin each line of the log with its time, worker, generation and stream, in colour if it goes to a terminal'
 complete -c panzer -s q -l quiet -d 'Print warnings and errors only'
 complete -c panzer -s v -l verbose -d 'Print every step'
 complete -c panzer -s h -l help -d 'Print help'

@@ -3,6 +3,7 @@
 mod handover;
 mod layers;
 mod limits;
+mod logs;
 mod options;
 mod plan_shown;
 mod refusal;

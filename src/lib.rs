@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! panzer (main)                  owns the listeners; its pid never changes
+//! ├── panzer: logger             only with --log: writes what the workers print
 //! ├── panzer: monitor [gen 3]    a retired generation, draining its workers
 //! │   └── my_app (worker 1)
 //! └── panzer: monitor [gen 4]    the serving generation
@@ -31,6 +32,10 @@
 //!
 //! A command of the user ([`config::Hook`]) runs below a child of main that ends whatever the command leaves
 //! ([`main_process::processes::hook`]); `main_process::decide::hooks` says when.
+//!
+//! With `--log`, each worker writes to pipes of its own. The monitor makes them, main holds the ends to read from, and the
+//! **logger** ([`logger`]) reads them. It keeps what is not written yet in memory that main holds as well, so another logger
+//! goes on at the same byte.
 //!
 //! Main can become another build of itself by an exec in place ([`main_process::restart`]). First a child of the new build
 //! proves that it can read what main knows. Then the document with that knowledge, which has a version, goes over. It names
@@ -116,6 +121,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod launch;
+pub mod logger;
 pub mod main_process;
 pub mod monitor;
 pub mod panzerctl;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, from the top down; a room imports from those below it, and from its own row only where listed.
 const ROWS: [&[&str]; 4] = [
-    &["launch", "main_process", "monitor", "panzerctl"],
+    &["launch", "logger", "main_process", "monitor", "panzerctl"],
     &["cli"],
     &["control", "sockets", "readiness", "worker"],
     &["config", "signals", "backoff", "carry", "sys"],

@@ -6,7 +6,7 @@ use panzer::cli::Ending;
 use panzer::control::environment::{Environment, Role};
 use panzer::sys::errno::chain;
 use panzer::sys::{stderr, stdout};
-use panzer::{launch, main_process, monitor};
+use panzer::{launch, logger, main_process, monitor};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Logger)) => logger::run::run(&environment).map(|()| 0).map_err(failed),
         Ok(None) => match launch::run(&environment) {
             Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
             Ending::Usage(why) => Err((USAGE, why)),

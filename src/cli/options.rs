@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, CommandFactory, Parser, ValueEnum};
 
 use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
+use super::logs::LogOptions;
 use super::resources::ResourceOptions;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
 use crate::config::{Control, EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
@@ -212,6 +213,9 @@ pub(super) struct Options {
     /// is the file's mode. Without PATH, as in ,group=deploy, the path stays as it is [NAME.sock beside NAME.pid]
     #[arg(long, env = "PANZER_CONTROL", value_name = "PATH[,OPT]", value_parser = OsStringValueParser::new().try_map(Control::parse))]
     pub(super) control: Option<Control>,
+
+    #[command(flatten)]
+    pub(super) logs: LogOptions,
 
     /// Print warnings and errors only
     #[arg(short, long, env = "PANZER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]

@@ -64,6 +64,7 @@ impl Options {
             return Err(usage("--ready accept needs a listener: add --listen, or take --ready notify or alive"));
         }
         let control = self.control.unwrap_or_default();
+        let logs = self.logs.resolve(&start_directory);
         Ok(Plan {
             program: program.into(),
             args: args.map(Text).collect(),
@@ -89,6 +90,7 @@ impl Options {
             pid_file: self.pid,
             control: control.path,
             control_access: control.access,
+            logs,
             daemonize: self.daemonize,
             hooks: Hooks { hook: self.hook, hook_timeout: self.hook_timeout.unwrap_or(Hooks::default().hook_timeout) },
             tuning,

@@ -11,6 +11,7 @@ use super::control::ControlAccess;
 use super::handover::{Handover, ListenAs};
 use super::hooks::Hooks;
 use super::limits::DEFAULT_DRAINING;
+use super::logs::Logs;
 use super::placeholders;
 use super::run_as::RunAs;
 use super::share_ports::SharePorts;
@@ -90,6 +91,9 @@ pub struct Plan {
     /// Who may connect to it.
     #[serde(default, skip_serializing_if = "ControlAccess::is_usual")]
     pub control_access: ControlAccess,
+    /// Where the workers' output goes.
+    #[serde(default, skip_serializing_if = "Logs::is_default")]
+    pub logs: Logs,
     /// Whether main runs in its own session, without a terminal.
     #[serde(default)]
     pub daemonize: bool,

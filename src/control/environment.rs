@@ -6,8 +6,9 @@
 //! | `PANZER_IMAGE` | main | the path at which its next build will be |
 //! | `PANZER_PLAN_FD` | main, monitor, planner, hook | its plan, its assignment, its question, its command |
 //! | `PANZER_STATE_FD` | main in place of another, pre-flight | what the main before knows |
+//! | `PANZER_MEMORY_FD` | logger | the memory that outlives it |
 //! | `PANZER_STARTED_FD` | main of a daemon | where its parent waits for [`STARTED`] |
-//! | `PANZER_CHANNEL_FD` | monitor, pre-flight | its channel with main |
+//! | `PANZER_CHANNEL_FD` | monitor, pre-flight, logger | its channel with main |
 //! | `PANZER_ANSWER_FD` | planner, hook | where to write the plan, what came of the command |
 //! | `PANZER_NOFILE` | all | the soft limit of descriptors with which panzer was started |
 //! | `PANZER_GENERATION`, `PANZER_MAIN_PID` | monitor | for people who look at its environment |
@@ -43,14 +44,17 @@ pub enum Role {
     Planner,
     /// The process that runs a command of the user.
     Hook,
+    /// The process that writes the workers' output into files.
+    Logger,
 }
 
-const ROLES: [(&str, Role); 5] = [
+const ROLES: [(&str, Role); 6] = [
     ("main", Role::Main),
     ("monitor", Role::Monitor),
     ("preflight", Role::Preflight),
     ("planner", Role::Planner),
     ("hook", Role::Hook),
+    ("logger", Role::Logger),
 ];
 
 /// Leads to the running build, even if its file has been replaced.
@@ -59,6 +63,7 @@ pub const OWN_IMAGE: &str = "/proc/self/exe";
 const ROLE: &str = "PANZER_ROLE";
 const PLAN_FD: &str = "PANZER_PLAN_FD";
 const STATE_FD: &str = "PANZER_STATE_FD";
+const MEMORY_FD: &str = "PANZER_MEMORY_FD";
 const IMAGE: &str = "PANZER_IMAGE";
 const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
@@ -70,8 +75,20 @@ const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that panzer sets, not the user.
-const OF_PROTOCOL: [&str; 11] =
-    [ROLE, PLAN_FD, STATE_FD, IMAGE, STARTED_FD, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, NOFILE, GENERATION, MAIN_PID];
+const OF_PROTOCOL: [&str; 12] = [
+    ROLE,
+    PLAN_FD,
+    STATE_FD,
+    MEMORY_FD,
+    IMAGE,
+    STARTED_FD,
+    CHANNEL_FD,
+    ANSWER_FD,
+    RELEASE_FDS,
+    NOFILE,
+    GENERATION,
+    MAIN_PID,
+];
 
 /// Variables that are meant for one process only, and are never passed on unchanged.
 const NEVER_PASSED_ON: [&str; 7] =
@@ -230,6 +247,11 @@ impl Environment {
         self.for_role(Role::Preflight, &[(STATE_FD, number(FIRST)), (CHANNEL_FD, number(FIRST + 1))])
     }
 
+    /// The variables for a logger that gets, from descriptor 3 on: its channel with main, and its memory.
+    pub fn for_logger(&self) -> Vec<CString> {
+        self.for_role(Role::Logger, &[(CHANNEL_FD, number(FIRST)), (MEMORY_FD, number(FIRST + 1))])
+    }
+
     /// The variables for a monitor that gets, from descriptor 3 on: its listeners, channel and assignment, and the release
     /// if there is one.
     pub fn for_monitor(&self, generation: u32, listeners: usize, with_release: bool) -> Vec<CString> {
@@ -265,6 +287,11 @@ impl Environment {
     /// Takes the descriptors of a planner or a hook: its question, and where to write its answer.
     pub fn take_question(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
         Ok((self.descriptor(PLAN_FD)?, self.descriptor(ANSWER_FD)?))
+    }
+
+    /// Takes the descriptors of a logger: its channel with main, and its memory.
+    pub fn take_logger(&self) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+        Ok((self.descriptor(CHANNEL_FD)?, self.descriptor(MEMORY_FD)?))
     }
 
     /// The path at which main's next build will be.

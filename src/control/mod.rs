@@ -3,6 +3,8 @@
 
 pub mod environment;
 pub mod files;
+pub mod log_file;
+pub mod logger;
 pub mod mold;
 pub mod monitor;
 pub mod operator;

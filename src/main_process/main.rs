@@ -10,6 +10,7 @@ use super::listeners::Listeners;
 use super::operators::Operators;
 use super::outside::Outside;
 use super::processes::children::Children;
+use super::processes::logger::Logger;
 use super::restart::Restarting;
 use crate::control::environment::Environment;
 use crate::sys::poller::Poller;
@@ -17,6 +18,7 @@ use crate::sys::signals::Signals;
 
 pub(crate) const SIGNALS: u64 = 0;
 pub(crate) const STDERR: u64 = 1;
+pub(crate) const LOGGER: u64 = 2;
 /// Channels of monitors are watched under this token and higher ones.
 pub(crate) const FIRST_MONITOR: u64 = 16;
 
@@ -42,6 +44,8 @@ pub(crate) struct Main {
     #[serde(skip)]
     pub(crate) interrupted: bool,
     pub(crate) children: Children,
+    #[serde(skip_serializing_if = "Logger::is_unused")]
+    pub(crate) logger: Logger,
     pub(crate) listeners: Listeners,
     pub(crate) configuration: Configuration,
     pub(crate) operators: Operators,

@@ -93,6 +93,7 @@ impl Main {
         self.configuration.found.remove(&generation);
         self.configuration.plans.remove(&generation);
         self.operators.clients.gone(generation);
+        self.operators.last_lines.retain(|(of, _), _| *of != generation);
         self.outside.ack_paths.remove(generation);
         self.listeners.shares.release(generation, Instant::now());
         self.listeners.conflicts.forget(generation);
@@ -111,7 +112,8 @@ impl Main {
         self.operators.clients.judged(generation, verdict, || match verdict {
             Verdict::Rejected(why) => {
                 let plan = self.configuration.plan_of(generation);
-                messages::rejected(generation, why, plan, &self.listeners.conflicts) + messages::place(why)
+                let rejected = messages::rejected(generation, why, plan, &self.listeners.conflicts);
+                rejected + messages::place(why) + &messages::last_lines(generation, why, &self.operators.last_lines)
             }
             Verdict::Serves(..) | Verdict::Stopped => String::new(),
         });
@@ -125,7 +127,8 @@ impl Main {
             }
             Note::Rejected(generation, why) => {
                 let plan = self.configuration.plan_of(generation);
-                log::error!("{}", messages::rejected(generation, &why, plan, &self.listeners.conflicts));
+                let last_lines = messages::last_lines(generation, &why, &self.operators.last_lines);
+                log::error!("{}{last_lines}", messages::rejected(generation, &why, plan, &self.listeners.conflicts));
             }
             Note::Bypasses(generation, slot, own) => {
                 let plan = self.configuration.plan_of(generation);

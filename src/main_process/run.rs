@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::decide::{Event, Monitor, hooks, restart};
 use super::listeners::bind_at_start::Failure;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
-use super::main::{Main, SIGNALS, STDERR};
+use super::main::{LOGGER, Main, SIGNALS, STDERR};
 use super::outside::daemon_parent::DaemonParent;
 use super::restart::take_over;
 use super::start::start;
@@ -43,6 +43,7 @@ pub fn run(environment: Environment) -> anyhow::Result<u8> {
             let bytes = memfd::read(plan).context("cannot read the plan")?;
             let plan: Plan = serde_json::from_slice(&bytes).context("the plan is broken")?;
             stderr::start(plan.tuning.verbosity.level());
+            stderr::set_json(plan.logs.is_json());
             let daemon_parent = DaemonParent::new(environment.take_started()?);
             start(plan, environment, daemon_parent)
         }
@@ -80,10 +81,13 @@ impl Main {
                 }
             }
             self.prepare_for_sleep();
-            if let Some(code) = self.exit.filter(|_| self.operators.hooks.is_idle()) {
+            if let Some(code) = self.exit.filter(|_| self.operators.hooks.is_idle())
+                && self.has_ended_logger()
+            {
                 self.operators.clients.ended(code);
                 return Ok(code);
             }
+            self.tend_logger();
             self.arm();
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { self.deadline() };
@@ -91,6 +95,7 @@ impl Main {
             // Signals first: if a worker ended by a stop signal that main got as well, that is not a failure.
             tokens.sort_unstable();
             tokens.into_iter().for_each(|token| self.on_ready(token));
+            self.take_logger_reports();
             for monitor in self.children.with_due_channel(Instant::now()) {
                 self.take_reports(monitor, MAX_REPORTS_A_TURN);
             }
@@ -137,6 +142,7 @@ impl Main {
             self.operators.deadline(),
             self.outside.service_manager.deadline(),
             self.restarting.restart.deadline(),
+            self.logger.deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -146,6 +152,7 @@ impl Main {
         match token {
             SIGNALS => self.take_signals(),
             STDERR => stderr::catch_up(),
+            LOGGER => self.take_logger_reports(),
             FIRST_GUARDED_UNIX.. => {
                 self.listeners.unix_guard.on_change(token, now, &self.listeners.held, &self.poller);
             }

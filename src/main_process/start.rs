@@ -31,6 +31,7 @@ use super::outside::daemon_parent::DaemonParent;
 use super::outside::pid_file;
 use super::outside::service_manager::ServiceManager;
 use super::processes::children::Children;
+use super::processes::logger::Logger;
 use super::restart::Restarting;
 use crate::config::{Plan, Ready, SharePorts};
 use crate::control::environment::Environment;
@@ -58,8 +59,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     if let Some(why) = plan.missing_pwd() {
         log::info!("{why}");
     }
-    let signals = read_signals(&plan, ignores_hang_up)?;
-    let poller = Poller::new()?;
+    let (signals, poller) = (read_signals(&plan, ignores_hang_up)?, Poller::new()?);
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new(FIRST_MONITOR);
     let pid_file = pid_file::claim(&plan).map_err(Failure::Refused)?;
@@ -120,6 +120,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
         exit: None,
         interrupted: false,
         children,
+        logger: Logger::default(),
         listeners,
         configuration: Configuration::new(plan),
         operators: Operators::new(Clients::new(server, Instant::now())),

@@ -11,6 +11,7 @@ mod claims;
 mod mold;
 pub(crate) mod notes;
 mod orders;
+mod output;
 mod perform;
 mod processes;
 mod start;
@@ -19,6 +20,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use self::decide::{Event, Slots};
+use self::processes::outputs::Outputs;
 use self::processes::roster::Roster;
 use crate::control::mold::MoldSocket;
 use crate::control::monitor::channel::Channel;
@@ -80,6 +82,8 @@ pub(crate) struct Program {
 /// The channels to main and to the workers.
 pub(crate) struct Talk {
     pub(crate) channel: Channel,
+    /// The output of workers, which goes to main.
+    pub(crate) outputs: Outputs,
     /// Why the channel to main has failed although main is there.
     pub(crate) cut_off: Option<String>,
     pub(crate) notify: NotifySocket,

@@ -63,9 +63,13 @@ impl Monitor {
 
     /// Asks for a worker. If this fails, it is handled as if the mold had refused.
     pub(super) fn ask_mold(&mut self, worker: Worker, ticket: u64) {
+        let output = match self.open_output(worker) {
+            Ok(output) => output,
+            Err(error) => return self.events.push_back(Event::Unborn(ticket, words(&error))),
+        };
         let Some(line) = &self.line else { return };
         let (numbers, descriptors) = match self.queues_of(worker) {
-            Ok(found) => found.into_iter().unzip::<RawFd, BorrowedFd<'_>, Vec<_>, Vec<_>>(),
+            Ok(queues) => output.numbered().chain(queues).unzip::<RawFd, BorrowedFd<'_>, Vec<_>, Vec<_>>(),
             Err(place) => {
                 self.talk.channel.send(&Report::QueueMissing { place });
                 let why = "its queue has not come from main, which is asked for it again";

@@ -16,7 +16,7 @@ const MAX_HOLD: Duration = Duration::from_millis(250);
 
 /// Deaths that may belong to a stop. They are logged once it is clear that they do not.
 #[derive(Debug, Default)]
-pub(crate) struct Held(VecDeque<(Instant, Note, Option<i32>)>);
+pub(crate) struct Held(VecDeque<(Instant, Note, Option<i32>, String)>);
 
 impl Held {
     /// Whether a worker ended as a stop would end it.
@@ -35,8 +35,8 @@ impl Held {
         }
     }
 
-    pub(crate) fn hold(&mut self, note: Note, pid: Option<i32>) {
-        self.0.push_back((Instant::now() + MAX_HOLD, note, pid));
+    pub(crate) fn hold(&mut self, note: Note, pid: Option<i32>, last_lines: String) {
+        self.0.push_back((Instant::now() + MAX_HOLD, note, pid, last_lines));
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -58,34 +58,43 @@ impl Held {
     }
 
     fn write(&mut self, count: usize, generation: u32) {
-        self.0.drain(..count).for_each(|(_, note, pid)| write(&note, generation, |_| pid));
+        self.0.drain(..count).for_each(|(_, note, pid, last_lines)| write(&note, generation, |_| pid, &last_lines));
     }
 }
 
-/// Logs `note`. `pid` gives the pid of a worker, or the last one that it had.
-pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>) {
+/// The worker whose end this is.
+pub(crate) fn ended(note: &Note) -> Option<Worker> {
+    match note {
+        Note::Respawning(worker, ..) | Note::MoldFailed { worker, .. } | Note::EndedForGood(worker, _) => Some(*worker),
+        _ => None,
+    }
+}
+
+/// Logs `note`. `pid` gives the pid of a worker, or the last one that it had. `last_lines` are shown below the end of a
+/// worker.
+pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option<i32>, last_lines: &str) {
     let name = |worker: &Worker| {
         let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
         format!("{worker} ({pid}generation {generation})")
     };
     match note {
         Note::Respawning(worker, cause, delay) if delay.is_zero() => {
-            warn!("{} {cause}; respawning it", name(worker));
+            warn!("{} {cause}; respawning it{last_lines}", name(worker));
         }
         Note::Respawning(worker, cause, delay) => {
             let is_late = matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..));
             let option = if is_late { " (--ready-timeout)" } else { "" };
-            warn!("{} {cause}; respawning it in {}{option}", name(worker), duration::show(*delay));
+            warn!("{} {cause}; respawning it in {}{option}{last_lines}", name(worker), duration::show(*delay));
         }
         Note::MoldFailed { worker, why, delay, serves, .. } => {
             let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
             let on = if *serves { "; workers serve on" } else { "" };
             let after = if delay.is_zero() { String::new() } else { format!(" in {}", duration::show(*delay)) };
-            warn!("{why} ({pid}generation {generation}); loading another{after}{on}");
+            warn!("{why} ({pid}generation {generation}); loading another{after}{on}{last_lines}");
         }
         Note::EndedForGood(worker, 0) => info!("{} has ended for good with exit code 0", name(worker)),
         Note::EndedForGood(worker, code) => {
-            warn!("{} exited with code {code}, which is final; it is not respawned", name(worker));
+            warn!("{} exited with code {code}, which is final; it is not respawned{last_lines}", name(worker));
         }
         Note::NotReady(worker, time, next) => {
             let (time, next) = (duration::show(*time), duration::show(*next));

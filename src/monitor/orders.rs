@@ -53,6 +53,7 @@ impl Monitor {
                         self.ask_main(claim);
                     }
                 }
+                Received::Message(Order::LastLines { serial, lines }, _) => self.on_last_lines(serial, lines),
                 Received::Message(Order::Look { ticket }, _) => self.look_at_bind(ticket),
                 Received::Message(Order::Own, _) => self.report_own(),
                 Received::Message(Order::NotShared { ticket, errno }, _) => {
@@ -85,6 +86,7 @@ impl Monitor {
                 Received::Nothing => return,
                 Received::Gone => {
                     self.poller.forget(&self.talk.channel);
+                    self.give_up_last_lines(true);
                     if let Some(sharing) = &mut self.sockets.sharing {
                         sharing.main_is_gone();
                     }

@@ -66,14 +66,16 @@ impl Monitor {
                     Note::Respawning(worker, ..) | Note::MoldFailed { worker, .. } => self.roster.shown_pid(worker),
                     _ => None,
                 };
-                self.held_notes.hold(note, pid);
+                let last_lines = self.last_lines_of(&note);
+                self.held_notes.hold(note, pid, last_lines);
             }
             Action::Note(note) => {
                 let generation = self.assignment.generation;
                 if matches!(note, Note::GaveUp(_)) {
                     self.held_notes.write_all(generation);
                 }
-                notes::write(&note, generation, |worker| self.roster.shown_pid(worker));
+                let last_lines = self.last_lines_of(&note);
+                notes::write(&note, generation, |worker| self.roster.shown_pid(worker), &last_lines);
             }
             Action::Exit => self.done = true,
         }
@@ -93,6 +95,7 @@ impl Monitor {
             let why = "could not be started: its queue has not come from main, which is asked for it again";
             return Err(Cause::CannotStart(why.to_owned()));
         }
+        let output = self.open_output(worker).map_err(|error| Cause::CannotStart(words(&error)))?;
         // A mold passes its descriptors on to all workers.
         let mold = match worker.is_mold() {
             true => Some(self.open_line().map_err(|error| Cause::CannotStart(words(&error)))?),
@@ -117,7 +120,7 @@ impl Monitor {
             environment,
             pid_variables: if mold.is_none() { pid_variables(plan) } else { Vec::new() },
             stdin: if as_stdin { self.first_of(worker) } else { None },
-            output: None,
+            output: output.ends(),
             opens_output_anew: true,
             descriptors,
             // As stdin it needs no other number.
@@ -131,6 +134,7 @@ impl Monitor {
         let child =
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
         drop(mold);
+        drop(output);
         let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
         let pid = child.pid;
         let started = processes::started(pid);
@@ -195,7 +199,7 @@ impl Monitor {
             )?,
             pid_variables: Vec::new(),
             stdin: None,
-            output: None,
+            output: [None; 2],
             opens_output_anew: true,
             descriptors: Vec::new(),
             inherits_descriptors: false,

@@ -38,6 +38,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let mut channel = Channel::new(inheritance.channel);
     let assignment = read_assignment(inheritance.plan)?;
     stderr::start(assignment.plan.tuning.verbosity.level());
+    stderr::set_json(assignment.plan.logs.is_json());
     if assignment.plan.daemonize {
         // Workers outlive the start, and the terminal may close with it. So none of their descriptors may be the
         // terminal.
@@ -92,7 +93,16 @@ impl Monitor {
             let channel = self.talk.channel.deadline();
             let calls = self.sockets.sharing.as_ref().and_then(Sharing::deadline);
             let unmet = self.roster.unmet.then(Instant::now);
-            let deadlines = [self.state.deadline(), acks, unwatched, channel, calls, unmet, self.held_notes.deadline()];
+            let deadlines = [
+                self.state.deadline(),
+                self.talk.outputs.deadline(),
+                acks,
+                unwatched,
+                channel,
+                calls,
+                unmet,
+                self.held_notes.deadline(),
+            ];
             let mut tokens = trim_memory::wait(&self.poller, deadlines.into_iter().flatten().min())?;
             // Messages before ends: a process that has ended may have sent a message, which is read while its owner is
             // known.
@@ -100,6 +110,7 @@ impl Monitor {
             for token in tokens {
                 self.look_at(token);
             }
+            self.give_up_last_lines(false);
             if unmet.is_some() {
                 self.reap();
             }
@@ -310,7 +321,7 @@ impl Monitor {
                 true => self.roster.forget(live.worker.slot),
                 false => self.roster.remember(live.worker.slot, pid, &cause),
             }
-            ended.push(Event::Ended(live.worker, cause));
+            ended.extend(self.ended_with_last_lines(live.worker, cause));
         }
         // While helpers that have ended are known, what they in turn have left in their groups is known by them.
         self.roster.meet(main, generation);

@@ -18,6 +18,7 @@ use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::{Assignment, Report, VERSION};
 use crate::monitor::decide::{Event, Settings, Slots, Watch};
+use crate::monitor::processes::outputs::Outputs;
 use crate::monitor::processes::roster::Roster;
 use crate::readiness::ack::AckSocket;
 use crate::readiness::notify::NotifySocket;
@@ -98,6 +99,7 @@ impl Monitor {
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
         let talk = Talk {
             channel,
+            outputs: Outputs::default(),
             cut_off: None,
             notify,
             own_sockets: usize::try_from(allowed / SHARE_FOR_NOTIFY).unwrap_or(usize::MAX),

@@ -17,13 +17,14 @@ pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
     if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
         return Err(io::Error::other(format!("{} bytes are more than the {MAX_DOCUMENT_BYTES} allowed", bytes.len())));
     }
-    let mut file = File::from(create()?);
+    let mut file = File::from(empty()?);
     file.write_all(bytes)?;
     Ok(file.into())
 }
 
-/// A host may refuse memfds that could be executed (vm.memfd_noexec=2). Kernels before 6.3 do not know the flag.
-fn create() -> nix::Result<OwnedFd> {
+/// An empty memfd. A host may refuse memfds that could be executed (vm.memfd_noexec=2). Kernels before 6.3 do not know the
+/// flag.
+pub(super) fn empty() -> nix::Result<OwnedFd> {
     let named = |flags| memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC | flags);
     match named(MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL)) {
         Err(Errno::EINVAL) => named(MFdFlags::empty()),

@@ -7,6 +7,7 @@ pub mod errno;
 pub mod file_id;
 pub mod memfd;
 pub mod poller;
+pub mod shared_memory;
 pub mod signals;
 pub mod trim_memory;
 

@@ -121,8 +121,8 @@ pub struct NewProcess<'a> {
     pub pid_variables: Vec<&'static str>,
     /// What it gets as stdin, in place of ours.
     pub stdin: Option<BorrowedFd<'a>>,
-    /// What it gets as stdout and stderr, in place of ours.
-    pub output: Option<BorrowedFd<'a>>,
+    /// What it gets as stdout and as stderr, in place of ours.
+    pub output: [Option<BorrowedFd<'a>>; 2],
     /// Gives it our stdout and stderr as open file descriptions of its own, where they are pipes or terminals.
     pub opens_output_anew: bool,
     /// Descriptors it gets, the first as 3, and so on.
@@ -155,7 +155,7 @@ impl<'a> NewProcess<'a> {
             environment,
             pid_variables: Vec::new(),
             stdin: None,
-            output: None,
+            output: [None; 2],
             opens_output_anew: false,
             descriptors,
             inherits_descriptors: false,
@@ -335,15 +335,16 @@ fn become_program(
         if !command.inherits_descriptors {
             libc::close_range(FIRST as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
         }
-        if let Some(output) = command.output
-            && (libc::dup2(output.as_raw_fd(), libc::STDOUT_FILENO) < 0
-                || libc::dup2(output.as_raw_fd(), libc::STDERR_FILENO) < 0)
-        {
-            return Errno::last().into();
-        }
         // While it has the right to.
         if command.opens_output_anew {
             open_output_anew();
+        }
+        for (output, number) in command.output.iter().zip(libc::STDOUT_FILENO..) {
+            if let Some(output) = output
+                && libc::dup2(output.as_raw_fd(), number) < 0
+            {
+                return Errno::last().into();
+            }
         }
         for (source, target) in sources.iter().zip(FIRST..) {
             if libc::dup2(*source, target) < 0 {

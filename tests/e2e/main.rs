@@ -35,6 +35,7 @@ mod identity;
 mod inherited;
 mod limits;
 mod listeners;
+mod logs;
 mod lookup;
 mod managed;
 mod molds;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::channel::Message;
-use crate::config::{Plan, Tuning};
+use crate::config::{Plan, Stream, Tuning};
 use crate::sockets::sharing::Key;
 use crate::worker::cause::Cause;
 use crate::worker::program::Fingerprint;
@@ -25,6 +25,9 @@ pub const OLDEST: u32 = 1;
 
 /// Limit of the time that a worker gets with one request for more time. It may repeat the request.
 pub const MAX_EXTENSION: Duration = Duration::from_secs(3600);
+
+/// Limit of a quoted line.
+const MAX_QUOTED_CHARS: usize = 200;
 
 /// How fast to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -110,6 +113,13 @@ pub enum Order {
         /// The errno for the worker. Without one, the system call is left to the kernel.
         errno: Option<i32>,
     },
+    /// What a worker wrote last: the answer to [`Report::LastLinesOf`].
+    LastLines {
+        /// As in the question.
+        serial: u64,
+        /// The lines.
+        lines: Vec<String>,
+    },
     /// Send a signal to workers; answered with [`Report::Signalled`].
     Signal {
         /// Number that the answer repeats.
@@ -148,6 +158,20 @@ pub enum Report {
         pid: i32,
         /// Its start time in the kernel's ticks, since a pid may be used again.
         started: Option<u64>,
+    },
+    /// A worker is about to be started that writes to pipes. Main gets their other ends.
+    Output(Output),
+    /// Report what a worker wrote last, with [`Order::LastLines`].
+    LastLinesOf {
+        /// See [`Output::serial`].
+        serial: u64,
+    },
+    /// What a worker wrote last; its end is reported next.
+    LastLines {
+        /// Its slot.
+        slot: u32,
+        /// The lines, the last one last.
+        lines: Vec<String>,
     },
     /// Processes that end by no signal, with their start times: nobody shall wait for them any more.
     GivenUp(Vec<(i32, Option<u64>)>),
@@ -300,9 +324,21 @@ impl Message for Report {
             Report::Claim { socket: Some(socket), .. } => descriptors == usize::from(*socket),
             Report::Claim { socket: None, .. } => descriptors <= 1,
             Report::Listen { .. } => descriptors == 1,
+            Report::Output(output) => descriptors == output.streams.len(),
             _ => descriptors == 0,
         }
     }
+}
+
+/// The pipes of a worker, of which main gets the ends to read from, in the order of `streams`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Number that no other worker of this monitor has.
+    pub serial: u64,
+    /// The worker's slot; None for a mold.
+    pub slot: Option<u32>,
+    /// The streams that are read.
+    pub streams: Vec<Stream>,
 }
 
 /// The state of a worker.
@@ -323,6 +359,12 @@ pub struct WorkerStatus {
     /// Time since the worker last said that it lives (einhorn's ping).
     #[serde(default)]
     pub sign_of_life: Option<Duration>,
+}
+
+/// Lines that a worker wrote, as they are shown below a message about it.
+pub fn quoted(lines: &[String]) -> String {
+    let shown = |line: &String| format!("\n  | {}", line.chars().take(MAX_QUOTED_CHARS).collect::<String>());
+    lines.iter().map(shown).collect()
 }
 
 /// The assignment of a monitor, which gets it in a memfd.

@@ -311,6 +311,7 @@ impl Configuration {
         if let Some(plan) = self.plans.get(&generation) {
             self.plan.clone_from(plan);
             stderr::set_level(plan.tuning.verbosity.level());
+            stderr::set_json(plan.logs.is_json());
         }
     }
 }
@@ -332,7 +333,7 @@ fn differ(one: &Plan, other: &Plan) -> Vec<String> {
 
 fn fields(plan: &Plan) -> Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::to_value(plan) else { return Map::new() };
-    for group in ["identity", "handover"] {
+    for group in ["identity", "handover", "logs"] {
         if let Some(Value::Object(members)) = fields.remove(group) {
             fields.extend(members);
         }

@@ -7,6 +7,7 @@
 mod final_exits;
 mod generation;
 mod generations;
+pub(crate) mod logger;
 mod operators;
 mod reload;
 mod reload_by_shares;

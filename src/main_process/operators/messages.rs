@@ -1,8 +1,10 @@
 //! Main's messages for people.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use log::{error, info, warn};
@@ -10,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::config::duration::show;
 use crate::config::{Listen, ListenAs, Plan, Ready};
-use crate::control::monitor::messages::Urgency;
+use crate::control::monitor::messages::{Urgency, quoted};
 use crate::main_process::decide::{Note, Rejected};
 use crate::main_process::listeners::conflicts::Conflicts;
 use crate::sys::descriptors::{Kind, kind};
@@ -27,7 +29,26 @@ pub(crate) fn began(plan: &Plan, pid_path: &Path) {
     info!("started as pid {} ({}){on}", Pid::this(), pid_path.display());
     if plan.daemonize {
         warn_of_open_output();
+        if !plan.logs.is_captured() {
+            info!("the workers' output goes to {}; --log FILE keeps it in a file", output_of_workers());
+        }
     }
+}
+
+/// Where workers write to that inherit our output.
+fn output_of_workers() -> String {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let place = |fd: BorrowedFd<'_>| match kind(fd) {
+        // They get /dev/null in its place.
+        Kind::Terminal | Kind::Revoked => "/dev/null".to_owned(),
+        _ if stderr::is_journal(fd) => "the journal".to_owned(),
+        Kind::Pipe => "a pipe".to_owned(),
+        Kind::Socket => "a socket".to_owned(),
+        _ => fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .map_or_else(|_| "a file".to_owned(), |path| path.display().to_string()),
+    };
+    let (out, err) = (place(stdout.as_fd()), place(stderr.as_fd()));
+    if out == err { out } else { format!("{out} (stdout) and {err} (stderr)") }
 }
 
 /// Warns if a daemon holds a pipe or socket open: the process that reads it waits until the daemon ends.
@@ -164,6 +185,13 @@ pub(crate) fn place(why: &Rejected) -> &str {
         Cause::Configuration(text) | Cause::Hook(text) => text.find('\n').map_or("", |at| &text[at..]),
         _ => "",
     }
+}
+
+/// The lines that the worker wrote last because of which a generation was rejected, if they are known.
+pub(crate) fn last_lines(generation: u32, why: &Rejected, known: &BTreeMap<(u32, u32), Vec<String>>) -> String {
+    let failed = why.failed.iter().map(|(slot, _)| slot);
+    let mut slots = why.slot.iter().chain(failed).chain(&why.missing);
+    slots.find_map(|slot| known.get(&(generation, *slot))).map_or_else(String::new, |lines| quoted(lines))
 }
 
 fn count(workers: u32) -> String {

@@ -11,6 +11,7 @@ pub(crate) mod requests;
 pub(crate) mod signals;
 pub(crate) mod status;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -44,13 +45,16 @@ pub(crate) struct Operators {
     /// The wait before a graceful stop that they asked for.
     #[serde(default, skip_serializing_if = "Farewell::is_unused")]
     pub(crate) farewell: Farewell,
+    /// The last lines of workers that have ended, by generation and slot.
+    #[serde(skip)]
+    pub(crate) last_lines: BTreeMap<(u32, u32), Vec<String>>,
 }
 
 impl Operators {
     /// No request yet.
     pub(crate) fn new(clients: Clients) -> Operators {
         let (told_on_stderr, dumps) = (false, false);
-        let (counters, hooks) = (Counters::default(), Hooks::default());
+        let (counters, hooks, last_lines) = (Counters::default(), Hooks::default(), BTreeMap::new());
         Operators {
             clients,
             inquiry: None,
@@ -60,6 +64,7 @@ impl Operators {
             counters,
             hooks,
             farewell: Farewell::default(),
+            last_lines,
         }
     }
 

@@ -46,8 +46,10 @@ impl Main {
                     self.operators.clients.answer(client, Outcome::refused(why));
                 }
             }
-            // Panzer itself has no file open but stderr, which belongs to the process that started it.
-            Wanted::Reopen => self.operators.clients.answer(client, Outcome::done()),
+            Wanted::Reopen => {
+                self.logger.reopen();
+                self.operators.clients.answer(client, Outcome::done());
+            }
         }
     }
 

@@ -60,12 +60,16 @@ impl Main {
             Asked::Pass => self.pass_signal(received.signal),
             Asked::Reread => {
                 self.outside.service_manager.reading_asked();
+                self.logger.reopen();
                 self.reread();
             }
-            // Panzer itself has no file open but stderr, which belongs to the process that started it.
             Asked::Reopen => {
                 self.outside.service_manager.reading_asked();
-                log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str())
+                match self.logger.reopen() {
+                    true => log::info!("{}: log files opened anew", received.signal.as_str()),
+                    // Stderr belongs to the process that started panzer.
+                    false => log::info!("{}: nothing is open but stderr, which is not ours", received.signal.as_str()),
+                }
             }
             Asked::Ignore if Pid::this().as_raw() == 1 && received.signal == Signal::SIGWINCH => {
                 log::warn!("WINCH does nothing; where it is the STOPSIGNAL of the image, use --on WINCH=stop")

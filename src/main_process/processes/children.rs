@@ -108,6 +108,8 @@ pub(crate) struct Children {
     pub(crate) unmet: Option<Monitor>,
     /// Whether more children may have ended than were reaped.
     pub(crate) reaps_on: bool,
+    /// The logger, if it runs.
+    pub(crate) logger: Option<Pid>,
     /// A new build that is being tried.
     preflight: Option<Preflight>,
     /// Processes that read the configuration, and those that were given up and have not ended yet.
@@ -405,6 +407,7 @@ impl Children {
     /// Whether main knows this child: a role of panzer's, an orphan, or a stranger.
     pub(crate) fn is_known(&self, pid: Pid) -> bool {
         self.strangers.contains(&pid)
+            || self.logger == Some(pid)
             || self.kin.knows(pid)
             || self.preflight.as_ref().is_some_and(|preflight| preflight.pid() == pid)
             || self.planners.iter().any(|planner| planner.pid() == pid)

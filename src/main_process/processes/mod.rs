@@ -5,6 +5,8 @@ pub(crate) mod children;
 pub(crate) mod families;
 pub(crate) mod helper;
 pub mod hook;
+pub(crate) mod logger;
+pub(crate) mod logging;
 pub(crate) mod monitor;
 pub mod planner;
 pub(crate) mod reap;

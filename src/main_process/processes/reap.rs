@@ -49,6 +49,8 @@ impl Main {
                     inquiry.complete(monitor);
                 }
                 self.events.push_back(Event::Ended(monitor, cause, is_survived));
+            } else if self.children.logger == Some(pid) {
+                self.on_logger_ended(exit);
             } else if let Some(preflight) = self.children.take_preflight(pid) {
                 self.on_preflight_ended(preflight, exit);
             } else if let Some(planner) = self.children.take_planner(pid) {

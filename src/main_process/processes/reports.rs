@@ -39,6 +39,11 @@ impl Main {
                 Received::Message(Report::Looked { ticket, may_listen }, _) => {
                     self.on_looked((monitor, ticket), may_listen);
                 }
+                Received::Message(Report::Output(output), pipes) => self.on_output(monitor, &output, pipes),
+                Received::Message(Report::LastLines { slot, lines }, _) => {
+                    self.operators.last_lines.insert((monitor.generation, slot), lines);
+                }
+                Received::Message(Report::LastLinesOf { serial }, _) => self.on_last_lines_asked(monitor, serial),
                 Received::Message(report, descriptors) => self.on_report(monitor, report, descriptors),
                 Received::Cut(Report::Claim { ticket, .. } | Report::Listen { ticket, .. }) => {
                     log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");

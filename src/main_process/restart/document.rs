@@ -20,6 +20,7 @@ use crate::main_process::main::Main;
 use crate::main_process::operators::Operators;
 use crate::main_process::outside::Outside;
 use crate::main_process::processes::children::Children;
+use crate::main_process::processes::logger::Logger;
 use crate::sys::stderr;
 
 /// The version of this document. [`crate::carry`] says when it goes up.
@@ -77,6 +78,8 @@ pub(crate) struct Document {
     /// Number of messages that stderr did not take and that are not reported yet.
     pub(crate) lost_messages: u64,
     pub(crate) children: Children,
+    #[serde(default)]
+    pub(crate) logger: Logger,
     pub(crate) listeners: Listeners,
     pub(crate) configuration: Configuration,
     pub(crate) operators: Operators,

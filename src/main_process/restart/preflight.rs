@@ -60,7 +60,7 @@ impl Preflight {
         fcntl(&read_end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let (variables, descriptors) = (environment.for_preflight(), vec![state.as_fd(), theirs.as_fd()]);
         let output = Some(printed.as_fd());
-        let printing = |role| NewProcess { output, ..role };
+        let printing = |role| NewProcess { output: [output; 2], ..role };
         let helper = Helper::start_with("panzer: preflight", path, variables, descriptors, printing)?;
         Ok(Preflight { helper, channel, output: read_end })
     }

@@ -11,7 +11,7 @@ use crate::carry::descriptor::Read;
 use crate::control::environment::Environment;
 use crate::control::operator::requests::Outcome;
 use crate::main_process::decide;
-use crate::main_process::main::{FIRST_MONITOR, Main, SIGNALS};
+use crate::main_process::main::{FIRST_MONITOR, LOGGER, Main, SIGNALS};
 use crate::main_process::restart::Restarting;
 use crate::main_process::start;
 use crate::sys::errno::words;
@@ -24,6 +24,7 @@ pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     let document = document::read(&bytes, Read::TakenOver)?;
     stderr::start(document.configuration.plan.tuning.verbosity.level());
+    stderr::set_json(document.configuration.plan.logs.is_json());
     stderr::add_lost(document.lost_messages);
     let (before, file) = (document.build.clone(), document.file);
     let mut main =
@@ -60,6 +61,7 @@ fn resume(document: Document, environment: Environment) -> io::Result<Main> {
         exit: None,
         interrupted: false,
         children: document.children,
+        logger: document.logger,
         listeners: document.listeners,
         configuration: document.configuration,
         operators: document.operators,
@@ -67,6 +69,8 @@ fn resume(document: Document, environment: Environment) -> io::Result<Main> {
         outside: document.outside,
     };
     main.children.resume(FIRST_MONITOR, &main.poller)?;
+    main.logger.resume(&main.poller, LOGGER)?;
+    main.children.logger = main.logger.pid();
     main.listeners.resume(&main.poller);
     main.operators.clients.server.resume(&main.poller)?;
     main.outside.resume(&main.environment)?;

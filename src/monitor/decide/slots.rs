@@ -109,7 +109,8 @@ impl Slots {
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
             // Answered elsewhere: from `view`, by `sockets::sharing`, or from the roster. They change nothing here.
             Event::Ordered(
-                Order::Status
+                Order::LastLines { .. }
+                | Order::Status
                 | Order::Own
                 | Order::QueueAt { .. }
                 | Order::Shared { .. }

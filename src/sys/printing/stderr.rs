@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use env_logger::Target;
 use log::{Level, LevelFilter};
 use nix::unistd::{dup2_stderr, dup2_stdout};
+use serde::Serialize;
 
 use super::outlet::Outlet;
 use crate::sys::descriptors::{Kind, kind};
@@ -19,7 +20,8 @@ use crate::sys::printing::printable;
 /// A pipe that can be written to takes at least this many bytes at once (PIPE_BUF), so a longer line is cut.
 const MAX_LINE_BYTES: usize = 4096;
 
-static OUTPUT: Mutex<Output> = Mutex::new(Output { to: None, is_journal: false, lost: 0, awaits: false });
+static OUTPUT: Mutex<Output> =
+    Mutex::new(Output { to: None, is_journal: false, is_json: false, lost: 0, awaits: false });
 
 /// The target of messages.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ struct Output {
     to: Option<Outlet>,
     /// Whether it is the journal, which adds the time itself and takes a priority in front of each line.
     is_journal: bool,
+    /// Whether each message is a JSON object.
+    is_json: bool,
     /// Number of messages that were lost since the last line about lost messages.
     lost: u64,
     /// Whether a poller waits for stderr, or has waited in vain.
@@ -56,6 +60,11 @@ pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
+/// Writes each message as a JSON object, or as text, from here on.
+pub fn set_json(is_json: bool) {
+    output().is_json = is_json;
+}
+
 /// Takes each line whole. Never fails, because lines that stderr does not take are counted.
 struct Lines;
 
@@ -80,7 +89,10 @@ pub fn tell(text: &str) {
 pub fn last_words(why: &str) {
     let mut output = output();
     output.open();
-    let line = output.ended(format!("panzer: {why}"), Level::Error);
+    let line = match output.is_json {
+        true => output.line(Level::Error, why),
+        false => output.ended(format!("panzer: {why}"), Level::Error),
+    };
     output.put(&line);
 }
 
@@ -192,6 +204,9 @@ impl Output {
             Level::Info | Level::Debug | Level::Trace => "",
         };
         let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        if self.is_json {
+            return json_line(&time.to_string(), level, text);
+        }
         let time = if self.is_journal { String::new() } else { format!("{time} ") };
         self.ended(format!("{time}panzer: {label}{text}"), level)
     }
@@ -218,6 +233,23 @@ impl Output {
     }
 }
 
+/// A message as a JSON object.
+fn json_line(time: &str, level: Level, text: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        time: &'a str,
+        level: String,
+        message: &'a str,
+    }
+    // A line that is cut would not be JSON: the text is cut, which may double in length as it is escaped.
+    let end = (0..=text.len().min(MAX_LINE_BYTES / 2 - 128)).rev().find(|at| text.is_char_boundary(*at));
+    let message = &text[..end.unwrap_or_default()];
+    let level = if level == Level::Warn { "warning".to_owned() } else { level.to_string().to_lowercase() };
+    let mut line = serde_json::to_vec(&Message { time, level, message }).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +257,7 @@ mod tests {
     #[test]
     fn the_journal_gets_a_priority_in_the_place_of_the_time() {
         let line = |is_journal, level, text: &str| {
-            let output = Output { to: None, is_journal, lost: 0, awaits: false };
+            let output = Output { to: None, is_journal, is_json: false, lost: 0, awaits: false };
             String::from_utf8(output.line(level, text)).unwrap()
         };
         assert_eq!(line(true, Level::Error, "a\nb\n1 | c"), "<3>panzer: error: a?b\n<3>1 | c\n");

@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 25] = [
+const USUAL: [&str; 26] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -26,6 +26,8 @@ const USUAL: [&str; 25] = [
     "panzer: ending all workers; a reload or a scale brings workers back",
     "panzer: configuration read again",
     "panzer: listening on ",
+    // Of a daemon without --log.
+    "panzer: the workers' output goes to ",
     // Where whoever runs the tests is not root.
     "panzer: workers run with no_new_privs, so that they can share ports: ",
     "panzer: workers share port * too, beside ",

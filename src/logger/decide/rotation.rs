@@ -1,0 +1,46 @@
+//! When a file is rotated, and what its older files are called.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Number of bytes of `lines` that still go into a file which has `length` bytes; 0: rotate first. `limit` 0 means no
+/// limit. Lines stay whole, so a line that is longer than the limit has a file of its own.
+pub(crate) fn fitting(lines: &[u8], length: u64, limit: u64) -> usize {
+    let room = usize::try_from(limit.saturating_sub(length)).unwrap_or(usize::MAX);
+    if limit == 0 || lines.len() <= room {
+        return lines.len();
+    }
+    let whole = memchr::memrchr(b'\n', &lines[..room]).map_or(0, |at| at + 1);
+    if whole > 0 || length > 0 {
+        return whole;
+    }
+    memchr::memchr(b'\n', lines).map_or(lines.len(), |at| at + 1)
+}
+
+/// The name of the `number`th older file.
+pub(crate) fn older(path: &Path, number: u32, compressed: bool) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".{number}{}", if compressed { ".gz" } else { "" }));
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_stay_whole() {
+        let lines = b"one\ntwo\nthree\n";
+        for (length, limit, bytes) in [(0, 0, 14), (0, 14, 14), (0, 13, 8), (3, 8, 4), (10, 11, 0), (12, 11, 0)] {
+            assert_eq!(fitting(lines, length, limit), bytes, "{length} of {limit}");
+        }
+        assert_eq!(fitting(lines, 0, 2), 4);
+        assert_eq!(fitting(b"no end", 0, 2), 6);
+    }
+
+    #[test]
+    fn older_files_are_numbered() {
+        assert_eq!(older(Path::new("a.log"), 3, false), PathBuf::from("a.log.3"));
+        assert_eq!(older(Path::new("a.log"), 1, true), PathBuf::from("a.log.1.gz"));
+    }
+}

@@ -1,0 +1,185 @@
+//! How main feeds the logger: pipes of workers, settings, questions for last lines.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::logger::{Pipe, Process, SERIAL_BITS, pair_of};
+use crate::carry::descriptor::Descriptor;
+use crate::config::{Stream, text};
+use crate::control::environment::OWN_IMAGE;
+use crate::control::logger::{Order, Report, Source};
+use crate::control::monitor::channel::{Channel, Received};
+use crate::control::monitor::messages;
+use crate::main_process::decide::Monitor;
+use crate::main_process::main::{LOGGER, Main};
+use crate::sys::errno::words;
+use crate::sys::processes::Exit;
+use crate::sys::shared_memory;
+use crate::worker::cause::Cause;
+use crate::worker::spawn::{Image, NewProcess, Outcome, spawn};
+
+/// Time that the logger has to write what is left when panzer ends.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for which the logger goes on without main beyond a whole stop.
+const PATIENCE_AFTER_STOP: Duration = Duration::from_secs(5);
+
+/// Reports that are read at once.
+const MAX_REPORTS_A_TURN: usize = 256;
+
+impl Main {
+    /// A monitor is about to start a worker that writes to these pipes.
+    pub(crate) fn on_output(&mut self, monitor: Monitor, output: &messages::Output, pipes: Vec<OwnedFd>) {
+        let pair = pair_of(monitor, output.serial);
+        for (stream, pipe) in output.streams.iter().zip(pipes) {
+            let source = Source { pair, stream: *stream, worker: output.slot, generation: monitor.generation };
+            self.logger.pipes.insert(source.id(), Pipe { source, fd: Descriptor::from(pipe) });
+            self.send_pipe(source.id());
+        }
+        self.tend_logger();
+    }
+
+    fn send_pipe(&mut self, id: u64) {
+        if let Err(error) = self.logger.send_pipe(id) {
+            log::error!("the output of a worker is not read before the logger is started again: {}", words(&error));
+        }
+    }
+
+    /// A monitor wants to know what one of its workers wrote last.
+    pub(crate) fn on_last_lines_asked(&mut self, monitor: Monitor, serial: u64) {
+        let pair = pair_of(monitor, serial);
+        self.logger.asked.push(pair);
+        self.logger.send(&Order::Last { pair });
+    }
+
+    /// Starts the logger if it is needed, gives it its settings, and reads what it reports. Call this before each sleep.
+    pub(crate) fn tend_logger(&mut self) {
+        let now = Instant::now();
+        let may_start = !self.logger.pipes.is_empty() && self.exit.is_none() && self.logger.process.is_none();
+        if may_start
+            && self.logger.life.is_needed(now)
+            && let Err(error) = self.start_logger()
+        {
+            self.logger_failed(&format!("cannot be started: {}", words(&error)));
+        }
+        self.give_logger_settings();
+        if let Some(process) = &mut self.logger.process {
+            process.channel.flush();
+            process.channel.rearm(&self.poller, LOGGER);
+        }
+    }
+
+    fn start_logger(&mut self) -> io::Result<()> {
+        if self.logger.memory.is_none() {
+            self.logger.memory = Some(Descriptor::from(shared_memory::create()?));
+        }
+        let Some(held) = &self.logger.memory else { return Ok(()) };
+        let (channel, theirs) = Channel::pair()?;
+        let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
+        let variables = self.environment.for_logger();
+        let role = NewProcess::role(image, "panzer: logger", variables, vec![theirs.as_fd(), held.as_fd()]);
+        self.poller.watch(&channel, LOGGER)?;
+        // It goes on without main until all who write have ended.
+        let child = spawn(&NewProcess { death_signal: None, ..role }).inspect_err(|_| self.poller.forget(&channel))?;
+        self.children.logger = Some(child.pid);
+        self.logger.process = Some(Process { child, channel });
+        self.logger.settings = None;
+        self.give_logger_settings();
+        for id in self.logger.pipes.keys().copied().collect::<Vec<_>>() {
+            self.send_pipe(id);
+        }
+        for pair in self.logger.asked.clone() {
+            self.logger.send(&Order::Last { pair });
+        }
+        Ok(())
+    }
+
+    /// A stream that is no longer captured goes on to its file, for the workers that still write to it.
+    fn give_logger_settings(&mut self) {
+        let plan = &self.configuration.plan;
+        let patience = plan.tuning.stop.total() + PATIENCE_AFTER_STOP;
+        let (mut logs, before) = (plan.logs.clone(), self.logger.settings.as_ref().map(|(logs, _)| logs));
+        for stream in Stream::BOTH {
+            // The plan of a generation that starts may be the first to have any.
+            let newest = self.configuration.plans.values().rev().find_map(|plan| plan.logs.of(stream)).cloned();
+            let file = logs.of(stream).cloned().or_else(|| before.and_then(|logs| logs.of(stream)).cloned()).or(newest);
+            *(if stream == Stream::Stdout { &mut logs.stdout } else { &mut logs.stderr }) = file;
+        }
+        let settings = Some((logs.clone(), patience));
+        if self.logger.process.is_some() && self.logger.settings != settings {
+            self.logger.settings = settings;
+            self.logger.send(&Order::Settings { logs: Box::new(logs), patience });
+        }
+    }
+
+    pub(crate) fn take_logger_reports(&mut self) {
+        for _ in 0..MAX_REPORTS_A_TURN {
+            let Some(process) = &mut self.logger.process else { return };
+            process.channel.flush();
+            match process.channel.receive::<Report>() {
+                Received::Message(Report::Ended { id }, _) => drop(self.logger.pipes.remove(&id)),
+                Received::Message(Report::Last { pair, lines }, _) => {
+                    self.logger.asked.retain(|asked| *asked != pair);
+                    self.send_last_lines(pair, lines);
+                }
+                Received::Garbage(_) | Received::MoreGarbage | Received::Cut(_) => {}
+                Received::Failed(why) => {
+                    log::error!("messages of the logger get lost: {why}");
+                    self.poller.forget(&process.channel);
+                    process.channel.close();
+                }
+                Received::Nothing => return,
+                // Its end is handled when it was reaped.
+                Received::Gone => return self.poller.forget(&process.channel),
+            }
+        }
+    }
+
+    fn send_last_lines(&mut self, pair: u64, lines: Vec<String>) {
+        let number = |monitor: &Monitor| pair_of(*monitor, pair) == pair;
+        let Some(monitor) = self.children.monitors().find(number) else { return };
+        if let Some(running) = self.children.running(monitor) {
+            let serial = pair & ((1 << SERIAL_BITS) - 1);
+            running.channel.send(&messages::Order::LastLines { serial, lines });
+        }
+    }
+
+    /// It was reaped.
+    pub(crate) fn on_logger_ended(&mut self, exit: Exit) {
+        self.take_logger_reports();
+        let Some(mut process) = self.logger.process.take() else { return };
+        self.poller.forget(&process.channel);
+        self.children.logger = None;
+        if self.exit.is_none() {
+            match process.child.outcome() {
+                Outcome::Failed(refused, _) => {
+                    self.logger_failed(&format!("could not be executed: {}", words(&refused.errno.into())));
+                }
+                _ => self.logger_failed(&Cause::from(exit).to_string()),
+            }
+        }
+    }
+
+    fn logger_failed(&mut self, how: &str) {
+        let wait = self.logger.life.on_ended(Instant::now());
+        let after = if wait.is_zero() { String::new() } else { format!(" in {}", crate::config::duration::show(wait)) };
+        log::error!("the logger {how}; starting another{after}. No line is lost: main holds the pipes");
+    }
+
+    /// Everything has ended. Returns whether the logger has, or has had its time.
+    pub(crate) fn has_ended_logger(&mut self) -> bool {
+        if self.logger.process.is_none() {
+            return true;
+        }
+        let now = Instant::now();
+        match self.logger.ending {
+            None => {
+                self.logger.ending = Some(now + END_TIMEOUT);
+                self.logger.send(&Order::Finish);
+                false
+            }
+            Some(until) => until <= now,
+        }
+    }
+}
