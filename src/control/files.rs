@@ -54,10 +54,14 @@ pub fn is_folder_given() -> bool {
     std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|folder| !folder.is_empty())
 }
 
-/// Whether only root or this user can put files into this folder, and the path is not a symlink.
+/// Whether only root or our own user can put files into this folder, and the path is not a symlink.
 pub fn is_trusted(folder: &Path) -> bool {
-    fs::symlink_metadata(folder)
-        .is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o022 == 0 && [0, geteuid().as_raw()].contains(&meta.uid()))
+    [0, geteuid().as_raw()].into_iter().any(|user| belongs_to(folder, user))
+}
+
+/// Whether only root and this user can put files into this folder, which is theirs, and the path is not a symlink.
+pub fn belongs_to(folder: &Path, user: u32) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o022 == 0 && meta.uid() == user)
 }
 
 /// The runtime directory, created if it is missing. The error is the path and why it cannot be used.

@@ -102,7 +102,8 @@ impl Monitor {
             let Some(line) = &self.line else { return };
             let mut bytes = [0; MAX_BYTES];
             let event = match line.hear(&mut bytes) {
-                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                // What fails for want of memory is read at the next look.
+                Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS) => return,
                 Ok(Some(heard)) => {
                     // Its program runs, whether its exec has been looked at or not.
                     self.look_at_exec(Worker::MOLD);

@@ -10,7 +10,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
 use super::trouble::Trouble;
-use crate::control::files::{lock_beside, name_of, socket_beside};
+use crate::control::files::{belongs_to, lock_beside, name_of, socket_beside};
 use crate::sys::errno::words;
 use crate::sys::printable;
 
@@ -33,10 +33,12 @@ impl Instance {
         Instance { socket: socket_beside(&pid_file), pid_file: Some(pid_file), is_given }
     }
 
-    /// Fails unless root or our own user listens at the socket. If the place was named, root trusts every user.
+    /// Fails unless root or our own user listens at the socket. If the place was named, root trusts every user, and
+    /// everybody trusts the owner of its folder, so that a deploy group can talk to another user's panzer.
     pub(super) fn check_peer(&self, connected: &impl AsFd) -> io::Result<()> {
         let (peer, own) = (getsockopt(connected, PeerCredentials)?.uid(), geteuid());
-        if [0, own.as_raw()].contains(&peer) || (self.is_given && own.is_root()) {
+        let is_at_home = || self.socket.parent().is_some_and(|folder| belongs_to(folder, peer));
+        if [0, own.as_raw()].contains(&peer) || (self.is_given && (own.is_root() || is_at_home())) {
             return Ok(());
         }
         Err(io::Error::other(format!("uid {peer} listens there, and is neither root nor you")))

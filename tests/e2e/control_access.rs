@@ -9,6 +9,14 @@ use crate::control::text;
 use crate::faults::SOON;
 use crate::support::{Panzer, require, set_mode};
 
+/// As systemd starts it with `User=`: panzer itself has no rights.
+const AS_NOBODY: &str = "#!/bin/sh
+PATH=/usr/bin:/bin
+[ $(id -u) = 0 ] || exec \"$@\"
+cp \"$1\" . && chown -R nobody . && shift
+exec setpriv --reuid nobody --regid 65534 --groups 65534,7001 --no-new-privs ./panzer \"$@\"
+";
+
 /// A panzer with these options of its control socket. None where nobody else can be played.
 fn start(access: &str) -> Option<Panzer> {
     if !nix::unistd::geteuid().is_root() || !require("setpriv") {
@@ -26,8 +34,12 @@ fn start(access: &str) -> Option<Panzer> {
 
 /// What becomes of a command of user nobody, in this group.
 fn as_member(panzer: &Panzer, group: &str, arguments: &[&str]) -> Output {
+    as_user(panzer, "65534", group, arguments)
+}
+
+fn as_user(panzer: &Panzer, user: &str, group: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--groups", group]).arg(panzer.path("panzerctl"));
+    command.args(["--reuid", user, "--regid", "65534", "--groups", group]).arg(panzer.path("panzerctl"));
     command.args(arguments).env("RUNTIME_DIRECTORY", panzer.path("run")).current_dir("/").output().unwrap()
 }
 
@@ -57,6 +69,31 @@ fn a_group_may_do_everything_and_another_only_look() {
             panzer.wait_for_line_after(mark, "restarted in place", SOON);
         }
     }
+    panzer.stop();
+}
+
+/// Whoever names the place trusts the owner of its folder, and nobody else who listens there.
+#[test]
+fn a_group_may_use_a_panzer_of_another_user() {
+    if !nix::unistd::geteuid().is_root() || !require("setpriv") {
+        return;
+    }
+    let builder =
+        Panzer::builder().args(["-w", "1", "--bake", "0s", "--control", ",group=7001", "--", "sleep", "1000"]);
+    let panzer = builder.executable("as-nobody", AS_NOBODY).through("as-nobody").start();
+    panzer.allow_line("workers run with no_new_privs");
+    panzer.wait_serving();
+    fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
+    for path in ["", "run", "panzerctl"] {
+        set_mode(panzer.path(path), 0o755);
+    }
+    let done = as_user(&panzer, "65533", "7001", &["scale", "2"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    set_mode(panzer.path("run"), 0o777);
+    let socket = panzer.path("run/sleep.sock");
+    let refused = as_user(&panzer, "65533", "7001", &["--control", socket.to_str().unwrap(), "status"]);
+    assert!(text(&refused.stderr).contains("uid 65534 listens there"), "{}", text(&refused.stderr));
+    set_mode(panzer.path("run"), 0o755);
     panzer.stop();
 }
 
