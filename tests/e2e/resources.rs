@@ -35,6 +35,10 @@ fn may_protect() -> bool {
 #[test]
 fn limits_and_cpus_are_those_of_the_workers_only() {
     let panzer = sleeper(&["--rlimit", "NOFILE=300:400", "--rlimit", "core=0", "--oom-score-adj", "500"]);
+    let folder = tempfile::tempdir().unwrap();
+    let of_a_hook = folder.path().join("score");
+    let hook = format!("stopped=cat /proc/self/oom_score_adj > {}", of_a_hook.display());
+    let panzer = panzer.args(["--hook", &hook]);
     let panzer = panzer.args(["--cpu-affinity", "auto", "--", "sleep", "1000"]);
     let protected = "if memory runs out, the kernel ends workers before panzer (OOM score 500 and -900)";
     let panzer = panzer.allow_line(protected).start();
@@ -48,10 +52,10 @@ fn limits_and_cpus_are_those_of_the_workers_only() {
     let apart: Vec<String> = panzer.workers().into_iter().map(cpus).collect();
     assert!(apart[0] != apart[1] || cpus(panzer.pid()).parse::<usize>().is_ok(), "{apart:?}");
     let own = std::process::id() as i32;
-    assert_eq!(limit(panzer.pid(), "Max open files"), limit(own, "Max open files"));
     assert_eq!(cpus(panzer.pid()), cpus(own));
     assert_eq!(oom_score(panzer.pid()), if may_protect() { -900 } else { oom_score(own) });
     assert_eq!(panzer.stop().code(), Some(0));
+    assert_eq!(fs::read_to_string(of_a_hook).unwrap().trim(), oom_score(own).to_string());
 }
 
 #[test]

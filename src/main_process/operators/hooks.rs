@@ -130,7 +130,8 @@ impl Main {
         let own = own.unwrap_or(&self.configuration.plan);
         let directory = own.chdir.as_ref().map(|chdir| own.start_directory.join(chdir));
         let directory = directory.unwrap_or_else(|| own.start_directory.clone());
-        let question = Question { variables: self.variables(&run), run, directory };
+        let oom_score = self.outside.unprotected;
+        let question = Question { variables: self.variables(&run), run, directory, oom_score };
         HookProcess::begin(&question, &self.environment)
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Question {
     pub(crate) directory: PathBuf,
     /// The command's variables, beside those that workers inherit.
     pub(crate) variables: Vec<(String, String)>,
+    /// The OOM score that panzer was started with, where main has another one now.
+    pub(crate) oom_score: Option<i32>,
 }
 
 /// What came of it.
@@ -145,10 +147,13 @@ struct Command {
 
 /// Runs the command by a shell, in its directory.
 fn begin(question: &Question, environment: &Environment) -> Result<Command, String> {
-    let Question { run, directory, variables } = question;
+    let Question { run, directory, variables, oom_score } = question;
     std::env::set_current_dir(directory)
         .map_err(|error| format!("could not be started: {}: {}", directory.display(), words(&error)))?;
-    // Lowering a limit is not refused.
+    // Neither is refused: main has protected itself further than its start did, and a limit is only lowered.
+    oom_score.iter().for_each(|score| {
+        let _ = processes::set_oom_score(*score);
+    });
     environment.descriptor_limit().into_iter().for_each(|limit| {
         let _ = limit.apply();
     });
