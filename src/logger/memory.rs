@@ -15,7 +15,7 @@ use super::decide::lines::MAX_LINE_BYTES;
 use crate::sys::shared_memory::{self, Bytes};
 
 /// Bytes of formatted lines that wait while others are written, for each file. What comes beyond is dropped.
-pub(crate) const HALF_BYTES: usize = 1 << 20;
+pub(crate) const HALF_BYTES: usize = 1 << 22;
 
 /// Bytes of a pipe's room. A line that has not ended yet can be moved to its beginning without overlapping.
 pub(crate) const ROOM_BYTES: usize = 2 * MAX_LINE_BYTES;

@@ -123,7 +123,7 @@ fn the_path_of_a_unix_socket_stays_after_the_stop() {
     let path = holder.folder().join("app.sock");
     let builder = opened(&format!("app=unix:{}", path.display()));
     let panzer = builder.args(["-l", &format!("unix:{},mode=0600", path.display()), "./app"]).start();
-    panzer.expect_line("warning: unix:* is inherited: its mode, owner and group stay");
+    panzer.expect_line("warning: unix:* is inherited, so its mode, owner and group stay as they are");
     panzer.wait_serving();
     assert_eq!(get(Address::Unix(path.clone()), "/").unwrap().text(), "inherited");
     panzer.signal(nix::sys::signal::Signal::SIGTERM);

@@ -86,6 +86,8 @@ pages! {
     operating "docs/operating.md",
     systemd_and_containers "docs/systemd-and-containers.md",
     moving_from "docs/moving-from.md",
+    logs "docs/logs.md",
+    molds "docs/molds.md",
 }
 
 #[test]
