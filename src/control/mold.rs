@@ -2,10 +2,10 @@
 //! message a packet.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt};
 
 use crate::sys::packets::{self, Heard};
 
@@ -33,6 +33,12 @@ impl MoldSocket {
     pub fn hear(&self, bytes: &mut [u8; MAX_BYTES]) -> Result<Option<Heard>, Errno> {
         let heard = packets::receive_from_stranger(&self.0, bytes)?;
         Ok(Some(heard).filter(|heard| heard.length > 0 || heard.sender.pid.as_raw() != 0))
+    }
+
+    /// Refuses what is sent from now on (EPIPE). What was sent before can still be received.
+    pub fn refuse_more(&self) {
+        // It fails only where the other end is closed already, and then nobody sends.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Read);
     }
 }
 
@@ -115,6 +121,17 @@ impl Asked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_refuses_more_still_gets_what_was_sent_before() {
+        let (ours, theirs) = MoldSocket::new().unwrap();
+        packets::send(&theirs, b"BORN 1", &[]).unwrap();
+        ours.refuse_more();
+        assert_eq!(packets::send(&theirs, b"BORN 2", &[]), Err(Errno::EPIPE));
+        let mut bytes = [0; MAX_BYTES];
+        assert_eq!(ours.hear(&mut bytes).unwrap().unwrap().length, 6);
+        assert!(ours.hear(&mut bytes).unwrap().is_none());
+    }
 
     #[test]
     fn messages_are_read_and_written_to_the_letter() {

@@ -39,6 +39,8 @@ impl Monitor {
     pub(super) fn dismiss_mold(&mut self) {
         if let Some(line) = &self.line {
             let _ = line.ask(&Asked::Stop, &[]);
+            // Otherwise a worker that is born between the last look and the close would be nobody's, and would live.
+            line.refuse_more();
         }
         self.end_those_born_too_late();
         self.close_line();

@@ -168,6 +168,9 @@ impl Slots {
         let Some(mold) = &mut self.mold else { return };
         (mold.answer_by, mold.closed_until) = (None, None);
         let (tickets, stops) = (std::mem::take(&mut mold.tickets), self.stopping.is_some());
+        if !tickets.is_empty() {
+            mold.ended_forking = Some(mold.slot.life);
+        }
         for worker in tickets.into_values() {
             let Some(slot) = self.slot_of(worker) else { continue };
             if !slot.retiring && !stops {

@@ -95,10 +95,14 @@ impl Slots {
     }
 
     pub(super) fn stop_those_left_behind(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        // A worker that is not born yet is not the fault of whoever wrote the program.
+        let half_born = self.mold.as_ref().and_then(|mold| mold.ended_forking);
         self.groups.retain(|worker, left| {
             let due = left.deadline().is_some_and(|due| due <= now);
             if let Some((_, first)) = left.first.take_if(|_| due) {
-                actions.push(Action::Note(Note::LeftBehind(*worker)));
+                if !worker.is_mold() || half_born != Some(worker.life) {
+                    actions.push(Action::Note(Note::LeftBehind(*worker)));
+                }
                 actions.push(Action::SignalGroup(*worker, first));
             }
             if let Some(signal) = left.escalation.signal_due(now) {

@@ -19,14 +19,23 @@ pub(super) struct Mold {
     pub(super) answer_by: Option<Instant>,
     /// When it has been without its socket for too long.
     pub(super) closed_until: Option<Instant>,
+    /// The life whose end came while tickets were open, so that a worker may be half born.
+    pub(super) ended_forking: Option<u32>,
     /// Whether this life of it has said anything.
     pub(super) spoke: bool,
 }
 
 impl Mold {
     pub(super) fn new(now: Instant) -> Mold {
-        let slot = Slot::new(now);
-        Mold { slot, last_ticket: 0, tickets: BTreeMap::new(), answer_by: None, closed_until: None, spoke: false }
+        Mold {
+            slot: Slot::new(now),
+            last_ticket: 0,
+            tickets: BTreeMap::new(),
+            answer_by: None,
+            closed_until: None,
+            ended_forking: None,
+            spoke: false,
+        }
     }
 
     pub(super) fn worker(&self) -> Worker {
