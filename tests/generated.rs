@@ -282,6 +282,24 @@ fn signals() -> String {
 }
 
 #[test]
+fn every_part_states_the_same_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let stated = [
+        ("CHANGELOG.md", format!("## [{version}] - ")),
+        ("clients/python/pyproject.toml", format!("\nversion = \"{version}\"\n")),
+        ("clients/python/panzer.py", format!("\n__version__ = \"{version}\"\n")),
+        ("clients/ruby/lib/panzer.rb", format!(" VERSION = \"{version}\"\n")),
+        ("clients/rust/Cargo.toml", format!("\nversion = \"{version}\"\n")),
+        ("clients/crystal/shard.yml", format!("\nversion: {version}\n")),
+        ("clients/crystal/src/panzer.cr", format!(" VERSION = \"{version}\"\n")),
+    ];
+    for (path, line) in stated {
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains(&line), "{path} does not have {line:?}");
+    }
+}
+
+#[test]
 fn the_help_fits_a_terminal() {
     let help = panzer::cli::command().term_width(80).render_help().to_string();
     for line in help.lines() {

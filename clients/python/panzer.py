@@ -28,7 +28,7 @@ import time
 import warnings
 import weakref
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Worker", "listeners", "run"]
 
 _MAX_MESSAGE_BYTES = 1024

@@ -50,7 +50,7 @@ lib LibPanzer
 end
 
 module Panzer
-  VERSION = "0.1.0"
+  VERSION = "0.2.0"
 
   HOW_TO_INSTALL = <<-TEXT
     panzer: panzer is not installed: it is not in PATH, and the variable PANZER does not name it.

@@ -14,7 +14,7 @@ require "socket"
 # Run without panzer, the program finds panzer and runs under it. Under `panzer --preload` it is the mold: it is loaded
 # once, and forks each worker. README.md has more; panzer-mold(7) has the protocol.
 module Panzer
-  VERSION = "0.1.0"
+  VERSION = "0.2.0"
 
   # Runs workers of `worker`, which is a block, an object with `run`, or its class. Does not return.
   #
