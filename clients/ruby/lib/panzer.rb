@@ -395,9 +395,9 @@ module Panzer
       fail_with(126, "panzer: #{panzer} cannot be executed: #{e.message}. Set PANZER to the path of panzer's binary.")
     end
 
-    # Runs panzer beside this process, until it ends; with daemonize, until the workers are ready.
-    def run
-      Process.wait2(spawn(*command)).last
+    # Runs panzer beside this process, until it ends; with daemonize, until the workers are ready. Its `output` as for spawn.
+    def run(**output)
+      Process.wait2(spawn(*command, **output)).last
     rescue SystemCallError => e
       fail_with(126, "panzer: #{panzer} cannot be executed: #{e.message}. Set PANZER to the path of panzer's binary.")
     end

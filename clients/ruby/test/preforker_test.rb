@@ -64,10 +64,10 @@ class PreforkerTest < PanzerTest
         sleep 0.1 while master.wants_me_alive?
       end.run
     RUBY
-    app.wait_for(/ERROR.*Worker=\d+ timeout/, "preforker.log")
+    app.wait_for(/worker \d \(pid \d+, .*has sent no WATCHDOG=1 for 1s; aborting it/, "err")
     app.eventually("it is replaced") { app.read("test.log").scan("begun").size == 3 }
     app.stop("QUIT")
-    assert_equal 1, app.read("preforker.log").scan("timeout").size
+    assert_equal 1, app.read("err").scan("aborting").size
   end
 
   # Ruby cannot run any other thread of such a worker.
@@ -78,9 +78,10 @@ class PreforkerTest < PanzerTest
       Preforker.new(:timeout => 1, :workers => 1) do |master|
         sleep = Fiddle::Function.new(Fiddle::Handle::DEFAULT['sleep'], [Fiddle::TYPE_INT], Fiddle::TYPE_INT, need_gvl: true)
         sleep.call(1000)
-      end.run
+      end.start
     RUBY
-    app.wait_for(/ERROR.*Worker=\d+ timeout/, "preforker.log")
+    app.daemon("preforker.pid")
+    app.wait_for(/has sent no WATCHDOG=1 for 1s; aborting it/, "preforker.log")
     app.eventually("it is replaced") { app.read("preforker.log").scan("Created").size > 1 }
   end
 
@@ -97,7 +98,7 @@ class PreforkerTest < PanzerTest
     RUBY
     app.daemon("my.pid")
     app.wait_for(/\Ahello\n\z/, "out.log")
-    app.wait_for(/\Aalas\n\z/, "err.log")
+    app.wait_for(/^alas$/, "err.log")
     app.wait_for(/Amqp example Child \d+: Created/, "own.log")
     assert(app.workers.any? { |pid| app.title(pid) == "Amqp example Master" })
     app.stop("QUIT")

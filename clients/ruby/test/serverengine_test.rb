@@ -546,7 +546,6 @@ class ServerEngineTest < PanzerTest
     FileUtils.rm_f(path) if path
   end
 
-  # Its mold, which is another process, sees to it.
   def test_a_worker_without_a_heartbeat_is_killed
     app = app(<<~'RUBY')
       require 'panzer/serverengine'
@@ -560,8 +559,35 @@ class ServerEngineTest < PanzerTest
       ServerEngine.create(nil, MyWorker, { log: 'my.log', worker_type: 'process', worker_heartbeat_interval: 0.2,
                                            worker_heartbeat_timeout: 1 }).run
     RUBY
-    app.wait_for(/ERROR.*no heartbeat/, "my.log")
+    app.wait_for(/has sent no WATCHDOG=1 for 1s; aborting it/, "err")
     app.eventually("it is replaced") { app.read("my.log").scan("begun").size > 1 }
+  end
+
+  def test_another_timeout_of_the_heartbeat_holds_once_it_is_read
+    app = app(<<~'RUBY', files: { "timeout" => "60" })
+      require 'panzer/serverengine'
+      require 'fiddle'
+      module MyWorker
+        def run
+          logger.info "begun"
+          sleep = Fiddle::Function.new(Fiddle::Handle::DEFAULT['sleep'], [Fiddle::TYPE_INT], Fiddle::TYPE_INT, need_gvl: true)
+          Kernel.sleep 0.1 until @is_stuck
+          sleep.call(1000)
+        end
+
+        def reload
+          # The next signs of life say how long to wait for the one after.
+          Thread.new { Kernel.sleep 1; @is_stuck = true }
+        end
+      end
+      ServerEngine.create(nil, MyWorker) do
+        { log: 'my.log', worker_type: 'process', worker_heartbeat_interval: 0.1, worker_heartbeat_timeout: File.read('timeout').to_f }
+      end.run
+    RUBY
+    app.wait_for(/begun/, "my.log")
+    File.write(app.path("timeout"), "1.5")
+    app.signal("USR2")
+    app.wait_for(/has sent no WATCHDOG=1 for 1\.5s; aborting it/, "err")
   end
 
   def test_a_key_that_does_nothing_says_so_once

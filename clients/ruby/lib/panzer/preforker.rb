@@ -2,7 +2,6 @@
 
 require "logger"
 require "panzer"
-require "panzer/watch"
 
 # Preforker's interface on top of panzer: `require "panzer/preforker"` in the place of `require "preforker"`.
 class Preforker
@@ -33,7 +32,9 @@ class Preforker
 
     puts("Starting server")
     release_listeners
-    unless Panzer::Deployment.new(panzer_options.merge(daemonize: true)).run.success?
+    # What panzer says goes where the master's own words go.
+    deployment = Panzer::Deployment.new(panzer_options.merge(daemonize: true))
+    unless deployment.run(err: [@stderr_path, "a"]).success?
       warn("Master failed to start, check stderr log for details")
       exit!(1)
     end
@@ -50,6 +51,7 @@ class Preforker
       pid: @pid_path,
       signals: :preforker,
       stop: "QUIT/#{patience}/TERM/1s/KILL",
+      watchdog: patience,
       delay: "10ms",
       delay_max: "1s"
     }.merge(@options)
@@ -74,32 +76,27 @@ class Preforker
 
   # One worker; also the `master` that the block gets.
   class Worker
+    include Panzer::Worker
+
     attr_reader :logger
 
     def initialize(master, block)
       @master, @block, @logger = master, block, master.logger
-      @watch = Panzer::Watch.new(master.timeout) do |pid, seconds|
-        @logger.error("Worker=#{pid} timeout (#{seconds.round(1)}s > #{master.timeout}s), killing")
-      end
-      @is_wanted = true
+      @is_wanted, @next_sign = true, 0
     end
 
-    # Whether the worker is to go on. A worker that does not ask within the timeout is killed.
+    # Whether the worker is to go on. Panzer kills a worker that does not ask within the timeout. A loop may ask often, and
+    # so not each question is a sign of life.
     def wants_me_alive?
-      @watch.alive!
+      now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+      if now >= @next_sign
+        @next_sign = now + (@master.timeout / 10.0)
+        alive!
+      end
       @is_wanted
     end
 
-    def before_fork
-      @watch.before_fork
-    end
-
-    def forked
-      @watch.forked
-    end
-
     def after_start
-      @watch.after_start
       %w[TERM INT].each { |signal| trap(signal) { exit!(0) } }
       @quits = Thread::Queue.new
       trap("QUIT") do

@@ -1,7 +1,6 @@
 # frozen_string_literal: true
 
 require "panzer"
-require "panzer/watch"
 require "panzer/serverengine/blocking_flag"
 require "panzer/serverengine/daemon_logger"
 require "panzer/serverengine/config_loader"

@@ -93,6 +93,7 @@ module ServerEngine
         user: @config[:chuser],
         group: @config[:chgroup],
         umask: @config[:chumask],
+        watchdog: @type == "process" ? duration(@config[:worker_heartbeat_timeout] || 180) : nil,
         signals: :serverengine,
         on: changed_signals,
         final_exit_codes: codes.empty? ? nil : "#{codes.join(",")}=0",

@@ -193,28 +193,17 @@ module ServerEngine
 
   # A process for each worker.
   class ProcessWorkers < Workers
-    def initialize(server)
-      super
-      timeout = config[:worker_heartbeat_timeout] || 180
-      @watch = Panzer::Watch.new(timeout) do |pid, seconds|
-        logger.error("Worker with pid #{pid} gave no heartbeat for #{seconds.round(1)} seconds, killing it")
-      end
-    end
-
     # In the mold.
     def before_fork(handle)
       prepare(handle.index)
-      @watch.before_fork
     end
 
     # In the mold, after the fork.
     def forked
-      @watch.forked
       @worker.after_start
     end
 
     def after_start(handle)
-      @watch.after_start
       # Without a mold nobody has prepared it.
       unless @worker
         prepare(handle.index)
@@ -222,7 +211,7 @@ module ServerEngine
       end
       $0 = format(config[:worker_process_name], handle.index) if config[:worker_process_name]
       super
-      beat
+      beat(handle)
     end
 
     private
@@ -236,11 +225,15 @@ module ServerEngine
       @worker.before_fork
     end
 
-    def beat
+    # Panzer knows the timeout of the start; a configuration that was read again may have another.
+    def beat(handle)
+      timeout = config[:worker_heartbeat_timeout]
       Thread.new do
         loop do
           sleep(config[:worker_heartbeat_interval] || 1)
-          @watch.alive!
+          known, timeout = timeout, config[:worker_heartbeat_timeout]
+          handle.notify("WATCHDOG_USEC=#{(timeout * 1_000_000).round}") if timeout && timeout != known
+          handle.alive!
         end
       end
     end
