@@ -5,12 +5,15 @@
 //!
 //! - `<!-- run -->`: each line starts panzer, which must serve, reload and stop. Of a table, the code in its rows.
 //! - `<!-- with: COMMAND -->`: COMMAND starts panzer, and each line is run while it serves. `<pid>` is panzer's.
+//! - `<!-- pairs -->`: a table with another tool's commands on the left and ours on the right; see `pairs`.
 //! - `<!-- sh -->`: each line is run by itself.
 //! - `<!-- file NAME -->`: the block is a file for the commands that follow.
 //! - `<!-- elsewhere -->`, `<!-- test -->`: each line is in the list `ELSEWHERE`, with the reason.
 //!
 //! Each command must succeed. In a block of the kind `console` a `$` stands before each command, and what it prints is
 //! below it, where `*` stands for anything, and a line `…` for any lines; such a command may fail.
+
+mod pairs;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -50,14 +53,19 @@ const ELSEWHERE: [(&str, &str); 13] = [
 const PORTS: [u16; 5] = [8000, 8001, 8080, 8443, 9090];
 
 /// What a page's folder has beside the files of examples/: programs of its readers.
-const FILES: [(&str, &str); 3] =
-    [("release", "#!/bin/sh\nexec ./my_app\n"), ("einhorn_app", DESCRIPTOR), ("inetd_app", DESCRIPTOR)];
+const FILES: [(&str, &str); 4] = [
+    ("release", "#!/bin/sh\nexec ./my_app\n"),
+    ("einhorn_app", DESCRIPTOR),
+    ("inetd_app", DESCRIPTOR),
+    ("fd_app", DESCRIPTOR),
+];
 
-/// Takes its listener as einhorn's or inetd's programs do.
+/// Takes its listener as einhorn's or inetd's programs do, or as the descriptor that its argument names.
 const DESCRIPTOR: &str = "#!/usr/bin/env python3
-import os, signal, socket
+import os, signal, socket, sys
 signal.signal(signal.SIGUSR2, lambda *_: os._exit(0))
-listener = socket.socket(fileno=int(os.environ.get('EINHORN_FD_0', 0)))
+listener = socket.socket(fileno=int((sys.argv[1:] or [os.environ.get('EINHORN_FD_0', 0)])[0]))
+listener.setblocking(True)
 while True:
     client = listener.accept()[0]
     client.recv(4096)
@@ -86,6 +94,16 @@ pages! {
     operating "docs/operating.md",
     systemd_and_containers "docs/systemd-and-containers.md",
     moving_from "docs/moving-from.md",
+    from_circus "docs/from-circus.md",
+    from_crystal "docs/from-crystal.md",
+    from_einhorn "docs/from-einhorn.md",
+    from_foreman "docs/from-foreman.md",
+    from_gunicorn "docs/from-gunicorn.md",
+    from_pm2 "docs/from-pm2.md",
+    from_ruby "docs/from-ruby.md",
+    from_server_starter "docs/from-server-starter.md",
+    from_supervisord "docs/from-supervisord.md",
+    from_unicorn "docs/from-unicorn.md",
     logs "docs/logs.md",
     molds "docs/molds.md",
 }
@@ -93,7 +111,8 @@ pages! {
 #[test]
 fn every_page_is_run() {
     let folder = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
-    for page in folder.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_string_lossy())) {
+    let pages = folder.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_string_lossy()));
+    for page in pages.filter(|page| page.ends_with(".md")) {
         assert!(PAGES.contains(&page.as_str()), "{page} is among no tests");
     }
 }
@@ -173,6 +192,9 @@ fn mentions(page: &str) -> Vec<String> {
         is_text ^= line.starts_with("```");
         is_text
     });
+    // The first column of a table says what the row is about, such as another tool's command.
+    let text =
+        text.map(|line| line.strip_prefix("| ").map_or(line, |row| row.split_once(" | ").map_or("", |row| row.1)));
     text.flat_map(code_in).filter(|code| is_command(code)).map(str::to_owned).collect()
 }
 
@@ -198,6 +220,7 @@ fn without_comment(line: &str) -> &str {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Run,
+    Pairs,
     With(String),
     Sh,
     File(String),
@@ -224,6 +247,10 @@ impl Block {
         if matches!(self.kind, Kind::File(_)) {
             return Vec::new();
         }
+        if self.kind == Kind::Pairs {
+            let ours = pairs::pairs(&self.lines).into_iter().map(|pair| pair.ours);
+            return ours.map(|line| Shown { line, prints: Vec::new() }).collect();
+        }
         let mut commands: Vec<Shown> = Vec::new();
         for line in &self.lines {
             let command = if self.language == "console" { line.strip_prefix("$ ") } else { Some(line.as_str()) };
@@ -242,6 +269,7 @@ impl Block {
 fn kind_of(comment: &str) -> Option<Kind> {
     match comment.strip_prefix("<!-- ")?.strip_suffix(" -->")? {
         "run" => Some(Kind::Run),
+        "pairs" => Some(Kind::Pairs),
         "sh" => Some(Kind::Sh),
         "elsewhere" | "test" => Some(Kind::Elsewhere),
         other => match other.split_once(' ')? {
@@ -269,6 +297,10 @@ fn blocks(page: &str) -> Vec<Block> {
             let lines = rows
                 .flat_map(|row| code_in(row).filter(|code| is_command(code)).map(str::to_owned).collect::<Vec<_>>());
             blocks.push(Block { kind: Kind::Run, language: String::new(), lines: lines.collect() });
+            kind = None;
+        } else if line.starts_with("| ") && kind == Some(Kind::Pairs) {
+            let rows = lines.by_ref().take_while(|line| line.starts_with('|')).map(str::to_owned);
+            blocks.push(Block { kind: Kind::Pairs, language: String::new(), lines: rows.collect() });
             kind = None;
         } else if let Some(named) = kind_of(line) {
             kind = Some(named);
@@ -353,12 +385,12 @@ impl Page {
         panzer
     }
 
-    /// Runs a line of a shell in the page's folder. What it printed is in a file: a daemon holds a pipe open.
+    /// Runs a line of a shell, as it is `here`, in the page's folder. What it printed is in a file: a daemon holds a pipe open.
     fn sh(&self, line: &str, runtime: &Path) -> (ExitStatus, String) {
         let printed = self.folder.path().join("printed");
         let file = fs::File::create(&printed).unwrap();
         let mut shell = Command::new("timeout");
-        shell.args(["60", "sh", "-c", &self.here(line)]).current_dir(self.folder.path());
+        shell.args(["60", "sh", "-c", line]).current_dir(self.folder.path());
         shell.env("PWD", self.folder.path()).env("PATH", self.path_variable()).env("RUNTIME_DIRECTORY", runtime);
         shell.env("PANZER_BAKE", "100ms").env("HOME", self.folder.path());
         shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
@@ -367,7 +399,12 @@ impl Page {
     }
 
     fn run(&self, command: &Shown, runtime: &Path) {
-        let (status, said) = self.sh(&command.line, runtime);
+        self.run_line(&self.here(&command.line), command, runtime);
+    }
+
+    /// The same with a line that has all that is particular to this run, such as a pid.
+    fn run_line(&self, line: &str, command: &Shown, runtime: &Path) {
+        let (status, said) = self.sh(line, runtime);
         println!("$ {}\n{said}", command.line);
         assert!(status.success() || !command.prints.is_empty(), "{}: {status}: {said}", command.line);
         let mut lines = said.lines();
@@ -469,6 +506,7 @@ fn run_page(page: &str) {
         let commands: Vec<Shown> = block.commands().into_iter().filter(|command| can_run(&command.line)).collect();
         match &block.kind {
             Kind::File(name) => here.write(name, &(block.lines.join("\n") + "\n")),
+            Kind::Pairs => pairs::run_pairs(&here, &pairs::pairs(&block.lines)),
             Kind::Run => commands.iter().for_each(|command| here.serves(&command.line)),
             Kind::Sh => {
                 commands.iter().for_each(|command| here.run(command, &here.folder.path().join("run")));
@@ -489,8 +527,8 @@ fn run_page(page: &str) {
 fn run_beside(page: &Page, line: &str, commands: &[Shown]) {
     let panzer = page.start(line);
     for command in commands {
-        let line = command.line.replace("<pid>", &panzer.pid().to_string());
-        page.run(&Shown { line, prints: command.prints.clone() }, &panzer.path("run"));
+        let line = page.here(&command.line).replace("<pid>", &panzer.pid().to_string());
+        page.run_line(&line, command, &panzer.path("run"));
     }
     let stops = commands.iter().any(|command| command.line == "panzerctl stop");
     let said = panzer.lines();
