@@ -25,6 +25,9 @@ _panzerctl() {
             panzerctl,list)
                 cmd="panzerctl__subcmd__list"
                 ;;
+            panzerctl,logs)
+                cmd="panzerctl__subcmd__logs"
+                ;;
             panzerctl,metrics)
                 cmd="panzerctl__subcmd__metrics"
                 ;;
@@ -65,7 +68,7 @@ _panzerctl() {
 
     case "${cmd}" in
         panzerctl)
-            opts="-p -h -V --name --pid --control --timeout --help --version list status top metrics reload drain restart stop shutdown exit scale quiet signal reopen"
+            opts="-p -h -V --name --pid --control --timeout --help --version list status top logs metrics reload drain restart stop shutdown exit scale quiet signal reopen"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -177,6 +180,56 @@ _panzerctl() {
                 return 0
             fi
             case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        panzerctl__subcmd__logs)
+            opts="-f -n -p -h --follow --lines --worker --generation --name --pid --control --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --lines)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -n)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --worker)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --generation)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

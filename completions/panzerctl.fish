@@ -33,6 +33,7 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -s V -l version -d 'Pr
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "list" -d 'List the panzers that run, with their state; or the one that is named'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "status" -d 'Show generations, workers and accept queues'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "top" -d 'Show the busiest workers, repainted each second; keys sort the list, reload, and quit'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "logs" -d 'Show the last lines of the workers\' logs; with -f, also the lines that follow'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "metrics" -d 'Print counters and gauges in Prometheus\' text format'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reload" -d 'Start a new generation, and wait until it serves or has failed'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "drain" -d 'Wait until no old generation drains any more; with --now, end those that drain'
@@ -43,7 +44,7 @@ complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "exit" -d 'Stop 
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "scale" -d 'Change the number of workers to N, or by N'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "quiet" -d 'End all workers and keep main; a reload or a scale brings workers back'
 complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "signal" -d 'Send a signal to the workers of the serving generation'
-complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Reopen panzer\'s own log files (it has none)'
+complete -c panzerctl -n "__fish_panzerctl_needs_command" -f -a "reopen" -d 'Open the log files anew, after they were moved (--log)'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand list" -l control -d 'The panzer with this control socket' -r -F
@@ -64,6 +65,15 @@ complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -s p -l pid -d 
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l control -d 'The panzer with this control socket' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -s n -l lines -d 'Number of lines to begin with, from each file' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -l worker -d 'Only lines of this worker. This needs --log-prefix or --log-format json' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -l generation -d 'Only lines of this generation. This needs --log-prefix or --log-format json' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -l name -d 'The panzer with this name' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -s p -l pid -d 'The panzer with this pid file' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -l control -d 'The panzer with this control socket' -r -F
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -l timeout -d 'Give up after this time [5s; commands that wait: no limit]' -r
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -s f -l follow -d 'Go on with the lines that follow'
+complete -c panzerctl -n "__fish_panzerctl_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l name -d 'The panzer with this name' -r
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -s p -l pid -d 'The panzer with this pid file' -r -F
 complete -c panzerctl -n "__fish_panzerctl_using_subcommand metrics" -l control -d 'The panzer with this control socket' -r -F

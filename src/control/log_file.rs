@@ -1,9 +1,10 @@
-//! Opens log files: no symbolic link is followed, and a new file never has more rights than asked for.
+//! Log files: no symbolic link is followed, and a new file never has more rights than asked for.
 
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -30,6 +31,13 @@ pub fn open(log: &LogFile) -> io::Result<File> {
     }
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(file)
+}
+
+/// The name of the `number`th rotated file.
+pub fn older(path: &Path, number: u32, compressed: bool) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".{number}{}", if compressed { ".gz" } else { "" }));
+    name.into()
 }
 
 /// Whether this is the refusal of a FIFO that nobody reads.

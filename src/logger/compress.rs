@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use nix::fcntl::OFlag;
 
-use super::decide::rotation::older;
+use crate::control::log_file::older;
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 

@@ -14,10 +14,10 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 
 use super::compress::{self, Names};
-use super::decide::rotation::{fitting, older};
+use super::decide::rotation::fitting;
 use super::memory::{FileWord, MAX_FILES, Memory};
 use crate::config::{LogFile, Logs, Stream};
-use crate::control::log_file;
+use crate::control::log_file::{self, older};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 

@@ -75,13 +75,33 @@ pub(super) enum Command {
     },
     /// Show the busiest workers, repainted each second; keys sort the list, reload, and quit
     ///
-    /// The keys: c sorts by CPU, m by memory, u by uptime, n by respawns, w by worker; r reloads; l says where the output
-    /// of workers goes; q or Ctrl-C ends it. CPU% is since the last look, and PSS is measured as with status --watch. If
+    /// The keys: c sorts by CPU, m by memory, u by uptime, n by respawns, w by worker; r reloads; l shows the last lines
+    /// of the logs, and l again the workers; q or Ctrl-C ends it. CPU% is since the last look, and PSS is measured as with status --watch. If
     /// the output is not a terminal, the list is printed once.
     Top {
         /// Time between two looks, at least 100ms
         #[arg(long, value_name = "D", default_value = "1s", value_parser = interval)]
         interval: Duration,
+    },
+    /// Show the last lines of the workers' logs; with -f, also the lines that follow
+    ///
+    /// The lines come from the files that panzer writes with --log, also from rotated and compressed ones. -f follows a
+    /// file that is rotated, moved or opened anew, and ends when panzer has ended. If stdout and stderr have a file each,
+    /// each is shown below its name. On a terminal, control characters are replaced and colours kept (unless NO_COLOR is
+    /// set); elsewhere each line is printed as it is.
+    Logs {
+        /// Go on with the lines that follow
+        #[arg(short, long)]
+        follow: bool,
+        /// Number of lines to begin with, from each file
+        #[arg(short = 'n', long, value_name = "N", default_value = "10")]
+        lines: u64,
+        /// Only lines of this worker. This needs --log-prefix or --log-format json
+        #[arg(long, value_name = "N")]
+        worker: Option<u32>,
+        /// Only lines of this generation. This needs --log-prefix or --log-format json
+        #[arg(long, value_name = "N")]
+        generation: Option<u32>,
     },
     /// Print counters and gauges in Prometheus' text format
     Metrics,
@@ -145,7 +165,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         worker: Option<u32>,
     },
-    /// Reopen panzer's own log files (it has none)
+    /// Open the log files anew, after they were moved (--log)
     Reopen,
 }
 

@@ -5,6 +5,7 @@ mod client;
 mod command_line;
 mod follow;
 mod instance;
+mod logs;
 mod metrics;
 mod output;
 mod run;

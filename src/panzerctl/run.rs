@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser};
 
 use super::command_line::{Command, Options};
 use super::follow::follow;
+use super::logs::{self, Filter};
 use super::output::print;
 use super::trouble::Trouble;
 use super::watch::{top, watch};
@@ -59,6 +60,9 @@ fn perform(options: &Options) -> Result<(), Trouble> {
             return status.and_then(|status| status::show(&status, json));
         }
         Command::Top { interval } => return top(options, interval),
+        Command::Logs { follow, lines, worker, generation } => {
+            return logs::show(options, follow, lines, Filter { worker, generation });
+        }
         Command::Metrics => return status::of_chosen(options).and_then(|status| print(&metrics::render(&status))),
         Command::Reload { no_wait, drained } => Request { no_wait, drained, ..plain(Wanted::Reload) },
         Command::Drain { now, generation, no_wait } => Request { now, generation, no_wait, ..plain(Wanted::Drain) },

@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 
+use super::logs;
 use super::table::{Room, headline, queues, within};
-use super::text::{Line, Tone, count, cut, percent, size, time, width};
+use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
 use super::usage::{Usage, Usages};
 use crate::control::operator::status::{Status, Worker};
 
@@ -101,16 +102,28 @@ pub(super) fn lines(
             line.with(tone, aligned(at, cell))
         })
     });
-    // On a screen the last line is kept for the keys.
-    let keeps = usize::from(room.rows.is_some());
-    let mut lines: Vec<Line> = head.into_iter().chain(shown).collect();
-    lines = within(lines, room.rows.map(|rows| rows.saturating_sub(keeps)));
-    if keeps > 0 {
-        lines.push(match said {
-            Some((tone, text)) => Line::new(*tone, text),
-            None => Line::new(Tone::Faint, HELP),
-        });
+    with_keys(head.into_iter().chain(shown).collect(), room, said)
+}
+
+/// The last lines of the logs, which are read anew each time.
+pub(super) fn log_lines(status: &Status, room: Room, said: Option<&(Tone, String)>) -> Vec<Line> {
+    let mut lines = vec![headline(status), Line::default()];
+    let count = room.rows.unwrap_or_default().saturating_sub(lines.len() + 1).max(1);
+    match logs::last_lines(status, count) {
+        Ok(all) => lines.extend(all.iter().map(|line| Line::new(Tone::Plain, line.replace('\t', " ")))),
+        Err(why) => lines.extend(wrap(&why, room.columns, 4).iter().map(|line| Line::new(Tone::Plain, line))),
     }
+    with_keys(lines, room, said)
+}
+
+/// On a screen the last line is kept for the keys.
+fn with_keys(lines: Vec<Line>, room: Room, said: Option<&(Tone, String)>) -> Vec<Line> {
+    let Some(rows) = room.rows else { return lines };
+    let mut lines = within(lines, Some(rows.saturating_sub(1)));
+    lines.push(match said {
+        Some((tone, text)) => Line::new(*tone, text),
+        None => Line::new(Tone::Faint, HELP),
+    });
     lines
 }
 

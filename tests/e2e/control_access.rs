@@ -22,7 +22,8 @@ fn start(access: &str) -> Option<Panzer> {
     if !nix::unistd::geteuid().is_root() || !require("setpriv") {
         return None;
     }
-    let builder = Panzer::builder().args(["-w", "1", "--bake", "0s", "--control", access, "--", "sleep", "1000"]);
+    let builder = Panzer::builder().args(["-w", "1", "--bake", "0s", "--control", access]);
+    let builder = builder.args(["--log", "out.log,mode=0640,group=7002", "--", "sleep", "1000"]);
     let panzer = builder.start();
     panzer.wait_serving();
     fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
@@ -49,7 +50,7 @@ fn a_group_may_do_everything_and_another_only_look() {
     for round in 0..2 {
         let reload = as_member(&panzer, "7001", &["reload"]);
         assert!(reload.status.success(), "{}", text(&reload.stderr));
-        for command in ["status", "list", "metrics"] {
+        for command in ["status", "list", "metrics", "logs"] {
             let looked = as_member(&panzer, "7002", &[command]);
             assert!(looked.status.success(), "{command}: {}", text(&looked.stderr));
         }
@@ -62,6 +63,11 @@ fn a_group_may_do_everything_and_another_only_look() {
         let stranger = as_member(&panzer, "7003", &["status"]);
         let said = text(&stranger.stderr);
         assert!(said.contains("uid 65534 is neither the owner of this panzer nor root"), "{said}");
+        set_mode(panzer.path("out.log"), 0o600);
+        let refused = as_member(&panzer, "7002", &["logs"]);
+        let said = text(&refused.stderr);
+        assert!(said.contains("out.log is not open to your user") && said.contains("group=GROUP"), "{said}");
+        set_mode(panzer.path("out.log"), 0o640);
         if round == 0 {
             // The next main goes by the same.
             let mark = panzer.mark();

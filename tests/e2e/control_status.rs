@@ -20,14 +20,14 @@ const COLUMNS: usize = 80;
 const ROWS: usize = 24;
 
 /// A terminal of 80 columns and 24 rows, and a panzerctl on it.
-struct Terminal {
-    child: Child,
-    keyboard: File,
+pub(crate) struct Terminal {
+    pub(crate) child: Child,
+    pub(crate) keyboard: File,
     written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Terminal {
-    fn start(mut command: Command) -> Terminal {
+    pub(crate) fn start(mut command: Command) -> Terminal {
         let size = Winsize { ws_col: COLUMNS as u16, ws_row: ROWS as u16, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).unwrap();
         let side = || Stdio::from(pair.slave.try_clone().unwrap());
@@ -46,7 +46,7 @@ impl Terminal {
         Terminal { child, keyboard: File::from(pair.master), written }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         text(&self.written.lock().unwrap())
     }
 

@@ -30,7 +30,7 @@ while True:
     time.sleep(1000)
 ";
 
-fn logging(script: &str) -> Builder {
+pub(crate) fn logging(script: &str) -> Builder {
     let builder = Panzer::builder().executable("app", script).args(["--share-ports", "off", "--ready", "alive"]);
     builder.args(["--bake", "0s", "--name", "app", "./app"])
 }

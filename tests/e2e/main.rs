@@ -52,6 +52,7 @@ mod seeds;
 mod servers;
 mod sharing;
 mod shown;
+mod shown_logs;
 mod signals;
 mod strangers;
 mod surge;

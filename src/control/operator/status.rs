@@ -1,11 +1,13 @@
 //! The state of an instance, as operators get it: as JSON, and as the lines that main logs or writes to a file.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::duration::show;
+use crate::config::{Logs, Stream};
 use crate::worker::cause::{Cause, signal_name};
 use crate::worker::kin;
 
@@ -36,6 +38,40 @@ pub struct Status {
     /// Commands of `--hook` that were run since main began.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<HookRuns>,
+    /// Where panzer writes the output of workers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogPlace>,
+}
+
+/// A file with output of workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogPlace {
+    /// Its path; `-` is panzer's own stdout.
+    #[serde(with = "crate::config::text::path")]
+    pub path: PathBuf,
+    /// The streams of workers that are written there.
+    pub streams: Vec<String>,
+    /// Whether each line says which worker wrote it (`--log-prefix`, `--log-format json`).
+    pub has_origins: bool,
+}
+
+impl LogPlace {
+    /// The places where these logs are written.
+    pub fn all(logs: &Logs) -> Vec<LogPlace> {
+        let has_origins = logs.log_prefix || logs.is_json();
+        let mut places: Vec<LogPlace> = Vec::new();
+        for (stream, file) in Stream::BOTH.into_iter().filter_map(|stream| Some((stream, logs.of(stream)?))) {
+            match places.iter_mut().find(|place| place.path == file.path) {
+                Some(place) => place.streams.push(stream.to_string()),
+                None => {
+                    let (path, streams) = (file.path.clone(), vec![stream.to_string()]);
+                    places.push(LogPlace { path, streams, has_origins });
+                }
+            }
+        }
+        places
+    }
 }
 
 /// Number of commands that were run for one kind of event.

@@ -1,7 +1,4 @@
-//! When a file is rotated, and what its older files are called.
-
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+//! When a file is rotated.
 
 /// Number of bytes of `lines` that still go into a file which has `length` bytes; 0: rotate first. `limit` 0 means no
 /// limit. Lines stay whole, so a line that is longer than the limit has a file of its own.
@@ -17,13 +14,6 @@ pub(crate) fn fitting(lines: &[u8], length: u64, limit: u64) -> usize {
     memchr::memchr(b'\n', lines).map_or(lines.len(), |at| at + 1)
 }
 
-/// The name of the `number`th older file.
-pub(crate) fn older(path: &Path, number: u32, compressed: bool) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".{number}{}", if compressed { ".gz" } else { "" }));
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,11 +26,5 @@ mod tests {
         }
         assert_eq!(fitting(lines, 0, 2), 4);
         assert_eq!(fitting(b"no end", 0, 2), 6);
-    }
-
-    #[test]
-    fn older_files_are_numbered() {
-        assert_eq!(older(Path::new("a.log"), 3, false), PathBuf::from("a.log.3"));
-        assert_eq!(older(Path::new("a.log"), 1, true), PathBuf::from("a.log.1.gz"));
     }
 }

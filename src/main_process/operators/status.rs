@@ -10,7 +10,7 @@ use super::inquiry::Inquiry;
 use crate::control::files;
 use crate::control::monitor::messages::Order;
 use crate::control::operator::requests::Outcome;
-use crate::control::operator::status::{Generation, Status};
+use crate::control::operator::status::{Generation, LogPlace, Status};
 use crate::main_process::listeners::accept_queues;
 use crate::main_process::main::Main;
 use crate::sys::stderr;
@@ -87,6 +87,7 @@ impl Main {
             respawns: self.operators.counters.respawns(),
             reloads: self.operators.counters.reloads(),
             hooks: self.operators.counters.hooks(),
+            logs: LogPlace::all(self.logger.settings.as_ref().map_or(&self.configuration.plan.logs, |(logs, _)| logs)),
         }
     }
 }

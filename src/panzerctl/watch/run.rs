@@ -40,9 +40,6 @@ const RELOAD: u64 = 3;
 const SIGNALS_READ: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGWINCH];
 
-/// What is said if somebody wants to see logs.
-const LOGS: &str = "workers write to panzer's own stdout and stderr, unless panzer keeps logs (panzerctl --help)";
-
 #[derive(Debug)]
 struct Watch {
     instance: Instance,
@@ -69,6 +66,8 @@ struct Watch {
 #[derive(Debug, Default)]
 struct Top {
     sort: Sort,
+    /// Whether the last lines of the logs are shown in place of the workers.
+    shows_logs: bool,
     /// News in place of the keys, until the next key.
     said: Option<(Tone, String)>,
     /// A reload that was asked for.
@@ -254,6 +253,7 @@ impl Watch {
     fn paint(&self) -> io::Result<()> {
         let (Some((screen, _)), Some((status, usages))) = (&self.screen, &self.last) else { return Ok(()) };
         let mut lines = match &self.top {
+            Some(top) if top.shows_logs => top::log_lines(status, screen.room(), top.said.as_ref()),
             Some(top) => top::lines(status, usages, screen.room(), top.sort, top.said.as_ref()),
             None => table::lines(status, usages, screen.room()),
         };
@@ -289,8 +289,8 @@ impl Watch {
             match (key, &mut self.top) {
                 (Key::Quit, _) => return false,
                 (_, None) => {}
-                (Key::Sort(sort), Some(top)) => (top.sort, top.said) = (sort, None),
-                (Key::Logs, Some(top)) => top.said = Some((Tone::Plain, LOGS.to_owned())),
+                (Key::Sort(sort), Some(top)) => (top.sort, top.shows_logs, top.said) = (sort, false, None),
+                (Key::Logs, Some(top)) => (top.shows_logs, top.said) = (!top.shows_logs, None),
                 (Key::Reload, Some(_)) => self.reload(),
             }
         }

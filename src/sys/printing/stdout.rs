@@ -14,8 +14,13 @@ pub fn show(text: &str) -> Result<(), String> {
 
 /// Writes `text` as a whole.
 pub fn write(text: &str) -> io::Result<()> {
+    write_bytes(text.as_bytes())
+}
+
+/// Writes `bytes` as a whole.
+pub fn write_bytes(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    out.write_all(bytes).and_then(|()| out.flush())
 }
 
 /// A line for a failed write.
