@@ -11,7 +11,9 @@ use nix::unistd::Pid;
 use panzer::config::{Schedule, duration};
 
 use crate::faults::{assert_answers, server};
-use crate::support::{Builder, Panzer, eventually_some, free_port, require, require_module, with_real_interpreter};
+use crate::support::{
+    Builder, Panzer, eventually_some, free_port, require, require_module, there_is, with_real_interpreter,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 const PANZER: &str = env!("CARGO_BIN_EXE_panzer");
@@ -174,9 +176,67 @@ fn the_manifest_is_what_kubernetes_takes() {
     validate.args(["-m", "kubernetes_validate", "--strict", &path_of("kubernetes.yml")]);
     let said = succeeds(&validate.env("PATH", with_real_interpreter()).output().unwrap());
     // A kind that it does not know is no error to it.
-    for kind in ["deployment/my-app", "service/my-app"] {
+    for kind in ["deployment/my-app", "service/my-app", "poddisruptionbudget/my-app"] {
         assert!(said.contains(&format!("passed for resource {kind} ")), "{said}");
     }
+}
+
+/// The base, under the overlay that docs/platforms.md shows.
+#[test]
+fn kustomize_builds_on_the_manifest() {
+    let base = deployed("kustomization.yaml");
+    assert_eq!(values(&base, "- ").collect::<Vec<_>>(), ["kubernetes.yml"]);
+    if !there_is("kubectl") {
+        return;
+    }
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/platforms.md")).unwrap();
+    let overlay = page.split_once("<!-- file shop/kustomization.yaml -->\n```yaml\n").unwrap().1;
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["shop", "deploy"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("shop/kustomization.yaml"), overlay.split("```").next().unwrap()).unwrap();
+    for name in ["kustomization.yaml", "kubernetes.yml"] {
+        fs::write(folder.path().join("deploy").join(name), deployed(name)).unwrap();
+    }
+    let mut build = Command::new("kubectl");
+    build.args(["kustomize", "shop"]).current_dir(folder.path()).env("HOME", folder.path());
+    let built = succeeds(&build.output().unwrap());
+    for line in
+        ["name: shop-my-app", "image: registry.example.org/shop:1.4.2", "replicas: 6", "kind: PodDisruptionBudget"]
+    {
+        assert!(built.contains(line), "{line}: {built}");
+    }
+}
+
+#[test]
+fn the_job_of_nomad_runs_and_leaves_time_to_stop() {
+    let job = deployed("my_app.nomad.hcl");
+    let port = free_port();
+    let builder = Panzer::builder().executable("my_app", &server("by a job"));
+    let program = builder.folder().join("my_app").to_str().unwrap().to_owned();
+    let arguments = list(&job, "args    = ").into_iter().map(|argument| match argument.as_str() {
+        "${NOMAD_ADDR_http}" => format!("127.0.0.1:{port}"),
+        PROGRAM => program.clone(),
+        _ => argument,
+    });
+    let arguments: Vec<String> = arguments.collect();
+    let limit = duration::parse(value(&job, "kill_timeout   = ").trim_matches('"')).unwrap();
+    assert!(limit > stops_within(&arguments), "{limit:?}");
+    assert_eq!(value(&job, "kill_signal    = "), "\"SIGTERM\"");
+    let panzer = builder.args(arguments).start();
+    panzer.wait_serving();
+    assert_answers(port, "by a job");
+}
+
+#[test]
+fn the_job_of_nomad_is_in_its_language() {
+    let mut parse = Command::new("python3");
+    parse.args(["-c", "import sys\ntry: import hcl2\nexcept ImportError: sys.exit('skipped: no hcl2')\nprint(hcl2.load(open(sys.argv[1]))['job'])"]);
+    let parsed = parse.arg(path_of("my_app.nomad.hcl")).env("PATH", with_real_interpreter()).output().unwrap();
+    let said = String::from_utf8_lossy(&parsed.stderr);
+    assert!(parsed.status.success() || said.starts_with("skipped: "), "{said}");
+    eprintln!("{said}");
 }
 
 #[test]

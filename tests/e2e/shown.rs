@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Commands that cannot be run here, by how they begin, and why.
-const ELSEWHERE: [(&str, &str); 13] = [
+const ELSEWHERE: [(&str, &str); 15] = [
     ("cargo test", "CI runs it first of all, and it runs this test"),
     ("PANZER_SIM_", "a simulation that is longer or narrower than the one that CI runs"),
     ("cargo install --path .", "it installs into the user's home; what it builds, the other tests build"),
@@ -46,6 +46,8 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("systemctl", "there is no systemd as PID 1; `deploy` runs what the units start and reload by"),
     ("panzerctl --pid /run/my_app", "it asks a panzer that systemd has started; `control` tests --pid"),
     ("docker", "there is no engine; a linter reads the Dockerfile, and `deploy` runs its commands as in a container"),
+    ("for host in", "there are no other machines; each one runs a command of systemd-and-containers.md"),
+    ("nomad", "there is no cluster; `deploy` reads the job, and runs its command"),
     ("kubectl", "there is no cluster; `deploy` has the manifest validated, and runs its commands"),
 ];
 
@@ -92,6 +94,7 @@ pages! {
     reload "docs/reload.md",
     configuration "docs/configuration.md",
     operating "docs/operating.md",
+    platforms "docs/platforms.md",
     systemd_and_containers "docs/systemd-and-containers.md",
     moving_from "docs/moving-from.md",
     from_circus "docs/from-circus.md",
@@ -128,6 +131,7 @@ fn what_is_mentioned_is_run_too() {
     }
     let commented = ["deploy/Dockerfile", "deploy/kubernetes.yml", "deploy/my_app.service", "deploy/my_app.socket"];
     let commented = commented.into_iter().chain(["deploy/panzer@.service", "deploy/my_app.yml"]);
+    let commented = commented.chain(["deploy/kustomization.yaml", "deploy/my_app.nomad.hcl"]);
     for file in commented.chain(["examples/my_app", "examples/app.py", "examples/node_app.js"]) {
         mentioned.extend(indented(&read(file)).into_iter().map(|command| (file, command)));
     }
@@ -181,7 +185,7 @@ fn read(page: &str) -> String {
 }
 
 fn is_command(text: &str) -> bool {
-    let words = ["panzer", "panzerctl", "cargo", "kill", "curl", "systemctl", "docker", "kubectl", "python3"];
+    let words = ["panzer", "panzerctl", "cargo", "kill", "curl", "systemctl", "docker", "kubectl", "nomad", "python3"];
     text.split_once(' ').is_some_and(|(first, _)| words.contains(&first))
 }
 
