@@ -289,7 +289,7 @@ impl Monitor {
 
     pub(super) fn reap(&mut self) {
         // Reap everything first, so that a process that has ended too does not count as left behind.
-        let reaped = processes::reap_all();
+        let reaped = processes::reap_all(|pid| self.roster.kin.look_again(pid));
         let (main, generation) = (self.assignment.main_pid, self.assignment.generation);
         let mut ended = Vec::new();
         if !reaped.is_empty() {

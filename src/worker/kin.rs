@@ -76,6 +76,12 @@ impl<Owner: Copy + PartialEq> Kin<Owner> {
         self.known.insert(pid, (clues, owner));
     }
 
+    /// Looks again at a child that has ended and is about to be reaped: it may have changed its group or session since it
+    /// was added, and what it has left is known by them.
+    pub fn look_again(&mut self, pid: Pid) {
+        self.known.get_mut(&pid).into_iter().for_each(|(clues, _)| *clues = Clues::of(pid));
+    }
+
     /// Removes a child that was reaped.
     pub fn remove(&mut self, pid: Pid) {
         self.refused.remove(&pid);
@@ -110,6 +116,11 @@ impl<Owner: Copy + PartialEq> Kin<Owner> {
     /// All children whose owner is known.
     pub fn owned(&self) -> impl Iterator<Item = (Pid, Owner)> {
         self.known.iter().filter_map(|(pid, (_, owner))| Some((*pid, (*owner)?)))
+    }
+
+    /// All children whose owner is not known.
+    pub fn without_owner(&self) -> impl Iterator<Item = Pid> {
+        self.known.iter().filter(|(_, (_, owner))| owner.is_none()).map(|(pid, _)| *pid)
     }
 
     /// Gives each child without an owner the one that `judge` returns.

@@ -186,7 +186,7 @@ impl Command {
         poller.watch(&self.output, OUTPUT)?;
         let (mut stage, mut deadline, mut why) = (Stage::Runs, Some(Instant::now() + timeout), None);
         loop {
-            for (pid, exit) in processes::reap_all() {
+            for (pid, exit) in processes::reap_all(drop) {
                 self.exit = self.exit.or((pid == self.pid).then_some(exit));
             }
             if self.exit.is_some() && processes::children().is_empty() {

@@ -16,7 +16,7 @@ use crate::worker::spawn::Outcome;
 impl Main {
     pub(crate) fn reap(&mut self) {
         // Reap everything first, so that a process that has ended too is not adopted as an orphan.
-        let mut ended = processes::reap_all();
+        let mut ended = processes::reap_all(|pid| self.children.kin.look_again(pid));
         self.children.reaps_on = ended.len() == processes::MAX_REAPED_AT_ONCE;
         let mut orphans: BTreeMap<Monitor, Vec<Pid>> = BTreeMap::new();
         orphans.extend(self.children.unmet.take().map(|monitor| (monitor, Vec::new())));

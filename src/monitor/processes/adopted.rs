@@ -23,7 +23,8 @@ pub(crate) struct LeftBehind {
 }
 
 impl Roster {
-    /// Finds the owners of the children that were adopted since the last look.
+    /// Finds the owners of the children that were adopted since the last look, and looks again at those without evidence:
+    /// a process that waits for a disk shows none.
     pub(crate) fn meet(&mut self, main: i32, generation: u32) {
         let is_known = |pid: &Pid| {
             self.slots.contains_key(pid)
@@ -33,7 +34,8 @@ impl Roster {
         };
         let new: Vec<Pid> = processes::children().into_iter().filter(|pid| !is_known(pid)).collect();
         self.unmet = new.len() > MAX_LOOKS;
-        for pid in new.into_iter().take(MAX_LOOKS) {
+        let again: Vec<Pid> = self.kin.without_owner().collect();
+        for pid in new.into_iter().chain(again).take(MAX_LOOKS) {
             let clues = Clues::of(pid);
             let owner = self.kin.owner_by_group(&clues, |leader| self.led_by(leader, pid));
             let by_mark = |mark: Mark| match mark {

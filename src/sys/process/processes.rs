@@ -73,9 +73,14 @@ pub fn stopped_or_continued() -> Option<(Pid, Option<Signal>)> {
 /// Children that are reaped before anything else has its turn.
 pub const MAX_REAPED_AT_ONCE: usize = 1024;
 
-/// Reaps the children that have ended, up to that number.
-pub fn reap_all() -> Vec<(Pid, Exit)> {
-    std::iter::from_fn(reap).take(MAX_REAPED_AT_ONCE).collect()
+/// Reaps the children that have ended, up to that number. `look` gets each pid while it can still be looked at.
+pub fn reap_all(mut look: impl FnMut(Pid)) -> Vec<(Pid, Exit)> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let next = || {
+        waitid(Id::All, flags).ok().and_then(|status| status.pid()).into_iter().for_each(&mut look);
+        reap()
+    };
+    std::iter::from_fn(next).take(MAX_REAPED_AT_ONCE).collect()
 }
 
 /// The kernel's willingness to end this process when memory is short.
@@ -205,11 +210,23 @@ pub fn started(pid: Pid) -> Option<u64> {
 /// Up to `most` bytes of the environment that `pid` was executed with. None if we may not look, or if we might have to
 /// wait: a process that waits for a disk may hold the lock that the kernel takes for this.
 pub fn environment_of(pid: Pid, most: u64) -> Option<Vec<u8>> {
-    state_and_parent(pid).filter(|(state, _)| *state != 'D')?;
+    state_and_parent(pid).filter(|(state, _)| *state != 'D' || is_forking(pid))?;
     let mut environment = Vec::new();
     let file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
     file.take(most).read_to_end(&mut environment).ok()?;
     Some(environment)
+}
+
+/// Whether `pid` waits in a fork, as for the exec of its child after vfork. It holds no lock then, though its state is the
+/// same as that of a process that waits for a disk.
+fn is_forking(pid: Pid) -> bool {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let number = call.split(' ').next().and_then(|number| number.parse().ok());
+    #[cfg(target_arch = "x86_64")]
+    if number == Some(libc::SYS_vfork) {
+        return true;
+    }
+    number.is_some_and(|number: libc::c_long| [libc::SYS_clone, libc::SYS_clone3].contains(&number))
 }
 
 /// The short name of a process, with control bytes replaced.

@@ -79,15 +79,46 @@ fn what_living_workers_have_started_is_left_alone() {
 /// What a helper leaves when it ends is known by that helper's session, which shows nothing else.
 #[test]
 fn what_a_helper_leaves_goes_with_the_same_worker() {
+    helper_leaves(
+        "setsid sh -c 'env -i sleep 1000 & echo $! > left; echo $$ > helper; until [ -e go ]; do sleep 0.02; done'",
+    );
+}
+
+/// The same if the helper leads that session only after the monitor has got to know it.
+#[test]
+fn what_a_helper_leaves_in_a_later_session_goes_with_the_same_worker() {
+    helper_leaves(
+        "sh -c 'echo $$ > helper; until [ -e go ]; do sleep 0.02; done
+        exec setsid sh -c \"env -i sleep 1000 & echo \\$! > left; until grep sleep /proc/\\$!/comm; do sleep 0.02; done\"'",
+    );
+}
+
+/// The same if the helper waits for the exec of a child of its own when the monitor gets to know it, which looks like a
+/// process that waits for a disk.
+#[test]
+fn what_a_helper_in_a_fork_leaves_goes_with_the_same_worker() {
+    helper_leaves(
+        "mkfifo go; setsid python3 -c 'import os
+open(\"helper\", \"w\").write(str(os.getpid()))
+waits = [(os.POSIX_SPAWN_OPEN, 0, \"go\", os.O_RDONLY, 0)]
+os.posix_spawn(\"/bin/true\", [\"true\"], {}, file_actions=waits)
+pid = os.posix_spawn(\"/bin/sleep\", [\"sleep\", \"1000\"], {})
+open(\"left\", \"w\").write(str(pid))'",
+    );
+}
+
+/// Runs a helper that worker 0 puts into the background, and that ends once there is a file `go`.
+fn helper_leaves(helper: &str) {
     let app = "#!/bin/sh
 if [ $PANZER_WORKER_ID = 0 ] && [ ! -e helper ]; then
-    (setsid sh -c 'env -i sleep 1000 & echo $! > left; echo $$ > helper; until [ -e go ]; do sleep 0.02; done' &)
+    (HELPER &)
 fi
 exec sleep 1000
 ";
-    let panzer = Panzer::builder().executable("app", app).args(["-w", "3", "--bake", "300ms", "./app"]).start();
+    let app = app.replace("HELPER", helper);
+    let panzer = Panzer::builder().executable("app", &app).args(["-w", "3", "--bake", "300ms", "./app"]).start();
     panzer.wait_serving();
-    let (left, helper) = (noted_pid(&panzer, "left"), noted_pid(&panzer, "helper"));
+    let helper = noted_pid(&panzer, "helper");
     for slot in [0, 1] {
         panzer.expect_line(&format!("warning: worker {slot} * was killed by SIGKILL; respawning it"));
     }
@@ -102,6 +133,7 @@ exec sleep 1000
     eventually(SOON, "another has its place", || panzer.workers().iter().any(|pid| !before.contains(pid)));
     fs::write(panzer.path("go"), "").unwrap();
     wait_gone(&[helper]);
+    let left = noted_pid(&panzer, "left");
     panzer.expect_line("warning: worker 0 * ended and left processes behind; stopping them");
     kill_9(in_slot(0));
     wait_gone(&[left]);
