@@ -101,9 +101,9 @@ fn workers_run_by_the_file() {
     let script = "#!/bin/sh\necho \"app $PANZER_WORKER_ID $A $1\" >&2\nexec sleep 1000\n";
     let text = "program: ./app\nargs: ['{worker}']\nworkers: 2\nready: alive\nbake: 0\nenv:\n  A: w{worker}\n";
     let panzer = configured(text).executable("app", script).start();
-    panzer.expect_line("app 0 w0 0");
-    panzer.expect_line("app 1 w1 1");
     panzer.wait_serving();
+    panzer.wait_for_line("app 0 w0 0", LIMIT);
+    panzer.wait_for_line("app 1 w1 1", LIMIT);
     assert_eq!(panzer.workers().len(), 2);
     assert_eq!(panzer.stop().code(), Some(0));
 }
