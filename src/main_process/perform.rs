@@ -67,9 +67,18 @@ impl Main {
                 let starting = self.state.progress().map(|progress| progress.generation);
                 self.operators.clients.promised(client, generation, starting);
             }
-            Action::Verdict(generation, verdict) => self.pass_verdict(generation, &verdict),
-            Action::Note(note) => self.log(note),
+            Action::Verdict(generation, verdict) => {
+                let verdict = self.hold_verdict(generation, verdict);
+                verdict.into_iter().for_each(|verdict| self.pass_verdict(generation, &verdict));
+            }
+            Action::Note(note) => match &mut self.logger.held {
+                Some(held) if matches!(&note, Note::Rejected(of, _) if *of == held.generation) => {
+                    held.note = Some(note)
+                }
+                _ => self.log(note),
+            },
             Action::Exit(code) => {
+                self.report_held();
                 self.exit = Some(code);
                 self.tell_hooks_of_end(code);
             }
@@ -90,6 +99,7 @@ impl Main {
     }
 
     fn release(&mut self, generation: u32) {
+        self.report_held();
         self.configuration.found.remove(&generation);
         self.configuration.plans.remove(&generation);
         self.operators.clients.gone(generation);
@@ -101,7 +111,7 @@ impl Main {
         self.put_listeners_right();
     }
 
-    fn pass_verdict(&mut self, generation: u32, verdict: &Verdict) {
+    pub(crate) fn pass_verdict(&mut self, generation: u32, verdict: &Verdict) {
         self.operators.counters.judged(verdict);
         if matches!(verdict, Verdict::Serves(..)) {
             self.configuration.runs_by_plan_of(generation);
@@ -119,7 +129,7 @@ impl Main {
         });
     }
 
-    fn log(&mut self, note: Note) {
+    pub(crate) fn log(&mut self, note: Note) {
         match note {
             Note::Began => {
                 messages::began(&self.configuration.plan, self.outside.pid_file.path());

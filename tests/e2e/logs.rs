@@ -180,7 +180,7 @@ fn the_line_of_a_death_quotes_what_the_worker_wrote_last() {
 fn the_verdict_of_a_rejected_reload_quotes_the_last_lines() {
     let script = "#!/bin/sh\n[ $PANZER_GENERATION = 1 ] && exec sleep 1000\necho no such table: users >&2\nexit 7\n";
     let builder = Panzer::builder().executable("app", script).args(["--share-ports", "off", "--ready", "alive"]);
-    let panzer = builder.args(["--bake", "20s", "--name", "app", "./app", "-w", "1", "--log", "out.log"]).start();
+    let panzer = builder.args(["--bake", "4s", "--name", "app", "./app", "-w", "1", "--log", "out.log"]).start();
     panzer.wait_serving();
     panzer.expect_line("error: reload failed: generation 2: worker 0 exited with code 7");
     panzer.expect_line("  | no such table: users");
@@ -188,6 +188,39 @@ fn the_verdict_of_a_rejected_reload_quotes_the_last_lines() {
     assert!(!output.status.success());
     let told = text(&output.stderr) + &text(&output.stdout);
     assert!(told.contains("no such table: users"), "{told}");
+    assert!(panzer.stop().success());
+}
+
+#[test]
+fn the_verdict_quotes_a_worker_that_was_only_not_ready() {
+    let script = "#!/bin/sh\n[ $PANZER_GENERATION = 1 ] || printf 'waiting for the database' >&2\nexec sleep 1000\n";
+    let builder = Panzer::builder().executable("app", script).file("panzer.yml", "ready: alive\n");
+    let options = [
+        "--config",
+        "panzer.yml",
+        "--share-ports",
+        "off",
+        "--bake",
+        "0s",
+        "--name",
+        "app",
+        "-w",
+        "2",
+        "--log",
+        "out.log",
+        "./app",
+    ];
+    let panzer = builder.args(options).start();
+    panzer.wait_serving();
+    fs::write(panzer.path("panzer.yml"), "ready: notify\nready-timeout: 1s\n").unwrap();
+    panzer.expect_line("error: reload failed: generation 2: 2 of 2 workers were not ready within 1s");
+    panzer.expect_line("  | waiting for the database");
+    let output = run(&panzer, &["reload"]);
+    let told = text(&output.stderr);
+    assert!(
+        !output.status.success() && told.contains("not ready") && told.contains("waiting for the database"),
+        "{told}"
+    );
     assert!(panzer.stop().success());
 }
 

@@ -13,8 +13,8 @@ use crate::carry::descriptor::Descriptor;
 use crate::config::Logs;
 use crate::control::logger::{Order, Source};
 use crate::control::monitor::channel::Channel;
-use crate::main_process::decide::Monitor;
 use crate::main_process::decide::logger::LoggerLife;
+use crate::main_process::decide::{Monitor, Note, Verdict};
 use crate::sys::poller::Poller;
 use crate::worker::spawn::Child;
 
@@ -39,6 +39,18 @@ pub(crate) struct Pipe {
     pub(crate) fd: Descriptor,
 }
 
+/// The rejection of a generation, while the last lines of a worker that was not ready are waited for.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) generation: u32,
+    pub(crate) slot: u32,
+    /// See [`Source::pair`].
+    pub(crate) pair: u64,
+    pub(crate) until: Instant,
+    pub(crate) verdict: Verdict,
+    pub(crate) note: Option<Note>,
+}
+
 /// The logger, and what it reads.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +67,9 @@ pub(crate) struct Logger {
     /// Whose last lines are waited for.
     #[serde(skip)]
     pub(crate) asked: Vec<u64>,
+    /// A rejection that is not reported yet.
+    #[serde(skip)]
+    pub(crate) held: Option<Held>,
     /// Until when its end is waited for.
     #[serde(skip)]
     pub(crate) ending: Option<Instant>,
@@ -81,7 +96,8 @@ impl Logger {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let channel = self.process.as_ref().and_then(|process| process.channel.deadline());
         let start = self.life.deadline().filter(|_| !self.pipes.is_empty());
-        [channel, start, self.ending].into_iter().flatten().min()
+        let held = self.held.as_ref().map(|held| held.until);
+        [channel, start, held, self.ending].into_iter().flatten().min()
     }
 
     pub(crate) fn send(&mut self, order: &Order) {

@@ -4,15 +4,16 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::logger::{Pipe, Process, SERIAL_BITS, pair_of};
+use super::logger::{Held, Pipe, Process, SERIAL_BITS, pair_of};
 use crate::carry::descriptor::Descriptor;
 use crate::config::{Stream, text};
 use crate::control::environment::OWN_IMAGE;
 use crate::control::logger::{Order, Report, Source};
 use crate::control::monitor::channel::{Channel, Received};
-use crate::control::monitor::messages;
-use crate::main_process::decide::Monitor;
+use crate::control::monitor::messages::{self as monitor_messages, Output};
+use crate::main_process::decide::{Monitor, Verdict};
 use crate::main_process::main::{LOGGER, Main};
+use crate::main_process::operators::messages;
 use crate::sys::errno::words;
 use crate::sys::processes::Exit;
 use crate::sys::shared_memory;
@@ -25,12 +26,15 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which the logger goes on without main beyond a whole stop.
 const PATIENCE_AFTER_STOP: Duration = Duration::from_secs(5);
 
+/// Limit of the time that the verdict of a release waits for the last lines of a worker that is not ready.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Reports that are read at once.
 const MAX_REPORTS_A_TURN: usize = 256;
 
 impl Main {
     /// A monitor is about to start a worker that writes to these pipes.
-    pub(crate) fn on_output(&mut self, monitor: Monitor, output: &messages::Output, pipes: Vec<OwnedFd>) {
+    pub(crate) fn on_output(&mut self, monitor: Monitor, output: &Output, pipes: Vec<OwnedFd>) {
         let pair = pair_of(monitor, output.serial);
         for (stream, pipe) in output.streams.iter().zip(pipes) {
             let source = Source { pair, stream: *stream, worker: output.slot, generation: monitor.generation };
@@ -53,9 +57,36 @@ impl Main {
         self.logger.send(&Order::Last { pair });
     }
 
+    /// Holds the verdict of a generation whose workers were not ready in time until it is known what one of them wrote last.
+    /// Gives it back if nobody is to be asked.
+    pub(crate) fn hold_verdict(&mut self, generation: u32, verdict: Verdict) -> Option<Verdict> {
+        self.report_held();
+        let Verdict::Rejected(why) = &verdict else { return Some(verdict) };
+        let known = messages::last_lines(generation, why, &self.operators.last_lines);
+        let Some(slot) = why.missing.first().copied().filter(|_| known.is_empty()) else { return Some(verdict) };
+        let sources = self.logger.pipes.values().map(|pipe| pipe.source);
+        let is_its = |source: &Source| source.generation == generation && source.worker.is_none_or(|one| one == slot);
+        let Some(pair) = sources.filter(is_its).map(|source| source.pair).max() else { return Some(verdict) };
+        let until = Instant::now() + LAST_LINES_TIMEOUT;
+        self.logger.held = Some(Held { generation, slot, pair, until, verdict, note: None });
+        self.logger.asked.push(pair);
+        self.logger.send(&Order::Last { pair });
+        None
+    }
+
+    /// Reports the rejection that is held, now without waiting any longer.
+    pub(crate) fn report_held(&mut self) {
+        let Some(Held { generation, verdict, note, .. }) = self.logger.held.take() else { return };
+        self.pass_verdict(generation, &verdict);
+        note.into_iter().for_each(|note| self.log(note));
+    }
+
     /// Starts the logger if it is needed, gives it its settings, and reads what it reports. Call this before each sleep.
     pub(crate) fn tend_logger(&mut self) {
         let now = Instant::now();
+        if self.logger.held.as_ref().is_some_and(|held| held.until <= now) {
+            self.report_held();
+        }
         let may_start = !self.logger.pipes.is_empty() && self.exit.is_none() && self.logger.process.is_none();
         if may_start
             && self.logger.life.is_needed(now)
@@ -137,11 +168,15 @@ impl Main {
     }
 
     fn send_last_lines(&mut self, pair: u64, lines: Vec<String>) {
+        if let Some(held) = self.logger.held.as_ref().filter(|held| held.pair == pair) {
+            self.operators.last_lines.insert((held.generation, held.slot), lines);
+            return self.report_held();
+        }
         let number = |monitor: &Monitor| pair_of(*monitor, pair) == pair;
         let Some(monitor) = self.children.monitors().find(number) else { return };
         if let Some(running) = self.children.running(monitor) {
             let serial = pair & ((1 << SERIAL_BITS) - 1);
-            running.channel.send(&messages::Order::LastLines { serial, lines });
+            running.channel.send(&monitor_messages::Order::LastLines { serial, lines });
         }
     }
 

@@ -93,10 +93,11 @@ impl Main {
         }
     }
 
-    /// Becomes the next build if it has proved itself. Not while an inquiry or a planner is under way, because the next
-    /// main would not know the answers.
+    /// Becomes the next build if it has proved itself. Not while an answer is waited for, because the next main would not
+    /// know the question.
     pub(crate) fn give_way_if_proven(&mut self) {
-        if !self.restarting.restart.is_proven() || self.operators.inquiry.is_some() || self.children.is_planning() {
+        let waits = self.operators.inquiry.is_some() || self.children.is_planning() || self.logger.held.is_some();
+        if !self.restarting.restart.is_proven() || waits {
             return;
         }
         let executed = match self.restarting.next_build.take() {
