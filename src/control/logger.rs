@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::monitor::channel::Message;
 use crate::config::{Logs, Stream};
 
+/// Version of the layout of the logger's memory. A logger cannot go on with memory of another layout.
+pub const LAYOUT: u32 = 1;
+
 /// An order of main to the logger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,7 +6,6 @@ use super::decide::lines::{self, MAX_LINE_BYTES, Style};
 use super::memory::{FileWord, HALF_BYTES, Memory, ROOM_BYTES, SourceWord};
 use super::run::{LAST_BYTES, Logger, now};
 use super::writer::Job;
-use crate::config::Stream;
 
 impl Logger {
     /// Delivers the whole lines of a room, and makes place for what follows.
@@ -47,7 +46,7 @@ impl Logger {
         let Some(source) = self.pipes.get(&room).map(|pipe| pipe.source) else { return };
         self.remember(source.pair, room, to);
         let file = self.file_of(source.stream);
-        let style = self.styles[file];
+        let style = self.outputs[file].style;
         let head = if style.is_plain() { String::new() } else { lines::head(style, &now(), &source) };
         let start_word = Memory::source_word(room, SourceWord::Start);
         loop {
@@ -133,7 +132,7 @@ impl Logger {
             return;
         }
         let bytes = self.memory.of_file(file, FileWord::DroppedBytes);
-        let line = lines::dropped(self.styles[file], &now(), dropped as u64, bytes as u64);
+        let line = lines::dropped(self.outputs[file].style, &now(), dropped as u64, bytes as u64);
         let filled = self.memory.of_file(file, FileWord::Filled);
         if filled + line.len() > HALF_BYTES {
             return;
@@ -146,8 +145,8 @@ impl Logger {
             (word(FileWord::Dropped), 0),
             (word(FileWord::DroppedBytes), 0),
         ]);
-        let name = self.logs.of(Stream::BOTH[file]).map_or_else(String::new, ToString::to_string);
-        log::warn!("{dropped} lines ({bytes} bytes) were dropped: the log {name} could not be written fast enough");
+        let lacks = &mut self.outputs[file].lacks;
+        *lacks = (lacks.0 + dropped, lacks.1 + bytes);
     }
 
     /// Gives the filled half to the writer, if that has nothing else to write. Returns whether it did.

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::decide::lines::MAX_LINE_BYTES;
+use crate::control::logger::LAYOUT;
 use crate::sys::shared_memory::{self, Bytes};
 
 /// Bytes of formatted lines that wait while others are written, for each file. What comes beyond is dropped.
@@ -29,6 +30,8 @@ pub(crate) const MAX_FILES: usize = 2;
 /// Word of the number of rooms that have ever been used: those behind it are free.
 const ROOMS_USED: usize = 0;
 const COMMIT: usize = 1;
+/// Word of [`LAYOUT`]; 0 in new memory.
+const LAYOUT_WORD: usize = 15;
 const FIRST_FILE: usize = 16;
 const FILE_WORDS: usize = 8;
 const FIRST_SOURCE: usize = 64;
@@ -42,7 +45,7 @@ const BYTES: usize = ROOMS + MAX_SOURCES * ROOM_BYTES;
 const MAX_CHANGES: usize = 6;
 
 // The words of a commit, of files and of rooms lie apart.
-const _: () = assert!(COMMIT + 1 + 2 * MAX_CHANGES <= FIRST_FILE);
+const _: () = assert!(COMMIT + 1 + 2 * MAX_CHANGES <= LAYOUT_WORD && LAYOUT_WORD < FIRST_FILE);
 const _: () = assert!(FIRST_FILE + MAX_FILES * FILE_WORDS <= FIRST_SOURCE);
 
 /// The words of a file.
@@ -82,10 +85,16 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Goes on with what the logger before has left.
+    /// Goes on with what the logger before has left. Main does not give it memory of another layout.
     pub(crate) fn open(fd: OwnedFd) -> io::Result<Memory> {
         let bytes = Bytes::map(&fd, BYTES)?;
         let memory = Memory { fd, bytes, words: bytes.words(WORDS) };
+        let layout = memory.words[LAYOUT_WORD].load(SeqCst);
+        if layout != 0 && layout != u64::from(LAYOUT) {
+            log::error!("lines are lost: they wait in memory of layout {layout}, and this build has {LAYOUT}");
+            Bytes::free(&memory.fd, 0, BYTES);
+        }
+        memory.words[LAYOUT_WORD].store(LAYOUT.into(), SeqCst);
         memory.apply();
         Ok(memory)
     }
@@ -198,6 +207,27 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If this fails, raise [`LAYOUT`], also if only the meaning of a word has changed.
+    #[test]
+    fn each_layout_has_its_version() {
+        let words = [FIRST_FILE, FILE_WORDS, FIRST_SOURCE, SOURCE_WORDS, MAX_CHANGES];
+        let sizes = (MAX_FILES, HALF_BYTES, MAX_SOURCES, ROOM_BYTES);
+        assert_eq!((LAYOUT, words, sizes), (1, [16, 8, 64, 4, 6], (2, 1 << 22, 4 * 4096, 64 << 10)));
+        let last = Memory::source_word(0, SourceWord::Start) - Memory::source_word(0, SourceWord::Id);
+        assert_eq!((last, FileWord::DroppedBytes as usize), (2, 5));
+    }
+
+    #[test]
+    fn memory_of_another_layout_is_not_read() {
+        let fd = shared_memory::create().unwrap();
+        let memory = Memory::open(fd.try_clone().unwrap()).unwrap();
+        memory.begin_room(3, 7);
+        assert_eq!(Memory::open(fd.try_clone().unwrap()).unwrap().rooms(), 4);
+        memory.words[LAYOUT_WORD].store(u64::from(LAYOUT) + 1, SeqCst);
+        let next = Memory::open(fd).unwrap();
+        assert_eq!((next.rooms(), next.of_source(3, SourceWord::Id)), (0, 0));
+    }
 
     #[test]
     fn a_commit_that_was_cut_short_is_completed_by_the_next_logger() {

@@ -44,6 +44,8 @@ const MAX_READS: usize = 32;
 pub(super) const LAST_BYTES: usize = 1024;
 /// Lines of it that are reported.
 const MAX_LAST_LINES: usize = 5;
+/// Time between two messages about lines that were dropped. The file itself says so each time.
+const DROPPED_INTERVAL: Duration = Duration::from_secs(10);
 /// Workers that have ended and whose last lines are kept.
 const MAX_ENDED: usize = 1024;
 
@@ -68,6 +70,22 @@ pub(super) struct Pipe {
     fd: OwnedFd,
 }
 
+/// How a file is written, and the lines that it lacks of which no message has been logged yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Output {
+    pub(super) style: Style,
+    pub(super) lacks: (usize, usize),
+    /// When the last message about that was logged.
+    logged: Option<Instant>,
+}
+
+impl Output {
+    /// When the next message about lines that were dropped is due.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        (self.lacks.0 > 0).then(|| self.logged.map_or(now, |logged| logged + DROPPED_INTERVAL))
+    }
+}
+
 /// All that the logger holds.
 pub(super) struct Logger {
     channel: Channel,
@@ -76,7 +94,7 @@ pub(super) struct Logger {
     pub(super) signal: Arc<Signal>,
     pub(super) writers: Vec<Sender<Job>>,
     pub(super) logs: Logs,
-    pub(super) styles: [Style; MAX_FILES],
+    pub(super) outputs: [Output; MAX_FILES],
     /// The pipes, by the numbers of their rooms.
     pub(super) pipes: BTreeMap<usize, Pipe>,
     /// Rooms that the logger before has filled and whose pipe has not come yet.
@@ -122,7 +140,7 @@ impl Logger {
             signal,
             writers,
             logs: Logs::default(),
-            styles: [Style::default(); MAX_FILES],
+            outputs: [Output::default(); MAX_FILES],
             pipes: BTreeMap::new(),
             left,
             last: BTreeMap::new(),
@@ -138,6 +156,10 @@ impl Logger {
             if self.alone.1.is_some_and(|until| self.pipes.is_empty() || until <= Instant::now()) {
                 self.finish();
             }
+            if self.finishing.is_some() && self.all_written() {
+                // What has come since then.
+                self.deliver_rests();
+            }
             if let Some(until) = self.finishing
                 && (self.all_written() || until <= Instant::now())
             {
@@ -146,8 +168,10 @@ impl Logger {
             }
             self.channel.rearm(&self.poller, CHANNEL);
             stderr::rearm(&self.poller, STDERR);
-            let deadlines = [self.channel.deadline(), self.alone.1, self.finishing];
-            for token in self.poller.wait(deadlines.into_iter().flatten().min())? {
+            self.log_dropped(false);
+            let deadlines = [self.channel.deadline(), self.alone.1, self.finishing].into_iter();
+            let deadlines = deadlines.chain(self.outputs.iter().map(|output| output.due(Instant::now())));
+            for token in self.poller.wait(deadlines.flatten().min())? {
                 match token {
                     CHANNEL => {
                         self.channel.flush();
@@ -208,7 +232,7 @@ impl Logger {
                 Some(_) => kind(stderr.as_fd()) == Kind::Terminal,
                 None => false,
             };
-            self.styles[stream as usize] =
+            self.outputs[stream as usize].style =
                 Style { format: logs.log_format, prefix: logs.log_prefix, colour: is_terminal };
         }
         self.order_writers(|| Job::Settings(Box::new(logs.clone())));
@@ -313,8 +337,12 @@ impl Logger {
         self.finishing = Some(Instant::now() + FINISH_TIMEOUT);
         for room in self.pipes.keys().copied().collect::<Vec<_>>() {
             self.read_all(room);
-            self.deliver_rest(room);
         }
+        self.deliver_rests();
+    }
+
+    fn deliver_rests(&mut self) {
+        self.pipes.keys().copied().collect::<Vec<_>>().into_iter().for_each(|room| self.deliver_rest(room));
     }
 
     fn all_written(&self) -> bool {
@@ -325,7 +353,23 @@ impl Logger {
         })
     }
 
-    fn report_lost(&self) {
+    /// Logs how many lines were dropped, if that is due.
+    fn log_dropped(&mut self, all: bool) {
+        let now = Instant::now();
+        for (stream, output) in Stream::BOTH.into_iter().zip(&mut self.outputs) {
+            if output.due(now).is_some_and(|due| all || due <= now) {
+                let (lines, bytes) = std::mem::take(&mut output.lacks);
+                output.logged = Some(now);
+                let name = self.logs.of(stream).map_or_else(String::new, ToString::to_string);
+                log::warn!(
+                    "{lines} lines ({bytes} bytes) were dropped: the log {name} could not be written fast enough"
+                );
+            }
+        }
+    }
+
+    fn report_lost(&mut self) {
+        self.log_dropped(true);
         for file in (0..MAX_FILES).filter(|_| !self.all_written()) {
             let place = |half| Memory::half(file, half);
             let filled = self.memory.of_file(file, FileWord::Filled);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 
@@ -24,6 +24,9 @@ use crate::sys::file_id::FileId;
 /// Pause before the first further try after an error. It doubles up to [`MAX_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// Time between two messages about errors, if writing works in between.
+const ERROR_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bytes that are written at once into what is not a regular file.
 const STREAM_BYTES: usize = 64 << 10;
@@ -71,14 +74,17 @@ pub(super) struct Writer {
     open: Option<Open>,
     /// Pause before the next try, after an error.
     pause: Option<Duration>,
+    /// When the last error was logged.
+    logged: Option<Instant>,
 }
 
 impl Writer {
     /// Starts the thread of this file.
     pub(super) fn start(file: usize, memory: Memory, signal: Arc<Signal>) -> io::Result<Sender<Job>> {
         let (sender, jobs) = mpsc::channel();
-        let (logs, open, pause, is_busy, is_stuck) = (Logs::default(), None, None, false, false);
-        let writer = Writer { file, memory, signal, is_busy, is_stuck, logs, names: Names::default(), open, pause };
+        let (logs, names, open, pause, logged) = (Logs::default(), Names::default(), None, None, None);
+        let (is_busy, is_stuck) = (false, false);
+        let writer = Writer { file, memory, signal, is_busy, is_stuck, logs, names, open, pause, logged };
         thread::Builder::new().name(format!("writer {file}")).stack_size(256 << 10).spawn(move || writer.run(&jobs))?;
         Ok(sender)
     }
@@ -159,8 +165,9 @@ impl Writer {
     }
 
     fn put_off(&mut self, error: &io::Error) {
-        if self.pause.is_none() {
+        if self.pause.is_none() && self.logged.is_none_or(|logged| logged.elapsed() >= ERROR_INTERVAL) {
             log::warn!("{}", self.trouble(error));
+            self.logged = Some(Instant::now());
         }
         self.pause = Some(self.pause.map_or(PAUSE, |pause| (2 * pause).min(MAX_PAUSE)));
         let is_own = self.log().is_some_and(|log| log.own_descriptor().is_some());

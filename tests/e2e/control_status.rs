@@ -286,7 +286,7 @@ fn top_sorts_and_reloads_by_keys_and_restores_the_terminal() {
     });
     assert!(!terminal.shows_keys());
     (&terminal.keyboard).write_all(b"ml").unwrap();
-    terminal.wait_for_frame("where logs are", |frame| plain(frame).contains("workers write to panzer's own stdout"));
+    terminal.wait_for_frame("where logs are", |frame| plain(frame).contains("panzer keeps no logs"));
     (&terminal.keyboard).write_all(b"r").unwrap();
     terminal.wait_for_frame("the outcome", |frame| plain(frame).contains("reload: generation 2 serves after"));
     let fits = |frame: &String| plain(frame).lines().all(|line| line.trim_end().chars().count() <= COLUMNS);

@@ -1,5 +1,8 @@
 //! What workers write: whole lines in a file, whoever dies, and however slow the disk is. 6, 23, 26, 27, 76.
 
+mod hindered;
+mod places;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::descriptor::Descriptor;
 use crate::config::Logs;
-use crate::control::logger::{Order, Source};
+use crate::control::logger::{LAYOUT, Order, Source};
 use crate::control::monitor::channel::Channel;
 use crate::main_process::decide::logger::LoggerLife;
 use crate::main_process::decide::{Monitor, Note, Verdict};
@@ -57,6 +57,9 @@ pub(crate) struct Held {
 pub(crate) struct Logger {
     pub(crate) process: Option<Process>,
     pub(crate) memory: Option<Descriptor>,
+    /// [`LAYOUT`] of that memory.
+    #[serde(default)]
+    pub(crate) layout: u32,
     #[serde(with = "crate::carry::pairs")]
     pub(crate) pipes: BTreeMap<u64, Pipe>,
     #[serde(skip)]
@@ -85,11 +88,16 @@ impl Logger {
         self.process.as_ref().map(|process| process.child.pid)
     }
 
-    /// Goes on after a restart in place.
+    /// Goes on after a restart in place. If this build has another layout, the logger writes what it has and ends, and the
+    /// next one begins with new memory.
     pub(crate) fn resume(&mut self, poller: &Poller, token: u64) -> io::Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
         self.life = LoggerLife::running(Instant::now());
         process.channel.resume();
+        if self.layout != LAYOUT {
+            self.memory = None;
+            process.channel.send(&Order::Finish);
+        }
         poller.watch(&process.channel, token)
     }
 

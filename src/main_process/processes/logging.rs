@@ -4,24 +4,26 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use super::logger::{Held, Pipe, Process, SERIAL_BITS, pair_of};
 use crate::carry::descriptor::Descriptor;
 use crate::config::{Stream, text};
 use crate::control::environment::OWN_IMAGE;
-use crate::control::logger::{Order, Report, Source};
+use crate::control::logger::{LAYOUT, Order, Report, Source};
 use crate::control::monitor::channel::{Channel, Received};
 use crate::control::monitor::messages::{self as monitor_messages, Output};
 use crate::main_process::decide::{Monitor, Verdict};
 use crate::main_process::main::{LOGGER, Main};
 use crate::main_process::operators::messages;
 use crate::sys::errno::words;
-use crate::sys::processes::Exit;
+use crate::sys::processes::{self, Exit};
 use crate::sys::shared_memory;
 use crate::worker::cause::Cause;
 use crate::worker::spawn::{Image, NewProcess, Outcome, spawn};
 
 /// Time that the logger has to write what is left when panzer ends.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Time for which the logger goes on without main beyond a whole stop.
 const PATIENCE_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -104,6 +106,7 @@ impl Main {
     fn start_logger(&mut self) -> io::Result<()> {
         if self.logger.memory.is_none() {
             self.logger.memory = Some(Descriptor::from(shared_memory::create()?));
+            self.logger.layout = LAYOUT;
         }
         let Some(held) = &self.logger.memory else { return Ok(()) };
         let (channel, theirs) = Channel::pair()?;
@@ -191,6 +194,10 @@ impl Main {
                 Outcome::Failed(refused, _) => {
                     self.logger_failed(&format!("could not be executed: {}", words(&refused.errno.into())));
                 }
+                _ if self.logger.memory.is_none() => {
+                    self.logger.life.on_ended(Instant::now());
+                    log::info!("a logger of this build takes over");
+                }
                 _ => self.logger_failed(&Cause::from(exit).to_string()),
             }
         }
@@ -214,7 +221,16 @@ impl Main {
                 self.logger.send(&Order::Finish);
                 false
             }
-            Some(until) => until <= now,
+            Some(until) => {
+                if until <= now
+                    && let Some(pid) = self.logger.pid()
+                {
+                    log::error!("the logger does not end, and is killed: lines may be lost");
+                    // Cannot fail: it is an unreaped child of ours.
+                    let _ = processes::signal_child(pid, Signal::SIGKILL);
+                }
+                until <= now
+            }
         }
     }
 }
