@@ -102,8 +102,10 @@ fn workers_run_by_the_file() {
     let text = "program: ./app\nargs: ['{worker}']\nworkers: 2\nready: alive\nbake: 0\nenv:\n  A: w{worker}\n";
     let panzer = configured(text).executable("app", script).start();
     panzer.wait_serving();
-    panzer.wait_for_line("app 0 w0 0", LIMIT);
-    panzer.wait_for_line("app 1 w1 1", LIMIT);
+    for line in ["app 0 w0 0", "app 1 w1 1"] {
+        panzer.expect_line(line);
+        panzer.wait_for_line(line, LIMIT);
+    }
     assert_eq!(panzer.workers().len(), 2);
     assert_eq!(panzer.stop().code(), Some(0));
 }

@@ -189,12 +189,12 @@ fn at_kamisamas_limit_of_three_the_third_death_ends_all() {
     wait_gone(&known);
 }
 
-/// Notes when it was started.
-const CLOCKED: &str = "#!/usr/bin/env python3
-import time
-with open('starts', 'a') as notes:
-    notes.write(f'{time.monotonic()}\\n')
-time.sleep(1000)
+/// Notes when it was started, in the kernel's ticks of 10 ms: however slow its interpreter is.
+const CLOCKED: &str = "#!/bin/sh
+read -r stat < /proc/$$/stat
+set -- ${stat##*) }
+echo ${20} >> starts
+exec sleep 1000
 ";
 
 #[test]
@@ -216,8 +216,7 @@ fn starts_are_spaced_and_the_time_to_be_ready_counts_from_the_last() {
     eventually(SOON, "all have noted their start", || times().len() == 8);
     let times = times();
     for pair in times[..4].windows(2).chain(times[4..].windows(2)) {
-        // An interpreter that is slow to start is the only thing that can make it shorter.
-        assert!(pair[1] - pair[0] >= 0.2, "{times:?}");
+        assert!(pair[1] - pair[0] >= 40.0, "{times:?}");
     }
     panzer.stop();
 }

@@ -158,6 +158,9 @@ fn the_watchdog_is_fed_where_it_is_ours() {
     assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
     panzer.stop();
 
+    // Another one's, where nothing is left of what was said so far.
+    let name = name_for("watchdog-of-another");
+    let manager = Manager::at(&name);
     let panzer = sleepers(&name).env("WATCHDOG_USEC", "1000").env("WATCHDOG_PID", "1").start();
     let heard = manager.hear_until("READY=1");
     panzer.stop();
