@@ -37,6 +37,7 @@ impl Main {
             Action::StartMonitor { monitor, workers, ended, trial, notify, accept } => {
                 if trial {
                     self.ask_what_serves_by_itself();
+                    self.remember_settings(monitor.generation);
                 }
                 if let Err(error) = self.start_monitor(Start { monitor, workers, ended, trial, notify, accept }) {
                     let cause = Cause::CannotStart(format!("could not be started: {}", words(&error)));
@@ -107,6 +108,7 @@ impl Main {
         self.outside.ack_paths.remove(generation);
         self.listeners.shares.release(generation, Instant::now());
         self.listeners.conflicts.forget(generation);
+        self.undo_settings(generation);
         self.close_dropped();
         self.put_listeners_right();
     }
@@ -114,8 +116,11 @@ impl Main {
     pub(crate) fn pass_verdict(&mut self, generation: u32, verdict: &Verdict) {
         self.operators.counters.judged(verdict);
         if matches!(verdict, Verdict::Serves(..)) {
+            self.listeners.flags.end_trial();
             self.configuration.runs_by_plan_of(generation);
             self.adopt_listeners_of(generation);
+        } else {
+            self.undo_settings(generation);
         }
         self.put_listeners_right();
         self.tell_hooks_of_verdict(generation, verdict);

@@ -17,7 +17,7 @@ mod socket;
 
 pub use printing::{output, printable, stderr, stdout, terminal};
 pub use process::{credentials, epoll_sets, oom, other_process, pidfd, processes, seccomp};
-pub use socket::{packets, reuseport, socket_options, unix_paths, unix_queue};
+pub use socket::{packets, reuseport, settings, socket_options, unix_paths, unix_queue};
 
 /// For tests: tries until `attempt` gives something, which comes by itself.
 #[cfg(test)]

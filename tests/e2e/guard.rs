@@ -324,3 +324,58 @@ fn a_release_that_makes_a_listener_blocking_is_told_and_nonblock_prevents_it() {
         panzer.stop();
     }
 }
+
+/// Serves what it was given or binds. Generation 2 changes all that it shares, and ends.
+const SPOILER: &str = r#"#!/usr/bin/env python3
+import ctypes, os, socket, struct, sys, time
+if sys.argv[1] == "-":
+    listener = socket.socket(fileno=3)
+else:
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+if os.environ["PANZER_GENERATION"] == "2":
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("@HP", 1, ctypes.addressof(nothing)))
+    os.set_blocking(listener.fileno(), False)
+    sys.exit(3)
+os.set_blocking(listener.fileno(), True)
+while True:
+    try:
+        connection, _ = listener.accept()
+        with connection:
+            connection.setblocking(True)
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    except OSError:
+        time.sleep(0.01)
+"#;
+
+/// The options of a listener belong to the socket, which the generation that serves on shares with the one that failed.
+#[test]
+fn a_release_that_fails_leaves_the_options_of_listeners_as_they_were() {
+    if !require("python3") {
+        return;
+    }
+    for shared in [true, false] {
+        let port = free_port();
+        let (program, listen) = match shared {
+            true => (port.to_string(), vec![]),
+            false => ("-".to_owned(), vec!["-l".to_owned(), format!("127.0.0.1:{port}")]),
+        };
+        let builder = Panzer::builder().executable("spoiler", SPOILER).args(["-w", "2", "--bake", "100ms"]);
+        let panzer = builder.args(listen).args(["--", "./spoiler", &program]).start();
+        panzer.wait_serving();
+        eventually(SOON, "it answers", || get(port, "/").is_ok());
+        panzer.expect_line("error: reload failed: generation 2: worker * exited with code 3; generation 1 serves on");
+        panzer.allow_line("warning: generation 2, which failed, had set * of 127.0.0.1:*; it is as before again");
+        assert!(panzer.reload_and_wait().is_err());
+        panzer.wait_for_line("warning: generation 2, which failed, had set *SO_LINGER*SO_RCVBUF*", SOON);
+        eventually(SOON, "the failed one is gone", || panzer.status().generations.len() == 1);
+        for _ in 0..20 {
+            assert_eq!(get(port, "/").unwrap().text(), "hello");
+        }
+        assert_eq!(panzer.reload_and_wait(), Ok(3));
+        panzer.stop();
+    }
+}

@@ -5,7 +5,7 @@
 //! | `held` | the sockets themselves |
 //! | `bind_at_start`, `follow_plan` | binding the first ones, and following each new plan |
 //! | `claims` | ports that workers bind themselves |
-//! | `guard` | undoing a worker's shutdown() or shorter queue |
+//! | `guard` | undoing a worker's shutdown() or shorter queue, and a failed release's options |
 //! | `per_worker` | a queue for each slot |
 //! | `accept_queues`, `conflicts` | what is said about them |
 
@@ -18,6 +18,7 @@ pub(crate) mod guard;
 pub(crate) mod held;
 pub(crate) mod per_worker;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,12 @@ impl Listeners {
         let shares = self.shares.deadline(serving);
         let guards = [self.guard.deadline(), self.unix_guard.deadline()];
         guards.into_iter().chain([shares, self.per_worker.emptyings.deadline()]).flatten().min()
+    }
+
+    /// The flags, and all sockets with their names. A shared port is in the guard only.
+    fn with_all_sockets(&mut self) -> (&mut Flags, impl Iterator<Item = (&str, BorrowedFd<'_>)>) {
+        let held = self.held.iter().map(|held| (held.name.as_str(), held.listener.as_fd()));
+        (&mut self.flags, held.chain(self.guard.sockets()))
     }
 
     /// Goes on after a restart in place.

@@ -2,6 +2,7 @@
 
 pub mod packets;
 pub mod reuseport;
+pub mod settings;
 pub mod socket_options;
 pub mod unix_paths;
 pub mod unix_queue;

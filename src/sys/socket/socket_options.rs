@@ -92,7 +92,7 @@ fn whole<const LENGTH: usize>(socket: &impl AsFd, level: libc::c_int, name: libc
     }
 }
 
-fn get(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &mut [u8]) -> io::Result<usize> {
+pub(super) fn get(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &mut [u8]) -> io::Result<usize> {
     let mut length = value.len() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, which is what the value has room for.
     let asked =

@@ -1,9 +1,10 @@
 //! What else a worker can do to a socket that it shares with all others, because the kernel keeps it with the socket: make
 //! it blocking, and connect or shut down a datagram socket. No event reports any of this, so main looks when it checks
-//! the queues.
+//! the queues. It also keeps the options of each socket while a reload is under way, because a release that fails must
+//! leave nothing to the one that serves on.
 
-use std::collections::BTreeSet;
-use std::os::fd::{AsFd, AsRawFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
 use nix::sys::stat::fstat;
@@ -11,6 +12,7 @@ use nix::sys::stat::fstat;
 use crate::main_process::listeners::held::{AllHeld, Held};
 use crate::sys::descriptors::{is_nonblocking, set_nonblocking};
 use crate::sys::errno::words;
+use crate::sys::settings::Settings;
 use crate::sys::socket_options;
 
 /// What was seen, by the inodes of the sockets: a listener that is bound anew has another.
@@ -21,6 +23,8 @@ pub(crate) struct Flags {
     suspected: BTreeSet<u64>,
     /// What was logged, by listener.
     told: BTreeSet<(u64, Finding)>,
+    /// The generation that must prove itself, and the settings of all listeners before it began.
+    trial: Option<(u32, BTreeMap<u64, Settings>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +46,44 @@ impl Flags {
         }
     }
 
+    /// Remembers the settings of all listeners, before this generation can change them.
+    pub(crate) fn begin_trial<'a>(&mut self, generation: u32, all: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) {
+        // The next monitor of a generation whose monitor died begins nothing.
+        if self.trial.as_ref().is_none_or(|(of, _)| *of != generation) {
+            let settings = all.filter_map(|(_, socket)| Some((inode(socket), Settings::of(socket).ok()?)));
+            self.trial = Some((generation, settings.collect()));
+        }
+    }
+
+    /// The generation that must prove itself serves: what it has set stays.
+    pub(crate) fn end_trial(&mut self) {
+        self.trial = None;
+    }
+
+    /// This generation has failed: puts back what it has changed.
+    pub(crate) fn undo_trial<'a>(&mut self, generation: u32, all: impl Iterator<Item = (&'a str, BorrowedFd<'a>)>) {
+        let Some((_, before)) = self.trial.as_ref().filter(|(of, _)| *of == generation) else { return };
+        for (name, socket) in all {
+            let inode = inode(socket);
+            let Some(Ok(done)) = before.get(&inode).map(|settings| settings.restore(socket)) else { continue };
+            let options = |wanted: bool| {
+                let names = done.iter().filter(|(_, result)| result.is_ok() == wanted).map(|(name, _)| *name);
+                names.collect::<Vec<_>>().join(", ")
+            };
+            if done.iter().any(|(_, result)| result.is_ok()) {
+                let options = options(true);
+                log::warn!("generation {generation}, which failed, had set {options} of {name}; it is as before again");
+            }
+            if let Some((_, Err(why))) = done.iter().find(|(_, result)| result.is_err()) {
+                let (options, why) = (options(false), words(why));
+                log::error!("generation {generation}, which failed, has set {options} of {name}, which stays: {why}");
+            }
+            self.nonblocking.remove(&inode);
+        }
+    }
+
     fn look_at_blocking(&mut self, held: &Held, has_others: bool) {
-        let (inode, name) = (inode(held), &held.name);
+        let (inode, name) = (inode(held.listener.as_fd()), &held.name);
         match is_nonblocking(&held.listener) {
             Err(_) => {}
             Ok(true) => {
@@ -91,12 +131,12 @@ impl Flags {
     }
 
     fn tell(&mut self, held: &Held, finding: Finding, text: impl FnOnce() -> String) {
-        if self.told.insert((inode(held), finding)) {
+        if self.told.insert((inode(held.listener.as_fd()), finding)) {
             log::warn!("{} (said once)", text());
         }
     }
 }
 
-fn inode(held: &Held) -> u64 {
-    fstat(&held.listener).map_or(0, |stat| stat.st_ino)
+fn inode(socket: BorrowedFd<'_>) -> u64 {
+    fstat(socket).map_or(0, |stat| stat.st_ino)
 }

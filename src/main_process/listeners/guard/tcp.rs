@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
@@ -98,6 +98,11 @@ impl Guard {
             Err(error) => return tell_unwatched(&name, &error),
         };
         self.next_token += 1;
+    }
+
+    /// The sockets with their names.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.all.iter().map(|guarded| (guarded.name.as_str(), guarded.socket.as_fd()))
     }
 
     /// The listener with this name was given another queue length.

@@ -13,6 +13,20 @@ impl Main {
         self.listeners.guard.look_again_after(now);
     }
 
+    /// A generation that must prove itself is about to start. What the serving one has set is known only once it is ready.
+    pub(crate) fn remember_settings(&mut self, generation: u32) {
+        if self.state.is_ready() {
+            let (flags, sockets) = self.listeners.with_all_sockets();
+            flags.begin_trial(generation, sockets);
+        }
+    }
+
+    /// A generation has failed, or is gone with all its workers.
+    pub(crate) fn undo_settings(&mut self, generation: u32) {
+        let (flags, sockets) = self.listeners.with_all_sockets();
+        flags.undo_trial(generation, sockets);
+    }
+
     fn look_at_listeners(&mut self, now: Instant) {
         self.listeners.guard.look(now, &self.poller);
         self.listeners.unix_guard.lengthen(&self.listeners.held);
