@@ -30,6 +30,9 @@ complete -c panzer -l watchdog -d 'Abort and replace a ready worker that sends n
 complete -c panzer -l respawn-limit -d 'Give up, with exit code 1, after more than N respawns within D, as in 10/60s [never]' -r
 complete -c panzer -l final-exit-codes -d 'Do not respawn a worker that exits with one of these codes, as in 0,64-78. When all workers have ended so, panzer exits with CODE, as in 5,6=0, or with the highest of their codes. In a new generation that does not serve yet, such an exit fails the release [none]' -r
 complete -c panzer -l start-delay -d 'Pause between two starts of workers, up to 20 % longer or shorter. --ready-timeout counts from the last start [0s]' -r
+complete -c panzer -l max-lifetime -d 'Replace a worker that has run for this long, or for up to 20 % less, so that workers are not replaced together. Its replacement is ready first. One worker is replaced at a time, and none during a reload. 0 turns it off [0]' -r
+complete -c panzer -l max-memory -d 'Replace in the same way a worker that uses more memory than this (PSS, with all that it has started), as in 512M. It is measured every second near the limit, and every 30 seconds far below. 0 turns it off [0]' -r
+complete -c panzer -l max-requests -d 'Replace in the same way a worker that has served this number of requests, or up to 20 % fewer. Workers report their number so far, as X_PANZER_REQUESTS=N to NOTIFY_SOCKET. 0 turns it off [0]' -r
 complete -c panzer -l max-draining -d 'Number of old generations that may drain at once. If there are more, the one that has drained longest goes on with --stop, after its first wait [4]' -r
 complete -c panzer -l chdir -d 'Working directory of the workers. Each generation enters it anew' -r -F
 complete -c panzer -l env -d 'Set this variable in the workers\' environment. The placeholders of ARGS work here too. May be given several times' -r

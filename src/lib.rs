@@ -92,7 +92,8 @@
 //!    With `--surge`, the serving generation stops one worker for each worker of the new one that has become ready: never
 //!    fewer are ready than wanted, and never more are alive than those and one share. At most `--max-draining`
 //!    generations drain at their own pace.
-//! 2. A slot has at most one live process. A pid in `main_process::processes` or `monitor::processes` is an unreaped child,
+//! 2. A slot has at most one live process, and one beside it while a worker that has reached a limit is replaced
+//!    (`monitor::decide::recycling`). A pid in `main_process::processes` or `monitor::processes` is an unreaped child,
 //!    and only such a pid is ever signalled, and only if a worker started it. What a worker leaves behind ends with that
 //!    worker, and with no other.
 //! 3. After a stop nothing is spawned, and the end comes within the schedule.

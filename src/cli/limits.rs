@@ -6,7 +6,9 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args};
 
 use super::refusal::{Ending, usage};
-use crate::config::{DEFAULT_DRAINING, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay, duration};
+use crate::config::{
+    DEFAULT_DRAINING, FinalExit, FinalExits, MAX_DRAINING, Recycling, RespawnLimit, StartDelay, duration, size,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct LimitOptions {
@@ -29,6 +31,21 @@ pub(super) struct LimitOptions {
     /// [0s]
     #[arg(long, env = "PANZER_START_DELAY", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
     start_delay: Option<Duration>,
+
+    /// Replace a worker that has run for this long, or for up to 20 % less, so that workers are not replaced together.
+    /// Its replacement is ready first. One worker is replaced at a time, and none during a reload. 0 turns it off [0]
+    #[arg(long, env = "PANZER_MAX_LIFETIME", value_name = "D", allow_hyphen_values = true, value_parser = duration::parse)]
+    max_lifetime: Option<Duration>,
+
+    /// Replace in the same way a worker that uses more memory than this (PSS, with all that it has started), as in 512M.
+    /// It is measured every second near the limit, and every 30 seconds far below. 0 turns it off [0]
+    #[arg(long, env = "PANZER_MAX_MEMORY", value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
+    max_memory: Option<u64>,
+
+    /// Replace in the same way a worker that has served this number of requests, or up to 20 % fewer. Workers report
+    /// their number so far, as X_PANZER_REQUESTS=N to NOTIFY_SOCKET. 0 turns it off [0]
+    #[arg(long, env = "PANZER_MAX_REQUESTS", value_name = "N", allow_hyphen_values = true)]
+    max_requests: Option<u64>,
 
     /// Number of old generations that may drain at once. If there are more, the one that has drained longest goes on
     /// with --stop, after its first wait [4]
@@ -54,6 +71,14 @@ impl LimitOptions {
 
     pub(super) fn start_delay(&self) -> StartDelay {
         StartDelay(self.start_delay.unwrap_or_default())
+    }
+
+    pub(super) fn recycling(&self) -> Recycling {
+        Recycling {
+            max_lifetime: self.max_lifetime.filter(|limit| !limit.is_zero()),
+            max_memory: self.max_memory.filter(|limit| *limit > 0),
+            max_requests: self.max_requests.filter(|limit| *limit > 0),
+        }
     }
 
     pub(super) fn max_draining(&self) -> u32 {

@@ -123,6 +123,7 @@ impl Options {
             respawn_limit: self.limits.respawn_limit,
             final_exits: self.limits.final_exits()?,
             start_delay: self.limits.start_delay(),
+            recycling: self.limits.recycling(),
             verbosity: match (self.quiet, self.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,

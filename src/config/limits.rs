@@ -1,4 +1,5 @@
-//! Limits: how often and how fast workers are started, when respawning ends, and how many generations drain.
+//! Limits: how often and how fast workers are started, when respawning ends, when a worker is replaced, and how many
+//! generations drain.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::duration;
+use super::{duration, size};
 use crate::backoff::jittered;
 
 /// Default of the number of old generations that may drain at once.
@@ -132,6 +133,64 @@ impl StartDelay {
     /// The longest time between the first and the last start of this number of workers.
     pub fn longest(self, workers: u32) -> Duration {
         (self.0.saturating_mul(12) / 10).saturating_mul(workers.saturating_sub(1))
+    }
+}
+
+/// The limits beyond which a worker is replaced although it works. None: never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Recycling {
+    /// The longest life of a worker.
+    #[serde(default)]
+    pub max_lifetime: Option<Duration>,
+    /// Memory of a worker and its descendants (PSS), in bytes.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
+    /// Number of requests that a worker serves, if it reports them.
+    #[serde(default)]
+    pub max_requests: Option<u64>,
+}
+
+impl Recycling {
+    /// Whether there is any limit.
+    pub fn is_on(&self) -> bool {
+        *self != Recycling::default()
+    }
+}
+
+/// Why a worker is replaced: which of its limits it has reached, and the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It has run for this long.
+    Lifetime(Duration, Duration),
+    /// It uses this much memory.
+    Memory(u64, u64),
+    /// It has served this number of requests.
+    Requests(u64, u64),
+}
+
+impl Reason {
+    /// The word for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Lifetime(..) => "lifetime",
+            Reason::Memory(..) => "memory",
+            Reason::Requests(..) => "requests",
+        }
+    }
+}
+
+/// Completes "worker N …".
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Reason::Lifetime(age, limit) => {
+                write!(f, "ran for {} (--max-lifetime {})", duration::show(age), duration::show(limit))
+            }
+            Reason::Memory(used, limit) => {
+                write!(f, "used {} of memory (--max-memory {})", size::show(used), size::show(limit))
+            }
+            Reason::Requests(served, limit) => write!(f, "served {served} requests (--max-requests {limit})"),
+        }
     }
 }
 

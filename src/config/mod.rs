@@ -24,7 +24,9 @@ pub use address::{Access, Address, Listen, MAX_LISTENERS};
 pub use control::{Control, ControlAccess, Right};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use hooks::{Hook, HookEvent, Hooks};
-pub use limits::{DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, RespawnLimit, StartDelay};
+pub use limits::{
+    DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, Reason, Recycling, RespawnLimit, StartDelay,
+};
 pub use logs::{LogFile, LogFormat, Logs, Stream};
 pub use plan::{EnvFile, MAX_WORKERS, Plan, Ready, Surge, usable_cpus};
 pub use rlimit::{CpuAffinity, Rlimit};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::{FinalExits, RespawnLimit, StartDelay};
+use super::limits::{FinalExits, Recycling, RespawnLimit, StartDelay};
 use super::schedule::Schedule;
 use crate::backoff::Pace;
 
@@ -54,6 +54,9 @@ pub struct Tuning {
     /// The pause between two starts of workers.
     #[serde(default)]
     pub start_delay: StartDelay,
+    /// When a worker is replaced although it works.
+    #[serde(default)]
+    pub recycling: Recycling,
     /// How much panzer says of itself.
     pub verbosity: Verbosity,
 }

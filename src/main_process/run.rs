@@ -196,6 +196,7 @@ impl Main {
                 self.operators.counters.respawned(cause);
                 self.tell_hooks_of_death(*generation, Some(*slot), cause);
             }
+            Event::Reported(_, Report::Recycled { reason, .. }) => self.operators.counters.recycled(reason),
             // Nothing but hooks is left that could be stopped.
             Event::Stop(Urgency::Quick) | Event::StopThenNow if self.exit.is_some() => {
                 self.go_on_with_hooks(hooks::Event::Hurry);

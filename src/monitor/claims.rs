@@ -42,15 +42,15 @@ impl Monitor {
     pub(super) fn listens(&mut self, process: Pid) {
         if let Some(worker) = self.find_worker(process) {
             // Its program runs, whether its exec has been looked at or not.
-            self.look_at_exec(worker.slot);
+            self.look_at_exec(worker);
             self.events.push_back(Event::Listens(worker));
         }
     }
 
     /// Reports where the first workers listen by themselves. The others listen in the same way. Unix paths are logged.
     pub(super) fn report_own(&mut self) {
-        let pids = (0..self.state.count()).filter_map(|slot| self.roster.in_slot(slot).map(|live| live.pid()));
-        let pids: Vec<Pid> = pids.take(MAX_LOOKED_AT).collect();
+        let workers = self.roster.live.iter().filter(|(worker, _)| !worker.is_mold());
+        let pids: Vec<Pid> = workers.map(|(_, live)| live.pid()).take(MAX_LOOKED_AT).collect();
         let mut addresses = BTreeSet::new();
         for pid in pids {
             let own = watch::own_listeners(pid, &self.sockets.accepted_on);

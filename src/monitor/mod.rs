@@ -8,6 +8,7 @@ pub mod decide;
 pub mod run;
 
 mod claims;
+mod memory;
 mod mold;
 pub(crate) mod notes;
 mod orders;
@@ -19,7 +20,7 @@ mod start;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 
-use self::decide::{Event, Slots};
+use self::decide::{Event, Slots, Worker};
 use self::processes::outputs::Outputs;
 use self::processes::roster::Roster;
 use crate::control::mold::MoldSocket;
@@ -44,10 +45,10 @@ pub(crate) const SHARING: u64 = 3;
 pub(crate) const ACKS: u64 = 4;
 pub(crate) const STDERR: u64 = 5;
 pub(crate) const MOLD: u64 = 6;
-/// A worker's exec is watched under this token plus its slot.
-pub(crate) const FIRST_SLOT: u64 = 16;
-/// A worker's own notify socket is watched under this token plus its slot.
-pub(crate) const FIRST_NOTIFY: u64 = 1 << 40;
+/// From here on, a token names a worker whose exec is watched.
+pub(crate) const FIRST_EXEC: u64 = 1 << 60;
+/// From here on, a token names a worker whose own notify socket is watched.
+pub(crate) const FIRST_NOTIFY: u64 = 1 << 61;
 
 /// The whole monitor.
 pub(crate) struct Monitor {
@@ -61,8 +62,8 @@ pub(crate) struct Monitor {
     pub(crate) poller: Poller,
     pub(crate) roster: Roster,
     pub(crate) oom_kills: OomKills,
-    /// Slots whose exec the poller does not watch, because memory or watches ran out. Each turn of the loop looks at them.
-    pub(crate) unwatched: BTreeSet<u32>,
+    /// Workers whose exec the poller does not watch, because memory or watches ran out. Each turn of the loop looks at them.
+    pub(crate) unwatched: BTreeSet<Worker>,
     pub(crate) state: Slots,
     /// Events that the state has not seen yet.
     pub(crate) events: VecDeque<Event>,
@@ -91,6 +92,7 @@ pub(crate) struct Talk {
     pub(crate) own_sockets: usize,
     pub(crate) unattributed_told: bool,
     pub(crate) too_long_told: bool,
+    pub(crate) unmeasured_told: bool,
     pub(crate) acks: Option<AckSocket>,
 }
 
@@ -102,3 +104,18 @@ pub(crate) struct Sockets {
     pub(crate) sharing: Option<Sharing>,
     pub(crate) own_path_told: bool,
 }
+
+/// The token of this worker, from `first` on.
+pub(crate) fn token(first: u64, worker: Worker) -> u64 {
+    first | u64::from(worker.life) << 16 | u64::from(worker.slot.min(MOLD_IN_TOKEN))
+}
+
+/// The worker of such a token.
+pub(crate) fn worker_of(token: u64) -> Worker {
+    let slot = token as u32 & MOLD_IN_TOKEN;
+    Worker { slot: if slot == MOLD_IN_TOKEN { Worker::MOLD } else { slot }, life: (token >> 16) as u32 }
+}
+
+/// No other slot has this number.
+const MOLD_IN_TOKEN: u32 = 0xFFFF;
+const _: () = assert!(crate::config::MAX_WORKERS < MOLD_IN_TOKEN);

@@ -108,7 +108,9 @@ impl Monitor {
                 Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS) => return,
                 Ok(Some(heard)) => {
                     // Its program runs, whether its exec has been looked at or not.
-                    self.look_at_exec(Worker::MOLD);
+                    if let Some(mold) = self.state.mold_worker() {
+                        self.look_at_exec(mold);
+                    }
                     self.understand(&bytes, &heard, reaped).unwrap_or_else(Event::MoldBroke)
                 }
                 Ok(None) | Err(_) => {

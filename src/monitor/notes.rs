@@ -66,6 +66,7 @@ impl Held {
 pub(crate) fn ended(note: &Note) -> Option<Worker> {
     match note {
         Note::Respawning(worker, ..) | Note::MoldFailed { worker, .. } | Note::EndedForGood(worker, _) => Some(*worker),
+        Note::NotRecycled(worker, ..) => Some(*worker),
         _ => None,
     }
 }
@@ -110,6 +111,15 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             warn!("{} has sent no WATCHDOG=1 for {}; aborting it (--watchdog)", name(worker), duration::show(*time));
         }
         Note::Aborted(worker, None) => warn!("{} asks to be aborted (WATCHDOG=trigger); aborting it", name(worker)),
+        Note::Recycling(worker, reason) => info!("{} {reason}; replacing it", name(worker)),
+        Note::Recycled(new, old) => {
+            let old = pid(*old).map_or_else(|| "the one before".to_owned(), |pid| format!("pid {pid}"));
+            info!("{} has taken the place of {old}", name(new));
+        }
+        Note::NotRecycled(worker, cause, delay) => {
+            let next = duration::show(*delay);
+            warn!("the replacement of {} {cause}; the old one serves on, next try in {next}{last_lines}", name(worker));
+        }
         Note::Suspended(worker, signal) => {
             let pid = pid(*worker).map_or_else(|| "its pid".to_owned(), |pid| pid.to_string());
             warn!("{} is stopped by {}: {}kill -CONT {pid} lets it go on", name(worker), signal.as_str(), why(*signal));

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::Monitor;
 use crate::control::monitor::channel::Received;
 use crate::control::monitor::messages::{Order, Report, WorkerStatus};
-use crate::monitor::decide::{Event, Worker};
+use crate::monitor::decide::Event;
 use crate::sys::errno::words;
 use crate::sys::stderr;
 use crate::worker::cause::Cause;
@@ -118,8 +118,9 @@ impl Monitor {
         let slots = slot.map_or(0..self.state.count(), |slot| slot..slot.saturating_add(1));
         let mut reached = 0;
         for slot in slots {
-            self.look_at_exec(slot);
-            let worker = self.roster.in_slot(slot).filter(|live| live.executing.is_none()).map(|live| live.worker);
+            let Some(worker) = self.state.worker_in(slot) else { continue };
+            self.look_at_exec(worker);
+            let worker = self.roster.live(worker).filter(|live| live.executing.is_none()).map(|live| live.worker);
             reached += u32::from(worker.is_some_and(|worker| self.signal(worker, signal)));
         }
         reached
@@ -128,10 +129,11 @@ impl Monitor {
     fn report_status(&mut self) {
         let now = Instant::now();
         let shown = (0..self.state.count()).filter(|&slot| self.state.is_shown(slot));
-        let workers = shown.map(|slot| (slot, self.state.view(slot)));
-        let mold = self.state.mold().map(|mold| (Worker::MOLD, mold));
-        for (slot, view) in workers.chain(mold).collect::<Vec<_>>() {
-            let live = self.roster.in_slot(slot);
+        let workers = shown.filter_map(|slot| Some((self.state.worker_in(slot)?, self.state.view(slot))));
+        let mold = self.state.mold_worker().zip(self.state.mold());
+        for (worker, view) in workers.chain(mold).collect::<Vec<_>>() {
+            let slot = worker.slot;
+            let live = self.roster.live(worker);
             let sign_of_life = live.as_ref().and_then(|live| live.sign_of_life);
             let status = WorkerStatus {
                 slot,
@@ -141,9 +143,11 @@ impl Monitor {
                 respawns: view.respawns,
                 last: self.roster.last_cause(slot).cloned().or_else(|| self.ended_under_another(slot)),
                 sign_of_life: sign_of_life.map(|at| now.saturating_duration_since(at)),
+                requests: view.wear.requests,
+                recycled: view.wear.recycled,
+                recycling: view.wear.reason.map(|reason| reason.to_string()),
             };
-            let is_mold = slot == Worker::MOLD;
-            self.talk.channel.send(&if is_mold { Report::Mold(status) } else { Report::Worker(status) });
+            self.talk.channel.send(&if worker.is_mold() { Report::Mold(status) } else { Report::Worker(status) });
         }
         self.talk.channel.send(&Report::StatusEnd);
     }

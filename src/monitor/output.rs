@@ -70,7 +70,7 @@ impl Monitor {
     pub(super) fn ended_with_last_lines(&mut self, worker: Worker, cause: Cause) -> Option<Event> {
         self.talk.outputs.last.remove(&worker.slot);
         let serial = self.talk.outputs.serials.remove(&worker);
-        let is_expected = self.state.is_stopping() || self.state.is_retiring(worker.slot);
+        let is_expected = self.state.is_stopping() || self.state.is_retiring(worker);
         let Some(serial) = serial.filter(|_| !is_expected) else { return Some(Event::Ended(worker, cause)) };
         self.talk.channel.send(&Report::LastLinesOf { serial });
         let until = Instant::now() + LAST_LINES_TIMEOUT;

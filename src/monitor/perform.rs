@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::notes;
-use super::{FIRST_NOTIFY, FIRST_SLOT, Monitor};
+use super::{FIRST_EXEC, FIRST_NOTIFY, Monitor, token};
 use crate::config::{ListenAs, ListenPid, Plan, text};
 use crate::control::monitor::messages::Report;
 use crate::monitor::decide::{Action, Event, Note, Worker};
@@ -42,6 +42,8 @@ impl Monitor {
             }
             Action::Probe(worker) => self.probe(worker),
             Action::EndProbe(worker) => self.roster.kill_probe(worker),
+            Action::Measure(workers) => self.measure(workers),
+            Action::EndMeasurement => self.roster.end_measurement(),
             Action::Signal(worker, signal) => self.stop(worker, signal),
             Action::SignalGroup(worker, signal) => self.roster.signal_left_behind(worker, signal),
             Action::GiveUp(worker) => {
@@ -105,7 +107,7 @@ impl Monitor {
         // On a socket of its own, a message is known to be this worker's even if its sender has ended.
         let own =
             (mold.is_none() && self.roster.count() < self.talk.own_sockets).then(|| NotifySocket::new().ok()).flatten();
-        let own = own.filter(|own| self.poller.watch(own, FIRST_NOTIFY + u64::from(worker.slot)).is_ok());
+        let own = own.filter(|own| self.poller.watch(own, token(FIRST_NOTIFY, worker)).is_ok());
         let place = self.place(worker, own.as_ref().unwrap_or(&self.talk.notify).name());
         let as_stdin = plan.handover.listen_as == ListenAs::Stdin;
         let mut environment = variables(plan, &self.program.common, place).map_err(Cause::CannotStart)?;
@@ -135,13 +137,13 @@ impl Monitor {
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
         drop(mold);
         drop(output);
-        let watched = self.poller.watch(&child, FIRST_SLOT + u64::from(worker.slot));
+        let watched = self.poller.watch(&child, token(FIRST_EXEC, worker));
         let pid = child.pid;
         let started = processes::started(pid);
         self.roster.add(worker, child, started, own);
         self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
         if watched.is_err() {
-            self.look_at_unwatched_exec(worker.slot);
+            self.look_at_unwatched_exec(worker);
         }
         Ok(())
     }
@@ -237,7 +239,7 @@ impl Monitor {
             _ => processes::signal_child(pid, signal),
         };
         let Err(error) = sent else { return true };
-        let live = self.roster.in_slot(worker.slot);
+        let live = self.roster.live(worker);
         if live.is_some_and(|live| !std::mem::replace(&mut live.refuses, true)) {
             log::warn!(
                 "cannot send {} to {worker} (pid {pid}): {}",

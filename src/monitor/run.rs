@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::start::{find_release, read_assignment};
-use super::{ACKS, CHANNEL, FIRST_NOTIFY, FIRST_SLOT, MOLD, Monitor, NOTIFY, SHARING, SIGNALS, STDERR};
+use super::{ACKS, CHANNEL, FIRST_NOTIFY, MOLD, Monitor, NOTIFY, SHARING, SIGNALS, STDERR, worker_of};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::Report;
@@ -114,8 +114,8 @@ impl Monitor {
             if unmet.is_some() {
                 self.reap();
             }
-            for slot in std::mem::take(&mut self.unwatched) {
-                self.look_at_unwatched_exec(slot);
+            for worker in std::mem::take(&mut self.unwatched) {
+                self.look_at_unwatched_exec(worker);
             }
             if channel.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.look_at(CHANNEL);
@@ -162,20 +162,20 @@ impl Monitor {
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
             MOLD => self.hear_mold(&[]),
-            FIRST_NOTIFY.. => self.take_notifications(Some((token - FIRST_NOTIFY) as u32)),
+            FIRST_NOTIFY.. => self.take_notifications(Some(worker_of(token))),
             STDERR => stderr::catch_up(),
-            slot => self.look_at_exec((slot - FIRST_SLOT) as u32),
+            _ => self.look_at_exec(worker_of(token)),
         }
     }
 
-    /// Reads notifications; with `slot`, from the socket of the worker in that slot.
-    fn take_notifications(&mut self, slot: Option<u32>) {
+    /// Reads notifications; with `worker`, from its own socket.
+    fn take_notifications(&mut self, worker: Option<Worker>) {
         for _ in 0..NOTIFY_BATCH {
-            let live = slot.and_then(|slot| self.roster.in_slot(slot));
+            let live = worker.and_then(|worker| self.roster.live(worker));
             let own = live.and_then(|live| Some((live.worker, live.notify.as_ref()?)));
             let (worker, heard) = match own {
                 Some((worker, socket)) => (Some(worker), socket.receive()),
-                None if slot.is_some() => return,
+                None if worker.is_some() => return,
                 None => (None, self.talk.notify.receive()),
             };
             let Some(notification) = heard else { return };
@@ -211,11 +211,12 @@ impl Monitor {
             return;
         };
         // Its program runs, whether its exec has been looked at or not.
-        self.look_at_exec(worker.slot);
+        self.look_at_exec(worker);
         self.events.extend(words.extends.map(|by| Event::Extends(worker, by)));
         self.events.extend(words.ready.then_some(Event::Notified(worker)));
         self.events.extend(words.period.map(|period| Event::WatchedEvery(worker, period)));
         self.events.extend(words.lives.then_some(Event::Lives(worker)));
+        self.events.extend(words.requests.map(|requests| Event::Served(worker, requests)));
         self.events.extend(words.is_broken.then_some(Event::IsBroken(worker)));
     }
 
@@ -231,7 +232,7 @@ impl Monitor {
             match said {
                 Said::Ack => {
                     // Its program runs, whether its exec has been looked at or not.
-                    self.look_at_exec(worker.slot);
+                    self.look_at_exec(worker);
                     self.events.push_back(Event::Notified(worker));
                 }
                 Said::Ping => {
@@ -243,15 +244,15 @@ impl Monitor {
     }
 
     /// Looks at an exec that the poller does not watch. The next turn looks again while it is under way.
-    pub(super) fn look_at_unwatched_exec(&mut self, slot: u32) {
-        self.look_at_exec(slot);
-        if self.roster.in_slot(slot).is_some_and(|live| live.executing.is_some()) {
-            self.unwatched.insert(slot);
+    pub(super) fn look_at_unwatched_exec(&mut self, worker: Worker) {
+        self.look_at_exec(worker);
+        if self.roster.live(worker).is_some_and(|live| live.executing.is_some()) {
+            self.unwatched.insert(worker);
         }
     }
 
-    pub(super) fn look_at_exec(&mut self, slot: u32) {
-        let Some(live) = self.roster.in_slot(slot) else { return };
+    pub(super) fn look_at_exec(&mut self, worker: Worker) {
+        let Some(live) = self.roster.live(worker) else { return };
         let Some(child) = &mut live.executing else { return };
         let outcome = child.outcome();
         if child.is_mixed && !std::mem::replace(&mut self.program.mixed_release_told, true) {
@@ -277,9 +278,8 @@ impl Monitor {
     fn notice_suspensions(&mut self) {
         for (pid, stopped_by) in std::iter::from_fn(processes::stopped_or_continued).take(processes::MAX_REAPED_AT_ONCE)
         {
-            let Some(slot) = self.roster.slot_of(pid) else { continue };
-            self.look_at_exec(slot);
-            let Some(worker) = self.roster.in_slot(slot).map(|live| live.worker) else { continue };
+            let Some(worker) = self.roster.worker_of(pid) else { continue };
+            self.look_at_exec(worker);
             self.events.push_back(match stopped_by {
                 Some(signal) => Event::Suspended(worker, signal),
                 None => Event::Continued(worker),
@@ -302,11 +302,14 @@ impl Monitor {
                 self.probe_ended(worker, exit);
                 continue;
             }
-            let slot = self.roster.slot_of(pid);
-            if let Some(slot) = slot {
-                self.look_at_exec(slot);
+            if let Some(done) = self.roster.measurement.take_if(|it| it.pid == pid) {
+                self.take_measurement(done);
+                continue;
+            }
+            if let Some(worker) = self.roster.worker_of(pid) {
+                self.look_at_exec(worker);
                 // Its last notifications.
-                self.take_notifications(Some(slot));
+                self.take_notifications(Some(worker));
             }
             let Some(mut live) = self.roster.remove(pid) else { continue };
             live.notify.iter().for_each(|socket| self.poller.forget(socket));
@@ -317,7 +320,7 @@ impl Monitor {
                 processes::Exit::Signal(9, _) if self.oom_kills.take_one() => Cause::OutOfMemory,
                 exit => exit.into(),
             });
-            match self.state.is_retiring(live.worker.slot) {
+            match self.state.is_retiring(live.worker) {
                 true => self.roster.forget(live.worker.slot),
                 false => self.roster.remember(live.worker.slot, pid, &cause),
             }

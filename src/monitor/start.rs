@@ -105,6 +105,7 @@ impl Monitor {
             own_sockets: usize::try_from(allowed / SHARE_FOR_NOTIFY).unwrap_or(usize::MAX),
             unattributed_told: false,
             too_long_told: false,
+            unmeasured_told: false,
             acks,
         };
         Ok(Monitor {

@@ -40,6 +40,8 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_accept_queue_fullest", help, fullest(&status.listeners));
     let help = "Workers that ended on their own, outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
+    let help = "Workers that were replaced because they had reached a limit.";
+    metric(&mut out, ("panzer_recycled_total", "counter"), help, recycled(status));
     metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by outcome.", reloads(status));
     metric(&mut out, ("panzer_hooks_total", "counter"), "Commands of hooks that were run, by outcome.", hooks(status));
     out
@@ -90,6 +92,11 @@ fn respawns(status: &Status) -> Samples {
     let sample =
         |respawns: &Respawns| (labels(&respawns.cause, respawns.code, respawns.signal.as_ref()), respawns.count as f64);
     status.respawns.iter().map(sample).collect()
+}
+
+fn recycled(status: &Status) -> Samples {
+    let of = |reason: &str| status.recycled.get(reason).copied().unwrap_or_default() as f64;
+    ["lifetime", "memory", "requests"].map(|reason| (vec![("reason", reason.to_owned())], of(reason))).into()
 }
 
 fn reloads(status: &Status) -> Samples {

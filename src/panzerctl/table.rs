@@ -208,7 +208,12 @@ impl Table {
 }
 
 fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
-    let (last, cause) = worker.last.as_ref().map(short).unwrap_or_default();
+    let recycled = |reason: &String| {
+        let word = if worker.recycled == 0 { "replacing" } else { "recycled" };
+        (word.to_owned(), Some(reason.clone()))
+    };
+    let (last, cause) =
+        worker.last.as_ref().map(short).or_else(|| worker.recycling.as_ref().map(recycled)).unwrap_or_default();
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let cells = [
         generation.to_string(),
@@ -280,7 +285,7 @@ mod tests {
 
     fn worker(slot: u32, pid: Option<i32>, state: &str, respawns: u32, last: Option<Cause>) -> Worker {
         let last = last.map(|cause| Failed::new(slot, &cause));
-        Worker { slot, pid, state: state.to_owned(), since_ms: 11_000_000, respawns, last, sign_of_life_ms: None }
+        Worker { slot, pid, state: state.to_owned(), since_ms: 11_000_000, respawns, last, ..Worker::default() }
     }
 
     fn status(workers: Vec<Worker>) -> Status {

@@ -1,7 +1,7 @@
 //! CPU and memory of the workers, read from /proc by panzerctl so that neither main nor a monitor has to.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::control::operator::status::{Generation, Status, Worker};
+use crate::sys::memory;
 use crate::sys::processes::Stat;
 
 /// To measure memory, the kernel walks the page tables of a process, and the process cannot map memory meanwhile. So at
@@ -116,9 +117,7 @@ impl Process {
     }
 
     fn memory(&self) -> Option<u64> {
-        let rollup = fs::read_to_string(path(&self.folder).join("smaps_rollup")).ok()?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-        Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
+        memory::proportional(&path(&self.folder))
     }
 }
 

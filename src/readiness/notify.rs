@@ -47,6 +47,8 @@ pub struct Words {
     pub is_broken: bool,
     /// The time within which it will say again that it lives (`WATCHDOG_USEC=`).
     pub period: Option<Duration>,
+    /// Number of requests that it has served so far (`X_PANZER_REQUESTS=`).
+    pub requests: Option<u64>,
 }
 
 impl NotifySocket {
@@ -92,6 +94,7 @@ fn read(datagram: &[u8]) -> Words {
             ("WATCHDOG", "1") => words.lives = true,
             ("WATCHDOG", "trigger") => words.is_broken = true,
             ("WATCHDOG_USEC", _) => words.period = micros().or(words.period),
+            ("X_PANZER_REQUESTS", _) => words.requests = value.parse().ok().or(words.requests),
             ("EXTEND_TIMEOUT_USEC", _) => words.extends = micros().or(words.extends),
             _ => {}
         }
@@ -154,6 +157,7 @@ mod tests {
         assert_eq!(read(b"WATCHDOG=1"), lives);
         assert_eq!(read(b"WATCHDOG_USEC=1000000\nWATCHDOG=1\0"), Words { period: second, ..lives });
         assert_eq!(read(b"WATCHDOG=trigger"), Words { is_broken: true, ..Words::default() });
+        assert_eq!(read(b"X_PANZER_REQUESTS=7\nX_PANZER_REQUESTS=-8"), Words { requests: Some(7), ..Words::default() });
         assert_eq!(read(b"WATCHDOG=0\nWATCHDOG_USEC=x\nWATCHDOG"), Words::default());
     }
 

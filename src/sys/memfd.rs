@@ -24,7 +24,7 @@ pub fn write(bytes: &[u8]) -> io::Result<OwnedFd> {
 
 /// An empty memfd. A host may refuse memfds that could be executed (vm.memfd_noexec=2). Kernels before 6.3 do not know the
 /// flag.
-pub(super) fn empty() -> nix::Result<OwnedFd> {
+pub fn empty() -> nix::Result<OwnedFd> {
     let named = |flags| memfd_create(c"panzer-plan", MFdFlags::MFD_CLOEXEC | flags);
     match named(MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL)) {
         Err(Errno::EINVAL) => named(MFdFlags::empty()),

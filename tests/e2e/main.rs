@@ -45,6 +45,7 @@ mod output;
 mod per_worker;
 mod per_worker_scaling;
 mod planning;
+mod recycling;
 mod resources;
 mod restart;
 mod scaling;

@@ -266,6 +266,8 @@ impl MonitorCheck {
             Event::Looked(took) => self.looks.over(now, *took),
             // tests/sim/watchdog.rs has them.
             Event::Lives(_) | Event::IsBroken(_) | Event::WatchedEvery(..) => {}
+            // tests/sim/recycling.rs has them.
+            Event::Served(..) | Event::Measured(..) => {}
             Event::Wake => {}
         }
         None
@@ -431,6 +433,7 @@ impl MonitorCheck {
             }
             Action::Note(_) => Ok(()),
             Action::Fork(..) | Action::Adopt(_) | Action::Dismiss => Ok(()),
+            Action::Measure(_) | Action::EndMeasurement => hold(false, 13, || "nobody asked for that".to_owned()),
             Action::Look(worker) => self.looks.begun(now).and_then(|()| self.check_look(now, *worker, false)),
             Action::Examine(worker) => self.looks.begun(now).and_then(|()| self.check_examination(now, *worker)),
             Action::Probe(worker) => {

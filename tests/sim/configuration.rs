@@ -37,6 +37,7 @@ pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
             respawn_limit: draw_respawn_limit(choices),
             final_exits: draw_final_exits(choices),
             start_delay: draw_start_delay(choices),
+            recycling: panzer::config::Recycling::default(),
             verbosity: Verbosity::Normal,
         },
         max_draining: draw_max_draining(choices),

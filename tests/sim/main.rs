@@ -38,6 +38,7 @@ mod molds;
 mod monitor_side;
 mod planted;
 mod queues;
+mod recycling;
 mod regressions;
 mod report;
 mod restart;

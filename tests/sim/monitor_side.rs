@@ -419,6 +419,8 @@ impl World {
             Action::EndProbe(worker) => self.kill_probe(index, worker),
             Action::CloseListeners | Action::Note(_) => Ok(()),
             Action::Fork(..) | Action::Adopt(_) | Action::Dismiss => Ok(()),
+            // tests/sim/recycling.rs has them.
+            Action::Measure(_) | Action::EndMeasurement => Ok(()),
         }
     }
 

@@ -59,6 +59,7 @@ fn spec(workers: u32, stop: &str) -> Spec {
                 respawn_limit: None,
                 final_exits: FinalExits::default(),
                 start_delay: StartDelay::default(),
+                recycling: panzer::config::Recycling::default(),
                 verbosity: Verbosity::Normal,
             },
             max_draining: 4,

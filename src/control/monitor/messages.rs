@@ -81,6 +81,8 @@ pub enum Order {
         /// Its index among all sockets of the generation (see `sockets::queues`).
         place: usize,
     },
+    /// Whether no worker is to be replaced for having reached a limit: a reload is under way.
+    HoldRecycling(bool),
     /// Use these delays, waits and limits from now on.
     Tune(Box<Tuning>),
     /// Main holds the claimed address; its socket comes as a descriptor.
@@ -234,6 +236,13 @@ pub enum Report {
     MoldFailed(Cause),
     /// The mold, in answer to [`Order::Status`].
     Mold(WorkerStatus),
+    /// A worker had reached a limit. Another one has taken its place, and it is being stopped.
+    Recycled {
+        /// Its slot.
+        slot: u32,
+        /// Which limit, in a word.
+        reason: String,
+    },
     /// This slot is removed. Its worker, if any, is being stopped.
     Retired {
         /// The slot.
@@ -359,6 +368,15 @@ pub struct WorkerStatus {
     /// Time since the worker last said that it lives (einhorn's ping).
     #[serde(default)]
     pub sign_of_life: Option<Duration>,
+    /// Number of requests that the worker has served, if it reports them.
+    #[serde(default)]
+    pub requests: Option<u64>,
+    /// Number of workers of this slot that were replaced because they had reached a limit.
+    #[serde(default)]
+    pub recycled: u32,
+    /// Why the worker is being replaced, or else why the last one was.
+    #[serde(default)]
+    pub recycling: Option<String>,
 }
 
 /// Lines that a worker wrote, as they are shown below a message about it.

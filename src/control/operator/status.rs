@@ -1,5 +1,6 @@
 //! The state of an instance, as operators get it: as JSON, and as the lines that main logs or writes to a file.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct Status {
     pub listeners: Vec<Queue>,
     /// Workers that ended on their own and were replaced since main began, counted by how they ended.
     pub respawns: Vec<Respawns>,
+    /// Workers that were replaced because they had reached a limit: `lifetime`, `memory` or `requests`.
+    pub recycled: BTreeMap<String, u64>,
     /// Reloads since main began.
     pub reloads: Reloads,
     /// Commands of `--hook` that were run since main began.
@@ -157,6 +160,14 @@ pub struct Worker {
     /// Time since the worker last said that it lives (einhorn's ping).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_of_life_ms: Option<u64>,
+    /// Number of requests that the worker has served, if it reports them (`X_PANZER_REQUESTS=`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// How often a worker of this slot was replaced because it had reached a limit (`--max-lifetime` and others).
+    pub recycled: u32,
+    /// Why the worker is being replaced, or else why the one before it was, completing "worker N …".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recycling: Option<String>,
 }
 
 fn mold() -> u32 {
@@ -294,7 +305,13 @@ impl Display for Worker {
             Some(code) if self.state == "ended" => format!("last: exited with code {code}"),
             _ => format!("last: {}", last.message),
         });
-        let remarks: Vec<String> = respawned.into_iter().chain(sign).chain(last).collect();
+        let recycled = self.recycling.as_ref().map(|reason| match self.recycled {
+            0 => format!("being replaced: {reason}"),
+            times => format!("recycled {times}x, last: {reason}"),
+        });
+        let requests = self.requests.map(|requests| format!("{requests} requests"));
+        let remarks: Vec<String> =
+            respawned.into_iter().chain(requests).chain(recycled).chain(sign).chain(last).collect();
         write!(f, "{}", remarks.join(", "))
     }
 }

@@ -37,6 +37,9 @@ pub(super) struct Generation {
     pub(super) backoff: Backoff,
     /// How to stop the generation that it replaces.
     pub(super) retires: Urgency,
+    /// Whether its monitor was told to replace no worker that has reached a limit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) holds_recycling: bool,
 }
 
 /// Numbers of slots.
@@ -151,6 +154,7 @@ impl Generation {
             grown: now,
             backoff: Backoff::default(),
             retires: Urgency::Graceful,
+            holds_recycling: false,
         }
     }
 
@@ -307,6 +311,7 @@ impl Generation {
     pub(super) fn lose_monitor(&mut self, until: Instant, now: Instant) {
         let Life::Running { life, .. } = self.monitor else { return };
         self.monitor = Life::Waiting { life, until };
+        self.holds_recycling = false;
         self.shown.ready.clear();
         self.shown.seen.clear();
         self.shown.suspended.clear();

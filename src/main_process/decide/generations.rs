@@ -121,6 +121,7 @@ impl Generations {
             Event::Wake => {}
         }
         self.do_what_is_due(now, &mut actions);
+        self.hold_recycling(&mut actions);
         self.note_full();
         self.exit_if_done(&mut actions);
         actions
@@ -286,6 +287,18 @@ impl Generations {
         actions.push(Action::Order(monitor, Order::Stop(urgency)));
         self.draining.insert(monitor, Draining::begin(old.settings.tuning, served, urgency, now));
         self.escalate_those_beyond_limit(now, actions);
+    }
+
+    /// During a reload the serving generation replaces no workers one by one. Monitors of builds that never do so are
+    /// not told.
+    fn hold_recycling(&mut self, actions: &mut Vec<Action>) {
+        let reloads = self.starting.is_some() || self.falling_back.is_some();
+        let Some(serving) = &mut self.serving else { return };
+        let holds = reloads && serving.settings.tuning.recycling.is_on();
+        if let Some(monitor) = serving.monitor().filter(|_| serving.holds_recycling != holds) {
+            serving.holds_recycling = holds;
+            actions.push(Action::Order(monitor, Order::HoldRecycling(holds)));
+        }
     }
 
     /// How to stop a generation that was not told to stop.

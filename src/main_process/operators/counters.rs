@@ -23,6 +23,9 @@ pub(crate) struct Counters {
     /// Number of starts: of generations, and of workers of generations that do not have to prove themselves.
     #[serde(default)]
     starts: u32,
+    /// For each limit, number of workers that were replaced because they had reached it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    recycled: BTreeMap<String, u64>,
     /// For each event, number of its commands that succeeded, and that failed.
     #[serde(default, with = "crate::carry::pairs", skip_serializing_if = "BTreeMap::is_empty")]
     hooks: BTreeMap<HookEvent, (u64, u64)>,
@@ -40,6 +43,16 @@ impl Counters {
         self.started();
         let Failed { cause, code, signal, .. } = Failed::new(0, cause);
         *self.respawns.entry((cause, code, signal)).or_default() += 1;
+    }
+
+    /// A worker was replaced because it had reached this limit.
+    pub(crate) fn recycled(&mut self, reason: &str) {
+        self.started();
+        *self.recycled.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn recyclings(&self) -> BTreeMap<String, u64> {
+        self.recycled.clone()
     }
 
     /// Counts the verdict of a reload.

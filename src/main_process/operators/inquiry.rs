@@ -80,6 +80,9 @@ fn shown(status: WorkerStatus) -> Worker {
         since_ms: status.since.as_millis() as u64,
         respawns: status.respawns,
         last: status.last.as_ref().map(|cause| Failed::new(status.slot, cause)),
+        requests: status.requests,
+        recycled: status.recycled,
+        recycling: status.recycling,
         sign_of_life_ms: status.sign_of_life.map(|ago| ago.as_millis() as u64),
     }
 }

@@ -85,6 +85,7 @@ impl Main {
             generations,
             listeners: accept_queues::all(&self.listeners.held, &self.listeners.shares),
             respawns: self.operators.counters.respawns(),
+            recycled: self.operators.counters.recyclings(),
             reloads: self.operators.counters.reloads(),
             hooks: self.operators.counters.hooks(),
             logs: LogPlace::all(self.logger.settings.as_ref().map_or(&self.configuration.plan.logs, |(logs, _)| logs)),

@@ -57,7 +57,7 @@ impl Slots {
 
     /// Reports it the first time.
     pub(super) fn report_executed(&mut self, actions: &mut Vec<Action>) {
-        if !std::mem::replace(&mut self.executed, true) {
+        if !std::mem::replace(&mut self.reported.executed, true) {
             actions.push(Action::Report(Report::Executed));
         }
     }
@@ -66,6 +66,7 @@ impl Slots {
         if worker.is_mold() {
             return;
         }
+        let is_beside = self.recycler.beside.contains_key(&worker);
         let Some(slot) = self.slot_of(worker) else { return };
         let first_time = !std::mem::replace(&mut slot.readiness.notified, true);
         if matches!(slot.state, State::Ready { .. }) {
@@ -74,7 +75,7 @@ impl Slots {
         match slot.state {
             State::Starting { .. } => self.go_on(worker, now, actions),
             // It was ready without that. The next release has to know that workers notify.
-            State::Ready { .. } if first_time => {
+            State::Ready { .. } if first_time && !is_beside => {
                 actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: true, seen: false }));
             }
             _ => {}
@@ -114,7 +115,7 @@ impl Slots {
     /// The worker listens on a shared port. From now on it must be seen accepting there, unless it is ready for good.
     pub(super) fn on_listens(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, trial) = (self.settings.watch, self.settings.trial);
-        let deadline_anew = self.ready_deadline(worker, now);
+        let (deadline_anew, is_beside) = (self.ready_deadline(worker, now), self.recycler.beside.contains_key(&worker));
         let Some(slot) = self.slot_of(worker) else { return };
         let is_first = !std::mem::replace(&mut slot.readiness.listens, true);
         if worker.is_mold() {
@@ -128,7 +129,8 @@ impl Slots {
         }
         slot.readiness.listened = true;
         let withdrawn = matches!(slot.state, State::Ready { unproven: Some(until) } if trial || now < until);
-        actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn }));
+        // Nobody was told that a replacement is ready.
+        actions.push(Action::Report(Report::Listens { slot: worker.slot, withdrawn: withdrawn && !is_beside }));
         let look = Some(Watched::by_looks(now));
         match slot.state {
             State::Starting { deadline, look: None, .. } if !slot.readiness.shown.accepting => {
@@ -147,7 +149,7 @@ impl Slots {
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
         // What it did before a signal stopped it proves nothing.
-        if look.is_none() || (slot.suspended && sight == Sight::Accepting) {
+        if look.is_none() || (slot.suspension.is_now && sight == Sight::Accepting) {
             return;
         }
         slot.readiness.shown.note(sight, patience, now);
@@ -167,7 +169,7 @@ impl Slots {
         let ended = self.probes.remove(&worker).is_some_and(|probe| probe.ended);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { probe: Some(watched), .. } = &mut slot.state else { return };
-        if succeeded && !ended && !slot.suspended {
+        if succeeded && !ended && !slot.suspension.is_now {
             self.become_ready(worker, now, actions);
         } else {
             watched.next = Some(now + watched.pause);
@@ -188,7 +190,7 @@ impl Slots {
         }
         if is_probed {
             probe.get_or_insert(Watched::by_probes(now));
-        } else if !slot.suspended && (slot.readiness.shown.accepting || slot.readiness.notified || !notify) {
+        } else if !slot.suspension.is_now && (slot.readiness.shown.accepting || slot.readiness.notified || !notify) {
             self.become_ready(worker, now, actions);
         }
     }
@@ -196,6 +198,7 @@ impl Slots {
     fn become_ready(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (watch, bake, has_listener) = (self.settings.watch, self.settings.tuning.bake, self.settings.has_listener);
         let (is_probed, watchdog) = (self.settings.probe, self.settings.watchdog);
+        let is_beside = self.recycler.beside.contains_key(&worker);
         let Some(slot) = self.slot_of(worker) else { return };
         let (seen, visible) = (slot.readiness.shown.accepting, slot.readiness.shown.hidden.is_none());
         let unproven = slot.readiness.executed.filter(|_| watch == Watch::IfItListens && !seen && visible);
@@ -207,7 +210,9 @@ impl Slots {
         let is_measured =
             seen || slot.readiness.listens || (watch == Watch::No && (is_probed || slot.readiness.notified));
         slot.readiness.serves = is_measured.then_some(now);
-        actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.readiness.notified, seen }));
+        if !is_beside {
+            actions.push(Action::Report(Report::Ready { slot: worker.slot, notified: slot.readiness.notified, seen }));
+        }
         match seen || !visible || !has_listener {
             true => self.suspects.remove(worker),
             false => self.suspects.add(worker, None, now),
@@ -256,13 +261,13 @@ impl Slots {
         if !self.looking.may_begin(now) {
             return;
         }
-        let due = self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
-            State::Starting { look: Some(look), .. } if look.next.is_some_and(|next| next <= now) => {
-                Some((Worker { slot: index, life: slot.life }, look))
-            }
+        let due = self.all().filter_map(|(worker, slot)| match &slot.state {
+            State::Starting { look: Some(look), .. } => Some((look.next.filter(|next| *next <= now)?, worker)),
             _ => None,
         });
-        if let Some((worker, look)) = due.min_by_key(|(_, look)| look.next) {
+        if let Some((_, worker)) = due.min()
+            && let Some(Slot { state: State::Starting { look: Some(look), .. }, .. }) = self.slot_of(worker)
+        {
             look.next = Some(now + look.pause);
             look.pause = (look.pause * 2).min(MAX_PAUSE);
             self.looking.begin();
@@ -278,7 +283,7 @@ impl Slots {
             if !self.starts.take_one_of_turn() {
                 return;
             }
-            if let State::Starting { probe: Some(probe), .. } = &mut self.slots[worker.slot as usize].state {
+            if let Some(Slot { state: State::Starting { probe: Some(probe), .. }, .. }) = self.slot_of(worker) {
                 probe.next = None;
             }
             self.probes.insert(worker, Probe { deadline: now + PROBE_TIMEOUT, ended: false });
@@ -288,10 +293,8 @@ impl Slots {
 
     /// The workers to probe, and when. While a worker's last probe is ending, the worker waits.
     pub(super) fn probes_to_come(&self) -> impl Iterator<Item = (Instant, Worker)> {
-        let slots = self.slots.iter().zip(0..).filter(|_| self.settings.probe);
-        slots.filter_map(|(slot, index)| match slot.state {
+        self.all().filter(|_| self.settings.probe).filter_map(|(worker, slot)| match slot.state {
             State::Starting { probe: Some(Watched { next: Some(next), .. }), .. } => {
-                let worker = Worker { slot: index, life: slot.life };
                 (!self.probes.contains_key(&worker)).then_some((next, worker))
             }
             _ => None,
@@ -311,17 +314,18 @@ impl Slots {
 
     /// Workers that have ended, or are being stopped, are not examined any more.
     pub(super) fn forget_suspects_that_end(&mut self) {
-        let slots = &self.slots;
+        let (slots, beside) = (&self.slots, &self.recycler.beside);
         self.suspects.keep(|worker| {
             let runs = |slot: &Slot| matches!(slot.state, State::Starting { .. } | State::Ready { .. });
-            slots.get(worker.slot as usize).is_some_and(|slot| slot.life == worker.life && runs(slot))
+            let slot = beside.get(&worker).or(slots.get(worker.slot as usize));
+            slot.is_some_and(|slot| slot.life == worker.life && runs(slot))
         });
     }
 
     /// Ends the probes that hang, and those whose result is not needed any more.
     pub(super) fn end_probes(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for (worker, probe) in &mut self.probes {
-            let slot = &self.slots[worker.slot as usize];
+            let slot = self.recycler.beside.get(worker).unwrap_or(&self.slots[worker.slot as usize]);
             let awaited = slot.life == worker.life && matches!(slot.state, State::Starting { probe: Some(_), .. });
             if probe.deadline <= now || (!awaited && !probe.ended) {
                 *probe = Probe { deadline: now + PROBE_TIMEOUT, ended: true };

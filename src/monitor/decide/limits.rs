@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
     use crate::backoff::Pace;
-    use crate::config::{FinalExits, StartDelay, Tuning, Verbosity};
+    use crate::config::{FinalExits, Recycling, StartDelay, Tuning, Verbosity};
     use crate::monitor::decide::slots::Slots;
     use crate::monitor::decide::vocabulary::{Action, Event, Settings, Watch, Worker};
     use crate::readiness::watch::Sight;
@@ -87,6 +87,7 @@ mod tests {
             respawn_limit: None,
             final_exits: FinalExits::default(),
             start_delay: StartDelay::default(),
+            recycling: Recycling::default(),
             verbosity: Verbosity::Quiet,
         };
         let (ended, watch) = (BTreeSet::new(), Watch::Always);

@@ -10,6 +10,7 @@ mod final_exits;
 mod limits;
 mod mold;
 mod pacing;
+mod recycling;
 mod slot;
 mod slots;
 mod stopping;
@@ -20,4 +21,4 @@ mod watchdog;
 mod worker_count;
 
 pub use slots::Slots;
-pub use vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker};
+pub use vocabulary::{Action, Event, Note, Phase, Settings, View, Watch, Worker, Worn};

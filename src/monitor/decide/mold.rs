@@ -34,6 +34,11 @@ impl Slots {
         self.mold.as_ref().map(|mold| mold.slot.view())
     }
 
+    /// The mold that there is, or was last.
+    pub fn mold_worker(&self) -> Option<Worker> {
+        self.mold.as_ref().map(Mold::worker)
+    }
+
     /// When there is something to be done about the mold.
     pub(super) fn mold_deadline(&self) -> Option<Instant> {
         let mold = self.mold.as_ref()?;
@@ -172,8 +177,9 @@ impl Slots {
             mold.ended_forking = Some(mold.slot.life);
         }
         for worker in tickets.into_values() {
+            let is_beside = self.recycler.beside.contains_key(&worker);
             let Some(slot) = self.slot_of(worker) else { continue };
-            if !slot.retiring && !stops {
+            if !slot.retiring && !stops && !is_beside {
                 slot.state = State::Waiting { until: now };
                 // It has been counted.
                 slot.is_anew = true;
@@ -244,7 +250,7 @@ impl Slots {
     /// At a first start, main ends panzer where the program can never be a mold.
     fn is_first_try(&self) -> bool {
         let is_first = self.mold.as_ref().is_some_and(|mold| mold.slot.life == 1);
-        is_first && !self.executed && !self.settings.trial
+        is_first && !self.reported.executed && !self.settings.trial
     }
 
     pub(super) fn mold_is_gone(&self) -> bool {

@@ -1,12 +1,13 @@
 //! One slot, and the data of one worker.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::vocabulary::{Phase, View};
+use super::vocabulary::{Phase, View, Worker, Worn};
 use crate::backoff::Backoff;
-use crate::config::{Escalation, Schedule, StartDelay};
+use crate::config::{Escalation, Reason, Recycling, Schedule, StartDelay};
 use crate::control::monitor::messages::Urgency;
 use crate::readiness::watch::{Hidden, Sight};
 use crate::worker::cause::Cause;
@@ -23,6 +24,11 @@ pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Limit of the processes that are started before signals, orders and messages are read again. Takes some milliseconds.
 const MAX_STARTS_A_TURN: u32 = 8;
+
+/// The pauses between two measurements of a worker's memory: near the limit, of a young worker, and far below.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const YOUNG_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum State {
@@ -66,9 +72,7 @@ pub(super) struct Slot {
     pub(super) retiring: bool,
     /// Whether its next worker was asked for, and so is no respawn.
     pub(super) is_anew: bool,
-    /// Whether a signal has stopped the worker, and when that was last logged.
-    pub(super) suspended: bool,
-    pub(super) suspension_told: Option<Instant>,
+    pub(super) suspension: Suspension,
     /// Number of workers since the last ready one that were not ready in time.
     pub(super) unready: u32,
     pub(super) readiness: Readiness,
@@ -76,6 +80,14 @@ pub(super) struct Slot {
     pub(super) backoff: Backoff,
     /// Why the worker is being ended, if it is not for a stop.
     pub(super) ended_for: Option<Cause>,
+    pub(super) wear: Wear,
+}
+
+/// Whether a signal has stopped the worker, and when that was last logged.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Suspension {
+    pub(super) is_now: bool,
+    pub(super) told: Option<Instant>,
 }
 
 /// How far the worker of a slot is ready.
@@ -109,20 +121,20 @@ impl Slot {
             respawns: 0,
             retiring: false,
             is_anew: false,
-            suspended: false,
-            suspension_told: None,
+            suspension: Suspension::default(),
             unready: 0,
             readiness: Readiness::default(),
             watchdog: Watchdog::default(),
             backoff: Backoff::default(),
             ended_for: None,
+            wear: Wear::default(),
         }
     }
 
     /// The slot as others see it.
     pub(super) fn view(&self) -> View {
         let phase = match self.state {
-            _ if self.suspended && self.has_worker() => Phase::Suspended,
+            _ if self.suspension.is_now && self.has_worker() => Phase::Suspended,
             State::Empty => Phase::Empty,
             State::Waiting { .. } => Phase::Waiting,
             State::Executing { .. } | State::Forking => Phase::Executing,
@@ -131,23 +143,23 @@ impl Slot {
             State::Stopping(_) => Phase::Stopping,
             State::EndedForGood { .. } => Phase::Ended,
         };
-        View { phase, respawns: self.respawns, since: self.since }
+        View { phase, respawns: self.respawns, since: self.since, wear: self.wear.view() }
     }
 
     /// Another life of it begins.
     pub(super) fn begin(&mut self, state: State, now: Instant) {
-        self.life += 1;
+        self.wear = self.wear.next_life();
+        self.life = self.wear.last_life;
         self.retiring = false;
         self.is_anew = false;
         self.since = now;
-        (self.suspended, self.suspension_told) = (false, None);
+        self.suspension = Suspension::default();
         self.readiness = Readiness { listened: self.readiness.listened, ..Readiness::default() };
         self.watchdog = Watchdog::default();
         self.state = state;
     }
 }
 
-/// When to look at a worker, or to probe it, again. None while its probe is under way.
 /// The watchdog of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Watchdog {
@@ -188,6 +200,7 @@ impl Watchdog {
     }
 }
 
+/// When to look at a worker, or to probe it, again. None while its probe is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Watched {
     pub(super) next: Option<Instant>,
@@ -306,5 +319,113 @@ impl Starts {
     /// A start happens now. `random` is any number.
     pub(super) fn made(&mut self, delay: StartDelay, random: u64, now: Instant) {
         self.next = Some(now + delay.pause(random));
+    }
+}
+
+/// How far a slot's worker is worn.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Wear {
+    /// The life that began last in the slot, or beside its worker.
+    pub(super) last_life: u32,
+    /// Any number, so that workers that were started together do not reach their limits together.
+    pub(super) random: u64,
+    pub(super) requests: Option<u64>,
+    pub(super) memory: Option<Measured>,
+    pub(super) recycled: u32,
+    /// Why the worker is being replaced, or else why the one before it was.
+    pub(super) reason: Option<Reason>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measured {
+    bytes: Option<u64>,
+    at: Instant,
+    pub(super) pause: Duration,
+}
+
+impl Wear {
+    pub(super) fn next_life(&self) -> Wear {
+        Wear { last_life: self.last_life + 1, recycled: self.recycled, reason: self.reason, ..Wear::default() }
+    }
+
+    pub(super) fn view(&self) -> Worn {
+        Worn { requests: self.requests, recycled: self.recycled, reason: self.reason }
+    }
+
+    /// A limit, less up to 20 %.
+    fn jittered(&self, limit: u64) -> u64 {
+        limit - (u128::from(limit) * u128::from(self.random % 21) / 100) as u64
+    }
+
+    /// When to measure next, if at all.
+    pub(super) fn measured_next(&self, since: Instant) -> Instant {
+        self.memory.as_ref().map_or(since + MIN_PAUSE, |memory| memory.at + memory.pause)
+    }
+
+    /// The nearer the limit, and the faster the growth, the sooner.
+    pub(super) fn measured(&mut self, bytes: Option<u64>, limit: u64, now: Instant) {
+        let left = |bytes: u64| limit.saturating_sub(bytes);
+        let before = self.memory.take().and_then(|memory| Some((memory.bytes?, memory.at)));
+        let far = bytes.map_or(MAX_PAUSE, |bytes| MAX_PAUSE.mul_f64(left(bytes) as f64 / limit.max(1) as f64));
+        let grown = bytes.zip(before).and_then(|(bytes, (less, at))| {
+            let grown = bytes.checked_sub(less).filter(|grown| *grown > 0)?;
+            // Half of the time until it reaches the limit.
+            let time = now.saturating_duration_since(at).as_secs_f64() * left(bytes) as f64 / grown as f64 / 2.0;
+            Duration::try_from_secs_f64(time).ok()
+        });
+        let most = if before.is_none() { YOUNG_PAUSE } else { grown.unwrap_or(MAX_PAUSE) };
+        self.memory = Some(Measured { bytes, at: now, pause: far.min(most).clamp(MIN_PAUSE, MAX_PAUSE) });
+    }
+
+    /// When the worker is to be replaced, and why. `least` is the shortest life for other limits than a lifetime, so that
+    /// workers are not replaced in a loop.
+    pub(super) fn due(&self, since: Instant, least: Duration, limits: Recycling) -> Option<(Instant, Reason)> {
+        let lifetime = limits.max_lifetime.and_then(|limit| {
+            let life = limit - limit / 100 * (self.random % 21) as u32;
+            Some((since.checked_add(life)?, Reason::Lifetime(life, limit)))
+        });
+        let bytes = self.memory.as_ref().and_then(|memory| memory.bytes);
+        let memory = bytes.zip(limits.max_memory).filter(|(bytes, limit)| bytes > limit);
+        let requests = self.requests.zip(limits.max_requests);
+        let requests = requests.filter(|(requests, limit)| *requests >= self.jittered(*limit));
+        let memory = memory.map(|(bytes, limit)| (since + least, Reason::Memory(bytes, limit)));
+        let requests = requests.map(|(requests, limit)| (since + least, Reason::Requests(requests, limit)));
+        memory.into_iter().chain(requests).chain(lifetime).min_by_key(|(due, _)| *due)
+    }
+}
+
+/// The replacements and the measurement that are under way.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Recycler {
+    /// Workers beside those in their slots: the replacement that is starting, and those that are being stopped.
+    pub(super) beside: BTreeMap<Worker, Slot>,
+    /// The replacement that is starting.
+    pub(super) replacement: Option<Worker>,
+    /// Whether a reload is under way.
+    pub(super) held: bool,
+    /// The worker that was replaced last, and until when its end is waited for.
+    pub(super) drains: Option<(Worker, Instant)>,
+    /// The time before which no attempt is made, because the last one failed.
+    pub(super) retry_at: Option<Instant>,
+    pub(super) backoff: Backoff,
+    /// Number of replacements in a row that were not ready in time.
+    pub(super) unready: u32,
+    /// The measurement that is under way.
+    pub(super) measures: Option<Measurement>,
+    /// No measurement begins before then.
+    pub(super) measure_after: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Measurement {
+    /// When it is told to end, or when its end is waited for no longer.
+    pub(super) until: Option<Instant>,
+    pub(super) was_told: bool,
+}
+
+impl Recycler {
+    /// Nothing is replaced any more.
+    pub(super) fn stop(&mut self) {
+        self.replacement = None;
     }
 }

@@ -10,7 +10,7 @@ use crate::worker::cause::Cause;
 
 use super::bypass::Suspects;
 use super::limits::{AtOnce, Looking};
-use super::slot::{Left, Probe, Starts, Stopping};
+use super::slot::{Left, Probe, Recycler, Starts, Stopping};
 use super::slot::{Slot, State};
 use super::tickets::Mold;
 use super::vocabulary::{Action, Event, Note, Settings, View, Watch, Worker};
@@ -32,9 +32,18 @@ pub struct Slots {
     pub(super) suspects: Suspects,
     pub(super) respawns: Respawns,
     pub(super) stopping: Option<Stopping>,
-    pub(super) executed: bool,
-    pub(super) exited: bool,
+    pub(super) recycler: Recycler,
+    pub(super) reported: Reported,
     pub(super) random: Random,
+}
+
+/// Facts that are reported once.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Reported {
+    /// The program runs.
+    pub(super) executed: bool,
+    /// Everything has ended.
+    pub(super) exited: bool,
 }
 
 /// Respawns within the time of the limit.
@@ -59,8 +68,8 @@ impl Slots {
             suspects: Suspects::default(),
             respawns: Respawns::default(),
             stopping: None,
-            executed: false,
-            exited: false,
+            recycler: Recycler::default(),
+            reported: Reported::default(),
             random: Random::new(settings.seed),
             settings,
         }
@@ -92,6 +101,8 @@ impl Slots {
             Event::Lives(worker) => self.on_lives(worker, now),
             Event::IsBroken(worker) => self.abort(worker, None, now, &mut actions),
             Event::WatchedEvery(worker, period) => self.on_watched_every(worker, period, now),
+            Event::Served(worker, requests) => self.on_served(worker, requests),
+            Event::Measured(memory, took) => self.on_measured(&memory, took, now),
             Event::Listens(worker) => self.on_listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.on_seen(worker, sight, now, &mut actions),
             Event::Looked(took) => self.looking.looked(took, now),
@@ -107,6 +118,7 @@ impl Slots {
             // Stops that are under way keep their old schedule.
             Event::Ordered(Order::Tune(tuning)) => self.settings.tuning = *tuning,
             Event::Ordered(Order::Stop(pace)) => self.stop(pace, now, &mut actions),
+            Event::Ordered(Order::HoldRecycling(held)) => self.recycler.held = held,
             // Answered elsewhere: from `view`, by `sockets::sharing`, or from the roster. They change nothing here.
             Event::Ordered(
                 Order::LastLines { .. }
@@ -145,25 +157,27 @@ impl Slots {
     /// When to wake the monitor if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         let may_start = self.may_start_workers();
-        let slots = (0..).zip(&self.slots).filter_map(|(index, slot)| match &slot.state {
+        let slots = self.all().filter_map(|(worker, slot)| match &slot.state {
             State::Waiting { until } => may_start.then(|| self.starts.earliest(*until)),
             State::Executing { deadline } => Some(*deadline),
             State::Starting { deadline, look, .. } => {
                 let look = look.and_then(|look| look.next).and_then(|next| self.looking.earliest(next));
                 deadline.iter().copied().chain(look).min()
             }
-            State::Stopping(escalation) => {
-                let worker = Worker { slot: index, life: slot.life };
-                escalation.deadline().or_else(|| self.gives_up_at(worker, escalation))
-            }
+            State::Stopping(escalation) => escalation.deadline().or_else(|| self.gives_up_at(worker, escalation)),
             State::Ready { .. } => slot.watchdog.due,
             State::Empty | State::Forking | State::EndedForGood { .. } => None,
         });
-        let slots = slots.chain(self.mold_deadline());
+        let slots = slots.chain(self.mold_deadline()).chain(self.recycling_deadline());
         let probes = self.probes.values().map(|probe| probe.deadline);
         let groups = self.groups.values().filter_map(Left::deadline);
         let suspects = self.suspects.deadline().and_then(|deadline| self.looking.earliest(deadline));
         slots.chain(groups).chain(probes).chain(suspects).chain(self.probes_to_come().map(|(next, _)| next)).min()
+    }
+
+    /// The worker that a slot has, or had last.
+    pub fn worker_in(&self, slot: u32) -> Option<Worker> {
+        self.slots.get(slot as usize).map(|of| Worker { slot, life: of.life })
     }
 
     /// A slot as others see it.
@@ -185,7 +199,7 @@ impl Slots {
     pub(super) fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
         let slot = match worker.is_mold() {
             true => self.mold.as_mut().map(|mold| &mut mold.slot),
-            false => self.slots.get_mut(worker.slot as usize),
+            false => self.recycler.beside.get_mut(&worker).or(self.slots.get_mut(worker.slot as usize)),
         };
         slot.filter(|slot| slot.life == worker.life && slot.has_worker())
     }
@@ -194,19 +208,33 @@ impl Slots {
     pub(super) fn slot_at(&self, worker: Worker) -> Option<&Slot> {
         match worker.is_mold() {
             true => self.mold.as_ref().map(|mold| &mold.slot),
-            false => self.slots.get(worker.slot as usize),
+            false => self.recycler.beside.get(&worker).or(self.slots.get(worker.slot as usize)),
         }
     }
 
+    /// The workers in the slots, and those beside them.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Worker, &Slot)> {
+        let own = (0..).zip(&self.slots).map(|(index, slot)| (Worker { slot: index, life: slot.life }, slot));
+        own.chain(self.recycler.beside.iter().map(|(worker, slot)| (*worker, slot)))
+    }
+
     pub(super) fn spawn(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let random = self.random.draw();
-        self.starts.made(self.settings.tuning.start_delay, random, now);
-        let by_mold = self.mold.is_some();
-        let state = if by_mold { State::Forking } else { State::Executing { deadline: now + EXEC_TIMEOUT } };
+        let state = self.first_state(now);
         let slot = &mut self.slots[index as usize];
         slot.begin(state, now);
         let worker = Worker { slot: index, life: slot.life };
-        match by_mold {
+        self.start_process(worker, now, actions);
+    }
+
+    pub(super) fn first_state(&self, now: Instant) -> State {
+        if self.mold.is_some() { State::Forking } else { State::Executing { deadline: now + EXEC_TIMEOUT } }
+    }
+
+    pub(super) fn start_process(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let random = self.random.draw();
+        self.starts.made(self.settings.tuning.start_delay, random, now);
+        self.slot_of(worker).into_iter().for_each(|slot| slot.wear.random = random);
+        match self.mold.is_some() {
             true => self.ask_for(worker, now, actions),
             false => actions.push(Action::Spawn(worker)),
         }
@@ -220,6 +248,9 @@ impl Slots {
         }
         if worker.is_mold() {
             return self.mold_ended(cause, now, actions);
+        }
+        if self.recycler.beside.contains_key(&worker) {
+            return self.ended_beside(worker, cause, now, actions);
         }
         let random = self.random.draw();
         let Some(slot) = self.slot_of(worker) else { return };
@@ -282,12 +313,12 @@ impl Slots {
     }
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        for index in 0..self.slots.len() as u32 {
-            self.end_if_overdue(index, now, actions);
-            let worker = Worker { slot: index, life: self.slots[index as usize].life };
+        for worker in self.workers() {
+            self.end_if_overdue(worker, now, actions);
             self.escalate_if_due(worker, now, actions);
         }
         self.tend_mold(now, actions);
+        self.recycle(now, actions);
         self.fill_those_due(now, actions);
         self.examine_if_due(now, actions);
         self.look_if_due(now, actions);
@@ -309,10 +340,10 @@ impl Slots {
         }
     }
 
-    fn end_if_overdue(&mut self, index: u32, now: Instant, actions: &mut Vec<Action>) {
-        let worker = Worker { slot: index, life: self.slots[index as usize].life };
-        let time = self.ready_time(worker);
-        let slot = &mut self.slots[index as usize];
+    fn end_if_overdue(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        let (time, stop) = (self.ready_time(worker), self.settings.tuning.stop.clone());
+        let watch = self.settings.watch;
+        let Some(slot) = self.slot_of(worker) else { return };
         match slot.state {
             State::Executing { deadline } if deadline <= now => {
                 // There is no program yet that could react to another signal.
@@ -321,12 +352,12 @@ impl Slots {
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
             State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
-                slot.state = State::Stopping(Escalation::begin(&self.settings.tuning.stop, now));
+                slot.state = State::Stopping(Escalation::begin(&stop, now));
                 let began = slot.readiness.executed.filter(|_| slot.readiness.extended_to.is_some());
                 let time = began.map_or(time, |began| now.saturating_duration_since(began));
                 slot.unready = slot.unready.saturating_add(1);
                 slot.ended_for = Some(match (slot.readiness.shown.hidden, slot.readiness.shown.helper_hidden) {
-                    (Some(why), _) if self.settings.watch == Watch::Always => Cause::NotSeen(time, why.to_string()),
+                    (Some(why), _) if watch == Watch::Always => Cause::NotSeen(time, why.to_string()),
                     (None, Some(why)) => Cause::NotSeen(time, why.of_helper()),
                     _ => Cause::NotReady(time),
                 });
@@ -367,9 +398,10 @@ impl Slots {
     }
 
     fn exit_if_done(&mut self, actions: &mut Vec<Action>) {
-        let empty = !self.slots.iter().any(Slot::has_worker) && self.mold_is_gone();
-        if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.exited {
-            self.exited = true;
+        let empty = !self.all().any(|(_, slot)| slot.has_worker()) && self.mold_is_gone() && !self.measures();
+        if self.stopping.is_some() && empty && self.groups.is_empty() && self.probes.is_empty() && !self.reported.exited
+        {
+            self.reported.exited = true;
             actions.push(Action::Exit);
         }
     }

@@ -37,7 +37,8 @@ impl Slots {
             _ => self.stopping = Some(Stopping { urgency, schedule: schedule.clone(), begun: now }),
         }
         self.stop_mold(now, actions);
-        for slot in &mut self.slots {
+        self.recycler.stop();
+        for slot in self.slots.iter_mut().chain(self.recycler.beside.values_mut()) {
             match &mut slot.state {
                 State::Empty | State::Forking | State::EndedForGood { .. } => {}
                 State::Waiting { .. } => slot.state = State::Empty,
@@ -65,7 +66,8 @@ impl Slots {
     /// What a worker has left gets a moment to end by itself, and then goes through the schedule. During a stop it
     /// joins at the step that the stop has reached.
     pub(super) fn on_left_behind(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let Some(slot) = self.slot_at(worker).filter(|slot| worker.life > 0 && slot.life >= worker.life) else {
+        let Some(slot) = self.slot_at(worker).filter(|slot| worker.life > 0 && slot.wear.last_life >= worker.life)
+        else {
             return;
         };
         if let Some(left) = self.groups.get(&worker) {

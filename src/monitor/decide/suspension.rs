@@ -20,15 +20,15 @@ impl Slots {
     pub(super) fn on_suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
         let trial = self.settings.trial;
         let Some(slot) = self.slot_of(worker) else { return };
-        slot.suspended = true;
+        slot.suspension.is_now = true;
         if JOB_CONTROL.contains(&signal) {
             slot.watchdog.pause();
         }
         if trial {
             actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: true }));
         }
-        if slot.suspension_told.is_none_or(|told| told + TOLD_EVERY <= now) {
-            slot.suspension_told = Some(now);
+        if slot.suspension.told.is_none_or(|told| told + TOLD_EVERY <= now) {
+            slot.suspension.told = Some(now);
             actions.push(Action::Note(Note::Suspended(worker, signal)));
         }
     }
@@ -36,7 +36,7 @@ impl Slots {
     pub(super) fn on_continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
         let (trial, watchdog) = (self.settings.trial, self.settings.watchdog);
         let Some(slot) = self.slot_of(worker) else { return };
-        slot.suspended = false;
+        slot.suspension.is_now = false;
         slot.watchdog.resume(watchdog, now);
         if trial {
             actions.push(Action::Report(Report::Suspended { slot: worker.slot, suspended: false }));

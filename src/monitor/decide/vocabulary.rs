@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::config::{RespawnLimit, Tuning};
+use crate::config::{Reason, RespawnLimit, Tuning};
 use crate::control::monitor::messages::{Order, Report};
 use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
@@ -112,6 +112,10 @@ pub enum Event {
     IsBroken(Worker),
     /// The worker says within this time that it lives, from now on; zero: never again.
     WatchedEvery(Worker, Duration),
+    /// The worker has served this number of requests so far.
+    Served(Worker, u64),
+    /// The memory of workers, if it is known, and the processor time that it took to measure.
+    Measured(Vec<(Worker, Option<u64>)>, Duration),
     /// The worker, or a descendant, listens on a shared port.
     Listens(Worker),
     /// The result of a look at the worker.
@@ -159,6 +163,10 @@ pub enum Action {
     Probe(Worker),
     /// End the probe of this worker.
     EndProbe(Worker),
+    /// Measure the memory of these workers; the answer is [`Event::Measured`]. One measurement at a time.
+    Measure(Vec<Worker>),
+    /// End the measurement. Its answer comes all the same.
+    EndMeasurement,
     /// Send this signal to the worker. KILL goes to its whole group.
     Signal(Worker, Signal),
     /// Send this signal to what the worker has left.
@@ -203,6 +211,13 @@ pub enum Note {
     Escalated(Worker, Signal),
     /// A worker did not say within this time that it lives, or asked for its end. It is aborted.
     Aborted(Worker, Option<Duration>),
+    /// A worker is being replaced for this reason.
+    Recycling(Worker, Reason),
+    /// The first worker has taken the place of the second.
+    Recycled(Worker, Worker),
+    /// The worker that was to replace another has ended before it was ready. The other one serves on, and the next
+    /// attempt is made after this delay.
+    NotRecycled(Worker, Cause, Duration),
     /// A signal has stopped a worker.
     Suspended(Worker, Signal),
     /// Processes outlived their worker, and are stopped.
@@ -258,4 +273,17 @@ pub struct View {
     pub respawns: u32,
     /// Since when it has been in this phase. For a live worker, since its start.
     pub since: Instant,
+    /// How far it is worn.
+    pub wear: Worn,
+}
+
+/// How far a worker is worn, and how often that was the end of its slot's workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worn {
+    /// Number of requests that the worker has served, if it reports them.
+    pub requests: Option<u64>,
+    /// Number of workers of this slot that were replaced because they had reached a limit.
+    pub recycled: u32,
+    /// Why the worker is being replaced, or else why the last one was.
+    pub reason: Option<Reason>,
 }

@@ -29,14 +29,13 @@ impl Slots {
 
     pub(super) fn abort_the_silent(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let usual = self.settings.watchdog;
-        for index in 0..self.slots.len() as u32 {
-            let slot = &mut self.slots[index as usize];
+        for worker in self.workers() {
+            let Some(slot) = self.slot_of(worker) else { continue };
             let (Some(due), Some(period)) = (slot.watchdog.due, slot.watchdog.period(usual)) else { continue };
             if !matches!(slot.state, State::Ready { .. }) || now < due {
                 continue;
             }
             if now < due + period / 4 {
-                let worker = Worker { slot: index, life: slot.life };
                 self.abort(worker, Some(period), now, actions);
             } else {
                 slot.watchdog.begin(usual, now);

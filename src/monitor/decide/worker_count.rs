@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::slot::{Slot, State};
 use super::slots::Slots;
-use super::vocabulary::Action;
+use super::vocabulary::{Action, Worker};
 use crate::backoff::Backoff;
 use crate::config::{Escalation, MAX_WORKERS};
 use crate::control::monitor::messages::{Report, Which};
@@ -77,9 +77,9 @@ impl Slots {
         actions.push(Action::Report(Report::Retired { slot: index as u32, empty }));
     }
 
-    /// Whether the slot's worker is being stopped because the slot is, or was, not wanted. Then its end is no failure.
-    pub fn is_retiring(&self, slot: u32) -> bool {
-        self.slots.get(slot as usize).is_some_and(|slot| slot.retiring)
+    /// Whether the worker is being stopped because it is not needed. Then its end is no failure.
+    pub fn is_retiring(&self, worker: Worker) -> bool {
+        self.slot_at(worker).is_some_and(|slot| slot.life == worker.life && slot.retiring)
     }
 
     /// Whether the status shows the slot: it has a worker, or gets one.

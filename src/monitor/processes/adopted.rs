@@ -27,8 +27,9 @@ impl Roster {
     /// a process that waits for a disk shows none.
     pub(crate) fn meet(&mut self, main: i32, generation: u32) {
         let is_known = |pid: &Pid| {
-            self.slots.contains_key(pid)
+            self.workers.contains_key(pid)
                 || self.probes.contains_key(pid)
+                || self.measurement.as_ref().is_some_and(|measurement| measurement.pid == *pid)
                 || self.kin.knows(*pid)
                 || self.given_up.contains(pid)
         };
@@ -54,8 +55,7 @@ impl Roster {
     /// The worker, or the worker of the probe, with the pid `leader`. None if another process has this pid by now.
     fn led_by(&self, leader: Pid, who: Pid) -> Option<Worker> {
         let probed = || self.probes.get(&leader).copied();
-        let alive =
-            self.slots.get(&leader).and_then(|slot| self.live.get(slot)).map(|live| live.worker).or_else(probed);
+        let alive = self.workers.get(&leader).copied().or_else(probed);
         let is_free = || leader != who && !processes::exists(leader);
         // If several workers had this pid one after the other, the last one counts.
         let had_it = || self.ended.values().filter(|(_, pid, _)| *pid == leader);
@@ -63,11 +63,12 @@ impl Roster {
         alive.or_else(|| ended().filter(|_| is_free()))
     }
 
-    /// The worker of a slot that a process descends from: the present one, unless it began later than the process.
+    /// The worker of a slot that a process descends from: the youngest one that did not begin later than the process.
     fn owner_in_slot(&self, slot: u32, clues: &Clues) -> Option<Worker> {
-        let live = self.live.get(&slot).filter(|live| clues.started.is_none() || clues.started >= live.started);
+        let of_slot = self.live.range(Worker { slot, life: 0 }..=Worker { slot, life: u32::MAX });
+        let mut live = of_slot.filter(|(_, live)| clues.started.is_none() || clues.started >= live.started);
         let ended = || self.ended.get(&slot).map(|(worker, ..)| *worker);
-        live.map(|live| live.worker).or_else(ended)
+        live.next_back().map(|(worker, _)| *worker).or_else(ended)
     }
 
     /// Children without evidence end with the last of the workers that ran when they began.
@@ -101,8 +102,8 @@ impl Roster {
 
     /// Sends `signal` to what this worker has left.
     pub(crate) fn signal_left_behind(&mut self, worker: Worker, signal: Signal) {
-        let (slots, probes) = (&self.slots, &self.probes);
-        let is_led = |group: Pid| slots.contains_key(&group) || probes.contains_key(&group);
+        let (workers, probes) = (&self.workers, &self.probes);
+        let is_led = |group: Pid| workers.contains_key(&group) || probes.contains_key(&group);
         for (pid, error) in self.kin.signal(worker, signal, true, is_led) {
             log::warn!(
                 "cannot send {} to pid {pid} ({}), which {worker} left behind: {}",

@@ -1,8 +1,9 @@
-//! Which process is in which slot.
+//! Which process is which worker.
 //!
 //! A pid in here is an unreaped child, so that a signal can never hit another process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 
 use std::time::Instant;
 
@@ -46,15 +47,24 @@ impl Live {
     }
 }
 
+/// The child that measures the memory of workers.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    pub(crate) pid: Pid,
+    pub(crate) result: OwnedFd,
+    pub(crate) workers: Vec<Worker>,
+}
+
 /// All processes of a monitor.
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
-    pub(crate) live: BTreeMap<u32, Live>,
-    pub(crate) slots: BTreeMap<Pid, u32>,
+    pub(crate) live: BTreeMap<Worker, Live>,
+    pub(crate) workers: BTreeMap<Pid, Worker>,
     /// The child that has just reported its birth, until it is a worker.
     pub(crate) newborn: Option<Pid>,
     /// Probes that run, and the worker of each.
     pub(crate) probes: BTreeMap<Pid, Worker>,
+    pub(crate) measurement: Option<Measurement>,
     /// The last worker that ended in each slot, its pid, and when it began.
     pub(crate) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
     /// The last worker that ended.
@@ -73,16 +83,16 @@ pub(crate) struct Roster {
 impl Roster {
     pub(crate) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
         let pid = child.pid;
-        self.slots.insert(pid, worker.slot);
+        self.workers.insert(pid, worker);
         let executing = Some(child);
         let live = Live { worker, pid, started, refuses: false, executing, refused: None, notify, sign_of_life: None };
-        self.live.insert(worker.slot, live);
+        self.live.insert(worker, live);
     }
 
     /// A child that the mold has forked is this worker.
     pub(crate) fn add_forked(&mut self, worker: Worker, pid: Pid, started: Option<u64>) {
         self.kin.remove(pid);
-        self.slots.insert(pid, worker.slot);
+        self.workers.insert(pid, worker);
         let live = Live {
             worker,
             pid,
@@ -93,22 +103,22 @@ impl Roster {
             notify: None,
             sign_of_life: None,
         };
-        self.live.insert(worker.slot, live);
+        self.live.insert(worker, live);
     }
 
     /// The worker that a child is, or belongs to.
     pub(crate) fn known_as(&self, pid: Pid) -> Option<Worker> {
-        let alive = self.slots.get(&pid).and_then(|slot| self.live.get(slot)).map(|live| live.worker);
+        let alive = self.workers.get(&pid).copied();
         let other = || self.probes.get(&pid).copied().or_else(|| self.kin.owner(pid));
         alive.or_else(|| other().filter(|owner| !owner.is_mold()))
     }
 
     /// Removes a worker that was reaped.
     pub(crate) fn remove(&mut self, pid: Pid) -> Option<Live> {
-        let slot = self.slots.remove(&pid)?;
-        let live = self.live.remove(&slot)?;
+        let worker = self.workers.remove(&pid)?;
+        let live = self.live.remove(&worker)?;
         self.given_up.remove(&pid);
-        self.ended.insert(slot, (live.worker, pid, live.started));
+        self.ended.insert(worker.slot, (live.worker, pid, live.started));
         self.last_ended = Some(live.worker);
         Some(live)
     }
@@ -161,6 +171,23 @@ impl Roster {
         }
     }
 
+    pub(crate) fn end_measurement(&self) {
+        if let Some(measurement) = &self.measurement
+            && let Err(error) = processes::signal_child(measurement.pid, Signal::SIGKILL)
+        {
+            log::warn!(
+                "cannot kill pid {}, which measures the memory of workers: {}",
+                measurement.pid,
+                processes::why_not_signalled(&error)
+            );
+        }
+    }
+
+    /// A worker's process, and those that it has left without a parent.
+    pub(crate) fn processes_of(&self, worker: Worker) -> Vec<Pid> {
+        self.pid_of(worker).into_iter().chain(self.kin.of(worker)).collect()
+    }
+
     /// Number of live workers.
     pub(crate) fn count(&self) -> usize {
         self.live.len()
@@ -168,17 +195,18 @@ impl Roster {
 
     /// This worker, or a process that it has started, has sent a sign of life.
     pub(crate) fn note_sign_of_life(&mut self, worker: Worker, now: Instant) {
-        if let Some(live) = self.live.get_mut(&worker.slot) {
+        if let Some(live) = self.live.get_mut(&worker) {
             live.sign_of_life = Some(now);
         }
     }
 
-    pub(crate) fn slot_of(&self, pid: Pid) -> Option<u32> {
-        self.slots.get(&pid).copied()
+    /// The worker that this process is.
+    pub(crate) fn worker_of(&self, pid: Pid) -> Option<Worker> {
+        self.workers.get(&pid).copied()
     }
 
-    pub(crate) fn in_slot(&mut self, slot: u32) -> Option<&mut Live> {
-        self.live.get_mut(&slot)
+    pub(crate) fn live(&mut self, worker: Worker) -> Option<&mut Live> {
+        self.live.get_mut(&worker)
     }
 
     /// The pid of a live worker. For a message about a worker that has just ended, its last pid.
@@ -188,7 +216,7 @@ impl Roster {
     }
 
     pub(crate) fn pid_of(&self, worker: Worker) -> Option<Pid> {
-        self.live.get(&worker.slot).filter(|live| live.worker == worker).map(Live::pid)
+        self.live.get(&worker).map(Live::pid)
     }
 
     pub(crate) fn remember(&mut self, slot: u32, pid: Pid, cause: &Cause) {
@@ -214,10 +242,10 @@ impl Roster {
     /// The worker that `pid` is or descends from.
     pub(crate) fn find_ancestor(&self, pid: Pid) -> Option<Worker> {
         // Most are in the worker's own group. A sender that has ended since has no parent.
-        let mut candidate = processes::group_of(pid).filter(|group| self.slots.contains_key(group)).unwrap_or(pid);
+        let mut candidate = processes::group_of(pid).filter(|group| self.workers.contains_key(group)).unwrap_or(pid);
         for _ in 0..DEEPEST {
-            if let Some(slot) = self.slots.get(&candidate) {
-                return self.live.get(slot).map(|live| live.worker);
+            if let Some(worker) = self.workers.get(&candidate) {
+                return Some(*worker);
             }
             candidate = processes::parent_of(candidate)?;
         }

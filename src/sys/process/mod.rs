@@ -2,6 +2,8 @@
 
 pub mod credentials;
 pub mod epoll_sets;
+pub mod helper;
+pub mod memory;
 pub mod oom;
 pub mod other_process;
 pub mod pidfd;

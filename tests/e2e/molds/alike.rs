@@ -2,7 +2,7 @@
 
 use crate::faults::{endurance, killed, releases, respawn, stopping};
 use crate::support::as_mold;
-use crate::{my_app, per_worker, restart, scaling, surge, zero_loss};
+use crate::{my_app, per_worker, recycling, restart, scaling, surge, zero_loss};
 
 macro_rules! as_molds {
     ($($module:ident::$test:ident)*) => {
@@ -41,6 +41,8 @@ as_molds! {
     surge::a_release_that_fails_on_the_way_gives_back_what_it_has
     restart::who_dies_meanwhile_is_reaped_and_replaced
     per_worker::what_waits_for_a_killed_worker_is_served_by_its_replacement
+    recycling::whoever_has_run_for_long_is_replaced_and_no_request_is_lost
+    recycling::the_queue_of_a_worker_passes_to_its_replacement
     my_app::a_request_under_way_is_answered_by_the_worker_that_took_it
     my_app::a_connection_that_was_accepted_before_it_asked_is_answered
     zero_loss::my_app_loses_nothing

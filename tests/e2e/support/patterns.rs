@@ -13,7 +13,7 @@ pub fn matches(pattern: &str, line: &str) -> bool {
 }
 
 /// What panzer says when all is well, after its time stamp.
-const USUAL: [&str; 26] = [
+const USUAL: [&str; 28] = [
     "panzer: started as pid ",
     "panzer: generation * serves: * ready in ",
     "panzer: reload: starting generation ",
@@ -32,6 +32,8 @@ const USUAL: [&str; 26] = [
     "panzer: workers run with no_new_privs, so that they can share ports: ",
     "panzer: workers share port * too, beside ",
     "panzer: closed * no generation has it any more",
+    "panzer: worker *; replacing it",
+    "panzer: worker * has taken the place of ",
     "panzer: restart: trying ",
     "panzer: restarted in place: panzer ",
     "panzer: stopping gracefully",
