@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Commands that cannot be run here, by how they begin, and why.
-const ELSEWHERE: [(&str, &str); 16] = [
+const ELSEWHERE: [(&str, &str); 17] = [
     ("cargo test", "CI runs it first of all, and it runs this test"),
     ("PANZER_SIM_", "a simulation that is longer or narrower than the one that CI runs"),
     ("cargo install --path .", "it installs into the user's home; what it builds, the other tests build"),
@@ -39,6 +39,7 @@ const ELSEWHERE: [(&str, &str); 16] = [
     ("cargo bench", "it takes many minutes on a quiet machine"),
     ("benches/field/run", "it takes many minutes on a quiet machine"),
     ("PANZER_GENERATE=1 cargo test --test generated", "it writes files of the repository; CI compares them"),
+    ("docs/pictures/make", "it writes files of the repository, and needs port 8000"),
     (
         "cp deploy/",
         "the units are for systemd as PID 1; `deploy` has systemd-analyze read them, and starts what they start",

@@ -18,6 +18,7 @@ pub(super) enum Wait {
     Accept(RawFd),
     /// The same through socketcall: the address of its arguments in the thread's memory. The first one is the
     /// descriptor.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "32-bit programs of x86 only have this call"))]
     AcceptBy { arguments: usize },
     /// poll, ppoll: the address of the array in the thread's memory, and its length.
     Poll { array: usize, count: usize },
