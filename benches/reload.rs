@@ -11,12 +11,12 @@ use std::process::ExitCode;
 
 use measure::program::{Program, Role};
 use measure::table::{self, Table};
-use measure::{Measured, cost, machine, many, memory, molds, rack, respawn, spread, start, under_load, wake_ups};
+use measure::{Measured, cost, logs, machine, many, memory, molds, rack, respawn, spread, start, under_load, wake_ups};
 
 /// A part by its name, and what measures it.
 type Part = (&'static str, fn(&Program, &mut Table) -> Measured<()>);
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     ("load", under_load::measure),
     ("respawn", respawn::measure),
     ("start", start::measure),
@@ -27,6 +27,7 @@ const PARTS: [Part; 10] = [
     ("spread", spread::measure),
     ("molds", molds::measure),
     ("rack", rack::measure),
+    ("logs", logs::measure),
 ];
 
 fn main() -> ExitCode {

@@ -5,6 +5,7 @@ pub(crate) mod cost;
 pub(crate) mod crowd;
 #[path = "../../tests/support/load.rs"]
 pub(crate) mod load;
+pub(crate) mod logs;
 pub(crate) mod machine;
 pub(crate) mod many;
 pub(crate) mod memory;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Measured, bare, page_server, server, stamps};
+use super::{Measured, bare, logs, page_server, server, stamps};
 
 /// What the first argument makes of this executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +19,15 @@ pub(crate) enum Role<'a> {
     Server,
     /// A server that is asked as fast as it answers, with its file and the port, if it binds its own.
     PageServer(&'a [String]),
+    /// A writer of lines, with its folder and whether it stays.
+    Writer(&'a [String]),
 }
 
 const WORKER: &str = "play-worker";
 pub(crate) const BARE_RESPAWN: &str = "play-bare-respawn";
 pub(crate) const SERVER: &str = "play-server";
 pub(crate) const PAGE_SERVER: &str = "play-page-server";
+pub(crate) const WRITER: &str = "play-writer";
 
 impl<'a> Role<'a> {
     /// The role that the arguments ask for, if they do.
@@ -35,6 +38,7 @@ impl<'a> Role<'a> {
             BARE_RESPAWN => Some(Role::BareRespawn(rest)),
             SERVER => Some(Role::Server),
             PAGE_SERVER => Some(Role::PageServer(rest)),
+            WRITER => Some(Role::Writer(rest)),
             _ => None,
         }
     }
@@ -51,6 +55,7 @@ impl<'a> Role<'a> {
             Role::BareRespawn(command) => bare::respawn_for_ever(command),
             Role::Server => server::serve(),
             Role::PageServer(arguments) => page_server::serve(arguments),
+            Role::Writer(arguments) => logs::write(arguments),
         }
     }
 }

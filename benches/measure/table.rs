@@ -79,6 +79,16 @@ impl Table {
         self.lines.push(row(figure, &millis(measured), "", "", &goal_text, verdict(measured <= goal)));
     }
 
+    /// Amounts a second that were measured in turns with others, as medians; the goal is a share in per cent.
+    pub(crate) fn speed(&mut self, figure: &str, measured: &[f64], against: &[f64], goal: Option<f64>) {
+        let (measured, against) = (median(measured), median(against));
+        let share = measured * 100.0 / against;
+        let goal_text = goal.map_or(String::new(), |goal| format!(">={goal:.0} %"));
+        let (measured, against) = (format!("{measured:.0}/s"), format!("{against:.0}/s"));
+        let met = goal.map_or("", |goal| verdict(share >= goal));
+        self.lines.push(row(figure, &measured, &against, &format!("{share:.0} %"), &goal_text, met));
+    }
+
     /// A line that explains the one above.
     pub(crate) fn note(&mut self, text: &str) {
         self.lines.push(format!("    {text}"));
