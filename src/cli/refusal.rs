@@ -84,11 +84,17 @@ pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
             }
         }
         // Clap does not say which argument. A path may have any bytes, so another argument may be the wrong one.
-        ErrorKind::InvalidUtf8 => match arguments.iter().find(|argument| argument.to_str().is_none()) {
-            Some(wrong) => match wrong.to_string_lossy().strip_prefix("--").and_then(|wrong| wrong.split_once('=')) {
-                Some((long, value)) => format!("invalid value '{value}' for --{long}: it is not UTF-8"),
-                None => format!("invalid value '{}': it is not UTF-8", wrong.display()),
-            },
+        ErrorKind::InvalidUtf8 => match arguments.iter().position(|argument| argument.to_str().is_none()) {
+            Some(at) => {
+                let wrong = arguments[at].to_string_lossy();
+                let before = at.checked_sub(1).map(|at| arguments[at].to_string_lossy());
+                let (option, value) = match wrong.split_once('=').filter(|_| wrong.starts_with("--")) {
+                    Some((option, value)) => (Some(option), value),
+                    None => (before.as_deref().filter(|before| before.starts_with('-') && *before != "--"), &*wrong),
+                };
+                let option = option.map(|option| format!(" for {option}")).unwrap_or_default();
+                format!("invalid value '{value}'{option}: it is not UTF-8")
+            }
             None => "a value is not UTF-8".to_owned(),
         },
         _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),

@@ -128,9 +128,13 @@ fn what_must_be_text_is_refused_by_its_name() {
     let panzer = one().args(["--", "sleep", "1000"]).env("PANZER_LISTEN", &bytes).start();
     panzer.expect_line("panzer: invalid value '80\u{fffd}' for PANZER_LISTEN: it is not UTF-8");
     assert_eq!(panzer.wait_exit().code(), Some(2));
-    let panzer = one().arg("-l").arg(&bytes).args(["--", "sleep", "1000"]).start();
-    panzer.expect_line("panzer: invalid value '80\u{fffd}': it is not UTF-8");
-    assert_eq!(panzer.wait_exit().code(), Some(2));
+    let mut long = OsString::from("--env-file=");
+    long.push(&bytes);
+    for (arguments, option) in [(&["-l".into(), bytes.clone()][..], "-l"), (&[long], "--env-file")] {
+        let panzer = one().args(arguments).args(["--", "sleep", "1000"]).start();
+        panzer.expect_line(&format!("panzer: invalid value '80\u{fffd}' for {option}: it is not UTF-8"));
+        assert_eq!(panzer.wait_exit().code(), Some(2));
+    }
 }
 
 /// A service that Kubernetes calls "panzer" is described to every pod in variables that begin alike.
