@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
 use crate::config::{Address, Plan, Surge, Text};
-use crate::control::files::lock_beside;
+use crate::control::files::{lock_beside, make_runtime_directory, runtime_directory};
 use crate::main_process::configuration::{Configuration, Release};
 use crate::main_process::decide::queue_emptying::Then;
 use crate::main_process::decide::{Event, Settings, hooks};
@@ -176,6 +176,10 @@ impl Main {
 
     /// Makes removed files of its own again, unless another process has taken the place.
     pub(crate) fn restore_own_files(&mut self) {
+        if self.outside.pid_file.path().parent() == Some(&runtime_directory()) {
+            // If the folder cannot be made anew, the files say why.
+            let _ = make_runtime_directory();
+        }
         let restored = [self.outside.pid_file.restore(), self.operators.clients.server.restore(&self.poller)];
         for restored in restored {
             match restored {

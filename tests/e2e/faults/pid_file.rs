@@ -166,7 +166,13 @@ fn files_that_were_removed_are_made_anew() {
         (&all[..], Signal::SIGTTIN),
         (&all[..1], Signal::SIGTTIN),
         (&all[2..], Signal::SIGCONT),
+        // The whole folder.
+        (&[], Signal::SIGHUP),
+        (&[], Signal::SIGUSR1),
     ] {
+        if removed.is_empty() {
+            fs::remove_dir_all(panzer.path("run")).unwrap();
+        }
         removed.iter().for_each(|file| fs::remove_file(panzer.path(file)).unwrap());
         panzer.signal(signal);
         eventually(SOON, &format!("{signal} brings {removed:?} back"), are_there);
