@@ -29,6 +29,9 @@ const RESOURCES: [(&str, Resource); 16] = [
     ("STACK", Resource::RLIMIT_STACK),
 ];
 
+/// A hard limit that stays. The kernel takes every number above the largest signed one for no limit.
+const AS_IT_IS: u64 = RLIM_INFINITY - 1;
+
 /// The limits of one resource, as in `NOFILE=1024:65536`. One number is both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -40,11 +43,11 @@ pub struct Rlimit {
 }
 
 impl Rlimit {
-    /// The limit of descriptors: this soft one, and the hard one that this process has.
+    /// The limit of descriptors: this soft one, and the hard one that the process has by then. An administrator may lower
+    /// it while we run, and only root could raise it again.
     pub fn descriptors(soft: u64) -> Option<Rlimit> {
         let resource = RESOURCES.iter().position(|(_, resource)| *resource == Resource::RLIMIT_NOFILE)?;
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-        Some(Rlimit { resource, soft: soft.min(hard), hard })
+        Some(Rlimit { resource, soft, hard: AS_IT_IS })
     }
 
     /// The name of its resource.
@@ -54,7 +57,9 @@ impl Rlimit {
 
     /// Puts it on this process. Allocates nothing.
     pub fn apply(&self) -> Result<(), Errno> {
-        setrlimit(RESOURCES[self.resource].1, self.soft, self.hard)
+        let resource = RESOURCES[self.resource].1;
+        let hard = if self.hard == AS_IT_IS { getrlimit(resource)?.1 } else { self.hard };
+        setrlimit(resource, self.soft.min(hard), hard)
     }
 
     /// The hard limit that this process has, where it is lower than this one.

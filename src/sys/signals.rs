@@ -88,11 +88,13 @@ pub fn is_ignored(signal: Signal) -> bool {
     asked == 0 && current.sa_sigaction == libc::SIG_IGN
 }
 
-/// Gives every signal but PIPE its default action. PIPE stays ignored: a write to a closed pipe fails, and we handle that.
-/// Main does this once, so that a spawn need only reset PIPE.
+/// Gives every signal but two its default action. PIPE stays ignored, and XFSZ is: a write to a closed pipe, or beyond the
+/// largest size of a file, fails, and we handle that. Main does this once, so that a spawn need only reset these.
 pub fn reset_dispositions() {
     let kept = [libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE];
     (1..=LAST).filter(|number| !kept.contains(number)).for_each(reset_number);
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Gives `signal` its default action.

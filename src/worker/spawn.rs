@@ -359,8 +359,9 @@ fn become_program(
         for entry in pid_entries {
             write_pid(&mut **entry, libc::getpid());
         }
-        // Rust ignores PIPE; everything else has had its default since main began.
+        // Everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
         if let Some(Err(errno)) = command.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
             return Refused { step: Some(Step::Cpus), errno };
         }

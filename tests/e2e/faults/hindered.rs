@@ -138,3 +138,42 @@ fn a_monitor_that_lacks_descriptors_to_be_started_leaks_none() {
     assert_eq!(panzer.reload_and_wait(), Ok(5));
     panzer.stop();
 }
+
+/// `prlimit --nofile=N` lowers the hard limit as well, and panzer gives workers the limit that it was started with.
+#[test]
+fn a_monitor_whose_limit_of_descriptors_was_lowered_goes_on_starting_workers() {
+    let panzer = Panzer::start(["-w", "1", "--bake", "50ms", "--", "sleep", "1000"]);
+    panzer.wait_serving();
+    panzer.expect_line("was killed by SIGKILL; respawning it");
+    let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
+    // SAFETY: the limit is read from our stack, and the old one is not asked for.
+    assert_eq!(unsafe { libc::prlimit(monitor_of(&panzer), libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) }, 0);
+    let before = panzer.workers();
+    kill_9(before[0]);
+    let workers = wait_workers(&panzer, 1, &before);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", workers[0])).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(line.split_ascii_whitespace().nth(4) == Some("100"), "{line}");
+    panzer.stop();
+}
+
+/// A write beyond RLIMIT_FSIZE ends a process by XFSZ, unless it ignores that.
+#[test]
+fn a_log_that_may_not_grow_ends_nothing() {
+    if !require("python3") {
+        return;
+    }
+    let limited = "#!/usr/bin/env python3\nimport os, resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (3 << 30,) * 2)\nos.execv(sys.argv[1], sys.argv[1:])\n";
+    let builder = Panzer::builder().executable("limited", limited).through("limited");
+    // Full but for some bytes, and all of it a hole.
+    fs::File::create(builder.folder().join("app.log")).unwrap().set_len((3 << 30) - 100).unwrap();
+    let panzer = builder
+        .args(["-w", "1", "--bake", "50ms", "--log", "app.log", "--log-size", "0", "--", "sh", "-c"])
+        .arg("yes | head -c 1000; exec sleep 1000")
+        .start();
+    panzer.wait_serving();
+    panzer.wait_for_line("warning: cannot write to the log *app.log: file too large", SOON);
+    panzer.expect_line("warning: cannot write to the log *app.log: file too large");
+    panzer.expect_line("error: * lines are lost: the log *app.log could not be written until the end");
+    panzer.stop();
+}
