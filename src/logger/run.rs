@@ -86,6 +86,19 @@ impl Output {
     }
 }
 
+/// When the logger ends.
+#[derive(Debug, Default)]
+struct Ends {
+    /// How long those who write may go on once main is gone.
+    patience: Duration,
+    /// Until when they may, if main is gone.
+    alone: Option<Instant>,
+    /// Until when what is left is written.
+    finishing: Option<Instant>,
+    /// Number of pipes when no descriptor was left for another one. With fewer, the next logger has room for all.
+    full: Option<usize>,
+}
+
 /// All that the logger holds.
 pub(super) struct Logger {
     channel: Channel,
@@ -103,10 +116,7 @@ pub(super) struct Logger {
     pub(super) last: BTreeMap<u64, Vec<u8>>,
     /// Pairs that have ended, the oldest first.
     ended: VecDeque<u64>,
-    /// How long those who write may go on once main is gone, and until when that is, if main is gone.
-    alone: (Duration, Option<Instant>),
-    /// Until when what is left is written.
-    finishing: Option<Instant>,
+    ends: Ends,
     pub(super) formatted: Vec<u8>,
 }
 
@@ -145,31 +155,33 @@ impl Logger {
             left,
             last: BTreeMap::new(),
             ended: VecDeque::new(),
-            alone: (Duration::ZERO, None),
-            finishing: None,
+            ends: Ends::default(),
             formatted: Vec::new(),
         })
     }
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            if self.alone.1.is_some_and(|until| self.pipes.is_empty() || until <= Instant::now()) {
+            if self.ends.alone.is_some_and(|until| self.pipes.is_empty() || until <= Instant::now()) {
                 self.finish();
             }
-            if self.finishing.is_some() && self.all_written() {
+            if self.ends.finishing.is_some() && self.all_written() {
                 // What has come since then.
                 self.deliver_rests();
             }
-            if let Some(until) = self.finishing
+            if let Some(until) = self.ends.finishing
                 && (self.all_written() || until <= Instant::now())
             {
                 self.report_lost();
                 return Ok(());
             }
+            if self.ends.full.is_some_and(|full| self.pipes.len() < full) {
+                return Err(io::Error::other("there is room for the pipe that had none, which the next logger gets"));
+            }
             self.channel.rearm(&self.poller, CHANNEL);
             stderr::rearm(&self.poller, STDERR);
             self.log_dropped(false);
-            let deadlines = [self.channel.deadline(), self.alone.1, self.finishing].into_iter();
+            let deadlines = [self.channel.deadline(), self.ends.alone, self.ends.finishing].into_iter();
             let deadlines = deadlines.chain(self.outputs.iter().map(|output| output.due(Instant::now())));
             for token in self.poller.wait(deadlines.flatten().min())? {
                 match token {
@@ -202,13 +214,16 @@ impl Logger {
                 Received::Message(Order::Last { pair }, _) => self.report_last(pair),
                 Received::Message(Order::Reopen, _) => self.order_writers(|| Job::Reopen),
                 Received::Message(Order::Finish, _) => self.finish(),
-                Received::Cut(_) => return Err(io::Error::other("no descriptor is left for the pipe of a worker")),
+                Received::Cut(_) => {
+                    log::error!("a worker's output waits: the logger has no descriptor left (ulimit -n, LimitNOFILE=)");
+                    self.ends.full = Some(self.pipes.len());
+                }
                 Received::Failed(why) => return Err(io::Error::other(why)),
                 Received::Garbage(_) | Received::MoreGarbage => {}
                 Received::Nothing => return Ok(()),
                 Received::Gone => {
                     self.poller.forget(&self.channel);
-                    self.alone.1 = Some(Instant::now() + self.alone.0);
+                    self.ends.alone = Some(Instant::now() + self.ends.patience);
                     return Ok(());
                 }
             }
@@ -222,7 +237,7 @@ impl Logger {
     }
 
     fn follow(&mut self, logs: &Logs, patience: Duration) {
-        self.alone.0 = patience;
+        self.ends.patience = patience;
         stderr::set_json(logs.is_json());
         self.logs.clone_from(logs);
         for stream in Stream::BOTH {
@@ -331,10 +346,10 @@ impl Logger {
 
     /// Reads all that is there, for the last time.
     fn finish(&mut self) {
-        if self.finishing.is_some() {
+        if self.ends.finishing.is_some() {
             return;
         }
-        self.finishing = Some(Instant::now() + FINISH_TIMEOUT);
+        self.ends.finishing = Some(Instant::now() + FINISH_TIMEOUT);
         for room in self.pipes.keys().copied().collect::<Vec<_>>() {
             self.read_all(room);
         }

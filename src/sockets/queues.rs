@@ -5,7 +5,7 @@
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{Listen, MAX_LISTENERS, MAX_WORKERS, Plan};
+use crate::config::{Listen, MAX_LISTENERS, MAX_WORKERS, Plan, Stream};
 
 /// Number of descriptors that main and a monitor need besides sockets and workers, with a reserve.
 const OTHERS: u64 = 128;
@@ -56,18 +56,28 @@ impl<S> Placed<S> {
     }
 }
 
-/// If the workers' queues take more descriptors than this process may have, a message about that.
+/// If the workers' queues and pipes take more descriptors than this process may have, a message about that.
 pub fn shortage(plan: &Plan) -> Option<String> {
-    per_worker(&plan.listen).next()?;
     let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    let sockets = all(&plan.listen, plan.workers).count() as u64;
+    let workers = u64::from(plan.workers);
+    let sockets = per_worker(&plan.listen).next().map_or(0, |_| all(&plan.listen, plan.workers).count() as u64);
+    let pipes = workers * Stream::BOTH.into_iter().filter(|stream| plan.logs.of(*stream).is_some()).count() as u64;
     // Main has each socket twice, because its guard has a copy, and once more while it starts a process that gets them.
-    let needed = 3 * sockets + u64::from(plan.workers) + OTHERS;
+    // During a reload it has the pipes of two generations.
+    let (what, needed) = match (sockets, pipes) {
+        (0, 0) => return None,
+        // What is allowed may be little: then half of it must do.
+        (0, _) if 4 * pipes <= allowed => return None,
+        (0, _) => (format!("the output of {workers} workers takes {pipes} pipes"), 2 * pipes + OTHERS / 2),
+        _ => {
+            let needed = 3 * sockets + 2 * pipes + workers + OTHERS;
+            (format!("per-worker queues for {workers} workers are {sockets} sockets"), needed)
+        }
+    };
     (needed > allowed).then(|| {
         format!(
-            "per-worker queues for {} workers are {sockets} sockets, for which {needed} open files must be allowed, \
-             and {allowed} are; raise that (ulimit -n, or LimitNOFILE= of a systemd unit), or take fewer workers",
-            plan.workers
+            "{what}, for which {needed} open files must be allowed, and {allowed} are; raise that (ulimit -n, or \
+             LimitNOFILE= of a systemd unit), or take fewer workers"
         )
     })
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 
 use super::logger::{Held, Pipe, Process, SERIAL_BITS, pair_of};
@@ -31,12 +32,19 @@ const PATIENCE_AFTER_STOP: Duration = Duration::from_secs(5);
 /// Limit of the time that the verdict of a release waits for the last lines of a worker that is not ready.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Descriptors of main that are kept free of pipes: listeners, channels and clients need some.
+const RESERVED_DESCRIPTORS: usize = 64;
+
 /// Reports that are read at once.
 const MAX_REPORTS_A_TURN: usize = 256;
 
 impl Main {
     /// A monitor is about to start a worker that writes to these pipes.
     pub(crate) fn on_output(&mut self, monitor: Monitor, output: &Output, pipes: Vec<OwnedFd>) {
+        let allowed = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft as usize);
+        if self.logger.pipes.len() + pipes.len() > allowed.saturating_sub(RESERVED_DESCRIPTORS).max(allowed / 2) {
+            return self.lose_output(monitor, output);
+        }
         let pair = pair_of(monitor, output.serial);
         for (stream, pipe) in output.streams.iter().zip(pipes) {
             let source = Source { pair, stream: *stream, worker: output.slot, generation: monitor.generation };
@@ -44,6 +52,16 @@ impl Main {
             self.send_pipe(source.id());
         }
         self.tend_logger();
+    }
+
+    /// There is no descriptor for these pipes. They are closed, so the worker does not wait for a reader; its writes fail.
+    pub(crate) fn lose_output(&self, monitor: Monitor, output: &Output) {
+        let name = output.slot.map_or_else(|| "the mold".to_owned(), |slot| format!("worker {slot}"));
+        log::error!(
+            "{name} of generation {} cannot write: panzer has no descriptor left for its output (ulimit -n, \
+             LimitNOFILE=)",
+            monitor.generation
+        );
     }
 
     fn send_pipe(&mut self, id: u64) {

@@ -49,6 +49,7 @@ impl Main {
                     log::warn!("a worker cannot share what it binds: panzer has no descriptor left for it");
                     self.not_shared((monitor, ticket), Some(Errno::EMFILE as i32));
                 }
+                Received::Cut(Report::Output(output)) => self.lose_output(monitor, &output),
                 Received::Cut(_) => self.cut_off(monitor, "panzer has no descriptor left for what it sends"),
                 Received::Failed(why) => self.cut_off(monitor, &why),
                 Received::Garbage(why) => log::warn!(

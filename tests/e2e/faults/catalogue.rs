@@ -45,6 +45,7 @@ const ROWS: &[(u32, &str, &[&str])] = &[
         &[
             "control::with_few_descriptors_a_crowd_leaves_enough_for_a_reload",
             "hindered::a_monitor_that_lacks_descriptors_to_be_started_leaks_none",
+            "resources::workers_whose_output_finds_no_descriptor_are_told_of_and_harm_nobody_else",
         ],
     ),
     (

@@ -165,3 +165,40 @@ fn panzer_has_the_descriptors_that_it_may_and_workers_those_that_it_was_started_
     eventually(SOON, "the hook has noted its limits", noted);
     panzer.stop();
 }
+
+/// 21. Pipes of workers never take the descriptors that main needs for everything else.
+#[test]
+fn workers_whose_output_finds_no_descriptor_are_told_of_and_harm_nobody_else() {
+    let few = "#!/bin/sh\nulimit -n 100\nexec \"$@\"\n";
+    let app = "#!/bin/sh\necho \"begun $PANZER_WORKER_ID\"\nexec sleep 1000\n";
+    let start = |workers: &str| {
+        let options = ["-w", workers, "--ready", "alive", "--bake", "0s", "--share-ports", "off", "--log", "out.log"];
+        let builder = Panzer::builder().executable("few", few).through("few").executable("app", app);
+        builder.args(options).args(["--name", "app", "--delay", "60s", "--delay-max", "60s", "./app"])
+    };
+    let refused = start("60").expect_line("error: the output of 60 workers takes 120 pipes, for which").start();
+    assert_eq!(refused.wait_exit().code(), Some(125));
+    let panzer = start("4").start();
+    panzer.wait_serving();
+    let first = panzer.workers();
+    let begun = |worker: u32| {
+        let log = std::fs::read_to_string(panzer.path("out.log")).unwrap_or_default();
+        log.lines().any(|line| line == format!("begun {worker}"))
+    };
+    eventually(SOON, "the first ones have begun", || (0..4).all(begun));
+    panzer.expect_line("cannot write: panzer has no descriptor left for its output (ulimit -n, LimitNOFILE=)");
+    panzer.allow_line("warning: worker * respawning it");
+    assert!(run(&panzer, &["scale", "30"]).status.success());
+    panzer.wait_for_line("cannot write: panzer has no descriptor left", SOON);
+    assert!(run(&panzer, &["scale", "4"]).status.success());
+    eventually(SOON, "the others have ended", || panzer.workers().len() == 4);
+    assert_eq!(panzer.workers(), first);
+    eventually(SOON, "another one's output is read", || {
+        assert!(run(&panzer, &["scale", "4"]).status.success());
+        std::fs::write(panzer.path("out.log"), "").unwrap();
+        assert!(run(&panzer, &["scale", "5"]).status.success());
+        eventually(SOON, "it has begun", || panzer.workers().len() == 5);
+        begun(4)
+    });
+    panzer.stop();
+}
