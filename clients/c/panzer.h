@@ -61,6 +61,9 @@ bool panzer_ready(void);
 bool panzer_alive(void);
 bool panzer_notify(const char *text);
 
+/* Says how many requests this worker has served so far, for --max-requests. Now and then is enough. */
+bool panzer_served(unsigned long requests);
+
 /* The number of sockets that panzer passes, and the descriptor of one of them, in the order of `listen`. */
 int panzer_listeners(void);
 int panzer_listener(int index);
@@ -204,6 +207,12 @@ bool panzer_notify(const char *text) {
 bool panzer_ready(void) { return panzer_notify("READY=1"); }
 
 bool panzer_alive(void) { return panzer_notify("WATCHDOG=1"); }
+
+bool panzer_served(unsigned long requests) {
+    char text[48];
+    snprintf(text, sizeof text, "X_PANZER_REQUESTS=%lu", requests);
+    return panzer_notify(text);
+}
 
 int panzer_listeners(void) {
     const char *count = getenv("LISTEN_FDS");

@@ -64,6 +64,10 @@ class Worker:
         """Says that this worker is not stuck, for the watchdog."""
         return self.notify("WATCHDOG=1")
 
+    def served(self, requests):
+        """Says how many requests this worker has served so far, for --max-requests. Now and then is enough."""
+        return self.notify(f"X_PANZER_REQUESTS={requests}")
+
     def notify(self, text):
         """Sends a message as sd_notify(3) does, such as STATUS=importing."""
         path = os.environ.get("NOTIFY_SOCKET")

@@ -17,7 +17,7 @@ What PROBE does (clients/python/tests/probe.py is one). Each line goes to stdout
   after_start  prints "after_start INDEX"
   run          prints "run INDEX RANDOM LISTEN_PID WATCHDOG_PID": the worker's index, a number of at least 30 bits from the language's
                default random numbers (never seeded by the probe), and two variables of the environment, each "-" if it is not set.
-               Then it says that it is ready, and until it is stopping it says that it is alive and sleeps for 20 ms.
+               Then it says that it is ready and has served 7 requests, and until it is stopping it says that it is alive and sleeps for 20 ms.
                Then it prints "done INDEX" and returns.
   stop         prints "stop INDEX"
   reload       prints "reload INDEX"
@@ -285,6 +285,7 @@ def loads_and_forks(command):
             expect(words[3:] == [str(pid)] * 2, f"LISTEN_PID and WATCHDOG_PID are the worker's pid, {pid}: {words}")
             expect(f"after_start {slot}" in outputs[slot].lines(), "after_start ran before run")
             eventually("READY=1", lambda: "READY=1" in monitor.notes_of(pid))
+            eventually("X_PANZER_REQUESTS=7", lambda: "X_PANZER_REQUESTS=7" in monitor.notes_of(pid))
             eventually("WATCHDOG=1, twice", lambda: monitor.notes_of(pid).count("WATCHDOG=1") >= 2)
             signals_are_those_of_the_start(pid, monitor.mold)
             descriptors_are_right(pid, queue, monitor)

@@ -57,6 +57,8 @@ pub(crate) struct Watched {
     pub(crate) by_retire: bool,
     /// An operator wants its end.
     pub(crate) hurried: bool,
+    /// It was told to replace no workers that have reached a limit.
+    pub(crate) holds_recycling: bool,
     pub(crate) killed: bool,
     pub(crate) ended: bool,
     pub(crate) orphans: Orphans,
@@ -530,6 +532,11 @@ impl MainCheck {
             Action::Order(monitor, Order::Scale { workers, which }) => {
                 self.check_scale(now, event, *monitor, (*workers, *which))
             }
+            Action::Order(monitor, Order::HoldRecycling(held)) => {
+                let watched = self.live(*monitor)?;
+                let anew = std::mem::replace(&mut watched.holds_recycling, *held) != *held;
+                hold(anew, 13, || format!("{monitor:?} is told again to hold recycling: {held}"))
+            }
             Action::Order(_, _) => hold(false, 0, || "the state asks for a status, or answers a claim".to_owned()),
             Action::KillMonitor(monitor) => self.check_kill(now, *monitor),
             Action::SignalUnreached(monitor, _) => {
@@ -692,6 +699,14 @@ impl MainCheck {
             let wanted = self.count.of(Some(monitor) == self.serving);
             let right = watched.is_none_or(|watched| rolls || watched.workers == wanted);
             hold(right, 13, || format!("{monitor:?} keeps another count than {:?}", self.count))?;
+        }
+        if let Some(monitor) = self.serving.filter(|_| !self.is_stopping())
+            && let Some(watched) = self.monitors.get(&monitor).filter(|watched| !watched.ended)
+        {
+            let reloads = self.starting.is_some() || self.falling_back.is_some();
+            let holds = reloads && self.wanted.of(monitor.generation).tuning.recycling.is_on();
+            let right = watched.holds_recycling == holds;
+            hold(right, 1, || format!("whether {monitor:?} may replace workers one by one is not told: {reloads}"))?;
         }
         hold(self.planned_in_vain.is_none(), 7, || "a plan that nobody waits for is not given up".to_owned())?;
         self.check_limits()?;

@@ -115,6 +115,7 @@ impl MainCheck {
             patient: false,
             by_retire: false,
             hurried: false,
+            holds_recycling: false,
             killed: false,
             ended: false,
             orphans: Orphans::None,

@@ -24,7 +24,7 @@ static STOPS: LazyLock<[Schedule; 6]> = LazyLock::new(|| {
 
 pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
     let stop = choices.among(&*STOPS);
-    Settings {
+    let mut drawn = Settings {
         workers: 1 + choices.below(5) as u32,
         surge: draw_surge(choices),
         ready,
@@ -42,7 +42,10 @@ pub(crate) fn draw(choices: &mut Choices, ready: Ready) -> Settings {
         },
         max_draining: draw_max_draining(choices),
         seed: choices.below(1_000),
-    }
+    };
+    // Nobody reports requests here, so that nobody is replaced for it, but main holds that back during reloads.
+    drawn.tuning.recycling.max_requests = (drawn.seed % 4 == 3).then_some(1);
+    drawn
 }
 
 fn draw_retire(choices: &mut Choices) -> Option<Schedule> {

@@ -31,6 +31,8 @@ planted! {
     LosesOrders
     LosesReports
     DropsCommit
+    RecyclesDuringReload
+    HoldsRecyclingForEver
     RetiresBeforeBake
     RetiresWithOneMissing
     RetiresOnReloadRequest
@@ -272,6 +274,12 @@ impl Planted {
         let generation = check.starting().map_or(1, |starting| starting.generation + 1);
         let one_more = Action::Plan(generation);
         match self {
+            Planted::RecyclesDuringReload => {
+                actions.retain(|action| !matches!(action, Action::Order(_, Order::HoldRecycling(true))))
+            }
+            Planted::HoldsRecyclingForEver => {
+                actions.retain(|action| !matches!(action, Action::Order(_, Order::HoldRecycling(false))))
+            }
             Planted::DropsCommit => actions.retain(|action| !matches!(action, Action::Order(_, Order::Commit))),
             Planted::RetiresOnReloadRequest
                 if matches!(event, Event::Reload | Event::ReloadFor(_) | Event::ReloadRetiring(_)) =>

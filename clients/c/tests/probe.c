@@ -34,6 +34,7 @@ static int run(void *data) {
     printf("run %d %ld %s %s\n", panzer_index(), random(), variable("LISTEN_PID"), variable("WATCHDOG_PID"));
     fflush(stdout);
     panzer_ready();
+    panzer_served(7);
     while (!panzer_stopping()) {
         panzer_alive();
         nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);

@@ -83,6 +83,11 @@ module Panzer
       notify("WATCHDOG=1")
     end
 
+    # Says how many requests this worker has served so far, for --max-requests. Now and then is enough.
+    def served(requests : Int) : Bool
+      notify("X_PANZER_REQUESTS=#{requests}")
+    end
+
     # Sends a message as sd_notify(3) does, such as STATUS=importing.
     def notify(text : String) : Bool
       Panzer.notify(text)

@@ -32,6 +32,7 @@ class Probe
     variables = %w(LISTEN_PID WATCHDOG_PID).map { |name| ENV.fetch(name, "-") }
     say "run #{index} #{rand(1_i64 << 60)} #{variables.join(' ')}"
     ready
+    served 7
     until stopping?
       alive
       sleep 0.02

@@ -33,6 +33,7 @@ class Probe(panzer.Worker):
         variables = [os.environ.get(name, "-") for name in ("LISTEN_PID", "WATCHDOG_PID")]
         say("run", self.index, random.getrandbits(60), *variables)
         self.ready()
+        self.served(7)
         while not self.stopping:
             self.alive()
             time.sleep(0.02)

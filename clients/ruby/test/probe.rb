@@ -28,6 +28,7 @@ class Probe
   def run
     say("run", index, rand(2**60), ENV.fetch("LISTEN_PID", "-"), ENV.fetch("WATCHDOG_PID", "-"))
     ready!
+    served(7)
     until stopping?
       alive!
       sleep(0.02)

@@ -23,6 +23,7 @@ fn run(worker: &Worker) {
     let variable = |name| env::var(name).unwrap_or_else(|_| "-".to_owned());
     println!("run {} {} {} {}", worker.index(), random(), variable("LISTEN_PID"), variable("WATCHDOG_PID"));
     worker.ready();
+    worker.served(7);
     while !worker.stopping() {
         worker.alive();
         thread::sleep(Duration::from_millis(20));

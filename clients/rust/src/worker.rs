@@ -45,6 +45,11 @@ impl Worker {
         self.notify("WATCHDOG=1")
     }
 
+    /// Says how many requests this worker has served so far, for --max-requests. Now and then is enough.
+    pub fn served(&self, requests: u64) -> bool {
+        self.notify(&format!("X_PANZER_REQUESTS={requests}"))
+    }
+
     /// Sends a message as sd_notify(3) does, such as `STATUS=importing`.
     pub fn notify(&self, text: &str) -> bool {
         let Ok(path) = env::var("NOTIFY_SOCKET") else { return false };
