@@ -359,7 +359,14 @@ impl World {
         hold(self.stopped.is_none(), 6, || format!("{worker:?} is spawned after a stop"))?;
         self.progress = self.now;
         let others = self.alive.keys().filter(|other| other.slot == worker.slot).count();
-        hold(others < 2, 4, || format!("{worker:?} is the third process in its slot"))?;
+        let for_memory = |old: &Worker| self.limits.max_memory.is_some_and(|limit| self.alive[old].memory > limit);
+        let most = if self.present.get(&worker.slot).filter(|old| self.alive.contains_key(old)).is_some_and(for_memory)
+        {
+            4
+        } else {
+            1
+        };
+        hold(others <= most, 4, || format!("{worker:?} starts beside {others} in its slot"))?;
         match self.present.get(&worker.slot).filter(|present| self.alive.contains_key(present)).copied() {
             Some(old) => {
                 let life = &self.alive[&old];

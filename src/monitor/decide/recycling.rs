@@ -17,6 +17,9 @@ use crate::worker::cause::Cause;
 /// A replaced worker that takes longer to end does not hold up the next replacement.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Limit of the workers of one slot that are being stopped, before another one is replaced because of its memory.
+const MAX_DRAINING_FOR_MEMORY: usize = 4;
+
 /// The first delay after a replacement that failed.
 const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -67,17 +70,22 @@ impl Slots {
         self.all().take(self.slots.len()).filter(move |(_, slot)| serves(slot))
     }
 
-    /// When each worker is to be replaced, and why. A slot whose last worker has not ended yet waits for that.
+    /// When each worker is to be replaced, and why. If its slot's last worker has not ended yet, it waits for that; but
+    /// memory does not wait.
     fn due_for_recycling(&self) -> impl Iterator<Item = (Instant, Worker, Reason)> {
         let (limits, least) = (self.settings.tuning.recycling, self.settings.tuning.pace.healthy_after);
         let is_free = self.may_recycle() && self.recycler.replacement.is_none() && self.may_start_workers();
         let drains = self.recycler.drains.filter(|(worker, _)| self.recycler.beside.contains_key(worker));
-        let earliest = self.recycler.retry_at.max(drains.map(|(_, until)| until));
-        let is_alone = |slot: u32| !self.recycler.beside.keys().any(|worker| worker.slot == slot);
         let worn = is_free.then(|| self.worn()).into_iter().flatten();
-        worn.filter(move |(worker, _)| is_alone(worker.slot)).filter_map(move |(worker, slot)| {
+        worn.filter_map(move |(worker, slot)| {
             let (due, reason) = slot.wear.due(slot.since, least, limits)?;
-            Some((self.starts.earliest(earliest.map_or(due, |earliest| earliest.max(due))), worker, reason))
+            let beside = self.recycler.beside.keys().filter(|beside| beside.slot == worker.slot).count();
+            let (most, drained) = match reason {
+                Reason::Memory(..) => (MAX_DRAINING_FOR_MEMORY, None),
+                _ => (1, drains.map(|(_, until)| until)),
+            };
+            let earliest = self.recycler.retry_at.max(drained).map_or(due, |earliest| earliest.max(due));
+            (beside < most).then(|| (self.starts.earliest(earliest), worker, reason))
         })
     }
 

@@ -390,7 +390,7 @@ impl Wear {
         let requests = requests.filter(|(requests, limit)| *requests >= self.jittered(*limit));
         let memory = memory.map(|(bytes, limit)| (since + least, Reason::Memory(bytes, limit)));
         let requests = requests.map(|(requests, limit)| (since + least, Reason::Requests(requests, limit)));
-        memory.into_iter().chain(requests).chain(lifetime).min_by_key(|(due, _)| *due)
+        memory.or_else(|| requests.into_iter().chain(lifetime).min_by_key(|(due, _)| *due))
     }
 }
 
