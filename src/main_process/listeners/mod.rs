@@ -51,7 +51,7 @@ pub(crate) struct Listeners {
     #[serde(skip)]
     pub(crate) conflicts: Conflicts,
     pub(crate) guard: Guard,
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Flags::is_unused")]
     pub(crate) flags: Flags,
     #[serde(flatten)]
     pub(crate) unix_guard: UnixGuard,

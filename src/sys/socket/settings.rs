@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde::{Deserialize, Serialize};
 
 use super::socket_options::get;
 
@@ -48,12 +49,12 @@ const NO_CLAMP: libc::c_int = 0xffff << 14;
 /// The flags of an open file that a program may change.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_ASYNC);
 
-/// What a socket was set to, as values to set. An option that it does not have is left out.
-#[derive(Debug, PartialEq, Eq)]
+/// What a socket was set to, as values to set, by the names of the options. An option that it does not have is left out.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    options: Vec<(Option, Vec<u8>)>,
+    options: Vec<(String, Vec<u8>)>,
     filtered: bool,
-    flags: OFlag,
+    flags: libc::c_int,
 }
 
 impl Settings {
@@ -63,9 +64,9 @@ impl Settings {
             let mut value = vec![0; 16];
             let length = get(&socket, option.0, option.1, &mut value).ok()?;
             value.truncate(length);
-            Some((*option, to_be_set(*option, value)))
+            Some((option.2.to_owned(), to_be_set(*option, value)))
         };
-        let flags = OFlag::from_bits_retain(fcntl(socket.as_fd(), FcntlArg::F_GETFL)?);
+        let flags = fcntl(socket.as_fd(), FcntlArg::F_GETFL)?;
         // The kernel tells the length of a filter, and refuses to tell a program's.
         let filtered = !matches!(get(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &mut []), Ok(0));
         Ok(Settings { options: OPTIONS.iter().filter_map(value).collect(), filtered, flags })
@@ -78,18 +79,23 @@ impl Settings {
         if now.filtered && !self.filtered {
             done.push(("a filter", set(&socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &[0; 4])));
         }
-        for (option, value) in &self.options {
+        // Another build may have had options that are unknown here.
+        let known = self
+            .options
+            .iter()
+            .filter_map(|(name, value)| OPTIONS.iter().find(|option| option.2 == name).map(|option| (option, value)));
+        for ((level, option, name), value) in known {
             // To set the size of a buffer locks it.
-            let locked =
-                option.1 == BUF_LOCK && done.iter().any(|(name, _)| matches!(*name, "SO_RCVBUF" | "SO_SNDBUF"));
-            if locked || !now.options.contains(&(*option, value.clone())) {
-                done.push((option.2, set(&socket, option.0, option.1, value)));
+            let locked = *option == BUF_LOCK && done.iter().any(|(name, _)| matches!(*name, "SO_RCVBUF" | "SO_SNDBUF"));
+            if locked || !now.options.iter().any(|(its, now)| its == name && now == value) {
+                done.push((*name, set(&socket, *level, *option, value)));
             }
         }
-        if now.flags & FLAGS != self.flags & FLAGS {
-            let flags = now.flags.difference(FLAGS) | self.flags & FLAGS;
-            let set = fcntl(socket.as_fd(), FcntlArg::F_SETFL(flags)).map(drop).map_err(io::Error::from);
-            done.push((if now.flags.contains(OFlag::O_ASYNC) { "O_ASYNC" } else { "O_NONBLOCK" }, set));
+        let changed = (now.flags ^ self.flags) & FLAGS.bits();
+        if changed != 0 {
+            let set = fcntl(socket.as_fd(), FcntlArg::F_SETFL(OFlag::from_bits_retain(now.flags ^ changed)));
+            let name = if changed & OFlag::O_NONBLOCK.bits() != 0 { "O_NONBLOCK" } else { "O_ASYNC" };
+            done.push((name, set.map(drop).map_err(io::Error::from)));
         }
         Ok(done)
     }
@@ -125,7 +131,8 @@ mod tests {
         for address in ["127.0.0.1:0", "[::]:0"] {
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let before = Settings::of(&listener).unwrap();
-            for (option, value) in &before.options {
+            for (name, value) in &before.options {
+                let option = OPTIONS.iter().find(|option| option.2 == name).unwrap();
                 let mut other = value.clone();
                 if let Some(byte) = other.first_mut() {
                     *byte ^= 1;
@@ -139,6 +146,7 @@ mod tests {
             let done = before.restore(&listener).unwrap();
             assert!(done.iter().any(|(name, _)| *name == "SO_LINGER") && done.len() > 10, "{done:?}");
             assert_eq!(Settings::of(&listener).unwrap(), before);
+            assert_eq!(serde_json::from_str::<Settings>(&serde_json::to_string(&before).unwrap()).unwrap(), before);
         }
     }
 }

@@ -3,11 +3,12 @@
 //! the queues. It also keeps the options of each socket while a reload is under way, because a release that fails must
 //! leave nothing to the one that serves on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 
 use crate::main_process::listeners::held::{AllHeld, Held};
 use crate::sys::descriptors::{is_nonblocking, set_nonblocking};
@@ -16,15 +17,18 @@ use crate::sys::settings::Settings;
 use crate::sys::socket_options;
 
 /// What was seen, by the inodes of the sockets: a listener that is bound anew has another.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Flags {
+    #[serde(skip)]
     nonblocking: BTreeSet<u64>,
     /// Blocking at the last look, and non-blocking before.
+    #[serde(skip)]
     suspected: BTreeSet<u64>,
     /// What was logged, by listener.
+    #[serde(skip)]
     told: BTreeSet<(u64, Finding)>,
     /// The generation that must prove itself, and the settings of all listeners before it began.
-    trial: Option<(u32, BTreeMap<u64, Settings>)>,
+    trial: Option<(u32, Vec<(u64, Settings)>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +39,11 @@ enum Finding {
 }
 
 impl Flags {
+    /// Whether there is nothing that the next main must know.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.trial.is_none()
+    }
+
     /// Undoes what can be undone and logs the first time of each. `has_others` says whether several generations use the
     /// listeners.
     pub(crate) fn look(&mut self, held: &AllHeld, has_others: bool) {
@@ -65,7 +74,11 @@ impl Flags {
         let Some((_, before)) = self.trial.as_ref().filter(|(of, _)| *of == generation) else { return };
         for (name, socket) in all {
             let inode = inode(socket);
-            let Some(Ok(done)) = before.get(&inode).map(|settings| settings.restore(socket)) else { continue };
+            let Some(Ok(done)) =
+                before.iter().find(|(its, _)| *its == inode).map(|(_, settings)| settings.restore(socket))
+            else {
+                continue;
+            };
             let options = |wanted: bool| {
                 let names = done.iter().filter(|(_, result)| result.is_ok() == wanted).map(|(name, _)| *name);
                 names.collect::<Vec<_>>().join(", ")
