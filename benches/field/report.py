@@ -37,7 +37,7 @@ def svg(title, unit, x_name, series, y_log=False):
     return "\n".join(parts) + "\n</svg>\n"
 
 
-def thinned(dots, most=700):
+def thinned(dots, most=230):
     """The slowest of each stretch of time: a late answer must not be left out."""
     dots, step = sorted(dots), max(1, len(dots) // most)
     return [max(dots[at:at + step], key=lambda dot: dot[1]) for at in range(0, len(dots), step)]
@@ -65,7 +65,7 @@ def write(field, versions, missing, command, minutes, load):
     page = f"""# Panzer beside what people use instead
 
 Measured by `{command}` on {datetime.date.today()}, in {minutes:.0f} minutes: {os.cpu_count()} CPUs ({cpu}), Linux
-{platform.release()}. The load of the machine was {load:.1f} before it began.
+{platform.release()}. The load of the machine was {load:.1f} before it began{"" if load < 1 else ": it was busy, so all times are rough, and only large differences say something"}.
 
 {chr(10).join(table)}
 
@@ -79,6 +79,16 @@ Less is better in every line.
   runs one worker, which forks the others: its figures are for both.
 - A broken release is one that exits with 1 at once, or whose configuration is wrong.
 - A killed worker takes the connection with it that it was about to answer.
+
+Where panzer is not first:
+
+- Memory at 2 and 8 workers: runit and s6 are a few kB of C for each worker, and hold no socket, no release and no status.
+  They have a process for each worker, so panzer is below them from some ten workers on.
+- Start and respawn: Server::Starter's worker forks the others without an exec, and the floor executes each. Panzer is
+  executed three times before its first worker starts; benches/README.md says what was tried. Runit and s6 start a process
+  for each worker at once.
+- Logs: s6-log splits no streams, and takes lines from one pipe.
+- p99 of nginx is that of nginx as a server, and a load that opens 4 connections at a time.
 
 Versions: {'; '.join(f'{name}: {version}' for name, version in versions.items())}.
 Not installed, and left out: {', '.join(missing) or 'none'}.
