@@ -44,7 +44,7 @@ complete -c panzer -l nice -d 'Nice value of the workers, from -20 (highest prio
 complete -c panzer -l rlimit -d 'Limit a resource of each worker, as in NOFILE=65536 or CORE=0:unlimited, by the names of setrlimit(2) without RLIMIT_. One number is the soft and the hard limit. To raise a hard limit takes root. May be given several times, once for each resource' -r
 complete -c panzer -l oom-score-adj -d 'How gladly the kernel ends a worker if memory runs out, from -1000 (never) to 1000 (first). With this option panzer protects its own processes if it may, which takes root' -r
 complete -c panzer -l cpu-affinity -d 'CPUs that the workers run on. auto: each worker gets one of the CPUs that panzer may use, in turn; LIST, as in 0-3,6: each worker may use all of these' -r
-complete -c panzer -l config -d 'Read options from this YAML file. Its keys are option names, program and args; an option that may be given several times takes a list or a map. Flags win over the environment, the environment over the file [config/panzer.yml, if it exists]' -r -F
+complete -c panzer -l config -d 'Read options from this YAML file. Its keys are option names, program and args; an option that may be given several times takes a list, and one of the form NAME=VALUE also a map. Flags win over the environment, the environment over the file [config/panzer.yml, if it exists]' -r -F
 complete -c panzer -l signals -d 'Which convention panzer\'s signals follow: panzer, serverengine, preforker, kamisama, unicorn, server-starter or einhorn; panzer(1) has the table [panzer]' -r -f -a "panzer\t''
 serverengine\t''
 preforker\t''

@@ -244,11 +244,11 @@ impl Checker<'_> {
             Value::List(items) if repeatable => {
                 items.into_iter().map(|item| (item.text.clone().into(), item)).collect()
             }
-            Value::Map(pairs) if takes_pairs(arg) => {
+            Value::Map(pairs) if takes_map(arg) => {
                 let pair = |(name, value): (Scalar, Scalar)| (format!("{}={}", name.text, value.text).into(), value);
                 pairs.into_iter().map(pair).collect()
             }
-            _ if takes_pairs(arg) => {
+            _ if takes_map(arg) => {
                 return Err(document.wrong(place, &format!("{long} is a map, as in {{NAME: value}}")));
             }
             _ if repeatable => return Err(document.wrong(place, &format!("{long} is a value or a list of values"))),
@@ -305,11 +305,19 @@ pub(super) fn keys(command: &Command) -> impl Iterator<Item = &str> {
     command.get_arguments().filter_map(Arg::get_long).filter(|long| !NOT_IN_FILE.contains(long))
 }
 
-/// Whether its values are pairs, as in `--env K=V` and `--hook EVENT=CMD`.
+/// Whether its values are pairs with a text behind the equals sign, as in `--env K=V` and `--hook EVENT=CMD`.
 fn takes_pairs(arg: &Arg) -> bool {
-    let names = arg.get_value_names().into_iter().flatten();
-    matches!(arg.get_action(), ArgAction::Append)
-        && names.into_iter().any(|name| name.ends_with("=V") || name.ends_with("=CMD"))
+    takes_map(arg) && value_names(arg).any(|name| name.ends_with("=V") || name.ends_with("=CMD"))
+}
+
+/// Whether its values are pairs, and not only may be, as in `[NAME=]ADDR`.
+fn takes_map(arg: &Arg) -> bool {
+    let is_pair = |name: &str| name.split_once('=').is_some_and(|(before, _)| !before.contains('['));
+    matches!(arg.get_action(), ArgAction::Append) && value_names(arg).any(is_pair)
+}
+
+fn value_names(arg: &Arg) -> impl Iterator<Item = &str> {
+    arg.get_value_names().into_iter().flatten().map(|name| name.as_str())
 }
 
 /// Splits the value of a variable at blanks. A backslash before a blank or a backslash makes it part of a value, as in

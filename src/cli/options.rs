@@ -160,7 +160,7 @@ pub(super) struct Options {
     pub(super) resources: ResourceOptions,
 
     /// Read options from this YAML file. Its keys are option names, program and args; an option that may be given
-    /// several times takes a list or a map. Flags win over the environment, the environment over the file
+    /// several times takes a list, and one of the form NAME=VALUE also a map. Flags win over the environment, the environment over the file
     /// [config/panzer.yml, if it exists]
     #[arg(long, env = "PANZER_CONFIG", value_name = "FILE")]
     #[allow(dead_code, reason = "it is looked at before the options are put together")]
