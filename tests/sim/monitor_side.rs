@@ -1,6 +1,8 @@
 //! A monitor as a process: what src/monitor/run.rs and processes/roster.rs do, without a kernel.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use panzer::control::monitor::messages::{Order, Report};
@@ -49,6 +51,10 @@ pub(crate) struct MonitorNode {
     last_ended: Option<Worker>,
     left_behind: BTreeMap<Worker, BTreeSet<nix::unistd::Pid>>,
     pub(crate) given_up: BTreeMap<nix::unistd::Pid, ProcessId>,
+    /// Some of what it has adopted was given up since it was last looked at.
+    has_given_up: bool,
+    /// What the state's deadline was found to be, until it changes.
+    deadline: Cell<Option<Option<Instant>>>,
     events: VecDeque<Event>,
     /// What happens to the next order and the next report.
     pub(crate) order_fault: Option<Fault>,
@@ -95,6 +101,8 @@ impl MonitorNode {
             last_ended: None,
             left_behind: BTreeMap::new(),
             given_up: BTreeMap::new(),
+            has_given_up: false,
+            deadline: Cell::new(None),
             events: VecDeque::new(),
             order_fault: None,
             report_fault: None,
@@ -110,6 +118,13 @@ impl MonitorNode {
             probes: BTreeMap::new(),
             done: false,
         }
+    }
+
+    /// When its state asks to be woken.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let deadline = self.deadline.get().unwrap_or_else(|| self.state.as_ref()?.deadline());
+        self.deadline.set(Some(deadline));
+        deadline
     }
 
     fn pid_of(&self, worker: Worker) -> Option<Pid> {
@@ -187,6 +202,7 @@ impl World {
             Startup::Begins => {
                 let node = &mut self.monitors[index];
                 node.state = Some(Slots::new(node.settings.clone(), instant));
+                node.deadline.set(None);
                 node.events.push_back(Event::Start);
                 // What has come meanwhile is read in the next turn.
                 self.wake(Node::Monitor(index), self.now);
@@ -273,8 +289,13 @@ impl World {
 
     fn reap_workers(&mut self, index: usize) {
         let process = self.monitors[index].looping.process;
+        let reaped = self.kernel.reap_children(process);
+        let has_given_up = std::mem::take(&mut self.monitors[index].has_given_up);
+        if reaped.is_empty() && !has_given_up && self.strangers_of(index).next().is_none() {
+            return;
+        }
         let mut all_ended = Vec::new();
-        for (ended, cause) in self.kernel.reap_children(process) {
+        for (ended, cause) in reaped {
             if let Some(worker) = self.monitors[index].probes.remove(&ended) {
                 self.monitors[index].push(Event::Probed(worker, cause == Cause::Exited(0)));
                 continue;
@@ -301,15 +322,19 @@ impl World {
         events.extend(gone.into_iter().map(Event::GroupGone));
     }
 
+    /// Children that it does not know.
+    fn strangers_of(&self, index: usize) -> impl Iterator<Item = ProcessId> {
+        let node = &self.monitors[index];
+        self.kernel.children(node.looping.process).filter(|child| {
+            let pid = self.kernel.process(*child).pid;
+            let known = || node.kin.knows(number(pid)) || node.given_up.contains_key(&number(pid));
+            !node.holds(pid) && !node.probes.contains_key(child) && !known()
+        })
+    }
+
     /// As src/monitor/processes/adopted.rs has it.
     fn meet_as_monitor(&mut self, index: usize) {
-        let node = &self.monitors[index];
-        let is_new = |child: &ProcessId| {
-            let pid = self.kernel.process(*child).pid;
-            let known = node.kin.knows(number(pid)) || node.given_up.contains_key(&number(pid));
-            !node.probes.contains_key(child) && !node.holds(pid) && !known
-        };
-        let new: Vec<ProcessId> = self.kernel.children(node.looping.process).filter(is_new).collect();
+        let new: Vec<ProcessId> = self.strangers_of(index).collect();
         for child in new {
             let (process, node) = (self.kernel.process(child), &self.monitors[index]);
             let owner = node.kin.owner_by_group(&process.clues(), |leader| self.led_by(index, leader, process.pid));
@@ -356,6 +381,7 @@ impl World {
 
     fn give_up_as_monitor(&mut self, index: usize, worker: Worker) {
         let node = &mut self.monitors[index];
+        node.has_given_up = true;
         let left: Vec<_> = node.kin.of(worker).chain(node.pid_of(worker).map(number)).collect();
         for pid in left {
             node.kin.remove(pid);
@@ -369,6 +395,7 @@ impl World {
         let instant = self.instant();
         let node = &mut self.monitors[index];
         let Some(state) = &mut node.state else { return Ok(Vec::new()) };
+        node.deadline.set(None);
         let given = Planted::monitor_event(self.planted, event.clone(), &node.check);
         let mut actions = given.map_or(Vec::new(), |given| state.on(instant, given));
         Planted::monitor_actions(self.planted, event, &mut actions, &node.check);

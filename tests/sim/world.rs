@@ -306,7 +306,7 @@ impl World {
     fn deadline(&self, node: Node) -> Option<Instant> {
         let deadline = match node {
             Node::Main => self.main.state.deadline(),
-            Node::Monitor(index) => self.monitors[index].state.as_ref().and_then(|state| state.deadline()),
+            Node::Monitor(index) => self.monitors[index].deadline(),
         };
         Planted::deadline(self.planted, deadline, self.instant())
     }
