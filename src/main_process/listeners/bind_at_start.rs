@@ -18,8 +18,8 @@ use crate::sys::signals::Signals;
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Time for which an address in use is tried again if no process is seen to hold it. A process gives up its descriptors
-/// a moment before its sockets are closed.
-const UNSEEN: Duration = Duration::from_millis(250);
+/// a moment before its sockets are closed, which may be longer on a busy machine.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// The same if a process was seen to hold it and is ending. On a busy machine the kernel takes its time to end a
 /// process.
