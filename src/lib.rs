@@ -21,6 +21,7 @@
 //!
 //! With `--preload` the monitor starts the program once, as the **mold**, which loads itself and forks a worker whenever it
 //! is asked to ([`control::mold`]). The mold forks twice, so that each worker falls to the monitor, a subreaper.
+//! With `--refork`, a worker that is warm becomes the mold (`monitor::refork`).
 //!
 //! Main and a monitor talk over a SOCK_SEQPACKET pair ([`control::monitor`]): orders go down, reports go up. If main is
 //! gone, the channel ends, and the monitor stops its workers gracefully and exits. If a monitor is gone, main adopts its

@@ -134,16 +134,18 @@ __attribute__((constructor)) static void panzer__start(void) {
     }
 }
 
-__attribute__((format(printf, 1, 2))) static void panzer__send(const char *format, ...) {
+/* Returns whether the monitor can hear it. If it is gone, the next recvmsg says so as well. */
+__attribute__((format(printf, 1, 2))) static bool panzer__send(const char *format, ...) {
     char text[PANZER__MESSAGE];
     va_list rest;
     va_start(rest, format);
     int length = vsnprintf(text, sizeof text, format, rest);
     va_end(rest);
     if (length >= (int)sizeof text) length = sizeof text - 1;
-    /* If the monitor is gone, the next recvmsg says so. */
-    while (send(panzer__.socket, text, (size_t)length, MSG_NOSIGNAL) < 0 && errno == EINTR) {
-    }
+    ssize_t sent;
+    do sent = send(panzer__.socket, text, (size_t)length, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent >= 0;
 }
 
 _Noreturn void panzer_failed(const char *why) {
@@ -324,7 +326,8 @@ static void panzer__obey(long ticket, long slot, const int *numbers, int *descri
     panzer__set(&panzer__.worker_id, slot);
     if (panzer__.has_listeners) panzer__set(&panzer__.listen_pid, getpid());
     if (panzer__.has_watchdog) panzer__set(&panzer__.watchdog_pid, getpid());
-    panzer__send("BORN %ld", ticket);
+    /* Otherwise the monitor has another mold by now, and does not know this worker. */
+    if (!panzer__send("BORN %ld", ticket)) _exit(0);
     close(panzer__.socket);
     panzer__.socket = -1;
     panzer__work();

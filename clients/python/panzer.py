@@ -37,6 +37,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_GET_TID_ADDRESS = 40
 _CLONE_FLAGS = 0x8000 | 0x200000 | 0x1000000  # CLONE_PARENT, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID
 _FIRST_LISTENER = 3
+_FIRST_OWN = 512  # Above the numbers at which descriptors of workers are to stand.
 _HOW_TO_INSTALL = """\
 panzer: panzer is not installed: it is not in PATH, and the variable PANZER does not name it.
 Install it with `cargo install --path .` in the folder of its source, or set PANZER to the path of the binary."""
@@ -65,8 +66,12 @@ class Worker:
         return self.notify("WATCHDOG=1")
 
     def served(self, requests):
-        """Says how many requests this worker has served so far, for --max-requests. Now and then is enough."""
-        return self.notify(f"X_PANZER_REQUESTS={requests}")
+        """Says how many requests this worker has served so far, for --max-requests and --refork. Now and then is enough. What
+        was counted before it was forked is left out."""
+        if requests < _worker.served_before:
+            _worker.served_before = 0
+        _worker.served = requests
+        return self.notify(f"X_PANZER_REQUESTS={requests - _worker.served_before}")
 
     def notify(self, text):
         """Sends a message as sd_notify(3) does, such as STATUS=importing."""
@@ -96,7 +101,8 @@ def run(worker, **options):
     """Runs workers of `worker`: a callable, or an object with `run`. Does not return.
 
     The object may also define `before_fork` (in the mold, before each fork), `after_start` (in the worker, before
-    `run`), `stop` (on TERM) and `reload` (on USR2). Each of them may take the Worker as its argument.
+    `run`), `stop` (on TERM), `reload` (on USR2) and `become_mold` (with --refork: in a worker whose `run` has returned, and
+    which forks the others from now on). Each of them may take the Worker as its argument.
 
     The options are panzer's, with _ for - in their names: workers, listen, ready_timeout, ... They hold if the program
     is run without panzer. The user's own flags and PANZER_* variables win over them.
@@ -122,6 +128,8 @@ class _State:
         self.reads_stopping = False
         self.notifier = None
         self.listeners = None
+        self.served = 0
+        self.served_before = 0
 
 
 class _Program:
@@ -130,7 +138,7 @@ class _Program:
     def __init__(self, given):
         self.handle = given if isinstance(given, Worker) else Worker()
         self.hooks = {}
-        for name in ("before_fork", "after_start", "run", "stop", "reload"):
+        for name in ("before_fork", "after_start", "run", "stop", "reload", "become_mold"):
             hook = getattr(given, name, None)
             if hook is None and name == "run" and callable(given):
                 hook = given
@@ -179,13 +187,13 @@ class _Mold:
 
     def __init__(self):
         self.socket = None
+        self.refork = None
         self.is_ready = False
         number, self.version = os.environ.pop("PANZER_MOLD_FD", None), os.environ.pop("PANZER_MOLD_VERSION", None)
         if number is None:
             return
         self.monitor = os.getppid()
-        # Away from the numbers at which descriptors of workers are to stand.
-        self.socket = socket.socket(fileno=fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 512))
+        self.socket = socket.socket(fileno=fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN))
         os.close(int(number))
         self.excepthook, sys.excepthook = sys.excepthook, self._on_uncaught
 
@@ -195,10 +203,12 @@ class _Mold:
         self.excepthook(kind, error, trace)
 
     def send(self, text):
+        """Returns whether the monitor can hear it. That it is gone the next recv says as well."""
         try:
             self.socket.send(" ".join(text.split()).encode(errors="replace")[:_MAX_MESSAGE_BYTES])
         except OSError:
-            pass  # The monitor is gone, which the next recv says as well.
+            return False
+        return True
 
     def serve(self, program):
         """Forks a worker whenever the monitor asks for one, until it says STOP or is gone."""
@@ -206,8 +216,9 @@ class _Mold:
             sys.exit(self._refuse(f"this client speaks version 1 of the mold protocol, and panzer version {self.version}"))
         gc.collect()
         self.clone = _find_clone()
+        self.handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         self.is_ready = True
-        self.send("READY")
+        self.send("READY refork")
         while True:
             try:
                 data, descriptors, _, _ = socket.recv_fds(
@@ -217,8 +228,9 @@ class _Mold:
             words = data.decode(errors="replace").split()
             if not words or words[0] == "STOP":
                 return
-            if words[0] == "FORK":
-                self._fork(program, words[1], words[2], [int(word) for word in words[3:]], descriptors)
+            if words[0] == "FORK" and self._fork(program, words[1], words[2], words[3:], descriptors):
+                self._become_mold(program)
+                continue
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -226,54 +238,79 @@ class _Mold:
         self.send("FAILED " + text)
         return "panzer: " + text
 
-    def _fork(self, program, ticket, slot, numbers, descriptors):
+    def _become_mold(self, program):
+        """In a worker whose `run` has returned. Its frames are those of the mold that has forked it."""
+        self.socket, self.refork, self.is_ready = self.refork, None, False
+        _worker.stopping = _worker.reads_stopping = False
+        _worker.listeners = None
+        _worker.served_before = _worker.served
+        for number, handler in self.handlers.items():
+            if handler is not None and handler != signal.getsignal(number):
+                signal.signal(number, handler)
+        for name in ("PANZER_WORKER_ID", "LISTEN_PID", "WATCHDOG_PID"):
+            os.environ.pop(name, None)
+        # The program may have closed them, and each worker gets them anew.
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for index in range(int(os.environ.get("LISTEN_FDS", "0"))):
+            os.dup2(null, _FIRST_LISTENER + index)
+        os.close(null)
+        program.call("become_mold")
+        gc.collect()
+        self.is_ready = True
+        self.send("READY refork")
+
+    def _fork(self, program, ticket, slot, places, descriptors):
+        """Returns in the mold; and, with true, in a worker that is wanted as the mold."""
         try:
-            if len(numbers) != len(descriptors):
-                raise ValueError(f"{len(descriptors)} descriptors came for {len(numbers)} numbers")
+            if len(places) != len(descriptors):
+                raise ValueError(f"{len(descriptors)} descriptors came for {len(places)} places")
             program.call("before_fork")
             _tell_of_threads()
             sys.stdout.flush()
             sys.stderr.flush()
             gc.freeze()
             if self.clone is not None and _count_threads() == 1:
-                if self.clone() == 0:
-                    self._be_worker(program, None, ticket, slot, numbers, descriptors)
-            else:
-                self._fork_twice(program, ticket, slot, numbers, descriptors)
+                if self.clone() != 0:
+                    return False
+                middle = None
+            elif not (middle := self._fork_twice()):
+                return False
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.send(f"UNBORN {ticket} {reason}")
+            return False
+        return self._be_worker(program, middle, ticket, slot, places, descriptors)
 
-    def _fork_twice(self, program, *order):
-        """What works everywhere. The page table is copied twice, which takes a while if the mold is large."""
+    def _fork_twice(self):
+        """What works everywhere. The page table is copied twice, which takes a while if the mold is large. Returns in the worker
+        the pid of the process between."""
         child = os.fork()
         if child == 0:
             # The process between: it ends at once, so that the worker falls to the monitor.
             code = errno.EIO
             try:
                 middle = os.getpid()
-                child = os.fork()
-                code = 0
-                if child == 0:
-                    self._be_worker(program, middle, *order)
+                code = 0 if os.fork() != 0 else None
             except OSError as error:
                 code = error.errno
             finally:
-                os._exit(code)
+                if code is not None:
+                    os._exit(code)
+            return middle
         try:
             status = os.waitpid(child, 0)[1]
         except ChildProcessError:
-            return  # The program ignores SIGCHLD, so the kernel has reaped it.
+            return None  # The program ignores SIGCHLD, so the kernel has reaped it.
         code = os.waitstatus_to_exitcode(status)
         if code != 0:
             raise OSError(code, os.strerror(code) if code > 0 else f"killed by signal {-code}")
 
-    def _be_worker(self, program, middle, ticket, slot, numbers, descriptors):
-        """In the worker: never returns."""
+    def _be_worker(self, program, middle, ticket, slot, places, descriptors):
+        """In the worker: returns only if it is wanted as the mold."""
         code = 1
         try:
             self._settle(middle)
-            _place(numbers, descriptors)
+            self.refork = _place(places, descriptors)
             os.environ["PANZER_WORKER_ID"] = slot
             for wanted, name in (("LISTEN_FDS", "LISTEN_PID"), ("WATCHDOG_USEC", "WATCHDOG_PID")):
                 if wanted in os.environ:
@@ -281,12 +318,22 @@ class _Mold:
             _set_random_seeds()
             for finalizer in list(weakref.finalize._registry):
                 finalizer.atexit = False
-            self.send(f"BORN {ticket}")
+            if not self.send(f"BORN {ticket}"):
+                os._exit(0)  # The monitor has another mold by now, and does not know this worker.
             self.socket.close()
             self.socket = None
-            code = _exit_code_of(program.work)
+            code = _exit_code_of(program.work, self._is_wanted)
         finally:
-            os._exit(code)
+            if code is not None:
+                os._exit(code)
+        return True
+
+    def _is_wanted(self):
+        """Panzer says that it wants this worker as its mold before it tells it to stop."""
+        try:
+            return self.refork is not None and self.refork.recv(_MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT) == b"MOLD"
+        except OSError:
+            return False
 
     def _settle(self, middle):
         """Waits until the monitor is the parent, and asks for TERM when it dies."""
@@ -306,15 +353,21 @@ def _prctl(option, value):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _place(numbers, descriptors):
-    """Puts the descriptors where they are to stand. They are raised first, so that none overwrites another."""
-    top = max(numbers, default=0) + 1
+def _place(places, descriptors):
+    """Puts the descriptors where they are to stand, and returns the socket for `refork`. They are raised first, so that none
+    overwrites another."""
+    refork = None
+    top = max([_FIRST_OWN, *(int(place) + 1 for place in places if place != "refork")])
     raised = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, top) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
-    for descriptor, number in zip(raised, numbers):
-        os.dup2(descriptor, number)
+    for descriptor, place in zip(raised, places):
+        if place == "refork":
+            refork = socket.socket(fileno=descriptor)
+            continue
+        os.dup2(descriptor, int(place))
         os.close(descriptor)
+    return refork
 
 
 def _set_random_seeds():
@@ -408,12 +461,15 @@ def _tell_of_threads():
           "hold stay locked there. Start threads in after_start or run.", file=sys.stderr, flush=True)
 
 
-def _exit_code_of(work):
+def _exit_code_of(work, is_wanted):
     """Runs a worker as the interpreter runs a program: reports what it raises, waits for its threads, and calls what
-    was registered with atexit. The frames of the mold are left as they are: nothing in them is unwound."""
+    was registered with atexit. The frames of the mold are left as they are: nothing in them is unwound. None if the worker
+    does not end, because it is wanted as the mold."""
     code = 0
     try:
         work()
+        if is_wanted():
+            return None
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
         if code and not isinstance(exit.code, int):

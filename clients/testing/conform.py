@@ -21,6 +21,7 @@ What PROBE does (clients/python/tests/probe.py is one). Each line goes to stdout
                Then it prints "done INDEX" and returns.
   stop         prints "stop INDEX"
   reload       prints "reload INDEX"
+  become_mold  prints "become_mold", if the client says "READY refork"
 """
 
 import ctypes
@@ -194,20 +195,22 @@ class Monitor:
         return message, pid
 
     def load(self):
-        expect(self.hear() == ("READY", self.mold), "the first message is READY, of the mold itself")
+        message, pid = self.hear()
+        expect(message in ("READY", "READY refork") and pid == self.mold, "the first message is READY, of the mold itself")
+        self.reforks = message == "READY refork"
         return self
 
     def ask(self, slot, descriptors):
         """Sends FORK. `descriptors` has the number in the worker of each."""
         self.ticket += 1
-        words = ["FORK", str(self.ticket), str(slot)] + [str(number) for number in descriptors]
+        words = ["FORK", str(self.ticket), str(slot)] + [str(place) for place in descriptors]
         socket.send_fds(self.socket, [" ".join(words).encode()], list(descriptors.values()))
         return self.ticket
 
-    def fork(self, slot=0):
+    def fork(self, slot=0, more={}):
         """Has one worker forked; returns its pid and its output."""
         output = Output()
-        ticket = self.ask(slot, {1: output.writer, 2: 2})
+        ticket = self.ask(slot, {1: output.writer, 2: 2, **more})
         os.close(output.writer)
         message, pid = self.hear()
         expect(message == f"BORN {ticket}", f"BORN {ticket} was expected, and this came: {message}")
@@ -467,6 +470,49 @@ def a_dead_monitor_ends_the_workers(command):
             os.waitpid(pid, 0)
 
 
+def becomes_the_mold(command):
+    """A worker that reads MOLD on its own socket when it is told to stop forks the others from then on, again and again."""
+    # Nobody reads what it says that it lives.
+    with Played(command, environment={"NOTIFY_SOCKET": None}) as monitor:
+        if not monitor.load().reforks:
+            return
+        warm = None
+        for turn in range(3):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            warm, output = monitor.fork(turn, {"refork": theirs.fileno(), 3: monitor.listener.fileno()})
+            theirs.close()
+            output.wait_for(f"run {turn}")
+            eventually("the listener is there", lambda: is_open_as(warm, 3, monitor.listener))
+            if turn > 0:
+                expect(int(stat_of(warm)[1]) == os.getpid(), "its parent is the monitor")
+                signals_are_those_of_the_start(warm, monitor.mold)
+            ours.send(b"MOLD")
+            os.kill(warm, signal.SIGTERM)
+            output.wait_for(f"stop {turn}")
+            output.wait_for(f"done {turn}")
+            before, monitor.socket, monitor.mold = monitor.mold, ours, warm
+            expect(monitor.hear() == ("READY refork", warm), "it says READY refork itself, on its own socket")
+            output.wait_for("become_mold")
+            expect("exit" not in output.lines(), "no at-exit handler ran")
+            # The old one ends once the new one is willing.
+            os.kill(before, signal.SIGKILL)
+            monitor.exit_code(before)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid, output = monitor.fork(7, {"refork": theirs.fileno()})
+        theirs.close()
+        output.wait_for("run 7")
+        os.kill(pid, signal.SIGTERM)
+        output.wait_for("done 7")
+        expect(monitor.exit_code(pid) == 0, "a worker that is told to stop without MOLD exits with 0")
+        monitor.socket.send(b"STOP")
+        expect(monitor.exit_code(warm) == 0, "STOP ends the mold with 0")
+
+
+def is_open_as(pid, number, file):
+    return os.readlink(f"/proc/{pid}/fd/{number}") == os.readlink(f"/proc/self/fd/{file.fileno()}")
+
+
 def is_one_worker_without_preload(command):
     """Started by panzer without --preload, the program is one worker."""
     environment = {"PANZER_MOLD_FD": "", "PANZER_MOLD_VERSION": None, "PANZER_WORKER_ID": "5"}
@@ -530,7 +576,7 @@ def finds_panzer(command):
 
 
 CHECKS = [loads_and_forks, reloads_and_stops, forks_again_after_a_kill, says_that_a_fork_failed, says_that_it_cannot_load,
-          refuses_another_version, stops, ends_with_its_socket, a_dead_monitor_ends_the_workers, is_one_worker_without_preload,
+          refuses_another_version, becomes_the_mold, stops, ends_with_its_socket, a_dead_monitor_ends_the_workers, is_one_worker_without_preload,
           finds_panzer]
 
 

@@ -12,7 +12,9 @@ use super::limits::LimitOptions;
 use super::logs::LogOptions;
 use super::resources::ResourceOptions;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
-use crate::config::{Control, EnvFile, Hook, MAX_WORKERS, Ready, Schedule, SharePorts, Surge, duration, usable_cpus};
+use crate::config::{
+    Control, EnvFile, Hook, MAX_WORKERS, Ready, Refork, Schedule, SharePorts, Surge, duration, usable_cpus,
+};
 use crate::signals::{Action, On, Preset, described};
 
 /// The effect of HUP when a terminal is closed, in every preset.
@@ -61,6 +63,14 @@ pub(super) struct Options {
     /// program must speak the protocol of panzer-mold(7), as with one of panzer's clients
     #[arg(long, env = "PANZER_PRELOAD", value_parser = FalseyValueParser::new())]
     pub(super) preload: bool,
+
+    /// With --preload: have a worker that is warm become the mold, and replace the others one by one by workers that it
+    /// forks, so that all share what the program has loaded, computed and compiled since. AFTER is a number of requests
+    /// (which workers report: see --max-requests) or a time with its unit, as in 1000, 10m, or 50,1000,10m for the first
+    /// time, the second, and all further ones. A replacement is ready before its worker stops. The program's client must
+    /// know how. 0 turns it off [0]
+    #[arg(long, env = "PANZER_REFORK", value_name = "AFTER", allow_hyphen_values = true)]
+    pub(super) refork: Option<Refork>,
 
     /// When a worker counts as ready. accept: it is seen accepting on a listener; notify: it sent READY=1; alive: it
     /// runs; exec:CMD: the shell command CMD exits with 0; if the worker has a listener, panzer first waits until it

@@ -75,6 +75,7 @@ impl Options {
             env_files: self.env_file,
             identity: resolve_identity(self.user, self.group, self.umask, self.nice, self.resources)?,
             preload: self.preload,
+            refork: self.refork.unwrap_or_default(),
             workers: self.workers.unwrap_or_else(config::usable_cpus),
             handover,
             listen,
@@ -216,9 +217,20 @@ fn parse_variable(pair: &OsString) -> Result<(Text, Text), Ending> {
     Ok((text(name), text(&bytes[equals + 1..])))
 }
 
+/// A mold that was a worker gets them with each order to fork.
+const MAX_LISTENERS_WITH_REFORK: usize = 200;
+
 /// One mold is all workers until it forks them. So arguments that differ from worker to worker are refused; the program
 /// must look these values up.
 pub(super) fn check_preload(plan: &Plan) -> Result<(), Ending> {
+    if !plan.preload && plan.refork != config::Refork::default() {
+        return Err(usage("--refork is for a program that is loaded once: add --preload, or leave out --refork"));
+    }
+    if plan.refork != config::Refork::default() && plan.listen.len() > MAX_LISTENERS_WITH_REFORK {
+        return Err(usage(format!(
+            "--refork is for at most {MAX_LISTENERS_WITH_REFORK} listeners: one message has all of them"
+        )));
+    }
     if plan.preload && plan.names_slots() {
         return Err(usage(
             "--preload: {worker} cannot be given to a program that is loaded once for all workers; have it \

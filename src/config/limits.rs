@@ -166,6 +166,10 @@ pub enum Reason {
     Memory(u64, u64),
     /// It has served this number of requests.
     Requests(u64, u64),
+    /// It is warm, and so it is to become the mold.
+    Warm(ReforkAfter),
+    /// The mold that has forked it is not the mold any more.
+    OlderMold,
 }
 
 impl Reason {
@@ -175,6 +179,7 @@ impl Reason {
             Reason::Lifetime(..) => "lifetime",
             Reason::Memory(..) => "memory",
             Reason::Requests(..) => "requests",
+            Reason::Warm(_) | Reason::OlderMold => "refork",
         }
     }
 }
@@ -189,7 +194,66 @@ impl fmt::Display for Reason {
             Reason::Memory(used, limit) => {
                 write!(f, "used {} of memory (--max-memory {})", size::show(used), size::show(limit))
             }
+            Reason::Warm(after) => write!(f, "has {after} and is to become the mold (--refork)"),
+            Reason::OlderMold => write!(f, "was forked by the mold before (--refork)"),
             Reason::Requests(served, limit) => write!(f, "served {served} requests (--max-requests {limit})"),
+        }
+    }
+}
+
+/// When a warm worker becomes the mold of its generation (`--refork`): the first time, the second, and so on. The last entry
+/// holds for all further times. Empty: never.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Refork(pub Vec<ReforkAfter>);
+
+/// One condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReforkAfter {
+    /// A worker has served this number of requests.
+    Requests(u64),
+    /// A worker has run for this long.
+    Age(Duration),
+}
+
+impl Refork {
+    /// The condition after this number of times.
+    pub fn after(&self, times: u32) -> Option<ReforkAfter> {
+        self.0.get(times as usize).or(self.0.last()).copied()
+    }
+}
+
+impl FromStr for Refork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Refork, String> {
+        if text.trim() == "0" {
+            return Ok(Refork::default());
+        }
+        text.split(',').map(|each| each.trim().parse()).collect::<Result<_, _>>().map(Refork)
+    }
+}
+
+impl FromStr for ReforkAfter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ReforkAfter, String> {
+        let after = match text.parse() {
+            Ok(requests) => ReforkAfter::Requests(requests),
+            Err(_) => ReforkAfter::Age(duration::parse(text)?),
+        };
+        match after {
+            ReforkAfter::Requests(0) | ReforkAfter::Age(Duration::ZERO) => Err("0 stands alone: never".to_owned()),
+            after => Ok(after),
+        }
+    }
+}
+
+/// Completes "worker N has ...".
+impl fmt::Display for ReforkAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReforkAfter::Requests(requests) => write!(f, "served {requests} requests"),
+            ReforkAfter::Age(age) => write!(f, "run for {}", duration::show(*age)),
         }
     }
 }
@@ -197,6 +261,22 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_requests_and_units_are_time() {
+        let read = |text: &str| text.parse::<Refork>().map(|refork| refork.0);
+        let minutes = ReforkAfter::Age(Duration::from_secs(600));
+        assert_eq!(read("1000"), Ok(vec![ReforkAfter::Requests(1000)]));
+        assert_eq!(read("10m"), Ok(vec![minutes]));
+        assert_eq!(read("50, 10m"), Ok(vec![ReforkAfter::Requests(50), minutes]));
+        assert_eq!(read("0"), Ok(vec![]));
+        for text in ["", "x", "50,", "0,50", "-5", "0s", "1.5.5"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let both = "50,10m".parse::<Refork>().unwrap();
+        assert_eq!([0, 1, 2, 9].map(|times| both.after(times)), [0, 1, 1, 1].map(|at| Some(both.0[at])));
+        assert_eq!(Refork::default().after(0), None);
+    }
 
     #[test]
     fn a_respawn_limit_is_read() {

@@ -25,7 +25,8 @@ pub use control::{Control, ControlAccess, Right};
 pub use handover::{Dialect, Handover, ListenAs, ListenPid};
 pub use hooks::{Hook, HookEvent, Hooks};
 pub use limits::{
-    DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, Reason, Recycling, RespawnLimit, StartDelay,
+    DEFAULT_DRAINING, ExitCodes, FinalExit, FinalExits, MAX_DRAINING, Reason, Recycling, Refork, ReforkAfter,
+    RespawnLimit, StartDelay,
 };
 pub use logs::{LogFile, LogFormat, Logs, Stream};
 pub use plan::{EnvFile, MAX_WORKERS, Plan, Ready, Surge, usable_cpus};

@@ -10,7 +10,7 @@ use super::address::Listen;
 use super::control::ControlAccess;
 use super::handover::{Handover, ListenAs};
 use super::hooks::Hooks;
-use super::limits::DEFAULT_DRAINING;
+use super::limits::{DEFAULT_DRAINING, Refork};
 use super::logs::Logs;
 use super::placeholders;
 use super::run_as::RunAs;
@@ -50,6 +50,9 @@ pub struct Plan {
     /// Whether a mold loads the program once for each generation, and forks its workers.
     #[serde(default)]
     pub preload: bool,
+    /// When a warm worker becomes the mold.
+    #[serde(default)]
+    pub refork: Refork,
     /// Number of workers.
     pub workers: u32,
     /// The listeners, in the order of their descriptors.

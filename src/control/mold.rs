@@ -52,7 +52,10 @@ impl AsFd for MoldSocket {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// It is loaded, and forks when it is asked to.
-    Ready,
+    Ready {
+        /// Its workers can become molds.
+        refork: bool,
+    },
     /// It cannot load, and why.
     Failed(String),
     /// The sender is the worker of this ticket.
@@ -72,7 +75,11 @@ pub enum Asked<'a> {
         slot: u32,
         /// The numbers that the descriptors of this message are to have in the worker.
         descriptors: &'a [RawFd],
+        /// The last descriptor is a socket of the worker's own, on which it may become the mold.
+        refork: bool,
     },
+    /// To a worker, before it is told to stop: do not end, but become the mold.
+    Mold,
     /// Fork no more, and exit.
     Stop,
 }
@@ -88,7 +95,7 @@ impl Said {
             text.parse().ok().filter(|_| is_plain).ok_or_else(wrong)
         };
         match word {
-            "READY" if rest.is_empty() => Ok(Said::Ready),
+            "READY" if rest.is_empty() || rest == "refork" => Ok(Said::Ready { refork: !rest.is_empty() }),
             "FAILED" => Ok(Said::Failed(rest.to_owned())),
             "BORN" => number(rest).map(Said::Born),
             "UNBORN" => {
@@ -110,9 +117,10 @@ impl Asked<'_> {
     pub fn write(&self) -> Vec<u8> {
         match self {
             Asked::Stop => b"STOP".to_vec(),
-            Asked::Fork { ticket, slot, descriptors } => {
+            Asked::Mold => b"MOLD".to_vec(),
+            Asked::Fork { ticket, slot, descriptors, refork } => {
                 let numbers: String = descriptors.iter().map(|number| format!(" {number}")).collect();
-                format!("FORK {ticket} {slot}{numbers}").into_bytes()
+                format!("FORK {ticket} {slot}{numbers}{}", if *refork { " refork" } else { "" }).into_bytes()
             }
         }
     }
@@ -135,13 +143,19 @@ mod tests {
 
     #[test]
     fn messages_are_read_and_written_to_the_letter() {
-        assert_eq!(Said::read(b"READY"), Ok(Said::Ready));
+        assert_eq!(Said::read(b"READY"), Ok(Said::Ready { refork: false }));
+        assert_eq!(Said::read(b"READY refork"), Ok(Said::Ready { refork: true }));
         assert_eq!(Said::read(b"BORN 17"), Ok(Said::Born(17)));
         assert_eq!(Said::read("FAILED no ключ".as_bytes()), Ok(Said::Failed("no ключ".to_owned())));
         assert_eq!(Said::read(b"UNBORN 3 fork: no memory"), Ok(Said::Unborn(3, "fork: no memory".to_owned())));
         assert_eq!(Said::read(b"UNBORN 3"), Ok(Said::Unborn(3, String::new())));
-        assert_eq!(Asked::Fork { ticket: 17, slot: 0, descriptors: &[1, 2, 4] }.write(), b"FORK 17 0 1 2 4");
-        assert_eq!(Asked::Fork { ticket: 1, slot: 9, descriptors: &[] }.write(), b"FORK 1 9");
+        assert_eq!(
+            Asked::Fork { ticket: 17, slot: 0, descriptors: &[1, 2, 4], refork: false }.write(),
+            b"FORK 17 0 1 2 4"
+        );
+        assert_eq!(Asked::Fork { ticket: 1, slot: 9, descriptors: &[], refork: false }.write(), b"FORK 1 9");
+        assert_eq!(Asked::Fork { ticket: 1, slot: 9, descriptors: &[1], refork: true }.write(), b"FORK 1 9 1 refork");
+        assert_eq!(Asked::Mold.write(), b"MOLD");
     }
 
     #[test]

@@ -15,9 +15,10 @@ mod orders;
 mod output;
 mod perform;
 mod processes;
+mod refork;
 mod start;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use self::decide::{Event, Slots, Worker};
@@ -45,6 +46,7 @@ pub(crate) const SHARING: u64 = 3;
 pub(crate) const ACKS: u64 = 4;
 pub(crate) const STDERR: u64 = 5;
 pub(crate) const MOLD: u64 = 6;
+pub(crate) const WARM: u64 = 7;
 /// From here on, a token names a worker whose exec is watched.
 pub(crate) const FIRST_EXEC: u64 = 1 << 60;
 /// From here on, a token names a worker whose own notify socket is watched.
@@ -56,8 +58,7 @@ pub(crate) struct Monitor {
     pub(crate) program: Program,
     pub(crate) talk: Talk,
     pub(crate) sockets: Sockets,
-    /// To the mold, where there is one.
-    pub(crate) line: Option<MoldSocket>,
+    pub(crate) lines: Lines,
     pub(crate) signals: Signals,
     pub(crate) poller: Poller,
     pub(crate) roster: Roster,
@@ -94,6 +95,17 @@ pub(crate) struct Talk {
     pub(crate) too_long_told: bool,
     pub(crate) unmeasured_told: bool,
     pub(crate) acks: Option<AckSocket>,
+}
+
+/// Our ends of the sockets of molds.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    /// To the mold, where there is one.
+    pub(crate) mold: Option<MoldSocket>,
+    /// To workers that may be told to become the mold.
+    pub(crate) spares: BTreeMap<Worker, MoldSocket>,
+    /// The worker that was told.
+    pub(crate) candidate: Option<(Worker, MoldSocket)>,
 }
 
 /// The listeners of workers.

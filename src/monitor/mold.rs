@@ -25,19 +25,19 @@ impl Monitor {
     pub(super) fn open_line(&mut self) -> io::Result<OwnedFd> {
         let (ours, theirs) = MoldSocket::new()?;
         self.poller.watch(&ours, MOLD)?;
-        self.line = Some(ours);
+        self.lines.mold = Some(ours);
         Ok(theirs)
     }
 
     pub(super) fn close_line(&mut self) {
-        if let Some(line) = self.line.take() {
+        if let Some(line) = self.lines.mold.take() {
             self.poller.forget(&line);
         }
     }
 
     /// Tells the mold to end. The end of its socket says the same.
     pub(super) fn dismiss_mold(&mut self) {
-        if let Some(line) = &self.line {
+        if let Some(line) = &self.lines.mold {
             let _ = line.ask(&Asked::Stop, &[]);
             // Otherwise a worker that is born between the last look and the close would be nobody's, and would live.
             line.refuse_more();
@@ -51,7 +51,7 @@ impl Monitor {
     fn end_those_born_too_late(&mut self) {
         let mut bytes = [0; MAX_BYTES];
         for _ in 0..MAX_MESSAGES_A_TURN {
-            let Some(Ok(Some(heard))) = self.line.as_ref().map(|line| line.hear(&mut bytes)) else { return };
+            let Some(Ok(Some(heard))) = self.lines.mold.as_ref().map(|line| line.hear(&mut bytes)) else { return };
             let said = bytes.get(..heard.length).map(Said::read);
             let pid = heard.sender.pid;
             if matches!(said, Some(Ok(Said::Born(_)))) && self.check_newborn(pid, &[]).is_ok() {
@@ -69,8 +69,13 @@ impl Monitor {
             Ok(output) => output,
             Err(error) => return self.events.push_back(Event::Unborn(ticket, words(&error))),
         };
-        let Some(line) = &self.line else { return };
-        let (numbers, descriptors) = match self.queues_of(worker) {
+        let spare = self.state.may_refork().then(|| self.open_spare(worker)).transpose();
+        let spare = match spare {
+            Ok(spare) => spare,
+            Err(error) => return self.events.push_back(Event::Unborn(ticket, words(&error))),
+        };
+        let Some(line) = &self.lines.mold else { return };
+        let (numbers, mut descriptors) = match self.queues_of(worker) {
             Ok(queues) => output.numbered().chain(queues).unzip::<RawFd, BorrowedFd<'_>, Vec<_>, Vec<_>>(),
             Err(place) => {
                 self.talk.channel.send(&Report::QueueMissing { place });
@@ -78,7 +83,8 @@ impl Monitor {
                 return self.events.push_back(Event::Unborn(ticket, why.to_owned()));
             }
         };
-        let asked = Asked::Fork { ticket, slot: worker.slot, descriptors: &numbers };
+        descriptors.extend(spare.as_ref().map(AsFd::as_fd));
+        let asked = Asked::Fork { ticket, slot: worker.slot, descriptors: &numbers, refork: spare.is_some() };
         let event = match line.ask(&asked, &descriptors) {
             Ok(()) => return,
             Err(Errno::EPIPE | Errno::ECONNRESET) => Event::MoldClosed,
@@ -88,12 +94,13 @@ impl Monitor {
         self.events.push_back(event);
     }
 
-    /// The queues that only this worker has, and where each is to stand.
+    /// The queues that only this worker has, and where each is to stand; of a mold that was a worker, all listeners.
     fn queues_of(&self, worker: Worker) -> Result<Vec<(RawFd, BorrowedFd<'_>)>, usize> {
         let plan = &self.assignment.plan;
         let first = if plan.handover.listen_as == ListenAs::Stdin { 0 } else { FIRST };
         let all = self.sockets.placed.of_slot(&plan.listen, worker.slot)?;
-        let own = (first..).zip(all).zip(&plan.listen).filter(|(_, listen)| listen.per_worker);
+        let all_of_them = self.state.has_warm_mold();
+        let own = (first..).zip(all).zip(&plan.listen).filter(|(_, listen)| listen.per_worker || all_of_them);
         Ok(own.map(|((number, queue), _)| (number, queue.as_fd())).collect())
     }
 
@@ -101,7 +108,7 @@ impl Monitor {
     /// newborn worker speaks elsewhere next. Messages of `reaped` processes were sent before their end.
     pub(super) fn hear_mold(&mut self, reaped: &[Pid]) {
         for _ in 0..MAX_MESSAGES_A_TURN {
-            let Some(line) = &self.line else { return };
+            let Some(line) = &self.lines.mold else { return };
             let mut bytes = [0; MAX_BYTES];
             let event = match line.hear(&mut bytes) {
                 // What fails for want of memory is read at the next look.
@@ -132,7 +139,7 @@ impl Monitor {
             return Err(format!("pid {sender} sent descriptors along"));
         }
         Ok(match Said::read(packet).map_err(|wrong| format!("pid {sender} sent {wrong}"))? {
-            Said::Ready => Event::MoldReady,
+            Said::Ready { refork } => Event::MoldReady(refork),
             Said::Failed(why) => Event::MoldFailed(why),
             Said::Unborn(ticket, why) => Event::Unborn(ticket, why),
             Said::Born(ticket) => {
@@ -172,7 +179,7 @@ impl Monitor {
     /// The worker that a process is or descends from, even if it was born a moment ago.
     pub(super) fn find_worker(&mut self, pid: Pid) -> Option<Worker> {
         let known = self.roster.find_ancestor(pid);
-        if known.is_some() || self.line.is_none() {
+        if known.is_some() || self.lines.mold.is_none() {
             return known;
         }
         self.hear_mold(&[]);

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use nix::sys::signal::Signal;
 
-use crate::config::{Schedule, duration};
+use crate::config::{Reason, Schedule, duration};
 use crate::monitor::decide::{Note, Worker};
 use crate::worker::cause::{Cause, signal_name};
 
@@ -111,7 +111,24 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
             warn!("{} has sent no WATCHDOG=1 for {}; aborting it (--watchdog)", name(worker), duration::show(*time));
         }
         Note::Aborted(worker, None) => warn!("{} asks to be aborted (WATCHDOG=trigger); aborting it", name(worker)),
+        Note::Recycling(worker, reason @ Reason::OlderMold) => debug!("{} {reason}; replacing it", name(worker)),
         Note::Recycling(worker, reason) => info!("{} {reason}; replacing it", name(worker)),
+        Note::Reforked(mold, worker) => {
+            let pid = pid(*mold).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            info!(
+                "worker {}{pid} is the mold of generation {generation} from now on; it forks the others anew",
+                worker.slot
+            );
+        }
+        Note::NotReforked(worker, why) => {
+            warn!(
+                "{} did not become the mold: {why}; the mold stays, and --refork rests until another is loaded",
+                name(worker)
+            );
+        }
+        Note::CannotRefork => {
+            warn!("--refork does nothing: the program's client does not say 'READY refork' (panzer-mold(7))");
+        }
         Note::Recycled(new, old) => {
             let old = pid(*old).map_or_else(|| "the one before".to_owned(), |pid| format!("pid {pid}"));
             info!("{} has taken the place of {old}", name(new));

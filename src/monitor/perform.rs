@@ -34,6 +34,9 @@ impl Monitor {
             Action::Fork(worker, ticket) => self.ask_mold(worker, ticket),
             Action::Adopt(worker) => self.adopt(worker),
             Action::Dismiss => self.dismiss_mold(),
+            Action::WantAsMold(worker) => self.want_as_mold(worker),
+            Action::Decline(worker) => self.decline(worker),
+            Action::Promote(worker, mold) => self.promote(worker, mold),
             Action::Look(worker) => {
                 self.look(worker, |pid, listeners| Event::Seen(worker, watch::look(pid, listeners)))
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::start::{find_release, read_assignment};
-use super::{ACKS, CHANNEL, FIRST_NOTIFY, MOLD, Monitor, NOTIFY, SHARING, SIGNALS, STDERR, worker_of};
+use super::{ACKS, CHANNEL, FIRST_NOTIFY, MOLD, Monitor, NOTIFY, SHARING, SIGNALS, STDERR, WARM, worker_of};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
 use crate::control::monitor::messages::Report;
@@ -137,9 +137,10 @@ impl Monitor {
     pub(super) fn settle(&mut self) {
         while let Some(event) = self.events.pop_front() {
             let actions = self.state.on(Instant::now(), event);
-            // Spawn first; reports and log lines can wait.
-            let (starts, others): (Vec<_>, Vec<_>) =
-                actions.into_iter().partition(|action| matches!(action, Action::Spawn(_) | Action::Fork(..)));
+            // Spawn first, by the mold that is the right one by then; reports and log lines can wait.
+            let is_start =
+                |action: &Action| matches!(action, Action::Spawn(_) | Action::Fork(..) | Action::Promote(..));
+            let (starts, others): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_start);
             starts.into_iter().chain(others).for_each(|action| self.perform(action));
         }
     }
@@ -162,6 +163,7 @@ impl Monitor {
             SHARING => self.take_call(),
             ACKS => self.take_acks(),
             MOLD => self.hear_mold(&[]),
+            WARM => self.hear_candidate(),
             FIRST_NOTIFY.. => self.take_notifications(Some(worker_of(token))),
             STDERR => stderr::catch_up(),
             _ => self.look_at_exec(worker_of(token)),
@@ -313,7 +315,7 @@ impl Monitor {
             }
             let Some(mut live) = self.roster.remove(pid) else { continue };
             live.notify.iter().for_each(|socket| self.poller.forget(socket));
-            if live.worker.is_mold() {
+            if Some(live.worker) == self.state.mold_worker() {
                 self.close_line();
             }
             let cause = live.refused.take().unwrap_or_else(|| match exit {

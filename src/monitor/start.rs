@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, fchdir};
 
 use super::notes::Held;
-use super::{ACKS, CHANNEL, Monitor, NOTIFY, Program, SHARING, SIGNALS, Sockets, Talk};
+use super::{ACKS, CHANNEL, Lines, Monitor, NOTIFY, Program, SHARING, SIGNALS, Sockets, Talk};
 use crate::config::{Plan, Ready};
 use crate::control::environment::Environment;
 use crate::control::monitor::channel::Channel;
@@ -113,7 +113,7 @@ impl Monitor {
             program: Program { common, release, identity, mixed_release_told: false },
             talk,
             sockets: Sockets { placed: Placed::new(listeners), accepted_on, sharing, own_path_told: false },
-            line: None,
+            lines: Lines::default(),
             signals,
             poller,
             roster: Roster::default(),
@@ -176,6 +176,7 @@ fn settings(assignment: &Assignment, has_listener: bool) -> Settings {
         probe: plan.ready == Ready::Exec,
         has_listener,
         preload: plan.preload,
+        refork: plan.refork.clone(),
         watchdog: plan.watchdog,
         tuning: plan.tuning.clone(),
         ended: assignment.ended.keys().copied().collect(),

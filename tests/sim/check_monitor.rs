@@ -256,7 +256,12 @@ impl MonitorCheck {
             Event::MainGone => self.stopped(now, Urgency::Graceful),
             Event::Ordered(Order::Scale { workers, .. }) => self.scaled(now, *workers),
             Event::Ordered(_) => {}
-            Event::MoldReady | Event::MoldFailed(_) | Event::MoldBroke(_) | Event::MoldClosed => {}
+            Event::MoldReady(_)
+            | Event::Willing(..)
+            | Event::Unwilling(..)
+            | Event::MoldFailed(_)
+            | Event::MoldBroke(_)
+            | Event::MoldClosed => {}
             Event::Born(_) | Event::Unborn(..) => {}
             Event::Start => {
                 for (slot, index) in self.slots.iter_mut().zip(0..) {
@@ -432,7 +437,12 @@ impl MonitorCheck {
                 hold(so, 7, || format!("{worker:?} is said to be late, or its slot to have another time: {action:?}"))
             }
             Action::Note(_) => Ok(()),
-            Action::Fork(..) | Action::Adopt(_) | Action::Dismiss => Ok(()),
+            Action::Fork(..)
+            | Action::Adopt(_)
+            | Action::Dismiss
+            | Action::WantAsMold(_)
+            | Action::Decline(_)
+            | Action::Promote(..) => Ok(()),
             Action::Measure(_) | Action::EndMeasurement => hold(false, 13, || "nobody asked for that".to_owned()),
             Action::Look(worker) => self.looks.begun(now).and_then(|()| self.check_look(now, *worker, false)),
             Action::Examine(worker) => self.looks.begun(now).and_then(|()| self.check_examination(now, *worker)),

@@ -79,6 +79,7 @@ fn draw_settings(choices: &mut Choices, spec: &Spec) -> monitor_state::Settings 
         probe: choices.below(3) == 0,
         has_listener: choices.below(2) == 1,
         preload: choices.below(2) == 1,
+        refork: panzer::config::Refork::default(),
         watchdog: choices.among(&[None, Some(Duration::from_millis(300))]),
         tuning: spec.main.tuning.clone(),
         ended: choices.among(&[BTreeSet::new(), BTreeSet::from([0, 3])]),
@@ -164,7 +165,11 @@ fn draw_monitor_event(choices: &mut Choices, other: &Tuning) -> monitor_state::E
         39 => Event::IsBroken(worker),
         40 => Event::WatchedEvery(worker, choices.among(&[Duration::ZERO, Duration::MAX, Duration::from_millis(1)])),
         35 => Event::Born(choices.below(8)),
-        36 => Event::MoldReady,
+        36 => choices.among(&[
+            Event::MoldReady(true),
+            Event::Willing(worker, true),
+            Event::Unwilling(worker, String::new()),
+        ]),
         37 => choices.among(&[
             Event::MoldFailed(String::new()),
             Event::MoldBroke(String::new()),

@@ -39,6 +39,7 @@ mod monitor_side;
 mod planted;
 mod queues;
 mod recycling;
+mod refork;
 mod regressions;
 mod report;
 mod restart;

@@ -366,6 +366,7 @@ impl World {
             probe: by.ready == panzer::config::Ready::Exec,
             has_listener: self.spec.has_listener,
             preload: false,
+            refork: panzer::config::Refork::default(),
             watchdog: None,
             tuning: by.tuning.clone(),
             ended,

@@ -209,6 +209,7 @@ impl World {
             probe: false,
             has_listener: false,
             preload: true,
+            refork: panzer::config::Refork::default(),
             watchdog: None,
             tuning,
             ended: BTreeSet::new(),
@@ -415,7 +416,7 @@ impl World {
             _ => None,
         };
         let event = match said {
-            Said::Ready => Event::MoldReady,
+            Said::Ready => Event::MoldReady(false),
             Said::Failed => Event::MoldFailed("no database".to_owned()),
             Said::Rubbish => Event::MoldBroke("rubbish".to_owned()),
             Said::Closed => Event::MoldClosed,
@@ -656,7 +657,7 @@ impl World {
             Some(Bug::EndsWorkersWithTheMold) if ended => {
                 actions.extend(self.workers.values().map(|worker| Action::Signal(*worker, Signal::SIGTERM)));
             }
-            Some(Bug::ForgetsTheTickets) if *event == Event::MoldReady && self.last_ticket > 0 => {
+            Some(Bug::ForgetsTheTickets) if *event == Event::MoldReady(false) && self.last_ticket > 0 => {
                 actions.retain(|action| !matches!(action, Action::Fork(..)));
             }
             Some(Bug::AsksTwice) => actions.extend(asked),

@@ -445,7 +445,12 @@ impl World {
             }
             Action::EndProbe(worker) => self.kill_probe(index, worker),
             Action::CloseListeners | Action::Note(_) => Ok(()),
-            Action::Fork(..) | Action::Adopt(_) | Action::Dismiss => Ok(()),
+            Action::Fork(..)
+            | Action::Adopt(_)
+            | Action::Dismiss
+            | Action::WantAsMold(_)
+            | Action::Decline(_)
+            | Action::Promote(..) => Ok(()),
             // tests/sim/recycling.rs has them.
             Action::Measure(_) | Action::EndMeasurement => Ok(()),
         }

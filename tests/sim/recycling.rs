@@ -132,6 +132,7 @@ impl World {
             probe: false,
             has_listener: false,
             preload: false,
+            refork: panzer::config::Refork::default(),
             watchdog: None,
             tuning,
             ended: BTreeSet::new(),

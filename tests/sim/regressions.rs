@@ -175,6 +175,7 @@ fn monitor_settings(workers: u32, stop: &str) -> Settings {
         probe: false,
         has_listener: false,
         preload: false,
+        refork: panzer::config::Refork::default(),
         watchdog: None,
         tuning: spec(workers, stop).main.tuning,
         ended: BTreeSet::new(),

@@ -119,6 +119,7 @@ impl World {
             probe: false,
             has_listener: false,
             preload: false,
+            refork: panzer::config::Refork::default(),
             watchdog: (bug != Some(Bug::NeverAborts)).then_some(period),
             tuning: tuning.clone(),
             ended: BTreeSet::new(),

@@ -246,10 +246,10 @@ module Panzer
       end
     end
 
-    def send(text : String) : Nil
+    def send(text : String) : Bool
       bytes = text.split.join(' ').to_slice
       # If the monitor is gone, the next `receive` says so.
-      LibC.send(@socket, bytes.to_unsafe.as(Void*), {bytes.size, MAX_MESSAGE_BYTES}.min, LibPanzer::MSG_NOSIGNAL)
+      LibC.send(@socket, bytes.to_unsafe.as(Void*), {bytes.size, MAX_MESSAGE_BYTES}.min, LibPanzer::MSG_NOSIGNAL) >= 0
     end
 
     # Forks a worker whenever the monitor asks for one, until it says STOP or is gone.
@@ -321,7 +321,8 @@ module Panzer
       ENV["PANZER_WORKER_ID"] = slot
       ENV["LISTEN_PID"] = Process.pid.to_s if ENV.has_key?("LISTEN_FDS")
       ENV["WATCHDOG_PID"] = Process.pid.to_s if ENV.has_key?("WATCHDOG_USEC")
-      send("BORN #{ticket}")
+      # Otherwise the monitor has another mold by now, and does not know this worker.
+      LibC._exit(0) unless send("BORN #{ticket}")
       LibC.close(@socket)
       Panzer.work(worker)
     end

@@ -45,5 +45,8 @@ class Probe(panzer.Worker):
     def reload(self):
         say("reload", self.index)
 
+    def become_mold(self):
+        say("become_mold")
+
 
 panzer.run(Probe(), workers=2, listen="127.0.0.1:0")

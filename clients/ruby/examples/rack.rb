@@ -16,7 +16,9 @@ class RackWorker
   include Panzer::Worker
 
   def initialize(app)
-    @app = app
+    # What it has served counts for --refork and --max-requests.
+    @count = 0
+    @app = proc { |env| app.call(env).tap { served(@count += 1) } }
   end
 
   def run

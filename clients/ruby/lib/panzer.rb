@@ -19,7 +19,8 @@ module Panzer
   # Runs workers of `worker`, which is a block, an object with `run`, or its class. Does not return.
   #
   # The object may also define `before_fork` and `forked` (in the mold, before and after each fork), `after_start` (in the
-  # worker, before `run`), `stop` (on TERM) and `reload` (on USR2). Each of them may take the Worker as its argument.
+  # worker, before `run`), `stop` (on TERM), `reload` (on USR2) and `become_mold` (with --refork: in a worker whose `run` has
+  # returned, and which forks the others from now on). Each of them may take the Worker as its argument.
   #
   # The options are panzer's, with _ for - in their names: workers, listen, ready_timeout, ... They hold if the program
   # is run without panzer. The user's own flags and PANZER_* variables win over them.
@@ -53,9 +54,18 @@ module Panzer
       address = socket.local_address
       kind = address.socktype == Socket::SOCK_DGRAM ? UDPSocket : TCPServer
       kind = UNIXServer if address.unix? && kind == TCPServer
-      kind.for_fd(3 + index)
+      kind.for_fd(3 + index).tap { |listener| listener.autoclose = false }
     end
   end
+
+  # The program may have closed them, and each worker gets them anew.
+  def self.forget_listeners
+    null = File.open(File::NULL)
+    ENV.fetch("LISTEN_FDS", "0").to_i.times { |index| LibC.dup2(null.fileno, 3 + index) }
+    null.close
+    @listeners = nil
+  end
+  private_class_method :forget_listeners
 
   # One worker, as its own program sees it. A class with `run` may include this module.
   module Worker
@@ -80,9 +90,12 @@ module Panzer
       notify("WATCHDOG=1")
     end
 
-    # Says how many requests this worker has served so far, for --max-requests. Now and then is enough.
+    # Says how many requests this worker has served so far, for --max-requests and --refork. Now and then is enough. What
+    # was counted before it was forked is left out.
     def served(requests)
-      notify("X_PANZER_REQUESTS=#{requests}")
+      STATE.served_before = 0 if requests < STATE.served_before
+      STATE.served = requests
+      notify("X_PANZER_REQUESTS=#{requests - STATE.served_before}")
     end
 
     # Sends a message as sd_notify(3) does, such as STATUS=importing.
@@ -99,18 +112,18 @@ module Panzer
   end
 
   # What this process knows about itself as a worker.
-  STATE = Struct.new(:index, :stopping, :asked, :notifier).new(nil, false, false, nil)
+  STATE = Struct.new(:index, :stopping, :asked, :notifier, :served, :served_before).new(nil, false, false, nil, 0, 0)
   private_constant :STATE
 
   # The user's program: its `run` and its hooks.
   class Program
-    HOOKS = %i[before_fork forked after_start run stop reload].freeze
+    HOOKS = %i[before_fork forked after_start run stop reload become_mold].freeze
 
     def initialize(given)
       @handle = given.is_a?(Worker) ? given : Object.new.extend(Worker)
       @hooks = HOOKS.to_h { |name| [name, given.respond_to?(name) ? given.method(name) : nil] }.compact
       @hooks[:run] = given if given.is_a?(Proc)
-      @signals = Thread::Queue.new
+      @signals, @earlier = Thread::Queue.new, {}
       raise ArgumentError, "Panzer.run takes a block, or an object that has a method named run" unless @hooks[:run]
     end
 
@@ -149,6 +162,8 @@ module Panzer
     def finish
       @signals << nil
       @thread&.join
+      @earlier.each { |signal, handler| trap(signal, handler || "DEFAULT") }
+      @signals, @thread = Thread::Queue.new, nil
     end
 
     def on(signal, hook, only_default: false)
@@ -159,6 +174,7 @@ module Panzer
         # The program does not know of this signal: it ends by it, as any program does.
         raise SignalException, signal unless STATE.asked
       end
+      @earlier[signal] = earlier
       trap(signal, earlier) if only_default && !%w[DEFAULT SYSTEM_DEFAULT].include?(earlier)
     end
   end
@@ -197,6 +213,8 @@ module Panzer
     # Linux's; Fcntl does not have it.
     F_DUPFD_CLOEXEC = 1030
     FORK_PATIENCE = 5
+    # The frames of a mold lie below those of a mold that was its worker.
+    MAX_REFORKS = 200
 
     def initialize
       number, @version = ENV.delete("PANZER_MOLD_FD"), ENV.delete("PANZER_MOLD_VERSION")
@@ -205,7 +223,7 @@ module Panzer
       given = Socket.for_fd(number.to_i)
       @socket = Socket.for_fd(given.fcntl(F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR))
       given.close
-      @monitor, @pid = Process.ppid, Process.pid
+      @monitor, @pid, @reforks = Process.ppid, Process.pid, 0
       LibC.load
       at_exit { tell_of_failure($!) if $! && serves? && Process.pid == @pid }
     end
@@ -220,10 +238,11 @@ module Panzer
         abort("panzer: this client speaks version 1 of the mold protocol, and panzer version #{@version}")
       end
       settle
+      @at_start ||= dispositions
       @is_ready = true
-      say("READY")
+      say(@reforks < MAX_REFORKS ? "READY refork" : "READY")
       while (words, descriptors = receive) && words[0] != "STOP"
-        fork_worker(program, words[1], words[2].to_i, words.drop(3).map(&:to_i), descriptors) if words[0] == "FORK"
+        fork_worker(program, words[1], words[2].to_i, words.drop(3), descriptors) if words[0] == "FORK"
         descriptors.each { |io| io.close unless io.closed? }
       end
     end
@@ -259,6 +278,8 @@ module Panzer
       ObjectSpace.each_object(File) { |file| file.flush unless file.closed? || !writes?(file) }
       return Process.warmup if Process.respond_to?(:warmup)
 
+      # Otherwise each worker would note in the string itself what characters it has.
+      ObjectSpace.each_object(String, &:valid_encoding?)
       # An object that has survived three collections is old, and is not looked at by most of them.
       3.times { GC.start }
       GC.compact if GC.respond_to?(:compact)
@@ -270,15 +291,15 @@ module Panzer
       file.fcntl(Fcntl::F_GETFL) & Fcntl::O_ACCMODE != Fcntl::O_RDONLY
     end
 
-    def fork_worker(program, ticket, slot, numbers, descriptors)
-      if numbers.size != descriptors.size
-        raise ArgumentError, "#{descriptors.size} descriptors came for #{numbers.size} numbers"
+    def fork_worker(program, ticket, slot, places, descriptors)
+      if places.size != descriptors.size
+        raise ArgumentError, "#{descriptors.size} descriptors came for #{places.size} places"
       end
       STATE.index = slot
       program.call(:before_fork)
       tell_of_threads
       [$stdout, $stderr].each(&:flush)
-      fork_twice { be_worker(program, ticket, slot, numbers, descriptors) }
+      fork_twice { be_worker(program, ticket, slot, places, descriptors) }
       program.call(:forked)
     rescue StandardError => e
       say("UNBORN #{ticket} #{e.is_a?(SystemCallError) ? e.message : "#{e.class}: #{e.message}"}")
@@ -326,17 +347,50 @@ module Panzer
       nil # The program ignores SIGCHLD, so the kernel has reaped it.
     end
 
-    def be_worker(program, ticket, slot, numbers, descriptors)
+    def be_worker(program, ticket, slot, places, descriptors)
       follow_monitor
-      place(numbers, descriptors)
+      place(places, descriptors)
       ENV["PANZER_WORKER_ID"] = slot.to_s
       ENV["LISTEN_PID"] = Process.pid.to_s if ENV.key?("LISTEN_FDS")
       ENV["WATCHDOG_PID"] = Process.pid.to_s if ENV.key?("WATCHDOG_USEC")
       Random.srand
-      say("BORN #{ticket}")
+      # Otherwise the monitor has another mold by now, and does not know this worker.
+      say("BORN #{ticket}") or exit!(0)
       @socket.close
       @socket = nil
       program.work
+      become_mold(program) if wanted_as_mold?
+    end
+
+    # Panzer says so before it tells this worker to stop.
+    def wanted_as_mold?
+      @refork && @refork.recv_nonblock(MAX_MESSAGE_BYTES, exception: false) == "MOLD"
+    end
+
+    # In a worker whose `run` has returned.
+    def become_mold(program)
+      @socket, @refork = @refork, nil
+      @pid, @is_ready, @reforks = Process.pid, false, @reforks + 1
+      STATE.index, STATE.stopping, STATE.asked, STATE.served_before = nil, false, false, STATE.served
+      %w[PANZER_WORKER_ID LISTEN_PID WATCHDOG_PID].each { |name| ENV.delete(name) }
+      take_signals_back
+      Panzer.send(:forget_listeners)
+      program.call(:become_mold)
+      serve(program)
+    end
+
+    # The signals that are ignored and that are caught, as masks.
+    def dispositions
+      File.read("/proc/self/status").scan(/^Sig(?:Ign|Cgt):\s*(\h+)/).map { |mask,| mask.hex }
+    end
+
+    # What the program has done about signals as a worker.
+    def take_signals_back
+      (ignored, caught), (_, now) = @at_start, dispositions
+      (1..31).each do |signal|
+        bit = 1 << (signal - 1)
+        trap(signal, (ignored & bit).zero? ? "DEFAULT" : "IGNORE") unless (now & ~caught & bit).zero?
+      end
     end
 
     # Waits until the monitor is the parent, and asks to be told of its death.
@@ -352,12 +406,14 @@ module Panzer
     end
 
     # Puts the descriptors where they are to stand. They are raised first, so that none overwrites another.
-    def place(numbers, descriptors)
-      top = numbers.max.to_i + 1
+    def place(places, descriptors)
+      top = [*places.map(&:to_i), FIRST_OWN_DESCRIPTOR].max + 1
       raised = descriptors.map { |io| io.fcntl(F_DUPFD_CLOEXEC, top) }
       descriptors.each(&:close)
-      raised.zip(numbers) do |from, to|
-        LibC.dup2(from, to)
+      raised.zip(places) do |from, to|
+        next @refork = Socket.for_fd(from) if to == "refork"
+
+        LibC.dup2(from, to.to_i)
         IO.for_fd(from).close
       end
     end
@@ -385,6 +441,9 @@ module Panzer
       panzer: panzer is not installed: it is not in PATH, and the variable PANZER does not name it.
       Install it with `cargo install --path .` in the folder of its source, or set PANZER to the path of the binary.
     TEXT
+    # Ruby reads them when it starts. By itself it lets a fifth of the heap be free before it collects garbage, and so each
+    # worker writes to that much memory of its own.
+    GC_SETTINGS = { "RUBY_GC_HEAP_FREE_SLOTS_MIN_RATIO" => "0.05", "RUBY_GC_HEAP_FREE_SLOTS_GOAL_RATIO" => "0.08" }.freeze
     # Read when this file is loaded: a program may set its title later, which overwrites it.
     COMMAND_LINE = File.binread("/proc/self/cmdline").split("\0").map { |word| word.force_encoding(Encoding::UTF_8) }
     SCRIPT = $PROGRAM_NAME.dup.freeze
@@ -395,14 +454,14 @@ module Panzer
 
     # Replaces this process by panzer.
     def execute
-      exec(*command)
+      exec({ **GC_SETTINGS, **ENV }, *command)
     rescue SystemCallError => e
       fail_with(126, "panzer: #{panzer} cannot be executed: #{e.message}. Set PANZER to the path of panzer's binary.")
     end
 
     # Runs panzer beside this process, until it ends; with daemonize, until the workers are ready. Its `output` as for spawn.
     def run(**output)
-      Process.wait2(spawn(*command, **output)).last
+      Process.wait2(spawn({ **GC_SETTINGS, **ENV }, *command, **output)).last
     rescue SystemCallError => e
       fail_with(126, "panzer: #{panzer} cannot be executed: #{e.message}. Set PANZER to the path of panzer's binary.")
     end

@@ -43,6 +43,10 @@ class Probe
   def reload
     say("reload", index)
   end
+
+  def become_mold
+    say("become_mold")
+  end
 end
 
 Panzer.run(Probe, workers: 2, listen: "127.0.0.1:0")

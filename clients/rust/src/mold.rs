@@ -74,12 +74,13 @@ struct Order {
 }
 
 impl Mold {
-    fn send(&self, text: &str) {
+    /// Returns whether the monitor can hear it.
+    fn send(&self, text: &str) -> bool {
         let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let end = (0..=line.len().min(MAX_MESSAGE_BYTES)).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
         let bytes = &line.as_bytes()[..end];
         // SAFETY: the buffer is whole. If the monitor is gone, the next `receive` says so.
-        unsafe { libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+        unsafe { libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) >= 0 }
     }
 
     /// Forks a worker whenever the monitor asks for one, until it says STOP or is gone.
@@ -146,7 +147,11 @@ impl Mold {
                 }
             }
         }
-        self.send(&format!("BORN {}", order.ticket));
+        if !self.send(&format!("BORN {}", order.ticket)) {
+            // The monitor has another mold by now, and does not know this worker.
+            // SAFETY: it has no preconditions.
+            unsafe { libc::_exit(0) };
+        }
         // SAFETY: nobody uses it after this; the worker ends by exit, so it is not closed again.
         unsafe { libc::close(self.socket.as_raw_fd()) };
         program.work();

@@ -99,6 +99,7 @@ mod tests {
                 probe: false,
                 has_listener: true,
                 preload: false,
+                refork: crate::config::Refork::default(),
                 watchdog: None,
                 tuning,
                 ended,

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::slot::{Slot, State, Stopping};
 use super::slots::{EXEC_TIMEOUT, Slots};
 use super::stopping::FAREWELL_TIMEOUT;
-use super::tickets::Mold;
+use super::tickets::{Mold, Warmth};
 use super::vocabulary::{Action, Note, View, Worker};
-use crate::config::{Escalation, Schedule, duration};
+use crate::config::{Escalation, Reason, Refork, ReforkAfter, Schedule, duration};
 use crate::control::monitor::messages::{Report, Urgency};
 use crate::worker::cause::Cause;
 
@@ -78,7 +78,8 @@ impl Slots {
         }
     }
 
-    pub(super) fn on_mold_ready(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn on_mold_ready(&mut self, may_refork: bool, now: Instant, actions: &mut Vec<Action>) {
+        let is_wanted = self.settings.refork != Refork::default();
         let Some(mold) = &mut self.mold else { return };
         mold.spoke = true;
         match mold.slot.state {
@@ -89,6 +90,10 @@ impl Slots {
         mold.slot.unready = 0;
         mold.slot.readiness.proven = Some(now);
         mold.slot.state = State::Ready { unproven: None };
+        mold.warmth.may_refork = may_refork && is_wanted;
+        if is_wanted && !may_refork {
+            actions.push(Action::Note(Note::CannotRefork));
+        }
         self.report_executed(actions);
     }
 
@@ -110,9 +115,11 @@ impl Slots {
     pub(super) fn on_born(&mut self, ticket: u64, now: Instant, actions: &mut Vec<Action>) {
         let Some(worker) = self.close_ticket(ticket, "BORN", now, actions) else { return };
         let listens = self.mold.as_ref().is_some_and(|mold| mold.slot.readiness.listens);
+        let life = self.mold.as_ref().map_or(0, |mold| mold.slot.life);
         let retirement = self.settings.tuning.retirement().clone();
         actions.push(Action::Adopt(worker));
         let Some(slot) = self.slot_of(worker) else { return };
+        slot.wear.mold = life;
         if slot.retiring {
             slot.state = State::Stopping(Escalation::begin(&retirement, now));
             return;
@@ -169,7 +176,7 @@ impl Slots {
     }
 
     /// Nobody answers them any more: the next mold is asked for the workers that are wanted.
-    fn take_tickets_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn take_tickets_back(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(mold) = &mut self.mold else { return };
         (mold.answer_by, mold.closed_until) = (None, None);
         let (tickets, stops) = (std::mem::take(&mut mold.tickets), self.stopping.is_some());
@@ -320,7 +327,102 @@ impl Slots {
         mold.slot.begin(State::Executing { deadline: now + EXEC_TIMEOUT }, now);
         mold.slot.readiness.listened = false;
         mold.spoke = false;
+        mold.warmth = Warmth { candidate: mold.warmth.candidate, ..Warmth::default() };
         actions.push(Action::Spawn(mold.worker()));
+    }
+}
+
+// Reforking (`--refork`): a warm worker becomes the mold, and the workers of the mold before it are replaced.
+//
+// The warm worker is replaced as one that has reached a limit is: another worker is ready first. Then it is told to become
+// the mold, and to stop: it ends its work as at any stop. If it does not say that it is willing, the stop goes on, and
+// nothing else changes. If it does, it is the mold from then on, and the old mold ends.
+impl Slots {
+    /// When this worker is to be replaced for the sake of the mold, and why.
+    pub(super) fn due_for_refork(&self, slot: &Slot) -> Option<(Instant, Reason)> {
+        let mold = self.mold.as_ref().filter(|mold| matches!(mold.slot.state, State::Ready { .. }))?;
+        if mold.warmth.is_warm && slot.wear.mold < mold.slot.life {
+            return Some((slot.since, Reason::OlderMold));
+        }
+        let rests = mold.warmth.candidate.is_some() || self.recycler.beside.keys().any(|beside| beside.is_mold());
+        let is_older = |slot: &Slot| mold.warmth.is_warm && slot.has_worker() && slot.wear.mold < mold.slot.life;
+        if rests || !mold.warmth.may_refork || self.slots.iter().any(is_older) {
+            return None;
+        }
+        let after = self.settings.refork.after(mold.warmth.times)?;
+        let due = match after {
+            ReforkAfter::Age(age) => slot.since.checked_add(age)?,
+            ReforkAfter::Requests(limit) => {
+                slot.wear.requests.filter(|requests| *requests >= limit)?;
+                slot.since + self.settings.tuning.pace.healthy_after
+            }
+        };
+        Some((due, Reason::Warm(after)))
+    }
+
+    /// A worker that is being stopped becomes the mold, if it is willing.
+    pub(super) fn want_as_mold(&mut self, worker: Worker, actions: &mut Vec<Action>) {
+        if let Some(mold) = &mut self.mold {
+            mold.warmth.candidate = Some(worker);
+            actions.push(Action::WantAsMold(worker));
+        }
+    }
+
+    /// The worker is the mold from now on.
+    pub(super) fn on_willing(&mut self, worker: Worker, may_refork: bool, now: Instant, actions: &mut Vec<Action>) {
+        let is_candidate = self.mold.as_ref().is_some_and(|mold| mold.warmth.candidate == Some(worker));
+        if !is_candidate || self.stopping.is_some() || self.recycler.beside.remove(&worker).is_none() {
+            // It waits for orders, and has had the signal that would end it.
+            return actions.push(Action::Decline(worker));
+        }
+        self.take_tickets_back(now, actions);
+        let retirement = self.settings.tuning.retirement().clone();
+        let Some(mold) = &mut self.mold else { return };
+        let old = mold.worker();
+        let mut slot = Slot::new(now);
+        slot.wear = mold.slot.wear.clone();
+        slot.wear.recycled += 1;
+        slot.respawns = mold.slot.respawns;
+        slot.begin(State::Ready { unproven: None }, now);
+        slot.readiness = mold.slot.readiness.clone();
+        let mut replaced = std::mem::replace(&mut mold.slot, slot);
+        mold.warmth = Warmth { is_warm: true, may_refork, times: mold.warmth.times.saturating_add(1), candidate: None };
+        let new = mold.worker();
+        actions.push(Action::Promote(worker, new));
+        actions.push(Action::Note(Note::Reforked(new, worker)));
+        if replaced.has_worker() {
+            replaced.retiring = true;
+            if !matches!(replaced.state, State::Stopping(_)) {
+                replaced.state = State::Stopping(Escalation::begin(&retirement, now + FAREWELL_TIMEOUT));
+            }
+            self.recycler.beside.insert(old, replaced);
+        }
+    }
+
+    /// The worker that was to become the mold has ended, or does not: it is stopped as any other. Nobody is tried again
+    /// until another mold is loaded.
+    pub(super) fn not_reforked(&mut self, worker: Worker, why: String, actions: &mut Vec<Action>) {
+        let stops = self.stopping.is_some();
+        let Some(mold) = self.mold.as_mut().filter(|mold| mold.warmth.candidate == Some(worker)) else { return };
+        mold.warmth = Warmth { candidate: None, may_refork: false, ..mold.warmth };
+        if !stops {
+            actions.push(Action::Note(Note::NotReforked(worker, why)));
+        }
+    }
+
+    /// Whether the workers that are asked of the mold can become molds.
+    pub fn may_refork(&self) -> bool {
+        self.mold.as_ref().is_some_and(|mold| mold.warmth.may_refork)
+    }
+
+    /// Whether the mold was a worker. Then it has the listeners no more.
+    pub fn has_warm_mold(&self) -> bool {
+        self.mold.as_ref().is_some_and(|mold| mold.warmth.is_warm)
+    }
+
+    /// Whether this worker is there, or is asked for.
+    pub fn knows(&self, worker: Worker) -> bool {
+        self.slot_at(worker).is_some_and(|slot| slot.life == worker.life && slot.has_worker())
     }
 }
 

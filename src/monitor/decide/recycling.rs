@@ -60,7 +60,7 @@ impl Slots {
     /// Whether a worker may be replaced at all.
     fn may_recycle(&self) -> bool {
         let is_calm = !self.recycler.held && !self.settings.trial && self.stopping.is_none() && !self.respawns.gave_up;
-        is_calm && self.settings.tuning.recycling.is_on()
+        is_calm && (self.settings.tuning.recycling.is_on() || self.mold.is_some())
     }
 
     /// The workers that may reach a limit: those that serve, and are not replaced yet. Not those that a signal has
@@ -78,7 +78,8 @@ impl Slots {
         let drains = self.recycler.drains.filter(|(worker, _)| self.recycler.beside.contains_key(worker));
         let worn = is_free.then(|| self.worn()).into_iter().flatten();
         worn.filter_map(move |(worker, slot)| {
-            let (due, reason) = slot.wear.due(slot.since, least, limits)?;
+            let own = slot.wear.due(slot.since, least, limits);
+            let (due, reason) = own.into_iter().chain(self.due_for_refork(slot)).min_by_key(|(due, _)| *due)?;
             let beside = self.recycler.beside.keys().filter(|beside| beside.slot == worker.slot).count();
             let (most, drained) = match reason {
                 Reason::Memory(..) => (MAX_DRAINING_FOR_MEMORY, None),
@@ -179,6 +180,9 @@ impl Slots {
             self.recycler.drains = Some((old, now + DRAIN_PATIENCE));
             self.recycler.beside.insert(old, replaced);
             self.retire_beside(old, now);
+            if matches!(reason, Reason::Warm(_)) {
+                self.want_as_mold(old, actions);
+            }
             actions.push(Action::Report(Report::Recycled { slot: new.slot, reason: reason.word().to_owned() }));
             actions.push(Action::Note(Note::Recycled(new, old)));
         }
@@ -197,6 +201,9 @@ impl Slots {
     pub(super) fn ended_beside(&mut self, worker: Worker, cause: Cause, now: Instant, actions: &mut Vec<Action>) {
         let Some(gone) = self.recycler.beside.remove(&worker) else { return };
         if self.recycler.replacement != Some(worker) {
+            return self.not_reforked(worker, format!("it {cause}"), actions);
+        }
+        if self.stopping.is_some() {
             return;
         }
         self.recycler.replacement = None;

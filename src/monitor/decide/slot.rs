@@ -327,6 +327,8 @@ impl Starts {
 pub(super) struct Wear {
     /// The life that began last in the slot, or beside its worker.
     pub(super) last_life: u32,
+    /// The life of the mold that has forked it.
+    pub(super) mold: u32,
     /// Any number, so that workers that were started together do not reach their limits together.
     pub(super) random: u64,
     pub(super) requests: Option<u64>,

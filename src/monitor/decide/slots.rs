@@ -90,7 +90,9 @@ impl Slots {
             Event::Start => self.start(now),
             Event::Executed(worker) if worker.is_mold() => self.on_mold_executed(now),
             Event::Executed(worker) => self.on_executed(worker, now, &mut actions),
-            Event::MoldReady => self.on_mold_ready(now, &mut actions),
+            Event::MoldReady(may_refork) => self.on_mold_ready(may_refork, now, &mut actions),
+            Event::Willing(worker, may_refork) => self.on_willing(worker, may_refork, now, &mut actions),
+            Event::Unwilling(worker, why) => self.not_reforked(worker, why, &mut actions),
             Event::MoldFailed(why) => self.on_mold_failed(&why, now, &mut actions),
             Event::MoldBroke(how) => self.break_mold(how, now, &mut actions),
             Event::MoldClosed => self.on_mold_closed(now),
@@ -197,19 +199,21 @@ impl Slots {
 
     /// The slot that holds this worker. None if the worker is gone.
     pub(super) fn slot_of(&mut self, worker: Worker) -> Option<&mut Slot> {
-        let slot = match worker.is_mold() {
+        let of_slot = match worker.is_mold() {
             true => self.mold.as_mut().map(|mold| &mut mold.slot),
-            false => self.recycler.beside.get_mut(&worker).or(self.slots.get_mut(worker.slot as usize)),
+            false => self.slots.get_mut(worker.slot as usize),
         };
+        let slot = self.recycler.beside.get_mut(&worker).or(of_slot);
         slot.filter(|slot| slot.life == worker.life && slot.has_worker())
     }
 
     /// The slot of this worker, whatever life it is in.
     pub(super) fn slot_at(&self, worker: Worker) -> Option<&Slot> {
-        match worker.is_mold() {
+        let of_slot = match worker.is_mold() {
             true => self.mold.as_ref().map(|mold| &mold.slot),
-            false => self.recycler.beside.get(&worker).or(self.slots.get(worker.slot as usize)),
-        }
+            false => self.slots.get(worker.slot as usize),
+        };
+        self.recycler.beside.get(&worker).or(of_slot)
     }
 
     /// The workers in the slots, and those beside them.
@@ -246,11 +250,11 @@ impl Slots {
         if self.slot_of(worker).is_none() {
             return;
         }
-        if worker.is_mold() {
-            return self.mold_ended(cause, now, actions);
-        }
         if self.recycler.beside.contains_key(&worker) {
             return self.ended_beside(worker, cause, now, actions);
+        }
+        if worker.is_mold() {
+            return self.mold_ended(cause, now, actions);
         }
         let random = self.random.draw();
         let Some(slot) = self.slot_of(worker) else { return };

@@ -23,6 +23,20 @@ pub(super) struct Mold {
     pub(super) ended_forking: Option<u32>,
     /// Whether this life of it has said anything.
     pub(super) spoke: bool,
+    pub(super) warmth: Warmth,
+}
+
+/// How far it has to do with reforking.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Warmth {
+    /// It was a worker.
+    pub(super) is_warm: bool,
+    /// A worker that it forks may take its place.
+    pub(super) may_refork: bool,
+    /// How often that has happened since a mold was loaded.
+    pub(super) times: u32,
+    /// The worker that is to take its place.
+    pub(super) candidate: Option<Worker>,
 }
 
 impl Mold {
@@ -35,6 +49,7 @@ impl Mold {
             closed_until: None,
             ended_forking: None,
             spoke: false,
+            warmth: Warmth::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::config::{Reason, RespawnLimit, Tuning};
+use crate::config::{Reason, Refork, RespawnLimit, Tuning};
 use crate::control::monitor::messages::{Order, Report};
 use crate::readiness::watch::{Bypass, Sight};
 use crate::worker::cause::Cause;
@@ -54,6 +54,8 @@ pub struct Settings {
     pub has_listener: bool,
     /// Whether a mold loads the program, and forks the workers.
     pub preload: bool,
+    /// When a warm worker becomes the mold.
+    pub refork: Refork,
     /// Within this time a ready worker says again that it lives.
     pub watchdog: Option<Duration>,
     /// Delays, waits and limits. During a trial main has a deadline for the whole generation. If a worker need not show
@@ -90,8 +92,12 @@ pub enum Event {
     Start,
     /// The program of this worker runs.
     Executed(Worker),
-    /// The mold is loaded, and forks when it is asked to.
-    MoldReady,
+    /// The mold is loaded, and forks when it is asked to. True if its workers can become molds.
+    MoldReady(bool),
+    /// A worker that was asked to become the mold is one. True if its workers can, too.
+    Willing(Worker, bool),
+    /// It is not, and why.
+    Unwilling(Worker, String),
     /// The mold cannot load, and why.
     MoldFailed(String),
     /// The mold has broken its protocol, and how.
@@ -155,6 +161,12 @@ pub enum Action {
     Adopt(Worker),
     /// Tell the mold to end, and hear it no more.
     Dismiss,
+    /// Tell this worker to become the mold; the answer is [`Event::Willing`] or [`Event::Unwilling`], or its end.
+    WantAsMold(Worker),
+    /// This worker is not to become the mold after all: tell it to end.
+    Decline(Worker),
+    /// This worker is the mold from now on, by that name. Tell the one before it to end.
+    Promote(Worker, Worker),
     /// Look whether this worker accepts; the answers are [`Event::Seen`] and [`Event::Looked`]. One look at a time.
     Look(Worker),
     /// Look whether this worker bypasses its listener; the answers are [`Event::Examined`] and [`Event::Looked`].
@@ -201,6 +213,12 @@ pub enum Note {
         /// Whether there are workers, which serve on.
         serves: bool,
     },
+    /// The mold was this worker until now.
+    Reforked(Worker, Worker),
+    /// This worker was to become the mold, and did not: why.
+    NotReforked(Worker, String),
+    /// The program's client does not know how a worker becomes the mold.
+    CannotRefork,
     /// A worker ended with this final exit code, and no worker follows it.
     EndedForGood(Worker, u8),
     /// A worker is ended because it was not ready within this time. The next one has the second time.

@@ -27,6 +27,12 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
+    /// A worker has another name from now on.
+    pub(crate) fn rename(&mut self, worker: Worker, name: Worker) {
+        let serial = self.serials.remove(&worker);
+        self.serials.extend(serial.map(|serial| (name, serial)));
+    }
+
     /// When last lines are waited for no longer.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.ended.values().map(|ended| ended.until).min()

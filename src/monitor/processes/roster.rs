@@ -106,6 +106,13 @@ impl Roster {
         self.live.insert(worker, live);
     }
 
+    /// A worker has another name from now on.
+    pub(crate) fn rename(&mut self, worker: Worker, name: Worker) -> Option<&Live> {
+        let live = self.live.remove(&worker)?;
+        self.workers.insert(live.pid, name);
+        Some(self.live.entry(name).or_insert(Live { worker: name, ..live }))
+    }
+
     /// The worker that a child is, or belongs to.
     pub(crate) fn known_as(&self, pid: Pid) -> Option<Worker> {
         let alive = self.workers.get(&pid).copied();

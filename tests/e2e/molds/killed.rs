@@ -51,6 +51,48 @@ fn kill_many(victims: fn(&str) -> bool, rounds: usize) {
     assert_eq!(panzer.stop().code(), Some(0));
 }
 
+/// In the middle of a load, of forks, of a reload, of a stop: nobody stays, and another panzer finds everything free.
+#[test]
+fn main_at_many_moments() {
+    let port = free_port();
+    let run = tempfile::tempdir().unwrap();
+    for moment in 0..12 {
+        let slow = mold("good").replacen("open('loads'", "time.sleep(0.05)\nopen('loads'", 1);
+        let panzer = serving(&slow, port, 4).env("RUNTIME_DIRECTORY", run.path()).start();
+        for line in [
+            "main is gone",
+            "left processes behind",
+            "waiting until it has ended",
+            "Traceback (",
+            "  File ",
+            "    ",
+            "Error",
+        ] {
+            panzer.allow_line(line);
+        }
+        if moment % 3 > 0 {
+            panzer.wait_serving();
+            panzer.signal(if moment % 3 == 1 { Signal::SIGUSR1 } else { Signal::SIGTERM });
+        }
+        // Spread over what happens next, whose length depends on the machine.
+        let all = eventually_some(SOON, "some processes", || {
+            let all = descendants(panzer.pid());
+            (moment % 3 > 0 || all.len() > moment / 3).then_some(all)
+        });
+        for _ in 0..moment * 3 {
+            std::thread::yield_now();
+        }
+        let seen: Vec<i32> = all.iter().chain(&descendants(panzer.pid())).map(|it| it.pid).collect();
+        kill_9(panzer.pid());
+        wait_gone(&seen);
+        panzer.wait_exit();
+    }
+    let panzer = serving(&mold("good"), port, 2).env("RUNTIME_DIRECTORY", run.path()).start();
+    panzer.wait_serving();
+    assert_answers(port, "good");
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
 #[test]
 fn molds_and_workers() {
     kill_many(|name| name.contains("app"), 150);

@@ -3,8 +3,11 @@
 mod alike;
 mod broken;
 mod killed;
+mod refork;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
@@ -347,6 +350,64 @@ fn its_limits_and_its_identity_are_those_of_the_workers() {
     let status = fs::read_to_string(format!("/proc/{}/status", panzer.workers()[0])).unwrap();
     let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
     assert!(cpus.trim().parse::<usize>().is_ok(), "one CPU, not {cpus}");
+    panzer.stop();
+}
+
+#[test]
+fn as_another_user_it_and_its_workers_have_no_more_rights_than_a_worker_has() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: to become another user takes root");
+    }
+    let port = free_port();
+    let builder = serving(&mold("good").replacen("open('loads', 'a').write('.')\n", "", 1), port, 2);
+    fs::set_permissions(builder.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    let panzer = builder.args(["--user", "nobody"]).start();
+    panzer.wait_serving();
+    assert_answers(port, "good");
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.wait_drained(1);
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let ids = |id: u32| vec![id.to_string(); 4].join("\t");
+    for pid in panzer.workers().into_iter().chain([panzer.status().serving().mold()]) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let has = |line: &str| assert!(status.contains(&format!("{line}\n")), "{line}: {status}");
+        has(&format!("Uid:\t{}", ids(nobody.uid.as_raw())));
+        has(&format!("Gid:\t{}", ids(nobody.gid.as_raw())));
+        has("CapEff:\t0000000000000000");
+        has("CapPrm:\t0000000000000000");
+    }
+    // Signals and stdout are as for any worker.
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    let workers = panzer.workers();
+    kill_9(workers[0]);
+    wait_gone(&workers[..1]);
+    wait_workers(&panzer, 2, &workers[..1]);
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// How often a process has slept or was made to wait.
+fn switches(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
+    counts.map(|line| line.rsplit_once('\t').unwrap().1.parse::<u64>().unwrap()).sum()
+}
+
+/// Nothing that panzer does by itself comes later than the release of memory that it has not used for a while.
+#[test]
+fn an_idle_panzer_with_a_mold_does_not_wake() {
+    let (panzer, _) = start(2);
+    let status = panzer.status();
+    let all = [panzer.pid(), status.serving().monitor.unwrap(), status.serving().mold()];
+    let count = || all.iter().chain(&status.serving().pids()).map(|pid| switches(*pid)).collect::<Vec<_>>();
+    let mut before = count();
+    let mut since = Instant::now();
+    eventually(Duration::from_secs(60), "two seconds without a wake-up", || {
+        let now = count();
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_secs(2)
+    });
     panzer.stop();
 }
 

@@ -97,6 +97,7 @@ class Preforker
     end
 
     def after_start
+      @is_wanted = true
       %w[TERM INT].each { |signal| trap(signal) { exit!(0) } }
       @quits = Thread::Queue.new
       trap("QUIT") do

@@ -24,6 +24,11 @@ module ServerEngine
       SignalThread.new { |signals| trap_all(signals) }
     end
 
+    # The server, with its threads, is in the mold that was loaded.
+    def become_mold
+      exit
+    end
+
     def run(handle)
       work(handle.index)
     rescue StandardError, NotImplementedError => e
