@@ -25,8 +25,24 @@ pub(crate) fn measure(_program: &Program, table: &mut Table) -> Measured<()> {
         return Ok(());
     }
     let one = server("puma", &["-q", "-t", "1:5"], 0)?.map(|(pss, _)| pss).ok_or("puma is not installed")?;
-    for (name, preload) in [("8 workers of a Rack application", true), ("  without --preload", false)] {
-        show(table, name, Some(by_panzer(preload)?), one);
+    // As the client sets them if the program is started by hand.
+    let less_free = [
+        "--env",
+        "RUBY_GC_HEAP_FREE_SLOTS_MIN_RATIO=0.05",
+        "--env",
+        "RUBY_GC_HEAP_FREE_SLOTS_GOAL_RATIO=0.08",
+        "--preload",
+    ];
+    // Once, when a worker has served 1,000.
+    let refork = [&less_free[..], &["--refork", "1000,366d", "--healthy-after", "1s"]].concat();
+    let rows = [
+        ("8 workers of a Rack application, --refork", &refork[..]),
+        ("  without --refork", &less_free),
+        ("  with Ruby's own settings", &["--preload"]),
+        ("  without --preload", &[]),
+    ];
+    for (name, options) in rows {
+        show(table, name, Some(by_panzer(options)?), one);
     }
     let puma = ["-q", "-t", "1:5", "-w", "8", "--preload"];
     show(table, "  under puma --preload", server("puma", &puma, WORKERS)?, one);
@@ -46,12 +62,12 @@ fn show(table: &mut Table, name: &str, held: Option<(u64, u64)>, one: u64) {
 }
 
 /// PSS after the requests, and before.
-fn by_panzer(preload: bool) -> Measured<(u64, u64)> {
+fn by_panzer(more: &[&str]) -> Measured<(u64, u64)> {
     let port = free_port()?;
     let (mut stamps, stdout) = Stamps::pipe()?;
     let (listen, path) = (format!("127.0.0.1:{port}"), format!("RUBYLIB={CLIENTS}/ruby/lib"));
     let mut options = vec!["--workers", "8", "--listen", &listen, "--env", &path];
-    options.extend(preload.then_some("--preload"));
+    options.extend(more);
     let examples = format!("{CLIENTS}/ruby/examples");
     let command = ["ruby".to_owned(), format!("{examples}/rack.rb"), format!("{examples}/config.ru")];
     let panzer = Panzer::start(&options, &command, stdout)?;
