@@ -110,15 +110,16 @@ fn it_happens_again_and_again_also_with_a_queue_for_each_worker() {
 #[test]
 fn a_worker_that_cannot_become_the_mold_ends_and_the_mold_stays() {
     for (more, why) in [
-        ("    def become_mold(self):\n        raise OSError('no way')", "OSError: no way"),
+        // Its traceback would come in the middle of panzer's lines.
+        (
+            "    def become_mold(self):\n        sys.stderr = open(os.devnull, 'w')\n        raise OSError('no way')",
+            "OSError: no way",
+        ),
         ("    def become_mold(self):\n        os._exit(3)", "it exited with code 3"),
     ] {
         let (panzer, port) = start_with(more, &["--refork", "2"]);
         panzer
             .expect_line(&format!("did not become the mold: {why}; the mold stays, and --refork rests until another"));
-        for line in ["Traceback (most recent call last):", "  File ", "    ", "OSError: no way"] {
-            panzer.allow_line(line);
-        }
         let mold = panzer.status().serving().mold();
         eventually(SOON, "it is said", || {
             get(port, "/").unwrap();
