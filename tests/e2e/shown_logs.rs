@@ -13,7 +13,7 @@ use crate::control::{panzerctl, run, text};
 use crate::control_status::Terminal;
 use crate::faults::{SOON, kill_9};
 use crate::logs::{logger, logging};
-use crate::support::{Builder, Panzer, eventually};
+use crate::support::{Builder, Panzer, eventually, heed_ctrl_c};
 
 /// Writes a line whenever one comes in through a FIFO of its own.
 const ECHO: &str = "#!/bin/sh
@@ -52,7 +52,8 @@ struct Follower {
 
 impl Follower {
     fn start(panzer: &Panzer, arguments: &[&str]) -> Follower {
-        let mut child = panzerctl(panzer, &[&["logs", "-f"], arguments].concat()).spawn().unwrap();
+        let mut command = panzerctl(panzer, &[&["logs", "-f"], arguments].concat());
+        let mut child = heed_ctrl_c(&mut command).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (sender, receiver) = channel();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));

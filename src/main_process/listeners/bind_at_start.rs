@@ -18,12 +18,8 @@ use crate::sys::signals::Signals;
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Time for which an address in use is tried again if no process is seen to hold it. A process gives up its descriptors
-/// a moment before its sockets are closed, which may be longer on a busy machine.
-const UNSEEN: Duration = Duration::from_secs(1);
-
-/// The same if a process was seen to hold it and is ending. On a busy machine the kernel takes its time to end a
-/// process.
-const UNSEEN_AFTER_SEEN: Duration = Duration::from_secs(3);
+/// before its sockets are closed: a moment earlier, or on a busy machine seconds.
+const UNSEEN: Duration = Duration::from_secs(3);
 
 /// Why main does not begin.
 pub(crate) enum Failure {
@@ -99,7 +95,7 @@ impl Patience {
                     log::warn!("{held}; waiting until it has ended");
                 }
                 // The last of them may end between our bind and our look.
-                self.unseen_until = now + UNSEEN_AFTER_SEEN;
+                self.unseen_until = now + UNSEEN;
                 true
             }
             Refusal::Unseen(_) => now < self.unseen_until,

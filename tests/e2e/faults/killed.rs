@@ -131,6 +131,7 @@ pub fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
     second.expect_line("warning: 127.0.0.1:* is held by * (pid *), *; waiting until it has ended");
     second.wait_for_line("waiting until it has ended", SOON);
     assert!(is_alive(worker[0]));
+    fs::write(first.path("go"), "").unwrap();
     second.wait_serving();
     assert_answers(port, "good");
     second.stop();
@@ -141,8 +142,7 @@ pub fn main_while_its_workers_drain_and_a_new_one_waits_for_them() {
 #[test]
 pub fn what_waits_for_an_address_goes_with_its_terminal() {
     let port = free_port();
-    let slow = SLOW_TO_STOP.replace("time.sleep(1)", "while not os.path.exists('go'): time.sleep(0.01)");
-    let slow = server("good").replace(RESET_INT, &slow);
+    let slow = server("good").replace(RESET_INT, SLOW_TO_STOP);
     let first = serving_app(port, 1).executable("app", &slow).start();
     first.wait_serving();
     kill_9(first.pid());
@@ -217,11 +217,12 @@ def stop(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 signal.signal(signal.SIGTERM, stop)";
 
-/// Takes a second to stop, with its listener open.
+/// Stops once there is a file `go`, with its listener open till then.
 const SLOW_TO_STOP: &str = "
 import os, time
 def stop(*_):
-    time.sleep(1)
+    while not os.path.exists('go'):
+        time.sleep(0.01)
     os._exit(0)
 signal.signal(signal.SIGTERM, stop)";
 

@@ -19,7 +19,7 @@ pub use descriptors::descriptor_of;
 pub use executables::set_mode;
 pub use mold::{as_mold, example_mold, in_this_test};
 pub use output::Mark;
-pub use panzer::{Builder, Panzer};
+pub use panzer::{Builder, Panzer, heed_ctrl_c};
 pub use patterns::matches;
 pub use ports::free_port;
 pub use processes::{Process, descendants, kill_exactly};

@@ -197,6 +197,14 @@ fn lead_a_session() -> io::Result<()> {
     Ok(())
 }
 
+/// Has a command end by Ctrl-C, also if whoever runs the tests lets them ignore it, as a shell does in the background.
+pub fn heed_ctrl_c(command: &mut Command) -> &mut Command {
+    // SAFETY: the default replaces no handler of ours, and nothing is allocated.
+    let reset = || unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.map(drop).map_err(io::Error::from);
+    // SAFETY: between fork and exec, it makes one system call.
+    unsafe { command.pre_exec(reset) }
+}
+
 /// Variables that would configure panzer, or that whoever runs the tests got from a supervisor of its own.
 fn is_of_a_supervisor(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
