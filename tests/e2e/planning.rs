@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use crate::control::{panzerctl, run, text};
 use crate::faults::{SOON, assert_answers, is_alive, server};
 use crate::load::{Load, Mode};
-use crate::support::{Panzer, eventually, eventually_some, free_port, require};
+use crate::support::{Panzer, eventually, eventually_some, eventually_some_every, free_port, require};
 use crate::zero_loss::START;
 
 /// What hangs is given up within ten seconds; on a busy machine that is noticed a little later.
@@ -21,6 +21,9 @@ const GIVEN_UP: Duration = Duration::from_secs(25);
 
 /// So long that to read it takes longer than to find out who reads it.
 const LONG: usize = 60_000;
+
+/// Much shorter than a planner lives; the CPU is left to it meanwhile.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(300);
 
 fn write(folder: &Path, text: &str) {
     fs::create_dir_all(folder.join("config")).unwrap();
@@ -53,25 +56,28 @@ fn planners(panzer: &Panzer) -> Vec<i32> {
 /// Has it begin to read the configuration, and stops the planner, which is none of `but`, in its tracks.
 #[track_caller]
 fn catch<T>(panzer: &Panzer, but: &[i32], begin: impl Fn() -> T) -> (i32, T) {
-    let begun = begin();
-    let deadline = Instant::now() + SOON;
     // A planner lives for milliseconds: on a busy machine this thread looks in time only if it goes first, where it may.
-    let goes_first = rustix::process::setpriority_process(None, -20);
-    let caught = loop {
+    let goes_first = schedule("-f", "1");
+    let begun = begin();
+    let caught = eventually_some_every(BETWEEN_LOOKS, SOON, "a planner is seen", || {
         let new = planners(panzer).into_iter().find(|pid| !but.contains(pid));
         // A planner of this panzer, by its pid.
-        if let Some(planner) = new.filter(|&planner| kill(pid(planner), Signal::SIGSTOP).is_ok()) {
-            break planner;
-        }
-        assert!(Instant::now() < deadline, "no planner is seen");
-    };
-    if goes_first.is_ok() {
-        rustix::process::setpriority_process(None, 0).unwrap();
+        new.filter(|&planner| kill(pid(planner), Signal::SIGSTOP).is_ok())
+    });
+    if goes_first {
+        assert!(schedule("-o", "0"));
     }
     eventually(SOON, "the planner stands still", || {
         fs::read_to_string(format!("/proc/{caught}/stat")).unwrap().contains(") T ")
     });
     (caught, begun)
+}
+
+/// Sets how this thread is scheduled, and none that it starts, by chrt(1). Returns whether it may.
+fn schedule(policy: &str, priority: &str) -> bool {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let set = Command::new("chrt").args(["-R", policy, "-p", priority, &thread]).output();
+    set.is_ok_and(|output| output.status.success())
 }
 
 type Asked = thread::JoinHandle<Output>;

@@ -26,4 +26,4 @@ pub use processes::{Process, descendants, kill_exactly};
 pub use requirements::{require, require_module, there_is, with_real_interpreter};
 pub use status::{Generation, Status, Worker};
 pub use tracing::Tracer;
-pub use waiting::{eventually, eventually_some};
+pub use waiting::{eventually, eventually_some, eventually_some_every};

@@ -12,18 +12,29 @@ pub fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bo
 
 /// Waits until `attempt` gives something. Panics, with `what` was waited for, after `limit`.
 #[track_caller]
-pub fn eventually_some<T>(limit: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub fn eventually_some<T>(limit: Duration, what: &str, attempt: impl FnMut() -> Option<T>) -> T {
+    eventually_some_every(INTERVAL, limit, what, attempt)
+}
+
+/// The same with another pause between two looks, for what lives shorter than the usual one.
+#[track_caller]
+pub fn eventually_some_every<T>(
+    interval: Duration,
+    limit: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = attempt() {
             return found;
         }
         assert!(Instant::now() < deadline, "waited {limit:?} in vain: {what}");
-        pause();
+        pause(interval);
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one short pause between two looks at a condition")]
-fn pause() {
-    std::thread::sleep(INTERVAL);
+fn pause(interval: Duration) {
+    std::thread::sleep(interval);
 }
