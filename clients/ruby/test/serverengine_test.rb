@@ -522,7 +522,8 @@ class ServerEngineTest < PanzerTest
                  notes.lines(chomp: true).grep(/^server [iab]/).first(3)
     2.times do |id|
       ["initialize #{id} true", "before_fork #{id} true", "after_start #{id} true"].each do |words|
-        assert_includes notes, "worker #{words}"
+        # The mold goes on beside its worker.
+        app.wait_for(/^worker #{words}$/, "notes")
       end
     end
     app.signal("USR2")
