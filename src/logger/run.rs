@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::decide::lines::Style;
 use super::memory::{FileWord, MAX_FILES, MAX_SOURCES, Memory, SourceWord};
@@ -21,7 +20,7 @@ use crate::config::{Logs, Stream};
 use crate::control::environment::Environment;
 use crate::control::logger::{Order, Report, Source};
 use crate::control::monitor::channel::{Channel, Received};
-use crate::sys::descriptors::{Kind, kind};
+use crate::sys::descriptors::{self, Kind, kind};
 use crate::sys::poller::Poller;
 use crate::sys::{printable, processes, signals, stderr};
 
@@ -56,9 +55,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     processes::set_name();
     stderr::start(log::LevelFilter::Info);
     // It holds two pipes for each worker. Where more are not allowed, it makes do.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
+    descriptors::raise_limit();
     let mut logger = Logger::new(Channel::new(channel), memory).context("the logger cannot start")?;
     logger.run().context("the logger cannot go on")
 }
