@@ -43,7 +43,7 @@ pub struct Listen {
     /// Whether each slot has a queue of its own. A slot's queue passes from one of its workers to the next.
     #[serde(default)]
     pub per_worker: bool,
-    /// Who may connect to a unix path.
+    /// The access rights of a unix path.
     #[serde(default)]
     pub access: Access,
     /// Whether port 0 was given. The kernel then chooses a port at the first bind, and panzer keeps it.

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{Access, find_group, find_user, parse_mode};
 
-/// What a client of the control socket may ask for.
+/// The rights of a client of the control socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Right {
     /// Everything.
     #[default]
     Everything,
-    /// What changes nothing.
+    /// Only requests that change nothing.
     Looking,
 }
 
@@ -73,9 +73,9 @@ impl ControlAccess {
 /// The value of `--control`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Where the socket is; none: beside the pid file.
+    /// Path of the socket. None: beside the pid file.
     pub path: Option<PathBuf>,
-    /// Who may connect.
+    /// The access rights of the socket.
     pub access: ControlAccess,
 }
 

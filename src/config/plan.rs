@@ -91,10 +91,10 @@ pub struct Plan {
     /// Path of the control socket, if it is not beside the pid file.
     #[serde(default, with = "crate::config::text::path")]
     pub control: Option<PathBuf>,
-    /// Who may connect to it.
+    /// The access rights of the control socket.
     #[serde(default, skip_serializing_if = "ControlAccess::is_usual")]
     pub control_access: ControlAccess,
-    /// Where the workers' output goes.
+    /// Destinations of the workers' output.
     #[serde(default, skip_serializing_if = "Logs::is_default")]
     pub logs: Logs,
     /// Whether main runs in its own session, without a terminal.

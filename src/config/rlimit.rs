@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::size;
 
-/// By the names that setrlimit(2) has for them, without `RLIMIT_`.
+/// The resources, by their names in setrlimit(2) without `RLIMIT_`.
 const RESOURCES: [(&str, Resource); 16] = [
     ("AS", Resource::RLIMIT_AS),
     ("CORE", Resource::RLIMIT_CORE),
@@ -108,7 +108,7 @@ impl fmt::Display for Rlimit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum CpuAffinity {
-    /// Of those that panzer may use, one for each worker, in turn.
+    /// One CPU for each worker, in turn, of those that panzer may use.
     Auto,
     /// Each worker may use all of these: ranges with both ends.
     List(Vec<(usize, usize)>),

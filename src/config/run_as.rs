@@ -11,9 +11,9 @@ use super::rlimit::{CpuAffinity, Rlimit};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NameOrNumber {
-    /// By its number.
+    /// The number was given.
     Number(u32),
-    /// By its name.
+    /// The name was given.
     Name(String),
 }
 

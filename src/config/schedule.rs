@@ -44,7 +44,7 @@ impl Schedule {
         self.steps[0].signal
     }
 
-    /// The same schedule with another first wait, as `--timeout` sets it.
+    /// This schedule with another first wait, as `--timeout` sets it.
     #[must_use]
     pub fn with_first_wait(mut self, wait: Duration) -> Schedule {
         self.steps[0].wait = wait;
@@ -57,14 +57,14 @@ impl Schedule {
         Schedule::of(self.steps[self.steps.len().min(2) - 1..].to_vec())
     }
 
-    /// The same schedule after ABRT, which has a moment for a core dump.
+    /// This schedule after an ABRT, which leaves a moment for a core dump.
     #[must_use]
     pub fn after_abort(mut self) -> Schedule {
         self.steps.insert(0, Step { signal: Signal::SIGABRT, wait: self.steps[0].wait.min(ABORT_TIMEOUT) });
         self
     }
 
-    /// The same schedule with no wait longer than this.
+    /// This schedule with no wait longer than this.
     #[must_use]
     pub fn with_waits_up_to(mut self, longest: Duration) -> Schedule {
         self.steps.iter_mut().for_each(|step| step.wait = step.wait.min(longest));

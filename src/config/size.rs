@@ -23,7 +23,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
 
 const NO_SIZE: &str = "it is not a size; write it as in 65536, 512K, 300M or 2G";
 
-/// The same for people to read: `512 KiB`, `1.5 GiB`.
+/// Writes a size for people to read: `512 KiB`, `1.5 GiB`.
 pub fn show(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let unit = units.iter().zip(1..5).rev().find(|(_, power)| bytes >> (10 * power) > 0);

@@ -108,7 +108,7 @@ pub struct Environment {
     passed_on: Vec<(OsString, OsString)>,
 }
 
-/// What main begins with.
+/// Facts that main begins with.
 #[derive(Debug)]
 pub enum Begin {
     /// A plan.

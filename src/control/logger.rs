@@ -16,7 +16,7 @@ pub const LAYOUT: u32 = 1;
 pub enum Order {
     /// Write like this from now on.
     Settings {
-        /// Where, and how.
+        /// Destinations and form.
         logs: Box<Logs>,
         /// How long those who write may go on once main is gone.
         patience: Duration,

@@ -89,7 +89,7 @@ impl Logger {
         (whole, whole)
     }
 
-    /// The same, formatted.
+    /// The line in the wanted form.
     fn format_lines(
         &mut self,
         (start, to): (usize, usize),

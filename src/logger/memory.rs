@@ -99,7 +99,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// The same for another thread, which uses the parts of one file only.
+    /// A handle for another thread, which uses the parts of one file only.
     pub(crate) fn share(&self) -> io::Result<Memory> {
         Ok(Memory { fd: self.fd.try_clone()?, bytes: self.bytes, words: self.words })
     }
@@ -235,7 +235,7 @@ mod tests {
         let memory = Memory::open(fd.try_clone().unwrap()).unwrap();
         let (filled, dropped) = (Memory::file_word(1, FileWord::Filled), Memory::file_word(1, FileWord::Dropped));
         memory.commit(&[(filled, 7), (dropped, 9)]);
-        // The same commit, killed before its second word.
+        // This commit was killed before its second word.
         memory.word(dropped).store(0, SeqCst);
         memory.word(COMMIT).store(2, SeqCst);
         let next = Memory::open(fd).unwrap();

@@ -109,7 +109,7 @@ pub(super) struct Logger {
     pub(super) pipes: BTreeMap<usize, Pipe>,
     /// Rooms that the logger before has filled and whose pipe has not come yet.
     left: BTreeMap<u64, usize>,
-    /// What each worker wrote last, by the number of its pair.
+    /// The last lines of each worker, by the number of its pair.
     pub(super) last: BTreeMap<u64, Vec<u8>>,
     /// Pairs that have ended, the oldest first.
     ended: VecDeque<u64>,
@@ -163,7 +163,7 @@ impl Logger {
                 self.finish();
             }
             if self.ends.finishing.is_some() && self.all_written() {
-                // What has come since then.
+                // Lines that have come since then.
                 self.deliver_rests();
             }
             if let Some(until) = self.ends.finishing

@@ -31,7 +31,7 @@ const ERROR_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that are written at once into what is not a regular file.
 const STREAM_BYTES: usize = 64 << 10;
 
-/// What the loop asks a writer for.
+/// An order of the loop to a writer.
 #[derive(Debug)]
 pub(super) enum Job {
     /// There is something to write.
@@ -250,7 +250,7 @@ impl Writer {
 /// Makes room for a file of number 1: each older file gets the next number, and the last one is removed.
 fn shift(path: &Path, keep: u32) -> io::Result<()> {
     let exists = |number| [false, true].map(|gz| older(path, number, gz).symlink_metadata().is_ok());
-    // What lies behind a gap stays.
+    // Files behind a gap stay.
     let free = (1..=keep).find(|number| exists(*number) == [false; 2]).unwrap_or(keep);
     for number in (1..=free).rev() {
         for compressed in [false, true] {

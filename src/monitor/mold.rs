@@ -111,7 +111,7 @@ impl Monitor {
             let Some(line) = &self.lines.mold else { return };
             let mut bytes = [0; MAX_BYTES];
             let event = match line.hear(&mut bytes) {
-                // What fails for want of memory is read at the next look.
+                // If memory is short, the message is read at the next look.
                 Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS) => return,
                 Ok(Some(heard)) => {
                     // Its program runs, whether its exec has been looked at or not.

@@ -151,7 +151,7 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
     }
 }
 
-/// What stopped a worker, if that is known, and how to prevent it.
+/// The cause that stopped a worker, if it is known, and how to prevent it.
 fn why(stopped_by: Signal) -> &'static str {
     match stopped_by {
         Signal::SIGTTOU => {

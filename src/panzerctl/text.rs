@@ -2,7 +2,7 @@
 
 use crate::sys::printable;
 
-/// What the colour of a text means.
+/// The meaning of a text's colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     Plain,

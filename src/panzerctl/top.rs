@@ -11,7 +11,7 @@ use crate::control::operator::status::{Status, Worker};
 const HEADS: [&str; 8] = ["WORKER", "GEN", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS"];
 const STATE: usize = 3;
 
-/// What the list is sorted by.
+/// Order of the list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Sort {
     #[default]
@@ -35,7 +35,7 @@ impl Sort {
     }
 }
 
-/// What a key asks for.
+/// The meaning of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     Sort(Sort),

@@ -27,7 +27,7 @@ pub(super) struct Usage {
     pub(super) memory: Option<u64>,
 }
 
-/// By pid.
+/// Usage by pid.
 pub(super) type Usages = BTreeMap<i32, Usage>;
 
 /// A process by its pid and its start time in ticks, since a pid may be used again.

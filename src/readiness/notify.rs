@@ -28,13 +28,13 @@ pub struct NotifySocket {
 pub struct Notification {
     /// Its sender.
     pub sender: Sender,
-    /// What it said.
+    /// The words of the message.
     pub words: Words,
     /// Whether it was too long, and therefore ignored.
     pub is_too_long: bool,
 }
 
-/// What a message says that means something to a monitor.
+/// The parts of a message that mean something to a monitor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Words {
     /// `READY=1`.

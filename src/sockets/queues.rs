@@ -66,7 +66,7 @@ pub fn shortage(plan: &Plan) -> Option<String> {
     // During a reload it has the pipes of two generations.
     let (what, needed) = match (sockets, pipes) {
         (0, 0) => return None,
-        // What is allowed may be little: then half of it must do.
+        // If only few descriptors are allowed, half of them must do.
         (0, _) if 4 * pipes <= allowed => return None,
         (0, _) => (format!("the output of {workers} workers takes {pipes} pipes"), 2 * pipes + OTHERS / 2),
         _ => {

@@ -16,7 +16,7 @@ use crate::config::{Plan, Text};
 use crate::sys::errno::words;
 use crate::sys::memfd;
 
-/// What all workers of a generation get, whichever monitor starts them.
+/// Facts that all workers of a generation get, whichever monitor starts them.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Findings {
     /// The variables of its files.

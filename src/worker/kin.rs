@@ -48,7 +48,8 @@ impl Mark {
             generation: value("PANZER_GENERATION")?.parse().ok()?,
             worker: match value("PANZER_WORKER_ID") {
                 Some(slot) => slot.parse().ok()?,
-                // Of a generation only a mold is no worker, and what it starts; and the monitor, which has a role.
+                // A process of a generation without a worker's number is its mold or was started by it, unless it has a
+                // role: then it is the monitor.
                 None if value("PANZER_ROLE").is_none() => MOLD,
                 None => return None,
             },

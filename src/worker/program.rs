@@ -28,7 +28,7 @@ pub struct Release {
     pub directory: OwnedFd,
     /// The program's file; only a handle (O_PATH), it may not be readable.
     pub program: OwnedFd,
-    /// Where the program was found, with all symlinks resolved.
+    /// Path of the program, with all symlinks resolved.
     pub path: PathBuf,
     /// The program's file; none if it cannot be looked at.
     id: Option<FileId>,

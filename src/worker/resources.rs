@@ -1,4 +1,4 @@
-//! What workers may use: limits, CPUs, and how gladly the kernel ends them where memory is short.
+//! Resources of workers: limits, CPUs, and how gladly the kernel ends them if memory is short.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::config::{CpuAffinity, Rlimit, RunAs};
 use crate::sys::errno::words;
 use crate::sys::processes::set_oom_score;
 
-/// What the workers of a generation may use.
+/// The resources that the workers of a generation may use.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Resources {
     rlimit: Vec<Rlimit>,

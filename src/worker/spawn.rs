@@ -33,7 +33,7 @@ use crate::sys::output::open_output_anew;
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
-/// What the child reports before its exec if it executes another file than the release's: no errno or step begins so.
+/// First byte of the child's report that it executes another file than the release's. No errno or step begins so.
 const MIXED: u8 = b'm';
 
 /// The longest report of a child, in bytes: a refusal with its explanation.
@@ -41,7 +41,7 @@ const MAX_REPORT_BYTES: usize = 8192;
 
 /// These variables name the process that they are meant for.
 pub const LISTEN_PID: &str = "LISTEN_PID=";
-/// The same for the watchdog.
+/// Name of the watchdog's variable that holds the worker's pid.
 pub const WATCHDOG_PID: &str = "WATCHDOG_PID=";
 
 /// Such a variable, with room for the pid, which is known only after the fork.

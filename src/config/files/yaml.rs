@@ -73,7 +73,7 @@ pub struct Entry {
 pub struct Wrong {
     /// Its position.
     pub place: Position,
-    /// What is wrong, and what to do.
+    /// The fault, and what to do about it.
     pub why: String,
 }
 

@@ -65,7 +65,7 @@ impl LogFile {
         }
     }
 
-    /// The same file, seen from `directory`.
+    /// This file, with its path resolved from `directory`.
     #[must_use]
     pub fn below(mut self, directory: &Path) -> LogFile {
         if self.own_descriptor().is_none() {
@@ -118,13 +118,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where output goes, and how it is written.
+/// The destinations of output, and its form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logs {
-    /// Where stdout of workers goes. None: to panzer's.
+    /// Destination of the workers' stdout. None: panzer's stdout.
     pub stdout: Option<LogFile>,
-    /// Where stderr of workers goes. None: to panzer's.
+    /// Destination of the workers' stderr. None: panzer's stderr.
     pub stderr: Option<LogFile>,
     /// Size in bytes at which a file is rotated; 0: never.
     pub log_size: u64,
@@ -153,7 +153,7 @@ impl Default for Logs {
 }
 
 impl Logs {
-    /// Where a stream goes.
+    /// Destination of a stream.
     pub fn of(&self, stream: Stream) -> Option<&LogFile> {
         if stream == Stream::Stdout { self.stdout.as_ref() } else { self.stderr.as_ref() }
     }

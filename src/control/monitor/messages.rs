@@ -115,7 +115,7 @@ pub enum Order {
         /// The errno for the worker. Without one, the system call is left to the kernel.
         errno: Option<i32>,
     },
-    /// What a worker wrote last: the answer to [`Report::LastLinesOf`].
+    /// The last lines of a worker: the answer to [`Report::LastLinesOf`].
     LastLines {
         /// As in the question.
         serial: u64,
@@ -168,7 +168,7 @@ pub enum Report {
         /// See [`Output::serial`].
         serial: u64,
     },
-    /// What a worker wrote last; its end is reported next.
+    /// A worker's last lines; its end is reported next.
     LastLines {
         /// Its slot.
         slot: u32,

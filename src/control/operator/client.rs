@@ -18,7 +18,7 @@ use crate::config::Right;
 /// A client must send a complete line, or read some of its answer, within this time.
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a client is between its request and the end of its answer.
+/// The phase of a client between its request and the end of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Flags", from = "Flags")]
 pub(super) enum Phase {
@@ -47,7 +47,7 @@ pub(super) struct Client {
     /// The client will send no more.
     ended: bool,
     pub(super) output: Output,
-    /// What it may ask for.
+    /// Its rights.
     #[serde(default, skip_serializing_if = "Right::is_usual")]
     pub(super) right: Right,
     /// Whether the poller watches for reading and for writing.

@@ -27,7 +27,7 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
 pub struct Request {
     /// [`VERSION`] of the client.
     pub version: u32,
-    /// What main shall do.
+    /// The request itself.
     pub command: Wanted,
     /// Reload, drain and stop: answer at once, before the outcome is known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -69,7 +69,7 @@ impl Request {
     }
 }
 
-/// What an operator can ask for.
+/// A request of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
@@ -113,7 +113,7 @@ pub struct Answer {
     pub line: Line,
 }
 
-/// What a line says.
+/// The content of a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
@@ -175,7 +175,7 @@ pub struct Counts {
     pub workers: u32,
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Whether it was done.

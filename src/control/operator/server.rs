@@ -287,7 +287,7 @@ impl Server {
         }
     }
 
-    /// What the process at the other end may ask for, or why it may not.
+    /// The rights of the process at the other end, or why it has none.
     fn right_of(&self, stream: &UnixStream) -> Result<Right, String> {
         let unknown = |_| "your user cannot be determined".to_owned();
         let peer = getsockopt(stream, PeerCredentials).map_err(unknown)?;

@@ -41,7 +41,7 @@ pub struct Status {
     /// Commands of `--hook` that were run since main began.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<HookRuns>,
-    /// Where panzer writes the output of workers.
+    /// Destinations of the workers' output.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogPlace>,
 }

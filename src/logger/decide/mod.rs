@@ -1,4 +1,4 @@
-//! What the logger decides: pure, without clock and IO.
+//! Decisions of the logger: pure, without clock and IO.
 
 pub(crate) mod lines;
 pub(crate) mod rotation;

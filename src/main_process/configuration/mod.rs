@@ -37,7 +37,7 @@ pub(crate) struct Release {
     pub(crate) path: PathBuf,
     /// The uid of its workers, if that is not panzer's own.
     pub(crate) other_user: Option<u32>,
-    /// What the release looked like on disk at that time.
+    /// The files of the release at that time.
     pub(crate) fingerprint: Fingerprint,
 }
 

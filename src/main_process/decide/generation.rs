@@ -56,7 +56,7 @@ pub(super) struct Counts {
     pub(super) leaving: u32,
 }
 
-/// What the workers of a generation have shown so far.
+/// Signs of life of a generation's workers so far.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Shown {

@@ -1,4 +1,4 @@
-//! What the reports of monitors mean for their generation.
+//! Applies the reports of monitors to their generation.
 
 use std::time::{Duration, Instant};
 

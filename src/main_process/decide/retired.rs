@@ -1,4 +1,4 @@
-//! What is left of generations that no longer serve: monitors that drain, and orphans.
+//! Remains of generations that no longer serve: monitors that drain, and orphans.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What no longer serves: generations that drain, and processes that outlived their monitor.
+//! Generations that drain, and processes that outlived their monitor.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

@@ -87,7 +87,7 @@ pub enum Event {
 pub enum Change {
     /// To this number, at least one.
     To(u32),
-    /// By this number. At least one worker is left.
+    /// Changes the count by this number. At least one worker is left.
     By(i32),
     /// One worker fewer. The oldest one ends.
     WithoutOldest,

@@ -9,7 +9,7 @@ use crate::control::operator::requests::Wanted;
 use crate::main_process::decide::{Event, Overview};
 use crate::main_process::main::Main;
 
-/// What a stop may take beyond its schedule.
+/// Longest time that a stop may take beyond its schedule.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Why nothing new begins.

@@ -56,7 +56,7 @@ impl Main {
         }
     }
 
-    /// What is logged is told to hooks as well.
+    /// Reports to the hooks what is logged.
     pub(crate) fn tell_hooks_of_note(&mut self, note: &Note) {
         match note {
             Note::MonitorDied(generation, cause, _) => self.tell_hooks_of_death(*generation, None, cause),

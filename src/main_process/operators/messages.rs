@@ -35,7 +35,7 @@ pub(crate) fn began(plan: &Plan, pid_path: &Path) {
     }
 }
 
-/// Where workers write to that inherit our output.
+/// The destination of workers that inherit our output.
 fn output_of_workers() -> String {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     let place = |fd: BorrowedFd<'_>| match kind(fd) {

@@ -42,7 +42,7 @@ pub(crate) struct Outside {
 const PROTECTED: i32 = -900;
 
 impl Outside {
-    /// Where workers have an OOM score of their own, panzer's processes have one that protects them, if that is allowed.
+    /// If workers have an OOM score of their own, panzer's processes get one that protects them, if that is allowed.
     pub(crate) fn protect(&mut self, workers: Option<i32>) {
         match (workers, self.unprotected) {
             (Some(workers), None) => {

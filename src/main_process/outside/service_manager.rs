@@ -26,7 +26,7 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 /// The manager is asked for this much more time at once, and again when a third of it is over.
 const EXTENSION: Duration = Duration::from_secs(30);
 
-/// What the service manager knows, and what it is yet to be notified of.
+/// Facts that the service manager knows, and those that it is still to be notified of.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct ServiceManager {
@@ -63,7 +63,7 @@ struct Watchdog {
     next: Instant,
 }
 
-/// What the manager knows.
+/// Facts that the manager knows.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Told {

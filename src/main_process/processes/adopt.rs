@@ -1,4 +1,4 @@
-//! Whose an adopted child is: it comes from a monitor that died, or it is a stranger.
+//! Finds the owner of an adopted child: it comes from a monitor that died, or it is a stranger.
 //!
 //! If main is PID 1, or if a shell executed panzer in its place, main adopts processes that none of its workers
 //! started. Main reaps these strangers and does nothing else to them.

@@ -88,7 +88,7 @@ impl From<bool> for FirstWord {
 /// Finding a release takes milliseconds. A monitor that takes this long hangs, and is killed.
 pub(crate) const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for a monitor that is to stop.
+/// A monitor that is to stop is killed after this time without a first word.
 const FIRST_WORD_TIMEOUT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// All children of main.

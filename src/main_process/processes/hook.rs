@@ -40,11 +40,11 @@ const MAX_SHOWN_LINES: usize = 100;
 const MAX_LAST_LINES: usize = 10;
 const MAX_LINE_BYTES: usize = 512;
 
-/// What is to be run, and how.
+/// A command to run, and its surroundings.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Question {
     pub(crate) run: Run,
-    /// Where the command runs.
+    /// Working directory of the command.
     #[serde(with = "crate::config::text::path")]
     pub(crate) directory: PathBuf,
     /// The command's variables, beside those that workers inherit.
@@ -53,7 +53,7 @@ pub(crate) struct Question {
     pub(crate) oom_score: Option<i32>,
 }
 
-/// What came of it.
+/// Its result.
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     /// What went wrong, completing "the died hook …".
@@ -123,7 +123,7 @@ impl HookProcess {
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
-    // What the command leaves behind falls to this process, which ends it.
+    // Processes that the command leaves behind become children of this process, which ends them.
     processes::become_subreaper().context("cannot become a subreaper")?;
     let (question, answer_to) = environment.take_question()?;
     let bytes = memfd::read(question).context("the command cannot be read")?;
@@ -204,7 +204,7 @@ impl Command {
                     (stage, deadline) = (Stage::Killed, None);
                     self.signal_all(Signal::SIGKILL);
                 }
-                // What was a grandchild may be a child by now.
+                // A grandchild may have become a child by now.
                 Stage::Killed => self.signal_all(Signal::SIGKILL),
                 Stage::Runs | Stage::Terminated => {}
             }
@@ -230,7 +230,7 @@ impl Command {
 
     /// Sends it to all that are left.
     fn signal_all(&self, signal: Signal) {
-        // Whoever has become another user and refuses it is left to main's own deadline.
+        // A process that has become another user may refuse the signal. Main's own deadline ends it.
         if self.exit.is_none() {
             let _ = processes::stop_group(self.pid, signal);
         }

@@ -64,10 +64,10 @@ pub(crate) struct Logger {
     pub(crate) pipes: BTreeMap<u64, Pipe>,
     #[serde(skip)]
     pub(crate) life: LoggerLife,
-    /// What the logger goes by.
+    /// Settings of the logger.
     #[serde(skip)]
     pub(crate) settings: Option<(Logs, Duration)>,
-    /// Whose last lines are waited for.
+    /// Workers whose last lines are awaited.
     #[serde(skip)]
     pub(crate) asked: Vec<u64>,
     /// A rejection that is not reported yet.

@@ -31,7 +31,7 @@ struct Question {
     #[serde(with = "crate::config::text::path")]
     start_directory: PathBuf,
     inherited: Vec<Listen>,
-    /// What the serving release looked like on disk, to compare.
+    /// The files of the serving release as they were, to compare.
     serving: Option<Fingerprint>,
     /// The files by which this instance is found.
     own_files: Vec<Text>,

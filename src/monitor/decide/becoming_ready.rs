@@ -148,7 +148,7 @@ impl Slots {
         let patience = HIDDEN_FOR_GOOD.min(self.settings.tuning.ready_timeout / 2);
         let Some(slot) = self.slot_of(worker) else { return };
         let State::Starting { look, probe, .. } = &mut slot.state else { return };
-        // What it did before a signal stopped it proves nothing.
+        // Its actions before a signal stopped it prove nothing.
         if look.is_none() || (slot.suspension.is_now && sight == Sight::Accepting) {
             return;
         }

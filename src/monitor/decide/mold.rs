@@ -19,7 +19,7 @@ const CLOSED_TIMEOUT: Duration = Duration::from_millis(500);
 /// A mold that is of no use serves nobody: each signal of the schedule gets so long at most.
 const BROKEN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What helps where a program is no mold.
+/// Advice for a program that is not a mold.
 const NO_CLIENT: &str = "--preload needs a program that speaks panzer-mold(7), as with one of panzer's clients; leave out \
                          --preload for any other";
 
@@ -29,7 +29,7 @@ impl Slots {
         self.mold.as_ref().is_none_or(Mold::is_willing)
     }
 
-    /// What the mold looks like, where there is one.
+    /// State of the mold, if there is one.
     pub fn mold(&self) -> Option<View> {
         self.mold.as_ref().map(|mold| mold.slot.view())
     }
@@ -315,7 +315,7 @@ impl Slots {
         let serves = self.slots.iter().any(Slot::has_worker);
         let Some(mold) = &mut self.mold else { return };
         let is_respawn = mold.slot.life > 0 && !serves;
-        // Where workers serve, only they are counted: they do not depend on it.
+        // If workers serve, only they are counted: they do not depend on the mold.
         if is_respawn && !self.respawn_allowed(now) {
             if let Some(mold) = &mut self.mold {
                 mold.slot.state = State::Empty;

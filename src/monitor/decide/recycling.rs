@@ -37,7 +37,7 @@ impl Slots {
 
     pub(super) fn on_served(&mut self, worker: Worker, requests: u64) {
         if let Some(slot) = self.slot_of(worker).filter(|_| !worker.is_mold()) {
-            // Of several processes of a worker, the one that has served most counts.
+            // If several processes of a worker report, the highest number counts.
             slot.wear.requests = slot.wear.requests.max(Some(requests));
         }
     }

@@ -15,7 +15,7 @@ use crate::worker::cause::Cause;
 /// The pause after the first look at a worker. It doubles with each look.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
-/// The same for probes. It is longer, because a probe costs a process.
+/// Longest pause between probes. It is longer than between looks, because a probe costs a process.
 pub(super) const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(20);
 
 /// A process that has not ended this long after KILL is given up: it may not be signalled, or the kernel cannot end it.
@@ -263,12 +263,12 @@ pub(super) struct Probe {
     pub(super) ended: bool,
 }
 
-/// What a worker has left behind.
+/// Processes that a worker has left behind.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Left {
     /// When it gets this as its first signal, and is told of.
     pub(super) first: Option<(Instant, Signal)>,
-    /// What follows that.
+    /// The step after that.
     pub(super) escalation: Escalation,
 }
 

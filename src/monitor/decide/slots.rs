@@ -79,7 +79,7 @@ impl Slots {
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        // What workers have said by now has been read.
+        // All messages that workers have sent by now have been read.
         let is_turn_over = matches!(event, Event::Wake);
         let may_end_workers =
             matches!(event, Event::Start | Event::Wake | Event::Ended(..) | Event::Ordered(_) | Event::MainGone);

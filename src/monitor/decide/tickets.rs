@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::slot::{Slot, State};
 use super::vocabulary::Worker;
 
-/// So many tickets are open at once: a mold forks one worker after the other.
+/// Limit of tickets that are open at once: a mold forks one worker after the other.
 const MAX_TICKETS: usize = 16;
 
 /// The mold, and what it has been asked for.
@@ -15,7 +15,7 @@ pub(super) struct Mold {
     pub(super) slot: Slot,
     pub(super) last_ticket: u64,
     pub(super) tickets: BTreeMap<u64, Worker>,
-    /// By when it must have answered one of the tickets.
+    /// Time by which it must have answered one of the tickets.
     pub(super) answer_by: Option<Instant>,
     /// When it has been without its socket for too long.
     pub(super) closed_until: Option<Instant>,

@@ -15,7 +15,7 @@ pub(crate) struct Ended {
     pub(crate) until: Instant,
 }
 
-/// What a monitor knows of its workers' output.
+/// A monitor's knowledge of its workers' output.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     pub(crate) next_serial: u64,

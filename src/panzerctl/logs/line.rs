@@ -11,7 +11,7 @@ pub(crate) struct Filter {
     pub(crate) generation: Option<u32>,
 }
 
-/// What the beginning of a line says.
+/// The facts at the beginning of a line.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 struct Origin {
     worker: Option<u32>,

@@ -17,7 +17,7 @@ use crate::sys::pidfd::PidFd;
 /// Limit of the addresses that are logged.
 const MAX_ADDRESSES_LOGGED: usize = 3;
 
-/// What a worker does instead of accepting on the listeners that it was given.
+/// The work of a worker that does not accept on the listeners that it was given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bypass {
     /// Other TCP addresses on which it is seen listening, at most a few.

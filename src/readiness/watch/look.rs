@@ -136,7 +136,7 @@ impl Look<'_> {
         self.steps > 0
     }
 
-    /// What was read. If the process has ended, nothing. Remembers if the process is hidden from us.
+    /// The value that was read; nothing if the process has ended. Remembers if the process is hidden from us.
     pub(super) fn shown<T: Default>(&mut self, read: io::Result<T>) -> T {
         read.unwrap_or_else(|error| {
             if error.kind() == io::ErrorKind::PermissionDenied {

@@ -1,4 +1,4 @@
-//! What is seen of processes that accept, and of processes that do not.
+//! Looks at processes that accept, and at processes that do not.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -37,7 +37,7 @@ const CALLS_32: [libc::c_long; 8] = [102, 364, 168, 309, 142, 308, 256, 319];
 #[cfg(target_arch = "aarch64")]
 const CALLS_32: [libc::c_long; 8] = [285, 366, 168, 336, 142, 335, 252, 346];
 
-/// Of socketcall, accept and accept4.
+/// The numbers of accept and accept4 within socketcall.
 #[cfg(target_arch = "x86_64")]
 const SOCKETCALL_ACCEPTS: [usize; 2] = [5, 18];
 

@@ -1,4 +1,4 @@
-//! What identifies a TCP socket to its clients, and how to read that from a socket.
+//! The identity of a TCP socket to its clients, and how to read that from a socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -21,7 +21,7 @@ use crate::sys::{other_process, pidfd, socket_options};
 pub(super) const LENGTH_V4: usize = 16;
 pub(super) const LENGTH_V6: usize = 28;
 
-/// What identifies a TCP socket to its clients.
+/// The identity of a TCP socket to its clients.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// The network namespace.
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-/// What can be seen of a TCP socket before its bind.
+/// The properties of a TCP socket before its bind.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) family: libc::c_int,

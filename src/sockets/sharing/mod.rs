@@ -49,7 +49,7 @@ pub struct Claim {
     pub backlog: Option<i32>,
 }
 
-/// What follows from a call of a worker, beyond its answer.
+/// A consequence of a worker's call, beyond its answer.
 #[derive(Debug)]
 pub enum Taken {
     /// Main is asked.
@@ -60,7 +60,7 @@ pub enum Taken {
     OnPath(Pid, PathBuf, u64),
 }
 
-/// What happens to a call.
+/// The treatment of a call.
 enum Next {
     /// The kernel carries it out.
     Kernel,
@@ -106,7 +106,7 @@ pub struct Sharing {
     held: Option<BTreeMap<Key, OwnedFd>>,
     /// The inodes of all held sockets.
     inodes: BTreeMap<u64, Key>,
-    /// By inode.
+    /// Bound sockets by inode.
     bound: BTreeMap<u64, Bound>,
     /// Inodes of sockets that a held one has replaced. Other descriptors may still lead to them, such as those of the
     /// parent of a process that binds for it.

@@ -1,4 +1,4 @@
-//! What somebody asked to be shown.
+//! Output that the user asked for.
 
 use std::io::{self, ErrorKind, Write};
 

@@ -28,7 +28,8 @@ impl OomKills {
     }
 }
 
-/// Where the counter may be, by what /proc/self/cgroup says. In a container only the root of the mount may be visible.
+/// Possible places of the counter, according to /proc/self/cgroup. In a container only the root of the mount may be
+/// visible.
 fn candidates(groups: &str) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for line in groups.lines() {

@@ -21,9 +21,9 @@ use crate::sys::printing::printable;
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, with this code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal. True if it dumped core.
+    /// This signal ended it. True if it dumped core.
     Signal(i32, bool),
 }
 
@@ -114,7 +114,7 @@ pub fn stop_child(pid: Pid, signal: Signal) -> io::Result<()> {
     if needs_to_run(signal) { signal_child(pid, Signal::SIGCONT) } else { Ok(()) }
 }
 
-/// The same for the process group that an unreaped child of ours is in.
+/// Sends `signal` to the process group of an unreaped child of ours.
 pub fn stop_group(group: Pid, signal: Signal) -> io::Result<()> {
     signal_group(group, signal)?;
     if needs_to_run(signal) { signal_group(group, Signal::SIGCONT) } else { Ok(()) }
@@ -177,7 +177,7 @@ pub fn children_in(thread: &Path) -> Vec<Pid> {
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
-/// Where a process comes from, and what tells it from a later one with its pid.
+/// The origin of a process, and its start time, which tells it from a later process with its pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clues {
     /// Its process group, if that is not ours.

@@ -74,7 +74,7 @@ fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 fn program(places: &[u32]) -> Vec<libc::sock_filter> {
     use libc::{BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_MISC};
     use libc::{BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X};
-    /// What libc does not have: return the accumulator.
+    /// Returns the accumulator. libc has no constant for it.
     const BPF_A: u32 = 0x10;
     let load = |size, at| step(BPF_LD | size | BPF_ABS, 0, 0, at);
     let alu = |operation, k| step(BPF_ALU | operation | BPF_K, 0, 0, k);

@@ -11,7 +11,7 @@ use crate::config::HookEvent;
 /// Two runs for one kind of event begin at least this far apart.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the process that runs a command gets beyond the command's own time: it sends TERM first, and KILL after 5 s.
+/// Time of the process that runs a command beyond the command's own: it sends TERM first, and KILL after 5 s.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Facts about an event, for the command's environment.
@@ -28,7 +28,7 @@ pub struct Facts {
     pub exit_code: Option<i32>,
     /// The signal that ended the worker.
     pub signal: Option<String>,
-    /// What happened, in words.
+    /// The event in words.
     pub reason: String,
 }
 
@@ -46,7 +46,7 @@ pub struct Run {
     pub timeout: Duration,
 }
 
-/// What can happen.
+/// An event for the state of the hooks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Something these commands are to be run for, each with this time.
@@ -63,7 +63,7 @@ pub enum Event {
     Wake,
 }
 
-/// What is to be done.
+/// An action that the state asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Start a process for this command.
@@ -94,7 +94,7 @@ struct Due {
     not_before: Instant,
 }
 
-/// What runs now.
+/// The command that runs now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Running {

@@ -16,7 +16,7 @@ use crate::sys::errno::words;
 use crate::sys::settings::Settings;
 use crate::sys::socket_options;
 
-/// What was seen, by the inodes of the sockets: a listener that is bound anew has another.
+/// Observations by the inodes of the sockets. A listener that is bound anew has another inode.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Flags {
     #[serde(skip)]
@@ -24,7 +24,7 @@ pub(crate) struct Flags {
     /// Blocking at the last look, and non-blocking before.
     #[serde(skip)]
     suspected: BTreeSet<u64>,
-    /// What was logged, by listener.
+    /// Messages that were logged, by listener.
     #[serde(skip)]
     told: BTreeSet<(u64, Finding)>,
     /// The generation that must prove itself, and the settings of all listeners before it began.
