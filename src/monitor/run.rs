@@ -293,7 +293,7 @@ impl Monitor {
         // Reap everything first, so that a process that has ended too does not count as left behind.
         let reaped = processes::reap_all(|pid| self.roster.kin.look_again(pid));
         let (main, generation) = (self.assignment.main_pid, self.assignment.generation);
-        let mut ended = Vec::new();
+        let (mut ended, mut probed) = (Vec::new(), Vec::new());
         if !reaped.is_empty() {
             let pids: Vec<_> = reaped.iter().map(|(pid, _)| *pid).collect();
             self.hear_mold(&pids);
@@ -301,7 +301,7 @@ impl Monitor {
         for (pid, exit) in &reaped {
             let (pid, exit) = (*pid, *exit);
             if let Some(worker) = self.roster.remove_probe(pid, main, generation) {
-                self.probe_ended(worker, exit);
+                probed.push(self.probe_ended(worker, exit));
                 continue;
             }
             if let Some(done) = self.roster.measurement.take_if(|it| it.pid == pid) {
@@ -334,15 +334,18 @@ impl Monitor {
         self.roster.unmet |= reaped.len() == processes::MAX_REAPED_AT_ONCE;
         let LeftBehind { more, gone } = self.roster.left_behind();
         // Before the ends of workers, because what they have left is waited for.
-        self.events.extend(more.into_iter().map(Event::LeftBehind).chain(ended));
+        // Probes come last: of a worker that has ended too, none has succeeded.
+        self.events.extend(more.into_iter().map(Event::LeftBehind).chain(ended).chain(probed));
         self.events.extend(gone.into_iter().map(Event::GroupGone));
     }
 
-    fn probe_ended(&mut self, worker: Worker, exit: processes::Exit) {
+    fn probe_ended(&self, worker: Worker, exit: processes::Exit) -> Event {
         let succeeded = exit == processes::Exit::Code(0);
         if !succeeded {
             log::debug!("the probe of worker {} {}", worker.slot, Cause::from(exit));
         }
-        self.events.push_back(Event::Probed(worker, succeeded));
+        // A probe may have killed the worker: its end is about to be reaped.
+        let lives = self.roster.pid_of(worker).is_some_and(|pid| !processes::is_exiting(pid));
+        Event::Probed(worker, succeeded && lives)
     }
 }

@@ -254,8 +254,11 @@ pub fn is_alive(pid: Pid) -> bool {
 pub fn is_exiting(pid: Pid) -> bool {
     // A flag that is set before the kernel takes anything away.
     const PF_EXITING: u32 = 0x4;
+    // Pending from the moment on when a signal is sent that ends the process, whatever that signal is.
+    const KILL: u32 = 1 << (Signal::SIGKILL as u32 - 1);
     let Some(stat) = Stat::of(pid) else { return true };
-    stat.field::<u32>(9).is_some_and(|flags| flags & PF_EXITING != 0)
+    let has = |field, bit| stat.field::<u32>(field).is_some_and(|bits| bits & bit != 0);
+    has(9, PF_EXITING) || has(31, KILL)
 }
 
 /// Whether `pid` has waited for a child of its own that had ended.

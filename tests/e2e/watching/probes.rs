@@ -48,6 +48,18 @@ fn a_probe_that_fails_fails_the_release() {
 }
 
 #[test]
+fn a_worker_that_its_probe_kills_is_not_ready() {
+    let quickly = ["-w", "1", "--delay", "1ms", "--delay-max", "1ms", "--healthy-after", "1ms"];
+    for kill in ["kill -9 $PANZER_WORKER_PID", "kill $PANZER_WORKER_PID"] {
+        let panzer = probed(&quickly, kill).allow_line("warning: worker 0 (pid *) was killed by *").start();
+        let deaths = || panzer.lines().iter().filter(|line| line.contains("was killed by")).count();
+        eventually(SOON, "it has ended often", || deaths() >= 30);
+        assert!(!panzer.lines().iter().any(|line| line.contains("serves")), "it never served: {:?}", panzer.lines());
+        panzer.stop();
+    }
+}
+
+#[test]
 fn a_probe_that_hangs_ends_with_its_worker() {
     let panzer = probed(&["-w", "1", "--ready-timeout", "1s"], "echo . >> probed; sleep 1000 & wait").start();
     panzer.expect_line("warning: worker 0 * is not ready after 1s; stopping it");
