@@ -6,7 +6,7 @@ mod limits;
 mod logs;
 mod options;
 mod plan_shown;
-mod refusal;
+pub(crate) mod refusal;
 mod resolve;
 mod resources;
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::num::ParseIntError;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -36,13 +37,20 @@ pub(super) fn usage(message: impl Into<String>) -> Ending {
     Ending::Usage(message.into())
 }
 
-/// Clap's error about `arguments` in one line: what, where, and what to do.
+/// The end of panzer because of clap's error about `arguments`: help is one too.
 pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let text = error.render();
         let coloured = io::stdout().is_terminal();
         return Ending::Shown(if coloured { text.ansi().to_string() } else { text.to_string() });
     }
+    const OWN: &str = "the program's own options come after '--'";
+    usage(in_one_line(error, arguments, &format!("see panzer --help; {OWN}"), "put the program's arguments after '--'"))
+}
+
+/// Clap's error about `arguments` in one line: what, where, and what to do. `see` completes the line about an unknown
+/// option, and `put` the line about an argument that is too many.
+pub(crate) fn in_one_line(error: &clap::Error, arguments: &[OsString], see: &str, put: &str) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
@@ -51,36 +59,38 @@ pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
     let argument = context(ContextKind::InvalidArg).unwrap_or_default();
     let flag = argument.split(' ').next().unwrap_or_default().to_owned();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
-    let line = match error.kind() {
+    match error.kind() {
         // A suggestion must share most of its letters. Clap would suggest for a short option any long one with its
         // letter.
         ErrorKind::UnknownArgument if argument.starts_with('-') => {
             match context(ContextKind::SuggestedArg).filter(|similar| similar.len() * 2 > argument.len()) {
                 Some(similar) => format!("unknown option '{argument}': did you mean '{similar}'?"),
-                None => {
-                    format!("unknown option '{argument}': see panzer --help; the program's own options come after '--'")
-                }
+                None => format!("unknown option '{argument}': {see}"),
             }
         }
-        ErrorKind::UnknownArgument => {
-            format!("unexpected argument '{argument}': put the program's arguments after '--'")
+        ErrorKind::UnknownArgument => format!("unexpected argument '{argument}': {put}"),
+        ErrorKind::InvalidValue if value.is_empty() => {
+            format!("{flag} needs a value: {}", see.split(';').next().unwrap_or_default())
         }
-        ErrorKind::InvalidValue if value.is_empty() => format!("{flag} needs a value: see panzer --help"),
         ErrorKind::InvalidValue => {
             let valid = context(ContextKind::ValidValue).unwrap_or_default();
             let similar = context(ContextKind::SuggestedValue).map(|similar| format!("did you mean '{similar}'? "));
             format!("invalid value '{value}' for {flag}: {}it must be one of {valid}", similar.unwrap_or_default())
         }
         ErrorKind::ValueValidation => {
-            let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));
+            let why =
+                std::error::Error::source(error).map_or_else(String::new, |why| match why.is::<ParseIntError>() {
+                    true => ": it must be a whole number".to_owned(),
+                    false => format!(": {why}"),
+                });
             format!("invalid value '{value}' for {flag}{why}")
         }
         ErrorKind::ArgumentConflict => {
             let other = context(ContextKind::PriorArg).unwrap_or_default();
             if other == argument || other.is_empty() {
-                format!("{argument} is given twice")
+                format!("{flag} is given twice")
             } else {
-                format!("{argument} and {other} exclude each other")
+                format!("{flag} and {} exclude each other", other.split(' ').next().unwrap_or_default())
             }
         }
         // Clap does not say which argument. A path may have any bytes, so another argument may be the wrong one.
@@ -97,7 +107,21 @@ pub(super) fn refusal(error: &clap::Error, arguments: &[OsString]) -> Ending {
             }
             None => "a value is not UTF-8".to_owned(),
         },
-        _ => error.render().to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
-    };
-    usage(line)
+        ErrorKind::MissingRequiredArgument => format!("{argument} is missing: {see}"),
+        ErrorKind::InvalidSubcommand => {
+            let command = context(ContextKind::InvalidSubcommand).unwrap_or_default();
+            match context(ContextKind::SuggestedSubcommand) {
+                Some(similar) => {
+                    format!("there is no command '{command}': did you mean '{}'?", similar.replace(", ", "' or '"))
+                }
+                None => format!("there is no command '{command}': {see}"),
+            }
+        }
+        _ => {
+            let text = error.render().to_string();
+            let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+            let parts: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+            parts.join("; ").replace(":; ", ": ").trim_start_matches("error: ").to_owned()
+        }
+    }
 }

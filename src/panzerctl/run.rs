@@ -12,8 +12,11 @@ use super::output::print;
 use super::trouble::Trouble;
 use super::watch::{top, watch};
 use super::{metrics, status};
+use crate::cli::refusal::in_one_line;
 use crate::control::operator::requests::{Request, Wanted};
 use crate::sys::printable;
+
+const SEE_HELP: &str = "see panzerctl --help";
 
 /// The definition of the command line.
 pub fn command() -> clap::Command {
@@ -22,7 +25,8 @@ pub fn command() -> clap::Command {
 
 /// Runs the command. Returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let options = match Options::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let options = match Options::try_parse_from(&arguments) {
         Ok(options) => options,
         Err(error) => {
             match error.kind() {
@@ -30,7 +34,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                 ErrorKind::DisplayHelp
                 | ErrorKind::DisplayVersion
                 | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
-                _ => eprintln!("panzerctl: {}", printable::line(&refusal(&error))),
+                _ => {
+                    let line = in_one_line(&error, &arguments, SEE_HELP, SEE_HELP);
+                    eprintln!("panzerctl: {}", printable::line(&line));
+                }
             }
             return if error.use_stderr() { 2 } else { 0 };
         }
@@ -39,15 +46,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let (code, why) = trouble.into_parts();
     eprintln!("panzerctl: {}", printable::message(&why));
     code
-}
-
-/// Clap's error and its tips in one line, without the usage.
-fn refusal(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let parts: Vec<&str> = said.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-    let line = parts.join("; ").replace(":; ", ": ");
-    format!("{} (see panzerctl --help)", line.trim_start_matches("error: "))
 }
 
 fn perform(options: &Options) -> Result<(), Trouble> {

@@ -383,10 +383,12 @@ fn a_client_that_waits_for_nothing_wakes_nobody() {
 #[test]
 fn a_wrong_command_line_is_told_in_one_line() {
     for (arguments, why) in [
-        (&["relod"][..], "unrecognized subcommand 'relod'; tip: "),
-        (&["status", "--jsn"], "unexpected argument '--jsn' found; tip: a similar argument exists: '--json'"),
-        (&["scale"], "the following required arguments were not provided: <N|+N|-N> (see panzerctl --help)"),
-        (&["reload", "--timeout", "soon"], "invalid value 'soon' for '--timeout <D>': not a duration"),
+        (&["relod"][..], "there is no command 'relod': did you mean 'reopen' or 'reload'?"),
+        (&["status", "--jsn"], "unknown option '--jsn': did you mean '--json'?"),
+        (&["scale"], "<N|+N|-N> is missing: see panzerctl --help"),
+        (&["logs", "-n", "all"], "invalid value 'all' for --lines: it must be a whole number"),
+        (&["status", "8"], "unexpected argument '8': see panzerctl --help"),
+        (&["reload", "--timeout", "soon"], "invalid value 'soon' for --timeout: not a duration"),
     ] {
         let refused = Command::new(env!("CARGO_BIN_EXE_panzerctl")).args(arguments).output().unwrap();
         let told = String::from_utf8(refused.stderr).unwrap();
