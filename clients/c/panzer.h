@@ -40,6 +40,8 @@ struct panzer_program {
     /* On TERM and on USR2. They are called in a signal handler: see signal-safety(7). */
     void (*stop)(void *data);
     void (*reload)(void *data);
+    /* With --refork: in a worker whose `run` has returned 0, and which forks the others from now on. `run` is called again in them. */
+    void (*become_mold)(void *data);
     void *data;
 };
 
@@ -61,7 +63,8 @@ bool panzer_ready(void);
 bool panzer_alive(void);
 bool panzer_notify(const char *text);
 
-/* Says how many requests this worker has served so far, for --max-requests. Now and then is enough. */
+/* Says how many requests this worker has served so far, for --max-requests and --refork. Now and then is enough. What was counted before it
+ * was forked is left out. */
 bool panzer_served(unsigned long requests);
 
 /* The number of sockets that panzer passes, and the descriptor of one of them, in the order of `listen`. */
@@ -97,7 +100,7 @@ int panzer_listener(int index);
 #error "define _GNU_SOURCE, or include panzer.h first in the file that has PANZER_IMPLEMENTATION"
 #endif
 
-enum { PANZER__MESSAGE = 1024, PANZER__DESCRIPTORS = 253, PANZER__FIRST = 3, PANZER__HIGH = 512, PANZER__LOOKED_AT = 1024 };
+enum { PANZER__MESSAGE = 1024, PANZER__DESCRIPTORS = 253, PANZER__FIRST = 3, PANZER__HIGH = 512, PANZER__LOOKED_AT = 1024, PANZER__REFORK = -1 };
 
 /* Variables that only a worker has. They stand in the environment from the beginning, so that a worker only writes digits. */
 struct panzer__variable {
@@ -107,7 +110,11 @@ struct panzer__variable {
 
 static struct {
     int socket; /* of the mold, or -1 */
+    int refork; /* of a worker, which may become the mold on it; or -1 */
     pid_t monitor;
+    struct sigaction at_start[NSIG];
+    sigset_t mask_at_start;
+    unsigned long served, served_before;
     char version[16];
     bool is_inherited[PANZER__LOOKED_AT];
     struct panzer__variable worker_id, listen_pid, watchdog_pid;
@@ -116,15 +123,21 @@ static struct {
     volatile sig_atomic_t stopping;
     bool catches_term;
     int notifier;
-} panzer__ = {.socket = -1, .notifier = -1};
+} panzer__ = {.socket = -1, .refork = -1, .notifier = -1};
+
+/* Away from the numbers at which descriptors of workers are to stand, as far as RLIMIT_NOFILE allows. Closes the first one. */
+static int panzer__raise(int descriptor) {
+    int raised = -1;
+    for (int lowest = PANZER__HIGH; raised < 0 && lowest > PANZER__FIRST; lowest /= 2) raised = fcntl(descriptor, F_DUPFD_CLOEXEC, lowest);
+    close(descriptor);
+    return raised;
+}
 
 /* Before main: takes what is for the mold out of the environment, before the program starts anything that would inherit it. */
 __attribute__((constructor)) static void panzer__start(void) {
     const char *number = getenv("PANZER_MOLD_FD"), *version = getenv("PANZER_MOLD_VERSION");
     if (number) {
-        /* Away from the numbers at which descriptors of workers are to stand. */
-        panzer__.socket = fcntl(atoi(number), F_DUPFD_CLOEXEC, PANZER__HIGH);
-        close(atoi(number));
+        panzer__.socket = panzer__raise(atoi(number));
         panzer__.monitor = getppid();
         snprintf(panzer__.version, sizeof panzer__.version, "%s", version ? version : "none");
         unsetenv("PANZER_MOLD_FD");
@@ -212,7 +225,9 @@ bool panzer_alive(void) { return panzer_notify("WATCHDOG=1"); }
 
 bool panzer_served(unsigned long requests) {
     char text[48];
-    snprintf(text, sizeof text, "X_PANZER_REQUESTS=%lu", requests);
+    if (requests < panzer__.served_before) panzer__.served_before = 0;
+    panzer__.served = requests;
+    snprintf(text, sizeof text, "X_PANZER_REQUESTS=%lu", requests - panzer__.served_before);
     return panzer_notify(text);
 }
 
@@ -223,8 +238,8 @@ int panzer_listeners(void) {
 
 int panzer_listener(int index) { return PANZER__FIRST + index; }
 
-/* In the worker, or in a process that panzer has started as one: everything from the first hook to the end. */
-_Noreturn static void panzer__work(void) {
+/* In the worker, or in a process that panzer has started as one: everything from the first hook to the end of `run`. */
+static int panzer__work(void) {
     const struct panzer_program *program = panzer__.program;
     uint64_t seed = 0;
     if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) < 0) seed = (uint64_t)getpid();
@@ -234,7 +249,7 @@ _Noreturn static void panzer__work(void) {
     if (program->stop) panzer__catch_term();
     if (program->reload) panzer__catch(SIGUSR2, panzer__on_usr2);
     if (program->after_start) program->after_start(program->data);
-    exit(program->run(program->data));
+    return program->run(program->data);
 }
 
 static void panzer__reserve(struct panzer__variable *variable, const char *name) {
@@ -245,6 +260,8 @@ static void panzer__reserve(struct panzer__variable *variable, const char *name)
 static void panzer__set(struct panzer__variable *variable, long number) {
     snprintf(variable->text + variable->length, sizeof variable->text - (size_t)variable->length, "%ld", number);
 }
+
+static void panzer__clear(struct panzer__variable *variable) { variable->text[variable->length] = 0; }
 
 /* Forks a worker that falls to the monitor. Returns 1 in it, and in the mold 0, or -1 with errno.
  *
@@ -296,6 +313,10 @@ static bool panzer__place(const int *numbers, int *descriptors, int count) {
         descriptors[i] = raised;
     }
     for (int i = 0; i < count; i++) {
+        if (numbers[i] == PANZER__REFORK) {
+            panzer__.refork = panzer__raise(descriptors[i]);
+            continue;
+        }
         if (dup2(descriptors[i], numbers[i]) < 0) return false;
         close(descriptors[i]);
     }
@@ -311,8 +332,34 @@ static void panzer__tell_of_threads(void) {
                     "there. Start threads in after_start or run.\n", (long)tasks.st_nlink - 3);
 }
 
-/* One order. Returns in the mold only. */
-static void panzer__obey(long ticket, long slot, const int *numbers, int *descriptors, int count) {
+/* Whether panzer wants this worker as its mold. It says so before it tells the worker to stop. */
+static bool panzer__is_wanted(void) {
+    char text[PANZER__MESSAGE];
+    return panzer__.refork >= 0 && recv(panzer__.refork, text, sizeof text, MSG_DONTWAIT) == 4 && memcmp(text, "MOLD", 4) == 0;
+}
+
+/* In a worker whose `run` has returned. Its frames are those of the mold that has forked it. */
+static void panzer__become_mold(void) {
+    for (int number = 1; number < NSIG; number++) sigaction(number, &panzer__.at_start[number], NULL);
+    sigprocmask(SIG_SETMASK, &panzer__.mask_at_start, NULL);
+    panzer__.socket = panzer__.refork;
+    panzer__.refork = -1;
+    panzer__.stopping = panzer__.catches_term = false;
+    panzer__.served_before = panzer__.served;
+    panzer__clear(&panzer__.worker_id);
+    if (panzer__.has_listeners) panzer__clear(&panzer__.listen_pid);
+    if (panzer__.has_watchdog) panzer__clear(&panzer__.watchdog_pid);
+    /* The program may have closed them, and each worker gets them anew. */
+    int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (nothing < 0) panzer_failed(strerror(errno));
+    for (int i = 0; i < panzer_listeners(); i++) dup2(nothing, panzer_listener(i));
+    close(nothing);
+    if (panzer__.program->become_mold) panzer__.program->become_mold(panzer__.program->data);
+    panzer__send("READY refork");
+}
+
+/* One order. Returns in the mold; and, with true, in a worker that has become it. */
+static bool panzer__obey(long ticket, long slot, const int *numbers, int *descriptors, int count) {
     const struct panzer_program *program = panzer__.program;
     pid_t between = 0;
     if (program->before_fork) program->before_fork(program->data);
@@ -320,7 +367,7 @@ static void panzer__obey(long ticket, long slot, const int *numbers, int *descri
     fflush(NULL);
     int forked = panzer__fork(&between);
     if (forked < 0) panzer__send("UNBORN %ld %s", ticket, strerror(errno));
-    if (forked != 1) return;
+    if (forked != 1) return false;
     panzer__settle(between);
     if (!panzer__place(numbers, descriptors, count)) _exit(1);
     panzer__set(&panzer__.worker_id, slot);
@@ -330,7 +377,10 @@ static void panzer__obey(long ticket, long slot, const int *numbers, int *descri
     if (!panzer__send("BORN %ld", ticket)) _exit(0);
     close(panzer__.socket);
     panzer__.socket = -1;
-    panzer__work();
+    int code = panzer__work();
+    if (code != 0 || !panzer__is_wanted()) exit(code);
+    panzer__become_mold();
+    return true;
 }
 
 /* Forks a worker whenever the monitor asks for one, until it says STOP or is gone. */
@@ -345,7 +395,9 @@ static void panzer__serve(void) {
     panzer__reserve(&panzer__.worker_id, "PANZER_WORKER_ID");
     if (panzer__.has_listeners) panzer__reserve(&panzer__.listen_pid, "LISTEN_PID");
     if (panzer__.has_watchdog) panzer__reserve(&panzer__.watchdog_pid, "WATCHDOG_PID");
-    panzer__send("READY");
+    for (int number = 1; number < NSIG; number++) sigaction(number, NULL, &panzer__.at_start[number]);
+    sigprocmask(SIG_SETMASK, NULL, &panzer__.mask_at_start);
+    panzer__send("READY refork");
     for (;;) {
         char text[PANZER__MESSAGE + 1];
         int descriptors[PANZER__DESCRIPTORS], numbers[PANZER__DESCRIPTORS], count = 0, named = 0;
@@ -369,9 +421,13 @@ static void panzer__serve(void) {
         if (strncmp(text, "FORK ", 5) == 0) {
             char *rest;
             long ticket = strtol(text + 5, &rest, 10), slot = strtol(rest, &rest, 10);
-            while (*rest == ' ' && named < PANZER__DESCRIPTORS) numbers[named++] = (int)strtol(rest, &rest, 10);
-            if (named == count) panzer__obey(ticket, slot, numbers, descriptors, count);
-            else panzer__send("UNBORN %ld %d descriptors came for %d numbers", ticket, count, named);
+            while (*rest == ' ' && named < PANZER__DESCRIPTORS) {
+                bool is_refork = strncmp(rest, " refork", 7) == 0;
+                numbers[named++] = is_refork ? PANZER__REFORK : (int)strtol(rest, &rest, 10);
+                if (is_refork) rest += 7;
+            }
+            if (named != count) panzer__send("UNBORN %ld %d descriptors came for %d numbers", ticket, count, named);
+            else if (panzer__obey(ticket, slot, numbers, descriptors, count)) continue;
         }
         for (int i = 0; i < count; i++) close(descriptors[i]);
     }
@@ -448,7 +504,7 @@ _Noreturn void panzer_run(int argc, char **argv, const struct panzer_program *pr
         panzer__serve();
         exit(0);
     }
-    if (getenv("PANZER_WORKER_ID")) panzer__work();
+    if (getenv("PANZER_WORKER_ID")) exit(panzer__work());
     panzer__execute(argc, argv, options);
 }
 

@@ -18,6 +18,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -193,8 +194,7 @@ class _Mold:
         if number is None:
             return
         self.monitor = os.getppid()
-        self.socket = socket.socket(fileno=fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN))
-        os.close(int(number))
+        self.socket = socket.socket(fileno=_raise(int(number)))
         self.excepthook, sys.excepthook = sys.excepthook, self._on_uncaught
 
     def _on_uncaught(self, kind, error, trace):
@@ -353,17 +353,26 @@ def _prctl(option, value):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
+def _raise(descriptor):
+    """Moves it away from the numbers at which descriptors of workers are to stand, as far as RLIMIT_NOFILE allows."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = _FIRST_OWN if limit < 0 or limit > 2 * _FIRST_OWN else limit // 2
+    raised = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+    os.close(descriptor)
+    return raised
+
+
 def _place(places, descriptors):
     """Puts the descriptors where they are to stand, and returns the socket for `refork`. They are raised first, so that none
     overwrites another."""
     refork = None
-    top = max([_FIRST_OWN, *(int(place) + 1 for place in places if place != "refork")])
+    top = max([0, *(int(place) + 1 for place in places if place != "refork")])
     raised = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, top) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
     for descriptor, place in zip(raised, places):
         if place == "refork":
-            refork = socket.socket(fileno=descriptor)
+            refork = socket.socket(fileno=_raise(descriptor))
             continue
         os.dup2(descriptor, int(place))
         os.close(descriptor)

@@ -357,6 +357,14 @@ def forks_again_after_a_kill(command):
         expect(children_of(monitor.mold) == [], "the mold has reaped what it forked between")
 
 
+def needs_few_descriptors(command):
+    """With --rlimit nofile=64 it forks as ever."""
+    with Played(command, before_exec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))) as monitor:
+        for slot in range(2):
+            _, output = (monitor if slot else monitor.load()).fork(slot)
+            output.wait_for(f"run {slot}")
+
+
 def says_that_a_fork_failed(command):
     """A fork that fails is answered by UNBORN with its reason, and the mold lives on."""
     def forbid():
@@ -575,9 +583,9 @@ def finds_panzer(command):
         shutil.rmtree(folder)
 
 
-CHECKS = [loads_and_forks, reloads_and_stops, forks_again_after_a_kill, says_that_a_fork_failed, says_that_it_cannot_load,
-          refuses_another_version, becomes_the_mold, stops, ends_with_its_socket, a_dead_monitor_ends_the_workers, is_one_worker_without_preload,
-          finds_panzer]
+CHECKS = [loads_and_forks, reloads_and_stops, forks_again_after_a_kill, needs_few_descriptors, says_that_a_fork_failed, says_that_it_cannot_load,
+          refuses_another_version, becomes_the_mold, stops, ends_with_its_socket, a_dead_monitor_ends_the_workers,
+          is_one_worker_without_preload, finds_panzer]
 
 
 def main(arguments):

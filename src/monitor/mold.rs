@@ -26,6 +26,7 @@ impl Monitor {
         let (ours, theirs) = MoldSocket::new()?;
         self.poller.watch(&ours, MOLD)?;
         self.lines.mold = Some(ours);
+        self.roster.born_too_late.clear();
         Ok(theirs)
     }
 
@@ -55,11 +56,16 @@ impl Monitor {
             let said = bytes.get(..heard.length).map(Said::read);
             let pid = heard.sender.pid;
             if matches!(said, Some(Ok(Said::Born(_)))) && self.check_newborn(pid, &[]).is_ok() {
-                let signal = self.assignment.plan.tuning.stop.first_signal();
-                if let Err(error) = processes::stop_child(pid, signal) {
-                    log::warn!("cannot end pid {pid}, born too late: {}", processes::why_not_signalled(&error));
-                }
+                self.end_born_too_late(pid);
             }
+        }
+    }
+
+    fn end_born_too_late(&mut self, pid: Pid) {
+        self.roster.born_too_late.insert(pid);
+        let signal = self.assignment.plan.tuning.stop.first_signal();
+        if let Err(error) = processes::stop_child(pid, signal) {
+            log::warn!("cannot end pid {pid}, born too late: {}", processes::why_not_signalled(&error));
         }
     }
 
@@ -127,7 +133,10 @@ impl Monitor {
             };
             self.events.push_back(event);
             self.settle();
-            self.roster.newborn = None;
+            // Nobody has adopted it: its ticket is not open any more.
+            if let Some(pid) = self.roster.newborn.take().filter(|pid| !reaped.contains(pid)) {
+                self.end_born_too_late(pid);
+            }
         }
     }
 

@@ -197,9 +197,9 @@ impl Monitor {
         }
         let seen = self.find_worker(sender.pid);
         let Some(worker) = seen.or(own.filter(|own| self.roster.may_have_sent(*own, sender))) else {
-            // The sender has ended, and so has its worker: the message means nothing any more.
-            let is_late =
-                own.and_then(|own| self.roster.pid_of(own)).is_some_and(|pid| processes::user_of(pid).is_none());
+            // The sender has ended, and so has its worker, or it ends because its mold does: the message means nothing.
+            let is_late = self.roster.born_too_late.contains(&sender.pid)
+                || own.and_then(|own| self.roster.pid_of(own)).is_some_and(|pid| processes::user_of(pid).is_none());
             if !is_late && !std::mem::replace(&mut self.talk.unattributed_told, true) {
                 log::warn!(
                     "{} came from pid {} (user {}), which cannot be seen to belong to a worker of generation {}, and does not \

@@ -20,6 +20,12 @@ static void before_fork(void *data) {
     fflush(stdout);
 }
 
+static void become_mold(void *data) {
+    (void)data;
+    puts("become_mold");
+    fflush(stdout);
+}
+
 static void after_start(void *data) { (void)data, say("after_start"); }
 static void stop(void *data) { (void)data, say("stop"); }
 static void reload(void *data) { (void)data, say("reload"); }
@@ -56,7 +62,8 @@ int main(int argc, char **argv) {
     if (getenv("CONFORM_FAIL")) panzer_failed("no database");
     thrd_t thread;
     if (getenv("CONFORM_THREAD")) thrd_create(&thread, sleeps, NULL);
-    struct panzer_program program = {.run = run, .before_fork = before_fork, .after_start = after_start, .stop = stop, .reload = reload};
+    struct panzer_program program = {.run = run, .before_fork = before_fork, .after_start = after_start, .stop = stop, .reload = reload,
+                                     .become_mold = become_mold};
     const char *options[] = {"workers", "2", "listen", "127.0.0.1:0", NULL};
     panzer_run(argc, argv, &program, options);
 }

@@ -15,6 +15,7 @@ require "socket"
 
 lib LibPanzer
   F_DUPFD_CLOEXEC  =       1030
+  MSG_DONTWAIT     =       0x40
   MSG_NOSIGNAL     =     0x4000
   MSG_CMSG_CLOEXEC = 0x40000000
   PR_SET_PDEATHSIG =          1
@@ -58,7 +59,8 @@ module Panzer
     TEXT
 
   # One worker, as its own program sees it. A class that includes it has a `run`, and may have `before_fork` (called in the mold, before
-  # each fork), `after_start` (in the worker, before `run`), `stop` (on TERM) and `reload` (on USR2).
+  # each fork), `after_start` (in the worker, before `run`), `stop` (on TERM), `reload` (on USR2) and `become_mold` (with --refork: in a
+  # worker whose `run` has returned, and which forks the others from now on).
   module Worker
     abstract def run
 
@@ -83,9 +85,10 @@ module Panzer
       notify("WATCHDOG=1")
     end
 
-    # Says how many requests this worker has served so far, for --max-requests. Now and then is enough.
+    # Says how many requests this worker has served so far, for --max-requests and --refork. Now and then is enough. What was counted
+    # before it was forked is left out.
     def served(requests : Int) : Bool
-      notify("X_PANZER_REQUESTS=#{requests}")
+      notify("X_PANZER_REQUESTS=#{Panzer.count(requests.to_i64)}")
     end
 
     # Sends a message as sd_notify(3) does, such as STATUS=importing.
@@ -143,7 +146,7 @@ module Panzer
       mold.serve(worker)
       exit 0
     elsif ENV.has_key?("PANZER_WORKER_ID")
-      work(worker)
+      exit work(worker)
     else
       Deployment.execute_panzer(options)
     end
@@ -156,7 +159,12 @@ module Panzer
 
   # The sockets that panzer passes, in the order of `listen`. The same objects serve the mold and each worker.
   class_getter listeners : Array(Socket::Server) do
-    Array(Socket::Server).new(ENV["LISTEN_FDS"]?.try(&.to_i?) || 0) { |index| listener(3 + index) }
+    listener_numbers.map { |number| listener(number) }
+  end
+
+  # :nodoc:
+  def self.listener_numbers : Array(Int32)
+    Array(Int32).new(ENV["LISTEN_FDS"]?.try(&.to_i?) || 0) { |index| 3 + index }
   end
 
   private def self.listener(number) : Socket::Server
@@ -192,16 +200,41 @@ module Panzer
 
   # :nodoc:
   #
-  # In the worker: everything from its first hook to its end. The frames of the mold are left as they are.
-  def self.work(worker) : NoReturn
+  # In the worker: everything from its first hook to the end of `run`. Returns the exit code.
+  def self.work(worker) : Int32
     catch_term(true) { worker.stop } if worker.responds_to?(:stop)
     Signal::USR2.trap { worker.reload } if worker.responds_to?(:reload)
     worker.after_start if worker.responds_to?(:after_start)
     worker.run
-    exit 0
+    0
   rescue error
     error.inspect_with_backtrace(STDERR)
-    exit 1
+    1
+  end
+
+  # :nodoc:
+  #
+  # In a worker that becomes the mold, which has its signals back already.
+  def self.forget_work : Nil
+    @@stopping = @@catches_term = false
+    @@served_before = @@served
+    {"PANZER_WORKER_ID", "LISTEN_PID", "WATCHDOG_PID"}.each { |name| ENV.delete(name) }
+    @@listeners.try &.each(&.close)
+    @@listeners = nil
+    # The program may have closed them, and each worker gets them anew.
+    null = LibC.open("/dev/null", LibC::O_RDWR | LibC::O_CLOEXEC)
+    listener_numbers.each { |number| LibC.dup2(null, number) }
+    LibC.close(null)
+  end
+
+  @@served = 0_i64
+  @@served_before = 0_i64
+
+  # :nodoc:
+  def self.count(requests : Int64) : Int64
+    @@served_before = 0_i64 if requests < @@served_before
+    @@served = requests
+    requests - @@served_before
   end
 
   # :nodoc:
@@ -235,10 +268,23 @@ module Panzer
       number.try { |number| new(number.to_i, version) }
     end
 
+    # As far away from the numbers at which descriptors of workers are to stand as RLIMIT_NOFILE allows. Closes the first one.
+    def self.raise_descriptor(descriptor : Int32) : Int32
+      lowest, raised = HIGH, -1
+      while raised < 0 && lowest > 3
+        raised = LibC.fcntl(descriptor, LibPanzer::F_DUPFD_CLOEXEC, lowest)
+        lowest //= 2
+      end
+      LibC.close(descriptor)
+      raised
+    end
+
     def initialize(number : Int32, @version : String?)
       @monitor = LibPanzer.getppid
-      @socket = LibC.fcntl(number, LibPanzer::F_DUPFD_CLOEXEC, HIGH)
-      LibC.close(number)
+      @socket = Mold.raise_descriptor(number)
+      @refork = -1
+      @handlers = {} of ::Signal => LibC::SigactionHandlerT?
+      @mask = LibC::SigsetT.new
       @is_ready = false
       @has_told_of_threads = false
       at_exit do |_, error|
@@ -259,35 +305,80 @@ module Panzer
         send("FAILED #{why}")
         abort "panzer: #{why}"
       end
-      GC.collect
-      @is_ready = true
-      send("READY")
+      Signal.each { |signal| @handlers[signal] = handler_of(signal) }
+      LibC.pthread_sigmask(LibC::SIG_SETMASK, nil, pointerof(@mask))
+      be_willing
       while order = receive
         text, descriptors = order
         words = text.split(' ')
         return if words[0] == "STOP"
-        fork(worker, words[1], words[2], words[3..].map(&.to_i), descriptors) if words[0] == "FORK"
-        descriptors.each { |descriptor| LibC.close(descriptor) }
+        if words[0] == "FORK" && fork(worker, words[1], words[2], words[3..], descriptors)
+          become_mold(worker)
+        else
+          descriptors.each { |descriptor| LibC.close(descriptor) }
+        end
         # Whoever has ended meanwhile is read from the pipe of the signals, which would be full one day.
         Fiber.yield
       end
     end
 
-    private def fork(worker, ticket, slot, numbers, descriptors) : Nil
-      unless numbers.size == descriptors.size
-        raise "#{descriptors.size} descriptors came for #{numbers.size} numbers"
-      end
-      worker.before_fork if worker.responds_to?(:before_fork)
-      tell_of_threads
-      STDOUT.flush
-      STDERR.flush
-      fork_twice { |between| be_worker(worker, between, ticket, slot, numbers, descriptors) }
-    rescue error
-      send("UNBORN #{ticket} #{error.message}")
+    private def be_willing : Nil
+      GC.collect
+      @is_ready = true
+      send("READY refork")
     end
 
-    # The process between ends at once, so that the worker falls to the monitor. Returns in the mold only.
-    private def fork_twice : Nil
+    private def handler_of(signal)
+      LibC.sigaction(signal.value, nil, out action)
+      action.sa_sigaction
+    end
+
+    # In a worker whose `run` has returned. Its frames are those of the mold that has forked it.
+    private def become_mold(worker) : Nil
+      @socket, @refork, @is_ready = @refork, -1, false
+      @handlers.each do |signal, handler|
+        next if handler == handler_of(signal)
+        handler.try(&.pointer.address) == LibC::SIG_IGN.pointer.address ? signal.ignore : signal.reset
+      end
+      LibC.pthread_sigmask(LibC::SIG_SETMASK, pointerof(@mask), nil)
+      Panzer.forget_work
+      worker.become_mold if worker.responds_to?(:become_mold)
+      be_willing
+    rescue error
+      send("FAILED #{error.class}: #{error.message}")
+      error.inspect_with_backtrace(STDERR)
+      exit 1
+    end
+
+    # Whether panzer wants this worker as its mold. It says so before it tells the worker to stop.
+    private def wanted? : Bool
+      bytes = Bytes.new(MAX_MESSAGE_BYTES)
+      length = LibC.recv(@refork, bytes.to_unsafe.as(Void*), bytes.size, LibPanzer::MSG_DONTWAIT)
+      length > 0 && bytes[0, length] == "MOLD".to_slice
+    end
+
+    # Returns in the mold; and, with true, in a worker that is wanted as the mold.
+    private def fork(worker, ticket, slot, places, descriptors) : Bool
+      between = begin
+        unless places.size == descriptors.size
+          raise "#{descriptors.size} descriptors came for #{places.size} places"
+        end
+        worker.before_fork if worker.responds_to?(:before_fork)
+        tell_of_threads
+        STDOUT.flush
+        STDERR.flush
+        fork_twice
+      rescue error
+        send("UNBORN #{ticket} #{error.message}")
+        nil
+      end
+      return false unless between
+      be_worker(worker, between, ticket, slot, places, descriptors)
+      true
+    end
+
+    # The process between ends at once, so that the worker falls to the monitor. Returns its pid in the worker, and nil in the mold.
+    private def fork_twice : Int32?
       all = uninitialized LibC::SigsetT
       before = uninitialized LibC::SigsetT
       LibC.sigfillset(pointerof(all))
@@ -300,7 +391,7 @@ module Panzer
         begin
           if Process.fork.nil?
             LibC.pthread_sigmask(LibC::SIG_SETMASK, pointerof(before), nil)
-            yield between
+            return between
           end
         rescue error
           LibC._exit(Errno.value.value)
@@ -315,16 +406,18 @@ module Panzer
       raise error.message if pid < 0 || status != 0
     end
 
-    private def be_worker(worker, between, ticket, slot, numbers, descriptors) : NoReturn
+    # Returns only if the worker is wanted as the mold.
+    private def be_worker(worker, between, ticket, slot, places, descriptors) : Nil
       settle(between)
-      place(numbers, descriptors)
+      place(places, descriptors)
       ENV["PANZER_WORKER_ID"] = slot
       ENV["LISTEN_PID"] = Process.pid.to_s if ENV.has_key?("LISTEN_FDS")
       ENV["WATCHDOG_PID"] = Process.pid.to_s if ENV.has_key?("WATCHDOG_USEC")
       # Otherwise the monitor has another mold by now, and does not know this worker.
       LibC._exit(0) unless send("BORN #{ticket}")
       LibC.close(@socket)
-      Panzer.work(worker)
+      code = Panzer.work(worker)
+      exit code unless code == 0 && wanted?
     end
 
     # Waits until the monitor is the parent, and asks for TERM when it dies.
@@ -338,12 +431,13 @@ module Panzer
     end
 
     # Puts the descriptors where they are to stand. They are raised first, so that none overwrites another.
-    private def place(numbers, descriptors) : Nil
-      top = (numbers.max? || 0) + 1
+    private def place(places, descriptors) : Nil
+      top = (places.compact_map(&.to_i?).max? || 0) + 1
       raised = descriptors.map { |descriptor| LibC.fcntl(descriptor, LibPanzer::F_DUPFD_CLOEXEC, top) }
       descriptors.each { |descriptor| LibC.close(descriptor) }
-      raised.zip(numbers) do |descriptor, number|
-        LibC._exit(1) if LibC.dup2(descriptor, number) < 0
+      raised.zip(places) do |descriptor, place|
+        next @refork = Mold.raise_descriptor(descriptor) if place == "refork"
+        LibC._exit(1) if LibC.dup2(descriptor, place.to_i) < 0
         LibC.close(descriptor)
       end
     end

@@ -5,16 +5,16 @@ class MyWorker
   include Panzer::Worker
 
   def initialize(@loaded : String)
-    @server = HTTP::Server.new { |context| context.response.puts "#{@loaded} from worker #{index}" }
   end
 
   def run
-    @server.bind(Panzer.listeners.first)
-    @server.listen
+    @server = server = HTTP::Server.new { |context| context.response.puts "#{@loaded} from worker #{index}" }
+    server.bind(Panzer.listeners.first)
+    server.listen
   end
 
   def stop
-    @server.close
+    @server.try &.close
   end
 end
 

@@ -48,6 +48,10 @@ class Probe
     say "reload #{index}"
   end
 
+  def become_mold
+    say "become_mold"
+  end
+
   private def say(line)
     puts line
     STDOUT.flush

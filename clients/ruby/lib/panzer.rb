@@ -220,9 +220,7 @@ module Panzer
       number, @version = ENV.delete("PANZER_MOLD_FD"), ENV.delete("PANZER_MOLD_VERSION")
       return unless number
 
-      given = Socket.for_fd(number.to_i)
-      @socket = Socket.for_fd(given.fcntl(F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR))
-      given.close
+      @socket = raise_socket(number.to_i)
       @monitor, @pid, @reforks = Process.ppid, Process.pid, 0
       LibC.load
       at_exit { tell_of_failure($!) if $! && serves? && Process.pid == @pid }
@@ -405,13 +403,20 @@ module Panzer
       Process.setpgid(0, 0)
     end
 
+    # Moves it away from the numbers at which descriptors of workers are to stand, as far as RLIMIT_NOFILE allows.
+    def raise_socket(number)
+      given = Socket.for_fd(number)
+      lowest = [FIRST_OWN_DESCRIPTOR, Process.getrlimit(:NOFILE).first / 2].min
+      Socket.for_fd(given.fcntl(F_DUPFD_CLOEXEC, lowest)).tap { given.close }
+    end
+
     # Puts the descriptors where they are to stand. They are raised first, so that none overwrites another.
     def place(places, descriptors)
-      top = [*places.map(&:to_i), FIRST_OWN_DESCRIPTOR].max + 1
+      top = [0, *places.map(&:to_i)].max + 1
       raised = descriptors.map { |io| io.fcntl(F_DUPFD_CLOEXEC, top) }
       descriptors.each(&:close)
       raised.zip(places) do |from, to|
-        next @refork = Socket.for_fd(from) if to == "refork"
+        next @refork = raise_socket(from) if to == "refork"
 
         LibC.dup2(from, to.to_i)
         IO.for_fd(from).close

@@ -48,6 +48,7 @@ fn main() {
         .after_start(|worker| println!("after_start {}", worker.index()))
         .stop(|worker| println!("stop {}", worker.index()))
         .reload(|worker| println!("reload {}", worker.index()))
+        .become_mold(|| println!("become_mold"))
         .option("workers", 2)
         .option("listen", "127.0.0.1:0")
         .run()

@@ -74,6 +74,37 @@ fn all_signals() -> libc::sigset_t {
     set
 }
 
+/// The signal dispositions and the signal mask of this process.
+pub(crate) struct Signals {
+    actions: Vec<(libc::c_int, libc::sigaction)>,
+    mask: libc::sigset_t,
+}
+
+impl Signals {
+    pub(crate) fn now() -> Signals {
+        let mut mask = no_signals();
+        // SAFETY: the set is whole.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, ptr::null(), &mut mask) };
+        let action = |number| {
+            // SAFETY: all zeros is a valid action, which sigaction fills.
+            unsafe {
+                let mut action: libc::sigaction = mem::zeroed();
+                (libc::sigaction(number, ptr::null(), &mut action) == 0).then_some((number, action))
+            }
+        };
+        Signals { actions: (1..=libc::SIGRTMAX()).filter_map(action).collect(), mask }
+    }
+
+    pub(crate) fn restore(&self) {
+        for (number, action) in &self.actions {
+            // SAFETY: the action was this process's own. KILL and STOP have none, and refuse.
+            unsafe { libc::sigaction(*number, action, ptr::null_mut()) };
+        }
+        // SAFETY: the set is whole.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.mask, ptr::null_mut()) };
+    }
+}
+
 /// The stack of the process between, and of the worker.
 pub(crate) struct Stack(*mut c_void);
 

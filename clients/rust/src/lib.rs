@@ -21,31 +21,37 @@ mod worker;
 use std::fmt::Display;
 use std::{env, process};
 
+use mold::Mold;
 pub use mold::failed;
 pub use worker::{Worker, listeners};
 
-type Once = Box<dyn FnOnce(&Worker)>;
+type Step = Box<dyn FnMut(&Worker)>;
 type Hook = Box<dyn Fn(&Worker) + Send>;
 
 /// A program: what its workers run, its hooks, and panzer's options.
 pub struct Program {
-    run: Once,
+    run: Step,
     before_fork: Option<Box<dyn FnMut()>>,
-    after_start: Option<Once>,
+    after_start: Option<Step>,
     stop: Option<Hook>,
     reload: Option<Hook>,
+    become_mold: Option<Box<dyn FnMut()>>,
+    hooks: Option<worker::Hooks>,
     options: Vec<(String, String)>,
 }
 
 impl Program {
-    /// A program whose workers call `run`. A worker whose `run` returns exits with 0.
-    pub fn new(run: impl FnOnce(&Worker) + 'static) -> Program {
+    /// A program whose workers call `run`. A worker whose `run` returns exits with 0; with --refork it may become the mold, and
+    /// the workers that it forks call `run` again.
+    pub fn new(run: impl FnMut(&Worker) + 'static) -> Program {
         Program {
             run: Box::new(run),
             before_fork: None,
             after_start: None,
             stop: None,
             reload: None,
+            become_mold: None,
+            hooks: None,
             options: Vec::new(),
         }
     }
@@ -57,7 +63,7 @@ impl Program {
     }
 
     /// Calls this in the worker, before `run`.
-    pub fn after_start(mut self, hook: impl FnOnce(&Worker) + 'static) -> Program {
+    pub fn after_start(mut self, hook: impl FnMut(&Worker) + 'static) -> Program {
         self.after_start = Some(Box::new(hook));
         self
     }
@@ -74,6 +80,12 @@ impl Program {
         self
     }
 
+    /// Calls this in a worker whose `run` has returned, and which forks the others from now on (--refork).
+    pub fn become_mold(mut self, hook: impl FnMut() + 'static) -> Program {
+        self.become_mold = Some(Box::new(hook));
+        self
+    }
+
     /// One of panzer's options, such as `workers` or `ready_timeout`. An empty value is for an option that takes none.
     /// Options hold if the program is run without panzer. The user's own flags and PANZER_* variables win over them.
     pub fn option(mut self, name: &str, value: impl Display) -> Program {
@@ -83,12 +95,12 @@ impl Program {
 
     /// Runs the workers. Does not return.
     pub fn run(mut self) -> ! {
-        if let Some(mold) = mold::take() {
-            mold.serve(self);
+        if let Some(socket) = mold::take() {
+            Mold::new(socket, self).serve();
             process::exit(0);
         }
         if env::var_os("PANZER_WORKER_ID").is_some() {
-            self.work();
+            process::exit(self.work());
         }
         deploy::execute_panzer(&std::mem::take(&mut self.options));
     }

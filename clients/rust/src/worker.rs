@@ -1,12 +1,15 @@
 //! What a worker is and does.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::{env, mem, process, ptr, thread};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::{env, mem, ptr};
 
 use crate::{Hook, Program};
 
@@ -17,6 +20,9 @@ static STOPPING: AtomicBool = AtomicBool::new(false);
 static CATCHES_TERM: AtomicBool = AtomicBool::new(false);
 /// Where the handler writes which signal came, for the thread that calls the hooks.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+/// Requests that this worker has counted, and how many of them were counted before it was forked.
+static SERVED: AtomicU64 = AtomicU64::new(0);
+static SERVED_BEFORE: AtomicU64 = AtomicU64::new(0);
 static NOTIFIER: OnceLock<Option<UnixDatagram>> = OnceLock::new();
 
 /// One worker, as its own program sees it.
@@ -45,9 +51,16 @@ impl Worker {
         self.notify("WATCHDOG=1")
     }
 
-    /// Says how many requests this worker has served so far, for --max-requests. Now and then is enough.
+    /// Says how many requests this worker has served so far, for --max-requests and --refork. Now and then is enough. What was
+    /// counted before it was forked is left out.
     pub fn served(&self, requests: u64) -> bool {
-        self.notify(&format!("X_PANZER_REQUESTS={requests}"))
+        SERVED.store(requests, Ordering::Relaxed);
+        let before = SERVED_BEFORE.load(Ordering::Relaxed);
+        let own = requests.checked_sub(before).unwrap_or_else(|| {
+            SERVED_BEFORE.store(0, Ordering::Relaxed);
+            requests
+        });
+        self.notify(&format!("X_PANZER_REQUESTS={own}"))
     }
 
     /// Sends a message as sd_notify(3) does, such as `STATUS=importing`.
@@ -67,34 +80,58 @@ impl Worker {
 
 /// The sockets that panzer passes, in the order of `listen`. Each call takes them: call it once, in the mold or in a worker.
 pub fn listeners() -> Vec<OwnedFd> {
-    let count = env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     // SAFETY: panzer has opened these descriptors for this program, and nobody else here owns them.
-    (0..count).map(|index| unsafe { OwnedFd::from_raw_fd(FIRST_LISTENER + index) }).collect()
+    listener_numbers().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }
 
+pub(crate) fn listener_numbers() -> std::ops::Range<RawFd> {
+    let count: RawFd = env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    FIRST_LISTENER..FIRST_LISTENER + count
+}
+
+/// The thread that calls `stop` and `reload`. It gives them back when it ends.
+pub(crate) type Hooks = JoinHandle<(Option<Hook>, Option<Hook>)>;
+
 impl Program {
-    /// In the worker: everything from its first hook to its end.
-    pub(crate) fn work(self) -> ! {
-        let program = AssertUnwindSafe(self);
+    /// In the worker: everything from its first hook to the end of `run`. Returns the exit code.
+    pub(crate) fn work(&mut self) -> i32 {
         // A panic has been reported by its hook. It must not unwind the frames of the mold below.
-        let ended = panic::catch_unwind(move || { program }.0.work_through());
-        process::exit(if ended.is_ok() { 0 } else { 101 });
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| self.work_through()));
+        if ended.is_ok() { 0 } else { 101 }
     }
 
-    fn work_through(self) {
+    fn work_through(&mut self) {
         let worker = Worker(());
         if self.stop.is_some() || self.reload.is_some() {
-            listen_to_signals(self.stop, self.reload);
+            self.hooks = Some(listen_to_signals(self.stop.take(), self.reload.take()));
         }
-        if let Some(after_start) = self.after_start {
+        if let Some(after_start) = &mut self.after_start {
             after_start(&worker);
         }
         (self.run)(&worker);
     }
+
+    /// In a worker that becomes the mold, which has its signals back already.
+    pub(crate) fn forget_work(&mut self) -> Result<(), &'static str> {
+        let pipe = SIGNAL_PIPE.swap(-1, Ordering::SeqCst);
+        if let Some(hooks) = self.hooks.take() {
+            // No signal has the number 0: the thread ends.
+            // SAFETY: the pipe is this program's own, and one byte is written of one.
+            unsafe {
+                libc::write(pipe, ptr::from_ref(&0u8).cast(), 1);
+                libc::close(pipe);
+            }
+            (self.stop, self.reload) = hooks.join().map_err(|_| "stop or reload has panicked")?;
+        }
+        CATCHES_TERM.store(false, Ordering::SeqCst);
+        STOPPING.store(false, Ordering::SeqCst);
+        SERVED_BEFORE.store(SERVED.load(Ordering::Relaxed), Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// Has a thread call the hooks: in a signal handler little is allowed.
-fn listen_to_signals(stop: Option<Hook>, reload: Option<Hook>) {
+fn listen_to_signals(stop: Option<Hook>, reload: Option<Hook>) -> Hooks {
     let mut ends = [0; 2];
     // SAFETY: the array has room for two descriptors.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
@@ -102,16 +139,18 @@ fn listen_to_signals(stop: Option<Hook>, reload: Option<Hook>) {
     }
     SIGNAL_PIPE.store(ends[1], Ordering::SeqCst);
     let (has_stop, has_reload) = (stop.is_some(), reload.is_some());
-    thread::spawn(move || {
-        let mut number = 0u8;
-        loop {
-            // SAFETY: one byte is read into a byte.
-            let count = unsafe { libc::read(ends[0], ptr::from_mut(&mut number).cast(), 1) };
-            let hook = if i32::from(number) == libc::SIGTERM { &stop } else { &reload };
-            if let (1, Some(hook)) = (count, hook) {
+    // SAFETY: pipe2 has just made it.
+    let mut reader = File::from(unsafe { OwnedFd::from_raw_fd(ends[0]) });
+    let thread = thread::spawn(move || {
+        let mut number = [0u8];
+        // The standard library reads again after a signal.
+        while reader.read_exact(&mut number).is_ok() && number != [0] {
+            let hook = if i32::from(number[0]) == libc::SIGTERM { &stop } else { &reload };
+            if let Some(hook) = hook {
                 hook(&Worker(()));
             }
         }
+        (stop, reload)
     });
     if has_stop {
         catch_term(true);
@@ -119,6 +158,7 @@ fn listen_to_signals(stop: Option<Hook>, reload: Option<Hook>) {
     if has_reload {
         catch(libc::SIGUSR2);
     }
+    thread
 }
 
 /// Unless the program has its own handler for TERM, and no `stop`.

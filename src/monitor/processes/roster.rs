@@ -62,6 +62,8 @@ pub(crate) struct Roster {
     pub(crate) workers: BTreeMap<Pid, Worker>,
     /// The child that has just reported its birth, until it is a worker.
     pub(crate) newborn: Option<Pid>,
+    /// Children that were forked when their mold had been told to end. They end too.
+    pub(crate) born_too_late: BTreeSet<Pid>,
     /// Probes that run, and the worker of each.
     pub(crate) probes: BTreeMap<Pid, Worker>,
     pub(crate) measurement: Option<Measurement>,

@@ -1,6 +1,6 @@
 //! clients/c
 
-use super::{conforms, first_block, run, scratch, serves, text_of};
+use super::{conforms, first_block, reforks, run, scratch, serves, text_of};
 use crate::support::require;
 
 const FLAGS: [&str; 6] = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O2"];
@@ -15,6 +15,13 @@ fn compile(source: &str, name: &str) -> String {
 fn it_conforms_to_the_protocol() {
     if require("gcc") {
         conforms(&[&compile("clients/c/tests/probe.c", "probe-c")]);
+    }
+}
+
+#[test]
+fn its_workers_become_the_mold() {
+    if require("gcc") {
+        reforks(&[&compile("clients/c/tests/probe.c", "refork-c")]);
     }
 }
 

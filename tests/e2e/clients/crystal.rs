@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::{PANZER, ROOT, conforms, first_block, run, scratch, serves, text_of};
+use super::{PANZER, ROOT, conforms, first_block, reforks, run, scratch, serves, text_of};
 use crate::support::{Panzer, eventually, free_port, get, there_is};
 
 /// Compiles a program that requires the shard by its name.
@@ -19,6 +19,13 @@ fn compile(source: &str, name: &str) -> String {
 fn it_conforms_to_the_protocol() {
     if there_is("crystal") {
         conforms(&[&compile("clients/crystal/tests/probe.cr", "probe-crystal")]);
+    }
+}
+
+#[test]
+fn its_workers_become_the_mold() {
+    if there_is("crystal") {
+        reforks(&[&compile("clients/crystal/tests/probe.cr", "refork-crystal")]);
     }
 }
 

@@ -44,6 +44,27 @@ fn conforms(probe: &[&str]) {
     run(&[&["python3", "clients/testing/conform.py", "--threads", "--"], probe].concat(), &[]);
 }
 
+/// Workers of the same program become the mold, one after the other.
+fn reforks(probe: &[&str]) {
+    let options = ["--preload", "-w", "2", "--refork", "150ms", "--healthy-after", "100ms", "--ready", "notify", "--"];
+    let panzer = Panzer::builder().args(options).args(probe).env("PANZER_BAKE", "50ms").start();
+    for line in [
+        "and is to become the mold (--refork); replacing it",
+        "has taken the place of pid",
+        "is the mold of generation",
+    ] {
+        panzer.allow_line(line);
+    }
+    panzer.wait_serving();
+    let mut molds = vec![panzer.status().serving().mold()];
+    eventually(SOON, "three molds, one after the other", || {
+        let mold = panzer.status().serving().mold.as_ref().and_then(|mold| mold.pid);
+        molds.extend(mold.filter(|mold| !molds.contains(mold)));
+        molds.len() >= 3
+    });
+    assert_eq!(panzer.stop().code(), Some(0));
+}
+
 /// A page's first block of code.
 fn first_block(page: &str) -> String {
     let text = text_of(page);

@@ -1,12 +1,19 @@
 //! clients/ruby
 
-use super::{ROOT, conforms, first_block, run, serves};
+use super::{ROOT, conforms, first_block, reforks, run, serves};
 use crate::support::require;
 
 #[test]
 fn it_conforms_to_the_protocol() {
     if require("ruby") {
         conforms(&["ruby", "-w", "clients/ruby/test/probe.rb"]);
+    }
+}
+
+#[test]
+fn its_workers_become_the_mold() {
+    if require("ruby") {
+        reforks(&["ruby", &format!("{ROOT}/clients/ruby/test/probe.rb")]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! clients/rust
 
-use super::{conforms, first_block, run, scratch, serves, text_of};
+use super::{conforms, first_block, reforks, run, scratch, serves, text_of};
 
 const MANIFEST: &str = "clients/rust/Cargo.toml";
 
@@ -15,6 +15,11 @@ fn build() -> String {
 #[test]
 fn it_conforms_to_the_protocol() {
     conforms(&[&format!("{}/probe", build())]);
+}
+
+#[test]
+fn its_workers_become_the_mold() {
+    reforks(&[&format!("{}/probe", build())]);
 }
 
 #[test]

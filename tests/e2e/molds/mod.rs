@@ -274,6 +274,33 @@ fn a_worker_says_itself_that_it_is_ready() {
     panzer.stop();
 }
 
+/// What it says when its mold has been told to end means nothing, and nobody is told.
+#[test]
+fn a_worker_that_is_born_as_the_stop_begins_ends_in_silence() {
+    let port = free_port();
+    let says = "def work():\n    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', '\\0' + \
+                os.environ['NOTIFY_SOCKET'][1:]); open('said', 'w')";
+    let waits =
+        "while os.path.exists('wait'): open('asked', 'w'); time.sleep(0.001)\n        if (middle := os.fork()) == 0:";
+    let program = mold("good").replace("def work():", says).replace("if (middle := os.fork()) == 0:", waits);
+    let panzer = serving(&program, port, 1).args(["--ready", "notify", "--ready-timeout", "20s"]).start();
+    panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
+    panzer.wait_serving();
+    let (worker, monitor) = (panzer.workers()[0], panzer.status().serving().monitor.unwrap());
+    fs::write(panzer.path("wait"), "").unwrap();
+    fs::remove_file(panzer.path("said")).unwrap();
+    kill_9(worker);
+    eventually(SOON, "it is asked for another", || panzer.path("asked").exists());
+    // The monitor finds the order to stop first, then BORN, then READY=1.
+    kill(Pid::from_raw(monitor), Signal::SIGSTOP).unwrap();
+    panzer.signal_quietly(Signal::SIGTERM);
+    panzer.wait_for_line("stopping gracefully", SOON);
+    fs::remove_file(panzer.path("wait")).unwrap();
+    eventually(SOON, "the worker speaks", || panzer.path("said").exists());
+    kill(Pid::from_raw(monitor), Signal::SIGCONT).unwrap();
+    assert_eq!(panzer.wait_exit().code(), Some(0));
+}
+
 #[test]
 fn a_worker_starts_clean() {
     let port = free_port();
