@@ -23,7 +23,7 @@ _panzer() {
 
     case "${cmd}" in
         panzer)
-            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --refork --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --watchdog --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-lifetime --max-memory --max-requests --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --log --stdout --stderr --log-size --log-keep --log-compress --log-prefix --log-format --quiet --verbose --help --version"
+            opts="-w -l -d -p -q -v -h -V --workers --listen --also-speak --listen-pid --listen-as --share-ports --preload --refork --ready --ready-timeout --bake --surge --timeout --stop --retire --delay --delay-max --healthy-after --watchdog --respawn-limit --final-exit-codes --final-exit-stop --start-delay --max-lifetime --max-memory --max-requests --max-draining --chdir --env --env-file --user --group --umask --nice --rlimit --oom-score-adj --cpu-affinity --cgroup --config --check --signals --on --hook --hook-timeout --daemonize --name --pid --control --log --stdout --stderr --log-size --log-keep --log-compress --log-prefix --log-format --quiet --verbose --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -174,6 +174,10 @@ _panzer() {
                     return 0
                     ;;
                 --cpu-affinity)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -72,7 +72,7 @@
 //! | `configuration` | the plans in force, and reading them again |
 //! | `operators` | signals, requests, status, messages |
 //! | `restart` | the next build |
-//! | `outside` | the service manager, a daemon's parent, the pid file |
+//! | `outside` | the service manager, a daemon's parent, the pid file, cgroups |
 //!
 //! **One USR1.** `run` reads the signal; `operators::signals` turns it into `Event::Reload`; `decide::reload` begins a
 //! generation; `perform` has `configuration` resolve its plan (a planner of `processes`), and then has

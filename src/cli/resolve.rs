@@ -65,6 +65,8 @@ impl Options {
         }
         let control = self.control.unwrap_or_default();
         let logs = self.logs.resolve(&start_directory);
+        let workers = self.workers.unwrap_or_else(config::usable_cpus);
+        let cgroup = self.resources.cgroup(workers)?;
         Ok(Plan {
             program: program.into(),
             args: args.map(Text).collect(),
@@ -74,9 +76,10 @@ impl Options {
             env: self.env.iter().map(parse_variable).collect::<Result<_, _>>()?,
             env_files: self.env_file,
             identity: resolve_identity(self.user, self.group, self.umask, self.nice, self.resources)?,
+            cgroup,
             preload: self.preload,
             refork: self.refork.unwrap_or_default(),
-            workers: self.workers.unwrap_or_else(config::usable_cpus),
+            workers,
             handover,
             listen,
             inherited,
@@ -145,7 +148,7 @@ fn resolve_identity(
     if users_group.is_some() && group.is_some() {
         return Err(usage("the group is given twice, in --user and by --group; take one"));
     }
-    let ResourceOptions { rlimit, oom_score_adj, cpu_affinity } = resources;
+    let ResourceOptions { rlimit, oom_score_adj, cpu_affinity, .. } = resources;
     Ok(RunAs { user, group: users_group.or(group), umask, nice, rlimit, oom_score_adj, cpu_affinity })
 }
 

@@ -2,7 +2,8 @@
 
 use clap::{ArgAction, Args};
 
-use crate::config::{CpuAffinity, Rlimit};
+use super::refusal::{Ending, usage};
+use crate::config::{Cgroup, CgroupItem, CpuAffinity, Rlimit};
 
 #[derive(Debug, Args)]
 pub(super) struct ResourceOptions {
@@ -21,6 +22,24 @@ pub(super) struct ResourceOptions {
     /// 0-3,6: each worker may use all of these
     #[arg(long, env = "PANZER_CPU_AFFINITY", value_name = "auto|LIST", allow_hyphen_values = true)]
     pub(super) cpu_affinity: Option<CpuAffinity>,
+
+    /// Put the workers of each generation into a cgroup of their own, with limits for all of them together: memory=SIZE,
+    /// pids=N (processes and threads), or on for no limit. What a generation leaves behind is killed with it. Takes
+    /// cgroups of version 2, and one that panzer may divide, as by Delegate=yes in a systemd unit [off]
+    #[arg(long, env = "PANZER_CGROUP", value_name = "on|NAME=LIMIT", action = ArgAction::Append, value_delimiter = ',')]
+    cgroup: Vec<CgroupItem>,
+}
+
+impl ResourceOptions {
+    pub(super) fn cgroup(&self, workers: u32) -> Result<Option<Cgroup>, Ending> {
+        let cgroup = Cgroup::of(&self.cgroup).map_err(|why| usage(format!("--cgroup: {why}")))?;
+        match cgroup.and_then(|cgroup| cgroup.pids) {
+            Some(pids) if pids < workers.into() => {
+                Err(usage(format!("--cgroup pids={pids} leaves no room for {workers} workers; raise it")))
+            }
+            _ => Ok(cgroup),
+        }
+    }
 }
 
 fn score(text: &str) -> Result<i32, String> {

@@ -12,7 +12,7 @@ pub mod limits;
 pub mod logs;
 pub mod placeholders;
 mod plan;
-pub mod rlimit;
+pub mod resources;
 pub mod run_as;
 pub mod schedule;
 pub mod share_ports;
@@ -30,7 +30,8 @@ pub use limits::{
 };
 pub use logs::{LogFile, LogFormat, Logs, Stream};
 pub use plan::{EnvFile, MAX_WORKERS, Plan, Ready, Surge, usable_cpus};
-pub use rlimit::{CpuAffinity, Rlimit};
+pub use resources::cgroup::{Cgroup, CgroupItem};
+pub use resources::rlimit::{CpuAffinity, Rlimit};
 pub use run_as::RunAs;
 pub use schedule::{Escalation, Schedule};
 pub use share_ports::SharePorts;

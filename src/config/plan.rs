@@ -13,6 +13,7 @@ use super::hooks::Hooks;
 use super::limits::{DEFAULT_DRAINING, Refork};
 use super::logs::Logs;
 use super::placeholders;
+use super::resources::cgroup::Cgroup;
 use super::run_as::RunAs;
 use super::share_ports::SharePorts;
 use super::text::Text;
@@ -47,6 +48,9 @@ pub struct Plan {
     /// User, group, umask and nice value of the workers.
     #[serde(default)]
     pub identity: RunAs,
+    /// The limits of each generation's cgroup, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Cgroup>,
     /// Whether a mold loads the program once for each generation, and forks its workers.
     #[serde(default)]
     pub preload: bool,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::rlimit::{CpuAffinity, Rlimit};
+use super::resources::rlimit::{CpuAffinity, Rlimit};
 
 /// A user or a group, as it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -81,6 +81,7 @@ impl Main {
             Action::Exit(code) => {
                 self.report_held();
                 self.exit = Some(code);
+                self.outside.cgroups.iter_mut().for_each(|cgroups| cgroups.end_all(Instant::now()));
                 self.tell_hooks_of_end(code);
             }
         }
@@ -101,6 +102,7 @@ impl Main {
 
     fn release(&mut self, generation: u32) {
         self.report_held();
+        self.outside.cgroups.iter_mut().for_each(|cgroups| cgroups.end(generation, Instant::now()));
         self.configuration.found.remove(&generation);
         self.configuration.plans.remove(&generation);
         self.operators.clients.gone(generation);

@@ -10,6 +10,7 @@ use super::decide::{Event, Monitor, hooks, restart};
 use super::listeners::bind_at_start::Failure;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
 use super::main::{LOGGER, Main, SIGNALS, STDERR};
+use super::outside::cgroups::Cgroups;
 use super::outside::daemon_parent::DaemonParent;
 use super::restart::take_over;
 use super::start::start;
@@ -54,6 +55,7 @@ pub fn run(environment: Environment) -> anyhow::Result<u8> {
             main.operators.clients.server.end();
             main.outside.ack_paths.remove_all();
             main.outside.pid_file.remove();
+            main.outside.cgroups.iter().for_each(Cgroups::leave);
             main.outside.terminal_rights.restore();
             if !main.interrupted || !matches!(code, Ok(0)) {
                 return code;
@@ -82,6 +84,7 @@ impl Main {
             }
             self.prepare_for_sleep();
             if let Some(code) = self.exit.filter(|_| self.operators.hooks.is_idle())
+                && self.outside.cgroups.as_ref().is_none_or(Cgroups::is_idle)
                 && self.has_ended_logger()
             {
                 self.operators.clients.ended(code);
@@ -143,6 +146,7 @@ impl Main {
             self.outside.service_manager.deadline(),
             self.restarting.restart.deadline(),
             self.logger.deadline(),
+            self.outside.cgroups.as_ref().and_then(Cgroups::deadline),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -185,6 +189,7 @@ impl Main {
         self.go_on_with_restart(restart::Event::Wake);
         self.go_on_with_hooks(hooks::Event::Wake);
         self.end_farewell();
+        self.outside.cgroups.iter_mut().for_each(|cgroups| cgroups.tend(Instant::now()));
     }
 
     /// Counts the death of a worker: on trial it is a failed reload, else a respawn.

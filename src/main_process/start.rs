@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -27,8 +27,9 @@ use super::operators::clients::Clients;
 use super::operators::signals::has_terminal;
 use super::outside::Outside;
 use super::outside::ack_paths::AckPaths;
+use super::outside::cgroups::Cgroups;
 use super::outside::daemon_parent::DaemonParent;
-use super::outside::pid_file;
+use super::outside::pid_file::{self, PidFile};
 use super::outside::service_manager::ServiceManager;
 use super::processes::children::Children;
 use super::processes::logger::Logger;
@@ -42,6 +43,9 @@ use crate::sys::output::TerminalRights;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::{processes, signals};
+
+/// The monitors of a main that was killed stop their workers by its schedule. They may begin, and end, this much later.
+const PATIENCE_WITH_THE_LAST_MAIN: Duration = Duration::from_secs(2);
 
 pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: DaemonParent) -> Result<Main, Failure> {
     // First of all, so that a terminal that closes later counts as having been there.
@@ -63,26 +67,22 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     poller.watch(&signals, SIGNALS)?;
     let children = Children::new(FIRST_MONITOR);
     let pid_file = pid_file::claim(&plan).map_err(Failure::Refused)?;
-    let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused);
-    let begun = ack_paths.and_then(|paths| Ok((paths, bind_all(&plan, &poller, &signals, had_terminal)?)));
-    let (ack_paths, mut held) = match begun {
-        Ok(begun) => begun,
-        Err(failure) => {
-            pid_file.remove();
-            return Err(failure);
-        }
+    let cgroups = begin_cgroups(&plan, &pid_file, &daemon_parent);
+    let cgroups = cgroups.map_err(Failure::Refused).inspect_err(|_| pid_file.remove())?;
+    let undo = || {
+        cgroups.iter().for_each(Cgroups::leave);
+        pid_file.remove();
     };
+    let ack_paths = AckPaths::begin(&plan, pid_file.path()).map_err(Failure::Refused).inspect_err(|_| undo())?;
+    let mut held = bind_all(&plan, &poller, &signals, had_terminal).inspect_err(|_| undo())?;
     held.settle_ports(&mut plan);
     let control = plan.control.as_ref().map(|path| plan.start_directory.join(path));
     let control = control.unwrap_or_else(|| files::socket_beside(pid_file.path()));
-    let server = match Server::bind(&control, plan.control_access.clone(), &poller) {
-        Ok(server) => server,
-        Err(why) => {
-            held.close();
-            pid_file.remove();
-            return Err(Failure::Refused(why));
-        }
-    };
+    let server = Server::bind(&control, plan.control_access.clone(), &poller).map_err(Failure::Refused);
+    let server = server.inspect_err(|_| {
+        held.close();
+        undo();
+    })?;
     let state = Generations::new(settings(&plan));
     let shares = Shares::new(plan.tuning.longest_start(plan.workers));
     let mut guard = Guard::new(FIRST_GUARDED);
@@ -109,6 +109,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
         had_terminal,
         terminal_rights: TerminalRights::now(),
         ignores_hang_up,
+        cgroups,
         unprotected: None,
     };
     Ok(Main {
@@ -127,6 +128,15 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
         restarting: Restarting::default(),
         outside,
     })
+}
+
+/// With `--cgroup`, panzer and the generations have cgroups of their own.
+fn begin_cgroups(plan: &Plan, pid_file: &PidFile, parent: &DaemonParent) -> Result<Option<Cgroups>, String> {
+    // A daemon's parent waits beside main.
+    let waiting = parent.waits().then(Pid::parent);
+    let name = plan.name.clone().unwrap_or_else(|| files::name_of(pid_file.path()));
+    let patience = plan.tuning.stop.total() + PATIENCE_WITH_THE_LAST_MAIN;
+    plan.cgroup.map(|limits| Cgroups::begin(&name, &limits, waiting, patience)).transpose()
 }
 
 /// Reads the signals that are meant for main from now on. HUP only if it was not ignored.

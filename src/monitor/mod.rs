@@ -77,6 +77,8 @@ pub(crate) struct Program {
     pub(crate) common: Common,
     pub(crate) release: Release,
     pub(crate) identity: Identity,
+    /// The entrance of their cgroup, if they have one.
+    pub(crate) cgroup: Option<OwnedFd>,
     /// Whether it was logged that the release has changed on disk.
     pub(crate) mixed_release_told: bool,
 }

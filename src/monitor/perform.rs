@@ -21,7 +21,7 @@ use crate::sys::processes;
 use crate::worker::cause::Cause;
 use crate::worker::dialects::WorkerContext;
 use crate::worker::environment::{arguments, mold_variables, probe_variables, variables};
-use crate::worker::spawn::{Image, LISTEN_PID, NewProcess, WATCHDOG_PID, spawn};
+use crate::worker::spawn::{Image, LISTEN_PID, NewProcess, Place, WATCHDOG_PID, spawn};
 
 impl Monitor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -134,7 +134,10 @@ impl Monitor {
             keeps_mask: false,
             death_signal: Some(plan.tuning.stop.first_signal()),
             identity: Some(&self.program.identity),
-            cpus: self.program.identity.cpus((!worker.is_mold()).then_some(worker.slot)),
+            place: Place {
+                cpus: self.program.identity.cpus((!worker.is_mold()).then_some(worker.slot)),
+                cgroup: self.program.cgroup.as_ref().map(AsFd::as_fd),
+            },
         };
         let child =
             spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
@@ -212,7 +215,7 @@ impl Monitor {
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
             identity: Some(&self.program.identity),
-            cpus: None,
+            place: Place { cpus: None, cgroup: self.program.cgroup.as_ref().map(AsFd::as_fd) },
         };
         // If its exec fails, its exit code shows that.
         self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);

@@ -319,7 +319,11 @@ impl Monitor {
                 self.close_line();
             }
             let cause = live.refused.take().unwrap_or_else(|| match exit {
-                processes::Exit::Signal(9, _) if self.oom_kills.take_one() => Cause::OutOfMemory,
+                processes::Exit::Signal(9, _) if self.oom_kills.take_one() => {
+                    let limit = self.assignment.plan.cgroup.and_then(|cgroup| cgroup.memory);
+                    let reached = limit.filter(|_| self.oom_kills.is_by_limit());
+                    reached.map_or(Cause::OutOfMemory, Cause::OverMemoryLimit)
+                }
                 exit => exit.into(),
             });
             match self.state.is_retiring(live.worker) {

@@ -29,7 +29,7 @@ use crate::sys::errno::words;
 use crate::sys::oom::OomKills;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
-use crate::sys::{descriptors, memfd, other_process, processes};
+use crate::sys::{cgroup, descriptors, memfd, other_process, processes};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
 use crate::worker::findings::Findings;
@@ -97,6 +97,9 @@ impl Monitor {
         let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
+        let group = assignment.cgroup.as_deref();
+        let cgroup = group.map(cgroup::entrance).transpose()?;
+        let oom_kills = OomKills::from_now_on(group);
         let talk = Talk {
             channel,
             outputs: Outputs::default(),
@@ -110,14 +113,14 @@ impl Monitor {
         };
         Ok(Monitor {
             assignment,
-            program: Program { common, release, identity, mixed_release_told: false },
+            program: Program { common, release, identity, cgroup, mixed_release_told: false },
             talk,
             sockets: Sockets { placed: Placed::new(listeners), accepted_on, sharing, own_path_told: false },
             lines: Lines::default(),
             signals,
             poller,
             roster: Roster::default(),
-            oom_kills: OomKills::from_now_on(),
+            oom_kills,
             unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::control::operator::status::{Generation, HookRuns, Queue, Respawns, Status, Worker};
+use crate::control::operator::status::{Cgroup, Generation, HookRuns, Queue, Respawns, Status, Worker};
 
 /// Every standing and state is shown, even if its value is 0: series that come and go are hard to query.
 const STANDINGS: [&str; 3] = ["serving", "starting", "draining"];
@@ -38,6 +38,14 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_accept_queue_limit", help, queues(&status.listeners, |queue| queue.limit));
     let help = "Connections that wait in the fullest of the accept queues of a listener that has several.";
     gauge("panzer_accept_queue_fullest", help, fullest(&status.listeners));
+    let help = "Memory in use by the cgroups of generations (--cgroup), in bytes.";
+    gauge("panzer_cgroup_memory_bytes", help, cgroups(status, |cgroup| cgroup.memory));
+    let help = "Limit of the memory of each of these cgroups, in bytes.";
+    gauge("panzer_cgroup_memory_limit_bytes", help, cgroups(status, |cgroup| cgroup.memory_max));
+    let help = "Processes and threads in the cgroups of generations.";
+    gauge("panzer_cgroup_pids", help, cgroups(status, |cgroup| cgroup.pids));
+    let help = "Limit of the processes and threads of each of these cgroups.";
+    gauge("panzer_cgroup_pids_limit", help, cgroups(status, |cgroup| cgroup.pids_max));
     let help = "Workers that ended on their own, outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
     let help = "Workers that were replaced because they had reached a limit.";
@@ -66,6 +74,16 @@ fn by_state(status: &Status, all_of: fn(&Generation) -> &[Worker]) -> Samples {
         (vec![("standing", standing.to_owned()), ("state", state.to_owned())], count(standing, state) as f64)
     };
     all.map(sample).collect()
+}
+
+/// By standing; of several draining generations the one with the highest value.
+fn cgroups(status: &Status, number: fn(&Cgroup) -> Option<u64>) -> Samples {
+    let of = |standing: &str| {
+        let all = status.generations.iter().filter(|generation| generation.standing == standing);
+        let most = all.filter_map(|generation| number(generation.cgroup.as_ref()?)).max()?;
+        Some((vec![("standing", standing.to_owned())], most as f64))
+    };
+    STANDINGS.into_iter().filter_map(of).collect()
 }
 
 /// The sum of all listeners with the same address: a series may appear only once.
@@ -139,10 +157,20 @@ mod tests {
     fn labels_are_escaped_and_no_series_comes_twice() {
         let queue = |queued| Queue { address: "127.0.0.1:80".to_owned(), queued, limit: Some(10), ..Queue::default() };
         let listeners = vec![queue(Some(1)), queue(Some(2)), queue(None)];
-        let status = Status { name: "a\"b\\c\nd".to_owned(), listeners, ..Status::default() };
+        let cgroup = |standing: &str, pids| Generation {
+            standing: standing.to_owned(),
+            cgroup: Some(Cgroup { pids: Some(pids), ..Cgroup::default() }),
+            ..Generation::default()
+        };
+        let generations = vec![cgroup("draining", 3), cgroup("draining", 5), cgroup("serving", 7)];
+        let status = Status { name: "a\"b\\c\nd".to_owned(), listeners, generations, ..Status::default() };
         let page = render(&status);
         assert!(page.contains("panzer_info{name=\"a\\\"b\\\\c\\nd\"} 1\n"), "{page}");
         assert!(page.contains("panzer_accept_queue_depth{listener=\"127.0.0.1:80\"} 3\n"), "{page}");
+        assert!(
+            page.contains("panzer_cgroup_pids{standing=\"serving\"} 7\npanzer_cgroup_pids{standing=\"draining\"} 5\n"),
+            "{page}"
+        );
         assert!(page.contains("panzer_accept_queue_limit{listener=\"127.0.0.1:80\"} 30\n"), "{page}");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
 use super::usage::{Usage, Usages, memory_of};
-use crate::control::operator::status::{Failed, Generation, Queue, Status, Worker};
+use crate::control::operator::status::{Cgroup, Failed, Generation, Queue, Status, Worker};
 
 const HEADS: [&str; 9] = ["GEN", "WORKER", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "LAST EXIT"];
 const STATE: usize = 3;
@@ -102,6 +102,18 @@ fn chosen(generations: &[Generation], max_rows: Option<usize>) -> BTreeSet<(u32,
     all.into_iter().take(max_rows.unwrap_or(usize::MAX)).map(|(_, Reverse(number), slot)| (number, slot)).collect()
 }
 
+/// ", cgroup 120.0M of 2.0G, 14 of 500 pids", as far as it is known.
+fn of_cgroup(cgroup: &Cgroup) -> String {
+    let of = |used: Option<String>, limit: Option<String>| {
+        Some([used?, limit.map(|limit| format!(" of {limit}")).unwrap_or_default()].concat())
+    };
+    let number = |number: Option<u64>| number.map(|number| number.to_string());
+    let memory = of(cgroup.memory.map(size), cgroup.memory_max.map(size));
+    let pids = of(number(cgroup.pids), number(cgroup.pids_max)).map(|pids| format!("{pids} pids"));
+    let known: Vec<String> = memory.into_iter().chain(pids).collect();
+    if known.is_empty() { String::new() } else { format!(", cgroup {}", known.join(", ")) }
+}
+
 /// The rows of the workers, and the widths of the columns.
 #[derive(Debug)]
 struct Table {
@@ -162,7 +174,8 @@ impl Table {
         let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, state)| format!(", {count} {state}"));
         let memory = generation.mold.as_ref().map(|_| memory_of(generation, &self.usages)).filter(|memory| *memory > 0);
         let memory = memory.map_or_else(String::new, |memory| format!(", PSS {} in all", size(memory)));
-        line.with(Tone::Plain, format!(", monitor {monitor}{}{memory}", counts.collect::<String>()))
+        let cgroup = generation.cgroup.as_ref().map(of_cgroup).unwrap_or_default();
+        line.with(Tone::Plain, format!(", monitor {monitor}{}{memory}{cgroup}", counts.collect::<String>()))
     }
 
     fn row(&self, row: &Row) -> Line {
@@ -290,12 +303,12 @@ mod tests {
 
     fn status(workers: Vec<Worker>) -> Status {
         let generation = |number, standing: &str, workers| Generation {
-            mold: None,
             number,
             standing: standing.to_owned(),
             monitor: Some(42),
             answered: number != 6,
             workers,
+            ..Generation::default()
         };
         let queue = |address: &str, queues| Queue {
             address: address.to_owned(),
@@ -356,6 +369,20 @@ build itthere is no ./my_app in /srv; build it
         assert_eq!(table, expected, "{table}");
         assert!(render(&status, 200, None).contains("build itthere is no ./my_app in /srv; build itthere"));
         render(&status, 30, None);
+    }
+
+    #[test]
+    fn the_use_of_a_cgroup_is_shown_as_far_as_it_is_counted() {
+        let all = Cgroup {
+            memory: Some(120 << 20),
+            memory_max: Some(2 << 30),
+            pids: Some(14),
+            pids_max: Some(500),
+            ..Cgroup::default()
+        };
+        assert_eq!(of_cgroup(&all), ", cgroup 120.0M of 2.0G, 14 of 500 pids");
+        assert_eq!(of_cgroup(&Cgroup { pids: Some(14), ..Cgroup::default() }), ", cgroup 14 pids");
+        assert_eq!(of_cgroup(&Cgroup::default()), "");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod process;
 mod socket;
 
 pub use printing::{output, printable, stderr, stdout, terminal};
-pub use process::{credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp};
+pub use process::{cgroup, credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp};
 pub use socket::{packets, reuseport, settings, socket_options, unix_paths, unix_queue};
 
 /// For tests: tries until `attempt` gives something, which comes by itself.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::config::duration;
+use crate::config::{duration, size};
 use crate::sys::printable;
 use crate::sys::processes::Exit;
 
@@ -31,6 +31,8 @@ pub enum Cause {
     Killed(i32, bool),
     /// The kernel ended it, because memory ran out.
     OutOfMemory,
+    /// The kernel ended it, because the workers of its generation had reached this limit of memory, in bytes.
+    OverMemoryLimit(u64),
     /// It was not ready in this time, and was ended for it.
     NotReady(Duration),
     /// It was not ready in this time, because panzer cannot see whether it accepts. The text says why.
@@ -98,6 +100,11 @@ impl fmt::Display for Cause {
                 write!(f, "was killed by {}{}", signal_name(*signal), if *core { " (core dumped)" } else { "" })
             }
             Cause::OutOfMemory => write!(f, "was killed by SIGKILL: the kernel's OOM killer, as memory ran out"),
+            Cause::OverMemoryLimit(limit) => write!(
+                f,
+                "was killed by SIGKILL: the kernel's OOM killer, as its generation reached --cgroup memory={}",
+                size::show(*limit)
+            ),
             Cause::NotReady(time) => write!(f, "was not ready within {}", duration::show(*time)),
             Cause::NotSeen(time, why) => write!(
                 f,

@@ -148,6 +148,9 @@ impl Identity {
                 format!("cannot set the nice value {}: {why}; only root may lower it", self.nice.unwrap_or_default())
             }
             (Step::Limit | Step::OomScore | Step::Cpus, _) => format!("cannot {}", self.resources.explain(step, errno)),
+            (Step::Cgroup, _) => {
+                format!("cannot enter the cgroup of its generation (--cgroup): {why}; a reload makes another")
+            }
             (Step::Proof, _) => format!("was not started as {shown}: it could have become root again"),
             (_, Errno::EPERM) => {
                 format!("cannot become {shown}: {why}; panzer must run as root for --user and --group")

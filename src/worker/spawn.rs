@@ -137,8 +137,17 @@ pub struct NewProcess<'a> {
     pub death_signal: Option<Signal>,
     /// As whom, and how, it runs; none: as we do.
     pub identity: Option<&'a Identity>,
-    /// The CPUs that it runs on; none: ours.
+    /// Where it runs.
+    pub place: Place<'a>,
+}
+
+/// Where a process runs: as we do, if nothing else is said.
+#[derive(Debug, Default)]
+pub struct Place<'a> {
+    /// The CPUs that it may use.
     pub cpus: Option<CpuSet>,
+    /// The entrance of its cgroup.
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> NewProcess<'a> {
@@ -163,7 +172,7 @@ impl<'a> NewProcess<'a> {
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
             identity: None,
-            cpus: None,
+            place: Place::default(),
         }
     }
 }
@@ -362,8 +371,13 @@ fn become_program(
         // Everything else has had its default since main began.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
-        if let Some(Err(errno)) = command.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
+        if let Some(Err(errno)) = command.place.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
             return Refused { step: Some(Step::Cpus), errno };
+        }
+        if let Some(entrance) = command.place.cgroup
+            && let Err(errno) = write(entrance, b"0")
+        {
+            return Refused { step: Some(Step::Cgroup), errno };
         }
         if let Some(Err((step, errno))) = command.identity.map(Identity::assume) {
             return Refused { step: Some(step), errno };

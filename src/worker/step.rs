@@ -22,12 +22,17 @@ pub enum Step {
     OomScore,
     /// The CPUs.
     Cpus,
+    /// The cgroup.
+    Cgroup,
 }
 
 impl Step {
     /// The step of this number.
     pub fn from_number(number: i32) -> Option<Step> {
         let identity = [Step::Nice, Step::Groups, Step::Group, Step::User, Step::Capabilities, Step::Proof];
-        identity.into_iter().chain([Step::Limit, Step::OomScore, Step::Cpus]).find(|step| *step as i32 == number)
+        identity
+            .into_iter()
+            .chain([Step::Limit, Step::OomScore, Step::Cpus, Step::Cgroup])
+            .find(|step| *step as i32 == number)
     }
 }

@@ -91,10 +91,14 @@ fn the_file_can_say_it_all() {
     has(&rows, "program", "config/panzer.yml:2", "./my_app");
     has(&rows, "args", "config/panzer.yml:2", "--id {worker} \"a b\"");
     has(&rows, "stop", "default", "TERM/7s/INT/5s/KILL");
-    let maps = "program: ./my_app\non: {TTIN: scale-up, TTOU: scale-down}\nrlimit: {NOFILE: 64, CORE: '0:unlimited'}\n";
+    let maps = "program: ./my_app\non: {TTIN: scale-up, TTOU: scale-down}\nrlimit: {NOFILE: 64, CORE: '0:unlimited'}\n\
+                cgroup: {memory: 2G, pids: 500}\n";
     let rows = checked(configured(maps));
     has(&rows, "on", "config/panzer.yml:2", "TTIN=scale-up TTOU=scale-down");
     has(&rows, "rlimit", "config/panzer.yml:3", "NOFILE=64 CORE=0:unlimited");
+    has(&rows, "cgroup", "config/panzer.yml:4", "memory=2G pids=500");
+    let rows = checked(configured("program: ./my_app\nworkers: 2\n").args(["--cgroup", "memory=2G,pids=500"]));
+    has(&rows, "cgroup", "command line", "memory=2G pids=500");
     let rows = checked(configured(text).args(["--", "./other", "-x"]));
     has(&rows, "program", "command line", "./other");
     has(&rows, "args", "command line", "-x");

@@ -14,6 +14,7 @@ mod support;
 mod addresses;
 mod binding;
 mod bypass;
+mod cgroups;
 mod clients;
 mod config;
 mod config_reread;

@@ -418,6 +418,9 @@ pub struct Assignment {
     /// Path of the generation's program, if an earlier monitor has found it.
     #[serde(default, with = "crate::config::text::path")]
     pub release_path: Option<PathBuf>,
+    /// Folder of the workers' cgroup, if they have one.
+    #[serde(default, with = "crate::config::text::path")]
+    pub cgroup: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -132,11 +132,35 @@ pub struct Generation {
     pub monitor: Option<i32>,
     /// Whether the monitor answered within a second.
     pub answered: bool,
+    /// The cgroup of its workers (`--cgroup`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Cgroup>,
     /// The process that loads the program and forks the workers (`--preload`). It has no slot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mold: Option<Worker>,
     /// Its workers.
     pub workers: Vec<Worker>,
+}
+
+/// The cgroup of a generation's workers. A limit is missing if there is none, a use if it is not counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cgroup {
+    /// Its folder.
+    #[serde(with = "crate::config::text::path")]
+    pub path: PathBuf,
+    /// Memory in use, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Limit of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max: Option<u64>,
+    /// Number of processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// Limit of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_max: Option<u64>,
 }
 
 /// A worker.
@@ -231,7 +255,7 @@ impl Failed {
                 failed.deadline_ms = Some(time.as_millis() as u64);
                 "not_ready"
             }
-            Cause::OutOfMemory => {
+            Cause::OutOfMemory | Cause::OverMemoryLimit(_) => {
                 failed.signal = Some("SIGKILL".to_owned());
                 "out_of_memory"
             }
@@ -340,12 +364,12 @@ mod tests {
             worker(2, None, "empty", None),
         ];
         let generation = |number, standing: &str, monitor, answered, workers| Generation {
-            mold: None,
             number,
             standing: standing.to_owned(),
             monitor,
             answered,
             workers,
+            ..Generation::default()
         };
         let generations =
             vec![generation(6, "draining", None, false, Vec::new()), generation(7, "serving", Some(42), true, workers)];

@@ -291,6 +291,8 @@ impl Configuration {
         let changed = differ(&self.plan, &plan);
         let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
         let mut stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
+        // Its limits may change.
+        stay.extend((plan.cgroup.is_some() != self.plan.cgroup.is_some()).then_some("cgroup"));
         stay.dedup();
         if !stay.is_empty() {
             log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
@@ -308,6 +310,9 @@ impl Configuration {
         plan.daemonize = before.daemonize;
         plan.signals = before.signals.clone();
         plan.share_ports.clone_from(&before.share_ports);
+        if plan.cgroup.is_some() != before.cgroup.is_some() {
+            plan.cgroup = before.cgroup;
+        }
     }
 
     /// The generation serves: the next plan is compared with its plan.

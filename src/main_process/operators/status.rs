@@ -40,7 +40,11 @@ impl Main {
         let now = Instant::now();
         let is_over = |inquiry: &mut Inquiry| inquiry.is_complete() || inquiry.deadline() <= now;
         let Some(inquiry) = self.operators.inquiry.take_if(is_over) else { return };
-        let status = self.status(inquiry.into_generations());
+        let mut generations = inquiry.into_generations();
+        if let Some(cgroups) = &self.outside.cgroups {
+            generations.iter_mut().for_each(|one| one.cgroup = cgroups.status(one.number));
+        }
+        let status = self.status(generations);
         if std::mem::take(&mut self.operators.told_on_stderr) {
             stderr::tell(&status.to_string());
         }

@@ -1,6 +1,7 @@
 //! Who started panzer, and the files by which panzer is found.
 
 pub(crate) mod ack_paths;
+pub(crate) mod cgroups;
 pub(crate) mod daemon_parent;
 pub(crate) mod pid_file;
 pub(crate) mod service_manager;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use self::ack_paths::AckPaths;
+use self::cgroups::Cgroups;
 use self::daemon_parent::DaemonParent;
 use self::pid_file::PidFile;
 use self::service_manager::ServiceManager;
@@ -33,6 +35,8 @@ pub(crate) struct Outside {
     pub(crate) terminal_rights: TerminalRights,
     /// Whether HUP was ignored when panzer was started.
     pub(crate) ignores_hang_up: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroups: Option<Cgroups>,
     /// How gladly the kernel would end us, had we not protected ourselves.
     #[serde(default)]
     pub(crate) unprotected: Option<i32>,

@@ -46,6 +46,9 @@ impl Main {
         let Start { monitor, workers, ended, trial, notify, accept } = start;
         self.bind_queues(workers).map_err(io::Error::other)?;
         let plan = self.configuration.plan_of(monitor.generation);
+        let limits = self.outside.cgroups.as_mut().zip(plan.cgroup.as_ref());
+        let leaf = limits.map(|(cgroups, limits)| cgroups.leaf(monitor.generation, limits));
+        let cgroup = leaf.transpose().map_err(io::Error::other)?;
         self.outside.protect(plan.identity.oom_score_adj);
         let found = self.configuration.found.get(&monitor.generation);
         let assignment = Assignment {
@@ -61,6 +64,7 @@ impl Main {
             main_pid: Pid::this().as_raw(),
             ack_socket: self.outside.ack_paths.of(monitor.generation),
             release_path: found.map(|found| found.path.clone()),
+            cgroup,
         };
         let document = memfd::write(&serde_json::to_vec(&assignment)?)?;
         let (channel, theirs) = Channel::pair()?;

@@ -1,5 +1,6 @@
 //! Processes: our own, our children, and what /proc shows of others.
 
+pub mod cgroup;
 pub mod credentials;
 pub mod epoll_sets;
 pub mod helper;

@@ -8,25 +8,37 @@ use std::path::{Path, PathBuf};
 pub struct OomKills {
     counter: PathBuf,
     known: u64,
+    /// How often the limit of the counter's own group was reached.
+    reached: u64,
 }
 
 impl OomKills {
-    /// Counts those to come.
-    pub fn from_now_on() -> OomKills {
+    /// Counts those to come among processes of ours, or of the cgroup (version 2) with this folder.
+    pub fn from_now_on(group: Option<&Path>) -> OomKills {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let counter = candidates(&groups).into_iter().find(|path| count(path).is_some());
+        let given = group.into_iter().flat_map(Path::ancestors).map(|group| group.join("memory.events"));
+        let counter = given.chain(candidates(&groups)).find(|path| count(path, KILLS).is_some());
         let counter = counter.unwrap_or_else(|| PathBuf::from("/proc/vmstat"));
-        let known = count(&counter).unwrap_or_default();
-        OomKills { counter, known }
+        let now = |what| count(&counter, what).unwrap_or_default();
+        OomKills { known: now(KILLS), reached: now(LIMIT_REACHED), counter }
     }
 
     /// Whether one that has not been taken yet explains the death of a child that was killed.
     pub fn take_one(&mut self) -> bool {
-        let new = count(&self.counter).is_some_and(|count| count > self.known);
+        let new = count(&self.counter, KILLS).is_some_and(|count| count > self.known);
         self.known += u64::from(new);
         new
     }
+
+    /// Whether the limit of the counter's own group has been reached. If not, one of a group above it was, or all memory
+    /// of the machine was used.
+    pub fn is_by_limit(&self) -> bool {
+        count(&self.counter, LIMIT_REACHED).is_some_and(|count| count > self.reached)
+    }
 }
+
+const KILLS: &str = "oom_kill ";
+const LIMIT_REACHED: &str = "oom ";
 
 /// Possible places of the counter, according to /proc/self/cgroup. In a container only the root of the mount may be
 /// visible.
@@ -46,9 +58,9 @@ fn candidates(groups: &str) -> Vec<PathBuf> {
     all
 }
 
-fn count(path: &Path) -> Option<u64> {
+fn count(path: &Path, what: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    text.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -63,5 +75,21 @@ mod tests {
         let old = ["/sys/fs/cgroup/memory/b/memory.oom_control", "/sys/fs/cgroup/memory/memory.oom_control"];
         assert_eq!(of("8:pids:/b\n4:memory,x:/b\n"), old);
         assert!(of("").is_empty() && of("x\n:\n").is_empty());
+    }
+
+    #[test]
+    fn the_counter_of_a_given_group_tells_its_own_limit_from_others() {
+        let group = tempfile::tempdir().unwrap();
+        let write = |oom, kills| {
+            let text = format!("low 0\nhigh 0\nmax 9\noom {oom}\noom_kill {kills}\noom_group_kill 0\n");
+            fs::write(group.path().join("memory.events"), text).unwrap();
+        };
+        write(1, 2);
+        let mut kills = OomKills::from_now_on(Some(&group.path().join("leaf")));
+        assert!(!kills.take_one());
+        write(1, 3);
+        assert!(kills.take_one() && !kills.is_by_limit() && !kills.take_one());
+        write(2, 4);
+        assert!(kills.take_one() && kills.is_by_limit());
     }
 }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::size;
+use crate::config::size;
 
 /// The resources, by their names in setrlimit(2) without `RLIMIT_`.
 const RESOURCES: [(&str, Resource); 16] = [
