@@ -311,7 +311,7 @@ fn what_is_no_limit_is_refused_and_check_shows_what_is() {
         (&["--start-delay", "-1s"], "a duration cannot be negative"),
         (&["--max-memory", "much"], "it is not a size"),
         (&["--max-lifetime", "-1s"], "a duration cannot be negative"),
-        (&["--max-requests", "-1"], "invalid digit found in string"),
+        (&["--max-requests", "-1"], "it must be a whole number"),
         (&["--respawn-limit", "3"], "a respawn limit is N/D"),
     ] {
         let output = check(arguments);
