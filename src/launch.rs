@@ -16,15 +16,15 @@ use anyhow::{Error, anyhow};
 use nix::unistd::execve;
 
 use crate::cli::{self, Ending};
+use crate::config::Listen;
 use crate::config::text::c_string;
-use crate::config::{Listen, Plan, Stream};
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::log_file;
 use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
-use crate::sys::{memfd, processes, signals};
+use crate::sys::{memfd, processes, signals, stderr};
 
 /// Becomes main according to the command line. Returns only if that is not possible.
 pub fn run(environment: &Environment) -> Ending {
@@ -37,7 +37,8 @@ pub fn run(environment: &Environment) -> Ending {
 fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
     let (sockets, inherited) = inherited_sockets(environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
-    check_logs(&plan)?;
+    stderr::set_json(plan.logs.is_json());
+    log_file::check(&plan.logs).map_err(Ending::CannotStart)?;
     descriptors::fill_standard()?;
     // Workers must not get descriptors that a shell left open.
     descriptors::close_from(FIRST + sockets.len() as RawFd);
@@ -52,19 +53,6 @@ fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
     let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
     let executed = execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables);
     executed.map_err(|errno| anyhow!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())).into())
-}
-
-/// Fails if a log file cannot be opened: later, that is only reported.
-fn check_logs(plan: &Plan) -> Result<(), Ending> {
-    for log in Stream::BOTH.into_iter().filter_map(|stream| plan.logs.of(stream)) {
-        match log.own_descriptor().map_or_else(|| log_file::open(log).map(drop), |_| Ok(())) {
-            Err(error) if !log_file::lacks_reader(&error) => {
-                return Err(Ending::CannotStart(format!("cannot open the log {log}: {}", words(&error))));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// The path at which a restart looks for the next build: the one that led to this file, with its symlinks, so that an

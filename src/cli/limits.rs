@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 
 use super::refusal::{Ending, usage};
 use crate::config::{
-    DEFAULT_DRAINING, FinalExit, FinalExits, MAX_DRAINING, Recycling, RespawnLimit, StartDelay, duration, size,
+    DEFAULT_DRAINING, FinalExit, FinalExits, MAX_DRAINING, Recycling, RespawnLimit, StartDelay, duration, number, size,
 };
 
 #[derive(Debug, Args)]
@@ -87,6 +87,5 @@ impl LimitOptions {
 }
 
 fn max_draining(text: &str) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|number| (1..=MAX_DRAINING).contains(number));
-    number.ok_or_else(|| format!("it must be a whole number from 1 to {MAX_DRAINING}"))
+    number::parse(text, &(1..=MAX_DRAINING))
 }

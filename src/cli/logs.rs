@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 
 use crate::config::logs::{DEFAULT_KEEP, DEFAULT_SIZE, MAX_KEEP};
-use crate::config::{LogFile, LogFormat, Logs, size};
+use crate::config::{LogFile, LogFormat, Logs, number, size};
 
 #[derive(Debug, Args)]
 pub(super) struct LogOptions {
@@ -30,7 +30,7 @@ pub(super) struct LogOptions {
     log_size: Option<u64>,
 
     /// Number of rotated files that are kept [5]
-    #[arg(long, env = "PANZER_LOG_KEEP", value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_KEEP)))]
+    #[arg(long, env = "PANZER_LOG_KEEP", value_name = "N", allow_hyphen_values = true, value_parser = |text: &str| number::parse(text, &(1..=MAX_KEEP)))]
     log_keep: Option<u32>,
 
     /// Compress rotated files: FILE.1.gz

@@ -11,6 +11,7 @@ use super::handover::HandoverOptions;
 use super::limits::LimitOptions;
 use super::logs::LogOptions;
 use super::resources::ResourceOptions;
+use crate::config::number;
 use crate::config::run_as::{self, NameOrNumber, UserAndGroup};
 use crate::config::{
     Control, EnvFile, Hook, MAX_WORKERS, Ready, Refork, Schedule, SharePorts, Surge, duration, usable_cpus,
@@ -328,7 +329,7 @@ fn workers(text: &str) -> Result<u32, String> {
 }
 
 fn nice(text: &str) -> Result<i32, String> {
-    text.parse().ok().filter(|nice| (-20..=19).contains(nice)).ok_or_else(|| "it must be from -20 to 19".to_owned())
+    number::parse(text, &(-20..=19))
 }
 
 fn name(text: &str) -> Result<String, String> {

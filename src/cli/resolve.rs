@@ -149,6 +149,10 @@ fn resolve_identity(
         return Err(usage("the group is given twice, in --user and by --group; take one"));
     }
     let ResourceOptions { rlimit, oom_score_adj, cpu_affinity, .. } = resources;
+    let again = (1..rlimit.len()).find(|at| rlimit[..*at].iter().any(|one| one.name() == rlimit[*at].name()));
+    if let Some(limit) = again.map(|at| rlimit[at]) {
+        return Err(usage(format!("--rlimit names {} twice; give each resource once", limit.name())));
+    }
     Ok(RunAs { user, group: users_group.or(group), umask, nice, rlimit, oom_score_adj, cpu_affinity })
 }
 

@@ -3,7 +3,7 @@
 use clap::{ArgAction, Args};
 
 use super::refusal::{Ending, usage};
-use crate::config::{Cgroup, CgroupItem, CpuAffinity, Rlimit};
+use crate::config::{Cgroup, CgroupItem, CpuAffinity, Rlimit, number};
 
 #[derive(Debug, Args)]
 pub(super) struct ResourceOptions {
@@ -15,7 +15,7 @@ pub(super) struct ResourceOptions {
 
     /// How gladly the kernel ends a worker if memory runs out, from -1000 (never) to 1000 (first). With this option
     /// panzer protects its own processes if it may, which takes root
-    #[arg(long, env = "PANZER_OOM_SCORE_ADJ", value_name = "N", allow_hyphen_values = true, value_parser = score)]
+    #[arg(long, env = "PANZER_OOM_SCORE_ADJ", value_name = "N", allow_hyphen_values = true, value_parser = |text: &str| number::parse(text, &(-1000..=1000)))]
     pub(super) oom_score_adj: Option<i32>,
 
     /// CPUs that the workers run on. auto: each worker gets one of the CPUs that panzer may use, in turn; LIST, as in
@@ -40,8 +40,4 @@ impl ResourceOptions {
             _ => Ok(cgroup),
         }
     }
-}
-
-fn score(text: &str) -> Result<i32, String> {
-    text.parse().ok().filter(|score| (-1000..=1000).contains(score)).ok_or("it must be from -1000 to 1000".to_owned())
 }

@@ -10,6 +10,7 @@ pub mod handover;
 pub mod hooks;
 pub mod limits;
 pub mod logs;
+pub mod number;
 pub mod placeholders;
 mod plan;
 pub mod resources;

@@ -5,11 +5,21 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use rustix::fs::{FlockOperation, flock};
 
-use crate::config::LogFile;
+use crate::config::{LogFile, Logs, Stream, size};
+use crate::control::logger::MEMORY_BYTES;
+use crate::sys::errno::words;
+
+/// Tries to lock a file that somebody else has locked, and the pause between two.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Opens it for writing, and creates it if it is missing. A FIFO that nobody reads is refused with `ENXIO`.
 pub fn open(log: &LogFile) -> io::Result<File> {
@@ -31,6 +41,69 @@ pub fn open(log: &LogFile) -> io::Result<File> {
     }
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(file)
+}
+
+/// Fails if logs cannot be written: later, that is only reported.
+pub fn check(logs: &Logs) -> Result<(), String> {
+    let files: Vec<&LogFile> = Stream::BOTH.into_iter().filter_map(|stream| logs.of(stream)).collect();
+    for log in files.iter().filter(|log| log.own_descriptor().is_none()) {
+        match open(log) {
+            Err(error) if !lacks_reader(&error) => return Err(format!("cannot open the log {log}: {}", words(&error))),
+            _ => {}
+        }
+    }
+    let most = if files.is_empty() { MEMORY_BYTES } else { largest_file().map_err(|errno| words(&errno.into()))? };
+    if most < MEMORY_BYTES {
+        return Err(format!(
+            "--log needs memory that counts as a file of up to {}, and files may have {} here (ulimit -f, LimitFSIZE=); raise \
+             that limit",
+            size::show(MEMORY_BYTES),
+            size::show(most)
+        ));
+    }
+    Ok(())
+}
+
+/// The size that files of this process could have if it raised its limit.
+fn largest_file() -> nix::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    raise_file_size();
+    let (most, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    setrlimit(Resource::RLIMIT_FSIZE, soft, hard)?;
+    Ok(most)
+}
+
+/// Raises the limit of the size of files as far as this process may.
+pub fn raise_file_size() {
+    let limit = Resource::RLIMIT_FSIZE;
+    // If neither is allowed, what does not fit says so.
+    let _ = setrlimit(limit, RLIM_INFINITY, RLIM_INFINITY)
+        .or_else(|_| getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard)));
+}
+
+/// Keeps other panzers from writing to this file and from rotating it, until it is dropped.
+#[derive(Debug)]
+pub struct Lock<'a>(&'a File);
+
+impl Lock<'_> {
+    /// Anybody who may read the file could hold the lock for ever, so after a moment it goes without.
+    #[expect(clippy::disallowed_methods, reason = "whoever writes a file has a thread for that")]
+    pub fn take(file: &File) -> Lock<'_> {
+        for _ in 0..LOCK_TRIES {
+            if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                break;
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
+        Lock(file)
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // It fails only if there is no lock.
+        let _ = flock(self.0, FlockOperation::Unlock);
+    }
 }
 
 /// The name of the `number`th rotated file.

@@ -10,6 +10,9 @@ use crate::config::{Logs, Stream};
 /// Version of the layout of the logger's memory. A logger cannot go on with memory of another layout.
 pub const LAYOUT: u32 = 1;
 
+/// Limit of the size of that memory, which counts as a file.
+pub const MEMORY_BYTES: u64 = 1100 << 20;
+
 /// An order of main to the logger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,16 +10,12 @@ use super::writer::Job;
 impl Logger {
     /// Delivers the whole lines of a room, and makes place for what follows.
     pub(super) fn deliver_lines(&mut self, room: usize) {
-        let (start, taken) = self.span(room);
-        if let Some(at) = memchr::memrchr(b'\n', self.memory.part(start, taken)) {
-            self.deliver(room, start + at + 1);
-        }
         loop {
             let (start, taken) = self.span(room);
-            if taken - start < MAX_LINE_BYTES {
-                break;
+            match lines::whole(self.memory.part(start, taken)) {
+                0 => break,
+                length => self.deliver(room, start + length),
             }
-            self.deliver(room, start + MAX_LINE_BYTES);
         }
         let ((start, taken), base) = (self.span(room), Memory::room(room));
         let length = taken - start;

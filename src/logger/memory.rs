@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::decide::lines::MAX_LINE_BYTES;
-use crate::control::logger::LAYOUT;
+use crate::control::logger::{LAYOUT, MEMORY_BYTES};
 use crate::sys::shared_memory::{self, Bytes};
 
 /// Bytes of formatted lines that wait while others are written, for each file. What comes beyond is dropped.
@@ -44,6 +44,7 @@ const BYTES: usize = ROOMS + MAX_SOURCES * ROOM_BYTES;
 /// Limit of the words that change at once.
 const MAX_CHANGES: usize = 6;
 
+const _: () = assert!(BYTES as u64 <= MEMORY_BYTES);
 // The words of a commit, of files and of rooms lie apart.
 const _: () = assert!(COMMIT + 1 + 2 * MAX_CHANGES <= LAYOUT_WORD && LAYOUT_WORD < FIRST_FILE);
 const _: () = assert!(FIRST_FILE + MAX_FILES * FILE_WORDS <= FIRST_SOURCE);

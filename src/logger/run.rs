@@ -18,6 +18,7 @@ use super::memory::{FileWord, MAX_FILES, MAX_SOURCES, Memory, SourceWord};
 use super::writer::{Job, Signal, Writer};
 use crate::config::{Logs, Stream};
 use crate::control::environment::Environment;
+use crate::control::log_file;
 use crate::control::logger::{Order, Report, Source};
 use crate::control::monitor::channel::{Channel, Received};
 use crate::sys::descriptors::{self, Kind, kind};
@@ -54,6 +55,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
     stderr::start(log::LevelFilter::Info);
+    log_file::raise_file_size();
     // It holds two pipes for each worker. Where more are not allowed, it makes do.
     descriptors::raise_limit();
     let mut logger = Logger::new(Channel::new(channel), memory).context("the logger cannot start")?;
@@ -373,8 +375,9 @@ impl Logger {
                 let (lines, bytes) = std::mem::take(&mut output.lacks);
                 output.logged = Some(now);
                 let name = self.logs.of(stream).map_or_else(String::new, ToString::to_string);
+                let (noun, were) = if lines == 1 { ("line", "was") } else { ("lines", "were") };
                 log::warn!(
-                    "{lines} lines ({bytes} bytes) were dropped: the log {name} could not be written fast enough"
+                    "{lines} {noun} ({bytes} bytes) {were} dropped: the log {name} could not be written fast enough"
                 );
             }
         }
@@ -394,7 +397,8 @@ impl Logger {
             let lines = memchr::memchr_iter(b'\n', &bytes).count() + self.memory.of_file(file, FileWord::Dropped);
             if lines > 0 {
                 let name = self.logs.of(Stream::BOTH[file]).map_or_else(String::new, ToString::to_string);
-                log::error!("{lines} lines are lost: the log {name} could not be written until the end");
+                let (noun, are) = if lines == 1 { ("line", "is") } else { ("lines", "are") };
+                log::error!("{lines} {noun} {are} lost: the log {name} could not be written until the end");
             }
         }
     }

@@ -17,7 +17,7 @@ use super::compress::{self, Names};
 use super::decide::rotation::fitting;
 use super::memory::{FileWord, MAX_FILES, Memory};
 use crate::config::{LogFile, Logs, Stream};
-use crate::control::log_file::{self, older};
+use crate::control::log_file::{self, Lock, older};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
 
@@ -207,11 +207,13 @@ impl Writer {
             word.store((from + written) as u64, SeqCst);
             return Ok(());
         }
-        // Somebody may have made it shorter.
-        let length = open.file.seek(SeekFrom::End(0))?;
+        let lock = Lock::take(&open.file);
+        // Somebody may have made it shorter, or longer.
+        let length = (&open.file).seek(SeekFrom::End(0))?;
         let limit = if self.is_stuck { 0 } else { self.logs.log_size };
         let count = fitting(self.memory.part(from, to), length, limit);
         if count == 0 {
+            drop(lock);
             return self.rotate();
         }
         match self.memory.put(&open.file, self.file, count)? {
@@ -225,23 +227,21 @@ impl Writer {
         let Some(open) = self.open.take() else { return Ok(()) };
         let Some(log) = self.log() else { return Ok(()) };
         let (path, keep) = (log.path.clone(), self.logs.log_keep);
-        let is_there = FileId::at(&path).is_some_and(|id| Some(id) == FileId::of(open.file.as_fd()));
-        if is_there {
-            let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            let renamed = shift(&path, keep).and_then(|()| fs::rename(&path, older(&path, 1, false)));
-            drop(names);
-            if let Err(error) = renamed {
-                log::warn!(
-                    "{} cannot be rotated, and grows on until it is reopened: {}",
-                    path.display(),
-                    words(&error)
-                );
+        let renamed = {
+            let _names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let _lock = Lock::take(&open.file);
+            let is_there = FileId::at(&path).is_some_and(|id| Some(id) == FileId::of(open.file.as_fd()));
+            is_there.then(|| shift(&path, keep).and_then(|()| fs::rename(&path, older(&path, 1, false))))
+        };
+        match renamed {
+            Some(Err(error)) => {
+                let (name, why) = (path.display(), words(&error));
+                log::warn!("{name} cannot be rotated, and grows on until it is reopened: {why}");
                 (self.open, self.is_stuck) = (Some(open), true);
                 return Ok(());
             }
-            if self.logs.log_compress {
-                compress::begin(path, keep, self.names.clone());
-            }
+            Some(Ok(())) if self.logs.log_compress => compress::begin(path, keep, self.names.clone()),
+            _ => {}
         }
         self.opened()
     }

@@ -80,12 +80,13 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
     };
     match note {
         Note::Respawning(worker, cause, delay) if delay.is_zero() => {
-            warn!("{} {cause}; respawning it{last_lines}", name(worker));
+            warn!("{}{}; respawning it{last_lines}", name(worker), cause.after_name());
         }
         Note::Respawning(worker, cause, delay) => {
             let is_late = matches!(cause, Cause::NotReady(_) | Cause::NotSeen(..) | Cause::Bypassed(..));
             let option = if is_late { " (--ready-timeout)" } else { "" };
-            warn!("{} {cause}; respawning it in {}{option}{last_lines}", name(worker), duration::show(*delay));
+            let (how, delay) = (cause.after_name(), duration::show(*delay));
+            warn!("{}{how}; respawning it in {delay}{option}{last_lines}", name(worker));
         }
         Note::MoldFailed { worker, why, delay, serves, .. } => {
             let pid = pid(*worker).map_or_else(String::new, |pid| format!("pid {pid}, "));
@@ -135,7 +136,8 @@ pub(crate) fn write(note: &Note, generation: u32, pid: impl Fn(Worker) -> Option
         }
         Note::NotRecycled(worker, cause, delay) => {
             let next = duration::show(*delay);
-            warn!("the replacement of {} {cause}; the old one serves on, next try in {next}{last_lines}", name(worker));
+            let how = cause.after_name();
+            warn!("the replacement of {}{how}; the old one serves on, next try in {next}{last_lines}", name(worker));
         }
         Note::Suspended(worker, signal) => {
             let pid = pid(*worker).map_or_else(|| "its pid".to_owned(), |pid| pid.to_string());

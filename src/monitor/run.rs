@@ -218,6 +218,7 @@ impl Monitor {
         self.events.extend(words.ready.then_some(Event::Notified(worker)));
         self.events.extend(words.period.map(|period| Event::WatchedEvery(worker, period)));
         self.events.extend(words.lives.then_some(Event::Lives(worker)));
+        self.events.extend(words.stops.then_some(Event::Stops(worker)));
         self.events.extend(words.requests.map(|requests| Event::Served(worker, requests)));
         self.events.extend(words.is_broken.then_some(Event::IsBroken(worker)));
     }

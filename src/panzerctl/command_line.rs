@@ -25,7 +25,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 #[command(name = "panzerctl", version, max_term_width = 100, disable_help_subcommand = true, after_help = AFTER)]
 pub(super) struct Options {
     /// The panzer with this name
-    #[arg(long, value_name = "NAME", global = true, help_heading = SELECTION, conflicts_with_all = ["pid", "control"])]
+    #[arg(long, value_name = "NAME", global = true, help_heading = SELECTION, conflicts_with_all = ["pid", "control"], value_parser = name)]
     pub(super) name: Option<String>,
 
     /// The panzer with this pid file
@@ -172,4 +172,9 @@ pub(super) enum Command {
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration::parse(text)?;
     if interval < MIN_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let good = !text.is_empty() && !text.contains('/');
+    good.then(|| text.to_owned()).ok_or_else(|| "take a name that panzerctl list shows; --pid takes a path".to_owned())
 }

@@ -1,6 +1,7 @@
 //! Runs one command.
 
 use std::ffi::OsString;
+use std::io;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -14,7 +15,7 @@ use super::watch::{top, watch};
 use super::{metrics, status};
 use crate::cli::refusal::in_one_line;
 use crate::control::operator::requests::{Request, Wanted};
-use crate::sys::printable;
+use crate::sys::{printable, stdout};
 
 const SEE_HELP: &str = "see panzerctl --help";
 
@@ -30,21 +31,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(options) => options,
         Err(error) => {
             match error.kind() {
-                // A reader that is gone has read enough.
-                ErrorKind::DisplayHelp
-                | ErrorKind::DisplayVersion
-                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
-                _ => {
-                    let line = in_one_line(&error, &arguments, SEE_HELP, SEE_HELP);
-                    eprintln!("panzerctl: {}", printable::line(&line));
-                }
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+                    // A reader that is gone has read enough.
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                        return fail(1, &stdout::why_not(&error));
+                    }
+                    _ => return 0,
+                },
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
+                _ => return fail(2, &printable::line(&in_one_line(&error, &arguments, SEE_HELP, SEE_HELP))),
             }
-            return if error.use_stderr() { 2 } else { 0 };
+            return 2;
         }
     };
     let Err(trouble) = perform(&options) else { return 0 };
     let (code, why) = trouble.into_parts();
-    eprintln!("panzerctl: {}", printable::message(&why));
+    fail(code, &why)
+}
+
+fn fail(code: u8, why: &str) -> u8 {
+    eprintln!("panzerctl: {}", printable::message(why));
     code
 }
 

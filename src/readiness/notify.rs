@@ -15,7 +15,7 @@ const MAX_DATAGRAM_BYTES: usize = 4096;
 
 /// The socket on which workers notify their monitor. One worker has it, or several if there are too many for one each.
 ///
-/// Other keys (RELOADING, STOPPING, STATUS, MAINPID, ERRNO, FDSTORE and the like) mean nothing to a monitor,
+/// Other keys (RELOADING, STATUS, MAINPID, ERRNO, FDSTORE and the like) mean nothing to a monitor,
 /// which sees by itself which of its children are alive.
 #[derive(Debug)]
 pub struct NotifySocket {
@@ -43,6 +43,8 @@ pub struct Words {
     pub extends: Option<Duration>,
     /// `WATCHDOG=1`: it lives.
     pub lives: bool,
+    /// `STOPPING=1`: it ends by itself.
+    pub stops: bool,
     /// `WATCHDOG=trigger`: it shall be aborted.
     pub is_broken: bool,
     /// The time within which it will say again that it lives (`WATCHDOG_USEC=`).
@@ -92,6 +94,7 @@ fn read(datagram: &[u8]) -> Words {
         match (name, value) {
             ("READY", "1") => words.ready = true,
             ("WATCHDOG", "1") => words.lives = true,
+            ("STOPPING", "1") => words.stops = true,
             ("WATCHDOG", "trigger") => words.is_broken = true,
             ("WATCHDOG_USEC", _) => words.period = micros().or(words.period),
             ("X_PANZER_REQUESTS", _) => words.requests = value.parse().ok().or(words.requests),
@@ -156,6 +159,7 @@ mod tests {
         let lives = Words { lives: true, ..Words::default() };
         assert_eq!(read(b"WATCHDOG=1"), lives);
         assert_eq!(read(b"WATCHDOG_USEC=1000000\nWATCHDOG=1\0"), Words { period: second, ..lives });
+        assert_eq!(read(b"STOPPING=1"), Words { stops: true, ..Words::default() });
         assert_eq!(read(b"WATCHDOG=trigger"), Words { is_broken: true, ..Words::default() });
         assert_eq!(read(b"X_PANZER_REQUESTS=7\nX_PANZER_REQUESTS=-8"), Words { requests: Some(7), ..Words::default() });
         assert_eq!(read(b"WATCHDOG=0\nWATCHDOG_USEC=x\nWATCHDOG"), Words::default());

@@ -64,6 +64,12 @@ impl Cause {
         format!("{}...", &text[..end])
     }
 
+    /// To follow the name of a worker: ` exited …`, or `: … was not found`.
+    pub fn after_name(&self) -> String {
+        let is_sentence = matches!(self, Cause::NotFound(_) | Cause::CannotExecute(_));
+        format!("{}{self}", if is_sentence { ": " } else { " " })
+    }
+
     /// Panzer's own exit code if the program cannot be executed, as a shell has them, or not as its user.
     pub fn exit_code(&self) -> Option<u8> {
         match self {

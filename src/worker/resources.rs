@@ -67,10 +67,12 @@ impl Resources {
                 Some(limit) => match limit.lower_hard_limit() {
                     Some(hard) if errno == Errno::EPERM => format!(
                         "set --rlimit {limit}: the hard limit is {hard}, and {}",
-                        if nix::unistd::geteuid().is_root() && limit.name() == "NOFILE" {
-                            "it cannot be raised here (sysctl fs.nr_open, or a container's rights)"
-                        } else {
-                            "only root may raise it"
+                        match nix::unistd::geteuid().is_root() {
+                            true if limit.name() == "NOFILE" => {
+                                "it cannot be raised here (sysctl fs.nr_open, or a container's rights)"
+                            }
+                            true => "it cannot be raised here (a container's rights)",
+                            false => "only root may raise it",
                         }
                     ),
                     _ => format!("set --rlimit {limit}: {why}"),

@@ -260,3 +260,16 @@ fn a_hang_up_counts_for_a_reload_that_has_read_the_file_before() {
     assert!(environment(&panzer, 2).contains(&"COLOUR=green".to_owned()));
     panzer.stop();
 }
+
+#[test]
+fn a_hang_up_says_what_a_reload_changes_and_what_only_a_start() {
+    let panzer = start("workers: 1\n");
+    let changed = "workers: 1\nname: other\ncontrol: ',mode=0660'\nlog-keep: 3\nenv-file: [-x.env]\n";
+    write(panzer.folder(), changed);
+    hang_up(
+        &panzer,
+        "configuration read again; env-file, log-keep: take effect with the next reload; name, control: take effect when \
+         panzer is started anew",
+    );
+    panzer.stop();
+}

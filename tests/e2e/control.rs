@@ -478,10 +478,19 @@ fn a_list_is_of_the_one_that_is_named() {
 fn what_cannot_be_written_is_no_success() {
     let panzer = serving_sleeper();
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for wrong in [&["--name", "", "status"][..], &["--name", "a/b", "status"], &["logs", "-n", "-1"]] {
+        assert_eq!(run(&panzer, wrong).status.code(), Some(2), "{wrong:?}");
+    }
     let watched = [&["status", "--watch"][..], &["status", "--watch", "--json"]];
-    for arguments in
-        watched.into_iter().chain([&["status"][..], &["status", "--json"], &["metrics"], &["list"], &["reload"]])
-    {
+    for arguments in watched.into_iter().chain([
+        &["status"][..],
+        &["status", "--json"],
+        &["metrics"],
+        &["list"],
+        &["reload"],
+        &["--help"],
+        &["--version"],
+    ]) {
         let done = panzerctl(&panzer, arguments).stdout(full()).output().unwrap();
         assert_eq!(done.status.code(), Some(1), "{arguments:?}");
         let why = "panzerctl: cannot write to stdout: no space left on device\n";

@@ -181,3 +181,14 @@ fn what_a_hook_runs_ends_with_a_killed_main() {
     kill_9(panzer.pid());
     panzer.wait_exit();
 }
+
+#[test]
+fn what_a_command_writes_is_json_where_messages_are() {
+    let panzer = app(&["died=printf 'say \"x\"\\n'; exit 3"]).args(["--log-format", "json"]).start();
+    panzer.allow_line("{*}");
+    panzer.wait_for_line("{*generation 1 serves: 2 workers ready*}", SOON);
+    assert!(run(&panzer, &["signal", "KILL", "--worker", "0"]).status.success());
+    panzer.wait_for_line("{*\"message\":\"died hook: say \\\"x\\\"\"}", SOON);
+    panzer.wait_for_line("{*\"message\":\"the died hook exited with code 3\"}", SOON);
+    panzer.stop();
+}

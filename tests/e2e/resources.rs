@@ -88,13 +88,17 @@ fn a_limit_that_cannot_be_set_is_refused_with_what_prevents_it() {
     for (option, why) in [
         ("--rlimit=NOFILE", "must be NAME=N"),
         ("--rlimit=FILES=1", "there is no resource FILES; take one of AS, CORE"),
+        ("--rlimit=NOFILE=", "'' is not a limit"),
         ("--rlimit=NOFILE=2:1", "the soft limit is above the hard one"),
-        ("--oom-score-adj=1001", "must be from -1000 to 1000"),
+        ("--oom-score-adj=1001", "must be a whole number from -1000 to 1000"),
         ("--cpu-affinity=3-1", "must be auto, or CPUs from 0 to 1023, as in 0-3,6"),
     ] {
         let panzer = sleeper(&[option, "sleep", "--", "1000"]).expect_line(why).start();
         assert_eq!(panzer.wait_exit().code(), Some(2), "{option}");
     }
+    let twice = sleeper(&["--rlimit=NOFILE=9", "--rlimit=nofile=8", "sleep", "--", "1000"]);
+    let twice = twice.expect_line("--rlimit names NOFILE twice; give each resource once").start();
+    assert_eq!(twice.wait_exit().code(), Some(2));
     let at_start = |panzer: Builder, why: &str| {
         let panzer = panzer.expect_line(why).start();
         assert_eq!(panzer.wait_exit().code(), Some(125), "{why}");

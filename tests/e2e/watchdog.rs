@@ -131,3 +131,21 @@ fn a_monitor_or_a_main_that_was_stopped_raises_no_alarm() {
     assert_eq!(panzer.workers(), before);
     panzer.stop();
 }
+
+#[test]
+fn who_says_that_it_stops_has_the_time_of_a_stop() {
+    let program = "#!/usr/bin/env python3
+import os, socket, time
+panzer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+panzer.sendto(b'READY=1\\nSTOPPING=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])
+begun = time.monotonic()
+while time.monotonic() < begun + 1.5:
+    time.sleep(0.1)
+os._exit(7)
+";
+    let panzer = Panzer::builder().executable("app", program).args(["-w", "1", "--watchdog", "300ms"]);
+    let panzer = panzer.args(["--ready", "notify", "--delay", "60s", "./app"]).start();
+    panzer.allow_line("exited with code 7; respawning it");
+    panzer.wait_for_line("exited with code 7; respawning it", SOON);
+    panzer.stop();
+}

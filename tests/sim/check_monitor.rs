@@ -270,7 +270,7 @@ impl MonitorCheck {
             }
             Event::Looked(took) => self.looks.over(now, *took),
             // tests/sim/watchdog.rs has them.
-            Event::Lives(_) | Event::IsBroken(_) | Event::WatchedEvery(..) => {}
+            Event::Lives(_) | Event::Stops(_) | Event::IsBroken(_) | Event::WatchedEvery(..) => {}
             // tests/sim/recycling.rs has them.
             Event::Served(..) | Event::Measured(..) => {}
             Event::Wake => {}

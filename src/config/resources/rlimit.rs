@@ -86,7 +86,7 @@ impl FromStr for Rlimit {
         })?;
         let read = |text: &str| match text.trim() {
             "unlimited" | "infinity" => Ok(RLIM_INFINITY),
-            text => size::parse(text).map_err(|_| format!("{text} is not a limit; write a number, 2G or unlimited")),
+            text => size::parse(text).map_err(|_| format!("'{text}' is not a limit; write a number, 2G or unlimited")),
         };
         let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
         let limit = Rlimit { resource, soft: read(soft)?, hard: read(hard)? };

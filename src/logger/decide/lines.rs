@@ -10,6 +10,32 @@ use crate::control::logger::Source;
 /// Limit of a line, in bytes. A longer one is cut into lines of this length.
 pub(crate) const MAX_LINE_BYTES: usize = 32 << 10;
 
+/// Number of bytes that can be written as whole lines now, none of which is too long; or as one line, if one is. 0: none.
+pub(crate) fn whole(bytes: &[u8]) -> usize {
+    let mut length = 0;
+    loop {
+        let rest = &bytes[length..];
+        match memchr::memrchr(b'\n', &rest[..rest.len().min(MAX_LINE_BYTES + 1)]) {
+            Some(at) => length += at + 1,
+            None if length == 0 && rest.len() > MAX_LINE_BYTES => return cut(&rest[..MAX_LINE_BYTES]),
+            None => return length,
+        }
+    }
+}
+
+/// Where a line is cut that has begun with `bytes`: not within a character, if it is UTF-8.
+fn cut(bytes: &[u8]) -> usize {
+    let begins = |at: &usize| bytes[*at] & 0xc0 != 0x80;
+    let last = (bytes.len().saturating_sub(4)..bytes.len()).rev().find(begins);
+    let width = |at: usize| match bytes[at] {
+        0xf0.. => 4,
+        0xe0.. => 3,
+        0xc0.. => 2,
+        _ => 1,
+    };
+    last.filter(|at| at + width(*at) > bytes.len()).unwrap_or(bytes.len())
+}
+
 /// How lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Style {
@@ -121,6 +147,37 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["line"], "a\"\u{fffd}\u{1}");
         assert_eq!((&value["worker"], &value["stream"]), (&3.into(), &"stderr".into()));
+    }
+
+    #[test]
+    fn no_line_is_too_long_and_none_is_cut_without_need() {
+        let lines =
+            |lengths: &[usize]| lengths.iter().flat_map(|length| [vec![b'x'; *length], vec![b'\n']].concat()).collect();
+        let open = |text: Vec<u8>| text[..text.len() - 1].to_vec();
+        let most = MAX_LINE_BYTES;
+        let all: [(Vec<u8>, usize); 7] = [
+            (Vec::new(), 0),
+            (lines(&[3, 5]), 10),
+            (open(lines(&[3, 5])), 4),
+            (lines(&[most]), most + 1),
+            (open(lines(&[most])), 0),
+            (lines(&[most + 1]), most),
+            (lines(&[2, most + 1, 2]), 3),
+        ];
+        for (at, (bytes, expected)) in all.iter().enumerate() {
+            assert_eq!(whole(bytes), *expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_not_cut_within_a_character() {
+        for (text, expected) in [("abc", 3), ("ab\u{e9}", 4), ("ab\u{20ac}", 5), ("ab\u{1f600}", 6)] {
+            assert_eq!(cut(text.as_bytes()), expected, "{text}");
+            let part = &text.as_bytes()[..text.len() - 1];
+            assert_eq!(cut(part), 2, "a part of {text}");
+        }
+        assert_eq!(cut(&[0x80; 9]), 9);
+        assert_eq!(cut(&[0xff; 9]), 8);
     }
 
     #[test]

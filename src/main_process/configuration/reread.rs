@@ -1,12 +1,13 @@
 //! Reads the configuration again: for each new generation, and for settings that can change without replacing workers.
 //! If it is wrong, everything stays as it was.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
-use crate::config::{Address, Plan, Surge, Text};
+use crate::config::{Address, Logs, Plan, Surge, Text};
 use crate::control::files::{lock_beside, make_runtime_directory, runtime_directory};
 use crate::main_process::configuration::{Configuration, Release};
 use crate::main_process::decide::queue_emptying::Then;
@@ -228,14 +229,13 @@ impl Main {
             planned.hooks.clone_from(&plan.hooks);
         }
         stderr::set_level(plan.tuning.verbosity.level());
-        match others.len() {
-            0 => log::info!("configuration read again"),
-            count => log::info!(
-                "configuration read again; {}: {} effect with the next reload",
-                others.join(", "),
-                takes(count)
-            ),
-        }
+        let stay = self.configuration.changes_that_stay(&plan);
+        let part = |names: Vec<String>, when| match names.len() {
+            0 => String::new(),
+            count => format!("; {}: {} effect {when}", names.join(", "), takes(count)),
+        };
+        let (later, never) = (part(others, "with the next reload"), part(stay, "when panzer is started anew"));
+        log::info!("configuration read again{later}{never}");
         self.apply_reread_count(before);
         Ok(())
     }
@@ -274,12 +274,14 @@ impl Main {
         let (tuning, hooks) = (plan.tuning.clone(), plan.hooks.clone());
         let serving = Plan { workers: plan.workers, tuning, hooks, ..serving.clone() };
         let name = |field: String| match field.as_str() {
-            "pid_file" => "pid".to_owned(),
-            "control_access" => "control".to_owned(),
             "probe" => "ready".to_owned(),
+            "env_files" => "env-file".to_owned(),
             _ => field.replace('_', "-"),
         };
-        let mut names: Vec<String> = differ(&serving, plan).into_iter().map(name).collect();
+        let stay = self.configuration.changes_that_stay(plan);
+        let stays = |field: &String| STAY.iter().any(|(_, stays)| stays == field) || stay.contains(field);
+        let mut names: Vec<String> =
+            differ(&serving, plan).into_iter().filter(|field| !stays(field)).map(name).collect();
         names.dedup();
         names
     }
@@ -288,17 +290,23 @@ impl Main {
 impl Configuration {
     /// The plan of a new generation. Options that keep their value get the present one.
     fn accept(&self, mut plan: Plan) -> Plan {
-        let changed = differ(&self.plan, &plan);
-        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
-        let mut stay: Vec<&str> = STAY.iter().filter(stays).map(|(option, _)| *option).collect();
-        // Its limits may change.
-        stay.extend((plan.cgroup.is_some() != self.plan.cgroup.is_some()).then_some("cgroup"));
-        stay.dedup();
+        let stay = self.changes_that_stay(&plan);
         if !stay.is_empty() {
             log::warn!("{}: {} effect when panzer is started anew", stay.join(", "), takes(stay.len()));
         }
         self.keep_what_stays(&mut plan);
         plan
+    }
+
+    /// The options in which `plan` differs and that keep their value.
+    fn changes_that_stay(&self, plan: &Plan) -> Vec<String> {
+        let changed = differ(&self.plan, plan);
+        let stays = |(_, field): &&(&str, &str)| changed.iter().any(|changed| changed == field);
+        let mut stay: Vec<String> = STAY.iter().filter(stays).map(|(option, _)| (*option).to_owned()).collect();
+        // Its limits may change.
+        stay.extend((plan.cgroup.is_some() != self.plan.cgroup.is_some()).then(|| "cgroup".to_owned()));
+        stay.dedup();
+        stay
     }
 
     fn keep_what_stays(&self, plan: &mut Plan) {
@@ -337,13 +345,17 @@ fn tell_not_reread(cause: &Cause) {
 /// The fields in which two plans differ. The fields of `identity` and `handover` count one by one.
 fn differ(one: &Plan, other: &Plan) -> Vec<String> {
     let (one, other) = (fields(one), fields(other));
-    one.into_iter().filter(|(name, value)| other.get(name) != Some(value)).map(|(name, _)| name).collect()
+    // What is usual may be left out of either.
+    let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    names.into_iter().filter(|name| one.get(*name) != other.get(*name)).cloned().collect()
 }
 
 fn fields(plan: &Plan) -> Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::to_value(plan) else { return Map::new() };
     for group in ["identity", "handover", "logs"] {
-        if let Some(Value::Object(members)) = fields.remove(group) {
+        // Usual logs are left out.
+        let members = fields.remove(group).or_else(|| serde_json::to_value(Logs::default()).ok());
+        if let Some(Value::Object(members)) = members {
             fields.extend(members);
         }
     }

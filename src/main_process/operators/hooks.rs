@@ -32,7 +32,7 @@ impl Main {
     /// A worker or a monitor of the serving generation has ended, so that another is started.
     pub(crate) fn tell_hooks_of_death(&mut self, generation: u32, worker: Option<u32>, cause: &Cause) {
         let who = worker.map_or_else(|| "the monitor".to_owned(), |slot| format!("worker {slot}"));
-        let reason = format!("{who} of generation {generation} {cause}");
+        let reason = format!("{who} of generation {generation}{}", cause.after_name());
         let Failed { code, signal, .. } = Failed::new(0, cause);
         let facts = facts(HookEvent::Died, Some(generation), reason);
         self.tell_hooks(Facts { worker, exit_code: code, signal, ..facts });
@@ -131,7 +131,8 @@ impl Main {
         let directory = own.chdir.as_ref().map(|chdir| own.start_directory.join(chdir));
         let directory = directory.unwrap_or_else(|| own.start_directory.clone());
         let oom_score = self.outside.unprotected;
-        let question = Question { variables: self.variables(&run), run, directory, oom_score };
+        let is_json = self.configuration.plan.logs.is_json();
+        let question = Question { variables: self.variables(&run), run, directory, oom_score, is_json };
         HookProcess::begin(&question, &self.environment)
     }
 

@@ -118,10 +118,11 @@ pub(crate) fn write(note: &Note) {
             info!("generation {generation} has ended after draining for {}", show(*time))
         }
         Note::MonitorDied(generation, cause, delay) if delay.is_zero() => {
-            error!("the monitor of generation {generation} {cause}; starting another");
+            error!("the monitor of generation {generation}{}; starting another", cause.after_name());
         }
         Note::MonitorDied(generation, cause, delay) => {
-            error!("the monitor of generation {generation} {cause}; starting another in {}", show(*delay));
+            let how = cause.after_name();
+            error!("the monitor of generation {generation}{how}; starting another in {}", show(*delay));
         }
         Note::Unseeable(generation, why) => warn!(
             "whether the workers of generation {generation} accept cannot be seen: {why}; they count as ready without it: \
@@ -201,7 +202,7 @@ fn count(workers: u32) -> String {
 fn reason(Rejected { slot, cause, missing, workers, accept, .. }: &Rejected, plan: &Plan) -> String {
     match (slot, cause) {
         (_, Cause::NotFound(_) | Cause::CannotExecute(_) | Cause::CannotBecome(_)) => cause.to_string(),
-        (Some(slot), cause) => format!("worker {slot} {cause}"),
+        (Some(slot), cause) => format!("worker {slot}{}", cause.after_name()),
         (None, Cause::NotReady(time)) => {
             let mut named: Vec<String> = missing.iter().take(MAX_NAMED_WORKERS).map(u32::to_string).collect();
             if missing.len() > MAX_NAMED_WORKERS {

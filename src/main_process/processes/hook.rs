@@ -51,6 +51,8 @@ pub(crate) struct Question {
     pub(crate) variables: Vec<(String, String)>,
     /// The OOM score that panzer was started with, where main has another one now.
     pub(crate) oom_score: Option<i32>,
+    /// Whether messages are JSON.
+    pub(crate) is_json: bool,
 }
 
 /// Its result.
@@ -129,6 +131,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     let bytes = memfd::read(question).context("the command cannot be read")?;
     let question: Question = serde_json::from_slice(&bytes).context("the command is broken")?;
     stderr::start(log::LevelFilter::Info);
+    stderr::set_json(question.is_json);
     let mut lines = Lines::new(question.run.facts.event);
     let failed = match begin(&question, environment) {
         Ok(command) => command.end(question.run.timeout, &mut lines).context("the command cannot be watched")?,
@@ -147,7 +150,7 @@ struct Command {
 
 /// Runs the command by a shell, in its directory.
 fn begin(question: &Question, environment: &Environment) -> Result<Command, String> {
-    let Question { run, directory, variables, oom_score } = question;
+    let Question { run, directory, variables, oom_score, .. } = question;
     std::env::set_current_dir(directory)
         .map_err(|error| format!("could not be started: {}: {}", directory.display(), words(&error)))?;
     // Neither is refused: main has protected itself further than its start did, and a limit is only lowered.

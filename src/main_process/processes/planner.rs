@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::helper::Helper;
 use crate::cli::{self, Ending};
-use crate::config::{Address, Listen, Plan, Text};
+use crate::config::{Address, Listen, Logs, Plan, Text};
 use crate::control::environment::Environment;
+use crate::control::log_file;
 use crate::sockets::Refusal;
 use crate::sys::errno::words;
 use crate::sys::memfd;
@@ -35,6 +36,8 @@ struct Question {
     serving: Option<Fingerprint>,
     /// The files by which this instance is found.
     own_files: Vec<Text>,
+    /// How workers' output is written now, if the plan is to be compared with that.
+    logs: Option<Logs>,
     /// An address whose holder is to be found; then nothing else is done.
     in_use: Option<Address>,
 }
@@ -63,13 +66,19 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
 }
 
 fn resolve(question: Question, environment: &Environment) -> Answer {
-    let Question { arguments, start_directory, inherited, serving, own_files, in_use } = question;
+    let Question { arguments, start_directory, inherited, serving, own_files, logs, in_use } = question;
     let is_missing =
         |file: &Text| fs::symlink_metadata(&file.0).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let missing = own_files.iter().any(is_missing);
     let plan = match in_use {
         Some(address) => Err(Refusal::InUse(address).looked_up(Pid::parent()).why()),
-        None => plan(arguments, &start_directory, inherited, environment).map_err(Cause::bounded),
+        None => plan(arguments, &start_directory, inherited, environment)
+            .and_then(|plan| {
+                // What worked so far may fail by itself, and then holds no release up.
+                let changes = logs.is_some_and(|logs| logs != plan.logs);
+                if changes { log_file::check(&plan.logs).map(|()| plan) } else { Ok(plan) }
+            })
+            .map_err(Cause::bounded),
     };
     let changed = serving.is_some_and(|serving| {
         let Ok(plan) = &plan else { return false };
@@ -142,6 +151,7 @@ impl Planner {
             inherited: plan.inherited.clone(),
             serving,
             own_files,
+            logs: matches!(purpose, Purpose::Generation(_)).then(|| plan.logs.clone()),
             in_use,
         };
         let question = memfd::write(&serde_json::to_vec(&question)?)?;

@@ -101,6 +101,7 @@ impl Slots {
             Event::Notified(worker) => self.on_notified(worker, now, &mut actions),
             Event::Extends(worker, by) => self.on_extends(worker, by, now, &mut actions),
             Event::Lives(worker) => self.on_lives(worker, now),
+            Event::Stops(worker) => self.on_stops(worker, now),
             Event::IsBroken(worker) => self.abort(worker, None, now, &mut actions),
             Event::WatchedEvery(worker, period) => self.on_watched_every(worker, period, now),
             Event::Served(worker, requests) => self.on_served(worker, requests),

@@ -114,6 +114,8 @@ pub enum Event {
     Extends(Worker, Duration),
     /// The worker said that it lives.
     Lives(Worker),
+    /// The worker said that it ends by itself.
+    Stops(Worker),
     /// The worker wants to be aborted.
     IsBroken(Worker),
     /// The worker says within this time that it lives, from now on; zero: never again.

@@ -20,6 +20,14 @@ impl Slots {
         }
     }
 
+    /// It has as much time as if it had been asked to stop.
+    pub(super) fn on_stops(&mut self, worker: Worker, now: Instant) {
+        let until = now + self.settings.tuning.stop.total();
+        if let Some(slot) = self.slot_of(worker).filter(|slot| matches!(slot.state, State::Ready { .. })) {
+            slot.watchdog.extend(until);
+        }
+    }
+
     pub(super) fn on_watched_every(&mut self, worker: Worker, period: Duration, now: Instant) {
         if let Some(slot) = self.slot_of(worker) {
             slot.watchdog.own = Some(period);

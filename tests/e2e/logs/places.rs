@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use super::{assert_complete, counting, logging, read, wait_done};
 use crate::control::{run, text};
 use crate::faults::SOON;
-use crate::support::eventually;
+use crate::support::{eventually, require};
 
 /// Panzer's own stdout is this file.
 const REDIRECTED: &str = "#!/bin/sh\nexec \"$@\" >own\n";
@@ -61,4 +61,58 @@ fn many_workers_have_a_pipe_for_each_stream() {
         });
     }
     assert!(panzer.stop().success());
+}
+
+#[test]
+fn a_reload_into_a_log_that_cannot_be_opened_is_rejected() {
+    let script = "#!/bin/sh\nwhile :; do echo line; sleep 0.05; done\n";
+    let panzer = logging(script).args(["-w", "1", "--config", "c.yml"]).file("c.yml", "log: a.log\n").start();
+    panzer.wait_serving();
+    fs::write(panzer.path("c.yml"), "log: nowhere/b.log\n").unwrap();
+    panzer.allow_line("reload failed: generation 2: cannot open the log *nowhere/b.log: no such file or directory");
+    assert!(panzer.reload_and_wait().unwrap_err().contains("cannot open the log"));
+    let length = || fs::metadata(panzer.path("a.log")).unwrap().len();
+    let before = length();
+    eventually(SOON, "the old generation's log goes on", || length() > before);
+    // What did not change holds no reload up.
+    fs::write(panzer.path("c.yml"), "log: a.log\n").unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.stop();
+}
+
+#[test]
+fn where_files_must_stay_small_logs_are_refused_with_the_limit() {
+    let own = nix::unistd::geteuid().is_root().then(|| require("setpriv"));
+    let drops = if own == Some(true) { "setpriv --bounding-set=-sys_resource " } else { "" };
+    let limited = format!("#!/bin/sh\nulimit -f 100\nexec {drops}\"$@\"\n");
+    let panzer = logging("#!/bin/sh\nexec sleep 1000\n").args(["-w", "1", "--log", "a.log"]);
+    let panzer = panzer.executable("limited", &limited).through("limited");
+    let panzer =
+        panzer.expect_line("--log needs memory * and files may have 50 KiB here (ulimit -f, LimitFSIZE=)").start();
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+    // A soft limit is raised.
+    let panzer = logging("#!/bin/sh\necho begun\nexec sleep 1000\n").args(["-w", "1", "--log", "a.log"]);
+    let limited = "#!/bin/sh\nulimit -S -f 100\nexec \"$@\"\n";
+    let panzer = panzer.executable("limited", limited).through("limited").start();
+    eventually(SOON, "the line is there", || {
+        fs::read_to_string(panzer.path("a.log")).is_ok_and(|text| text == "begun\n")
+    });
+    assert!(panzer.stop().success());
+}
+
+#[test]
+fn two_panzers_may_write_and_rotate_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.log");
+    let log = path.to_str().unwrap();
+    let options = ["--log", log, "--log-size", "20k", "--log-keep", "1000"];
+    let both =
+        ["1", "2"].map(|workers| counting(workers.parse().unwrap(), 3000).env("PAUSE", "0.005").args(options).start());
+    for (panzer, workers) in both.iter().zip(1..) {
+        wait_done(panzer, workers);
+    }
+    both.into_iter().for_each(|panzer| assert!(panzer.stop().success()));
+    let files = fs::read_dir(folder.path()).unwrap();
+    let lines: usize = files.map(|file| read(file.unwrap().path()).lines().count()).sum();
+    assert_eq!(lines, 9000);
 }
