@@ -54,7 +54,7 @@ pub(super) enum Command {
     /// CPU% is the worker's share of one CPU since its start, with --watch since the last interval. PSS is its
     /// proportional share of memory; --watch spends at most a twentieth of the time on measuring it. Both count the
     /// worker's own process only. They are "-" if panzerctl may not look. In JSON they are cpu_percent and pss_bytes,
-    /// left out if unknown.
+    /// beside requests_per_second of workers that report their requests, left out if unknown.
     Status {
         /// Print JSON
         #[arg(long)]
@@ -75,9 +75,10 @@ pub(super) enum Command {
     },
     /// Show the busiest workers, repainted each second; keys sort the list, reload, and quit
     ///
-    /// The keys: c sorts by CPU, m by memory, u by uptime, n by respawns, w by worker; r reloads; l shows the last lines
-    /// of the logs, and l again the workers; q or Ctrl-C ends it. CPU% is since the last look, and PSS is measured as with status --watch. If
-    /// the output is not a terminal, the list is printed once.
+    /// The keys: c sorts by CPU, m by memory, s by requests per second, u by uptime, n by respawns, w by worker; r reloads;
+    /// l shows the last lines of the logs, and l again the workers; q or Ctrl-C ends it. CPU% and REQ/S are since the last
+    /// look, and PSS is measured as with status --watch. REQ/S is for workers that report their requests
+    /// (X_PANZER_REQUESTS=). If the output is not a terminal, the list is printed once.
     Top {
         /// Time between two looks, at least 100ms
         #[arg(long, value_name = "D", default_value = "1s", value_parser = interval)]

@@ -331,7 +331,7 @@ mod tests {
     }
 
     fn render(status: &Status, columns: usize, rows: Option<usize>) -> String {
-        let usage = Usage { cpu: Some(100.0), memory: Some(700 << 20) };
+        let usage = Usage { cpu: Some(100.0), memory: Some(700 << 20), requests: None };
         let usages = [(4_194_304, usage), (71, usage)].into();
         let lines = lines(status, &usages, Room { columns, rows });
         assert!(rows.is_none_or(|rows| lines.len() <= rows), "{lines:#?}");

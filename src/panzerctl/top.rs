@@ -8,7 +8,7 @@ use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
 use super::usage::{Usage, Usages};
 use crate::control::operator::status::{Status, Worker};
 
-const HEADS: [&str; 8] = ["WORKER", "GEN", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS"];
+const HEADS: [&str; 9] = ["WORKER", "GEN", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "REQ/S"];
 const STATE: usize = 3;
 
 /// Order of the list.
@@ -17,6 +17,7 @@ pub(super) enum Sort {
     #[default]
     Cpu,
     Memory,
+    Requests,
     Uptime,
     Respawns,
     Worker,
@@ -28,6 +29,7 @@ impl Sort {
         match self {
             Sort::Cpu => "CPU%",
             Sort::Memory => "PSS",
+            Sort::Requests => "REQ/S",
             Sort::Uptime => "UPTIME",
             Sort::Respawns => "RESPAWNS",
             Sort::Worker => "WORKER",
@@ -49,6 +51,7 @@ impl Key {
         Some(match byte {
             b'c' => Key::Sort(Sort::Cpu),
             b'm' => Key::Sort(Sort::Memory),
+            b's' => Key::Sort(Sort::Requests),
             b'u' => Key::Sort(Sort::Uptime),
             b'n' => Key::Sort(Sort::Respawns),
             b'w' => Key::Sort(Sort::Worker),
@@ -60,7 +63,7 @@ impl Key {
     }
 }
 
-const HELP: &str = "sort: c cpu  m memory  u uptime  n respawns  w worker    r reload  l logs  q quit";
+const HELP: &str = "sort: c CPU m PSS s REQ/S u uptime n respawns w worker  r reload l logs q quit";
 
 /// The list, and below it the keys or `said`, which is news.
 pub(super) fn lines(
@@ -79,25 +82,32 @@ pub(super) fn lines(
     let (cpu, memory) = workers.iter().fold((0.0, 0), |(cpu, memory), (_, _, usage)| {
         (cpu + usage.cpu.unwrap_or_default(), memory + usage.memory.unwrap_or_default())
     });
-    let total = format!("{} processes, CPU {}, PSS {}", workers.len(), percent(cpu), size(memory));
+    let reported: Vec<f64> = workers.iter().filter_map(|(_, _, usage)| usage.requests).collect();
+    let requests = match reported.is_empty() {
+        true => String::new(),
+        false => format!(", {:.1} requests/s", reported.iter().sum::<f64>()),
+    };
+    let total = format!("{} processes, CPU {}, PSS {}{requests}", workers.len(), percent(cpu), size(memory));
+    // The last column is for those who report requests.
+    let heads = &HEADS[..HEADS.len() - usize::from(reported.is_empty())];
     let mut head = vec![headline(status), Line::new(Tone::Plain, total)];
     head.extend(queues(&status.listeners, room));
     head.push(Line::default());
-    let rows: Vec<[String; 8]> =
+    let rows: Vec<[String; 9]> =
         workers.iter().map(|(generation, worker, usage)| row(*generation, worker, *usage)).collect();
-    let widths: [usize; 8] =
+    let widths: [usize; 9] =
         std::array::from_fn(|at| rows.iter().map(|row| width(&row[at])).max().unwrap_or(0).max(width(HEADS[at])));
     let aligned = |at: usize, cell: &str| match at {
         STATE => format!("{cell:<w$} ", w = widths[at]),
         _ => format!("{cell:>w$} ", w = widths[at]),
     };
-    let heads = HEADS.iter().enumerate().fold(Line::default(), |line, (at, name)| {
+    let headings = heads.iter().enumerate().fold(Line::default(), |line, (at, name)| {
         let tone = if *name == sort.head() { Tone::Good } else { Tone::Heading };
         line.with(tone, aligned(at, name))
     });
-    head.push(heads);
+    head.push(headings);
     let shown = rows.iter().zip(&workers).map(|(row, (_, worker, _))| {
-        row.iter().enumerate().fold(Line::default(), |line, (at, cell)| {
+        row.iter().take(heads.len()).enumerate().fold(Line::default(), |line, (at, cell)| {
             let tone = if at == STATE { tone(&worker.state) } else { Tone::Plain };
             line.with(tone, aligned(at, cell))
         })
@@ -134,6 +144,7 @@ fn compare(sort: Sort, one: &(u32, &Worker, Usage), other: &(u32, &Worker, Usage
     match sort {
         Sort::Cpu => number(other.2.cpu).total_cmp(&number(one.2.cpu)),
         Sort::Memory => other.2.memory.cmp(&one.2.memory),
+        Sort::Requests => number(other.2.requests).total_cmp(&number(one.2.requests)),
         Sort::Uptime => other.1.since_ms.cmp(&one.1.since_ms),
         Sort::Respawns => other.1.respawns.cmp(&one.1.respawns),
         Sort::Worker => Ordering::Equal,
@@ -141,7 +152,7 @@ fn compare(sort: Sort, one: &(u32, &Worker, Usage), other: &(u32, &Worker, Usage
     .then(place)
 }
 
-fn row(generation: u32, worker: &Worker, usage: Usage) -> [String; 8] {
+fn row(generation: u32, worker: &Worker, usage: Usage) -> [String; 9] {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         worker.shown_slot(),
@@ -152,6 +163,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> [String; 8] {
         count(worker.respawns),
         or_none(usage.cpu.map(percent)),
         or_none(usage.memory.map(size)),
+        or_none(usage.requests.map(|rate| format!("{rate:.1}"))),
     ]
 }
 
@@ -170,6 +182,10 @@ mod tests {
     use crate::control::operator::status::Generation;
 
     fn shown(sort: Sort, rows: Option<usize>) -> Vec<String> {
+        shown_with(sort, rows, [None, Some(9.5), Some(20.0)])
+    }
+
+    fn shown_with(sort: Sort, rows: Option<usize>, rates: [Option<f64>; 3]) -> Vec<String> {
         let worker = |slot, respawns| Worker {
             slot,
             pid: Some(slot as i32 + 100),
@@ -181,8 +197,10 @@ mod tests {
         let workers = vec![worker(0, 0), worker(1, 7), worker(2, 1)];
         let generation = Generation { number: 3, standing: "serving".to_owned(), workers, ..Generation::default() };
         let status = Status { name: "app".to_owned(), generations: vec![generation], ..Status::default() };
-        let usage = |cpu, memory| Usage { cpu: Some(cpu), memory: Some(memory) };
-        let usages = [(100, usage(5.0, 4096)), (101, usage(1.0, 1 << 30)), (102, usage(90.0, 0))].into();
+        let usage = |cpu, memory, requests| Usage { cpu: Some(cpu), memory: Some(memory), requests };
+        let usages =
+            [(100, usage(5.0, 4096, rates[0])), (101, usage(1.0, 1 << 30, rates[1])), (102, usage(90.0, 0, rates[2]))];
+        let usages = usages.into();
         let room = Room { columns: 80, rows };
         let lines = lines(&status, &usages, room, sort, None);
         lines.iter().map(|line| line.render(80, false)).collect()
@@ -197,9 +215,20 @@ mod tests {
     fn the_list_is_sorted_by_what_was_chosen() {
         assert_eq!(order(Sort::Cpu), ["2", "0", "1"]);
         assert_eq!(order(Sort::Memory), ["1", "0", "2"]);
+        assert_eq!(order(Sort::Requests), ["2", "1", "0"]);
         assert_eq!(order(Sort::Uptime), ["2", "1", "0"]);
         assert_eq!(order(Sort::Respawns), ["1", "2", "0"]);
         assert_eq!(order(Sort::Worker), ["0", "1", "2"]);
+    }
+
+    #[test]
+    fn requests_are_shown_where_somebody_reports_them() {
+        let lines = shown(Sort::Worker, None);
+        assert!(lines[0..2].iter().any(|line| line.ends_with(", 29.5 requests/s")), "{lines:#?}");
+        let last = |line: &String| line.split_whitespace().last().map(str::to_owned);
+        let columns: Vec<_> = lines.iter().skip_while(|line| !line.contains("RESPAWNS")).filter_map(last).collect();
+        assert_eq!(columns, ["REQ/S", "-", "9.5", "20.0"]);
+        assert!(shown_with(Sort::Worker, None, [None; 3]).iter().all(|line| !line.to_lowercase().contains("req")));
     }
 
     #[test]

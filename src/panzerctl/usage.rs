@@ -25,6 +25,9 @@ pub(super) struct Usage {
     /// Proportional share of its memory, in bytes.
     #[serde(rename = "pss_bytes", skip_serializing_if = "Option::is_none")]
     pub(super) memory: Option<u64>,
+    /// Requests per second, since its start or since the last look. None if it does not report its requests.
+    #[serde(rename = "requests_per_second", skip_serializing_if = "Option::is_none")]
+    pub(super) requests: Option<f64>,
 }
 
 /// Usage by pid.
@@ -46,6 +49,7 @@ struct Seen {
     at: Instant,
     cpu: Duration,
     memory: Option<u64>,
+    requests: Option<u64>,
 }
 
 impl Meter {
@@ -68,8 +72,9 @@ impl Meter {
                 } else {
                     before.and_then(|before| before.memory)
                 };
-                let now = Seen { at: Instant::now(), cpu: process.cpu, memory };
-                usages.insert(process.id.0, Usage { cpu: Some(share(before, &now, worker)), memory });
+                let now = Seen { at: Instant::now(), cpu: process.cpu, memory, requests: worker.requests };
+                let (cpu, requests) = (Some(share(before, &now, worker)), rate(before, &now, worker));
+                usages.insert(process.id.0, Usage { cpu, memory, requests });
                 seen.insert(process.id, now);
             }
         }
@@ -96,6 +101,16 @@ fn share(before: Option<&Seen>, now: &Seen, worker: &Worker) -> f64 {
     let share = used.as_secs_f64() * 100.0 / time.as_secs_f64().max(0.001);
     // The kernel counts in ticks, which are too long to say anything about a worker that has just begun.
     if time < tick() * 2 { 0.0 } else { (share * 10.0).round() / 10.0 }
+}
+
+/// Requests per second since the measurement `before`; without one, since the worker began.
+fn rate(before: Option<&Seen>, now: &Seen, worker: &Worker) -> Option<f64> {
+    let (then, time) = match before {
+        Some(before) => (before.requests.unwrap_or_default(), now.at.saturating_duration_since(before.at)),
+        None => (0, Duration::from_millis(worker.since_ms)),
+    };
+    let rate = now.requests?.saturating_sub(then) as f64 / time.as_secs_f64().max(0.001);
+    Some((rate * 10.0).round() / 10.0)
 }
 
 /// A worker's process, held by its open folder in /proc: reads there are about this process, or fail.
@@ -159,7 +174,11 @@ mod tests {
             at: begun + Duration::from_secs(seconds),
             cpu: Duration::from_millis(cpu),
             memory: None,
+            requests: Some(seconds * seconds),
         };
+        assert_eq!(rate(None, &seen(10, 0), &worker), Some(10.0));
+        assert_eq!(rate(Some(&seen(8, 0)), &seen(10, 0), &worker), Some(18.0));
+        assert_eq!(rate(None, &Seen { requests: None, ..seen(10, 0) }, &worker), None);
         assert_eq!(share(None, &seen(10, 1_000), &worker), 10.0);
         assert_eq!(share(Some(&seen(8, 1_000)), &seen(10, 4_000), &worker), 150.0);
         assert_eq!(share(Some(&seen(10, 1_000)), &seen(10, 1_010), &worker), 0.0);

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::control::{panzerctl, run, serving_sleeper, sleeper, text};
 use crate::faults::{SOON, kill_9};
-use crate::support::{Panzer, eventually, free_port};
+use crate::support::{Panzer, eventually, free_port, require};
 
 const COLUMNS: usize = 80;
 const ROWS: usize = 24;
@@ -294,6 +294,28 @@ fn top_sorts_and_reloads_by_keys_and_restores_the_terminal() {
     (&terminal.keyboard).write_all(b"q").unwrap();
     assert!(terminal.child.wait().unwrap().success());
     assert!(terminal.shows_keys());
+    panzer.stop();
+}
+
+#[test]
+fn requests_per_second_are_shown_where_workers_report_them() {
+    let app = "#!/usr/bin/env python3
+import os, signal, socket
+to = '\\0' + os.environ['NOTIFY_SOCKET'][1:]
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'X_PANZER_REQUESTS=1000', to)
+signal.pause()
+";
+    if !require("python3") {
+        return;
+    }
+    let options = ["-w", "1", "--bake", "50ms", "--share-ports", "off", "--ready", "alive", "./app"];
+    let panzer = Panzer::builder().executable("app", app).args(options).start();
+    panzer.wait_serving();
+    let top = || text(&run(&panzer, &["top"]).stdout);
+    eventually(SOON, "the requests are reported", || top().contains("REQ/S"));
+    assert!(top().contains(" requests/s\n"), "{}", top());
+    let json = text(&run(&panzer, &["status", "--json"]).stdout);
+    assert!(json.contains("\"requests\":1000") && json.contains("\"requests_per_second\":"), "{json}");
     panzer.stop();
 }
 

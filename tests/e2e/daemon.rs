@@ -148,6 +148,31 @@ fn who_starts_it_returns_when_it_serves_and_not_before() {
 }
 
 #[test]
+fn it_says_where_the_output_of_workers_goes_unless_a_log_has_it() {
+    const SAID: &str = "panzer: the workers' output goes to ";
+    let to_file = "#!/bin/sh\nkeeper=$0.py\nexec \"$keeper\" \"$@\" > out.txt\n";
+    let options = ["-w", "1", "--bake", "50ms", "--ready", "alive"];
+    for (to, expected) in [
+        (None, "/dev/null (stdout) and a pipe (stderr); --log FILE keeps it in a file"),
+        (Some(to_file), "/out.txt (stdout) and a pipe (stderr);"),
+    ] {
+        let panzer = match to {
+            None => keeper(),
+            Some(to) => keeper().executable("keeper.py", KEEPER).executable("keeper", to),
+        };
+        let panzer = panzer.args(options).args(["--", "sleep", "1000"]).start();
+        let line = panzer.wait_for_line(SAID, SOON);
+        assert!(line.contains(expected), "{line}");
+        assert_eq!(wait_starter(&panzer), 0);
+        panzer.stop();
+    }
+    let panzer = keeper().args(options).args(["--log", "app.log", "--", "sleep", "1000"]).start();
+    assert_eq!(wait_starter(&panzer), 0);
+    assert!(!panzer.lines().iter().any(|line| line.contains(SAID)), "{:?}", panzer.lines());
+    panzer.stop();
+}
+
+#[test]
 fn what_fails_is_told_with_its_code() {
     let port = free_port();
     let _taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();

@@ -56,6 +56,7 @@ mod sharing;
 mod shown;
 mod shown_logs;
 mod signals;
+mod soak;
 mod strangers;
 mod surge;
 mod tuning;

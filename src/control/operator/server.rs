@@ -4,6 +4,7 @@
 //! deadline. Of a client that floods the server, only a little is read at a time, so that the others are served too.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -71,12 +72,18 @@ pub struct Server {
     /// When to accept again.
     #[serde(skip)]
     paused_until: Option<Instant>,
+    /// A descriptor that gives way to a client if no other is left.
+    #[serde(skip)]
+    spare: Option<File>,
+    /// Whether it was logged that it had to.
+    #[serde(skip)]
+    spare_told: bool,
 }
 
 impl Server {
     /// Goes on after a restart in place.
     pub fn resume(&mut self, poller: &Poller) -> io::Result<()> {
-        self.max_clients = max_clients();
+        (self.max_clients, self.spare) = (max_clients(), spare());
         poller.watch(&self.socket.listener, LISTENER)?;
         self.clients.iter_mut().try_for_each(|(id, client)| {
             client.resume();
@@ -96,6 +103,8 @@ impl Server {
             clients: BTreeMap::new(),
             last_token: LISTENER,
             paused_until: None,
+            spare: spare(),
+            spare_told: false,
         })
     }
 
@@ -152,6 +161,7 @@ impl Server {
 
     /// Gives up clients that are too slow, and removes those that are done.
     pub fn tend(&mut self, poller: &Poller, now: Instant) {
+        self.spare = self.spare.take().or_else(spare);
         if self.paused_until.take_if(|until| *until <= now).is_some()
             && poller.watch(&self.socket.listener, LISTENER).is_err()
         {
@@ -251,10 +261,22 @@ impl Server {
                 return self.pause(ROOM_PAUSE, poller, now);
             }
             match self.socket.listener.accept() {
-                Ok((stream, _)) => self.add(stream, poller, now),
+                Ok((stream, _)) => {
+                    self.spare_told &= self.spare.is_none();
+                    self.add(stream, poller, now);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                // No descriptor is left, and the listener stays ready, so watching it would be a busy loop.
+                // No descriptor is left but the spare one, which the next try gets.
+                Err(error) if self.spare.take().is_some() => {
+                    if !std::mem::replace(&mut self.spare_told, true) {
+                        let why = words(&error);
+                        log::warn!(
+                            "clients of the control socket are served one by one, for lack of descriptors: {why}"
+                        );
+                    }
+                }
+                // The listener stays ready, so watching it would be a busy loop.
                 Err(_) => return self.pause(DESCRIPTOR_PAUSE, poller, now),
             }
         }
@@ -343,6 +365,11 @@ fn read_request(line: &[u8]) -> Result<Request, String> {
 fn max_clients() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     (soft.saturating_sub(RESERVED_DESCRIPTORS) as usize / 2).clamp(2, MAX_CLIENTS)
+}
+
+/// None if there is no descriptor left for it.
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 #[cfg(test)]

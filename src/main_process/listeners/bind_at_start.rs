@@ -72,33 +72,33 @@ pub(crate) fn bind_all(
     Ok(all)
 }
 
-/// How long to wait still.
+/// How long to wait still. Both times begin with the first look at who holds the address: on a busy machine that look may
+/// take longer than either, and at least one more try follows it.
+#[derive(Default)]
 struct Patience {
-    until: Instant,
-    unseen_until: Instant,
-    told: bool,
+    stop: Duration,
+    until: Option<Instant>,
+    unseen_until: Option<Instant>,
 }
 
 impl Patience {
     fn begin(plan: &Plan) -> Patience {
-        let now = Instant::now();
-        Patience { until: now + plan.tuning.stop.total(), unseen_until: now + UNSEEN, told: false }
+        Patience { stop: plan.tuning.stop.total(), ..Patience::default() }
     }
 
     /// Whether the address may be free in a moment.
     fn bears(&mut self, refusal: &Refusal) -> bool {
         let now = Instant::now();
         match refusal {
-            Refusal::Passing(_) if now >= self.until => false,
             Refusal::Passing(held) => {
-                if !std::mem::replace(&mut self.told, true) {
+                if self.until.is_none() {
                     log::warn!("{held}; waiting until it has ended");
                 }
                 // The last of them may end between our bind and our look.
-                self.unseen_until = now + UNSEEN;
-                true
+                self.unseen_until = None;
+                now <= *self.until.get_or_insert(now + self.stop)
             }
-            Refusal::Unseen(_) => now < self.unseen_until,
+            Refusal::Unseen(_) => now <= *self.unseen_until.get_or_insert(now + UNSEEN),
             Refusal::Final(_) | Refusal::InUse(_) => false,
         }
     }
@@ -115,4 +115,20 @@ fn stop_asked(poller: &Poller, signals: &Signals, habits: &Habits, had_terminal:
         interrupted |= is_interrupt(received, asked);
     }
     Ok(stops.then_some(Failure::Stopped { interrupted }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_the_holders_that_takes_long_is_followed_by_another_try() {
+        let mut patience = Patience::default();
+        assert!(patience.bears(&Refusal::Passing("x".to_owned())) && patience.bears(&Refusal::Unseen("x".to_owned())));
+        // Both times are up.
+        assert!(!patience.bears(&Refusal::Passing("x".to_owned())));
+        patience.unseen_until = Some(Instant::now());
+        assert!(!patience.bears(&Refusal::Unseen("x".to_owned())));
+        assert!(!patience.bears(&Refusal::Final("x".to_owned())));
+    }
 }

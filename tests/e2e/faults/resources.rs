@@ -1,7 +1,10 @@
 //! 10, 15, 20, 22: what the system refuses for now is tried again, and panzer recovers by itself.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+
+use nix::libc;
 
 use crate::control::{panzerctl, run, text};
 use crate::faults::{SOON, kill_9};
@@ -65,12 +68,50 @@ fn what_the_whole_system_lacks_fails_a_reload_and_passes() {
 fn a_client_that_cannot_be_accepted_is_accepted_once_it_can() {
     for errno in ["ENFILE", "EMFILE", "ENOMEM", "ENOBUFS"] {
         let panzer = start();
+        panzer.allow_line("clients of the control socket are served one by one, for lack of descriptors: ");
         let Some(tracer) = failing(panzer.pid(), "accept,accept4", &format!("error={errno}:when=1..3")) else { return };
         let status = run(&panzer, &["status"]);
         assert!(status.status.success(), "{errno}: {}", text(&status.stderr));
         drop(tracer);
         panzer.stop();
     }
+}
+
+/// One descriptor is kept for operators: who has used up all others is found and ended by `panzerctl`.
+#[test]
+fn with_every_descriptor_in_use_a_client_is_served_all_the_same() {
+    let panzer = start();
+    let open = || {
+        let entries = fs::read_dir(format!("/proc/{}/fd", panzer.pid())).unwrap().flatten();
+        entries.map(|entry| entry.file_name().to_str().unwrap().parse::<u64>().unwrap()).collect::<Vec<_>>()
+    };
+    let limit = |soft| {
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: 1024 };
+        // SAFETY: the limit is read from our stack, and the old one is not asked for.
+        assert_eq!(unsafe { libc::prlimit(panzer.pid(), libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) }, 0);
+    };
+    let most = open().into_iter().max().unwrap() + 2;
+    limit(most);
+    // Clients that say nothing take what is free.
+    let free = most as usize - open().len();
+    let silent: Vec<UnixStream> =
+        (0..free).map(|_| UnixStream::connect(panzer.path("run/app.sock")).unwrap()).collect();
+    eventually(SOON, "every descriptor is in use", || open().len() == most as usize);
+    panzer
+        .expect_line("warning: clients of the control socket are served one by one, for lack of descriptors: too many");
+    for _ in 0..3 {
+        let status = run(&panzer, &["status"]);
+        assert!(status.status.success(), "{}", text(&status.stderr));
+    }
+    let reload = run(&panzer, &["reload"]);
+    assert!(text(&reload.stderr).contains("too many open files (ulimit -n, LimitNOFILE=)"), "{reload:?}");
+    let failed = "error: reload failed: generation 2: *too many open files";
+    panzer.expect_line(failed);
+    panzer.wait_for_line(failed, SOON);
+    drop(silent);
+    limit(1024);
+    assert_eq!(panzer.reload_and_wait(), Ok(3));
+    panzer.stop();
 }
 
 #[test]

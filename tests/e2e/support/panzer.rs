@@ -45,6 +45,7 @@ pub struct Builder {
     allowed: Vec<String>,
     directory: Option<PathBuf>,
     through: Option<PathBuf>,
+    longest: Duration,
 }
 
 /// A panzer that runs in a folder of its own. When it is dropped it is stopped, and the test fails if it left a
@@ -94,6 +95,11 @@ impl Builder {
     pub fn through(mut self, name: &str) -> Builder {
         self.through = Some(self.folder().join(name));
         self
+    }
+
+    /// For a test that may take this long beside the usual time.
+    pub fn lasting(self, longer: Duration) -> Builder {
+        Builder { longest: LONGEST_TEST + longer, ..self }
     }
 
     /// As `Panzer::expect_line`, for whoever has the builder only.
@@ -157,7 +163,7 @@ impl Builder {
             spawned => Some(spawned.expect("panzer can be executed")),
         });
         let stderr = Lines::collect(child.stderr.take().expect("stderr is a pipe"));
-        let _limited = limit(child.id().cast_signed());
+        let _limited = limit(child.id().cast_signed(), self.longest);
         Panzer {
             folder: self.folder,
             child,
@@ -173,11 +179,11 @@ impl Builder {
 }
 
 /// Ends panzer and all that it has started, if what is returned still lives after the longest time of a test.
-fn limit(main: i32) -> Sender<()> {
+fn limit(main: i32, longest: Duration) -> Sender<()> {
     let (alive, dropped) = mpsc::channel();
     std::thread::spawn(move || {
-        if dropped.recv_timeout(LONGEST_TEST) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("panzer (pid {main}) is ended, as its test takes longer than {LONGEST_TEST:?}");
+        if dropped.recv_timeout(longest) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("panzer (pid {main}) is ended, as its test takes longer than {longest:?}");
             let all = started_by(main, &BTreeSet::new());
             all.iter().chain(&Process::look(main)).for_each(kill_exactly);
         }
@@ -225,6 +231,7 @@ impl Panzer {
             allowed: Vec::new(),
             directory: None,
             through: None,
+            longest: LONGEST_TEST,
         }
     }
 
