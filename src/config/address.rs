@@ -274,6 +274,11 @@ const OPTION_NAMES: [&str; 6] = ["backlog", "nonblock", "per-worker", "mode", "o
 
 const OPTIONS: &str = "backlog=N, nonblock, per-worker, mode=0660, owner=USER and group=GROUP";
 
+/// Whether this could be the name of an option.
+pub(super) fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+}
+
 pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
     octal(text).ok_or_else(|| format!("'{text}' is not a mode; it is octal, from 0 to 0777, as in mode=0660"))
 }

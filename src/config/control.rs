@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{Access, find_group, find_user, parse_mode};
+use super::address::{Access, find_group, find_user, is_key, parse_mode};
 
 /// The rights of a client of the control socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +82,16 @@ pub struct Control {
 const OPTIONS: [&str; 4] = ["mode", "owner", "group", "group-read"];
 
 impl Control {
-    /// Reads `PATH[,OPT…]`. What stands behind a comma and is not an option belongs to the path.
+    /// Reads `PATH[,OPT…]`. What stands behind a comma and is nothing like an option belongs to the path.
     pub fn parse(text: OsString) -> Result<Control, String> {
         let (mut control, mut rest) = (Control::default(), text.as_bytes());
         let mut known = Vec::new();
         while let Some(comma) = rest.iter().rposition(|&byte| byte == b',') {
             let Ok(option) = std::str::from_utf8(&rest[comma + 1..]) else { break };
-            let Some((key, value)) = option.split_once('=').filter(|(key, _)| OPTIONS.contains(key)) else { break };
+            let Some((key, value)) = option.split_once('=').filter(|(key, _)| is_key(key)) else { break };
+            if !OPTIONS.contains(&key) {
+                return Err(format!("unknown option '{key}'; there are {}", OPTIONS.join(", ")));
+            }
             if known.contains(&key) {
                 return Err(format!("{key} is given twice"));
             }
@@ -142,8 +145,8 @@ mod tests {
         {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
-        let unknown = parsed("/a,groups=7").unwrap();
-        assert_eq!(unknown.path, Some("/a,groups=7".into()));
+        assert!(parsed("/a,groups=7").unwrap_err().contains("unknown option 'groups'"));
+        assert_eq!(parsed("/a,B=7").unwrap().path, Some("/a,B=7".into()));
     }
 
     #[test]

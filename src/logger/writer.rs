@@ -113,8 +113,11 @@ impl Writer {
                 }
                 Some(Job::Reopen) => {
                     self.open = None;
-                    if let Err(error) = self.opened() {
+                    // The other writer has it, if both streams go to one file.
+                    let is_its = self.file == 0 || !self.logs.is_joint();
+                    if let Err(error) = if is_its { self.opened() } else { Ok(()) } {
                         log::warn!("{}", self.trouble(&error));
+                        self.logged = Some(Instant::now());
                     }
                 }
             }
@@ -247,6 +250,10 @@ impl Writer {
     }
 }
 
+fn unless_missing(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// Makes room for a file of number 1: each older file gets the next number, and the last one is removed.
 fn shift(path: &Path, keep: u32) -> io::Result<()> {
     let exists = |number| [false, true].map(|gz| older(path, number, gz).symlink_metadata().is_ok());
@@ -259,11 +266,12 @@ fn shift(path: &Path, keep: u32) -> io::Result<()> {
                 _ if number == keep => fs::remove_file(from),
                 _ => fs::rename(from, older(path, number + 1, compressed)),
             };
-            match moved {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            unless_missing(moved)?;
         }
+    }
+    // More were kept before.
+    for number in (keep + 1..).take_while(|number| exists(*number) != [false; 2]) {
+        [false, true].into_iter().try_for_each(|gz| unless_missing(fs::remove_file(older(path, number, gz))))?;
     }
     Ok(())
 }
@@ -289,6 +297,6 @@ mod tests {
         assert_eq!(names(), ["a.log.2", "a.log.3.gz", "a.log.4"]);
         fs::write(older(&path, 1, false), "1").unwrap();
         shift(&path, 3).unwrap();
-        assert_eq!(names(), ["a.log.2", "a.log.3", "a.log.4"]);
+        assert_eq!(names(), ["a.log.2", "a.log.3"]);
     }
 }

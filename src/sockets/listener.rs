@@ -53,6 +53,11 @@ impl Listener {
         self.path.as_ref().map_or(Ok(()), |(path, id)| unix_path::change(path, *id, access))
     }
 
+    /// The access of its path now. None: it has no path, or lost it.
+    pub fn access(&self) -> Option<Access> {
+        self.path.as_ref().and_then(|(path, id)| unix_path::access(path, *id))
+    }
+
     /// Its port, if it has one.
     pub fn port(&self) -> Option<u16> {
         let name = getsockname::<SockaddrStorage>(self.fd.as_raw_fd()).ok()?;

@@ -67,6 +67,12 @@ pub(super) fn may_grant(path: &Path, access: Access) -> io::Result<()> {
     }
 }
 
+/// The access of our file at `path` now.
+pub(super) fn access(path: &Path, id: FileId) -> Option<Access> {
+    let found = fs::symlink_metadata(path).ok().filter(|found| FileId::from(found) == id)?;
+    Some(Access { mode: Some(found.mode() & 0o777), owner: Some(found.uid()), group: Some(found.gid()) })
+}
+
 /// Changes the access of our file at `path`. While it changes, the mode is the intersection of old and new.
 pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> {
     let handle = hold(path)?;

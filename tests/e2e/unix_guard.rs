@@ -243,3 +243,22 @@ fn connected_at_once(address: &nix::sys::socket::UnixAddr) -> nix::Result<std::o
     connect(std::os::fd::AsRawFd::as_raw_fd(&client), address)?;
     Ok(client)
 }
+
+#[test]
+fn a_release_that_fails_leaves_the_access_of_a_unix_path_as_it_was() {
+    let (builder, path) = server(&[], ",mode=0660");
+    let spoiler = "#!/bin/sh\n[ $PANZER_GENERATION = 1 ] && exec ./real\nchmod 0 app.sock\nexit 3\n";
+    let panzer = builder.executable("real", SERVER).executable("server", spoiler).start();
+    panzer.wait_serving();
+    // By then the workers have set what they set.
+    eventually(SOON, "it answers", || answers(&path));
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o660);
+    panzer.expect_line("generation 2, which failed, had changed mode or owner of unix:*app.sock; as before again");
+    panzer.expect_line("reload failed: generation 2: worker * exited with code 3");
+    assert!(panzer.reload_and_wait().is_err());
+    eventually(SOON, "the failed one is gone", || panzer.status().generations.len() == 1);
+    eventually(SOON, "the mode is back", || mode() == 0o660);
+    eventually(SOON, "it answers", || answers(&path));
+    panzer.stop();
+}

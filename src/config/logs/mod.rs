@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::address::{Access, find_group, find_user, parse_mode};
+use super::address::{Access, find_group, find_user, is_key, parse_mode};
 
 /// Size at which a log file is rotated if `--log-size` is not given.
 pub const DEFAULT_SIZE: u64 = 1 << 20;
@@ -88,7 +88,7 @@ impl fmt::Display for LogFile {
 impl FromStr for LogFile {
     type Err = String;
 
-    /// Options stand behind the path. A comma that no option follows belongs to the path.
+    /// Options stand behind the path. A comma that nothing like an option follows belongs to the path.
     fn from_str(text: &str) -> Result<LogFile, String> {
         let (mut path, mut access) = (text, Access::default());
         while let Some((before, option)) = path.rsplit_once(',') {
@@ -96,6 +96,9 @@ impl FromStr for LogFile {
                 Some(("mode", mode)) => access.mode = Some(parse_mode(mode)?),
                 Some(("owner", owner)) => access.owner = Some(find_user(owner)?),
                 Some(("group", group)) => access.group = Some(find_group(group)?),
+                Some((key, _)) if is_key(key) => {
+                    return Err(format!("unknown option '{key}'; there are mode, owner and group"));
+                }
                 _ => break,
             }
             path = before;
@@ -192,7 +195,7 @@ mod tests {
         assert_eq!(file.access, Access { mode: Some(0o640), owner: Some(0), group: Some(0) });
         assert_eq!(read("-").unwrap().own_descriptor(), Some(1));
         assert_eq!(read("x").unwrap().below(Path::new("/a")).path, PathBuf::from("/a/x"));
-        for text in ["", ",mode=0640", "a,mode=9", "a/"] {
+        for text in ["", ",mode=0640", "a,mode=9", "a/", "a,mod=0640"] {
             assert!(read(text).is_err(), "{text}");
         }
     }

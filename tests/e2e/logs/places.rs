@@ -116,3 +116,21 @@ fn two_panzers_may_write_and_rotate_the_same_file() {
     let lines: usize = files.map(|file| read(file.unwrap().path()).lines().count()).sum();
     assert_eq!(lines, 9000);
 }
+
+#[test]
+fn a_log_that_cannot_be_opened_anew_is_told_once() {
+    let panzer = logging("#!/bin/sh\nexec sleep 1000\n").args(["-w", "1", "--log", "out/a.log"]);
+    fs::create_dir(panzer.folder().join("out")).unwrap();
+    let panzer = panzer.start();
+    panzer.wait_serving();
+    fs::remove_dir_all(panzer.path("out")).unwrap();
+    panzer.expect_line("warning: cannot write to the log *out/a.log: no such file or directory");
+    let mark = panzer.mark();
+    assert!(run(&panzer, &["reopen"]).status.success());
+    panzer.wait_for_line_after(mark, "warning: cannot write to the log *out/a.log", SOON);
+    panzer.signal(Signal::SIGTERM);
+    panzer.wait_for_line("panzer: stopped", SOON);
+    let told = panzer.lines();
+    assert_eq!(told.iter().filter(|line| line.contains("cannot write to the log")).count(), 1, "{told:?}");
+    panzer.wait_exit();
+}

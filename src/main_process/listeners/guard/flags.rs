@@ -10,6 +10,7 @@ use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, socko
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Access;
 use crate::main_process::listeners::held::{AllHeld, Held};
 use crate::sys::descriptors::{is_nonblocking, set_nonblocking};
 use crate::sys::errno::words;
@@ -29,6 +30,9 @@ pub(crate) struct Flags {
     told: BTreeSet<(u64, Finding)>,
     /// The generation that must prove itself, and the settings of all listeners before it began.
     trial: Option<(u32, Vec<(u64, Settings)>)>,
+    /// The access of unix paths before it began, by the numbers of the listeners.
+    #[serde(default)]
+    access: Vec<(u64, Access)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +65,30 @@ impl Flags {
         if self.trial.as_ref().is_none_or(|(of, _)| *of != generation) {
             let settings = all.filter_map(|(_, socket)| Some((inode(socket), Settings::of(socket).ok()?)));
             self.trial = Some((generation, settings.collect()));
+        }
+    }
+
+    /// The same for the access of unix paths. Call this first.
+    pub(crate) fn remember_access(&mut self, generation: u32, held: &AllHeld) {
+        if self.trial.as_ref().is_none_or(|(of, _)| *of != generation) {
+            self.access = held.iter().filter_map(|held| Some((held.number, held.listener.access()?))).collect();
+        }
+    }
+
+    /// Puts the access of unix paths back. Call this before [`Flags::undo_trial`].
+    pub(crate) fn undo_access(&self, generation: u32, held: &AllHeld) {
+        if self.trial.as_ref().is_none_or(|(of, _)| *of != generation) {
+            return;
+        }
+        for held in held.iter() {
+            let Some((_, before)) = self.access.iter().find(|(number, _)| *number == held.number) else { continue };
+            if held.listener.access().is_none_or(|now| now == *before) {
+                continue;
+            }
+            let (done, name) = (held.listener.set_access(*before), &held.name);
+            let how =
+                done.map_or_else(|error| format!("which stays: {}", words(&error)), |()| "as before again".to_owned());
+            log::warn!("generation {generation}, which failed, had changed mode or owner of {name}; {how}");
         }
     }
 

@@ -16,6 +16,7 @@ impl Main {
     /// A generation that must prove itself is about to start. What the serving one has set is known only once it is ready.
     pub(crate) fn remember_settings(&mut self, generation: u32) {
         if self.state.is_ready() {
+            self.listeners.flags.remember_access(generation, &self.listeners.held);
             let (flags, sockets) = self.listeners.with_all_sockets();
             flags.begin_trial(generation, sockets);
         }
@@ -23,6 +24,7 @@ impl Main {
 
     /// A generation has failed, or is gone with all its workers.
     pub(crate) fn undo_settings(&mut self, generation: u32) {
+        self.listeners.flags.undo_access(generation, &self.listeners.held);
         let (flags, sockets) = self.listeners.with_all_sockets();
         flags.undo_trial(generation, sockets);
     }
