@@ -108,14 +108,14 @@
 //!    closes what a shell left open.
 //! 6. Main and monitors wait only in their poller. A send that would block, or fails for now, is queued
 //!    ([`control::monitor`]). A message that would block is counted and dropped ([`sys::stderr`]). What workers write to is
-//!    opened anew for each ([`sys::output`]). A monitor, a planner or the child itself does what may hang on a dead file
+//!    opened anew for each ([`sys::output`]). A monitor, a planner or a short-lived child does what may hang on a dead file
 //!    system.
 //!
 //! # What knows what
 //!
 //! Imports run downward: `bin` → `launch` and the processes → `control`, `sockets`, `readiness`, `worker` → `config`,
 //! `signals`, `backoff`, `sys`. The processes never import each other: they share only the protocol. No file imports one
-//! that imports it, however far around. `unsafe` is in [`sys`] and [`worker::spawn`] only. `tests/tidy.rs` checks all this.
+//! that imports it, however far around. `unsafe` is in [`sys`] and [`worker`] only. `tests/tidy.rs` checks all this.
 
 pub mod backoff;
 pub mod carry;

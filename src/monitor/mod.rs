@@ -15,11 +15,13 @@ mod orders;
 mod output;
 mod perform;
 mod processes;
+mod reasons;
 mod refork;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use self::decide::{Event, Slots, Worker};
 use self::processes::outputs::Outputs;
@@ -76,7 +78,7 @@ pub(crate) struct Monitor {
 pub(crate) struct Program {
     pub(crate) common: Common,
     pub(crate) release: Release,
-    pub(crate) identity: Identity,
+    pub(crate) identity: Rc<Identity>,
     /// The entrance of their cgroup, if they have one.
     pub(crate) cgroup: Option<OwnedFd>,
     /// Whether it was logged that the release has changed on disk.

@@ -1,6 +1,7 @@
 //! Performs the actions that the state decides.
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -133,14 +134,14 @@ impl Monitor {
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(plan.tuning.stop.first_signal()),
-            identity: Some(&self.program.identity),
+            identity: Some(Rc::clone(&self.program.identity)),
             place: Place {
                 cpus: self.program.identity.cpus((!worker.is_mold()).then_some(worker.slot)),
                 cgroup: self.program.cgroup.as_ref().map(AsFd::as_fd),
             },
         };
         let child =
-            spawn(&command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
+            spawn(command).map_err(|error| Cause::CannotStart(format!("could not be started: {}", words(&error))))?;
         drop(mold);
         drop(output);
         let watched = self.poller.watch(&child, token(FIRST_EXEC, worker));
@@ -214,11 +215,11 @@ impl Monitor {
             leads_group: true,
             keeps_mask: false,
             death_signal: Some(Signal::SIGKILL),
-            identity: Some(&self.program.identity),
+            identity: Some(Rc::clone(&self.program.identity)),
             place: Place { cpus: None, cgroup: self.program.cgroup.as_ref().map(AsFd::as_fd) },
         };
         // If its exec fails, its exit code shows that.
-        self.roster.add_probe(worker, spawn(&command).map_err(|error| words(&error))?);
+        self.roster.add_probe(worker, spawn(command).map_err(|error| words(&error))?);
         Ok(())
     }
 
@@ -236,6 +237,10 @@ impl Monitor {
     /// Returns whether the signal was sent.
     pub(super) fn signal(&mut self, worker: Worker, signal: Signal) -> bool {
         let Some(pid) = self.roster.pid_of(worker) else { return false };
+        self.look_at_exec(worker);
+        // Before its exec it shares our memory, and until Linux 5.16 its core dump would end us as well.
+        let is_executing = self.roster.live(worker).is_some_and(|live| live.executing.is_some());
+        let signal = if is_executing && processes::dumps_core(signal) { Signal::SIGKILL } else { signal };
         let sent = match signal {
             // If the worker itself cannot be reached, the other processes of its group can.
             Signal::SIGKILL => {

@@ -15,7 +15,6 @@ use crate::monitor::processes::adopted::LeftBehind;
 use crate::readiness::ack::{AckSocket, Said};
 use crate::readiness::notify::{Notification, Words};
 use crate::sockets::sharing::Sharing;
-use crate::sys::errno::words;
 use crate::sys::packets::Sender;
 use crate::sys::trim_memory;
 use crate::sys::{processes, signals, stderr};
@@ -265,16 +264,15 @@ impl Monitor {
                 self.assignment.generation
             );
         }
-        match outcome {
-            Outcome::Pending => return,
-            Outcome::Done => self.events.push_back(Event::Executed(live.worker)),
-            // The child is about to exit. Its end and the reason are reported when it was reaped.
-            Outcome::Failed(refused, cause) => {
-                live.refused = cause.or_else(|| Some(Cause::CannotStart(words(&refused.errno.into()))));
-            }
+        if outcome == Outcome::Pending {
+            return;
         }
         self.poller.forget(child);
         live.executing = None;
+        match outcome {
+            Outcome::Failed(refused) => self.find_reason(worker, refused),
+            Outcome::Done | Outcome::Pending => self.events.push_back(Event::Executed(worker)),
+        }
     }
 
     /// Workers that have ended by now are left out.
@@ -307,6 +305,10 @@ impl Monitor {
             }
             if let Some(done) = self.roster.measurement.take_if(|it| it.pid == pid) {
                 self.take_measurement(done);
+                continue;
+            }
+            if let Some((worker, reason)) = self.roster.reasons.remove(&pid) {
+                self.take_reason(worker, reason);
                 continue;
             }
             if let Some(worker) = self.roster.worker_of(pid) {

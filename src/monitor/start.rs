@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -113,7 +114,7 @@ impl Monitor {
         };
         Ok(Monitor {
             assignment,
-            program: Program { common, release, identity, cgroup, mixed_release_told: false },
+            program: Program { common, release, identity: Rc::new(identity), cgroup, mixed_release_told: false },
             talk,
             sockets: Sockets { placed: Placed::new(listeners), accepted_on, sharing, own_path_told: false },
             lines: Lines::default(),

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::termios::tcgetattr;
+use rustix::fs::{FileType, OFlags};
+
+use crate::sys::process::calls::call;
 
 /// The first descriptor that a program may be given; below are stdin, stdout and stderr.
 pub const FIRST: RawFd = 3;
@@ -57,6 +58,12 @@ pub fn close_from(first: RawFd) {
     unsafe { libc::close_range(first as libc::c_uint, libc::c_uint::MAX, 0) };
 }
 
+/// Makes `number` another number of the open file `fd`, instead of what was open there. Leaves errno alone.
+pub fn put(fd: RawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: the call gets no pointer.
+    unsafe { call(libc::SYS_dup3, [fd as usize, number as usize, 0]) }.map(drop)
+}
+
 /// Allows this process as many descriptors as it may have. Where that is refused, the limit stays.
 pub fn raise_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -100,16 +107,16 @@ pub enum Kind {
     Other,
 }
 
-/// The kind of the open file behind `fd`.
+/// The kind of the open file behind `fd`. Leaves errno alone.
 pub fn kind(fd: BorrowedFd<'_>) -> Kind {
-    let format = fstat(fd).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    let format = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
     match format {
-        SFlag::S_IFIFO => Kind::Pipe,
-        SFlag::S_IFSOCK => Kind::Socket,
-        SFlag::S_IFREG => Kind::File,
-        SFlag::S_IFCHR => match tcgetattr(fd) {
+        Ok(FileType::Fifo) => Kind::Pipe,
+        Ok(FileType::Socket) => Kind::Socket,
+        Ok(FileType::RegularFile) => Kind::File,
+        Ok(FileType::CharacterDevice) => match rustix::termios::tcgetattr(fd) {
             Ok(_) => Kind::Terminal,
-            Err(Errno::EIO) => Kind::Revoked,
+            Err(rustix::io::Errno::IO) => Kind::Revoked,
             Err(_) => Kind::Other,
         },
         _ => Kind::Other,
@@ -117,12 +124,14 @@ pub fn kind(fd: BorrowedFd<'_>) -> Kind {
 }
 
 /// Opens the pipe or terminal behind `fd` again, non-blocking. Processes that share `fd` cannot change its flags. Fails
-/// if it belongs to another user. Async-signal-safe.
-pub fn open_anew(fd: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
+/// if it belongs to another user. Async-signal-safe, and leaves errno alone.
+pub fn open_anew(fd: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let mut path = [0; 32];
+    let too_long = rustix::io::Errno::NAMETOOLONG;
     // The last byte stays 0, which ends the string.
-    write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).map_err(|_| Errno::ENAMETOOLONG)?;
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::ENAMETOOLONG)?;
+    write!(&mut path[..31], "/proc/self/fd/{}", fd.as_raw_fd()).map_err(|_| too_long)?;
+    let path = CStr::from_bytes_until_nul(&path).map_err(|_| too_long)?;
     // The open must not wait for a reader or a line, and must not give us a controlling terminal.
-    open(path, flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
 }

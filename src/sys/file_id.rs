@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::stat::{FileStat, fstat};
+use rustix::fs::{Stat, fstat};
 use serde::{Deserialize, Serialize};
 
 /// Device and inode of a file. The number of a file that is gone may come again.
@@ -40,8 +40,8 @@ impl From<&Metadata> for FileId {
     }
 }
 
-impl From<&FileStat> for FileId {
-    fn from(stat: &FileStat) -> FileId {
+impl From<&Stat> for FileId {
+    fn from(stat: &Stat) -> FileId {
         FileId(stat.st_dev, stat.st_ino)
     }
 }

@@ -1,6 +1,6 @@
 //! Thin safe wrappers around what the kernel offers and nix does not, or not in the shape needed here.
 //!
-//! Besides `worker::spawn` this is the only room with `unsafe` in it. Nothing here decides anything.
+//! Besides `worker` this is the only room with `unsafe` in it. Nothing here decides anything.
 
 pub mod descriptors;
 pub mod errno;
@@ -16,7 +16,9 @@ mod process;
 mod socket;
 
 pub use printing::{output, printable, stderr, stdout, terminal};
-pub use process::{cgroup, credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp};
+pub use process::{
+    calls, cgroup, credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp, stack,
+};
 pub use socket::{packets, reuseport, settings, socket_options, unix_paths, unix_queue};
 
 /// For tests: tries until `attempt` gives something, which comes by itself.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::sys::process::calls::call;
+
 /// The highest signal number of Linux on x86-64 and aarch64.
 const LAST: libc::c_int = 64;
 
@@ -102,13 +104,23 @@ pub fn reset(signal: Signal) {
     reset_number(signal as libc::c_int);
 }
 
-fn reset_number(number: libc::c_int) {
+/// The same for its number. Leaves errno alone.
+pub fn reset_number(number: libc::c_int) {
     /// The kernel's own structure, all zero: the default action, no flags, no mask.
     const DEFAULT: [libc::c_ulong; 8] = [0; 8];
-    const MASK_BYTES: usize = 8;
     // Not libc's signal(), which refuses the two numbers glibc keeps to itself, and those may be ignored too.
     // SAFETY: no handler is installed, only the default action; the kernel reads less than the array is long.
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0usize, MASK_BYTES) };
+    let _ = unsafe { call(libc::SYS_rt_sigaction, [number as usize, DEFAULT.as_ptr() as usize, 0, size_of::<u64>()]) };
+}
+
+/// Blocks the signals of these bits and no others, the lowest bit for signal 1. Returns the bits that were set before. Leaves
+/// errno alone.
+pub fn swap_mask(mask: u64) -> u64 {
+    let mut before = 0u64;
+    let (new, old) = (&raw const mask as usize, &raw mut before as usize);
+    // SAFETY: the kernel reads and writes a number each, on this stack.
+    let _ = unsafe { call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, new, old, size_of::<u64>()]) };
+    before
 }
 
 /// Makes `call`. A system call in it that waits fails with EINTR after `limit`, which is less than a second. None if there is

@@ -125,8 +125,14 @@ impl Identity {
         self.resources.cpus(slot)
     }
 
-    /// In a forked child: changes to this user and group, and proves that there is no way back. Allocates nothing and takes
-    /// no lock.
+    /// Whether a child that assumes it needs memory of its own from the start. With shared memory, the kernel would set the
+    /// OOM score of the parent too, and a process of another user would lie in the parent's memory.
+    pub fn needs_own_memory(&self) -> bool {
+        self.whom.is_some() || self.resources.sets_oom_score()
+    }
+
+    /// In a child, before its exec: changes to this user and group, and proves that there is no way back. Allocates nothing and
+    /// takes no lock. Leaves errno alone, unless it [needs memory of its own](Identity::needs_own_memory).
     pub fn assume(&self) -> Result<(), (Step, Errno)> {
         if let Some(mask) = self.umask {
             credentials::set_umask(mask);

@@ -3,6 +3,7 @@
 //! This room does not know slots, states of generations, or loops. Main starts monitors through [`spawn`] too.
 
 pub mod cause;
+mod child;
 pub mod dialects;
 pub mod env_file;
 pub mod environment;

@@ -64,15 +64,16 @@ impl From<Errno> for Refused {
     }
 }
 
-/// Why a child that should run as `identity` did not execute `path`. Ask this in the child, because the file system may hang.
-pub fn explain_child(refused: Refused, path: &Path, identity: Option<&Identity>) -> Cause {
-    match (refused, identity) {
-        (Refused { step: Some(step), errno }, Some(identity)) => identity.explain(step, errno),
-        (Refused { errno: Errno::EACCES, .. }, Some(identity)) => match identity.barrier(path) {
+/// Why a child that should run as `identity` did not execute `path`. A short-lived child finds out, because the file system
+/// may hang.
+pub fn explain_child(refused: Refused, path: &Path, identity: &Identity) -> Cause {
+    match refused {
+        Refused { step: Some(step), errno } => identity.explain(step, errno),
+        Refused { errno: Errno::EACCES, .. } => match identity.barrier(path) {
             Some(why) => Cause::CannotExecute(Cause::bounded(format!("{} cannot be executed: {why}", path.display()))),
             None => explain(Errno::EACCES, path),
         },
-        (Refused { errno, .. }, _) => explain(errno, path),
+        Refused { errno, .. } => explain(errno, path),
     }
 }
 

@@ -26,7 +26,11 @@ impl Resources {
         Resources { rlimit, oom_score_adj, cpu_affinity }
     }
 
-    /// In a forked child, while it has the right to. Allocates nothing.
+    pub(super) fn sets_oom_score(&self) -> bool {
+        self.oom_score_adj.is_some()
+    }
+
+    /// In a child, while it has the right to. Allocates nothing, and leaves errno alone if it sets no OOM score.
     pub(super) fn assume(&self) -> Result<(), (Step, Errno)> {
         if let Some(score) = self.oom_score_adj {
             set_oom_score(score).map_err(|errno| (Step::OomScore, errno))?;
@@ -90,7 +94,7 @@ fn allowed_cpus() -> String {
     found.map_or("others".to_owned(), |list| list.trim().to_owned())
 }
 
-/// Sets the CPUs of a process. Allocates nothing.
+/// Sets the CPUs of a process. Allocates nothing, and leaves errno alone.
 pub fn run_on(pid: Option<Pid>, cpus: &CpuSet) -> Result<(), Errno> {
     let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw()));
     sched_setaffinity(pid, cpus).map_err(|errno| Errno::from_raw(errno.raw_os_error()))

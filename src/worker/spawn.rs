@@ -1,57 +1,43 @@
-//! Fork and exec: the one room with `unsafe` besides `sys`.
+//! How a process is started: the one room with `unsafe` besides `sys`.
 //!
-//! A plain fork, not vfork or posix_spawn: the parent must not wait for an exec that hangs on a dead file system, and
-//! a process this small is copied in about the same time. The outcome of the exec comes through a pipe that closes
-//! itself, to be watched like everything else.
+//! The child shares our memory until its exec, as to copy the page tables takes longer than everything else; unlike with
+//! vfork, we go on meanwhile, because an exec may hang on a dead file system. A child that takes another user, OOM score
+//! or cgroup gets a copy of its own (`fork`). The outcome of the exec comes through a pipe that closes itself, to be watched like
+//! everything else, and the memory is kept until then.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, stat};
-use nix::unistd::{Pid, pipe2, read, write};
+use nix::unistd::{Pid, pipe2, read};
 use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
-use super::cause::Cause;
+use super::child::{self, Descriptors, MIXED, PidEntry, Prepared, ReleaseFile, pid_entry};
 use super::identity::Identity;
-use super::refusal::{Refused, explain_child};
-use super::resources::run_on;
-use super::step::Step;
+use super::refusal::Refused;
 use crate::config::text::c_string;
+use crate::sys::calls::KEEP_ERRNO;
 use crate::sys::descriptors::FIRST;
 use crate::sys::file_id::FileId;
-use crate::sys::output::open_output_anew;
+use crate::sys::signals::swap_mask;
+use crate::sys::stack::Stack;
 
-/// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
-const BUSY_TRIES: u32 = 50;
-const BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-
-/// First byte of the child's report that it executes another file than the release's. No errno or step begins so.
-const MIXED: u8 = b'm';
-
-/// The longest report of a child, in bytes: a refusal with its explanation.
-const MAX_REPORT_BYTES: usize = 8192;
+/// The longest report of a child, in bytes.
+const MAX_REPORT_BYTES: usize = 1 + Refused::BYTES;
 
 /// These variables name the process that they are meant for.
 pub const LISTEN_PID: &str = "LISTEN_PID=";
 /// Name of the watchdog's variable that holds the worker's pid.
 pub const WATCHDOG_PID: &str = "WATCHDOG_PID=";
-
-/// Such a variable, with room for the pid, which is known only after the fork.
-type PidEntry = [u8; WATCHDOG_PID.len() + 11];
-
-fn pid_entry(name: &str) -> PidEntry {
-    let mut entry = [0; WATCHDOG_PID.len() + 11];
-    entry[..name.len()].copy_from_slice(name.as_bytes());
-    entry
-}
 
 /// What is executed.
 #[derive(Debug)]
@@ -71,41 +57,6 @@ pub struct Program<'a> {
     pub file: BorrowedFd<'a>,
     /// That file; none if it cannot be looked at.
     pub id: Option<FileId>,
-}
-
-/// A program, made ready for a child that does not allocate.
-struct Executable<'a> {
-    path: CString,
-    release: Option<&'a Program<'a>>,
-    /// A path that leads to the held file.
-    through_proc: CString,
-}
-
-impl<'a> Executable<'a> {
-    fn of(image: &'a Image<'_>) -> Executable<'a> {
-        match image {
-            Image::Path(path) => Executable { path: path.clone(), release: None, through_proc: CString::default() },
-            Image::Release(program) => Executable {
-                path: c_string(program.path.as_os_str()),
-                release: Some(program),
-                through_proc: c_string(format!("/proc/self/fd/{}", program.file.as_raw_fd()).as_ref()),
-            },
-        }
-    }
-
-    /// In the child: whether the path still leads to the program. Allocates nothing.
-    fn is_at_its_path(&self) -> bool {
-        let Some(program) = self.release else { return true };
-        stat(self.path.as_c_str()).is_ok_and(|found| Some(FileId::from(&found)) == program.id)
-    }
-
-    /// In the child: whether the held file begins with `#!`. The kernel hands it to its interpreter by a path then, and its
-    /// descriptor is of no use. Allocates nothing.
-    fn is_script(&self) -> bool {
-        let mut bytes = [0; 2];
-        let file = open(self.through_proc.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-        file.is_ok_and(|file| read(&file, &mut bytes) == Ok(2)) && bytes == *b"#!"
-    }
 }
 
 /// One process to be started. Built anew for each, as its environment differs.
@@ -136,7 +87,7 @@ pub struct NewProcess<'a> {
     /// The signal it gets when its parent dies.
     pub death_signal: Option<Signal>,
     /// As whom, and how, it runs; none: as we do.
-    pub identity: Option<&'a Identity>,
+    pub identity: Option<Rc<Identity>>,
     /// Where it runs.
     pub place: Place<'a>,
 }
@@ -177,7 +128,7 @@ impl<'a> NewProcess<'a> {
     }
 }
 
-/// A process that has been forked, and may by now have executed its program.
+/// A process that has been started, and may by now have executed its program.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Child {
     /// Its pid; an unreaped child of ours.
@@ -188,6 +139,9 @@ pub struct Child {
     pub is_mixed: bool,
     #[serde(with = "crate::carry::descriptor")]
     outcome: OwnedFd,
+    /// Our memory that it uses. (An exec of ours does not take it away from the child.)
+    #[serde(skip)]
+    in_flight: Option<InFlight>,
 }
 
 /// What came of the exec so far.
@@ -197,8 +151,8 @@ pub enum Outcome {
     Pending,
     /// The program runs, or the process was killed before.
     Done,
-    /// Refused; with the child's explanation, if a release was to be executed.
-    Failed(Refused, Option<Cause>),
+    /// Refused. If a release was to be executed, the process waits to be killed, so that its end can be explained.
+    Failed(Refused),
 }
 
 impl Child {
@@ -218,12 +172,12 @@ impl Child {
                     continue;
                 }
             }
-            return match report.split_first_chunk() {
-                Some((refused, cause)) => {
-                    Outcome::Failed(Refused::from_bytes(*refused), serde_json::from_slice(cause).ok())
-                }
-                None => Outcome::Done,
-            };
+            if let Some(refused) = report.first_chunk() {
+                return Outcome::Failed(Refused::from_bytes(*refused));
+            }
+            // The pipe has closed itself, which comes after the last use of our memory.
+            self.in_flight = None;
+            return Outcome::Done;
         }
     }
 }
@@ -234,63 +188,132 @@ impl AsFd for Child {
     }
 }
 
-/// Forks, and has the child execute `command`. Fails with the errno of the fork, or for want of descriptors.
-pub fn spawn(command: &NewProcess<'_>) -> io::Result<Child> {
+thread_local! {
+    /// The memory of children that nobody asks for their outcome any more, each with its pipe.
+    static ABANDONED: RefCell<Vec<(OwnedFd, InFlight)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        while self.in_flight.is_some() && self.outcome() != Outcome::Pending {}
+        if let Some(in_flight) = self.in_flight.take() {
+            match self.outcome.try_clone() {
+                Ok(outcome) => ABANDONED.with_borrow_mut(|all| all.push((outcome, in_flight))),
+                // Without a way to see the end of its use, it is never freed.
+                Err(_) => std::mem::forget(in_flight),
+            }
+        }
+    }
+}
+
+/// Frees the memory of abandoned children that are done with it.
+fn sweep() {
+    let is_used = |outcome: &OwnedFd| read(outcome, &mut [0; MAX_REPORT_BYTES]) != Ok(0);
+    ABANDONED.with_borrow_mut(|all| all.retain(|(outcome, _)| is_used(outcome)));
+}
+
+/// Starts a child that executes `command`. Never waits. Fails with the errno of the clone, or for want of descriptors.
+pub fn spawn(command: NewProcess<'_>) -> io::Result<Child> {
     let (outcome, reporter) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     // Where the child puts its descriptors nothing of what it still needs may lie.
     let free_from = FIRST + command.descriptors.len() as RawFd;
     let reporter = move_up(reporter, free_from)?;
     let raised = command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<_>>>()?;
-    let sources: Vec<RawFd> = raised.iter().map(AsRawFd::as_raw_fd).collect();
-
-    let mut pid_entries: Vec<PidEntry> = command.pid_variables.iter().map(|name| pid_entry(name)).collect();
-    let first_entry = pid_entries.as_mut_ptr();
-    let pid_entries: Vec<*mut PidEntry> = (0..pid_entries.len()).map(|at| first_entry.wrapping_add(at)).collect();
-    let mut environment: Vec<*const libc::c_char> = command.environment.iter().map(|entry| entry.as_ptr()).collect();
-    environment.extend(pid_entries.iter().map(|entry| entry.cast_const().cast()));
-    environment.push(ptr::null());
-    let mut arguments: Vec<*const libc::c_char> = command.arguments.iter().map(|entry| entry.as_ptr()).collect();
-    arguments.push(ptr::null());
-
-    let executable = Executable::of(&command.image);
-
-    let parent = Pid::this();
-    // SAFETY: panzer has one thread, and until its exec the child makes async-signal-safe calls only, on memory that
-    // was prepared above: it allocates nothing and takes no lock.
-    let forked = unsafe { libc::fork() };
-    if forked == 0 {
-        let is_there = executable.is_at_its_path();
-        let by_path = is_there || executable.is_script();
-        if by_path && !is_there {
-            report(&reporter, &[MIXED]);
-        }
-        let held = executable.release.filter(|_| !by_path).map(|program| program.file.as_raw_fd());
-        let image = held.map_or(Ok(&executable.path), Err);
-        let refused = become_program(command, image, &sources, &arguments, &environment, &pid_entries, parent);
-        // Why it was refused only the file system knows. This allocates, which a child may whose parent has one thread.
-        let explained = executable.release.map(|program| explain_child(refused, program.path, command.identity));
-        let explained = explained.and_then(|cause| serde_json::to_vec(&cause).ok()).unwrap_or_default();
-        report(&reporter, &[&refused.to_bytes()[..], &explained].concat());
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(127) }
-    }
-    let fork_error = Errno::last();
-    drop(raised);
-    if forked < 0 {
+    let leads_group = command.leads_group;
+    let given = raised.iter().map(AsRawFd::as_raw_fd).collect();
+    sweep();
+    // A child that shares our memory must not run a handler of ours.
+    let before = swap_mask(u64::MAX);
+    let started = start(prepare(command, given, reporter.as_raw_fd(), before));
+    swap_mask(before);
+    drop((raised, reporter));
+    let (pid, in_flight) = started.map_err(|error| {
         let limit = "no further process is allowed (ulimit -u, TasksMax=, pids.max)";
-        return Err(if fork_error == Errno::EAGAIN { io::Error::other(limit) } else { fork_error.into() });
-    }
-    let pid = Pid::from_raw(forked);
-    if command.leads_group {
+        if error.raw_os_error() == Some(libc::EAGAIN) { io::Error::other(limit) } else { error }
+    })?;
+    if leads_group {
         // The child does the same; whichever comes first, a signal to the group finds it. After the exec it is refused.
         let _ = nix::unistd::setpgid(pid, pid);
     }
-    Ok(Child { pid, is_mixed: false, outcome })
+    Ok(Child { pid, is_mixed: false, outcome, in_flight })
 }
 
-/// In the child: the pipe is empty, and has room for every report.
-fn report(reporter: &OwnedFd, bytes: &[u8]) {
-    let _ = write(reporter, bytes);
+fn prepare(command: NewProcess<'_>, given: Vec<RawFd>, reporter: RawFd, mask: u64) -> Box<Prepared> {
+    let (path, release) = match command.image {
+        Image::Path(path) => (path, None),
+        Image::Release(Program { path, file, id }) => {
+            let file = file.as_raw_fd();
+            let through_proc = c_string(format!("/proc/self/fd/{file}").as_ref());
+            (c_string(path.as_os_str()), Some(ReleaseFile { file, id, through_proc }))
+        }
+    };
+    let pid_entries: Vec<PidEntry> = command.pid_variables.iter().map(|name| pid_entry(name)).collect();
+    let list = |strings: &[CString]| -> Vec<*const libc::c_char> { strings.iter().map(|it| it.as_ptr()).collect() };
+    let mut argument_list = list(&command.arguments);
+    argument_list.push(ptr::null());
+    let mut variable_list = list(&command.environment);
+    variable_list.extend(pid_entries.iter().map(|entry| entry.as_ptr().cast()));
+    variable_list.push(ptr::null());
+    let raw = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+    let descriptors = Descriptors {
+        given,
+        stdin: command.stdin.map(raw),
+        output: command.output.map(|output| output.map(raw)),
+        opens_output_anew: command.opens_output_anew,
+        inherits_others: command.inherits_descriptors,
+        cgroup: command.place.cgroup.map(raw),
+        reporter,
+    };
+    Box::new(Prepared {
+        path,
+        release,
+        pid_entries,
+        _strings: [command.arguments, command.environment],
+        argument_list,
+        variable_list,
+        descriptors,
+        leads_group: command.leads_group,
+        mask: if command.keeps_mask { mask } else { 0 },
+        death_signal: command.death_signal,
+        identity: command.identity,
+        cpus: command.place.cpus,
+        parent: Pid::this(),
+    })
+}
+
+/// Memory of ours that a child uses until it has executed its program or has ended.
+#[derive(Debug)]
+struct InFlight {
+    prepared: NonNull<Prepared>,
+    _stack: Stack,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // SAFETY: it comes from a box, and the child is done with it.
+        drop(unsafe { Box::from_raw(self.prepared.as_ptr()) });
+    }
+}
+
+/// Starts the child. Also returns the memory that it uses, if it shares ours.
+fn start(prepared: Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)> {
+    let needs_own = prepared.identity.as_ref().is_some_and(|identity| identity.needs_own_memory());
+    // The kernel ends whoever shares memory with what it ends in a cgroup that is full.
+    if needs_own || prepared.descriptors.cgroup.is_some() || !KEEP_ERRNO {
+        // SAFETY: panzer has one thread, so the child is whole. It calls only a function that never returns.
+        let pid = Errno::result(unsafe { libc::fork() })?;
+        if pid == 0 {
+            child::run(Box::into_raw(prepared).cast());
+        }
+        return Ok((Pid::from_raw(pid), None));
+    }
+    let stack = Stack::new()?;
+    let prepared = NonNull::from(Box::leak(prepared));
+    let in_flight = InFlight { prepared, _stack: stack };
+    // SAFETY: the function keeps to these rules. What it uses lives until `Child` or `sweep` has seen the pipe close.
+    // All signals are blocked, and the child unblocks them right before its exec, when none of ours is sent to it.
+    let pid = unsafe { in_flight._stack.start(child::run, prepared.as_ptr().cast())? };
+    Ok((pid, Some(in_flight)))
 }
 
 fn move_up(fd: OwnedFd, free_from: RawFd) -> nix::Result<OwnedFd> {
@@ -325,130 +348,117 @@ fn raise(fd: BorrowedFd<'_>, free_from: RawFd) -> nix::Result<Raised<'_>> {
     Ok(if fd.as_raw_fd() >= free_from { Raised::Given(fd) } else { Raised::Duplicate(duplicate(fd, free_from)?) })
 }
 
-/// In the child: puts everything in order and executes the program. Returns why that was not possible.
-fn become_program(
-    command: &NewProcess<'_>,
-    image: Result<&CString, RawFd>,
-    sources: &[libc::c_int],
-    arguments: &[*const libc::c_char],
-    environment: &[*const libc::c_char],
-    pid_entries: &[*mut PidEntry],
-    parent: Pid,
-) -> Refused {
-    // SAFETY: every call is async-signal-safe, every pointer is to memory prepared before the fork and alive here, the
-    // two arrays end in null, and the descriptors are open in this copy of the process.
-    unsafe {
-        if command.leads_group && libc::setpgid(0, 0) < 0 {
-            return Errno::last().into();
-        }
-        if !command.inherits_descriptors {
-            libc::close_range(FIRST as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
-        }
-        // While it has the right to.
-        if command.opens_output_anew {
-            open_output_anew();
-        }
-        for (output, number) in command.output.iter().zip(libc::STDOUT_FILENO..) {
-            if let Some(output) = output
-                && libc::dup2(output.as_raw_fd(), number) < 0
-            {
-                return Errno::last().into();
-            }
-        }
-        for (source, target) in sources.iter().zip(FIRST..) {
-            if libc::dup2(*source, target) < 0 {
-                return Errno::last().into();
-            }
-        }
-        if let Some(stdin) = command.stdin
-            && libc::dup2(stdin.as_raw_fd(), libc::STDIN_FILENO) < 0
-        {
-            return Errno::last().into();
-        }
-        for entry in pid_entries {
-            write_pid(&mut **entry, libc::getpid());
-        }
-        // Everything else has had its default since main began.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
-        if let Some(Err(errno)) = command.place.cpus.as_ref().map(|cpus| run_on(None, cpus)) {
-            return Refused { step: Some(Step::Cpus), errno };
-        }
-        if let Some(entrance) = command.place.cgroup
-            && let Err(errno) = write(entrance, b"0")
-        {
-            return Refused { step: Some(Step::Cgroup), errno };
-        }
-        if let Some(Err((step, errno))) = command.identity.map(Identity::assume) {
-            return Refused { step: Some(step), errno };
-        }
-        // Last: to change the user takes it away.
-        if let Some(signal) = command.death_signal {
-            libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong);
-            if libc::getppid() != parent.as_raw() {
-                libc::_exit(127);
-            }
-        }
-        if !command.keeps_mask {
-            let mut none = std::mem::zeroed();
-            libc::sigemptyset(&mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
-        }
-        for _ in 0..BUSY_TRIES {
-            match image {
-                Ok(path) => {
-                    libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
-                }
-                Err(file) => {
-                    libc::syscall(
-                        libc::SYS_execveat,
-                        file,
-                        c"".as_ptr(),
-                        arguments.as_ptr(),
-                        environment.as_ptr(),
-                        libc::AT_EMPTY_PATH,
-                    );
-                }
-            }
-            if Errno::last() != Errno::ETXTBSY {
-                break;
-            }
-            libc::nanosleep(&BUSY_PAUSE, ptr::null_mut());
-        }
-        Errno::last().into()
-    }
-}
-
-/// Completes such a variable in decimal, without allocating.
-fn write_pid(entry: &mut PidEntry, pid: libc::pid_t) {
-    let mut digits = [0; 10];
-    let mut rest = pid.unsigned_abs();
-    let mut count = 0;
-    loop {
-        digits[count] = b'0' + (rest % 10) as u8;
-        count += 1;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    for (place, digit) in entry.iter_mut().skip_while(|byte| **byte != 0).zip(digits[..count].iter().rev()) {
-        *place = *digit;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+    use std::io::PipeReader;
+    use std::io::Read;
+    use std::thread;
+
+    use nix::sys::signal::kill;
+    use nix::sys::wait::{WaitStatus, waitpid};
+
     use super::*;
+    use crate::config::RunAs;
+    use crate::sys::{processes, soon};
+
+    fn shell<'a>(command: &str, stdout: Option<BorrowedFd<'a>>) -> NewProcess<'a> {
+        let role = NewProcess::role(Image::Path(c"/bin/sh".to_owned()), "sh", Vec::new(), Vec::new());
+        let arguments = ["sh", "-c", command].map(|argument| c_string(argument.as_ref())).to_vec();
+        NewProcess { arguments, output: [stdout, None], ..role }
+    }
+
+    fn ended(pid: Pid) -> WaitStatus {
+        waitpid(pid, None).unwrap()
+    }
+
+    fn outcome(child: &mut Child) -> Outcome {
+        loop {
+            match child.outcome() {
+                Outcome::Pending => thread::yield_now(),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn read_all(mut pipe: PipeReader) -> String {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).unwrap();
+        text
+    }
 
     #[test]
-    fn the_pid_is_written_in_decimal() {
-        for (pid, expected) in [(1, "LISTEN_PID=1"), (40_960, "LISTEN_PID=40960"), (i32::MAX, "LISTEN_PID=2147483647")]
-        {
-            let mut entry = pid_entry(LISTEN_PID);
-            write_pid(&mut entry, pid);
-            let end = entry.iter().position(|&byte| byte == 0).unwrap();
-            assert_eq!(std::str::from_utf8(&entry[..end]).unwrap(), expected);
+    fn many_children_that_nobody_waits_for_get_what_is_theirs() {
+        let pipes: Vec<(Child, PipeReader)> = (0..50)
+            .map(|number| {
+                let (pipe, theirs) = io::pipe().unwrap();
+                let variables = vec![c_string(format!("NUMBER={number}").as_ref())];
+                let command = shell("echo $NUMBER $LISTEN_PID $$", Some(theirs.as_fd()));
+                let command = NewProcess { environment: variables, pid_variables: vec![LISTEN_PID], ..command };
+                (spawn(command).unwrap(), pipe)
+            })
+            .collect();
+        for (number, (mut child, pipe)) in pipes.into_iter().enumerate() {
+            assert_eq!(outcome(&mut child), Outcome::Done);
+            assert!(child.in_flight.is_none());
+            assert_eq!(read_all(pipe), format!("{number} {pid} {pid}\n", pid = child.pid));
+            assert_eq!(ended(child.pid), WaitStatus::Exited(child.pid, 0));
         }
+    }
+
+    #[test]
+    fn memory_of_a_child_is_kept_until_its_exec_whoever_asks() {
+        let count = || ABANDONED.with_borrow(Vec::len);
+        let pids: Vec<Pid> = (0..20).map(|_| spawn(shell("exit 3", None)).unwrap().pid).collect();
+        for pid in pids {
+            assert_eq!(ended(pid), WaitStatus::Exited(pid, 3));
+        }
+        // The child of another test may hold the pipe for a moment.
+        soon(|| {
+            sweep();
+            (count() == 0).then_some(())
+        });
+    }
+
+    #[test]
+    fn a_refused_release_waits_to_be_killed_and_another_program_ends() {
+        let file = File::open("/bin/sh").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("script");
+        fs::write(&path, "").unwrap();
+        let script = File::open(&path).unwrap();
+        let refused = |path: &Path, file: &File| {
+            let image = Image::Release(Program { path, file: file.as_fd(), id: FileId::of(file) });
+            let mut child = spawn(NewProcess { image, ..shell("", None) }).unwrap();
+            (outcome(&mut child), child)
+        };
+        let (found, child) = refused(&path, &script);
+        assert_eq!(found, Outcome::Failed(Errno::EACCES.into()));
+        assert!(processes::is_alive(child.pid));
+        kill(child.pid, Signal::SIGKILL).unwrap();
+        ended(child.pid);
+        // A path that leads nowhere by now is no reason: the file is held.
+        let (found, child) = refused(&folder.path().join("gone"), &file);
+        assert_eq!(found, Outcome::Done);
+        ended(child.pid);
+
+        let missing = Image::Path(c"/nowhere".to_owned());
+        let mut child = spawn(NewProcess { image: missing, ..shell("", None) }).unwrap();
+        assert_eq!(outcome(&mut child), Outcome::Failed(Errno::ENOENT.into()));
+        assert_eq!(ended(child.pid), WaitStatus::Exited(child.pid, 127));
+    }
+
+    #[test]
+    fn an_oom_score_is_the_childs_alone() {
+        let ours = processes::oom_score();
+        let asked = RunAs { oom_score_adj: Some(777), ..RunAs::default() };
+        let identity = Some(Rc::new(Identity::resolve(&asked).unwrap()));
+        let (pipe, theirs) = io::pipe().unwrap();
+        let command = shell("read score < /proc/self/oom_score_adj; echo $score", Some(theirs.as_fd()));
+        let child = spawn(NewProcess { identity, ..command }).unwrap();
+        drop(theirs);
+        assert_eq!(read_all(pipe), "777\n");
+        assert_eq!(processes::oom_score(), ours);
+        ended(child.pid);
     }
 }

@@ -4,29 +4,30 @@ use std::fmt;
 use std::str::FromStr;
 
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::resource::RLIM_INFINITY;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::config::size;
 
 /// The resources, by their names in setrlimit(2) without `RLIMIT_`.
 const RESOURCES: [(&str, Resource); 16] = [
-    ("AS", Resource::RLIMIT_AS),
-    ("CORE", Resource::RLIMIT_CORE),
-    ("CPU", Resource::RLIMIT_CPU),
-    ("DATA", Resource::RLIMIT_DATA),
-    ("FSIZE", Resource::RLIMIT_FSIZE),
-    ("LOCKS", Resource::RLIMIT_LOCKS),
-    ("MEMLOCK", Resource::RLIMIT_MEMLOCK),
-    ("MSGQUEUE", Resource::RLIMIT_MSGQUEUE),
-    ("NICE", Resource::RLIMIT_NICE),
-    ("NOFILE", Resource::RLIMIT_NOFILE),
-    ("NPROC", Resource::RLIMIT_NPROC),
-    ("RSS", Resource::RLIMIT_RSS),
-    ("RTPRIO", Resource::RLIMIT_RTPRIO),
-    ("RTTIME", Resource::RLIMIT_RTTIME),
-    ("SIGPENDING", Resource::RLIMIT_SIGPENDING),
-    ("STACK", Resource::RLIMIT_STACK),
+    ("AS", Resource::As),
+    ("CORE", Resource::Core),
+    ("CPU", Resource::Cpu),
+    ("DATA", Resource::Data),
+    ("FSIZE", Resource::Fsize),
+    ("LOCKS", Resource::Locks),
+    ("MEMLOCK", Resource::Memlock),
+    ("MSGQUEUE", Resource::Msgqueue),
+    ("NICE", Resource::Nice),
+    ("NOFILE", Resource::Nofile),
+    ("NPROC", Resource::Nproc),
+    ("RSS", Resource::Rss),
+    ("RTPRIO", Resource::Rtprio),
+    ("RTTIME", Resource::Rttime),
+    ("SIGPENDING", Resource::Sigpending),
+    ("STACK", Resource::Stack),
 ];
 
 /// A hard limit that stays. The kernel takes every number above the largest signed one for no limit.
@@ -46,7 +47,7 @@ impl Rlimit {
     /// The limit of descriptors: this soft one, and the hard one that the process has by then. An administrator may lower
     /// it while we run, and only root could raise it again.
     pub fn descriptors(soft: u64) -> Option<Rlimit> {
-        let resource = RESOURCES.iter().position(|(_, resource)| *resource == Resource::RLIMIT_NOFILE)?;
+        let resource = RESOURCES.iter().position(|(_, resource)| *resource == Resource::Nofile)?;
         Some(Rlimit { resource, soft, hard: AS_IT_IS })
     }
 
@@ -55,18 +56,24 @@ impl Rlimit {
         RESOURCES[self.resource].0
     }
 
-    /// Puts it on this process. Allocates nothing.
+    /// Puts it on this process. Allocates nothing, and leaves errno alone.
     pub fn apply(&self) -> Result<(), Errno> {
         let resource = RESOURCES[self.resource].1;
-        let hard = if self.hard == AS_IT_IS { getrlimit(resource)?.1 } else { self.hard };
-        setrlimit(resource, self.soft.min(hard), hard)
+        let hard = if self.hard == AS_IT_IS { hard_limit(resource) } else { self.hard };
+        let limit = |value: u64| (value != RLIM_INFINITY).then_some(value);
+        let new = rustix::process::Rlimit { current: limit(self.soft.min(hard)), maximum: limit(hard) };
+        setrlimit(resource, new).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
     }
 
     /// The hard limit that this process has, where it is lower than this one.
     pub fn lower_hard_limit(&self) -> Option<String> {
-        let (_, hard) = getrlimit(RESOURCES[self.resource].1).ok()?;
+        let hard = hard_limit(RESOURCES[self.resource].1);
         (hard < self.hard).then(|| number(hard))
     }
+}
+
+fn hard_limit(resource: Resource) -> u64 {
+    getrlimit(resource).maximum.unwrap_or(RLIM_INFINITY)
 }
 
 fn number(value: u64) -> String {

@@ -42,7 +42,7 @@ impl Helper {
         change: impl FnOnce(NewProcess<'a>) -> NewProcess<'a>,
     ) -> io::Result<Helper> {
         let role = NewProcess::role(Image::Path(c_string(build.as_os_str())), title, environment, descriptors);
-        Ok(Helper { child: spawn(&change(role))?, title: title.to_owned() })
+        Ok(Helper { child: spawn(change(role))?, title: title.to_owned() })
     }
 
     /// Sends it a signal that it reads.
@@ -68,7 +68,7 @@ impl Helper {
     /// Why it could not be executed, in words. Call this after it was reaped.
     pub(crate) fn refused(&mut self) -> Option<String> {
         match self.child.outcome() {
-            Outcome::Failed(refused, _) => Some(words(&refused.errno.into())),
+            Outcome::Failed(refused) => Some(words(&refused.errno.into())),
             Outcome::Pending | Outcome::Done => None,
         }
     }

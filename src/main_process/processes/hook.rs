@@ -168,7 +168,7 @@ fn begin(question: &Question, environment: &Environment) -> Result<Command, Stri
     fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| failed(errno.into()))?;
     let shell = NewProcess::role(Image::Path(c"/bin/sh".to_owned()), "sh", environment, Vec::new());
     let arguments = ["sh", "-c", &run.command].map(|argument| c_string(argument.as_ref())).to_vec();
-    let child = spawn(&NewProcess { arguments, output: [Some(theirs.as_fd()); 2], ..shell }).map_err(failed)?;
+    let child = spawn(NewProcess { arguments, output: [Some(theirs.as_fd()); 2], ..shell }).map_err(failed)?;
     Ok(Command { pid: child.pid, output, exit: None })
 }
 

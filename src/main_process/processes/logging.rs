@@ -133,7 +133,7 @@ impl Main {
         let role = NewProcess::role(image, "panzer: logger", variables, vec![theirs.as_fd(), held.as_fd()]);
         self.poller.watch(&channel, LOGGER)?;
         // It goes on without main until all who write have ended.
-        let child = spawn(&NewProcess { death_signal: None, ..role }).inspect_err(|_| self.poller.forget(&channel))?;
+        let child = spawn(NewProcess { death_signal: None, ..role }).inspect_err(|_| self.poller.forget(&channel))?;
         self.children.logger = Some(child.pid);
         self.logger.process = Some(Process { child, channel });
         self.logger.settings = None;
@@ -209,7 +209,7 @@ impl Main {
         self.children.logger = None;
         if self.exit.is_none() {
             match process.child.outcome() {
-                Outcome::Failed(refused, _) => {
+                Outcome::Failed(refused) => {
                     self.logger_failed(&format!("could not be executed: {}", words(&refused.errno.into())));
                 }
                 _ if self.logger.memory.is_none() => {

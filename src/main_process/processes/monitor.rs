@@ -84,7 +84,7 @@ impl Main {
         // Watch before the fork: a monitor that could not be watched would run on beside its successor.
         self.poller.watch(&channel, token)?;
         let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
-        let child = spawn(&command).inspect_err(|_| self.poller.forget(&channel))?;
+        let child = spawn(command).inspect_err(|_| self.poller.forget(&channel))?;
         let first_word = FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT);
         let running = Running {
             child,

@@ -28,7 +28,7 @@ impl Main {
                 self.take_reports(monitor, usize::MAX);
                 let silent = self.children.running(monitor).is_some_and(|it| it.first_word == FirstWord::Missed);
                 let cause = match self.children.running(monitor).map(|running| running.child.outcome()) {
-                    Some(Outcome::Failed(refused, _)) => {
+                    Some(Outcome::Failed(refused)) => {
                         Cause::CannotStart(format!("could not be executed: {}", words(&refused.errno.into())))
                     }
                     _ if silent => {

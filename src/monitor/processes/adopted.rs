@@ -29,6 +29,7 @@ impl Roster {
         let is_known = |pid: &Pid| {
             self.workers.contains_key(pid)
                 || self.probes.contains_key(pid)
+                || self.reasons.contains_key(pid)
                 || self.measurement.as_ref().is_some_and(|measurement| measurement.pid == *pid)
                 || self.kin.knows(*pid)
                 || self.given_up.contains(pid)

@@ -67,6 +67,8 @@ pub(crate) struct Roster {
     /// Probes that run, and the worker of each.
     pub(crate) probes: BTreeMap<Pid, Worker>,
     pub(crate) measurement: Option<Measurement>,
+    /// Children that find out why an exec was refused: the worker, and where they write the reason.
+    pub(crate) reasons: BTreeMap<Pid, (Worker, OwnedFd)>,
     /// The last worker that ended in each slot, its pid, and when it began.
     pub(crate) ended: BTreeMap<u32, (Worker, Pid, Option<u64>)>,
     /// The last worker that ended.

@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::write;
+use rustix::fs::OFlags;
 
 use crate::sys::descriptors::{Kind, kind, open_anew};
 use crate::sys::signals::interrupted_after;
@@ -48,7 +48,7 @@ impl Outlet {
     pub(in crate::sys) fn open(fd: BorrowedFd<'_>) -> io::Result<Outlet> {
         let shared = |way| Ok(Outlet { to: fd.try_clone_to_owned()?, way, rest: Vec::new() });
         match kind(fd) {
-            Kind::Pipe | Kind::Terminal => match open_anew(fd, OFlag::O_WRONLY) {
+            Kind::Pipe | Kind::Terminal => match open_anew(fd, OFlags::WRONLY) {
                 Ok(to) => Ok(Outlet { to, way: Way::Own, rest: Vec::new() }),
                 Err(_) => shared(Way::Shared),
             },
@@ -114,7 +114,6 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    use nix::fcntl::{FcntlArg, fcntl};
     use nix::pty::openpty;
     use nix::unistd::pipe;
 
@@ -152,8 +151,8 @@ mod tests {
                 }
                 let mut accepted = fill(&mut outlet);
                 assert!(accepted > 0, "{:?}", outlet.way);
-                let flags = OFlag::from_bits_retain(fcntl(&to, FcntlArg::F_GETFL).unwrap());
-                assert!(!flags.contains(OFlag::O_NONBLOCK), "the others' descriptor is as it was");
+                let flags = rustix::fs::fcntl_getfl(&to).unwrap();
+                assert!(!flags.contains(OFlags::NONBLOCK), "the others' descriptor is as it was");
                 // Everything that was accepted arrives, and then one more write.
                 let mut came = 0;
                 let mut from = std::fs::File::from(from.try_clone().unwrap());

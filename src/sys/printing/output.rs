@@ -10,15 +10,15 @@
 //! | a file | no: the position in it is shared on purpose | whoever its owner lets |
 //! | /dev/null and the like | no | as before |
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::{Gid, dup2_stderr, dup2_stdout, fchown, geteuid};
+use nix::unistd::{Gid, fchown, geteuid};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::descriptors::{Kind, kind, open_anew};
+use crate::sys::descriptors::{self, Kind, kind, open_anew};
 use crate::sys::errno::words;
 
 /// The file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
@@ -71,14 +71,13 @@ pub fn open_to_group(group: u32) {
 }
 
 /// Opens stdout and stderr anew if they are a pipe or a terminal, in blocking mode. Then other processes that share
-/// them cannot change our flags, nor we theirs. A stream that cannot be opened stays. Async-signal-safe.
+/// them cannot change our flags, nor we theirs. A stream that cannot be opened stays. Async-signal-safe, and leaves errno
+/// alone.
 pub fn open_output_anew() {
-    let [stdout, stderr] = both();
-    if let Some(anew) = blocking_anew(stdout) {
-        let _ = dup2_stdout(anew);
-    }
-    if let Some(anew) = blocking_anew(stderr) {
-        let _ = dup2_stderr(anew);
+    for fd in both() {
+        if let Some(anew) = blocking_anew(fd) {
+            let _ = descriptors::put(anew.as_raw_fd(), fd.as_raw_fd());
+        }
     }
 }
 
@@ -86,10 +85,10 @@ fn blocking_anew(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
     if !matches!(kind(fd), Kind::Pipe | Kind::Terminal) {
         return None;
     }
-    let kept = OFlag::O_ACCMODE | OFlag::O_APPEND | OFlag::O_DIRECT;
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).ok()?) & kept;
+    let kept = OFlags::ACCMODE | OFlags::APPEND | OFlags::DIRECT;
+    let flags = fcntl_getfl(fd).ok()? & kept;
     let anew = open_anew(fd, flags).ok()?;
-    fcntl(&anew, FcntlArg::F_SETFL(flags)).ok()?;
+    fcntl_setfl(&anew, flags).ok()?;
     Some(anew)
 }
 

@@ -1,5 +1,6 @@
 //! Processes: our own, our children, and what /proc shows of others.
 
+pub mod calls;
 pub mod cgroup;
 pub mod credentials;
 pub mod epoll_sets;
@@ -10,3 +11,4 @@ pub mod other_process;
 pub mod pidfd;
 pub mod processes;
 pub mod seccomp;
+pub mod stack;

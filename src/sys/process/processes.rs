@@ -88,7 +88,7 @@ pub fn oom_score() -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
-/// Sets it. Allocates nothing, for a forked child.
+/// Sets it, also for each process that shares our memory. Allocates nothing, for a forked child.
 pub fn set_oom_score(score: i32) -> Result<(), Errno> {
     let mut text = [0; 12];
     let mut rest = &mut text[..];
@@ -124,6 +124,12 @@ pub fn stop_group(group: Pid, signal: Signal) -> io::Result<()> {
 pub fn needs_to_run(signal: Signal) -> bool {
     use Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU};
     ![SIGKILL, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal)
+}
+
+/// Whether this signal makes a process dump core that does nothing about it.
+pub fn dumps_core(signal: Signal) -> bool {
+    use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGQUIT, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ};
+    [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGQUIT, SIGSEGV, SIGSYS, SIGTRAP, SIGXCPU, SIGXFSZ].contains(&signal)
 }
 
 /// Whether any process is in this group, ours or not.

@@ -1,0 +1,54 @@
+//! The stack of a child that shares its parent's memory until its exec.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::libc::{self, c_int, c_void};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use nix::unistd::Pid;
+
+/// Only pages that the child touches take memory: two or three.
+const BYTES: usize = 64 << 10;
+/// The largest page of any machine, so that a stack that overflows hits nothing else.
+const GUARD_BYTES: usize = 64 << 10;
+
+/// A stack, which must live until its child has executed a program or has ended.
+#[derive(Debug)]
+pub struct Stack(NonNull<c_void>);
+
+impl Stack {
+    /// A new one.
+    pub fn new() -> io::Result<Stack> {
+        let length = NonZeroUsize::new(GUARD_BYTES + BYTES).unwrap_or(NonZeroUsize::MIN);
+        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        // SAFETY: a new mapping, which overlaps no other.
+        let stack = Stack(unsafe { mmap_anonymous(None, length, access, flags | MapFlags::MAP_STACK)? });
+        // SAFETY: the lower end of that mapping, which nobody uses yet.
+        unsafe { mprotect(stack.0, GUARD_BYTES, ProtFlags::PROT_NONE)? };
+        Ok(stack)
+    }
+
+    /// Starts a child that calls `main` with `argument` on this stack. It shares our memory until it executes a program or
+    /// ends, and we do not wait for that.
+    ///
+    /// # Safety
+    ///
+    /// `main` must never return, must neither allocate, take a lock nor panic, and must leave errno alone. Until the child
+    /// has executed a program or has ended, this stack must live, and so must everything that `main` reads. No signal that
+    /// has a handler of ours may reach the child.
+    pub unsafe fn start(&self, main: extern "C" fn(*mut c_void) -> c_int, argument: *mut c_void) -> nix::Result<Pid> {
+        // SAFETY: its end is within the mapping, or right behind it.
+        let top = unsafe { self.0.byte_add(GUARD_BYTES + BYTES) };
+        // SAFETY: the stack is not in use, and the caller vouches for the rest.
+        let pid = unsafe { libc::clone(main, top.as_ptr(), libc::CLONE_VM | libc::SIGCHLD, argument) };
+        nix::errno::Errno::result(pid).map(Pid::from_raw)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping that we made, and nobody uses it any more. It cannot be refused.
+        let _ = unsafe { munmap(self.0, GUARD_BYTES + BYTES) };
+    }
+}
