@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::control::{run, text};
+use crate::faults::is_alive;
 use crate::load::{Load, Mode};
 use crate::support::{Builder, Panzer, Process, as_mold, descendants, eventually, free_port, require};
 use crate::zero_loss::clients::{BothKinds, Seen};
@@ -196,6 +197,7 @@ fn after_seeded_kills_of_anybody_all_is_as_at_the_start() {
         let mut killed: Vec<&str> = Vec::new();
         while killed.len() < kills as usize {
             dice.pause(Duration::from_millis(400));
+            assert!(is_alive(panzer.pid()), "main ended by itself after {} kills", killed.len());
             if dice.below(8) == 0 {
                 // Where main is just being started again, nobody is there to be asked.
                 drop(run(&panzer, &["reload", "--no-wait"]));

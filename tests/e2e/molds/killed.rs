@@ -1,7 +1,8 @@
 //! kill -9 of molds, workers and monitors, at whatever moment they are in.
 
 use super::*;
-use crate::support::{descendants, kill_exactly};
+use crate::faults::wait_gone;
+use crate::support::{Process, descendants, eventually_some, kill_exactly};
 
 /// Kills one of panzer's processes after the other, also those that have just been forked, with reloads in between.
 fn kill_many(victims: fn(&str) -> bool, rounds: usize) {
@@ -49,6 +50,27 @@ fn kill_many(victims: fn(&str) -> bool, rounds: usize) {
     });
     eventually(SOON, "it answers", || get(port, "/").is_ok_and(|answer| answer.text() == "good"));
     assert_eq!(panzer.stop().code(), Some(0));
+}
+
+/// Monitor and main die while a worker has not become the monitor's child yet: it must not wait for that for ever.
+#[test]
+fn the_monitor_while_a_worker_is_being_born() {
+    let waits = "open('between', 'a').write(f'{os.getpid()}\\n')
+            while not os.path.exists('go'):
+                time.sleep(0.005)
+            while os.getppid() == middle:";
+    let program = mold("good").replacen("while os.getppid() == middle:", waits, 1);
+    assert!(program.contains("'between'"));
+    let panzer = serving(&program, free_port(), 1).start();
+    let born = || fs::read_to_string(panzer.path("between")).ok()?.lines().next()?.parse::<i32>().ok();
+    let worker = eventually_some(SOON, "a worker is being born", born);
+    let monitor = descendants(panzer.pid()).into_iter().find(|it| it.parent == panzer.pid()).unwrap();
+    kill_exactly(&monitor);
+    kill_exactly(&Process::look(panzer.pid()).unwrap());
+    wait_gone(&[monitor.pid, panzer.pid()]);
+    fs::write(panzer.path("go"), "").unwrap();
+    wait_gone(&[worker]);
+    assert!(!panzer.wait_exit().success());
 }
 
 /// In the middle of a load, of forks, of a reload, of a stop: nobody stays, and another panzer finds everything free.
