@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use clap::builder::{FalseyValueParser, Resettable, TypedValueParser};
+use clap::builder::Resettable;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use strsim::levenshtein;
@@ -163,6 +163,15 @@ struct Checker<'a> {
     check: fn(&ArgMatches) -> Result<(), Ending>,
 }
 
+/// As people write it in variables.
+fn is_on(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "y" | "yes" | "t" | "true" | "on" => Some(true),
+        "" | "0" | "n" | "no" | "f" | "false" | "off" => Some(false),
+        _ => None,
+    }
+}
+
 impl Checker<'_> {
     /// Why a command line of only these arguments would be refused.
     fn refuses(&self, arguments: &[OsString]) -> Option<String> {
@@ -180,8 +189,11 @@ impl Checker<'_> {
             let (Some(long), Some(name)) = (arg.get_long(), arg.get_env()) else { continue };
             let Some(value) = std::env::var_os(name) else { continue };
             let values = match (arg.get_action(), value.to_str()) {
-                (ArgAction::SetTrue, _) => {
-                    let on = FalseyValueParser::new().parse_ref(self.bare, None, &value).unwrap_or(false);
+                (ArgAction::SetTrue, text) => {
+                    let on = text.and_then(is_on).ok_or_else(|| {
+                        let (value, name) = (value.to_string_lossy(), name.to_string_lossy());
+                        usage(format!("invalid value '{value}' for {name}: it must be true or false"))
+                    })?;
                     vec![OsString::from(if on { "true" } else { "false" })]
                 }
                 // Blanks belong to the value of such a variable.

@@ -193,4 +193,7 @@ fn a_bad_variable_is_named() {
     panzer.expect_line("panzer: invalid value '70000' for PANZER_LISTEN: there is no port");
     panzer.wait_for_line("PANZER_LISTEN", LIMIT);
     assert_eq!(panzer.wait_exit().code(), Some(2));
+    let builder = Panzer::builder().env("PANZER_LOG_COMPRESS", "maybe").arg("./x");
+    let panzer = builder.expect_line("invalid value 'maybe' for PANZER_LOG_COMPRESS: it must be true or false").start();
+    assert_eq!(panzer.wait_exit().code(), Some(2));
 }
