@@ -193,13 +193,14 @@ fn a_hang_up_during_a_reload_and_the_reload_both_finish() {
     wait_begun(&panzer, 2);
     let before = panzer.workers();
     let baking = |text: &str| {
-        write_whole(panzer.folder(), &format!("ready: alive\nshare-ports: off\nbake: 500ms\n{text}"));
+        write_whole(panzer.folder(), &format!("ready: alive\nshare-ports: off\n{text}"));
     };
-    baking("workers: 3\nstop: TERM/5s/KILL\n");
+    // It bakes until the configuration is read again, however long that takes.
+    baking("bake: 60s\nworkers: 3\nstop: TERM/5s/KILL\n");
     let mark = panzer.mark();
     panzer.signal(SIGUSR1);
     panzer.wait_for_line_after(mark, "starting generation 2", SOON);
-    baking("workers: 4\nstop: QUIT/5s/KILL\n");
+    baking("bake: 500ms\nworkers: 4\nstop: QUIT/5s/KILL\n");
     panzer.signal(SIGHUP);
     panzer.wait_for_line_after(mark, "configuration read again", SOON);
     panzer.wait_for_line_after(mark, "reload done: generation 2 serves*", SOON);
