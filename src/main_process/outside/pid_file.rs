@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,12 +18,19 @@ use crate::config::Plan;
 use crate::control::files::{self, lock_beside};
 use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
+use crate::sys::poller::Poller;
+use crate::sys::processes;
 
 /// Limit of the length of a pid file: a pid and a line end.
 const MAX_CONTENT_BYTES: u64 = 32;
 
 /// Limit of the instances of one program that get a generated name.
 const MAX_INSTANCES: u32 = 1000;
+
+/// Time for which a lock is tried again whose owner has ended. A child that main had just forked when it was killed holds
+/// the lock until its exec.
+const LOCK_OF_DEAD_MAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// The pid file of this instance. Its place is locked as long as the instance lives.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +90,15 @@ impl PidFile {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if path.exists() => lock(path, false),
             _ => Err(error),
         };
-        let lock = lock(&beside, true).or_else(in_its_place)?;
+        let until = Instant::now() + LOCK_OF_DEAD_MAIN_TIMEOUT;
+        let lock = loop {
+            match lock(&beside, true).or_else(in_its_place) {
+                Err(error) if is_locked(&error) && is_of_dead_main(path) && Instant::now() < until => {
+                    Poller::new()?.wait(Some(Instant::now() + LOCK_RETRY))?;
+                }
+                other => break other?,
+            }
+        };
         let file = PidFile { path: path.to_owned(), lock, lost: false };
         if let Err(error) = file.write() {
             file.unlock();
@@ -227,6 +243,12 @@ fn leads_to(path: &Path, file: impl AsFd) -> bool {
     FileId::at(path).is_some_and(|there| FileId::of(file) == Some(there))
 }
 
+/// Whether the process that wrote the file has ended.
+fn is_of_dead_main(path: &Path) -> bool {
+    let pid = content(path).ok().and_then(|content| content.trim().parse().ok());
+    pid.is_some_and(|pid| !processes::is_alive(Pid::from_raw(pid)))
+}
+
 fn is_locked(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32)
 }
@@ -246,5 +268,29 @@ fn holder(path: &Path) -> String {
     match content(path).map(|content| content.trim().parse::<u32>()) {
         Ok(Ok(pid)) => format!(" (pid {pid})"),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_main_that_has_just_been_killed_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.pid");
+        let held = lock(&lock_beside(&path), true).unwrap();
+        // Its owner lives.
+        fs::write(&path, Pid::this().to_string()).unwrap();
+        assert!(PidFile::lock(&path).is_err_and(|error| is_locked(&error)));
+        // Its owner has ended, and a child of it keeps the lock for a moment.
+        fs::write(&path, i32::MAX.to_string()).unwrap();
+        let child = std::thread::spawn(move || {
+            let waited = Poller::new().unwrap().wait(Some(Instant::now() + 4 * LOCK_RETRY));
+            drop(held);
+            waited.unwrap();
+        });
+        assert_eq!(PidFile::lock(&path).unwrap().path(), path);
+        child.join().unwrap();
     }
 }
