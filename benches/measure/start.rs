@@ -23,8 +23,7 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     table.note(&format!("against a loop of posix_spawn; {ROUNDS} times each, in turns"));
     // What holds it: seen with strace, and by starting an empty program.
     table.note("before the first worker panzer is executed three times (launch, main,");
-    table.note("monitor), about 1 ms each for the loader and page faults; then each worker");
-    table.note("costs a fork that copies, where posix_spawn shares until the exec");
+    table.note("monitor), about 1 ms each for the loader and page faults");
     Ok(())
 }
 
