@@ -83,7 +83,7 @@ pub struct Server {
 impl Server {
     /// Goes on after a restart in place.
     pub fn resume(&mut self, poller: &Poller) -> io::Result<()> {
-        (self.max_clients, self.spare) = (max_clients(), spare());
+        self.max_clients = max_clients();
         poller.watch(&self.socket.listener, LISTENER)?;
         self.clients.iter_mut().try_for_each(|(id, client)| {
             client.resume();
@@ -103,7 +103,8 @@ impl Server {
             clients: BTreeMap::new(),
             last_token: LISTENER,
             paused_until: None,
-            spare: spare(),
+            // Opened by the first `tend`: after a restart in place everything else is to be where it was.
+            spare: None,
             spare_told: false,
         })
     }
