@@ -41,6 +41,16 @@ class KamisamaTest < PanzerTest
     assert_equal 1, app.read.scan("begun 2").size
   end
 
+  def test_workers_are_replaced_after_a_while
+    app = app(<<~'RUBY')
+      require "panzer/kamisama"
+      $stdout.sync = true
+      Kamisama.run(:instances => 2, :max_lifetime => "500ms", :healthy_after => "100ms") { |index| puts "begun #{index}"; sleep }
+    RUBY
+    [1, 2].each { |index| app.eventually("#{index} is replaced") { app.read.scan("begun #{index}").size >= 2 } }
+    app.stop
+  end
+
   def test_respawn_limit_and_interval
     app = app(<<~'RUBY')
       require "panzer/kamisama"

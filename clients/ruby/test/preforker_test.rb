@@ -146,6 +146,19 @@ class PreforkerTest < PanzerTest
     end
   end
 
+  # Preforker's README has "max_request_per_worker" on its list of what is to be done.
+  def test_workers_are_replaced_after_some_requests
+    app = app(<<~'RUBY')
+      require 'panzer/preforker'
+      Preforker.new(:workers => 1, :max_requests => 20, :healthy_after => "100ms", :timeout => 5) do |master|
+        requests = 0
+        master.served(requests += 1) while master.wants_me_alive? && sleep(0.02)
+      end.run
+    RUBY
+    app.eventually("two have been replaced") { app.read("preforker.log").scan(/Child.*Exiting/).size >= 2 }
+    app.stop
+  end
+
   def test_workers_that_die_are_replaced
     app = app("require 'panzer/preforker'\nPreforker.new(:workers => 1, :timeout => 0.2) { |master| }.run")
     app.eventually("it is created again") { app.read("preforker.log").scan(/Child.*Created/).size > 2 }

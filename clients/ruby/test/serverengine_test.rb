@@ -593,11 +593,41 @@ class ServerEngineTest < PanzerTest
 
   def test_a_key_that_does_nothing_says_so_once
     app = app(AWESOME + <<~'RUBY')
-      ServerEngine.create(nil, MyWorker, { log: 'my.log', worker_type: 'process', workers: 2, server_detach_wait: 5 }).run
+      ServerEngine.create(nil, MyWorker, { log: 'my.log', worker_type: 'process', workers: 2, server_detach_wait: 5,
+                                           start_worker_delay: 0.01, start_worker_delay_rand: 0.2 }).run
     RUBY
     app.wait_for(/Awesome/, "my.log")
     app.stop
+    refute_match(/start_worker_delay_rand/, app.read("my.log"))
     assert_equal 1, app.read("my.log").scan("server_detach_wait does nothing under panzer").size
+  end
+
+  def test_restarting_workers_of_the_same_server
+    app = app(AWESOME + <<~'RUBY')
+      File.write('loads', '.', mode: 'a')
+      ServerEngine.create(nil, MyWorker, { log: 'my.log', worker_type: 'process', workers: 2, restart_server_process: false }).run
+    RUBY
+    awesome = -> { app.read("my.log").scan(/#(\d+)\]  INFO.*Awesome/).uniq.size }
+    app.eventually("both work") { awesome.call == 2 }
+    mold, loads = app.workers.first, app.read("loads")
+    app.signal("USR1")
+    app.eventually("two others work") { awesome.call == 4 }
+    assert_equal 2, app.read("my.log").scan(/stopped \d/).size
+    app.signal("HUP")
+    app.eventually("two others work") { awesome.call == 6 }
+    assert_equal 2, app.read("my.log").scan(/stopped \d/).size
+    assert_equal [mold, loads], [app.workers.first, app.read("loads")]
+    assert_equal 0, app.stop
+  end
+
+  # ServerEngine has no option for it: panzer's holds, and the workers end as at any restart.
+  def test_workers_are_replaced_after_a_while
+    app = app(AWESOME + <<~'RUBY', env: { "PANZER_MAX_LIFETIME" => "1s", "PANZER_HEALTHY_AFTER" => "100ms" })
+      ServerEngine.create(nil, MyWorker, { log: 'my.log', worker_type: 'process', workers: 2 }).run
+    RUBY
+    app.eventually("two have stopped") { app.read("my.log").scan(/stopped \d/).size >= 2 }
+    app.wait_for(/has taken the place of/, "err")
+    app.stop
   end
 
   def test_failing_to_daemonize_has_its_own_code

@@ -11,11 +11,12 @@ module ServerEngine
     # The signal by which the mold has main read that file. ServerEngine has no meaning for it.
     REREAD = "WINCH"
     NEVER = "366d"
+    # How much longer or shorter than configured panzer waits between two starts. It is ServerEngine's default, too.
+    OWN_RAND = 0.2
     # Keys that have nothing to do here, and why.
     IDLE = {
-      server_restart_wait: "a server that ends is loaded again after panzer's --delay",
+      server_restart_wait: "a server that ends is loaded again after panzer's --delay, as workers are respawned",
       server_detach_wait: "the new server begins at once, beside the old one",
-      start_worker_delay_rand: "panzer's --start-delay is up to 20 % longer or shorter",
       windows_daemon_cmdline: "this is Linux"
     }.freeze
 
@@ -36,8 +37,9 @@ module ServerEngine
     def self.tell_of_idle(config, logger)
       idle = config[:worker_type].to_s == "spawn" ? IDLE : IDLE.merge(IDLE_BUT_FOR_SPAWN)
       idle.each { |key, why| logger.warn("#{key} does nothing under panzer: #{why}") if config.key?(key) }
-      restarts = config[:restart_server_process]
-      logger.warn("restart_server_process: false does nothing under panzer: USR1 and HUP load the server anew") if restarts == false
+      if config.fetch(:start_worker_delay_rand, OWN_RAND) != OWN_RAND
+        logger.warn("start_worker_delay_rand is #{OWN_RAND} under panzer: --start-delay is up to 20 % longer or shorter")
+      end
       return unless config[:exit_on_detach]
 
       logger.warn("exit_on_detach: panzer stays until the workers have ended")
@@ -107,6 +109,8 @@ module ServerEngine
       changed[:INT] = "stop" unless detaches
       # These types know no immediate stop.
       changed.update(QUIT: "stop", HUP: "reload") if %w[embedded thread].include?(@type)
+      # The workers end by themselves, and the server that is there forks others.
+      changed.update(USR1: "pass", HUP: "pass") if @config[:restart_server_process] == false
       changed[REREAD.to_sym] = "reread"
       changed
     end

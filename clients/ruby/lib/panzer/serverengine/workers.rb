@@ -67,8 +67,8 @@ module ServerEngine
     end
 
     def trap_all(signals)
-      %w[TERM INT USR1].each { |signal| signals.trap(signal) { stop_again_and_again } }
-      %w[QUIT HUP].each { |signal| signals.trap(signal, "DEFAULT") }
+      [*%w[TERM INT USR1], *gentle_signals].each { |signal| signals.trap(signal) { stop_again_and_again } }
+      (%w[QUIT HUP] - gentle_signals).each { |signal| signals.trap(signal, "DEFAULT") }
       signals.trap("USR2") do
         @reload.write_nonblock(".", exception: false)
         @server.reload
@@ -76,6 +76,11 @@ module ServerEngine
       end
       # Panzer continues a worker that it has told to stop: that asks for no dump.
       signals.trap("CONT") { Sigdump.dump unless @stopping || config[:disable_sigdump] }
+    end
+
+    # Signals that end a worker at once elsewhere.
+    def gentle_signals
+      %w[HUP]
     end
 
     # A worker may have missed the first call.
@@ -221,6 +226,10 @@ module ServerEngine
 
     private
 
+    def gentle_signals
+      []
+    end
+
     def workers
       [@worker]
     end
@@ -257,8 +266,8 @@ module ServerEngine
     end
 
     def trap_all(signals)
-      signals.trap("TERM") { stop("GRACEFUL_STOP", "TERM", :worker_graceful_kill) }
-      signals.trap("QUIT") { stop("IMMEDIATE_STOP", "QUIT", :worker_immediate_kill) }
+      %w[TERM USR1].each { |signal| signals.trap(signal) { stop("GRACEFUL_STOP", "TERM", :worker_graceful_kill) } }
+      %w[QUIT HUP].each { |signal| signals.trap(signal) { stop("IMMEDIATE_STOP", "QUIT", :worker_immediate_kill) } }
       signals.trap("USR2") do
         @reload.write_nonblock(".", exception: false)
         @server.reload
