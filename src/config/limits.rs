@@ -173,6 +173,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The words for metrics.
+    pub const WORDS: [&str; 4] = ["lifetime", "memory", "requests", "refork"];
+
     /// The word for metrics.
     pub fn word(self) -> &'static str {
         match self {
@@ -261,6 +264,15 @@ impl fmt::Display for ReforkAfter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_reason_has_its_word_among_those_for_metrics() {
+        let (time, after) = (Duration::ZERO, ReforkAfter::Requests(1));
+        let (lifetime, memory, requests) = (Reason::Lifetime(time, time), Reason::Memory(1, 1), Reason::Requests(1, 1));
+        for reason in [lifetime, memory, requests, Reason::Warm(after), Reason::OlderMold] {
+            assert!(Reason::WORDS.contains(&reason.word()), "{reason}");
+        }
+    }
 
     #[test]
     fn numbers_are_requests_and_units_are_time() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::config::Reason;
 use crate::control::operator::status::{Cgroup, Generation, HookRuns, Queue, Respawns, Status, Worker};
 
 /// Every standing and state is shown, even if its value is 0: series that come and go are hard to query.
@@ -48,7 +49,7 @@ pub(super) fn render(status: &Status) -> String {
     gauge("panzer_cgroup_pids_limit", help, cgroups(status, |cgroup| cgroup.pids_max));
     let help = "Workers that ended on their own, outside of a trial, and were replaced, by how they ended.";
     metric(&mut out, ("panzer_respawns_total", "counter"), help, respawns(status));
-    let help = "Workers that were replaced because they had reached a limit.";
+    let help = "Workers that were replaced because they had reached a limit, or to share more memory (--refork).";
     metric(&mut out, ("panzer_recycled_total", "counter"), help, recycled(status));
     metric(&mut out, ("panzer_reloads_total", "counter"), "Reloads by outcome.", reloads(status));
     metric(&mut out, ("panzer_hooks_total", "counter"), "Commands of hooks that were run, by outcome.", hooks(status));
@@ -114,7 +115,7 @@ fn respawns(status: &Status) -> Samples {
 
 fn recycled(status: &Status) -> Samples {
     let of = |reason: &str| status.recycled.get(reason).copied().unwrap_or_default() as f64;
-    ["lifetime", "memory", "requests"].map(|reason| (vec![("reason", reason.to_owned())], of(reason))).into()
+    Reason::WORDS.map(|reason| (vec![("reason", reason.to_owned())], of(reason))).into()
 }
 
 fn reloads(status: &Status) -> Samples {

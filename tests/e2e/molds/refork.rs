@@ -80,6 +80,10 @@ fn a_warm_worker_becomes_the_mold_and_no_request_is_lost() {
         (0..8).all(|_| get(port, "/").unwrap().text().parse::<u32>().unwrap() >= 3)
     });
     assert_eq!(loads(&panzer), 1);
+    let metrics = || text(&run(&panzer, &["metrics"]).stdout);
+    eventually(SOON, "the replacements are counted", || {
+        metrics().contains("panzer_recycled_total{reason=\"refork\"} 3\n")
+    });
     // A respawn, a restart in place, a reload and a stop are as ever.
     panzer.expect_line("warning: worker * was killed by SIGKILL; respawning it");
     let workers = wait_workers(&panzer, 2, &workers);
