@@ -93,6 +93,22 @@ panzer.run(lambda: runpy.run_path('my_app', run_name='__main__'))
     }
 }
 
+/// It takes long: puma is loaded again for each reload. clients/ruby has a shorter one.
+#[test]
+fn a_ruby_mold_loses_nothing() {
+    if std::env::var_os("PANZER_TEST_THEIRS").is_some() && require("puma") {
+        let (root, app) =
+            (env!("CARGO_MANIFEST_DIR"), "run ->(_) { [200, {}, [\"of generation #{ENV['PANZER_GENERATION']},\"]] }");
+        let rack = format!("{root}/clients/ruby/examples/rack.rb");
+        let seen = reload_under_load("50ms", |builder| {
+            let builder = builder.file("config.ru", app).env("RUBYLIB", format!("{root}/clients/ruby/lib"));
+            builder.args(["--preload", "--", "ruby", &rack, "config.ru"])
+        });
+        seen.print(&format!("a Ruby mold: {RELOADS} reloads, {STOPS} workers stopped"));
+        assert_eq!(seen.dropped(), 0, "puma's server answers every request");
+    }
+}
+
 #[test]
 fn gunicorn_loses_nothing() {
     if require("gunicorn") {
