@@ -441,13 +441,17 @@ impl MainCheck {
                 let before = self.bypass_told.replace(!own.is_empty());
                 self.bypass_due = before != Some(!own.is_empty());
             }
-            Report::Died { .. } | Report::CannotBegin(_) if is_starting => {
+            Report::Died { .. } | Report::CannotBegin(_) | Report::MoldFailed(_) if is_starting => {
                 self.starting = self.starting.map(|starting| Starting { failed: true, ..starting });
             }
             Report::Died { slot, cause } => {
                 watched.ready.remove(slot);
                 watched.seen.remove(slot);
                 watched.settle(now, wanted);
+                self.end_if_first_start(now, cause.exit_code());
+            }
+            Report::MoldFailed(cause) => {
+                self.tally.molds_failed += 1;
                 self.end_if_first_start(now, cause.exit_code());
             }
             Report::CannotBegin(cause) => self.end_if_first_start(now, cause.exit_code().or(Some(125))),

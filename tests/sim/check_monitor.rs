@@ -111,6 +111,11 @@ impl MonitorCheck {
         }
     }
 
+    /// What it is to go by, if nothing else is checked.
+    pub(crate) fn goes_by(&mut self, tuning: &Tuning) {
+        self.wanted.tuning.clone_from(tuning);
+    }
+
     /// What it is to go by now.
     pub(crate) fn wanted(&self) -> &Tuning {
         &self.wanted.tuning

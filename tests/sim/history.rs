@@ -50,6 +50,23 @@ pub(crate) fn play_with(
     traced: bool,
 ) -> Result<(Tally, Vec<String>), Failure> {
     let spec = draw_spec(&mut choices);
+    play_in(spec, choices, restarts, planted, traced)
+}
+
+/// A history in which a mold forks the workers.
+pub(crate) fn play_with_molds(seed: u64, planted: Option<Planted>) -> Result<(Tally, Vec<String>), Failure> {
+    let mut choices = Choices::from_seed(seed);
+    let spec = Spec { preload: true, ..draw_spec(&mut choices) };
+    play_in(spec, choices, None, planted, true)
+}
+
+fn play_in(
+    spec: Spec,
+    mut choices: Choices,
+    restarts: Option<u32>,
+    planted: Option<Planted>,
+    traced: bool,
+) -> Result<(Tally, Vec<String>), Failure> {
     let drawn = restart::draw(&mut choices);
     let mut world = World::new(spec, choices, planted, traced);
     world.restarts = restarts.unwrap_or(drawn);
@@ -70,6 +87,7 @@ pub(crate) fn draw_spec(choices: &mut Choices) -> Spec {
         // What must accept and has nowhere to do so is refused at the start.
         has_listener: given || (ready == Ready::Accept && !(shares_ports && traits.listens)),
         shares_ports,
+        preload: false,
     }
 }
 
@@ -277,11 +295,13 @@ impl World {
         let foreign = |process: &Process| process.role == Role::Stranger || process.is_unknown() || process.refuses();
         let running = running.filter(|process| !foreign(process) && !patient(process));
         let running: Vec<_> = running.map(|process| process.role).collect();
-        let expected = 2 + self.main.check.count() as usize - self.main.check.ended_for_good();
+        let expected =
+            2 + usize::from(self.spec.preload) + self.main.check.count() as usize - self.main.check.ended_for_good();
         let Some(node) = self.monitors.iter().find(|node| node.id == monitor) else {
             return hold(false, 13, || format!("{monitor:?} serves, and never was"));
         };
-        hold(node.check.is_whole(), 13, || format!("{monitor:?} has not all its workers ready"))?;
+        let is_whole = if self.spec.preload { node.is_whole_with_mold() } else { node.check.is_whole() };
+        hold(is_whole, 13, || format!("{monitor:?} has not all its workers ready"))?;
         let sleeps = node.state.as_ref().is_some_and(|state| state.deadline().is_none());
         hold(sleeps, 13, || format!("{monitor:?} has a deadline for ever"))?;
         hold(running.len() == expected, 13, || format!("at rest there run {running:?}"))

@@ -34,6 +34,7 @@ mod fuzz;
 mod history;
 mod kernel;
 mod main_side;
+mod mold_side;
 mod molds;
 mod monitor_side;
 mod planted;

@@ -365,7 +365,7 @@ impl World {
             watch: self.spec.watch(by.ready, accept),
             probe: by.ready == panzer::config::Ready::Exec,
             has_listener: self.spec.has_listener,
-            preload: false,
+            preload: self.spec.preload,
             refork: panzer::config::Refork::default(),
             watchdog: None,
             tuning: by.tuning.clone(),

@@ -15,6 +15,7 @@ use crate::channel::Fault;
 use crate::check::{Checked, Violation, hold};
 use crate::check_monitor::MonitorCheck;
 use crate::kernel::{Pid, ProcessId, Time};
+use crate::mold_side::Line;
 use crate::planted::Planted;
 use crate::world::{Looping, Node, World, next_arrived};
 
@@ -77,6 +78,7 @@ pub(crate) struct MonitorNode {
     /// Probes under way, and of whom.
     pub(crate) probes: BTreeMap<ProcessId, Worker>,
     done: bool,
+    pub(crate) line: Option<Line>,
 }
 
 impl MonitorNode {
@@ -117,6 +119,7 @@ impl MonitorNode {
             halts: Vec::new(),
             probes: BTreeMap::new(),
             done: false,
+            line: None,
         }
     }
 
@@ -125,6 +128,23 @@ impl MonitorNode {
         let deadline = self.deadline.get().unwrap_or_else(|| self.state.as_ref()?.deadline());
         self.deadline.set(Some(deadline));
         deadline
+    }
+
+    pub(crate) fn mold_process(&self) -> Option<ProcessId> {
+        self.roster.get(&Worker::MOLD).map(|live| live.process)
+    }
+
+    /// A child that runs is this worker.
+    pub(crate) fn enroll(&mut self, worker: Worker, pid: Pid, process: ProcessId) {
+        self.forked.entry(worker.slot).or_default().push((pid, process));
+        self.roster.insert(worker.slot, Live { worker, pid, process, executing: false });
+    }
+
+    /// It has ended.
+    pub(crate) fn strike(&mut self, worker: Worker, pid: Pid, process: ProcessId) {
+        self.roster.remove(&worker.slot);
+        self.ended.insert(worker.slot, (worker, pid, process));
+        self.last_ended = Some(worker);
     }
 
     fn pid_of(&self, worker: Worker) -> Option<Pid> {
@@ -179,6 +199,7 @@ impl World {
                 None => break,
             };
             woken |= matches!(event, Event::Wake);
+            self.look_who_is_born(index, &event);
             for action in self.decide_as_monitor(index, &event)? {
                 if self.crashes_now(Node::Monitor(index))? {
                     return Ok(true);
@@ -188,6 +209,7 @@ impl World {
                     return Ok(true);
                 }
             }
+            self.end_born_too_late(index)?;
         }
         if self.monitors[index].done {
             self.exit_monitor(index)?;
@@ -221,9 +243,10 @@ impl World {
         let before = self.monitors[index].events.len();
         let reaps_first = self.choices.below(2) == 1;
         if reaps_first {
-            self.reap_workers(index);
+            self.reap_workers(index)?;
         }
         self.take_orders(index);
+        self.hear_line(index);
         self.take_notifications(index);
         self.take_calls(index);
         self.take_halts(index);
@@ -231,7 +254,7 @@ impl World {
         let executing: Vec<_> = executing.map(|(slot, _)| *slot).collect();
         executing.into_iter().for_each(|slot| self.look_at_exec(index, slot));
         if !reaps_first {
-            self.reap_workers(index);
+            self.reap_workers(index)?;
         }
         Ok(self.monitors[index].events.len() > before)
     }
@@ -264,7 +287,10 @@ impl World {
             let sender = self.monitors[index].roster.values().find(|live| live.pid == pid).map(|live| live.worker);
             if let Some(worker) = sender {
                 self.look_at_exec(index, worker.slot);
-                self.monitors[index].events.push_back(Event::Notified(worker));
+                match worker.is_mold() {
+                    true => self.mold_says(index),
+                    false => self.monitors[index].events.push_back(Event::Notified(worker)),
+                }
             }
         }
     }
@@ -287,12 +313,13 @@ impl World {
         }
     }
 
-    fn reap_workers(&mut self, index: usize) {
+    fn reap_workers(&mut self, index: usize) -> Checked {
         let process = self.monitors[index].looping.process;
+        self.hear_line(index);
         let reaped = self.kernel.reap_children(process);
         let has_given_up = std::mem::take(&mut self.monitors[index].has_given_up);
         if reaped.is_empty() && !has_given_up && self.strangers_of(index).next().is_none() {
-            return;
+            return Ok(());
         }
         let mut all_ended = Vec::new();
         for (ended, cause) in reaped {
@@ -304,12 +331,18 @@ impl World {
             let slot =
                 self.monitors[index].roster.iter().find(|(_, live)| live.process == ended).map(|(slot, _)| *slot);
             let Some(slot) = slot else {
+                if self.bury(index, ended, &cause) {
+                    continue;
+                }
                 self.monitors[index].kin.remove(number(pid));
                 self.monitors[index].given_up.remove(&number(pid));
                 continue;
             };
             self.look_at_exec(index, slot);
             let Some(live) = self.monitors[index].roster.remove(&slot) else { continue };
+            if live.worker.is_mold() {
+                self.end_line(index)?;
+            }
             let node = &mut self.monitors[index];
             node.ended.insert(slot, (live.worker, pid, live.process));
             node.last_ended = Some(live.worker);
@@ -320,6 +353,7 @@ impl World {
         let events = &mut self.monitors[index].events;
         events.extend(more.into_iter().map(Event::LeftBehind).chain(all_ended));
         events.extend(gone.into_iter().map(Event::GroupGone));
+        Ok(())
     }
 
     /// Children that it does not know.
@@ -328,7 +362,8 @@ impl World {
         self.kernel.children(node.looping.process).filter(|child| {
             let pid = self.kernel.process(*child).pid;
             let known = || node.kin.knows(number(pid)) || node.given_up.contains_key(&number(pid));
-            !node.holds(pid) && !node.probes.contains_key(child) && !known()
+            let is_unborn = || node.line.as_ref().is_some_and(|line| line.is_of(*child));
+            !node.holds(pid) && !node.probes.contains_key(child) && !known() && !is_unborn()
         })
     }
 
@@ -404,6 +439,13 @@ impl World {
             self.log(|_| format!("{}.{} {event:?} -> {actions:?}", id.generation, id.life));
         }
         let node = &mut self.monitors[index];
+        if self.spec.preload {
+            // tests/sim/molds.rs checks what such a monitor does.
+            if let Event::Ordered(Order::Tune(tuning)) = event {
+                node.check.goes_by(tuning);
+            }
+            return Ok(actions);
+        }
         node.check.observe(self.now, event, &actions, node.looping.punctual)?;
         if let (Event::Suspended(worker, _) | Event::Continued(worker) | Event::Ended(worker, _), Some(state)) =
             (event, &node.state)
@@ -445,19 +487,27 @@ impl World {
             }
             Action::EndProbe(worker) => self.kill_probe(index, worker),
             Action::CloseListeners | Action::Note(_) => Ok(()),
-            Action::Fork(..)
-            | Action::Adopt(_)
-            | Action::Dismiss
-            | Action::WantAsMold(_)
-            | Action::Decline(_)
-            | Action::Promote(..) => Ok(()),
+            Action::Fork(worker, ticket) => {
+                self.fork_by_mold(index, worker, ticket);
+                Ok(())
+            }
+            Action::Adopt(worker) => {
+                self.adopt(index, worker);
+                Ok(())
+            }
+            Action::Dismiss => self.close_line(index),
+            // tests/sim/refork.rs has them.
+            Action::WantAsMold(_) | Action::Decline(_) | Action::Promote(..) => Ok(()),
             // tests/sim/recycling.rs has them.
             Action::Measure(_) | Action::EndMeasurement => Ok(()),
         }
     }
 
     fn spawn_worker(&mut self, index: usize, worker: Worker) -> Checked {
-        let script = self.draw_script();
+        let script = if worker.is_mold() { self.draw_mold_script() } else { self.draw_script() };
+        if worker.is_mold() {
+            self.open_line(index);
+        }
         self.log(|_| format!("  {worker:?} is {script:?}"));
         let filled = self.monitors[index].roster.contains_key(&worker.slot);
         hold(!filled, 4, || format!("{worker:?} is spawned beside a live process"))?;

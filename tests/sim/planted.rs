@@ -14,15 +14,18 @@ use crate::check_main::MainCheck;
 use crate::check_monitor::MonitorCheck;
 
 macro_rules! planted {
-    ($($bug:ident)*) => {
+    ($($bug:ident)* ; $($of_molds:ident)*) => {
         /// A bug, by what it does.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Planted {
-            $($bug),*
+            $($bug,)*
+            $($of_molds),*
         }
 
         impl Planted {
             pub(crate) const ALL: &'static [Planted] = &[$(Planted::$bug),*];
+            /// Those that show only where a mold forks the workers.
+            pub(crate) const OF_MOLDS: &'static [Planted] = &[$(Planted::$of_molds),*];
         }
     };
 }
@@ -160,6 +163,10 @@ planted! {
     GivesUpAtOnce
     NeverGivesUpOrphans
     GivesUpOrphansAtOnce
+    ;
+    TakesTheMoldForAWorker
+    OverlooksThatMoldsFail
+    CountsTheMold
 }
 
 impl Planted {
@@ -192,6 +199,7 @@ impl Planted {
             Some(Planted::IgnoresLimit) => settings.tuning.respawn_limit = None,
             Some(Planted::IsReadyUnseen) => settings.watch = Watch::No,
             Some(Planted::ProbesBeforeItAccepts) if settings.probe => settings.watch = Watch::No,
+            Some(Planted::CountsTheMold) if settings.preload => settings.workers = settings.workers.saturating_sub(1),
             Some(Planted::FallsBackUnderAccept) if settings.watch == Watch::Always => settings.watch = Watch::IfSeeable,
             _ => {}
         }
@@ -231,6 +239,10 @@ impl Planted {
             }
             (Some(Planted::StaysOnItsWay), Event::Reported(_, Report::Gone { .. })) => None,
             (Some(Planted::IsWholeThoughItListens), Event::Reported(_, Report::Listens { .. })) => None,
+            (Some(Planted::OverlooksThatMoldsFail), Event::Reported(_, Report::MoldFailed(_))) => None,
+            (Some(Planted::TakesTheMoldForAWorker), Event::Reported(monitor, Report::MoldFailed(cause))) => {
+                Some(Event::Reported(monitor, Report::Died { slot: 0, cause }))
+            }
             (Some(Planted::PrefersTheScaled), Event::Reread(_, tuning)) => {
                 Some(Event::Reread(check.configured(), tuning))
             }

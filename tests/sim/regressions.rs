@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use panzer::backoff::Pace;
 use panzer::config::{FinalExits, Ready, RespawnLimit, StartDelay, Surge, Tuning, Verbosity};
-use panzer::control::monitor::messages::{Order, Report, Urgency};
+use panzer::control::monitor::messages::{Order, Report, Urgency, Which};
 use panzer::main_process::decide::{self as main_state, Change};
 use panzer::monitor::decide::{Action, Event, Settings, Slots, Watch, Worker};
 use panzer::worker::cause::Cause;
@@ -40,6 +40,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("a first share that is another before it was judged is none", another_share_before_it_was_judged),
     ("of a share that is no longer wanted nobody relies on more than is kept", a_proven_share_that_shrinks),
     ("a share that shrinks before it was judged bakes once more", a_share_that_shrinks_before_it_was_judged),
+    ("a mold on trial has its time again for workers that are asked of it later", asked_of_a_mold_later),
     ("who cannot be seen is ready also where that is to be soon", hidden_within_a_short_time),
 ];
 
@@ -68,6 +69,7 @@ fn spec(workers: u32, stop: &str) -> Spec {
         traits: Traits { notifies: false, listens: false, hidden: false },
         has_listener: false,
         shares_ports: false,
+        preload: false,
         trouble: 1,
     }
 }
@@ -205,6 +207,20 @@ fn events_of_the_dead() -> Checked {
         hold(actions.is_empty() && after == before, 11, || format!("{told}: {actions:?}"))?;
     }
     Ok(())
+}
+
+/// A release that is rolled out share by share is on trial for longer than one share may take.
+fn asked_of_a_mold_later() -> Checked {
+    let settings = Settings { preload: true, trial: true, ..monitor_settings(1, "TERM/9s/KILL") };
+    let (now, later) = (Instant::now(), settings.tuning.ready_timeout * 3);
+    let mut slots = Slots::new(settings, now);
+    let mold = Worker { slot: Worker::MOLD, life: 1 };
+    for event in [Event::Start, Event::Executed(mold), Event::MoldReady(false), Event::Born(1)] {
+        let _ = slots.on(now, event);
+    }
+    let _ = slots.on(now + later, Event::Ordered(Order::Scale { workers: 2, which: Which::Last }));
+    let actions = slots.on(now + later, Event::Wake);
+    hold(actions.is_empty() && slots.deadline() > Some(now + later), 7, || format!("{actions:?}"))
 }
 
 fn reloads_during_a_reload() -> Checked {

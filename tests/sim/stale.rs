@@ -49,6 +49,9 @@ impl World {
 
     /// Gives a monitor an event of a worker that is no more, is not yet, or never was.
     pub(crate) fn give_monitor_a_stale_event(&mut self, index: usize) -> Checked {
+        if self.spec.preload {
+            return Ok(());
+        }
         let instant = self.instant();
         let slot = self.choices.below(u64::from(self.spec.main.workers) + 1) as u32;
         let node = &mut self.monitors[index];

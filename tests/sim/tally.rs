@@ -38,6 +38,7 @@ pub(crate) struct Tally {
     pub(crate) fall_backs: u64,
     pub(crate) patient: u64,
     pub(crate) restarts: u64,
+    pub(crate) molds_failed: u64,
 }
 
 impl Tally {
@@ -91,5 +92,6 @@ impl Tally {
         self.fall_backs += other.fall_backs;
         self.patient += other.patient;
         self.restarts += other.restarts;
+        self.molds_failed += other.molds_failed;
     }
 }

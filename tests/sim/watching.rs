@@ -141,7 +141,7 @@ impl World {
     /// A monitor whose workers are all ready sleeps until something happens.
     pub(crate) fn check_idle(&self, index: usize, deadline: Option<Time>) -> Checked {
         let node = &self.monitors[index];
-        let idle = node.check.is_idle();
+        let idle = !self.spec.preload && node.check.is_idle();
         hold(!idle || deadline.is_none(), 13, || format!("{:?} is idle, and is woken", node.id))
     }
 }

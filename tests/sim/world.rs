@@ -35,6 +35,8 @@ pub(crate) struct Spec {
     /// Whether its workers are given a listener, and whether they share the ports that they bind.
     pub(crate) has_listener: bool,
     pub(crate) shares_ports: bool,
+    /// Whether a mold forks its workers.
+    pub(crate) preload: bool,
     /// One in so many processes is troubled; 1: none.
     pub(crate) trouble: u64,
 }

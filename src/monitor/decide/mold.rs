@@ -65,7 +65,7 @@ impl Slots {
     fn mold_due(&self, now: Instant) -> Instant {
         let time = self.settings.tuning.ready_timeout;
         let mold = self.mold.as_ref().filter(|_| self.settings.trial);
-        mold.map_or(now + time, |mold| mold.slot.since + time / 16 * 15)
+        mold.map_or(now + time, |mold| mold.awaited_since + time / 16 * 15)
     }
 
     pub(super) fn on_mold_executed(&mut self, now: Instant) {
@@ -325,6 +325,7 @@ impl Slots {
         let Some(mold) = &mut self.mold else { return };
         mold.slot.respawns += u32::from(mold.slot.life > 0);
         mold.slot.begin(State::Executing { deadline: now + EXEC_TIMEOUT }, now);
+        mold.awaited_since = now;
         mold.slot.readiness.listened = false;
         mold.spoke = false;
         mold.warmth = Warmth { candidate: mold.warmth.candidate, ..Warmth::default() };

@@ -18,7 +18,7 @@ const JOB_CONTROL: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGT
 
 impl Slots {
     pub(super) fn on_suspended(&mut self, worker: Worker, signal: Signal, now: Instant, actions: &mut Vec<Action>) {
-        let trial = self.settings.trial;
+        let trial = self.settings.trial && !worker.is_mold();
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspension.is_now = true;
         if JOB_CONTROL.contains(&signal) {
@@ -34,7 +34,7 @@ impl Slots {
     }
 
     pub(super) fn on_continued(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
-        let (trial, watchdog) = (self.settings.trial, self.settings.watchdog);
+        let (trial, watchdog) = (self.settings.trial && !worker.is_mold(), self.settings.watchdog);
         let Some(slot) = self.slot_of(worker) else { return };
         slot.suspension.is_now = false;
         slot.watchdog.resume(watchdog, now);

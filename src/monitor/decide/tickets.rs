@@ -17,6 +17,8 @@ pub(super) struct Mold {
     pub(super) tickets: BTreeMap<u64, Worker>,
     /// Time by which it must have answered one of the tickets.
     pub(super) answer_by: Option<Instant>,
+    /// When it was loaded, or asked for another number of workers: since then main waits for them during a trial.
+    pub(super) awaited_since: Instant,
     /// When it has been without its socket for too long.
     pub(super) closed_until: Option<Instant>,
     /// The life whose end came while tickets were open, so that a worker may be half born.
@@ -46,6 +48,7 @@ impl Mold {
             last_ticket: 0,
             tickets: BTreeMap::new(),
             answer_by: None,
+            awaited_since: now,
             closed_until: None,
             ended_forking: None,
             spoke: false,

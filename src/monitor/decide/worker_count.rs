@@ -17,6 +17,9 @@ impl Slots {
         }
         let workers = workers.min(MAX_WORKERS);
         self.settings.workers = workers;
+        if let Some(mold) = &mut self.mold {
+            mold.awaited_since = now;
+        }
         while self.wanted() < workers {
             self.want_another(now);
         }
