@@ -21,7 +21,12 @@ def stamp():
     os.write(1, struct.pack("3q", os.getpid(), now // 1_000_000_000, now % 1_000_000_000))
 
 
+answered = 0
+
+
 def wsgi(_environ, start_response):
+    global answered
+    answered += 1
     body = LOADED[random.randrange(len(LOADED) or 1)].encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
@@ -34,7 +39,7 @@ def serve(listener=None):
     server.setup_environ()
     server.set_app(wsgi)
     stamp()
-    server.serve_forever()
+    return server
 
 
 def bare():
@@ -57,8 +62,18 @@ if __name__ == "__main__":
     if role == "mold":
         import panzer
 
-        panzer.run(lambda: serve(panzer.listeners()[0]))
+        class Worker(panzer.Worker):
+            def run(self):
+                server = serve(panzer.listeners()[0])
+                os.set_blocking(server.fileno(), False)
+                server.timeout = 0.1
+                while not self.stopping:
+                    server.handle_request()
+                    if answered % 100 == 1:
+                        self.served(answered)
+
+        panzer.run(Worker)
     elif role == "alone":
-        serve()
+        serve().serve_forever()
     else:
         bare()

@@ -92,24 +92,47 @@ impl App {
             whole(alone.pid())?.pss
         };
         let port = free_port()?;
-        let (mut stamps, stdout) = Stamps::pipe()?;
-        let panzer = self.mold(WORKERS, port, &[], stdout)?;
-        stamps.take(1 + WORKERS)?;
-        panzer.wait_for("serves")?;
-        table.memory("memory (PSS) of 8 workers", held_by(panzer.main())?, one, Some(1.4));
-        ask(port);
-        table.memory("  after 10,000 requests", held_by(panzer.main())?, one, None);
-        drop(panzer);
-        let (mut stamps, stdout) = Stamps::pipe()?;
-        if let Some(gunicorn) = self.gunicorn(WORKERS, port, stdout)? {
+        let refork = ["--refork", "500,366d", "--healthy-after", "1s"];
+        for (name, options) in [("memory (PSS) of 8 workers", &[][..]), ("  with --refork", &refork)] {
+            let (mut stamps, stdout) = Stamps::pipe()?;
+            let panzer = self.mold(WORKERS, port, options, stdout)?;
             stamps.take(1 + WORKERS)?;
-            table.memory("  under gunicorn --preload", held_by(gunicorn.pid())?, one, None);
+            panzer.wait_for("serves")?;
+            table.memory(name, held_by(panzer.main())?, one, Some(1.4));
             ask(port);
-            table.memory("  after 10,000 requests", held_by(gunicorn.pid())?, one, None);
+            if !options.is_empty() {
+                panzer.wait_for("is the mold of")?;
+                // All but the worker that became the mold, and the one that stood in for it.
+                stamps.take(1 + WORKERS)?;
+            }
+            table.memory("  after 10,000 requests", held_by(panzer.main())?, one, None);
+        }
+        table.bytes("  panzer itself holds more by", self.own(true)?.saturating_sub(self.own(false)?), 100_000);
+        let (mut stamps, stdout) = Stamps::pipe()?;
+        match self.gunicorn(WORKERS, port, stdout)? {
+            Some(gunicorn) => {
+                stamps.take(1 + WORKERS)?;
+                table.memory("  under gunicorn --preload", held_by(gunicorn.pid())?, one, None);
+                ask(port);
+                table.memory("  after 10,000 requests", held_by(gunicorn.pid())?, one, None);
+            }
+            None => table.note("gunicorn is not installed, and left out"),
         }
         table.note("Python with 100 MB of objects: all of panzer, the mold and its workers, against");
         table.note("one process by itself");
         Ok(())
+    }
+
+    /// What main and monitor hold, with a mold or with workers that are executed.
+    fn own(&self, preload: bool) -> Measured<u64> {
+        let path = format!("PYTHONPATH={CLIENTS}/python");
+        let options =
+            ["--workers", "8", "--listen", "127.0.0.1:0", "--env", &path, "--env", "MOLD_OBJECTS=1", "--preload"];
+        let (_stamps, stdout) = Stamps::pipe()?;
+        let panzer = Panzer::start(&options[..options.len() - usize::from(!preload)], &self.command("mold")?, stdout)?;
+        panzer.wait_for("serves")?;
+        panzer.stay_silent(Duration::from_millis(200))?;
+        panzer.processes()?.into_iter().map(|pid| Ok(whole(pid)?.pss)).sum()
     }
 
     /// Until the last of the workers of a program that takes 2 s to load.
@@ -219,7 +242,8 @@ impl Drop for Started {
 /// PSS of a process and of all below it.
 pub(super) fn held_by(pid: Pid) -> Measured<u64> {
     let all = descendants(pid)?.into_iter().chain([pid]);
-    all.map(|pid| Ok(whole(pid)?.pss)).sum()
+    // Some may have just ended.
+    Ok(all.filter_map(|pid| whole(pid).ok()).map(|held| held.pss).sum())
 }
 
 pub(super) fn ask(port: u16) {

@@ -55,9 +55,12 @@ pub(crate) fn measure(_program: &Program, table: &mut Table) -> Measured<()> {
 }
 
 fn show(table: &mut Table, name: &str, held: Option<(u64, u64)>, one: u64) {
-    if let Some((after, before)) = held {
-        table.memory(name, after, one, None);
-        table.memory("    before the first request", before, one, None);
+    match held {
+        Some((after, before)) => {
+            table.memory(name, after, one, None);
+            table.memory("    before the first request", before, one, None);
+        }
+        None => table.note(&format!("{}: it is not installed, and left out", name.trim())),
     }
 }
 
