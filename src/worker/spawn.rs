@@ -296,24 +296,32 @@ impl Drop for InFlight {
 }
 
 /// Starts the child. Also returns the memory that it uses, if it shares ours.
-fn start(prepared: Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)> {
+fn start(mut prepared: Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)> {
     let needs_own = prepared.identity.as_ref().is_some_and(|identity| identity.needs_own_memory());
     // The kernel ends whoever shares memory with what it ends in a cgroup that is full.
     if needs_own || prepared.descriptors.cgroup.is_some() || !KEEP_ERRNO {
-        // SAFETY: panzer has one thread, so the child is whole. It calls only a function that never returns.
-        let pid = Errno::result(unsafe { libc::fork() })?;
-        if pid == 0 {
-            child::run(Box::into_raw(prepared).cast());
-        }
-        return Ok((Pid::from_raw(pid), None));
+        return Ok((fork(&raw mut *prepared)?, None));
     }
     let stack = Stack::new()?;
-    let prepared = NonNull::from(Box::leak(prepared));
-    let in_flight = InFlight { prepared, _stack: stack };
+    let in_flight = InFlight { prepared: NonNull::from(Box::leak(prepared)), _stack: stack };
+    let argument = in_flight.prepared.as_ptr();
     // SAFETY: the function keeps to these rules. What it uses lives until `Child` or `sweep` has seen the pipe close.
     // All signals are blocked, and the child unblocks them right before its exec, when none of ours is sent to it.
-    let pid = unsafe { in_flight._stack.start(child::run, prepared.as_ptr().cast())? };
-    Ok((pid, Some(in_flight)))
+    match unsafe { in_flight._stack.start(child::run, argument.cast()) } {
+        // The user mode of qemu knows no such child.
+        Err(Errno::EINVAL) => Ok((fork(argument)?, None)),
+        started => Ok((started?, Some(in_flight))),
+    }
+}
+
+/// Starts the child as a copy of this process.
+fn fork(prepared: *mut Prepared) -> nix::Result<Pid> {
+    // SAFETY: panzer has one thread, so the child is whole. It calls only a function that never returns.
+    let pid = Errno::result(unsafe { libc::fork() })?;
+    if pid == 0 {
+        child::run(prepared.cast());
+    }
+    Ok(Pid::from_raw(pid))
 }
 
 fn move_up(fd: OwnedFd, free_from: RawFd) -> nix::Result<OwnedFd> {
