@@ -46,8 +46,10 @@ pub(super) const LAST_BYTES: usize = 1024;
 const MAX_LAST_LINES: usize = 5;
 /// Time between two messages about lines that were dropped. The file itself says so each time.
 const DROPPED_INTERVAL: Duration = Duration::from_secs(10);
-/// Workers that have ended and whose last lines are kept.
-const MAX_ENDED: usize = 1024;
+/// Bytes that are kept of what workers wrote last that have ended.
+const MAX_ENDED_BYTES: usize = 1 << 18;
+/// What the memory of one of them takes beside its bytes, about.
+const LAST_ENTRY_BYTES: usize = 64;
 
 /// Takes the role of the logger, until main asks it to finish, or main and all who write are gone.
 pub fn run(environment: &Environment) -> anyhow::Result<()> {
@@ -115,6 +117,8 @@ pub(super) struct Logger {
     pub(super) last: BTreeMap<u64, Vec<u8>>,
     /// Pairs that have ended, the oldest first.
     ended: VecDeque<u64>,
+    /// Bytes of their last lines.
+    ended_bytes: usize,
     ends: Ends,
     pub(super) formatted: Vec<u8>,
 }
@@ -154,6 +158,7 @@ impl Logger {
             left,
             last: BTreeMap::new(),
             ended: VecDeque::new(),
+            ended_bytes: 0,
             ends: Ends::default(),
             formatted: Vec::new(),
         })
@@ -314,11 +319,15 @@ impl Logger {
         let pair = pipe.source.pair;
         if !self.pipes.values().any(|other| other.source.pair == pair) {
             self.ended.push_back(pair);
+            let last = self.last.entry(pair).or_default();
+            last.shrink_to_fit();
+            self.ended_bytes += last.len() + LAST_ENTRY_BYTES;
         }
-        if self.ended.len() > MAX_ENDED
+        while self.ended_bytes > MAX_ENDED_BYTES
             && let Some(oldest) = self.ended.pop_front()
         {
-            self.last.remove(&oldest);
+            let last = self.last.remove(&oldest).map_or(0, |last| last.len() + LAST_ENTRY_BYTES);
+            self.ended_bytes = self.ended_bytes.saturating_sub(last);
         }
     }
 

@@ -304,7 +304,7 @@ fn in_a_long_life_nothing_is_lost_and_nothing_grows() {
     let time = given("PANZER_SOAK", |text| panzer::config::duration::parse(text).ok(), Duration::from_secs(1));
     let mut dice = Dice::new();
     let port = free_port();
-    let panzer = builder(port, 4, 2 * time).args(["--name", "app", "--max-requests", "400", "./app"]);
+    let panzer = builder(port, 4, 2 * time).args(["--name", "app", "--max-requests", "100", "./app"]);
     let panzer = panzer.allow_line("replacing it").allow_line("has taken the place of").allow_line("restart").start();
     panzer.wait_serving();
     let mut seen = Seen::default();
@@ -332,7 +332,7 @@ fn in_a_long_life_nothing_is_lost_and_nothing_grows() {
     eprintln!("{before:?}\n{after:?}\n{}", text(&run(&panzer, &["metrics"]).stdout));
     assert_eq!(seen.dropped(), 0);
     assert_eq!(before.descriptors, after.descriptors);
-    // The heap of the logger takes some minutes to find its size.
-    assert!(after.memory < before.memory + 2048, "{} KiB before, {} after", before.memory, after.memory);
+    // The logger keeps the last lines of workers that have ended, up to 256 KiB, and its heap takes some minutes to find its size.
+    assert!(after.memory < before.memory + 1024, "{} KiB before, {} after", before.memory, after.memory);
     assert_eq!(panzer.stop().code(), Some(0));
 }
