@@ -30,9 +30,11 @@ const SOON: Duration = Duration::from_secs(20);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Commands that cannot be run here, by how they begin, and why.
-const ELSEWHERE: [(&str, &str); 17] = [
+const ELSEWHERE: [(&str, &str); 19] = [
     ("cargo test", "CI runs it first of all, and it runs this test"),
     ("PANZER_SIM_", "a simulation that is longer or narrower than the one that CI runs"),
+    ("PANZER_KILLS=", "CI plays a few seconds of it"),
+    ("PANZER_SOAK=", "CI plays a second of it"),
     ("cargo install --path .", "it installs into the user's home; what it builds, the other tests build"),
     ("cargo fmt", "CI runs it"),
     ("cargo clippy", "CI runs it"),
