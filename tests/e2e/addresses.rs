@@ -17,10 +17,15 @@ const TELLER: &str = r#"#!/usr/bin/env python3
 import json, os, selectors, socket, sys
 look = selectors.DefaultSelector()
 for number in range(int(os.environ["LISTEN_FDS"])):
-    look.register(socket.socket(fileno=3 + number), selectors.EVENT_READ)
+    listener = socket.socket(fileno=3 + number)
+    listener.setblocking(False)
+    look.register(listener, selectors.EVENT_READ)
 while True:
     for key, _ in look.select():
-        connection, peer = key.fileobj.accept()
+        try:
+            connection, peer = key.fileobj.accept()
+        except BlockingIOError:
+            continue  # Another worker was faster.
         connection.sendall(json.dumps(dict(os.environ, ARGS=" ".join(sys.argv[1:]), PEER=peer[0])).encode())
         connection.close()
 "#;
