@@ -54,6 +54,6 @@ impl LooksWatch {
 
     pub(crate) fn over(&mut self, now: Time, took: Time) {
         self.under_way = false;
-        self.rested = self.rested.max(now) + took * 4;
+        self.rested = self.rested.max(now) + took * if took < Time::from_millis(1) { 2 } else { 4 };
     }
 }

@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 /// After each look, no look begins for this many times as long as the look took.
 const REST: u32 = 4;
 
+/// The same after a look that is [`SHORT`]: a thousand of them are to be over while the workers are started.
+const REST_WHEN_SHORT: u32 = 2;
+const SHORT: Duration = Duration::from_millis(1);
+
 /// This much rest may be put off, so that several short looks follow each other without a pause.
 const OWED_REST: Duration = Duration::from_millis(20);
 
-/// Looks at workers. They take at most a quarter of one processor, and some milliseconds at a time, whatever the number
-/// of workers and the time of a look. Everything else has its turn in between.
+/// Looks at workers. They take at most a quarter of one processor, or half of one while they are short, and some
+/// milliseconds at a time, whatever the number of workers and the time of a look. Everything else has its turn in between.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Looking {
     /// A look has begun, and its time is not known yet.
@@ -30,7 +34,8 @@ impl Looking {
 
     pub(super) fn looked(&mut self, took: Duration, now: Instant) {
         self.under_way = false;
-        self.rested = Some(self.rested.map_or(now, |rested| rested.max(now)) + took * REST);
+        let rest = if took < SHORT { REST_WHEN_SHORT } else { REST };
+        self.rested = Some(self.rested.map_or(now, |rested| rested.max(now)) + took * rest);
     }
 
     /// When a look can begin that is wanted at `wanted`. None while another one is under way.
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_take_a_quarter_of_the_time_however_long_each_is() {
+    fn looks_take_a_quarter_of_the_time_and_short_ones_half() {
         for took in [30, 1_000, 40_000].map(Duration::from_micros) {
             let (mut looking, begun) = (Looking::default(), Instant::now());
             let (mut now, mut looked) = (begun, Duration::ZERO);
@@ -207,7 +212,8 @@ mod tests {
                 looking.looked(took, now);
             }
             let share = (now - begun).as_secs_f64() / looked.as_secs_f64();
-            assert!((3.9..5.1).contains(&share), "{took:?}: every {share:.1} s one second");
+            let rest = if took < SHORT { 2.0 } else { 4.0 };
+            assert!((rest - 0.1..rest + 1.1).contains(&share), "{took:?}: every {share:.1} s one second");
         }
     }
 
