@@ -24,6 +24,10 @@ impl Slots {
 
     /// Fills the slots whose time has come, beginning with the one that has waited longest.
     pub(super) fn fill_those_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        // While a thousand wait, this is asked after each event.
+        if !self.starts.has_one_left() {
+            return;
+        }
         let waiting = self.slots.iter().zip(0..).filter_map(|(slot, index)| match slot.state {
             State::Waiting { until } if until <= now => Some((until, index)),
             _ => None,

@@ -112,6 +112,14 @@ pub(super) struct Readiness {
 }
 
 impl Slot {
+    /// Whether its worker hangs in its exec, or is not ready in time.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        match self.state {
+            State::Executing { deadline } | State::Starting { deadline: Some(deadline), .. } => deadline <= now,
+            _ => false,
+        }
+    }
+
     pub(super) fn new(now: Instant) -> Slot {
         Slot {
             state: State::Empty,
@@ -304,9 +312,14 @@ impl Starts {
         self.left = MAX_STARTS_A_TURN;
     }
 
-    /// Whether another process may be started in this turn. Counts it then.
+    /// Whether another process may be started in this turn.
+    pub(super) fn has_one_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// The same, and counts it.
     pub(super) fn take_one_of_turn(&mut self) -> bool {
-        let any = self.left > 0;
+        let any = self.has_one_left();
         self.left = self.left.saturating_sub(1);
         any
     }

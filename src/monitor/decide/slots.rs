@@ -318,7 +318,10 @@ impl Slots {
     }
 
     fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        for worker in self.workers() {
+        // Few are, and this is asked after each event of a thousand workers.
+        let is_due = |slot: &Slot| slot.is_overdue(now) || matches!(slot.state, State::Stopping(_));
+        let due: Vec<Worker> = self.all().filter(|(_, slot)| is_due(slot)).map(|(worker, _)| worker).collect();
+        for worker in due {
             self.end_if_overdue(worker, now, actions);
             self.escalate_if_due(worker, now, actions);
         }
@@ -346,17 +349,20 @@ impl Slots {
     }
 
     fn end_if_overdue(&mut self, worker: Worker, now: Instant, actions: &mut Vec<Action>) {
+        if !self.slot_at(worker).is_some_and(|slot| slot.is_overdue(now)) {
+            return;
+        }
         let (time, stop) = (self.ready_time(worker), self.settings.tuning.stop.clone());
         let watch = self.settings.watch;
         let Some(slot) = self.slot_of(worker) else { return };
         match slot.state {
-            State::Executing { deadline } if deadline <= now => {
+            State::Executing { .. } => {
                 // There is no program yet that could react to another signal.
                 slot.state = State::Stopping(Escalation::begin(&Schedule::kill(), now));
                 slot.ended_for = Some(Cause::HungInExec(EXEC_TIMEOUT));
                 actions.push(Action::Note(Note::HangsInExec(worker)));
             }
-            State::Starting { deadline: Some(deadline), .. } if deadline <= now => {
+            State::Starting { .. } => {
                 slot.state = State::Stopping(Escalation::begin(&stop, now));
                 let began = slot.readiness.executed.filter(|_| slot.readiness.extended_to.is_some());
                 let time = began.map_or(time, |began| now.saturating_duration_since(began));
