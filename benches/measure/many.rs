@@ -13,7 +13,7 @@ use super::stamps::Stamps;
 use super::table::{Table, percentile};
 use super::under_load::free_port;
 use super::wake_ups::switches;
-use super::{LIMIT, Measured};
+use super::{LIMIT, Measured, SETTLED};
 
 const ROUNDS: usize = 3;
 const WORKERS: &str = "1000";
@@ -71,7 +71,7 @@ fn start(ready: &str, seen: &mut Seen) -> Measured<()> {
     seen.longest_status = seen.longest_status.max(u64::try_from(longest.as_nanos())?);
     drop(control);
     panzer.wait_for("serves")?;
-    panzer.stay_silent(Duration::from_secs(1))?;
+    panzer.stay_silent(SETTLED)?;
     let before = switches(&panzer.processes()?)?;
     panzer.stay_silent(IDLE)?;
     seen.woken += switches(&panzer.processes()?)? - before;

@@ -1,14 +1,13 @@
 //! What main and monitor hold once they are idle.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::Measured;
 use super::panzer::Panzer;
 use super::program::Program;
 use super::smaps::{Held, by_kind, whole};
 use super::stamps::Stamps;
 use super::table::Table;
+use super::{Measured, SETTLED};
 
 /// What main and monitor hold together.
 struct Footprint {
@@ -34,7 +33,7 @@ fn footprint(workers: u32, command: &[String]) -> Measured<Footprint> {
     let (_stamps, stdout) = Stamps::pipe()?;
     let panzer = Panzer::start(&["--workers", &workers.to_string()], command, stdout)?;
     panzer.wait_for("serves")?;
-    panzer.stay_silent(Duration::from_millis(200))?;
+    panzer.stay_silent(SETTLED)?;
     let mut footprint = Footprint { whole: Held::default(), kinds: BTreeMap::new() };
     for pid in panzer.processes()? {
         footprint.whole += whole(pid)?;

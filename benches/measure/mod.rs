@@ -31,5 +31,8 @@ use std::time::Duration;
 /// What a part gives, or why it could not be measured.
 pub(crate) type Measured<T> = Result<T, Box<dyn Error>>;
 
+/// Main asks after 5 s and after 30 s what serves by itself. From then on it has no deadline, and gives its text back.
+pub(crate) const SETTLED: Duration = Duration::from_secs(34);
+
 /// Nothing that is measured here takes nearly so long: what does has gone wrong.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::Measured;
 use super::panzer::Panzer;
 use super::program::Program;
 use super::stamps::Stamps;
 use super::table::Table;
+use super::{Measured, SETTLED};
 
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -24,7 +24,9 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     let mut before = Vec::new();
     for (_, panzer, _) in &idle {
         panzer.wait_for("serves")?;
-        panzer.stay_silent(Duration::from_millis(200))?;
+    }
+    if let Some((_, panzer, _)) = idle.last() {
+        panzer.stay_silent(SETTLED)?;
     }
     for (_, panzer, _) in &idle {
         before.push(switches(&panzer.processes()?)?);
