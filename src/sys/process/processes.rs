@@ -264,7 +264,10 @@ pub fn is_exiting(pid: Pid) -> bool {
     const KILL: u32 = 1 << (Signal::SIGKILL as u32 - 1);
     let Some(stat) = Stat::of(pid) else { return true };
     let has = |field, bit| stat.field::<u32>(field).is_some_and(|bits| bits & bit != 0);
-    has(9, PF_EXITING) || has(31, KILL)
+    // Between the two, only the exit code shows it (Linux 5.19). That of a stopped process is the signal that stopped it.
+    let is_stopped = stat.field(3).is_some_and(|state: char| matches!(state, 'T' | 't'));
+    let has_code = !is_stopped && stat.field::<i32>(52).is_some_and(|code| code != 0);
+    has(9, PF_EXITING) || has(31, KILL) || has_code
 }
 
 /// Whether `pid` has waited for a child of its own that had ended.

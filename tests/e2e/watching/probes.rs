@@ -50,7 +50,7 @@ fn a_probe_that_fails_fails_the_release() {
 #[test]
 fn a_worker_that_its_probe_kills_is_not_ready() {
     let quickly = ["-w", "1", "--delay", "1ms", "--delay-max", "1ms", "--healthy-after", "1ms"];
-    for kill in ["kill -9 $PANZER_WORKER_PID", "kill $PANZER_WORKER_PID"] {
+    for kill in ["kill -9 $PANZER_WORKER_PID 2>&-", "kill $PANZER_WORKER_PID 2>&-"] {
         let panzer = probed(&quickly, kill).allow_line("warning: worker 0 (pid *) was killed by *").start();
         let deaths = || panzer.lines().iter().filter(|line| line.contains("was killed by")).count();
         eventually(SOON, "it has ended often", || deaths() >= 30);
