@@ -1,8 +1,8 @@
 //! The status, written to a file.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
@@ -27,6 +27,8 @@ fn replace(path: &Path, new: &Path, text: &str) -> io::Result<()> {
     }
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(flags).open(new)?;
+    // Whatever the umask is.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     let written = file.write_all(text.as_bytes()).and_then(|()| fs::rename(new, path));
     if written.is_err() {
         let _ = fs::remove_file(new);
@@ -36,7 +38,7 @@ fn replace(path: &Path, new: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
