@@ -8,11 +8,11 @@ use std::str::FromStr;
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 
 use super::run_as::{NameOrNumber, octal};
 
+use crate::sys::accounts::{User, group_named};
 use crate::sys::errno::words;
 
 /// The name that `LISTEN_FDNAMES` has for a descriptor without a name (sd_listen_fds(3)).
@@ -284,14 +284,14 @@ pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
 }
 
 pub(super) fn find_user(text: &str) -> Result<u32, String> {
-    find_id(text, "user", |name| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw())))
+    find_id(text, "user", |name| Ok(User::named(name)?.map(|user| user.uid)))
 }
 
 pub(super) fn find_group(text: &str) -> Result<u32, String> {
-    find_id(text, "group", |name| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw())))
+    find_id(text, "group", group_named)
 }
 
-fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32>>) -> Result<u32, String> {
+fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> Result<Option<u32>, String>) -> Result<u32, String> {
     let name = match text.parse() {
         Ok(NameOrNumber::Number(id)) => return Ok(id),
         Ok(NameOrNumber::Name(name)) => name,
@@ -300,7 +300,7 @@ fn find_id(text: &str, kind: &str, find: impl Fn(&str) -> nix::Result<Option<u32
     match find(&name) {
         Ok(Some(id)) => Ok(id),
         Ok(None) => Err(format!("there is no {kind} '{text}' on this machine; create it, or give its number")),
-        Err(errno) => Err(format!("{kind} '{text}' cannot be looked up: {}; give its number", words(&errno.into()))),
+        Err(why) => Err(format!("{kind} '{text}' cannot be looked up: {why}; give its number")),
     }
 }
 

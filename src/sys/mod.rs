@@ -2,6 +2,7 @@
 //!
 //! Besides `worker` this is the only room with `unsafe` in it. Nothing here decides anything.
 
+pub mod accounts;
 pub mod descriptors;
 pub mod errno;
 pub mod file_id;

@@ -1,13 +1,13 @@
 //! The user, group, umask, nice value and limits of workers. A generation's first monitor looks them up; each child assumes them
 //! after its fork.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, getresgid, getresuid};
+use nix::unistd::{Gid, getegid, geteuid, getgroups, getresgid, getresuid};
 use rustix::thread::CpuSet;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use super::resources::Resources;
 use super::step::Step;
 use crate::config::run_as::NameOrNumber;
 use crate::config::{self, Text};
+use crate::sys::accounts::{User, group_named};
 use crate::sys::errno::words;
 use crate::sys::{credentials, output};
 
@@ -60,14 +61,14 @@ impl Identity {
             (Some(named), group) => {
                 let user = find_user(named)?;
                 let gid = group.as_ref().map(find_group).transpose()?;
-                let Some(gid) = gid.or(user.as_ref().map(|user| user.gid.as_raw())) else {
+                let Some(gid) = gid.or(user.as_ref().map(|user| user.gid)) else {
                     return Err(Cause::CannotBecome(format!(
                         "user {named} has no entry that says its group; give one, as in --user {named}:{named}"
                     )));
                 };
                 let groups = user.as_ref().map_or_else(|| Ok(vec![gid]), |user| groups_of(user, gid))?;
                 let uid = match (&user, named) {
-                    (Some(user), _) => user.uid.as_raw(),
+                    (Some(user), _) => user.uid,
                     (None, NameOrNumber::Number(number)) => *number,
                     (None, NameOrNumber::Name(_)) => return Err(no_such("user", named)),
                 };
@@ -80,9 +81,9 @@ impl Identity {
 
     fn name_in_environment(&mut self, named: &NameOrNumber, user: Option<User>) {
         match user {
-            Some(User { name, dir, shell, .. }) => {
+            Some(User { name, home, shell, .. }) => {
                 let name = OsString::from(name);
-                let values = [name.clone(), name, dir.into(), shell.clone().into()];
+                let values = [name.clone(), name, home.into(), shell.clone().into()];
                 self.variables = VARIABLES.into_iter().zip(values).map(|(name, value)| pair(name, value)).collect();
                 // Programs execute SHELL. A shell that refuses everybody is worse than none.
                 let lets_in = !matches!(shell.file_name().and_then(OsStr::to_str), None | Some("nologin" | "false"));
@@ -238,45 +239,36 @@ fn are_ours(uid: u32, gid: u32, groups: &[u32]) -> bool {
 }
 
 fn find_user(named: &NameOrNumber) -> Result<Option<User>, Cause> {
-    match named {
-        NameOrNumber::Number(number) => {
-            User::from_uid(Uid::from_raw(*number)).map_err(|errno| cannot_find("user", named, errno))
-        }
-        NameOrNumber::Name(name) => match User::from_name(name) {
-            Ok(Some(user)) => Ok(Some(user)),
-            Ok(None) => Err(no_such("user", named)),
-            Err(errno) => Err(cannot_find("user", named, errno)),
-        },
+    let found = match named {
+        NameOrNumber::Number(number) => return User::numbered(*number).map_err(|why| cannot_find("user", named, &why)),
+        NameOrNumber::Name(name) => User::named(name),
+    };
+    match found {
+        Ok(Some(user)) => Ok(Some(user)),
+        Ok(None) => Err(no_such("user", named)),
+        Err(why) => Err(cannot_find("user", named, &why)),
     }
 }
 
 fn find_group(named: &NameOrNumber) -> Result<u32, Cause> {
     match named {
         NameOrNumber::Number(number) => Ok(*number),
-        NameOrNumber::Name(name) => match Group::from_name(name) {
-            Ok(Some(group)) => Ok(group.gid.as_raw()),
-            Ok(None) => Err(no_such("group", named)),
-            Err(errno) => Err(cannot_find("group", named, errno)),
+        NameOrNumber::Name(name) => match group_named(name) {
+            Ok(found) => found.ok_or_else(|| no_such("group", named)),
+            Err(why) => Err(cannot_find("group", named, &why)),
         },
     }
 }
 
 fn groups_of(user: &User, gid: u32) -> Result<Vec<u32>, Cause> {
-    // A name that came from the system has no NUL.
-    let name = CString::new(user.name.as_str()).unwrap_or_default();
-    let groups = getgrouplist(&name, Gid::from_raw(gid)).map_err(|errno| {
-        Cause::CannotBecome(format!("the groups of user {} cannot be looked up: {}", user.name, words(&errno.into())))
-    })?;
-    Ok(groups.into_iter().map(Gid::as_raw).collect())
+    let unknown = |why| Cause::CannotBecome(format!("the groups of user {} cannot be looked up: {why}", user.name));
+    user.groups(gid).map_err(unknown)
 }
 
 fn no_such(kind: &str, named: &NameOrNumber) -> Cause {
     Cause::CannotBecome(format!("there is no {kind} {named} on this machine; create it, or correct --{kind}"))
 }
 
-fn cannot_find(kind: &str, named: &NameOrNumber, errno: Errno) -> Cause {
-    Cause::CannotBecome(format!(
-        "{kind} {named} cannot be looked up: {}; try again, or give numbers",
-        words(&errno.into())
-    ))
+fn cannot_find(kind: &str, named: &NameOrNumber, why: &str) -> Cause {
+    Cause::CannotBecome(format!("{kind} {named} cannot be looked up: {why}; try again, or give numbers"))
 }

@@ -183,6 +183,70 @@ fn a_program_that_the_user_may_not_execute_is_told_with_what_is_in_the_way() {
     assert_eq!(panzer.wait_exit().code(), Some(126));
 }
 
+/// A panzer for which `getent` is the file `getent` of its folder.
+fn with_own_getent(getent: &str) -> Builder {
+    let script =
+        "#!/bin/sh\nexec unshare -m sh -c 'mount --bind getent /usr/bin/getent && exec \"$0\" \"$@\"' \"$@\"\n";
+    Panzer::builder().executable("getent", getent).executable("start", script).through("start")
+}
+
+#[test]
+fn who_is_not_in_etc_passwd_is_asked_of_getent() {
+    if !can_run() || !require("unshare") || !Path::new("/usr/bin/getent").exists() {
+        return;
+    }
+    let getent = r#"#!/bin/sh
+case "$*" in
+    'passwd far' | 'passwd 4711') echo 'far:x:4711:4712::/far:/bin/sh' ;;
+    'group away') echo 'away:x:4714:' ;;
+    'initgroups far') echo 'far                  4712 4713' ;;
+    *) exit 2 ;;
+esac
+"#;
+    let user = |user: &str| with_own_getent(getent).args(["-w", "1", "--user", user, "--", "sleep", "1000"]);
+    for (named, gid, groups) in [("far", 4712, "4712 4713"), ("4711:away", 4714, "4712 4713 4714")] {
+        let panzer = user(named).start();
+        panzer.wait_serving();
+        let worker = panzer.workers()[0];
+        assert_eq!(field(worker, "Uid:"), "4711 4711 4711 4711");
+        assert_eq!(field(worker, "Gid:"), format!("{gid} {gid} {gid} {gid}"));
+        assert_eq!(field(worker, "Groups:"), groups);
+        let variables = fs::read(format!("/proc/{worker}/environ")).unwrap();
+        assert!(variables.split(|byte| *byte == 0).any(|variable| variable == b"HOME=/far"));
+        assert_eq!(panzer.stop().code(), Some(0));
+    }
+    let panzer = user("nowhere").start();
+    panzer.expect_line("panzer: error: there is no user nowhere on this machine; create it, or correct --user");
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+}
+
+#[test]
+fn a_getent_that_gives_no_answer_is_named() {
+    if !can_run() || !require("unshare") || !Path::new("/usr/bin/getent").exists() {
+        return;
+    }
+    let why = "panzer: error: user far cannot be looked up: ";
+    for (getent, said) in [
+        (
+            "#!/bin/sh\nexec sleep 1000\n",
+            "'/usr/bin/getent passwd far' gave no answer within 3s; try again, or give numbers",
+        ),
+        ("#!/bin/sh\nexit 3\n", "'/usr/bin/getent passwd far' failed with exit code 3"),
+        ("#!/bin/sh\necho far\n", "'/usr/bin/getent passwd far' gave no entry, but 'far'"),
+        ("", "'/usr/bin/getent passwd far' gave no answer; try"),
+    ] {
+        let panzer = with_own_getent(getent).args(["-w", "1", "--user", "far", "--", "sleep", "1000"]).start();
+        panzer.expect_line(&format!("{why}{said}"));
+        assert_eq!(panzer.wait_exit().code(), Some(125), "{getent}");
+    }
+    let script =
+        "#!/bin/sh\nexec unshare -m sh -c 'mount --bind /dev/null /usr/bin/getent && exec \"$0\" \"$@\"' \"$@\"\n";
+    let panzer = Panzer::builder().executable("start", script).through("start");
+    let panzer = panzer.args(["-w", "1", "--user", "far", "--", "sleep", "1000"]).start();
+    panzer.expect_line(&format!("{why}it is not in /etc/passwd, and there is no 'getent' in /usr/bin, /bin"));
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+}
+
 /// Runs it under strace with `options`, which writes what each process calls into `trace.PID`: in one file for all of
 /// them, a call is torn in two where another one comes in between.
 fn traced(options: &str) -> Builder {
