@@ -9,11 +9,15 @@ const REST: u32 = 4;
 const REST_WHEN_SHORT: u32 = 2;
 const SHORT: Duration = Duration::from_millis(1);
 
+/// The same after each look in a turn that has started as many workers as it may: the others come first, as a worker that
+/// is not started yet cannot accept.
+const REST_IN_A_RUSH: u32 = 16;
+
 /// This much rest may be put off, so that several short looks follow each other without a pause.
 const OWED_REST: Duration = Duration::from_millis(20);
 
-/// Looks at workers. They take at most a quarter of one processor, or half of one while they are short, and some
-/// milliseconds at a time, whatever the number of workers and the time of a look. Everything else has its turn in between.
+/// Looks at workers. They take at most a quarter of one processor, or half of one while they are short, or a sixteenth
+/// while others wait for their start, and some milliseconds at a time, whatever the number of workers and the time of a look. Everything else has its turn in between.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Looking {
     /// A look has begun, and its time is not known yet.
@@ -32,9 +36,13 @@ impl Looking {
         self.under_way = true;
     }
 
-    pub(super) fn looked(&mut self, took: Duration, now: Instant) {
+    pub(super) fn looked(&mut self, took: Duration, is_rush: bool, now: Instant) {
         self.under_way = false;
-        let rest = if took < SHORT { REST_WHEN_SHORT } else { REST };
+        let rest = match took < SHORT {
+            _ if is_rush => REST_IN_A_RUSH,
+            true => REST_WHEN_SHORT,
+            false => REST,
+        };
         self.rested = Some(self.rested.map_or(now, |rested| rested.max(now)) + took * rest);
     }
 
@@ -71,7 +79,7 @@ impl AtOnce {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeSet, VecDeque};
 
     use super::*;
     use crate::backoff::Pace;
@@ -198,8 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn looks_take_a_quarter_of_the_time_and_short_ones_half() {
-        for took in [30, 1_000, 40_000].map(Duration::from_micros) {
+    fn looks_rest_as_long_as_their_time_and_a_rush_of_starts_demand() {
+        let cases =
+            [(30, false, 2.0), (1_000, false, 4.0), (40_000, false, 4.0), (30, true, 16.0), (1_000, true, 16.0)];
+        for (took, is_rush, rest) in cases {
+            let took = Duration::from_micros(took);
             let (mut looking, begun) = (Looking::default(), Instant::now());
             let (mut now, mut looked) = (begun, Duration::ZERO);
             while now < begun + Duration::from_secs(10) {
@@ -209,12 +220,39 @@ mod tests {
                 assert!(!looking.may_begin(now));
                 now += took;
                 looked += took;
-                looking.looked(took, now);
+                looking.looked(took, is_rush, now);
             }
             let share = (now - begun).as_secs_f64() / looked.as_secs_f64();
-            let rest = if took < SHORT { 2.0 } else { 4.0 };
             assert!((rest - 0.1..rest + 1.1).contains(&share), "{took:?}: every {share:.1} s one second");
         }
+    }
+
+    #[test]
+    fn workers_that_are_not_started_yet_come_before_looks() {
+        let begun = Instant::now();
+        let (mut slots, mut now) = (slots(1000, begun), begun);
+        let (mut started, mut looked) = (0, Duration::ZERO);
+        let took = Duration::from_micros(100);
+        let mut events = VecDeque::from([Event::Start]);
+        while started < 1000 {
+            let event = events.pop_front().unwrap_or(Event::Wake);
+            for action in slots.on(now, event) {
+                match action {
+                    Action::Spawn(worker) => {
+                        started += 1;
+                        now += took;
+                        events.push_back(Event::Executed(worker));
+                    }
+                    Action::Look(worker) => {
+                        now += took;
+                        looked += took;
+                        events.extend([Event::Seen(worker, Sight::NotYet(None)), Event::Looked(took)]);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(looked < (now - begun) / 8, "{looked:?} of {:?}", now - begun);
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Slots {
             Event::Measured(memory, took) => self.on_measured(&memory, took, now),
             Event::Listens(worker) => self.on_listens(worker, now, &mut actions),
             Event::Seen(worker, sight) => self.on_seen(worker, sight, now, &mut actions),
-            Event::Looked(took) => self.looking.looked(took, now),
+            Event::Looked(took) => self.looking.looked(took, !self.starts.has_one_left(), now),
             Event::Examined(worker, shown) => self.on_examined(worker, shown, now, &mut actions),
             Event::Probed(worker, succeeded) => self.on_probed(worker, succeeded, now, &mut actions),
             Event::Ended(worker, cause) => self.on_ended(worker, cause, now, &mut actions),
