@@ -1,41 +1,37 @@
-//! Between a user's command line and main: checks and resolves it, and executes panzer again as main.
-//!
-//! Main is a new image of the same process, with the same pid, so it contains no page of the parser. A daemon does this
-//! in a child, and the process that the user started waits for it.
+//! From a user's command line to main: checks and resolves it, and leaves nothing behind but the plan. A daemon's main is a
+//! child, and the process that the user started waits for it.
 
 mod daemon;
 
-use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Error, anyhow};
-use nix::unistd::execve;
+use nix::unistd::Pid;
 
 use crate::cli::{self, Ending};
-use crate::config::Listen;
-use crate::config::text::c_string;
+use crate::config::{Listen, Plan};
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::log_file;
 use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
-use crate::sys::errno::words;
 use crate::sys::file_id::FileId;
-use crate::sys::{memfd, processes, signals, stderr};
+use crate::sys::{processes, signals, stderr};
 
-/// Becomes main according to the command line. Returns only if that is not possible.
-pub fn run(environment: &Environment) -> Ending {
-    match become_main(environment) {
-        Err(ending) => ending,
-        Ok(never) => match never {},
-    }
+/// What main begins with.
+pub struct Launched {
+    /// Its plan.
+    pub plan: Plan,
+    /// Its environment.
+    pub environment: Environment,
+    /// The pipe on which the parent of a daemon waits.
+    pub waiting: Option<OwnedFd>,
 }
 
-fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
-    let (sockets, inherited) = inherited_sockets(environment)?;
+/// Makes this process, or the child that a daemon is, ready to be main as the command line says.
+pub fn run(environment: Environment) -> Result<Launched, Ending> {
+    let (sockets, inherited) = inherited_sockets(&environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     stderr::set_json(plan.logs.is_json());
     log_file::check(&plan.logs).map_err(Ending::CannotStart)?;
@@ -43,16 +39,15 @@ fn become_main(environment: &Environment) -> Result<Infallible, Ending> {
     // Workers must not get descriptors that a shell left open.
     descriptors::close_from(FIRST + sockets.len() as RawFd);
     descriptors::silence_stdin()?;
-    let json = serde_json::to_vec(&plan).map_err(io::Error::from)?;
-    let document = memfd::write(&json)?;
-    descriptors::set_inherited(&document, true)?;
+    // Main finds them by their numbers.
+    for socket in sockets {
+        let _ = socket.into_raw_fd();
+    }
     signals::block_all()?;
-    // With the same command line, because `ps` and `pgrep -f` know this instance by it.
-    let arguments: Vec<CString> = std::env::args_os().map(|argument| c_string(&argument)).collect();
-    let starter = if plan.daemonize { Some(daemon::leave()?) } else { None };
-    let variables = environment.for_main(document.as_raw_fd(), &next_image(&plan.start_directory), starter.as_ref());
-    let executed = execve(&c_string(OWN_IMAGE.as_ref()), &arguments, &variables);
-    executed.map_err(|errno| anyhow!("cannot execute {OWN_IMAGE}: {}; is /proc mounted?", words(&errno.into())).into())
+    let started = Pid::this();
+    let waiting = if plan.daemonize { Some(daemon::leave()?) } else { None };
+    let environment = environment.into_main(&next_image(&plan.start_directory), started);
+    Ok(Launched { plan, environment, waiting })
 }
 
 /// The path at which a restart looks for the next build: the one that led to this file, with its symlinks, so that an

@@ -13,10 +13,10 @@
 //!     └── my_app (worker 1)
 //! ```
 //!
-//! The binary is executed once for each role. [`control::environment`] has the protocol. [`launch`] checks a user's command
-//! line and then executes the binary again as **main** ([`main_process`]), with the resolved [`config::Plan`]. The pid
-//! stays the same, and the new image no longer contains the command-line parser. A daemon does this in a child, and the
-//! parent waits until the child serves. Main starts one **monitor** ([`monitor`]) for each generation. A monitor keeps its
+//! The process that a user starts checks its command line ([`launch`]) and goes on as **main** ([`main_process`]), with the
+//! resolved [`config::Plan`]. All others are executions of the binary for one role; [`control::environment`] has the protocol.
+//! A daemon's main is a child, and the parent waits until it serves. Heap, stack and text of the parser are given back once
+//! main sleeps ([`sys::trim_memory`]). Main starts one **monitor** ([`monitor`]) for each generation. A monitor keeps its
 //! slots filled with **workers** ([`worker`]), which are the user's program and nothing else.
 //!
 //! With `--preload` the monitor starts the program once, as the **mold**, which loads itself and forks a worker whenever it

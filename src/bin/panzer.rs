@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use panzer::cli::Ending;
 use panzer::control::environment::{Environment, Role};
+use panzer::launch::Launched;
 use panzer::sys::errno::chain;
 use panzer::sys::{stderr, stdout};
 use panzer::{launch, logger, main_process, monitor};
@@ -17,18 +18,21 @@ fn main() -> ExitCode {
     let failed = |error: anyhow::Error| (FAILED, chain(&error));
     let ended = match environment.role() {
         Err(error) => Err((USAGE, chain(&error))),
-        Ok(Some(Role::Main)) => main_process::run::run(environment).map_err(failed),
+        Ok(Some(Role::Main)) => main_process::run::go_on(environment).map_err(failed),
         Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Logger)) => logger::run::run(&environment).map(|()| 0).map_err(failed),
-        Ok(None) => match launch::run(&environment) {
-            Ending::Shown(text) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
-            Ending::Usage(why) => Err((USAGE, why)),
-            Ending::Left(code, None) => Ok(code),
-            Ending::Left(code, Some(why)) => Err((code, why)),
-            Ending::CannotStart(why) => Err((CANNOT_START, why)),
+        Ok(None) => match launch::run(environment) {
+            Ok(Launched { plan, environment, waiting }) => {
+                main_process::run::run(plan, environment, waiting).map_err(failed)
+            }
+            Err(Ending::Shown(text)) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
+            Err(Ending::Usage(why)) => Err((USAGE, why)),
+            Err(Ending::Left(code, None)) => Ok(code),
+            Err(Ending::Left(code, Some(why))) => Err((code, why)),
+            Err(Ending::CannotStart(why)) => Err((CANNOT_START, why)),
         },
     };
     match ended {

@@ -4,11 +4,10 @@
 //! | --- | --- | --- |
 //! | `PANZER_ROLE` | all | the role |
 //! | `PANZER_IMAGE` | main | the path at which its next build will be |
-//! | `PANZER_PLAN_FD` | main, monitor, planner, hook | its plan, its assignment, its question, its command |
+//! | `PANZER_PLAN_FD` | monitor, planner, hook | its assignment, its question, its command |
 //! | `PANZER_STATE_FD` | main in place of another, pre-flight | what the main before knows |
 //! | `PANZER_MEMORY_FD` | logger | the memory that outlives it |
-//! | `PANZER_STARTED_FD` | main of a daemon | where its parent waits for [`STARTED`] |
-//! | `PANZER_CHANNEL_FD` | monitor, pre-flight, logger | its channel with main |
+//! //! | `PANZER_CHANNEL_FD` | monitor, pre-flight, logger | its channel with main |
 //! | `PANZER_ANSWER_FD` | planner, hook | where to write the plan, what came of the command |
 //! | `PANZER_NOFILE` | all | the soft limit of descriptors with which panzer was started |
 //! | `PANZER_GENERATION`, `PANZER_MAIN_PID` | monitor | for people who look at its environment |
@@ -16,7 +15,7 @@
 //! | `PANZER_RELEASE_FDS` | monitor | the release, if an earlier monitor has found it |
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -65,7 +64,6 @@ const PLAN_FD: &str = "PANZER_PLAN_FD";
 const STATE_FD: &str = "PANZER_STATE_FD";
 const MEMORY_FD: &str = "PANZER_MEMORY_FD";
 const IMAGE: &str = "PANZER_IMAGE";
-const STARTED_FD: &str = "PANZER_STARTED_FD";
 const CHANNEL_FD: &str = "PANZER_CHANNEL_FD";
 const ANSWER_FD: &str = "PANZER_ANSWER_FD";
 const RELEASE_FDS: &str = "PANZER_RELEASE_FDS";
@@ -75,20 +73,8 @@ const MAIN_PID: &str = "PANZER_MAIN_PID";
 const LISTEN_FDS: &str = "LISTEN_FDS";
 
 /// Variables that panzer sets, not the user.
-const OF_PROTOCOL: [&str; 12] = [
-    ROLE,
-    PLAN_FD,
-    STATE_FD,
-    MEMORY_FD,
-    IMAGE,
-    STARTED_FD,
-    CHANNEL_FD,
-    ANSWER_FD,
-    RELEASE_FDS,
-    NOFILE,
-    GENERATION,
-    MAIN_PID,
-];
+const OF_PROTOCOL: [&str; 11] =
+    [ROLE, PLAN_FD, STATE_FD, MEMORY_FD, IMAGE, CHANNEL_FD, ANSWER_FD, RELEASE_FDS, NOFILE, GENERATION, MAIN_PID];
 
 /// Variables that are meant for one process only, and are never passed on unchanged.
 const NEVER_PASSED_ON: [&str; 7] =
@@ -108,25 +94,7 @@ pub struct Environment {
     passed_on: Vec<(OsString, OsString)>,
 }
 
-/// Facts that main begins with.
-#[derive(Debug)]
-pub enum Begin {
-    /// A plan.
-    Anew(OwnedFd),
-    /// The state of the main whose place it takes.
-    InPlace(OwnedFd),
-}
-
-/// The parent of a daemon, which waits until the daemon serves.
-#[derive(Debug)]
-pub struct WaitingParent {
-    /// Its pid.
-    pub pid: Pid,
-    /// A pipe from which it reads [`STARTED`]. If the pipe ends without it, the start has failed.
-    pub pipe: OwnedFd,
-}
-
-/// Sent by the main of a daemon when it serves.
+/// What the main of a daemon tells its waiting parent when it serves.
 pub const STARTED: &[u8] = b"started";
 
 /// The descriptors that a monitor gets.
@@ -193,34 +161,31 @@ impl Environment {
         self.soft_limit().and_then(Rlimit::descriptors)
     }
 
-    /// The variables for a main with its plan at descriptor `plan`, whose next build will be at `image`. A daemon has a
-    /// waiting parent.
-    pub fn for_main(&self, plan: RawFd, image: &Path, parent: Option<&WaitingParent>) -> Vec<CString> {
-        self.for_either_main(PLAN_FD, plan, image, parent)
+    /// This environment as that of main, whose next build will be at `image`. A daemon's main is not the process that the
+    /// user started, which was `started`.
+    pub fn into_main(self, image: &Path, started: Pid) -> Environment {
+        let limit = self.soft_limit().map(|soft| (NOFILE, soft.to_string().into()));
+        let own = [(ROLE, "main".into()), (IMAGE, image.as_os_str().to_owned())].into_iter().chain(limit);
+        let own = own.chain(self.kept_by_main(started)).map(|(name, value)| (name.into(), value)).collect();
+        Environment { own, passed_on: self.passed_on }
     }
 
     /// The variables for the main that takes our place, with our state at descriptor `state`.
     pub fn for_next_main(&self, state: RawFd, image: &Path) -> Vec<CString> {
-        self.for_either_main(STATE_FD, state, image, None)
+        let mut own = vec![(STATE_FD, number(state)), (IMAGE, image.as_os_str().to_owned())];
+        own.extend(self.kept_by_main(Pid::this()));
+        self.for_role(Role::Main, &own)
     }
 
-    fn for_either_main(
-        &self,
-        document: &'static str,
-        fd: RawFd,
-        image: &Path,
-        parent: Option<&WaitingParent>,
-    ) -> Vec<CString> {
-        let mut own = vec![(document, number(fd)), (IMAGE, image.as_os_str().to_owned())];
-        own.extend(parent.map(|parent| (STARTED_FD, number(parent.pipe.as_raw_fd()))));
-        own.extend(OF_MANAGER.iter().filter_map(|name| {
+    /// The variables of a service manager, which meant the process `started`, and the options.
+    fn kept_by_main(&self, started: Pid) -> impl Iterator<Item = (&str, OsString)> {
+        let of_manager = OF_MANAGER.iter().filter_map(move |name| {
             let value = self.own_os(name)?;
-            // The manager meant the process that it started; main takes the place of that process.
-            let is_parent = *name == WATCHDOG_PID && parent.is_some_and(|parent| value == &*parent.pid.to_string());
-            Some((*name, if is_parent { Pid::this().to_string().into() } else { value.to_owned() }))
-        }));
-        own.extend(self.options());
-        self.for_role(Role::Main, &own)
+            // Main takes the place of that process.
+            let is_meant = *name == WATCHDOG_PID && value == &*started.to_string();
+            Some((*name, if is_meant { Pid::this().to_string().into() } else { value.to_owned() }))
+        });
+        of_manager.chain(self.options())
     }
 
     /// Options that the user has set as variables. Main keeps them for the next plans.
@@ -271,12 +236,9 @@ impl Environment {
         self.for_role(Role::Monitor, &own)
     }
 
-    /// Takes what main begins with.
-    pub fn take_main(&self) -> anyhow::Result<Begin> {
-        match self.own(STATE_FD) {
-            None => Ok(Begin::Anew(self.descriptor(PLAN_FD)?)),
-            Some(_) => Ok(Begin::InPlace(self.descriptor(STATE_FD)?)),
-        }
+    /// Takes the state of the main whose place this process takes.
+    pub fn take_state(&self) -> anyhow::Result<OwnedFd> {
+        self.descriptor(STATE_FD)
     }
 
     /// Takes the descriptors of a pre-flight: main's state, and the channel.
@@ -297,11 +259,6 @@ impl Environment {
     /// The path at which main's next build will be.
     pub fn image(&self) -> anyhow::Result<PathBuf> {
         Ok(PathBuf::from(self.own_os(IMAGE).ok_or_else(|| broken(IMAGE, "missing"))?))
-    }
-
-    /// Takes the pipe to the waiting parent of a daemon.
-    pub fn take_started(&self) -> anyhow::Result<Option<OwnedFd>> {
-        self.own(STARTED_FD).map(|value| descriptor(STARTED_FD, value)).transpose()
     }
 
     /// Takes the descriptors of a monitor. The listeners stay inheritable, since workers get them as they are.

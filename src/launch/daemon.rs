@@ -12,8 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2, read, setsid};
 
 use crate::cli::Ending;
-use crate::control::environment::{STARTED, WaitingParent};
-use crate::sys::descriptors::set_inherited;
+use crate::control::environment::STARTED;
 use crate::sys::poller::Poller;
 use crate::sys::processes::{self, Exit, Forked};
 use crate::sys::signals::{self, Signals};
@@ -24,18 +23,17 @@ const WORD: u64 = 1;
 /// Exit code if main has none to pass on.
 const FAILED: u8 = 1;
 
-/// Returns in the child, which then leads its own session. In the parent, the error says how the start ended. All
-/// signals must be blocked, so that a signal in between waits for the process that reads it.
-pub(super) fn leave() -> Result<WaitingParent, Ending> {
+/// Returns in the child, which then leads its own session, with the pipe on which the parent waits for [`STARTED`]. In the
+/// parent, the error says how the start ended. All signals must be blocked, so that a signal in between waits for the
+/// process that reads it.
+pub(super) fn leave() -> Result<OwnedFd, Ending> {
     // If SIGCHLD is ignored, the kernel does not report the exit code of a child.
     signals::reset(Signal::SIGCHLD);
     let (word, told) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)?;
-    let pid = Pid::this();
     match processes::fork()? {
         Forked::Child => {
             setsid().map_err(io::Error::from)?;
-            set_inherited(&told, true)?;
-            Ok(WaitingParent { pid, pipe: told })
+            Ok(told)
         }
         Forked::Parent(main) => {
             drop(told);

@@ -1,6 +1,7 @@
 //! Main's loop, which has the one place where main sleeps.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use anyhow::{Context, Error};
@@ -15,11 +16,11 @@ use super::outside::daemon_parent::DaemonParent;
 use super::restart::take_over;
 use super::start::start;
 use crate::config::Plan;
-use crate::control::environment::{Begin, Environment};
+use crate::control::environment::Environment;
 use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::control::operator::server;
 use crate::sys::trim_memory;
-use crate::sys::{descriptors, memfd, processes, signals, stderr};
+use crate::sys::{descriptors, processes, signals, stderr};
 
 /// Limit of reports that are read from one monitor before the loop looks at anything else.
 const MAX_REPORTS_A_TURN: usize = 64;
@@ -32,23 +33,29 @@ const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
 /// Limit of signals that are read before anything else has its turn.
 const MAX_SIGNALS_A_TURN: usize = 64;
 
-/// Runs as main until everything has ended. Returns the exit code.
-pub fn run(environment: Environment) -> anyhow::Result<u8> {
+/// Runs as main, in place of another, until everything has ended. Returns the exit code.
+pub fn go_on(environment: Environment) -> anyhow::Result<u8> {
     signals::block_all().context("cannot block signals")?;
+    begin();
+    let state = environment.take_state()?;
+    end(Ok(take_over::take_over(state, environment).map_err(Error::msg)?))
+}
+
+/// The same from the beginning, with this `plan`. The parent of a daemon is `waiting`.
+pub fn run(plan: Plan, environment: Environment, waiting: Option<OwnedFd>) -> anyhow::Result<u8> {
+    begin();
+    stderr::start(plan.tuning.verbosity.level());
+    stderr::set_json(plan.logs.is_json());
+    end(start(plan, environment, DaemonParent::new(waiting)))
+}
+
+fn begin() {
     processes::set_name();
     // Programs of the user get the limit that was there before.
     descriptors::raise_limit();
-    let begun = match environment.take_main()? {
-        Begin::InPlace(state) => Ok(take_over::take_over(state, environment).map_err(Error::msg)?),
-        Begin::Anew(plan) => {
-            let bytes = memfd::read(plan).context("cannot read the plan")?;
-            let plan: Plan = serde_json::from_slice(&bytes).context("the plan is broken")?;
-            stderr::start(plan.tuning.verbosity.level());
-            stderr::set_json(plan.logs.is_json());
-            let daemon_parent = DaemonParent::new(environment.take_started()?);
-            start(plan, environment, daemon_parent)
-        }
-    };
+}
+
+fn end(begun: Result<Main, Failure>) -> anyhow::Result<u8> {
     match begun {
         Ok(mut main) => {
             let code = main.run().context("main cannot go on");

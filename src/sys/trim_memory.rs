@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ptr;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -15,6 +16,11 @@ use super::poller::Poller;
 /// A burst of work is over if nothing happens for this long.
 const LULL: Duration = Duration::from_millis(100);
 
+/// Pages of the stack that are kept below the frame that gives the others back.
+const STACK_PAGES_KEPT: usize = 4;
+/// The kernel maps nothing nearer to the stack than this.
+const STACK_BYTES_RELEASED: usize = 512 << 10;
+
 /// Sleeps like [`Poller::wait`], and trims memory in the first lull after a burst of work: a single message maps 1 MB of text
 /// again. After that it goes on sleeping at once, as another turn of the caller's loop would do the same.
 pub fn wait(poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
@@ -23,9 +29,28 @@ pub fn wait(poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> 
         if !ready.is_empty() {
             return Ok(ready);
         }
+        release_what_the_start_took();
         release_text();
     }
     poller.wait(deadline)
+}
+
+/// Gives back heap and stack that nothing is in, once: a start takes more than anything that comes later.
+fn release_what_the_start_took() {
+    static RELEASED: Once = Once::new();
+    RELEASED.call_once(|| {
+        // SAFETY: pages are given back in which no allocation lies.
+        #[cfg(target_env = "gnu")]
+        unsafe {
+            libc::malloc_trim(0)
+        };
+        let here = [0u8; 1];
+        let end = (here.as_ptr() as usize / page_size() - STACK_PAGES_KEPT) * page_size();
+        // SAFETY: the pages lie below all frames, and below those of the call itself. Nothing else is mapped this near.
+        unsafe {
+            libc::madvise((end - STACK_BYTES_RELEASED) as *mut libc::c_void, STACK_BYTES_RELEASED, libc::MADV_DONTNEED)
+        };
+    });
 }
 
 fn release_text() {

@@ -8,11 +8,12 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::libc::{c_int, c_void};
 use nix::unistd::Pid;
 use rustix::process::WaitOptions;
 
 use crate::sys::descriptors::adopt;
-use crate::sys::process::processes::{Forked, fork};
+use crate::sys::process::stack::Stack;
 
 /// The architecture whose call numbers the filter compares. Calls of other architectures pass.
 #[cfg(target_arch = "x86_64")]
@@ -86,18 +87,10 @@ pub fn trap() -> io::Result<(Calls, bool)> {
 
 /// Tries in a child process whether [`trap`] and the answers work here.
 pub fn try_out() -> io::Result<()> {
-    let child = match fork()? {
-        Forked::Child => {
-            let code = match trap_and_answer() {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EINVAL),
-            };
-            // SAFETY: ends the child, without any of our clean-up.
-            unsafe { libc::_exit(code) }
-        }
-        Forked::Parent(child) => child,
-    };
-    // The child makes a handful of calls.
+    extern "C" fn code(_: *mut c_void) -> c_int {
+        trap_and_answer().map_or_else(|error| error.raw_os_error().unwrap_or(libc::EINVAL), |()| 0)
+    }
+    let child = Stack::run(code)?;
     let child = rustix::process::Pid::from_raw(child.as_raw());
     let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(child, WaitOptions::empty()))?;
     match status.and_then(|(_, status)| status.exit_status()) {

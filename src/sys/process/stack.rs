@@ -1,4 +1,4 @@
-//! The stack of a child that shares its parent's memory until its exec.
+//! The stack of a child that shares its parent's memory until its exec or its end.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -38,10 +38,28 @@ impl Stack {
     /// has executed a program or has ended, this stack must live, and so must everything that `main` reads. No signal that
     /// has a handler of ours may reach the child.
     pub unsafe fn start(&self, main: extern "C" fn(*mut c_void) -> c_int, argument: *mut c_void) -> nix::Result<Pid> {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.clone(main, libc::CLONE_VM, argument) }
+    }
+
+    /// Starts a child that calls `main` on a stack of its own, exits with the code that it returns, and shares our memory until
+    /// then. We stand still meanwhile, so that `main` may do what it likes to memory.
+    pub fn run(main: extern "C" fn(*mut c_void) -> c_int) -> io::Result<Pid> {
+        let stack = Stack::new()?;
+        // SAFETY: panzer has one thread in each of its roles, which goes on when the child has ended.
+        Ok(unsafe { stack.clone(main, libc::CLONE_VM | libc::CLONE_VFORK, std::ptr::null_mut())? })
+    }
+
+    unsafe fn clone(
+        &self,
+        main: extern "C" fn(*mut c_void) -> c_int,
+        flags: c_int,
+        argument: *mut c_void,
+    ) -> nix::Result<Pid> {
         // SAFETY: its end is within the mapping, or right behind it.
         let top = unsafe { self.0.byte_add(GUARD_BYTES + BYTES) };
         // SAFETY: the stack is not in use, and the caller vouches for the rest.
-        let pid = unsafe { libc::clone(main, top.as_ptr(), libc::CLONE_VM | libc::SIGCHLD, argument) };
+        let pid = unsafe { libc::clone(main, top.as_ptr(), flags | libc::SIGCHLD, argument) };
         nix::errno::Errno::result(pid).map(Pid::from_raw)
     }
 }
