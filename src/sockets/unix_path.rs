@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -28,14 +29,24 @@ pub fn is_socket(path: &Path) -> bool {
 pub fn bind(fd: &OwnedFd, path: &Path, access: Access) -> io::Result<FileId> {
     remove_stale(path)?;
     // It appears without any access. It is bound under its own name, because others know it by that.
-    let usual = umask(Mode::all());
-    let bound = UnixAddr::new(path).and_then(|address| bind_socket(fd.as_raw_fd(), &address));
-    umask(usual);
+    let (usual, bound) =
+        without_access(|| UnixAddr::new(path).and_then(|address| bind_socket(fd.as_raw_fd(), &address)));
     bound?;
     let mode = access.mode.unwrap_or(0o777 & !usual.bits());
     let id = FileId::at(path).ok_or(Errno::ENOENT)?;
     grant(path, access, mode).inspect_err(|_| remove_if_still(path, id))?;
     Ok(id)
+}
+
+/// Does this while files are made without any access, and returns the usual umask too. The umask belongs to the whole
+/// process, so two threads that changed it at once would take each other's for the usual one.
+fn without_access<T>(make: impl FnOnce() -> T) -> (Mode, T) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock();
+    let usual = umask(Mode::all());
+    let made = make();
+    umask(usual);
+    (usual, made)
 }
 
 /// Gives the path that was just made its owner, then its mode. The file is held open meanwhile, so that another file
@@ -81,8 +92,7 @@ pub(super) fn change(path: &Path, id: FileId, access: Access) -> io::Result<()> 
     if FileId::from(&found) != id {
         return Err(io::Error::other("another file has taken its place"));
     }
-    let usual = umask(Mode::all());
-    umask(usual);
+    let (usual, ()) = without_access(|| ());
     let mode = access.mode.unwrap_or(0o777 & !usual.bits());
     // A field without a value is as for any file that we make there.
     let folder = fs::metadata(folder_of(path))?;
