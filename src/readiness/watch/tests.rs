@@ -2,6 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
@@ -23,7 +24,11 @@ fn a_held_listener_is_no_proof_and_a_connection_is() {
     let (connection, _) = listener.accept().unwrap();
     assert_eq!(look_at_us(&listeners), Sight::Accepting);
     drop((connection, client));
-    assert_eq!(look_at_us(&listeners), Sight::NotYet(None));
+    // Another test's child may have a copy of the connection for a moment.
+    let until = Instant::now() + Duration::from_secs(60);
+    while look_at_us(&listeners) != Sight::NotYet(None) {
+        assert!(Instant::now() < until, "it is closed");
+    }
 }
 
 #[test]

