@@ -53,8 +53,9 @@ pub(super) enum Command {
     ///
     /// CPU% is the worker's share of one CPU since its start, with --watch since the last interval. PSS is its
     /// proportional share of memory; --watch spends at most a twentieth of the time on measuring it. Both count the
-    /// worker's own process only. They are "-" if panzerctl may not look. In JSON they are cpu_percent and pss_bytes,
-    /// beside requests_per_second of workers that report their requests, left out if unknown.
+    /// worker's own process only. With many workers some are not measured at each look: "<12.3M" is the memory that such
+    /// a worker has in use (RSS), which is at least its share. In JSON they are cpu_percent, pss_bytes and rss_bytes, beside
+    /// requests_per_second of workers that report their requests, left out if unknown.
     Status {
         /// Print JSON
         #[arg(long)]

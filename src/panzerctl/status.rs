@@ -52,12 +52,13 @@ pub(super) fn as_table(status: &Status, usages: &Usages) -> String {
     rendered(&table::lines(status, usages, Room { columns, rows: None }), columns)
 }
 
-/// A line of JSON, with the usage of each worker and mold added, and the memory of each generation.
+/// A line of JSON, with the usage of each worker and mold added, and the memory of each generation, unless it is unknown
+/// for one of its processes.
 pub(super) fn as_json(status: &Status, usages: &Usages) -> String {
     let mut value = json!(status);
     let generations = value["generations"].as_array_mut().into_iter().flatten();
     for (value, generation) in generations.zip(&status.generations) {
-        value["pss_bytes"] = memory_of(generation, usages).into();
+        value["pss_bytes"] = memory_of(generation.processes(), usages).memory.into();
         value.get_mut("mold").into_iter().for_each(|mold| add_usage(mold, usages));
         let workers = value.get_mut("workers").and_then(Value::as_array_mut);
         workers.into_iter().flatten().for_each(|worker| add_usage(worker, usages));

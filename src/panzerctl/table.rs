@@ -172,8 +172,9 @@ impl Table {
         }
         let counts = STATES.map(|state| (in_state(generation, state), state));
         let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, state)| format!(", {count} {state}"));
-        let memory = generation.mold.as_ref().map(|_| memory_of(generation, &self.usages)).filter(|memory| *memory > 0);
-        let memory = memory.map_or_else(String::new, |memory| format!(", PSS {} in all", size(memory)));
+        let memory = generation.mold.as_ref().map(|_| memory_of(generation.processes(), &self.usages));
+        let memory = memory.filter(|memory| memory.at_most() > Some(0)).and_then(|memory| memory.shown_memory());
+        let memory = memory.map_or_else(String::new, |memory| format!(", PSS {memory} in all"));
         let cgroup = generation.cgroup.as_ref().map(of_cgroup).unwrap_or_default();
         line.with(Tone::Plain, format!(", monitor {monitor}{}{memory}{cgroup}", counts.collect::<String>()))
     }
@@ -236,7 +237,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> Row {
         or_none(worker.pid.map(|_| time(worker.since_ms))),
         count(worker.respawns),
         or_none(usage.cpu.map(percent)),
-        or_none(usage.memory.map(size)),
+        or_none(usage.shown_memory()),
         last,
     ];
     let tone = match worker.state.as_str() {
@@ -331,7 +332,7 @@ mod tests {
     }
 
     fn render(status: &Status, columns: usize, rows: Option<usize>) -> String {
-        let usage = Usage { cpu: Some(100.0), memory: Some(700 << 20), requests: None };
+        let usage = Usage { cpu: Some(100.0), memory: Some(700 << 20), ..Usage::default() };
         let usages = [(4_194_304, usage), (71, usage)].into();
         let lines = lines(status, &usages, Room { columns, rows });
         assert!(rows.is_none_or(|rows| lines.len() <= rows), "{lines:#?}");

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use super::logs;
 use super::table::{Room, headline, queues, within};
-use super::text::{Line, Tone, count, cut, percent, size, time, width, wrap};
-use super::usage::{Usage, Usages};
+use super::text::{Line, Tone, count, cut, percent, time, width, wrap};
+use super::usage::{Usage, Usages, memory_of};
 use crate::control::operator::status::{Status, Worker};
 
 const HEADS: [&str; 9] = ["WORKER", "GEN", "PID", "STATE", "UPTIME", "RESPAWNS", "CPU%", "PSS", "REQ/S"];
@@ -79,15 +79,14 @@ pub(super) fn lines(
         workers.extend(generation.processes().map(|worker| (generation.number, worker, usage(worker))));
     }
     workers.sort_by(|one, other| compare(sort, one, other));
-    let (cpu, memory) = workers.iter().fold((0.0, 0), |(cpu, memory), (_, _, usage)| {
-        (cpu + usage.cpu.unwrap_or_default(), memory + usage.memory.unwrap_or_default())
-    });
+    let cpu = workers.iter().filter_map(|(_, _, usage)| usage.cpu).sum::<f64>();
+    let memory = memory_of(workers.iter().map(|(_, worker, _)| *worker), usages).shown_memory().unwrap_or_default();
     let reported: Vec<f64> = workers.iter().filter_map(|(_, _, usage)| usage.requests).collect();
     let requests = match reported.is_empty() {
         true => String::new(),
         false => format!(", {:.1} requests/s", reported.iter().sum::<f64>()),
     };
-    let total = format!("{} processes, CPU {}, PSS {}{requests}", workers.len(), percent(cpu), size(memory));
+    let total = format!("{} processes, CPU {}, PSS {memory}{requests}", workers.len(), percent(cpu));
     // The last column is for those who report requests.
     let heads = &HEADS[..HEADS.len() - usize::from(reported.is_empty())];
     let mut head = vec![headline(status), Line::new(Tone::Plain, total)];
@@ -143,7 +142,7 @@ fn compare(sort: Sort, one: &(u32, &Worker, Usage), other: &(u32, &Worker, Usage
     let place = (one.0, one.1.slot).cmp(&(other.0, other.1.slot));
     match sort {
         Sort::Cpu => number(other.2.cpu).total_cmp(&number(one.2.cpu)),
-        Sort::Memory => other.2.memory.cmp(&one.2.memory),
+        Sort::Memory => other.2.at_most().cmp(&one.2.at_most()),
         Sort::Requests => number(other.2.requests).total_cmp(&number(one.2.requests)),
         Sort::Uptime => other.1.since_ms.cmp(&one.1.since_ms),
         Sort::Respawns => other.1.respawns.cmp(&one.1.respawns),
@@ -162,7 +161,7 @@ fn row(generation: u32, worker: &Worker, usage: Usage) -> [String; 9] {
         or_none(worker.pid.map(|_| time(worker.since_ms))),
         count(worker.respawns),
         or_none(usage.cpu.map(percent)),
-        or_none(usage.memory.map(size)),
+        or_none(usage.shown_memory()),
         or_none(usage.requests.map(|rate| format!("{rate:.1}"))),
     ]
 }
@@ -197,7 +196,8 @@ mod tests {
         let workers = vec![worker(0, 0), worker(1, 7), worker(2, 1)];
         let generation = Generation { number: 3, standing: "serving".to_owned(), workers, ..Generation::default() };
         let status = Status { name: "app".to_owned(), generations: vec![generation], ..Status::default() };
-        let usage = |cpu, memory, requests| Usage { cpu: Some(cpu), memory: Some(memory), requests };
+        let usage =
+            |cpu, memory, requests| Usage { cpu: Some(cpu), memory: Some(memory), requests, ..Usage::default() };
         let usages =
             [(100, usage(5.0, 4096, rates[0])), (101, usage(1.0, 1 << 30, rates[1])), (102, usage(90.0, 0, rates[2]))];
         let usages = usages.into();

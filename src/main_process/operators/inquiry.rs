@@ -45,9 +45,11 @@ impl Inquiry {
 
     pub(crate) fn add(&mut self, monitor: Monitor, status: WorkerStatus) {
         let Some(generation) = self.generation(monitor) else { return };
-        // A monitor that was stopped may still answer an earlier question.
-        generation.workers.retain(|known| known.slot != status.slot);
-        generation.workers.push(shown(status));
+        match generation.workers.binary_search_by_key(&status.slot, |known| known.slot) {
+            // A monitor that was stopped may still answer an earlier question.
+            Ok(at) => generation.workers[at] = shown(status),
+            Err(at) => generation.workers.insert(at, shown(status)),
+        }
     }
 
     pub(crate) fn add_mold(&mut self, monitor: Monitor, status: WorkerStatus) {

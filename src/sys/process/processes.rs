@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -288,13 +289,13 @@ pub struct Stat(String);
 impl Stat {
     /// None if there is no such process.
     pub fn of(pid: Pid) -> Option<Stat> {
-        Stat::read(Path::new(&format!("/proc/{pid}")))
+        Stat::read(rustix::fs::CWD, &format!("/proc/{pid}/stat"))
     }
 
-    /// Reads the file in this folder of /proc.
-    pub fn read(folder: &Path) -> Option<Stat> {
+    /// Reads the file at this path, which begins in `folder`.
+    pub fn read(folder: impl AsFd, path: &str) -> Option<Stat> {
         // "pid (comm) state ppid …", where comm may hold spaces and parentheses.
-        let mut stat = fs::read(folder.join("stat")).ok()?;
+        let mut stat = content(folder, path)?;
         let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
         stat.drain(..after);
         String::from_utf8(stat).ok().map(Stat)
@@ -304,6 +305,17 @@ impl Stat {
     pub fn field<T: FromStr>(&self, number: usize) -> Option<T> {
         self.0.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
     }
+}
+
+/// The content of a file in /proc that is shorter than a page. One read gets all of it, where [`fs::read`] asks for the
+/// length and then reads several times.
+pub(super) fn content(folder: impl AsFd, path: &str) -> Option<Vec<u8>> {
+    const PAGE_BYTES: usize = 4096;
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, path, flags, rustix::fs::Mode::empty()).ok()?;
+    let mut bytes = Vec::with_capacity(PAGE_BYTES);
+    rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)).ok()?;
+    Some(bytes)
 }
 
 /// The user that `pid` runs as. None if it has ended and been reaped.
