@@ -30,7 +30,7 @@ pub fn plan(
     pwd: Option<&OsStr>,
     inherited: Vec<Listen>,
 ) -> Result<Plan, Ending> {
-    let definition = command();
+    let definition = options::with_variables();
     let layers = layers::gather(&definition, arguments.into_iter().collect(), check_values)?;
     let mut options = Options::from_arg_matches(&layers.matches).map_err(|error| refusal(&error, &[]))?;
     // A program on the command line comes with its own arguments.

@@ -77,8 +77,8 @@ pub(super) fn gather(
     arguments: Vec<OsString>,
     check: fn(&ArgMatches) -> Result<(), Ending>,
 ) -> Result<Layers, Ending> {
-    let bare = definition.clone().mut_args(|arg| arg.env(Resettable::Reset));
-    let flags = bare.clone().try_get_matches_from(&arguments).map_err(|error| refusal(&error, &arguments))?;
+    let mut bare = definition.clone().mut_args(|arg| arg.env(Resettable::Reset));
+    let flags = bare.try_get_matches_from_mut(&arguments).map_err(|error| refusal(&error, &arguments))?;
     let checker = Checker { bare: &bare, check };
     let mut settings = from_flags(&bare, &flags);
     for setting in checker.environment(definition)? {
@@ -100,8 +100,11 @@ pub(super) fn gather(
             named = program;
         }
     }
+    let lower: Vec<_> = settings.iter().flat_map(|setting| setting.arguments.iter().cloned()).collect();
+    if lower.is_empty() {
+        return Ok(Layers { matches: flags, settings, named });
+    }
     let mut arguments = arguments.into_iter();
-    let lower = settings.iter().flat_map(|setting| setting.arguments.iter().cloned());
     let all: Vec<OsString> = arguments.next().into_iter().chain(lower).chain(arguments).collect();
     let matches = bare.try_get_matches_from(&all).map_err(|error| refusal(&error, &all))?;
     Ok(Layers { matches, settings, named })

@@ -280,7 +280,12 @@ impl TypedValueParser for SharePortsParser {
 
 /// The definition of the command line, with the text after the options.
 pub fn command() -> clap::Command {
-    Options::command().after_help(after_options()).mut_args(|arg| arg.hide_env(true))
+    with_variables().mut_args(|arg| arg.hide_env(true))
+}
+
+/// The same, where variables are named in its help.
+pub(super) fn with_variables() -> clap::Command {
+    Options::command().after_help(after_options())
 }
 
 /// The definition for the manual, with the table of signals of all presets.
