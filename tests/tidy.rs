@@ -234,7 +234,7 @@ fn each_process_sleeps_in_one_place() {
         if path.ends_with("sys/trim_memory.rs") {
             continue;
         }
-        let sleeps = |line: &&str| line.contains("poller.wait(") || line.contains("trim_memory::wait(");
+        let sleeps = |line: &&str| line.contains("poller.wait(") || line.contains("sleeper.wait(");
         let sleeps = text.lines().map(code).filter(sleeps).count();
         // Main waits once more, before its loop, for those who are ending to let go of an address. A daemon's starter does
         // nothing else. A hook is a process of its own.

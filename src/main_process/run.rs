@@ -19,7 +19,7 @@ use crate::config::Plan;
 use crate::control::environment::Environment;
 use crate::control::monitor::messages::{Order, Report, Urgency};
 use crate::control::operator::server;
-use crate::sys::trim_memory;
+use crate::sys::trim_memory::Sleeper;
 use crate::sys::{descriptors, processes, signals, stderr};
 
 /// Limit of reports that are read from one monitor before the loop looks at anything else.
@@ -81,6 +81,7 @@ fn end(begun: Result<Main, Failure>) -> anyhow::Result<u8> {
 
 impl Main {
     fn run(&mut self) -> io::Result<u8> {
+        let mut sleeper = Sleeper::default();
         loop {
             while let Some(event) = self.events.pop_front() {
                 let Some(event) = self.unless_put_off(event) else { continue };
@@ -101,7 +102,7 @@ impl Main {
             self.arm();
             let is_behind = self.children.is_behind();
             let deadline = if is_behind { Some(Instant::now()) } else { self.deadline() };
-            let mut tokens = trim_memory::wait(&self.poller, deadline)?;
+            let mut tokens = sleeper.wait(&self.poller, deadline)?;
             // Signals first: if a worker ended by a stop signal that main got as well, that is not a failure.
             tokens.sort_unstable();
             tokens.into_iter().for_each(|token| self.on_ready(token));

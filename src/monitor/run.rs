@@ -16,7 +16,7 @@ use crate::readiness::ack::{AckSocket, Said};
 use crate::readiness::notify::{Notification, Words};
 use crate::sockets::sharing::Sharing;
 use crate::sys::packets::Sender;
-use crate::sys::trim_memory;
+use crate::sys::trim_memory::Sleeper;
 use crate::sys::{processes, signals, stderr};
 use crate::worker::cause::Cause;
 use crate::worker::environment::Common;
@@ -79,6 +79,7 @@ fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
 
 impl Monitor {
     fn run(&mut self) -> io::Result<()> {
+        let mut sleeper = Sleeper::default();
         loop {
             self.settle();
             self.held_notes.tend(self.state.is_stopping(), self.assignment.generation);
@@ -102,7 +103,7 @@ impl Monitor {
                 unmet,
                 self.held_notes.deadline(),
             ];
-            let mut tokens = trim_memory::wait(&self.poller, deadlines.into_iter().flatten().min())?;
+            let mut tokens = sleeper.wait(&self.poller, deadlines.into_iter().flatten().min())?;
             // Messages before ends: a process that has ended may have sent a message, which is read while its owner is
             // known.
             tokens.sort_by_key(|token| *token == SIGNALS);

@@ -16,23 +16,45 @@ use super::poller::Poller;
 /// A burst of work is over if nothing happens for this long.
 const LULL: Duration = Duration::from_millis(100);
 
+/// The same after text that was given back was needed again within this time: in a rush of deaths, each respawn would else
+/// wait for some thirty pages.
+const LULL_IN_A_RUSH: Duration = Duration::from_secs(5);
+
 /// Pages of the stack that are kept below the frame that gives the others back.
 const STACK_PAGES_KEPT: usize = 4;
 /// The kernel maps nothing nearer to the stack than this.
 const STACK_BYTES_RELEASED: usize = 512 << 10;
 
-/// Sleeps like [`Poller::wait`], and trims memory in the first lull after a burst of work: a single message maps 1 MB of text
-/// again. After that it goes on sleeping at once, as another turn of the caller's loop would do the same.
-pub fn wait(poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
-    if deadline.is_none() {
-        let ready = poller.wait(Some(Instant::now() + LULL))?;
+/// Sleeps, and trims memory meanwhile.
+#[derive(Debug)]
+pub struct Sleeper {
+    lull: Duration,
+}
+
+impl Default for Sleeper {
+    fn default() -> Sleeper {
+        Sleeper { lull: LULL }
+    }
+}
+
+impl Sleeper {
+    /// Sleeps like [`Poller::wait`], and trims memory in the first lull after a burst of work: a single message maps 1 MB of
+    /// text again. After that it goes on sleeping at once, as another turn of the caller's loop would do the same.
+    pub fn wait(&mut self, poller: &Poller, deadline: Option<Instant>) -> io::Result<Vec<u64>> {
+        if deadline.is_some() {
+            return poller.wait(deadline);
+        }
+        let ready = poller.wait(Some(Instant::now() + self.lull))?;
         if !ready.is_empty() {
             return Ok(ready);
         }
         release_what_the_start_took();
         release_text();
+        let trimmed = Instant::now();
+        let ready = poller.wait(None)?;
+        self.lull = if trimmed.elapsed() < LULL_IN_A_RUSH { LULL_IN_A_RUSH } else { LULL };
+        Ok(ready)
     }
-    poller.wait(deadline)
 }
 
 /// Gives back heap and stack that nothing is in, once: a start takes more than anything that comes later.
