@@ -499,6 +499,9 @@ class ServerEngineTest < PanzerTest
       def run
         note "worker run #{worker_id} #{config[:own]} #{$0}"
         sleep 0.05 until @stop
+        # The mold gets TERM meanwhile.
+        sleep 0.8
+        note "worker end #{worker_id}"
       end
 
       def reload
@@ -532,7 +535,8 @@ class ServerEngineTest < PanzerTest
     assert_equal 0, app.stop
     notes = app.read("notes")
     2.times { |id| assert_includes notes, "worker stop #{id}" }
-    assert_operator notes.index("server stop true"), :<, notes.index("server after_run")
+    assert_operator notes.index("server stop true"), :<, notes.index("worker end")
+    assert_operator notes.rindex("worker end"), :<, notes.index("server after_run")
     assert_equal 1, notes.scan("after_run").size
   end
 

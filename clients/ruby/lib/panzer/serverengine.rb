@@ -67,10 +67,15 @@ module ServerEngine
       @server = Server.create(@server_module, @worker_module, @load_config, @logger)
       @server.after_start if @config[:supervisor]
       @server.before_run
+      workers = Workers.of(@server)
       begin
-        Panzer.run(Workers.of(@server))
-      ensure
+        Panzer.run(workers)
+      rescue SystemExit
+        @server.end_of_run { workers.wait_for_end if Panzer.mold? }
+        raise
+      rescue Exception # rubocop:disable Lint/RescueException -- a signal's, too
         @server.end_of_run
+        raise
       end
     end
 

@@ -41,10 +41,12 @@ module ServerEngine
       worker
     end
 
+    # The block waits for the workers, which may need what `after_run` takes away.
     def end_of_run
       # Panzer has asked for this end: there is nobody to ask.
       @is_ending = true
       stop(true)
+      yield if block_given?
     ensure
       after_run
     end

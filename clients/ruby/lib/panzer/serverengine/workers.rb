@@ -16,6 +16,13 @@ module ServerEngine
       follow_reloads if Panzer.mold?
     end
 
+    # In the mold: until no worker has the pipe any more. A mold that does not end at once gets TERM, too.
+    def wait_for_end
+      trap("TERM", "IGNORE")
+      @reload.close
+      @follower.join
+    end
+
     # In the worker, before `run`.
     def after_start(_handle)
       @reloads.close
@@ -50,8 +57,8 @@ module ServerEngine
 
     # A worker that is told to reload tells the mold, so that the workers which it forks from then on know as well.
     def follow_reloads
-      thread = Thread.new do
-        while @reloads.wait_readable
+      @follower = Thread.new do
+        while @reloads.wait_readable && @reloads.read_nonblock(4096, exception: false)
           # All of the workers are told at the same time.
           sleep(0.1)
           @reloads.read_nonblock(4096, exception: false)
@@ -62,8 +69,8 @@ module ServerEngine
           end
         end
       end
-      thread.thread_variable_set(:fork_safe, true)
-      thread.name = "reloads"
+      @follower.thread_variable_set(:fork_safe, true)
+      @follower.name = "reloads"
     end
 
     def trap_all(signals)
