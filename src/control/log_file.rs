@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -119,6 +119,9 @@ pub fn lacks_reader(error: &io::Error) -> bool {
 }
 
 fn explain(error: io::Error, path: &Path) -> io::Error {
+    if lacks_reader(&error) && !path.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
+        return io::Error::other("it is neither a file nor a FIFO; name another one");
+    }
     if error.raw_os_error() == Some(Errno::ELOOP as i32) {
         return io::Error::other(format!(
             "{} is a symbolic link, which panzer does not follow; name the file itself",

@@ -23,7 +23,7 @@ use crate::sys::{reuseport, socket_options};
 /// Why an address could not be bound. Each variant has a line for people.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Only draining workers of a dead panzer, or processes that are ending, hold the address: waiting helps.
+    /// Only draining workers of a dead panzer, or what is ending, hold the address: waiting helps.
     Passing(String),
     /// The address is in use, and no process is seen to hold it. The process that did may just have ended.
     Unseen(String),
@@ -224,6 +224,9 @@ fn in_use(address: &Address, main: Pid) -> Refusal {
     match address {
         Address::Unix(path) if FileId::at(path).is_some() && !unix_path::is_socket(path) => Refusal::Final(format!(
             "cannot listen on {address}: a file that is not a socket is in its place; remove it, or listen elsewhere"
+        )),
+        _ if holder::is_kept_by_ended_connection(address) => Refusal::Passing(format!(
+            "{address} is held by a connection that has ended less than a minute ago (TIME_WAIT)"
         )),
         _ => Refusal::Unseen(format!(
             "cannot listen on {address}: in use by a process that cannot be seen from here; stop it, or listen elsewhere"

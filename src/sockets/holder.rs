@@ -9,9 +9,14 @@ use crate::config::Address;
 use crate::sys::printable;
 use crate::sys::processes::{is_alive, is_exiting};
 
-/// The files that list the sockets of a protocol, and the state of a socket that holds a port.
-const TCP: ([&str; 2], &str) = (["/proc/net/tcp", "/proc/net/tcp6"], "0A");
-const UDP: ([&str; 2], &str) = (["/proc/net/udp", "/proc/net/udp6"], "07");
+/// The files that list the sockets of a protocol.
+const TCP: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+const UDP: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
+
+/// States there: of a TCP socket that listens, of one that has ended and keeps its port for a minute, and of any UDP socket.
+const LISTENS: &str = "0A";
+const TIME_WAIT: &str = "06";
+const UNCONNECTED: &str = "07";
 
 /// State of a unix socket that is bound and not connected, whether it listens or not (SS_UNCONNECTED).
 const UNIX_UNCONNECTED: &str = "01";
@@ -38,10 +43,13 @@ pub(super) enum Prospect {
 /// Every process that is seen to hold `address`, or an address that collides with it.
 pub(super) fn find(address: &Address) -> Vec<Holder> {
     let inodes = match address {
-        Address::Any(port) => port_inodes(TCP, *port, None),
-        Address::Tcp(address) => port_inodes(TCP, address.port(), Some(address.ip())),
-        Address::AnyUdp(port) => port_inodes(UDP, *port, None),
-        Address::Udp(address) => port_inodes(UDP, address.port(), Some(address.ip())),
+        Address::Any(_) | Address::Tcp(_) => {
+            let listening = tcp_inodes(address, |state| state == LISTENS);
+            // A client may have got the port by chance.
+            if listening.is_empty() { tcp_inodes(address, |state| state != TIME_WAIT) } else { listening }
+        }
+        Address::AnyUdp(port) => port_inodes(UDP, |state| state == UNCONNECTED, *port, None),
+        Address::Udp(udp) => port_inodes(UDP, |state| state == UNCONNECTED, udp.port(), Some(udp.ip())),
         Address::Unix(path) => unix_inodes(&path.to_string_lossy()),
         Address::Abstract(name) => unix_inodes(&format!("@{name}")),
         Address::Other { .. } | Address::Host { .. } => Vec::new(),
@@ -55,7 +63,20 @@ pub(super) fn find(address: &Address) -> Vec<Holder> {
     pids.filter(|&pid| holds(pid, &links)).map(describe).collect()
 }
 
-fn port_inodes((tables, state): ([&str; 2], &str), port: u16, wanted: Option<IpAddr>) -> Vec<String> {
+/// Whether a connection that has ended keeps the port.
+pub(super) fn is_kept_by_ended_connection(address: &Address) -> bool {
+    !tcp_inodes(address, |state| state == TIME_WAIT).is_empty()
+}
+
+fn tcp_inodes(address: &Address, is_wanted: fn(&str) -> bool) -> Vec<String> {
+    match address {
+        Address::Any(port) => port_inodes(TCP, is_wanted, *port, None),
+        Address::Tcp(tcp) => port_inodes(TCP, is_wanted, tcp.port(), Some(tcp.ip())),
+        _ => Vec::new(),
+    }
+}
+
+fn port_inodes(tables: [&str; 2], is_wanted: fn(&str) -> bool, port: u16, wanted: Option<IpAddr>) -> Vec<String> {
     let mut inodes = Vec::new();
     for table in tables {
         for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
@@ -64,7 +85,7 @@ fn port_inodes((tables, state): ([&str; 2], &str), port: u16, wanted: Option<IpA
             let (Some(local), Some(found), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
                 continue;
             };
-            if *found != state {
+            if !is_wanted(found) {
                 continue;
             }
             let Some((host, local_port)) = local.split_once(':') else { continue };

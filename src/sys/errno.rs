@@ -9,6 +9,9 @@ pub fn words(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "too many open files (ulimit -n, LimitNOFILE=)".to_owned(),
         Some(Errno::ENFILE) => "too many open files in the system (sysctl fs.file-max)".to_owned(),
+        Some(Errno::ENOSYS) => {
+            "this kernel, or a seccomp profile, lacks a system call (strace -f shows which)".to_owned()
+        }
         Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),
     }

@@ -9,8 +9,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::unistd::{AccessFlags, faccessat};
+use nix::fcntl::OFlag;
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 use which::WhichConfig;
 
@@ -164,7 +164,7 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 fn may_execute(path: &Path) -> bool {
-    faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
+    access(path, AccessFlags::X_OK).is_ok()
 }
 
 /// Reports what exec would refuse at once before anything is forked.

@@ -1,14 +1,14 @@
 //! What `--listen` takes: names of hosts, free ports, and what is refused because it would mean something else.
 
 use std::collections::BTreeMap;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::control::run;
-use crate::support::{Builder, Panzer, eventually_some, free_port, require};
+use crate::support::{Builder, Panzer, eventually, eventually_some, free_port, require};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -307,4 +307,30 @@ fn the_same_port_in_another_form_is_refused_with_what_to_do() {
     crate::config_reread::write(panzer.folder(), &format!("listen: {port}\nalso-speak: server-starter\n"));
     assert_eq!(panzer.reload_and_wait(), Ok(between + 1));
     panzer.stop();
+}
+
+/// A client may get the port by chance, as it is one of those that the kernel hands out.
+#[test]
+fn a_port_that_a_client_has_or_has_had_is_named_or_waited_for() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    let address = client.local_addr().unwrap().to_string();
+    let begin = || Panzer::builder().args(["-w", "1", "-l", &address, "--", "sleep", "1000"]);
+    let refused = begin().start();
+    refused.expect_line("error: cannot listen on 127.0.0.1:*: in use by * (pid *); stop it, or listen elsewhere");
+    assert_eq!(refused.wait_exit().code(), Some(125));
+    // Who ends a connection keeps its port for a minute.
+    drop(client);
+    drop(server.accept());
+    let kept = format!(":{:04X} 0100007F:", address.rsplit(':').next().unwrap().parse::<u16>().unwrap());
+    eventually(SOON, "the connection has ended", || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        table.lines().any(|line| line.contains(&kept) && line.split_ascii_whitespace().nth(3) == Some("06"))
+    });
+    let waits = begin().start();
+    let line = "warning: 127.0.0.1:* is held by a connection that has ended less than a minute ago (TIME_WAIT)";
+    waits.expect_line(line);
+    waits.wait_for_line(line, SOON);
+    waits.signal(Signal::SIGTERM);
+    assert_eq!(waits.wait_exit().code(), Some(0));
 }

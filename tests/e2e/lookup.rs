@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::control::run;
 use crate::faults::{SOON, kill_9, wait_workers};
-use crate::support::{Builder, Panzer};
+use crate::support::{Builder, Panzer, require};
 
 const SLEEPER: &str = "#!/bin/sh\nexec sleep 1000\n";
 
@@ -205,4 +205,26 @@ fn a_hang_up_says_that_the_program_has_changed_and_what_replaces_it() {
     panzer.wait_for_line_after(mark, "configuration read again", SOON);
     run(&panzer, &["stop"]);
     panzer.wait_exit();
+}
+
+/// What containers' profiles of system calls refuse that they do not know: faccessat2.
+const STRICT: &str = r#"#!/usr/bin/env python3
+import ctypes, os, struct, sys
+code = struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 439, 6, 0, 0, 0x50001, 6, 0, 0, 0x7fff0000)
+code = ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0): sys.exit("no seccomp")
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_program_is_found_where_a_container_refuses_newer_system_calls() {
+    if !require("python3") {
+        return;
+    }
+    let panzer = one().executable("strict", STRICT).through("strict").executable("sleeper", SLEEPER).arg("./sleeper");
+    let panzer = panzer.start();
+    panzer.wait_serving();
+    assert!(panzer.stop().success());
 }

@@ -118,6 +118,15 @@ fn two_panzers_may_write_and_rotate_the_same_file() {
 }
 
 #[test]
+fn a_socket_is_no_log() {
+    let builder = logging("#!/bin/sh\nexec sleep 1000\n").args(["-w", "1", "--log", "a.sock"]);
+    let _socket = std::os::unix::net::UnixListener::bind(builder.folder().join("a.sock")).unwrap();
+    let panzer = builder.start();
+    panzer.expect_line("panzer: cannot open the log *a.sock: it is neither a file nor a FIFO; name another one");
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+}
+
+#[test]
 fn a_log_that_cannot_be_opened_anew_is_told_once() {
     let panzer = logging("#!/bin/sh\nexec sleep 1000\n").args(["-w", "1", "--log", "out/a.log"]);
     fs::create_dir(panzer.folder().join("out")).unwrap();
