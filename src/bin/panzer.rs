@@ -15,7 +15,6 @@ const CANNOT_START: u8 = 125;
 
 fn main() -> ExitCode {
     let environment = Environment::take();
-    let failed = |error: anyhow::Error| (FAILED, chain(&error));
     let ended = match environment.role() {
         Err(error) => Err((USAGE, chain(&error))),
         Ok(Some(Role::Main)) => main_process::run::go_on(environment).map_err(failed),
@@ -24,16 +23,7 @@ fn main() -> ExitCode {
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Logger)) => logger::run::run(&environment).map(|()| 0).map_err(failed),
-        Ok(None) => match launch::run(environment) {
-            Ok(Launched { plan, environment, waiting }) => {
-                main_process::run::run(plan, environment, waiting).map_err(failed)
-            }
-            Err(Ending::Shown(text)) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
-            Err(Ending::Usage(why)) => Err((USAGE, why)),
-            Err(Ending::Left(code, None)) => Ok(code),
-            Err(Ending::Left(code, Some(why))) => Err((code, why)),
-            Err(Ending::CannotStart(why)) => Err((CANNOT_START, why)),
-        },
+        Ok(None) => launched(environment),
     };
     match ended {
         Ok(code) => ExitCode::from(code),
@@ -42,4 +32,23 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Not inline: what the parser has on the stack would be there in every role, for good.
+#[inline(never)]
+fn launched(environment: Environment) -> Result<u8, (u8, String)> {
+    match launch::run(environment) {
+        Ok(Launched { plan, environment, waiting }) => {
+            main_process::run::run(plan, environment, waiting).map_err(failed)
+        }
+        Err(Ending::Shown(text)) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
+        Err(Ending::Usage(why)) => Err((USAGE, why)),
+        Err(Ending::Left(code, None)) => Ok(code),
+        Err(Ending::Left(code, Some(why))) => Err((code, why)),
+        Err(Ending::CannotStart(why)) => Err((CANNOT_START, why)),
+    }
+}
+
+fn failed(error: anyhow::Error) -> (u8, String) {
+    (FAILED, chain(&error))
 }
