@@ -12,10 +12,9 @@
 //! A thread for each file writes, because a file may hang. The loop never waits for it: it fills the other half of the
 //! buffer, and if that is full too, drops lines and counts them.
 
+pub mod decide;
 pub mod run;
 
 mod compress;
-mod decide;
-mod deliver;
 pub(crate) mod memory;
 mod writer;

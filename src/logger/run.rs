@@ -13,8 +13,10 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::decide::delivery::{Delivery, LAST_BYTES};
 use super::decide::lines::Style;
-use super::memory::{FileWord, MAX_FILES, MAX_SOURCES, Memory, SourceWord};
+use super::decide::store::{FileWord, MAX_FILES, MAX_SOURCES, Store};
+use super::memory::Memory;
 use super::writer::{Job, Signal, Writer};
 use crate::config::{Logs, Stream};
 use crate::control::environment::Environment;
@@ -40,8 +42,6 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Limit of reads in a row from one pipe. A full pipe is read with two.
 const MAX_READS: usize = 32;
 
-/// Bytes that are kept of what each worker wrote last.
-pub(super) const LAST_BYTES: usize = 1024;
 /// Lines of it that are reported.
 const MAX_LAST_LINES: usize = 5;
 /// Time between two messages about lines that were dropped. The file itself says so each time.
@@ -66,25 +66,9 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
 
 /// A pipe that is read.
 #[derive(Debug)]
-pub(super) struct Pipe {
-    pub(super) source: Source,
+struct Pipe {
+    source: Source,
     fd: OwnedFd,
-}
-
-/// How a file is written, and the lines that it lacks of which no message has been logged yet.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Output {
-    pub(super) style: Style,
-    pub(super) lacks: (usize, usize),
-    /// When the last message about that was logged.
-    logged: Option<Instant>,
-}
-
-impl Output {
-    /// When the next message about lines that were dropped is due.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        (self.lacks.0 > 0).then(|| self.logged.map_or(now, |logged| logged + DROPPED_INTERVAL))
-    }
 }
 
 /// When the logger ends.
@@ -101,47 +85,39 @@ struct Ends {
 }
 
 /// All that the logger holds.
-pub(super) struct Logger {
+struct Logger {
     channel: Channel,
     poller: Poller,
-    pub(super) memory: Memory,
-    pub(super) signal: Arc<Signal>,
-    pub(super) writers: Vec<Sender<Job>>,
-    pub(super) logs: Logs,
-    pub(super) outputs: [Output; MAX_FILES],
+    delivery: Delivery<Memory>,
+    signal: Arc<Signal>,
+    writers: Vec<Sender<Job>>,
+    logs: Logs,
+    /// When the last message about lines that each file lacks was logged.
+    logged: [Option<Instant>; MAX_FILES],
     /// The pipes, by the numbers of their rooms.
-    pub(super) pipes: BTreeMap<usize, Pipe>,
-    /// Rooms that the logger before has filled and whose pipe has not come yet.
-    left: BTreeMap<u64, usize>,
-    /// The last lines of each worker, by the number of its pair.
-    pub(super) last: BTreeMap<u64, Vec<u8>>,
+    pipes: BTreeMap<usize, Pipe>,
     /// Pairs that have ended, the oldest first.
     ended: VecDeque<u64>,
     /// Bytes of their last lines.
     ended_bytes: usize,
     ends: Ends,
-    pub(super) formatted: Vec<u8>,
 }
 
 impl Logger {
     fn new(channel: Channel, memory: OwnedFd) -> io::Result<Logger> {
-        let memory = Memory::open(memory)?;
+        let delivery = Delivery::new(Memory::open(memory)?, now);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let signal = Arc::new(Signal {
             done: EventFd::from_value_and_flags(0, flags)?,
-            idle: [const { AtomicBool::new(true) }; MAX_FILES],
+            idle: delivery.idle.map(AtomicBool::new),
         });
         let poller = Poller::new()?;
         poller.watch(&channel, CHANNEL)?;
         poller.watch(&signal.done, DONE)?;
-        let left = (0..memory.rooms()).map(|room| (memory.of_source(room, SourceWord::Id), room));
-        let left = left.filter(|(id, _)| *id > 0).collect();
         let mut writers = Vec::new();
         for file in 0..MAX_FILES {
-            let writer = Writer::start(file, memory.share()?, signal.clone())?;
-            // The logger before was killed while it wrote this.
-            if memory.of_file(file, FileWord::Written) < memory.of_file(file, FileWord::End) {
-                signal.idle[file].store(false, SeqCst);
+            let writer = Writer::start(file, delivery.memory.share()?, signal.clone())?;
+            if !delivery.idle[file] {
                 let _ = writer.send(Job::Write);
             }
             writers.push(writer);
@@ -149,18 +125,15 @@ impl Logger {
         Ok(Logger {
             channel,
             poller,
-            memory,
+            delivery,
             signal,
             writers,
             logs: Logs::default(),
-            outputs: [Output::default(); MAX_FILES],
+            logged: [None; MAX_FILES],
             pipes: BTreeMap::new(),
-            left,
-            last: BTreeMap::new(),
             ended: VecDeque::new(),
             ended_bytes: 0,
             ends: Ends::default(),
-            formatted: Vec::new(),
         })
     }
 
@@ -186,7 +159,7 @@ impl Logger {
             stderr::rearm(&self.poller, STDERR);
             self.log_dropped(false);
             let deadlines = [self.channel.deadline(), self.ends.alone, self.ends.finishing].into_iter();
-            let deadlines = deadlines.chain(self.outputs.iter().map(|output| output.due(Instant::now())));
+            let deadlines = deadlines.chain((0..MAX_FILES).map(|file| self.due(file)));
             for token in self.poller.wait(deadlines.flatten().min())? {
                 match token {
                     CHANNEL => {
@@ -195,7 +168,7 @@ impl Logger {
                     }
                     DONE => {
                         let _ = self.signal.done.read();
-                        (0..MAX_FILES).for_each(|file| self.tend(file));
+                        self.deliver(|delivery| (0..MAX_FILES).for_each(|file| delivery.tend(file)));
                     }
                     STDERR => stderr::catch_up(),
                     token => drop(self.read((token - FIRST_PIPE) as usize)),
@@ -244,6 +217,7 @@ impl Logger {
         self.ends.patience = patience;
         stderr::set_json(logs.is_json());
         self.logs.clone_from(logs);
+        self.delivery.is_joint = logs.is_joint();
         for stream in Stream::BOTH {
             let (stdout, stderr) = (io::stdout(), io::stderr());
             let is_terminal = match logs.of(stream).and_then(|log| log.own_descriptor()) {
@@ -251,28 +225,29 @@ impl Logger {
                 Some(_) => kind(stderr.as_fd()) == Kind::Terminal,
                 None => false,
             };
-            self.outputs[stream as usize].style =
+            self.delivery.outputs[stream as usize].style =
                 Style { format: logs.log_format, prefix: logs.log_prefix, colour: is_terminal };
         }
         self.order_writers(|| Job::Settings(Box::new(logs.clone())));
     }
 
-    /// The file that a stream is written to.
-    pub(super) fn file_of(&self, stream: Stream) -> usize {
-        if self.logs.is_joint() { 0 } else { stream as usize }
+    /// Lets the delivery act, and wakes the writers that it has given something to write.
+    fn deliver(&mut self, act: impl FnOnce(&mut Delivery<Memory>)) {
+        let idle = self.signal.idle.each_ref().map(|idle| idle.load(SeqCst));
+        self.delivery.idle = idle;
+        act(&mut self.delivery);
+        for file in (0..MAX_FILES).filter(|file| idle[*file] && !self.delivery.idle[*file]) {
+            self.signal.idle[file].store(false, SeqCst);
+            // A writer ends with the process only.
+            let _ = self.writers[file].send(Job::Write);
+        }
     }
 
     fn add(&mut self, source: Source, fd: OwnedFd) -> io::Result<()> {
-        let room = match self.left.remove(&source.id()) {
-            Some(room) => room,
-            None => {
-                let free = (0..MAX_SOURCES).find(|room| self.memory.of_source(*room, SourceWord::Id) == 0);
-                let room = free.ok_or_else(|| io::Error::other(format!("more than {MAX_SOURCES} pipes are open")))?;
-                self.memory.begin_room(room, source.id());
-                room
-            }
-        };
-        self.last.entry(source.pair).or_default();
+        let mut room = None;
+        self.deliver(|delivery| room = delivery.begin(&source));
+        let room = room.ok_or_else(|| io::Error::other(format!("more than {MAX_SOURCES} pipes are open")))?;
+        self.delivery.last.entry(source.pair).or_default();
         self.poller.watch(&fd, FIRST_PIPE + room as u64)?;
         self.pipes.insert(room, Pipe { source, fd });
         Ok(())
@@ -281,13 +256,14 @@ impl Logger {
     /// Reads a pipe once. Returns whether there may be more.
     fn read(&mut self, room: usize) -> bool {
         let Some(pipe) = self.pipes.get(&room) else { return false };
-        match self.memory.take(pipe.fd.as_fd(), room) {
+        let source = pipe.source;
+        match self.delivery.memory.take(pipe.fd.as_fd(), room) {
             Ok(0) => {
                 self.end(room);
                 false
             }
             Ok(_) => {
-                self.deliver_lines(room);
+                self.deliver(|delivery| delivery.deliver_lines(room, &source));
                 true
             }
             Err(Errno::EINTR) => true,
@@ -311,29 +287,25 @@ impl Logger {
 
     /// Nobody writes to this pipe any more.
     fn end(&mut self, room: usize) {
-        self.deliver_rest(room);
         let Some(pipe) = self.pipes.remove(&room) else { return };
+        self.deliver(|delivery| delivery.deliver_rest(room, &pipe.source));
         self.poller.forget(&pipe.fd);
-        self.memory.end_room(room);
+        self.delivery.memory.end_room(room);
+        self.delivery.memory.free(room);
         self.channel.send(&Report::Ended { id: pipe.source.id() });
         let pair = pipe.source.pair;
         if !self.pipes.values().any(|other| other.source.pair == pair) {
             self.ended.push_back(pair);
-            let last = self.last.entry(pair).or_default();
+            let last = self.delivery.last.entry(pair).or_default();
             last.shrink_to_fit();
             self.ended_bytes += last.len() + LAST_ENTRY_BYTES;
         }
         while self.ended_bytes > MAX_ENDED_BYTES
             && let Some(oldest) = self.ended.pop_front()
         {
-            let last = self.last.remove(&oldest).map_or(0, |last| last.len() + LAST_ENTRY_BYTES);
+            let last = self.delivery.last.remove(&oldest).map_or(0, |last| last.len() + LAST_ENTRY_BYTES);
             self.ended_bytes = self.ended_bytes.saturating_sub(last);
         }
-    }
-
-    pub(super) fn span(&self, room: usize) -> (usize, usize) {
-        let word = |word| self.memory.of_source(room, word) as usize;
-        (word(SourceWord::Start), word(SourceWord::Taken))
     }
 
     /// Reports what a worker wrote last, also if it is not a whole line.
@@ -341,10 +313,10 @@ impl Logger {
         let rooms: Vec<usize> =
             self.pipes.iter().filter(|(_, pipe)| pipe.source.pair == pair).map(|(room, _)| *room).collect();
         rooms.iter().for_each(|room| self.read_all(*room));
-        let mut text = self.last.get(&pair).cloned().unwrap_or_default();
+        let mut text = self.delivery.last.get(&pair).cloned().unwrap_or_default();
         for room in rooms.into_iter().filter(|room| self.pipes.contains_key(room)) {
-            let (start, taken) = self.span(room);
-            text.extend_from_slice(self.memory.part(start.max(taken.saturating_sub(LAST_BYTES)), taken));
+            let (start, taken) = self.delivery.memory.span(room);
+            text.extend_from_slice(self.delivery.memory.part(start.max(taken.saturating_sub(LAST_BYTES)), taken));
         }
         let text = String::from_utf8_lossy(&text);
         let mut lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(printable::line).collect();
@@ -365,25 +337,27 @@ impl Logger {
     }
 
     fn deliver_rests(&mut self) {
-        self.pipes.keys().copied().collect::<Vec<_>>().into_iter().for_each(|room| self.deliver_rest(room));
+        let rooms: Vec<_> = self.pipes.iter().map(|(room, pipe)| (*room, pipe.source)).collect();
+        self.deliver(|delivery| rooms.iter().for_each(|(room, source)| delivery.deliver_rest(*room, source)));
     }
 
     fn all_written(&self) -> bool {
-        (0..MAX_FILES).all(|file| {
-            self.memory.of_file(file, FileWord::Filled) == 0
-                && self.memory.of_file(file, FileWord::Dropped) == 0
-                && self.signal.idle[file].load(SeqCst)
-        })
+        (0..MAX_FILES).all(|file| self.delivery.is_empty(file) && self.signal.idle[file].load(SeqCst))
+    }
+
+    /// When the next message about dropped lines of a file is due.
+    fn due(&self, file: usize) -> Option<Instant> {
+        let lacks = self.delivery.outputs[file].lacks.0 > 0;
+        lacks.then(|| self.logged[file].map_or_else(Instant::now, |logged| logged + DROPPED_INTERVAL))
     }
 
     /// Logs how many lines were dropped, if that is due.
     fn log_dropped(&mut self, all: bool) {
-        let now = Instant::now();
-        for (stream, output) in Stream::BOTH.into_iter().zip(&mut self.outputs) {
-            if output.due(now).is_some_and(|due| all || due <= now) {
-                let (lines, bytes) = std::mem::take(&mut output.lacks);
-                output.logged = Some(now);
-                let name = self.logs.of(stream).map_or_else(String::new, ToString::to_string);
+        for file in 0..MAX_FILES {
+            if self.due(file).is_some_and(|due| all || due <= Instant::now()) {
+                let (lines, bytes) = std::mem::take(&mut self.delivery.outputs[file].lacks);
+                self.logged[file] = Some(Instant::now());
+                let name = self.logs.of(Stream::BOTH[file]).map_or_else(String::new, ToString::to_string);
                 let (noun, were) = if lines == 1 { ("line", "was") } else { ("lines", "were") };
                 log::warn!(
                     "{lines} {noun} ({bytes} bytes) {were} dropped: the log {name} could not be written fast enough"
@@ -395,15 +369,15 @@ impl Logger {
     fn report_lost(&mut self) {
         self.log_dropped(true);
         for file in (0..MAX_FILES).filter(|_| !self.all_written()) {
-            let place = |half| Memory::half(file, half);
-            let filled = self.memory.of_file(file, FileWord::Filled);
-            let half = place(self.memory.of_file(file, FileWord::Half) & 1);
-            let mut bytes = self.memory.part(half, half + filled).to_vec();
+            let memory = &self.delivery.memory;
+            let filled = memory.of_file(file, FileWord::Filled);
+            let half = Memory::half(file, memory.of_file(file, FileWord::Half) & 1);
+            let mut bytes = memory.part(half, half + filled).to_vec();
             if !self.signal.idle[file].load(SeqCst) {
-                let of_file = |word| self.memory.of_file(file, word);
-                bytes.extend_from_slice(self.memory.part(of_file(FileWord::Written), of_file(FileWord::End)));
+                let of_file = |word| memory.of_file(file, word);
+                bytes.extend_from_slice(memory.part(of_file(FileWord::Written), of_file(FileWord::End)));
             }
-            let lines = memchr::memchr_iter(b'\n', &bytes).count() + self.memory.of_file(file, FileWord::Dropped);
+            let lines = memchr::memchr_iter(b'\n', &bytes).count() + memory.of_file(file, FileWord::Dropped);
             if lines > 0 {
                 let name = self.logs.of(Stream::BOTH[file]).map_or_else(String::new, ToString::to_string);
                 let (noun, are) = if lines == 1 { ("line", "is") } else { ("lines", "are") };
@@ -413,6 +387,6 @@ impl Logger {
     }
 }
 
-pub(super) fn now() -> String {
+fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }

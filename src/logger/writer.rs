@@ -15,7 +15,8 @@ use nix::sys::eventfd::EventFd;
 
 use super::compress::{self, Names};
 use super::decide::rotation::fitting;
-use super::memory::{FileWord, MAX_FILES, Memory};
+use super::decide::store::{FileWord, MAX_FILES, Store, file_word};
+use super::memory::Memory;
 use crate::config::{LogFile, Logs, Stream};
 use crate::control::log_file::{self, Lock, older};
 use crate::sys::errno::words;
@@ -206,15 +207,14 @@ impl Writer {
             (self.memory.of_file(self.file, FileWord::Written), self.memory.of_file(self.file, FileWord::End));
         if !open.is_regular {
             let written = open.file.write(self.memory.part(from, to.min(from + STREAM_BYTES)))?;
-            let word = self.memory.word(Memory::file_word(self.file, FileWord::Written));
-            word.store((from + written) as u64, SeqCst);
+            self.memory.store(file_word(self.file, FileWord::Written), (from + written) as u64);
             return Ok(());
         }
         let lock = Lock::take(&open.file);
         // Somebody may have made it shorter, or longer.
         let length = (&open.file).seek(SeekFrom::End(0))?;
         let limit = if self.is_stuck { 0 } else { self.logs.log_size };
-        let count = fitting(self.memory.part(from, to), length, limit);
+        let count = fitting(self.memory.part(from, to), self.memory.has_begun_line(self.file), length, limit);
         if count == 0 {
             drop(lock);
             return self.rotate();

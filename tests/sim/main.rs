@@ -33,6 +33,7 @@ mod configuration;
 mod fuzz;
 mod history;
 mod kernel;
+mod logger;
 mod main_side;
 mod mold_side;
 mod molds;

@@ -8,7 +8,7 @@ use crate::config::LogFormat;
 use crate::control::logger::Source;
 
 /// Limit of a line, in bytes. A longer one is cut into lines of this length.
-pub(crate) const MAX_LINE_BYTES: usize = 32 << 10;
+pub const MAX_LINE_BYTES: usize = 32 << 10;
 
 /// Number of bytes that can be written as whole lines now, none of which is too long; or as one line, if one is. 0: none.
 pub(crate) fn whole(bytes: &[u8]) -> usize {
@@ -38,10 +38,13 @@ fn cut(bytes: &[u8]) -> usize {
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Style {
-    pub(crate) format: LogFormat,
-    pub(crate) prefix: bool,
-    pub(crate) colour: bool,
+pub struct Style {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Whether text begins with its time and source.
+    pub prefix: bool,
+    /// Whether that is coloured.
+    pub colour: bool,
 }
 
 impl Style {

@@ -1,4 +1,6 @@
 //! Decisions of the logger: pure, without clock and IO.
 
-pub(crate) mod lines;
-pub(crate) mod rotation;
+pub mod delivery;
+pub mod lines;
+pub mod rotation;
+pub mod store;
