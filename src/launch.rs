@@ -34,6 +34,7 @@ pub fn run(environment: Environment) -> Result<Launched, Ending> {
     let (sockets, inherited) = inherited_sockets(&environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     stderr::set_json(plan.logs.is_json());
+    check_file_systems()?;
     log_file::check(&plan.logs).map_err(Ending::CannotStart)?;
     descriptors::fill_standard()?;
     // Workers must not get descriptors that a shell left open.
@@ -48,6 +49,16 @@ pub fn run(environment: Environment) -> Result<Launched, Ending> {
     let waiting = if plan.daemonize { Some(daemon::leave()?) } else { None };
     let environment = environment.into_main(&next_image(&plan.start_directory), started);
     Ok(Launched { plan, environment, waiting })
+}
+
+/// A bare chroot may lack what panzer needs all the time.
+fn check_file_systems() -> Result<(), Ending> {
+    let needed =
+        [("/proc/self/fd", "mount -t proc proc /proc"), ("/dev/null", "mount -o bind /dev DIR/dev for a chroot")];
+    match needed.iter().find(|(path, _)| fs::metadata(path).is_err()) {
+        Some((path, remedy)) => Err(Ending::CannotStart(format!("cannot start: {path} is missing; {remedy}"))),
+        None => Ok(()),
+    }
 }
 
 /// The path at which a restart looks for the next build: the one that led to this file, with its symlinks, so that an

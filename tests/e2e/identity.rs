@@ -333,3 +333,15 @@ fn without_root_it_takes_what_it_is_already() {
         assert_eq!(panzer.wait_exit().code(), Some(125), "{options:?}");
     }
 }
+
+#[test]
+fn without_proc_panzer_says_what_is_missing() {
+    if !can_run() || !require("unshare") {
+        return;
+    }
+    let script = "#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none /proc && exec \"$0\" \"$@\"' \"$@\"\n";
+    let panzer = Panzer::builder().executable("bare", script).through("bare").args(["-w", "1", "--", "sleep", "1000"]);
+    let panzer = panzer.start();
+    panzer.expect_line("panzer: cannot start: /proc/self/fd is missing; mount -t proc proc /proc");
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+}
