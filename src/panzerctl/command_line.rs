@@ -153,7 +153,7 @@ pub(super) enum Command {
     /// This needs no reload. The number stays over reloads, until the configuration changes it.
     Scale {
         /// Such as 8, +1 or -1
-        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true, value_parser = count)]
         count: String,
     },
     /// End all workers and keep main; a reload or a scale brings workers back
@@ -174,6 +174,13 @@ pub(super) enum Command {
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration::parse(text)?;
     if interval < MIN_INTERVAL { Err("that is shorter than 100ms".to_owned()) } else { Ok(interval) }
+}
+
+/// Main reads the number itself, and says which numbers are too high or too low.
+fn count(text: &str) -> Result<String, String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.to_owned()).ok_or_else(|| "take 4, +1 or -1".to_owned())
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -90,6 +90,15 @@ fn the_manual_of_the_protocol_has_every_command() {
 
 const STATUS: &[u8] = b"{\"version\":1,\"command\":\"status\"}\n";
 
+#[test]
+fn a_count_that_is_none_is_refused_by_main_as_well() {
+    let panzer = serving_sleeper();
+    let mut client = Raw::connect(&panzer, "sleep");
+    client.send(b"{\"version\":1,\"command\":\"scale\",\"count\":\"x\"}\n");
+    let answer = client.line();
+    assert!(answer.contains("'x' is no count of workers: take 4, +1 or -1"), "{answer}");
+}
+
 /// Everybody else is answered at once, whatever one does.
 #[track_caller]
 fn assert_prompt(panzer: &Panzer) {

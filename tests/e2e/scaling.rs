@@ -58,8 +58,11 @@ pub fn the_workers_that_stay_are_left_alone() {
     assert!(refused(&panzer, &["scale", "-1"]).contains("at least one worker is kept; panzerctl quiet ends them all"));
     assert!(refused(&panzer, &["scale", "0"]).contains("at least one worker is kept"));
     assert!(refused(&panzer, &["scale", "5000"]).contains("more than 4096"));
-    for bad in ["x", "+", "1.5", "+-1", ""] {
-        assert!(refused(&panzer, &["scale", bad]).contains("is no count of workers: take 4, +1 or -1"), "{bad}");
+    for bad in ["x", "+", "1.5", "+-1"] {
+        let wrong = run(&panzer, &["scale", bad]);
+        assert_eq!(wrong.status.code(), Some(2));
+        let why = format!("panzerctl: invalid value '{bad}' for <N|+N|-N>: take 4, +1 or -1\n");
+        assert_eq!(text(&wrong.stderr), why);
     }
     assert_eq!(panzer.workers(), first[..1]);
     assert_eq!(panzer.stop().code(), Some(0));
