@@ -304,7 +304,15 @@ fn in_a_long_life_nothing_is_lost_and_nothing_grows() {
     let time = given("PANZER_SOAK", |text| panzer::config::duration::parse(text).ok(), Duration::from_secs(1));
     let mut dice = Dice::new();
     let port = free_port();
-    let panzer = builder(port, 4, 2 * time).args(["--name", "app", "--max-requests", "100", "./app"]);
+    let panzer = builder(port, 4, 2 * time).args([
+        "--name",
+        "app",
+        "--max-requests",
+        "100",
+        "--healthy-after",
+        "100ms",
+        "./app",
+    ]);
     let panzer = panzer.allow_line("replacing it").allow_line("has taken the place of").allow_line("restart").start();
     panzer.wait_serving();
     let mut seen = Seen::default();
