@@ -218,6 +218,14 @@ impl Escalation {
         (self.deadline().is_none() && !self.is_patient()).then_some(self.due)
     }
 
+    /// Others get KILL as well, at `now`. If the last one was sent longer than `patience` ago, we have slept meanwhile, and
+    /// the patience begins anew.
+    pub fn kill_more(&mut self, patience: Duration, now: Instant) {
+        if self.killed().is_some_and(|killed| killed + patience <= now) {
+            self.due = now;
+        }
+    }
+
     /// Puts the next signal off until `until`, if one was sent and KILL was not.
     pub fn extend(&mut self, until: Instant) {
         if self.has_begun() && self.deadline().is_some() {
@@ -256,6 +264,17 @@ impl Escalation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_gets_a_late_kill_has_as_long_to_end_and_nobody_longer() {
+        let (patience, begun) = (Duration::from_secs(5), Instant::now());
+        let mut stop = Escalation::begin(&Schedule::kill(), begun);
+        assert_eq!(stop.signal_due(begun), Some(Signal::SIGKILL));
+        stop.kill_more(patience, begun + patience / 2);
+        assert_eq!(stop.killed(), Some(begun));
+        stop.kill_more(patience, begun + 3 * patience);
+        assert_eq!(stop.killed(), Some(begun + 3 * patience));
+    }
 
     #[test]
     fn a_schedule_is_read_and_shown() {

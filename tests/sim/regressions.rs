@@ -24,6 +24,7 @@ pub(crate) const ALL: &[(&str, History)] = &[
     ("a helper left behind during a stop does not outlast the stop", helper_left_during_a_stop),
     ("what an earlier worker left is known to be its when the monitor dies", helper_of_an_earlier_worker),
     ("what a killed worker left gets its KILL also if the monitor is late", helper_that_is_met_late),
+    ("what an orphan left gets its KILL also if main slept meanwhile", helper_of_an_orphan_while_main_sleeps),
     ("what is told of a worker that is no more changes nothing", events_of_the_dead),
     ("reloads asked for during a reload run once afterwards", reloads_during_a_reload),
     ("a reload that fails leaves the serving generation alone", a_failed_reload),
@@ -122,6 +123,27 @@ fn helper_of_an_earlier_worker() -> Checked {
     world.pass(100)?;
     world.signal_main(main_state::Event::Stop(Urgency::Graceful));
     world.come_to_an_end()
+}
+
+/// Main had slept for longer than it waits after KILL. It gave the orphan up before it had read that it had ended, and forgot
+/// by what it knew the helper that was left.
+fn helper_of_an_orphan_while_main_sleeps() -> Checked {
+    for seconds in [7, 100] {
+        let leaves = Script { leaves_behind: Some(Reaction::Ignores), daemonizes: true, unmarked: true, ..stubborn() };
+        let mut world = world(1, "KILL", &[leaves]);
+        world.pass(2_000)?;
+        let worker = world.monitors[0].workers().next().unwrap();
+        world.kill_monitor(0)?;
+        while world.is_running(worker) {
+            world.step()?;
+        }
+        world.pause(Node::Main, Time::from_secs(seconds));
+        // Read before the end of the orphan.
+        world.signal_main(main_state::Event::Stop(Urgency::Graceful));
+        world.pass(101_000)?;
+        world.come_to_an_end()?;
+    }
+    Ok(())
 }
 
 /// The worker was given up between the news of what it had left and that of its end, and with it what was left.

@@ -98,6 +98,7 @@ impl Generations {
     #[must_use]
     pub fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        let is_turn_over = matches!(event, Event::Wake);
         match event {
             Event::Start => self.start_first(now, &mut actions),
             Event::Reload => self.reload(Urgency::Graceful, now, &mut actions),
@@ -120,7 +121,7 @@ impl Generations {
             Event::OrphansGone(monitor) => self.on_orphans_gone(monitor, &mut actions),
             Event::Wake => {}
         }
-        self.do_what_is_due(now, &mut actions);
+        self.do_what_is_due(now, is_turn_over, &mut actions);
         self.hold_recycling(&mut actions);
         self.note_full();
         self.exit_if_done(&mut actions);
@@ -403,7 +404,7 @@ impl Generations {
         }
     }
 
-    fn do_what_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    fn do_what_is_due(&mut self, now: Instant, is_turn_over: bool, actions: &mut Vec<Action>) {
         self.judge_starting(now, actions);
         self.fall_back(now, actions);
         if self.may_renew() && self.renewal.due().is_some_and(|due| due <= now) {
@@ -418,7 +419,7 @@ impl Generations {
                 actions.push(Action::KillMonitor(*monitor));
             }
         }
-        self.signal_orphans_due(now, actions);
+        self.signal_orphans_due(now, is_turn_over, actions);
     }
 
     fn do_what_serving_is_due(&mut self, now: Instant, actions: &mut Vec<Action>) {

@@ -87,8 +87,9 @@ impl Generations {
 
     /// Main has adopted a process that an orphan left behind. It joins the others on their schedule.
     pub(super) fn on_orphans_joined(&mut self, monitor: Monitor, now: Instant, actions: &mut Vec<Action>) {
-        match self.orphans.get(&monitor) {
+        match self.orphans.get_mut(&monitor) {
             Some(orphans) if orphans.escalation.killed().is_some() => {
+                orphans.escalation.kill_more(GRACE, now);
                 actions.push(Action::SignalOrphans(monitor, Signal::SIGKILL));
             }
             Some(_) => {}
@@ -96,12 +97,14 @@ impl Generations {
         }
     }
 
-    pub(super) fn signal_orphans_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    /// Orphans are given up only at the end of a turn: if main has slept, their ends, and what they have left, are read by
+    /// then.
+    pub(super) fn signal_orphans_due(&mut self, now: Instant, is_turn_over: bool, actions: &mut Vec<Action>) {
         let mut given_up = Vec::new();
         for (monitor, Orphans { escalation, .. }) in &mut self.orphans {
             if let Some(signal) = escalation.signal_due(now) {
                 actions.push(Action::SignalOrphans(*monitor, signal));
-            } else if escalation.killed().is_some_and(|killed| killed + GRACE <= now) {
+            } else if is_turn_over && escalation.killed().is_some_and(|killed| killed + GRACE <= now) {
                 actions.push(Action::GiveUpOrphans(*monitor));
                 given_up.push(*monitor);
             }
