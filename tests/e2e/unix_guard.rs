@@ -178,8 +178,10 @@ fn a_path_that_somebody_has_taken_is_bound_anew_once_it_is_given_back() {
     let (builder, path) = server(&[], "");
     let panzer = builder.start();
     panzer.wait_serving();
-    std::fs::remove_file(&path).unwrap();
-    let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    // At once, or panzer may put its own back in between.
+    let theirs = panzer.path("theirs.sock");
+    let other = std::os::unix::net::UnixListener::bind(&theirs).unwrap();
+    std::fs::rename(&theirs, &path).unwrap();
     let refused = "error: a worker of generation 1 shut down a listener: cannot listen on unix:*; trying again";
     panzer.expect_line(refused);
     panzer.expect_line("it is bound anew");
