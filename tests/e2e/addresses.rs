@@ -1,7 +1,7 @@
 //! What `--listen` takes: names of hosts, free ports, and what is refused because it would mean something else.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -319,9 +319,10 @@ fn a_port_that_a_client_has_or_has_had_is_named_or_waited_for() {
     let refused = begin().start();
     refused.expect_line("error: cannot listen on 127.0.0.1:*: in use by * (pid *); stop it, or listen elsewhere");
     assert_eq!(refused.wait_exit().code(), Some(125));
-    // Who ends a connection keeps its port for a minute.
-    drop(client);
+    // Who ends a connection keeps its port for a minute. Another test's child may have a copy of it for a moment.
+    client.shutdown(Shutdown::Write).unwrap();
     drop(server.accept());
+    drop(client);
     let kept = format!(":{:04X} 0100007F:", address.rsplit(':').next().unwrap().parse::<u16>().unwrap());
     eventually(SOON, "the connection has ended", || {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
