@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds a client of panzer's mold protocol (panzer-mold(7)) against the protocol, in any language.
 
-    clients/testing/conform.py [-v] [--only NAME] [--threads] -- PROBE [ARGS...]
+    clients/testing/conform.py [-v] [--only NAME] [--threads] [--garbage] -- PROBE [ARGS...]
 
 This script plays the monitor, once for each check, and PROBE is the mold: a small program that is written with the client under
 test. It prints one line for each check, and exits with 1 if one of them failed. No panzer is needed.
@@ -12,6 +12,8 @@ What PROBE does (clients/python/tests/probe.py is one). Each line goes to stdout
                "exit"; and, if the variable CONFORM_FAIL is set, fails with the message "no database" (an exception that nobody
                catches, or the client's own call to report a failure)
                With --threads it also starts, if the variable CONFORM_THREAD is set, a thread that sleeps for ever.
+               With --garbage (a language that collects it) it also makes, if the variable CONFORM_GARBAGE is set, 1,000 objects that
+               nothing refers to any more, and after_start prints "garbage COUNT" first: those of them that are still in memory
   options      workers: 2, listen: 127.0.0.1:0, given in the code
   before_fork  prints "before_fork"
   after_start  prints "after_start INDEX"
@@ -424,6 +426,15 @@ def tells_of_threads(command):
         expect(len(told) == 1, f"one warning was expected: {monitor.output.lines()}")
 
 
+def leaves_no_garbage_to_the_workers(command):
+    """What is garbage once the program is loaded is collected before the first fork, or each worker would copy it."""
+    with Played(command, environment={"CONFORM_GARBAGE": "1"}) as monitor:
+        _, output = monitor.load().fork()
+        count = int(output.wait_for("garbage").split()[1])
+        # A collector that searches the stack for references keeps a few by mistake.
+        expect(count < 50, f"{count} of 1,000 objects that nothing refers to are in the worker")
+
+
 def stops(command):
     """STOP ends the mold with 0, its at-exit handlers run once, and its workers go on."""
     with Played(command) as monitor:
@@ -596,7 +607,8 @@ def main(arguments):
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     failed = 0
-    for check in CHECKS + [tells_of_threads] * ("--threads" in own):
+    extra = {"--threads": tells_of_threads, "--garbage": leaves_no_garbage_to_the_workers}
+    for check in CHECKS + [check for flag, check in extra.items() if flag in own]:
         if only not in (None, check.__name__):
             continue
         try:

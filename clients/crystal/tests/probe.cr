@@ -1,4 +1,5 @@
 # The program that clients/testing/conform.py drives.
+require "weak_ref"
 require "../src/panzer"
 
 lib LibC
@@ -17,6 +18,18 @@ raise "no database" if ENV.has_key?("CONFORM_FAIL")
 # The garbage collector interrupts all threads now and then.
 Thread.new { loop { LibC.pause } } if ENV.has_key?("CONFORM_THREAD")
 
+class Garbage
+  @content = StaticArray(UInt8, 1000).new(0_u8)
+end
+
+LEFT = [] of WeakRef(Garbage)
+if ENV.has_key?("CONFORM_GARBAGE")
+  # Otherwise Crystal collects most of it by itself.
+  GC.disable
+  1000.times { LEFT << WeakRef.new(Garbage.new) }
+  GC.enable
+end
+
 class Probe
   include Panzer::Worker
 
@@ -25,6 +38,7 @@ class Probe
   end
 
   def after_start
+    say "garbage #{LEFT.count(&.value)}" unless LEFT.empty?
     say "after_start #{index}"
   end
 

@@ -1,11 +1,13 @@
 """The program that clients/testing/conform.py drives."""
 
 import atexit
+import gc
 import os
 import random
 import sys
 import threading
 import time
+import weakref
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import panzer
@@ -18,6 +20,20 @@ if "CONFORM_THREAD" in os.environ:
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
 
 
+class Garbage:
+    """Refers to itself, so that only the collector frees it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+left = []
+if "CONFORM_GARBAGE" in os.environ:
+    # Otherwise Python collects most of it by itself.
+    gc.disable()
+    left = [weakref.ref(Garbage()) for _ in range(1000)]
+
+
 def say(*words):
     print(*words, flush=True)
 
@@ -27,6 +43,9 @@ class Probe(panzer.Worker):
         say("before_fork")
 
     def after_start(self):
+        if left:
+            assert gc.get_freeze_count() > 0, "a collection in the worker would write to all that was loaded"
+            say("garbage", sum(reference() is not None for reference in left))
         say("after_start", self.index)
 
     def run(self):

@@ -14,6 +14,15 @@ at_exit { say("exit") }
 raise "no database" if ENV.key?("CONFORM_FAIL")
 Thread.new { sleep } if ENV.key?("CONFORM_THREAD")
 
+class Garbage
+end
+
+if ENV.key?("CONFORM_GARBAGE")
+  # Otherwise Ruby collects most of it by itself.
+  GC.disable
+  1000.times { Garbage.new }
+end
+
 class Probe
   include Panzer::Worker
 
@@ -22,6 +31,7 @@ class Probe
   end
 
   def after_start
+    say("garbage", ObjectSpace.each_object(Garbage).count) if ENV.key?("CONFORM_GARBAGE")
     say("after_start", index)
   end
 

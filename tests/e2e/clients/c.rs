@@ -14,7 +14,7 @@ fn compile(source: &str, name: &str) -> String {
 #[test]
 fn it_conforms_to_the_protocol() {
     if require("gcc") {
-        conforms(&[&compile("clients/c/tests/probe.c", "probe-c")]);
+        conforms(&[], &[&compile("clients/c/tests/probe.c", "probe-c")]);
     }
 }
 

@@ -39,9 +39,10 @@ fn text_of(path: &str) -> String {
     fs::read_to_string(format!("{ROOT}/{path}")).unwrap()
 }
 
-/// Holds a client against the protocol, by the program that is written for that.
-fn conforms(probe: &[&str]) {
-    run(&[&["python3", "clients/testing/conform.py", "--threads", "--"], probe].concat(), &[]);
+/// Holds a client against the protocol, by the program that is written for that. `more` is its options for what not every
+/// language has.
+fn conforms(more: &[&str], probe: &[&str]) {
+    run(&[&["python3", "clients/testing/conform.py", "--threads"], more, &["--"], probe].concat(), &[]);
 }
 
 /// Workers of the same program become the mold, one after the other.

@@ -9,7 +9,7 @@ use crate::support::{Builder, Panzer, eventually, free_port, get, require};
 
 #[test]
 fn it_conforms_to_the_protocol() {
-    conforms(&["python3", "clients/python/tests/probe.py"]);
+    conforms(&["--garbage"], &["python3", "clients/python/tests/probe.py"]);
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn its_own_tests_pass() {
 fn it_works_with_other_versions_of_python() {
     for version in ["python3.9", "python3.13"] {
         if require_command(version) {
-            conforms(&[version, "clients/python/tests/probe.py"]);
+            conforms(&["--garbage"], &[version, "clients/python/tests/probe.py"]);
         }
     }
 }

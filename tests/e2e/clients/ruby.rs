@@ -6,7 +6,7 @@ use crate::support::require;
 #[test]
 fn it_conforms_to_the_protocol() {
     if require("ruby") {
-        conforms(&["ruby", "-w", "clients/ruby/test/probe.rb"]);
+        conforms(&["--garbage"], &["ruby", "-w", "clients/ruby/test/probe.rb"]);
     }
 }
 

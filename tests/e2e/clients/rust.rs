@@ -14,7 +14,7 @@ fn build() -> String {
 
 #[test]
 fn it_conforms_to_the_protocol() {
-    conforms(&[&format!("{}/probe", build())]);
+    conforms(&[], &[&format!("{}/probe", build())]);
 }
 
 #[test]
