@@ -11,6 +11,7 @@ use crate::control::monitor::messages::Report;
 use crate::monitor::decide::Event;
 use crate::readiness::watch;
 use crate::sockets::sharing::{Claim, Sharing, Taken};
+use crate::sys::unix_paths;
 
 /// Limit of the workers that are looked at for listeners of their own, and of the addresses that are reported.
 const MAX_LOOKED_AT: usize = 4;
@@ -68,14 +69,20 @@ impl Monitor {
         let generation = plan.names_generations().then(|| self.assignment.generation.to_string());
         let is_part = |part: &str| part == pid || Some(part) == generation.as_deref();
         let is_named = path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(is_part);
-        if is_named || std::mem::replace(&mut self.sockets.own_path_told, true) {
+        // Its own name is of no use to a file that was given one which the others use as well.
+        let is_renamed = unix_paths::has_left(process, path);
+        if (is_named && !is_renamed) || std::mem::replace(&mut self.sockets.own_path_told, true) {
             return;
         }
         let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
+        let (what, listen) = match is_renamed {
+            true => ("a unix path of its own that it has renamed", "PATH".into()),
+            false => ("a unix path of its own", path.to_string_lossy()),
+        };
         log::warn!(
-            "pid {process} listens on a unix path of its own, {path}: each worker's file replaces the others'. If clients \
-             connect there, use --listen unix:{path}, which panzer keeps; else name it with {{worker}}, or ignore this",
-            path = path.display()
+            "pid {process} listens on {what}, {}: each worker's file replaces the others'. If clients connect there, use \
+             --listen unix:{listen}, which panzer keeps; else name it with {{worker}}, or ignore this",
+            path.display()
         );
     }
 

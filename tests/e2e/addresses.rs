@@ -102,8 +102,10 @@ sockets[-1].listen()
 if len(sys.argv) > 1:
     if os.path.exists(sys.argv[1]): os.unlink(sys.argv[1])
     sockets.append(socket.socket(socket.AF_UNIX))
-    sockets[-1].bind(sys.argv[1])
+    first = sys.argv[1] if len(sys.argv) < 3 else "new.%d" % os.getpid()
+    sockets[-1].bind(first)
     sockets[-1].listen()
+    if len(sys.argv) > 2: os.rename(first, sys.argv[1])
 os.close(os.open("bound", os.O_CREAT))
 while True: signal.pause()
 "#;
@@ -136,6 +138,13 @@ fn a_unix_path_of_its_own_is_told_of_with_the_remedy_in_every_mode() {
         assert_eq!(lines.iter().filter(|line| line.contains("path of its own")).count(), 1, "{lines:#?}");
         panzer.stop();
     }
+    // A name of one process is nothing to speak of, unless the file gets another name.
+    let said =
+        "warning: pid * listens on a unix path of its own that it has renamed, */new.*: *--listen unix:PATH, which";
+    let panzer = own(&["--share-ports", "off"], &["own.sock", "renamed"]);
+    panzer.expect_line(said);
+    panzer.wait_for_line(said, 4 * SOON);
+    panzer.stop();
     // What nobody listens on, is of one process or generation only, or is panzer's own is nothing to speak of.
     own(&[], &[]).stop();
     for options in [&["--share-ports", "off"][..], &[]] {
