@@ -6,7 +6,7 @@ use std::num::ParseIntError;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::sys::errno::chain;
+use crate::sys::errno::{chain, unless_forbidden};
 
 /// The end of a panzer that does not become main.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl From<anyhow::Error> for Ending {
 
 impl From<io::Error> for Ending {
     fn from(error: io::Error) -> Ending {
-        Ending::from(anyhow::Error::from(error).context("cannot start"))
+        Ending::from(anyhow::Error::from(unless_forbidden(error)).context("cannot start"))
     }
 }
 

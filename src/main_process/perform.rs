@@ -10,7 +10,7 @@ use super::main::Main;
 use super::operators::messages;
 use super::processes::monitor::Start;
 use crate::control::monitor::messages::Order;
-use crate::sys::errno::words;
+use crate::sys::errno::{unless_forbidden, words};
 use crate::sys::processes;
 use crate::worker::cause::Cause;
 
@@ -40,7 +40,8 @@ impl Main {
                     self.remember_settings(monitor.generation);
                 }
                 if let Err(error) = self.start_monitor(Start { monitor, workers, ended, trial, notify, accept }) {
-                    let cause = Cause::CannotStart(format!("could not be started: {}", words(&error)));
+                    let cause =
+                        Cause::CannotStart(format!("could not be started: {}", words(&unless_forbidden(error))));
                     self.events.push_back(Event::NotStarted(monitor, cause));
                 }
             }

@@ -15,6 +15,7 @@ use crate::monitor::processes::adopted::LeftBehind;
 use crate::readiness::ack::{AckSocket, Said};
 use crate::readiness::notify::{Notification, Words};
 use crate::sockets::sharing::Sharing;
+use crate::sys::errno::unless_forbidden;
 use crate::sys::packets::Sender;
 use crate::sys::trim_memory::Sleeper;
 use crate::sys::{processes, signals, stderr};
@@ -63,7 +64,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
         Ok(monitor) => monitor,
         // Main ended before anything was started, so there is nothing to stop.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-        Err(error) => return Err(error).context("a monitor cannot start"),
+        Err(error) => return Err(unless_forbidden(error)).context("a monitor cannot start"),
     };
     monitor.run().context("a monitor cannot go on")?;
     last_words(monitor.talk.channel.finish())

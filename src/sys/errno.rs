@@ -17,6 +17,17 @@ pub fn words(error: &io::Error) -> String {
     }
 }
 
+/// `error`, of a step for which the kernel itself never asks for a right, so that EPERM means a filter of system calls.
+pub fn unless_forbidden(error: io::Error) -> io::Error {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "operation not permitted (if a seccomp profile forbids a system call, as in a container, strace -f shows which)",
+        ),
+        _ => error,
+    }
+}
+
 /// `error` and its causes in one line, each failed system call in words. Never with a backtrace.
 pub fn chain(error: &anyhow::Error) -> String {
     let shown = |cause: &(dyn std::error::Error + 'static)| {

@@ -207,10 +207,10 @@ fn a_hang_up_says_that_the_program_has_changed_and_what_replaces_it() {
     panzer.wait_exit();
 }
 
-/// What containers' profiles of system calls refuse that they do not know: faccessat2.
+/// As a container's profile of system calls, refuses the one whose number stands for CALL.
 const STRICT: &str = r#"#!/usr/bin/env python3
 import ctypes, os, struct, sys
-code = struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 439, 6, 0, 0, 0x50001, 6, 0, 0, 0x7fff0000)
+code = struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, CALL, 6, 0, 0, 0x50001, 6, 0, 0, 0x7fff0000)
 code = ctypes.create_string_buffer(code)
 program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(code)))
 libc = ctypes.CDLL(None)
@@ -223,8 +223,24 @@ fn a_program_is_found_where_a_container_refuses_newer_system_calls() {
     if !require("python3") {
         return;
     }
-    let panzer = one().executable("strict", STRICT).through("strict").executable("sleeper", SLEEPER).arg("./sleeper");
-    let panzer = panzer.start();
+    let panzer = strict(439).executable("sleeper", SLEEPER).arg("./sleeper").start();
     panzer.wait_serving();
     assert!(panzer.stop().success());
+}
+
+/// One worker, under a panzer that may not use the system call with this number.
+fn strict(call: i64) -> Builder {
+    one().executable("strict", &STRICT.replace("CALL", &call.to_string())).through("strict")
+}
+
+#[test]
+fn a_system_call_that_a_container_refuses_is_not_a_riddle() {
+    if !require("python3") {
+        return;
+    }
+    let why = "operation not permitted (if a seccomp profile forbids a system call, as in a container, strace -f shows which)";
+    let epoll = strict(libc::SYS_epoll_create1).args(["--", "sleep", "1000"]).start();
+    epoll.expect_line(&format!("error: cannot start: {why}"));
+    epoll.wait_for_end();
+    assert_eq!(epoll.wait_exit().code(), Some(125));
 }

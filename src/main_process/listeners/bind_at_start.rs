@@ -10,7 +10,7 @@ use crate::config::Plan;
 use crate::main_process::operators::signals::{is_hang_up, is_interrupt};
 use crate::signals::Habits;
 use crate::sockets::{Refusal, bind, queues};
-use crate::sys::errno::words;
+use crate::sys::errno::{unless_forbidden, words};
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 
@@ -34,7 +34,7 @@ pub(crate) enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Refused(format!("cannot start: {}", words(&error)))
+        Failure::Refused(format!("cannot start: {}", words(&unless_forbidden(error))))
     }
 }
 

@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::fstat;
 use serde::{Deserialize, Serialize};
@@ -36,9 +37,9 @@ const REMOVED: Duration = Duration::from_millis(2);
 pub(crate) struct UnixGuard {
     #[serde(skip)]
     first_token: u64,
-    /// Reports changes of the paths. None if inotify cannot be used.
+    /// Reports changes of the paths, from the first path on. `Some(None)` if inotify cannot be used.
     #[serde(skip)]
-    paths: Option<Inotify>,
+    paths: Option<Option<Inotify>>,
     #[serde(skip)]
     removal_told: bool,
     /// Listeners that were shut down, and when to bind each anew.
@@ -64,13 +65,7 @@ impl UnixGuard {
     /// Guards `held` from now on, at the start and after a restart in place. All tokens from `first_token` on are its own:
     /// the first one is that of the paths.
     pub(crate) fn begin(&mut self, first_token: u64, held: &AllHeld, poller: &Poller) {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
-        let paths =
-            inotify.map_err(io::Error::from).and_then(|paths| poller.watch(&paths, first_token).map(|()| paths));
-        if let Err(error) = &paths {
-            log::warn!("the paths of unix listeners cannot be watched: {}", words(error));
-        }
-        (self.first_token, self.paths) = (first_token, paths.ok());
+        (self.first_token, self.paths) = (first_token, None);
         self.watch_all(held, poller);
     }
 
@@ -82,7 +77,9 @@ impl UnixGuard {
         if let Some(queue) = queue_of(held).filter(|_| held.listen.inherited.is_some()) {
             self.queues.entry(held.number).or_insert(queue);
         }
-        if let (Some(path), Some(paths)) = (held.listener.path(), &self.paths) {
+        if let Some(path) = held.listener.path()
+            && let Some(paths) = self.paths.get_or_insert_with(|| begin_watching_paths(self.first_token, poller))
+        {
             let changes = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_DONT_FOLLOW;
             let watched = paths.add_watch(path, changes).map_err(io::Error::from);
             if let Err(error) = watched.and_then(|_| held.listener.keep_path()) {
@@ -140,7 +137,7 @@ impl UnixGuard {
 
     /// The kernel reports that a path has changed.
     pub(crate) fn on_paths_changed(&mut self, now: Instant, held: &AllHeld) {
-        while self.paths.as_ref().is_some_and(|paths| paths.read_events().is_ok()) {}
+        while self.paths.iter().flatten().any(|paths| paths.read_events().is_ok()) {}
         for held in held.iter().filter(|held| is_missing(held)) {
             self.dead.entry(held.number).or_insert(Dead { due: Some(now + REMOVED), told: false, removed: true });
         }
@@ -248,6 +245,23 @@ fn put_back(held: &Held, told: bool) {
             log::error!("{} was removed, and cannot be put back: {why}; restart panzer to have it again", held.name);
         }
     }
+}
+
+/// Tells of it if the paths cannot be watched.
+fn begin_watching_paths(token: u64, poller: &Poller) -> Option<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
+    let watched = inotify.map_err(io::Error::from).and_then(|paths| poller.watch(&paths, token).map(|()| paths));
+    let why = |error: &io::Error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE) => {
+            "this user has no inotify instance left (sysctl fs.inotify.max_user_instances)".to_owned()
+        }
+        _ => words(error),
+    };
+    watched
+        .inspect_err(|error| {
+            log::warn!("if the path of a unix listener is removed, panzer will not notice: {}", why(error))
+        })
+        .ok()
 }
 
 /// The limit of its queue. None if the kernel does not report it.
