@@ -7,17 +7,25 @@ use panzer::readiness::watch::Bypass as Shown;
 use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;
 
-/// The first, second and third look at most, if a worker must be ready in time; and the last look at one that need not.
-const LOOKS: [u32; 3] = [3, 7, 15];
-const LAST_LOOK: u32 = 255;
+/// When a worker is looked at, in hundredths of a unit, at most: the first time only if it must be ready in time. Then comes
+/// the last row, which has the distances of this one.
+const LOOKS: [u32; 7] = [300, 700, 1500, 1513, 1531, 1557, 1590];
+const ROW: usize = 5;
+const LAST_ROW: u32 = 25500;
 const UNIT: Time = Time::from_secs(1);
+
+/// The looks, the latest one first.
+fn looks(from: usize, now: Time, unit: Time, last_row: Time) -> Vec<Time> {
+    let row = LOOKS[LOOKS.len() - ROW..].iter().map(|look| last_row + unit * (look - 1500) / 100);
+    LOOKS[from..].iter().map(|look| unit * *look / 100).chain(row).map(|after| now + after).rev().collect()
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Bypass {
     /// When it is looked at, the latest time first; none before it is to be seen.
     looks: Option<Vec<Time>>,
     must_be_ready: bool,
-    /// When it was last seen, and for how long it had run by then.
+    /// When it was last seen before this row, and for how long it had run by then.
     seen: Time,
     ran: Time,
     /// It accepts, or that cannot be seen.
@@ -31,9 +39,7 @@ impl Bypass {
     pub(crate) fn executed(&mut self, now: Time, ready_time: Time, wanted: &Settings) {
         if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.looks.is_none() {
             let unit = UNIT.min(ready_time / 32);
-            let looks = LOOKS.iter().map(|&look| now + unit * look);
-            let looks = looks.chain([now + ready_time / 16 * 15]).rev().collect();
-            self.begin(now, looks, wanted);
+            self.begin(now, looks(0, now, unit, ready_time / 16 * 15), wanted);
             self.must_be_ready = true;
         }
     }
@@ -44,8 +50,7 @@ impl Bypass {
             return;
         }
         self.settled |= proven;
-        let looks = [LAST_LOOK, LOOKS[2], LOOKS[1]].map(|look| now + UNIT * look);
-        self.begin(now, looks.into(), wanted);
+        self.begin(now, looks(1, now, UNIT, UNIT * LAST_ROW / 100), wanted);
         self.must_be_ready = false;
     }
 
@@ -72,9 +77,11 @@ impl Bypass {
         self.settled |= shown.is_none();
         let (Some(shown), Some(looks)) = (shown, &self.looks) else { return };
         let is_idle = shown.ran.saturating_sub(self.ran) * 20 < now - self.seen;
-        (self.seen, self.ran) = (now, shown.ran);
-        let elsewhere = !shown.own.is_empty() && self.must_be_ready;
-        let convicted = elsewhere || (is_idle && looks.len() < 2) || looks.is_empty();
+        let (elsewhere, left) = (!shown.own.is_empty() && self.must_be_ready, looks.len());
+        let convicted = elsewhere || left == 0 || (is_idle && left == ROW);
+        if !(1..ROW).contains(&left) && !(ROW + 1..2 * ROW).contains(&left) {
+            (self.seen, self.ran) = (now, shown.ran);
+        }
         self.convicted = !self.settled && convicted;
     }
 

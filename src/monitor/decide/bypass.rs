@@ -7,10 +7,11 @@
 //! | --- | --- | --- | --- |
 //! | 1 | after 3 units | none | listens elsewhere, and must be ready in time |
 //! | 2 | after 7 units | after 7 s | the same |
-//! | 3 | after 15 units | after 15 s | the same, or has been idle since the last look |
-//! | 4 | just before the time is over | after 255 s | is still not accepting |
+//! | 3 to 7 | after 15 units | after 15 s | the same, or has been idle since look 2 |
+//! | 8 to 12 | just before the time is over | after 255 s | is still not accepting |
 //!
-//! A unit is a second, or a part of the ready timeout if that is shorter.
+//! A unit is a second, or a part of the ready timeout if that is shorter. Five looks within a unit, at uneven distances, also
+//! find a worker that accepts with a timeout and sleeps in between, whatever its rhythm.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ const UNIT: Duration = Duration::from_secs(1);
 
 /// Number of units in the ready timeout, at least.
 const UNITS_IN_READY_TIMEOUT: u32 = 32;
+
+/// When the looks of a row come after its first one, in hundredths of a unit, the last one first.
+const ROW: [u32; 5] = [90, 57, 31, 13, 0];
 
 /// A worker that has used less than this share of a processor was idle.
 const SHARE_WHEN_BUSY: u32 = 20;
@@ -39,7 +43,7 @@ struct Suspect {
     must_be_ready: bool,
     /// When it is looked at, the latest time first.
     looks: Vec<Instant>,
-    /// When it was looked at last, and the processor time that it had used by then.
+    /// When it was looked at last before this row, and the processor time that it had used by then.
     seen: Instant,
     ran: Duration,
 }
@@ -52,8 +56,8 @@ impl Suspects {
         }
         let unit = within.map_or(UNIT, |within| UNIT.min(within / UNITS_IN_READY_TIMEOUT));
         let last = within.map_or(unit * 255, |within| within / 16 * 15);
-        let first = within.map(|_| unit * 3);
-        let looks = [last, unit * 15, unit * 7].into_iter().chain(first).map(|after| now + after).collect();
+        let rows = [last, unit * 15].into_iter().flat_map(|first| ROW.map(|later| first + unit * later / 100));
+        let looks = rows.chain([unit * 7]).chain(within.map(|_| unit * 3)).map(|after| now + after).collect();
         let suspect = Suspect { must_be_ready: within.is_some(), looks, seen: now, ran: Duration::ZERO };
         self.suspects.insert(worker, suspect);
     }
@@ -83,17 +87,47 @@ impl Suspects {
     pub(super) fn note_bypass(&mut self, worker: Worker, shown: &Bypass, now: Instant) -> bool {
         let Some(suspect) = self.suspects.get_mut(&worker) else { return false };
         let (time, ran) = (now.saturating_duration_since(suspect.seen), shown.ran.saturating_sub(suspect.ran));
-        (suspect.seen, suspect.ran) = (now, shown.ran);
         let is_idle = ran.saturating_mul(SHARE_WHEN_BUSY) < time;
         let elsewhere = suspect.must_be_ready && !shown.own.is_empty();
-        self.told = match suspect.looks.len() {
-            0 => true,
-            1 => elsewhere || is_idle,
-            _ => elsewhere,
-        };
+        let (left, row) = (suspect.looks.len(), ROW.len());
+        self.told = elsewhere || left == 0 || (left == row && is_idle);
+        if left >= 2 * row || left == row {
+            (suspect.seen, suspect.ran) = (now, shown.ran);
+        }
         if self.told {
             self.suspects.clear();
         }
         self.told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks as long as there is a suspect. It is asleep in the last fifth of each period, and waits for a connection
+    /// otherwise. Returns whether it was told of.
+    fn is_told(period: Duration, phase: Duration) -> bool {
+        let (worker, start) = (Worker { slot: 0, life: 1 }, Instant::now());
+        let mut suspects = Suspects::default();
+        suspects.add(worker, None, start);
+        while let Some(now) = suspects.deadline() {
+            assert_eq!(suspects.due(now), Some(worker));
+            let within = ((now - start + phase).as_nanos() % period.as_nanos()) * 5;
+            if within < period.as_nanos() * 4 {
+                suspects.remove(worker);
+            } else if suspects.note_bypass(worker, &Bypass::default(), now) {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn a_worker_that_sleeps_between_its_waits_for_connections_is_seen_whatever_its_rhythm() {
+        for period in (20..4000).step_by(10).map(Duration::from_millis) {
+            let told = (0..50).filter(|part| is_told(period, period * *part / 50)).count();
+            assert_eq!(told, 0, "period {period:?}");
+        }
     }
 }
