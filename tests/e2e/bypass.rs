@@ -35,7 +35,7 @@ fn told(panzer: &Panzer) -> usize {
 fn one_that_listens_on_nothing_is_told_of() {
     let panzer =
         Panzer::start(["-w", "2", "--ready-timeout", "4s", "-l", &free_port().to_string(), "sleep", "--", "99"]);
-    panzer.expect_line(NOTHING);
+    panzer.expect_line(&format!("{NOTHING}*now and then instead of waiting, use --ready alive"));
     panzer.wait_for_line(NOTHING, SOON);
     // Nor do those that take their place change anything.
     panzer.expect_line("is not ready after 4s; stopping it");

@@ -160,9 +160,15 @@ pub(crate) fn bypasses(own: &[String], plan: &Plan) -> String {
         ListenAs::Stdin => "have it take its listener from descriptor 0",
     };
     if own.is_empty() {
+        let polls = match plan.ready {
+            Ready::Auto | Ready::Accept => {
+                "; if it asks for connections now and then instead of waiting, use --ready alive"
+            }
+            _ => "",
+        };
         return format!(
             "is not seen accepting on what it was given ({given}), and listens on no port of its own: unless it is still \
-             starting, {remedy}"
+             starting, {remedy}{polls}"
         );
     }
     let own = own.join(", ");
