@@ -379,6 +379,30 @@ fn written(path: &Path) -> String {
 }
 
 #[test]
+fn workers_that_turn_out_to_listen_one_by_one_are_told_as_ready_once() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let builder = Panzer::builder().args(["-w", "3", "--bake", "1s", "./release"]);
+    let server = LISTENS_LATER.replace("PORT", &port.to_string());
+    let panzer = builder.executable("release", "#!/bin/sh\nexec sleep 1000\n").executable("next", &server).start();
+    panzer.wait_serving();
+    fs::rename(panzer.path("next"), panzer.path("release")).unwrap();
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    let told = panzer.lines().iter().filter(|line| line.contains("generation 2 is ready; it must live")).count();
+    assert_eq!(told, 1, "{:?}", panzer.lines());
+    panzer.stop();
+}
+
+const LISTENS_LATER: &str = r#"#!/usr/bin/env python3
+import os, signal, socket, time
+time.sleep(0.2 + int(os.environ["PANZER_WORKER_ID"]) / 5)
+listener = socket.create_server(("127.0.0.1", PORT))
+while True: listener.accept()[0].close()
+"#;
+
+#[test]
 fn port_0_is_private() {
     if !require("python3") {
         return;

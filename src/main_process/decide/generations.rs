@@ -71,6 +71,9 @@ pub(super) struct Logged {
     pub(super) unseeable: bool,
     /// Workers bypass their listener. True if they listen elsewhere.
     pub(super) bypass: Option<bool>,
+    /// The newest generation whose bake was logged. The bake begins again with each worker that turns out to listen.
+    #[serde(default)]
+    pub(super) baking: u32,
 }
 
 impl Generations {

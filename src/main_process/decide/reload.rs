@@ -125,7 +125,8 @@ impl Generations {
         let Some((starting, _)) = &mut self.starting else { return };
         // By then its first share has lived for the time of a bake.
         let bake = if starting.proven() > 0 { Duration::ZERO } else { starting.settings.tuning.bake };
-        if starting.settle(bake, now) && !bake.is_zero() {
+        if starting.settle(bake, now) && !bake.is_zero() && self.logged.baking < starting.number {
+            self.logged.baking = starting.number;
             actions.push(Action::Note(Note::Baking(starting.number, bake)));
         }
     }
