@@ -8,16 +8,20 @@ use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Error, anyhow};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Pid;
 
 use crate::cli::{self, Ending};
-use crate::config::{Listen, Plan};
+use crate::config::{Listen, Plan, size};
 use crate::control::environment::{Environment, OWN_IMAGE};
 use crate::control::log_file;
 use crate::sockets::{activation, inherited};
 use crate::sys::descriptors::{self, FIRST, adopt};
 use crate::sys::file_id::FileId;
 use crate::sys::{processes, signals, stderr};
+
+/// Least limit of the stack of a process.
+const LEAST_STACK_BYTES: u64 = 256 << 10;
 
 /// What main begins with.
 pub struct Launched {
@@ -31,6 +35,7 @@ pub struct Launched {
 
 /// Makes this process, or the child that a daemon is, ready to be main as the command line says.
 pub fn run(environment: Environment) -> Result<Launched, Ending> {
+    check_stack()?;
     let (sockets, inherited) = inherited_sockets(&environment)?;
     let plan = cli::plan(std::env::args_os(), environment.inherited("PWD"), inherited)?;
     stderr::set_json(plan.logs.is_json());
@@ -49,6 +54,19 @@ pub fn run(environment: Environment) -> Result<Launched, Ending> {
     let waiting = if plan.daemonize { Some(daemon::leave()?) } else { None };
     let environment = environment.into_main(&next_image(&plan.start_directory), started);
     Ok(Launched { plan, environment, waiting })
+}
+
+/// The parser of the command line needs some stack. Beyond the limit the kernel would end this process without a word.
+fn check_stack() -> Result<(), Ending> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_STACK).map_err(anyhow::Error::from)?;
+    if limit < LEAST_STACK_BYTES {
+        let [least, limit] = [LEAST_STACK_BYTES, limit].map(size::show);
+        return Err(Ending::CannotStart(format!(
+            "panzer needs a stack of {least}, and the limit is {limit} (ulimit -s, LimitSTACK=); raise it; --rlimit \
+             STACK=SIZE limits only the workers"
+        )));
+    }
+    Ok(())
 }
 
 /// A bare chroot may lack what panzer needs all the time.

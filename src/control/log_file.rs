@@ -52,33 +52,65 @@ pub fn check(logs: &Logs) -> Result<(), String> {
             _ => {}
         }
     }
-    let most = if files.is_empty() { MEMORY_BYTES } else { largest_file().map_err(|errno| words(&errno.into()))? };
-    if most < MEMORY_BYTES {
-        return Err(format!(
-            "--log needs memory that counts as a file of up to {}, and files may have {} here (ulimit -f, LimitFSIZE=); raise \
-             that limit",
-            size::show(MEMORY_BYTES),
-            size::show(most)
-        ));
+    if files.is_empty() {
+        return Ok(());
+    }
+    for limit in &LIMITS {
+        let most = limit.most().map_err(|errno| words(&errno.into()))?;
+        if most < MEMORY_BYTES {
+            let [needed, most] = [MEMORY_BYTES, most].map(size::show);
+            return Err(format!(
+                "--log needs memory that {} of up to {needed}, and {} {most} here ({}); raise that limit",
+                limit.counts, limit.have, limit.names
+            ));
+        }
     }
     Ok(())
 }
 
-/// The size that files of this process could have if it raised its limit.
-fn largest_file() -> nix::Result<u64> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    raise_file_size();
-    let (most, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    setrlimit(Resource::RLIMIT_FSIZE, soft, hard)?;
-    Ok(most)
+/// A limit that the memory of the logger must fit into.
+struct Limit {
+    resource: Resource,
+    counts: &'static str,
+    have: &'static str,
+    names: &'static str,
 }
 
-/// Raises the limit of the size of files as far as this process may.
-pub fn raise_file_size() {
-    let limit = Resource::RLIMIT_FSIZE;
-    // If neither is allowed, what does not fit says so.
-    let _ = setrlimit(limit, RLIM_INFINITY, RLIM_INFINITY)
-        .or_else(|_| getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard)));
+const LIMITS: [Limit; 2] = [
+    Limit {
+        resource: Resource::RLIMIT_FSIZE,
+        counts: "counts as a file",
+        have: "files may have",
+        names: "ulimit -f, LimitFSIZE=",
+    },
+    Limit {
+        resource: Resource::RLIMIT_AS,
+        counts: "takes address space",
+        have: "a process may have",
+        names: "ulimit -v, LimitAS=",
+    },
+];
+
+impl Limit {
+    /// The limit that this process would have if it raised it.
+    fn most(&self) -> nix::Result<u64> {
+        let (soft, hard) = getrlimit(self.resource)?;
+        self.raise();
+        let (most, _) = getrlimit(self.resource)?;
+        setrlimit(self.resource, soft, hard)?;
+        Ok(most)
+    }
+
+    fn raise(&self) {
+        // If neither is allowed, what does not fit says so.
+        let _ = setrlimit(self.resource, RLIM_INFINITY, RLIM_INFINITY)
+            .or_else(|_| getrlimit(self.resource).and_then(|(_, hard)| setrlimit(self.resource, hard, hard)));
+    }
+}
+
+/// Raises the limits that the memory of the logger must fit into, as far as this process may.
+pub fn raise_limits() {
+    LIMITS.iter().for_each(Limit::raise);
 }
 
 /// Keeps other panzers from writing to this file and from rotating it, until it is dropped.

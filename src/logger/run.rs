@@ -57,7 +57,7 @@ pub fn run(environment: &Environment) -> anyhow::Result<()> {
     signals::block_all().context("cannot block signals")?;
     processes::set_name();
     stderr::start(log::LevelFilter::Info);
-    log_file::raise_file_size();
+    log_file::raise_limits();
     // It holds two pipes for each worker. Where more are not allowed, it makes do.
     descriptors::raise_limit();
     let mut logger = Logger::new(Channel::new(channel), memory).context("the logger cannot start")?;

@@ -129,3 +129,11 @@ fn a_limit_that_cannot_be_set_is_refused_with_what_prevents_it() {
         "cannot set --oom-score-adj -1000: permission denied; only root may lower it",
     );
 }
+
+#[test]
+fn a_stack_that_is_too_small_is_refused_with_its_limit() {
+    let panzer = sleeper(&["--", "sleep", "1000"]);
+    let panzer = panzer.executable("limited", "#!/bin/sh\nulimit -s 128\nexec \"$@\"\n").through("limited");
+    let refusal = "panzer needs a stack of 256 KiB, and the limit is 128 KiB (ulimit -s, LimitSTACK=)";
+    assert_eq!(panzer.expect_line(refusal).start().wait_exit().code(), Some(125));
+}

@@ -90,9 +90,13 @@ fn where_files_must_stay_small_logs_are_refused_with_the_limit() {
     let panzer =
         panzer.expect_line("--log needs memory * and files may have 50 KiB here (ulimit -f, LimitFSIZE=)").start();
     assert_eq!(panzer.wait_exit().code(), Some(125));
+    let panzer = logging("#!/bin/sh\nexec sleep 1000\n").args(["-w", "1", "--log", "a.log"]);
+    let panzer = panzer.executable("limited", &limited.replace("-f 100", "-v 500000")).through("limited");
+    let panzer = panzer.expect_line("--log needs memory * and a process may have 488.3 MiB here (ulimit -v, LimitAS=)");
+    assert_eq!(panzer.start().wait_exit().code(), Some(125));
     // A soft limit is raised.
     let panzer = logging("#!/bin/sh\necho begun\nexec sleep 1000\n").args(["-w", "1", "--log", "a.log"]);
-    let limited = "#!/bin/sh\nulimit -S -f 100\nexec \"$@\"\n";
+    let limited = "#!/bin/sh\nulimit -S -f 100\nulimit -S -v 500000\nexec \"$@\"\n";
     let panzer = panzer.executable("limited", limited).through("limited").start();
     eventually(SOON, "the line is there", || {
         fs::read_to_string(panzer.path("a.log")).is_ok_and(|text| text == "begun\n")
