@@ -43,7 +43,7 @@ pub fn run(environment: Environment) -> Result<Launched, Ending> {
     log_file::check(&plan.logs).map_err(Ending::CannotStart)?;
     descriptors::fill_standard()?;
     // Workers must not get descriptors that a shell left open.
-    descriptors::close_from(FIRST + sockets.len() as RawFd);
+    let _ = descriptors::close_from(FIRST + sockets.len() as RawFd);
     descriptors::silence_stdin()?;
     // Main finds them by their numbers.
     for socket in sockets {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The process that a user starts checks its command line ([`launch`]) and goes on as **main** ([`main_process`]), with the
-//! resolved [`config::Plan`]. All others are executions of the binary for one role; [`control::environment`] has the protocol.
+//! resolved [`config::Plan`]. A monitor is a copy of main that shows another command line and environment ([`sys::shown`]);
+//! where the kernel refuses that, and in all other roles, panzer executes itself. [`control::environment`] has the protocol.
 //! A daemon's main is a child, and the parent waits until it serves. Heap, stack and text of the parser are given back once
 //! main sleeps ([`sys::trim_memory`]). Main starts one **monitor** ([`monitor`]) for each generation. A monitor keeps its
 //! slots filled with **workers** ([`worker`]), which are the user's program and nothing else.

@@ -22,8 +22,8 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     }
     table.note(&format!("against a loop of posix_spawn; {ROUNDS} times each, in turns"));
     // What holds it: seen with strace, and by starting an empty program.
-    table.note("before the first worker panzer is executed twice (main, monitor), about");
-    table.note("1 ms each for the loader and page faults");
+    table.note("before the first worker panzer is executed once, about 1 ms for the loader and page");
+    table.note("faults, and forks its monitor");
     Ok(())
 }
 

@@ -15,23 +15,27 @@ const CANNOT_START: u8 = 125;
 
 fn main() -> ExitCode {
     let environment = Environment::take();
-    let ended = match environment.role() {
+    ExitCode::from(end(match environment.role() {
         Err(error) => Err((USAGE, chain(&error))),
-        Ok(Some(Role::Main)) => main_process::run::go_on(environment).map_err(failed),
-        Ok(Some(Role::Monitor)) => monitor::run::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Main)) => main_process::run::go_on(environment, run_monitor).map_err(failed),
+        Ok(Some(Role::Monitor)) => Ok(run_monitor(&environment)),
         Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
         Ok(Some(Role::Logger)) => logger::run::run(&environment).map(|()| 0).map_err(failed),
         Ok(None) => launched(environment),
-    };
-    match ended {
-        Ok(code) => ExitCode::from(code),
-        Err((code, why)) => {
-            stderr::last_words(&why);
-            ExitCode::from(code)
-        }
-    }
+    }))
+}
+
+fn end(ended: Result<u8, (u8, String)>) -> u8 {
+    ended.unwrap_or_else(|(code, why)| {
+        stderr::last_words(&why);
+        code
+    })
+}
+
+fn run_monitor(environment: &Environment) -> u8 {
+    end(monitor::run::run(environment).map(|()| 0).map_err(failed))
 }
 
 /// Not inline: what the parser has on the stack would be there in every role, for good.
@@ -39,7 +43,7 @@ fn main() -> ExitCode {
 fn launched(environment: Environment) -> Result<u8, (u8, String)> {
     match launch::run(environment) {
         Ok(Launched { plan, environment, waiting }) => {
-            main_process::run::run(plan, environment, waiting).map_err(failed)
+            main_process::run::run(plan, environment, run_monitor, waiting).map_err(failed)
         }
         Err(Ending::Shown(text)) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
         Err(Ending::Usage(why)) => Err((USAGE, why)),

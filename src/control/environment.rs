@@ -140,12 +140,20 @@ impl Environment {
     }
 
     /// The environment for `role`: the variables for workers, and `own`.
-    fn for_role(&self, role: Role, own: &[(&str, OsString)]) -> Vec<CString> {
+    fn of_role(&self, role: Role, own: &[(&str, OsString)]) -> Environment {
         let role = ROLES.into_iter().find(|(_, known)| *known == role).map_or("", |(name, _)| name);
-        let inherited = self.passed_on.iter().map(|(name, value)| entry(name, value));
-        let own = own.iter().map(|(name, value)| entry(OsStr::new(name), value));
-        let limit = self.soft_limit().map(|soft| entry(OsStr::new(NOFILE), OsStr::new(&soft.to_string())));
-        inherited.chain([entry(OsStr::new(ROLE), OsStr::new(role))]).chain(own).chain(limit).collect()
+        let limit = self.soft_limit().map(|soft| (NOFILE, soft.to_string().into()));
+        let own = [(ROLE, role.into())].into_iter().chain(own.iter().cloned()).chain(limit);
+        Environment { own: own.map(|(name, value)| (name.into(), value)).collect(), passed_on: self.passed_on.clone() }
+    }
+
+    fn for_role(&self, role: Role, own: &[(&str, OsString)]) -> Vec<CString> {
+        self.of_role(role, own).entries()
+    }
+
+    /// All of it, as an exec takes it.
+    pub fn entries(&self) -> Vec<CString> {
+        self.passed_on.iter().chain(&self.own).map(|(name, value)| entry(name, value)).collect()
     }
 
     /// The soft limit of descriptors before main raised it.
@@ -217,9 +225,9 @@ impl Environment {
         self.for_role(Role::Logger, &[(CHANNEL_FD, number(FIRST)), (MEMORY_FD, number(FIRST + 1))])
     }
 
-    /// The variables for a monitor that gets, from descriptor 3 on: its listeners, channel and assignment, and the release
+    /// The environment for a monitor that gets, from descriptor 3 on: its listeners, channel and assignment, and the release
     /// if there is one.
-    pub fn for_monitor(&self, generation: u32, listeners: usize, with_release: bool) -> Vec<CString> {
+    pub fn for_monitor(&self, generation: u32, listeners: usize, with_release: bool) -> Environment {
         let after = FIRST + listeners as RawFd;
         let mut own = vec![
             (GENERATION, generation.to_string()),
@@ -233,7 +241,7 @@ impl Environment {
             own.push((RELEASE_FDS, format!("{},{},{}", after + 2, after + 3, after + 4)));
         }
         let own: Vec<_> = own.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
-        self.for_role(Role::Monitor, &own)
+        self.of_role(Role::Monitor, &own)
     }
 
     /// Takes the state of the main whose place this process takes.

@@ -22,12 +22,18 @@ pub(crate) const LOGGER: u64 = 2;
 /// Channels of monitors are watched under this token and higher ones.
 pub(crate) const FIRST_MONITOR: u64 = 16;
 
+/// Goes on as a monitor with this environment, and returns the exit code. (Main does not know the other processes.)
+pub(crate) type RunMonitor = fn(&Environment) -> u8;
+
 /// The process that owns the listeners and starts the monitors. It is written as it is for the main that takes its place
 /// in a restart.
 #[derive(Serialize)]
 pub(crate) struct Main {
     #[serde(skip)]
     pub(crate) environment: Environment,
+    /// Runs as a monitor, and returns the exit code.
+    #[serde(skip)]
+    pub(crate) run_monitor: RunMonitor,
     #[serde(skip)]
     pub(crate) signals: Signals,
     #[serde(skip)]

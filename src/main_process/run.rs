@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use super::decide::{Event, Monitor, hooks, restart};
 use super::listeners::bind_at_start::Failure;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
-use super::main::{LOGGER, Main, SIGNALS, STDERR};
+use super::main::{LOGGER, Main, RunMonitor, SIGNALS, STDERR};
 use super::outside::cgroups::Cgroups;
 use super::outside::daemon_parent::DaemonParent;
 use super::restart::take_over;
@@ -34,19 +34,24 @@ const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
 const MAX_SIGNALS_A_TURN: usize = 64;
 
 /// Runs as main, in place of another, until everything has ended. Returns the exit code.
-pub fn go_on(environment: Environment) -> anyhow::Result<u8> {
+pub fn go_on(environment: Environment, run_monitor: RunMonitor) -> anyhow::Result<u8> {
     signals::block_all().context("cannot block signals")?;
     begin();
     let state = environment.take_state()?;
-    end(Ok(take_over::take_over(state, environment).map_err(Error::msg)?))
+    end(Ok(take_over::take_over(state, environment, run_monitor).map_err(Error::msg)?))
 }
 
 /// The same from the beginning, with this `plan`. The parent of a daemon is `waiting`.
-pub fn run(plan: Plan, environment: Environment, waiting: Option<OwnedFd>) -> anyhow::Result<u8> {
+pub fn run(
+    plan: Plan,
+    environment: Environment,
+    run_monitor: RunMonitor,
+    waiting: Option<OwnedFd>,
+) -> anyhow::Result<u8> {
     begin();
     stderr::start(plan.tuning.verbosity.level());
     stderr::set_json(plan.logs.is_json());
-    end(start(plan, environment, DaemonParent::new(waiting)))
+    end(start(plan, environment, run_monitor, DaemonParent::new(waiting)))
 }
 
 fn begin() {

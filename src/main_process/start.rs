@@ -21,7 +21,7 @@ use super::listeners::guard::tcp::Guard;
 use super::listeners::guard::unix::UnixGuard;
 use super::listeners::per_worker::PerWorker;
 use super::listeners::{FIRST_GUARDED, FIRST_GUARDED_UNIX};
-use super::main::{FIRST_MONITOR, Main, SIGNALS};
+use super::main::{FIRST_MONITOR, Main, RunMonitor, SIGNALS};
 use super::operators::Operators;
 use super::operators::clients::Clients;
 use super::operators::signals::has_terminal;
@@ -47,7 +47,12 @@ use crate::sys::{processes, signals};
 /// The monitors of a main that was killed stop their workers by its schedule. They may begin, and end, this much later.
 const PATIENCE_WITH_THE_LAST_MAIN: Duration = Duration::from_secs(2);
 
-pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: DaemonParent) -> Result<Main, Failure> {
+pub(crate) fn start(
+    mut plan: Plan,
+    environment: Environment,
+    run_monitor: RunMonitor,
+    daemon_parent: DaemonParent,
+) -> Result<Main, Failure> {
     // First of all, so that a terminal that closes later counts as having been there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
@@ -114,6 +119,7 @@ pub(crate) fn start(mut plan: Plan, environment: Environment, daemon_parent: Dae
     };
     Ok(Main {
         environment,
+        run_monitor,
         signals,
         poller,
         state,

@@ -52,10 +52,11 @@ pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
     Ok(OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?).contains(OFlag::O_NONBLOCK))
 }
 
-/// Closes all descriptors from `first` on. Call this before anything of ours is open there.
-pub fn close_from(first: RawFd) {
-    // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process.
-    unsafe { libc::close_range(first as libc::c_uint, libc::c_uint::MAX, 0) };
+/// Closes all descriptors from `first` on. Call this before anything of ours is open there. A sandbox may refuse it.
+pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: called at the very start, when no descriptor from `first` on belongs to any value of this process, or in a
+    // copy of it that uses and drops none of these any more.
+    Errno::result(unsafe { libc::close_range(first as libc::c_uint, libc::c_uint::MAX, 0) }).map(drop)
 }
 
 /// Makes `number` another number of the open file `fd`, instead of what was open there. Leaves errno alone.

@@ -18,7 +18,7 @@ mod socket;
 
 pub use printing::{output, printable, stderr, stdout, terminal};
 pub use process::{
-    calls, cgroup, credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp, stack,
+    calls, cgroup, credentials, epoll_sets, helper, memory, oom, other_process, pidfd, processes, seccomp, shown, stack,
 };
 pub use socket::{packets, reuseport, settings, socket_options, unix_paths, unix_queue};
 

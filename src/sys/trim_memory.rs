@@ -5,7 +5,6 @@
 
 use std::io;
 use std::ptr;
-use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -29,11 +28,13 @@ const STACK_BYTES_RELEASED: usize = 512 << 10;
 #[derive(Debug)]
 pub struct Sleeper {
     lull: Duration,
+    /// Whether what the start took was given back.
+    is_trimmed: bool,
 }
 
 impl Default for Sleeper {
     fn default() -> Sleeper {
-        Sleeper { lull: LULL }
+        Sleeper { lull: LULL, is_trimmed: false }
     }
 }
 
@@ -48,7 +49,9 @@ impl Sleeper {
         if !ready.is_empty() {
             return Ok(ready);
         }
-        release_what_the_start_took();
+        if !std::mem::replace(&mut self.is_trimmed, true) {
+            release_what_the_start_took();
+        }
         release_text();
         let trimmed = Instant::now();
         let ready = poller.wait(None)?;
@@ -57,22 +60,19 @@ impl Sleeper {
     }
 }
 
-/// Gives back heap and stack that nothing is in, once: a start takes more than anything that comes later.
+/// Gives back heap and stack that nothing is in: a start takes more than anything that comes later.
 fn release_what_the_start_took() {
-    static RELEASED: Once = Once::new();
-    RELEASED.call_once(|| {
-        // SAFETY: pages are given back in which no allocation lies.
-        #[cfg(target_env = "gnu")]
-        unsafe {
-            libc::malloc_trim(0)
-        };
-        let here = [0u8; 1];
-        let end = (here.as_ptr() as usize / page_size() - STACK_PAGES_KEPT) * page_size();
-        // SAFETY: the pages lie below all frames, and below those of the call itself. Nothing else is mapped this near.
-        unsafe {
-            libc::madvise((end - STACK_BYTES_RELEASED) as *mut libc::c_void, STACK_BYTES_RELEASED, libc::MADV_DONTNEED)
-        };
-    });
+    // SAFETY: pages are given back in which no allocation lies.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    let here = [0u8; 1];
+    let end = (here.as_ptr() as usize / page_size() - STACK_PAGES_KEPT) * page_size();
+    // SAFETY: the pages lie below all frames, and below those of the call itself. Nothing else is mapped this near.
+    unsafe {
+        libc::madvise((end - STACK_BYTES_RELEASED) as *mut libc::c_void, STACK_BYTES_RELEASED, libc::MADV_DONTNEED)
+    };
 }
 
 fn release_text() {

@@ -3,6 +3,8 @@
 
 use std::ffi::CString;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -17,14 +19,18 @@ use super::refusal::Refused;
 use super::resources::run_on;
 use super::step::Step;
 use crate::sys::calls::call;
-use crate::sys::descriptors::{FIRST, put};
+use crate::sys::descriptors::{FIRST, close_from, put};
 use crate::sys::file_id::FileId;
 use crate::sys::output::open_output_anew;
 use crate::sys::signals::{reset_number, swap_mask};
+use crate::sys::{shown, stderr};
 
 /// How often, and at which distance, an exec that is refused because the file is still being written is tried again.
 const BUSY_TRIES: u32 = 50;
 static BUSY_PAUSE: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Exit code of a role that panicked, as Rust has it.
+const PANICKED: i32 = 101;
 
 /// First byte of the child's report that it executes another file than the release's. No errno or step begins so.
 pub(super) const MIXED: u8 = b'm';
@@ -66,7 +72,7 @@ pub(super) struct Prepared {
     pub(super) release: Option<ReleaseFile>,
     pub(super) pid_entries: Vec<PidEntry>,
     /// Keeps alive what the lists point to, which is also the entries above.
-    pub(super) _strings: [Vec<CString>; 2],
+    pub(super) strings: [Vec<CString>; 2],
     /// Each ends in null.
     pub(super) argument_list: Vec<*const c_char>,
     pub(super) variable_list: Vec<*const c_char>,
@@ -101,6 +107,26 @@ pub(super) extern "C" fn run(prepared: *mut c_void) -> c_int {
 }
 
 impl Prepared {
+    /// The first function of a child that goes on as `role` in its copy of our memory.
+    pub(super) fn go_on_as(&mut self, role: impl FnOnce() -> u8) -> ! {
+        let [arguments, environment] = &self.strings;
+        // The first call closes nothing: it only shows whether the other one will be refused.
+        if close_from(RawFd::MAX).and_then(|()| shown::set(arguments, environment)).is_err() {
+            run(ptr::from_mut(self).cast());
+            end();
+        }
+        stderr::begin_anew();
+        let rest = FIRST + self.descriptors.given.len() as RawFd;
+        if let Err(errno) = self.descriptors.settle().and_then(|()| close_from(rest)) {
+            self.report(&Refused::from(errno).to_bytes());
+            end();
+        }
+        swap_mask(self.mask);
+        let code = catch_unwind(AssertUnwindSafe(role)).map_or(PANICKED, i32::from);
+        // SAFETY: ends the child. Nothing that belongs to the parent is dropped here.
+        unsafe { libc::_exit(code) }
+    }
+
     fn is_at_its_path(&self) -> bool {
         let Some(release) = &self.release else { return true };
         rustix::fs::stat(self.path.as_c_str()).is_ok_and(|found| Some(FileId::from(&found)) == release.id)

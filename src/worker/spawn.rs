@@ -214,6 +214,27 @@ fn sweep() {
 
 /// Starts a child that executes `command`. Never waits. Fails with the errno of the clone, or for want of descriptors.
 pub fn spawn(command: NewProcess<'_>) -> io::Result<Child> {
+    spawn_by(command, start)
+}
+
+/// Starts a child that goes on as `role`, and ends with the code that it returns: an exec would have to load, link and
+/// begin everything anew. The child gets the descriptors of `command` and no other. /proc shows the arguments and the
+/// environment of `command`; a child in which that is refused executes it after all.
+pub fn go_on_as(command: NewProcess<'_>, role: impl FnOnce() -> u8) -> io::Result<Child> {
+    spawn_by(command, |mut prepared| {
+        let in_child = || {
+            // They are children of its parent, and their pipes are closed here.
+            ABANDONED.with_borrow_mut(|all| std::mem::forget(std::mem::take(all)));
+            prepared.go_on_as(role)
+        };
+        Ok((fork(in_child)?, None))
+    })
+}
+
+fn spawn_by(
+    command: NewProcess<'_>,
+    start: impl FnOnce(Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)>,
+) -> io::Result<Child> {
     let (outcome, reporter) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     // Where the child puts its descriptors nothing of what it still needs may lie.
     let free_from = FIRST + command.descriptors.len() as RawFd;
@@ -268,7 +289,7 @@ fn prepare(command: NewProcess<'_>, given: Vec<RawFd>, reporter: RawFd, mask: u6
         path,
         release,
         pid_entries,
-        _strings: [command.arguments, command.environment],
+        strings: [command.arguments, command.environment],
         argument_list,
         variable_list,
         descriptors,
@@ -300,7 +321,7 @@ fn start(mut prepared: Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)> {
     let needs_own = prepared.identity.as_ref().is_some_and(|identity| identity.needs_own_memory());
     // The kernel ends whoever shares memory with what it ends in a cgroup that is full.
     if needs_own || prepared.descriptors.cgroup.is_some() || !KEEP_ERRNO {
-        return Ok((fork(&raw mut *prepared)?, None));
+        return Ok((fork(|| child::run((&raw mut *prepared).cast()))?, None));
     }
     let stack = Stack::new()?;
     let in_flight = InFlight { prepared: NonNull::from(Box::leak(prepared)), _stack: stack };
@@ -309,17 +330,18 @@ fn start(mut prepared: Box<Prepared>) -> io::Result<(Pid, Option<InFlight>)> {
     // All signals are blocked, and the child unblocks them right before its exec, when none of ours is sent to it.
     match unsafe { in_flight._stack.start(child::run, argument.cast()) } {
         // The user mode of qemu knows no such child.
-        Err(Errno::EINVAL) => Ok((fork(argument)?, None)),
+        Err(Errno::EINVAL) => Ok((fork(|| child::run(argument.cast()))?, None)),
         started => Ok((started?, Some(in_flight))),
     }
 }
 
-/// Starts the child as a copy of this process.
-fn fork(prepared: *mut Prepared) -> nix::Result<Pid> {
-    // SAFETY: panzer has one thread, so the child is whole. It calls only a function that never returns.
+/// Starts the child as a copy of this process, in which `main` never returns.
+fn fork<T>(main: impl FnOnce() -> T) -> nix::Result<Pid> {
+    // SAFETY: panzer has one thread, so the child is whole.
     let pid = Errno::result(unsafe { libc::fork() })?;
     if pid == 0 {
-        child::run(prepared.cast());
+        main();
+        std::process::abort();
     }
     Ok(Pid::from_raw(pid))
 }

@@ -117,6 +117,43 @@ fn ps_tells_the_processes_apart() {
     panzer.stop();
 }
 
+/// A monitor is a copy of main. Where a sandbox refuses what that takes, it executes itself.
+#[test]
+fn a_monitor_shows_who_it_is_and_has_none_of_mains_descriptors() {
+    let refused = "#!/bin/sh\nexec strace -f -D -qq -o /dev/null -e inject=close_range:error=ENOSYS \"$@\"\n";
+    for is_refused in [false, true] {
+        if is_refused && !require("strace") {
+            return;
+        }
+        let builder = Panzer::builder().executable("sandbox", refused);
+        let builder = if is_refused { builder.through("sandbox") } else { builder };
+        let panzer = builder
+            .args(["-w", "1", "--ready", "alive", "--bake", "50ms", "-l", "127.0.0.1:0", "--", "sleep", "1000"])
+            .start();
+        panzer.wait_serving();
+        let monitor = panzer.status().serving().monitor.unwrap();
+        let read = |name: &str| fs::read_to_string(format!("/proc/{monitor}/{name}")).unwrap();
+        assert_eq!(read("cmdline"), "panzer: monitor [gen 1]\0");
+        assert_eq!(read("comm"), "panzer\n");
+        let environment = read("environ");
+        let shown = |variable: &str| environment.split('\0').any(|entry| entry == variable);
+        assert!(shown("PANZER_GENERATION=1") && shown(&format!("PANZER_MAIN_PID={}", panzer.pid())), "{environment}");
+        assert!(environment.split('\0').any(|entry| entry.starts_with("PATH=")), "{environment}");
+        assert!(read("maps").contains("[heap]") && read("maps").contains("[stack]"));
+        let open = |pid: i32| {
+            let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+            all.filter_map(|one| fs::read_link(one.path()).ok()).map(|to| to.display().to_string()).collect::<Vec<_>>()
+        };
+        let of_monitor = open(monitor);
+        assert!(open(panzer.pid()).iter().any(|file| file.ends_with(".lock")));
+        assert!(!of_monitor.iter().any(|file| file.ends_with(".lock")), "{of_monitor:?}");
+        let shared: Vec<_> = open(panzer.pid()).into_iter().filter(|file| file.starts_with("socket:")).collect();
+        // The listener alone.
+        assert_eq!(of_monitor.iter().filter(|file| shared.contains(file)).count(), 1, "{of_monitor:?} {shared:?}");
+        panzer.stop();
+    }
+}
+
 /// Images of nginx, php-fpm and httpd have QUIT or WINCH as their STOPSIGNAL.
 #[test]
 fn as_pid_1_it_says_what_makes_a_stopsignal_graceful() {

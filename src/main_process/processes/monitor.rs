@@ -15,7 +15,7 @@ use crate::main_process::decide::Monitor;
 use crate::main_process::main::Main;
 use crate::main_process::processes::children::{FIRST_WORD_TIMEOUT, FirstWord, Running};
 use crate::sys::memfd;
-use crate::worker::spawn::{Image, NewProcess, spawn};
+use crate::worker::spawn::{Image, NewProcess, go_on_as};
 
 /// The first version of the protocol that has [`Order::Own`].
 const ASKED_SINCE: u32 = 2;
@@ -75,16 +75,17 @@ impl Main {
             descriptors.extend([found.directory.as_fd(), found.program.as_fd(), found.findings.as_fd()]);
         }
         let title = format!("panzer: monitor [gen {}]", monitor.generation);
-        let variables = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
+        let environment = self.environment.for_monitor(monitor.generation, sockets, found.is_some());
         let image = Image::Path(text::c_string(OWN_IMAGE.as_ref()));
-        let role = NewProcess::role(image, &title, variables, descriptors);
+        let role = NewProcess::role(image, &title, environment.entries(), descriptors);
         // It notices by itself that main is gone, and then needs time to stop its workers.
         let (leads_group, death_signal) = (false, None);
         let token = self.children.new_token();
         // Watch before the fork: a monitor that could not be watched would run on beside its successor.
         self.poller.watch(&channel, token)?;
         let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
-        let child = spawn(command).inspect_err(|_| self.poller.forget(&channel))?;
+        let child =
+            go_on_as(command, || (self.run_monitor)(&environment)).inspect_err(|_| self.poller.forget(&channel))?;
         let first_word = FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT);
         let running = Running {
             child,

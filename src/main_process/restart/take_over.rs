@@ -11,7 +11,7 @@ use crate::carry::descriptor::Read;
 use crate::control::environment::Environment;
 use crate::control::operator::requests::Outcome;
 use crate::main_process::decide;
-use crate::main_process::main::{FIRST_MONITOR, LOGGER, Main, SIGNALS};
+use crate::main_process::main::{FIRST_MONITOR, LOGGER, Main, RunMonitor, SIGNALS};
 use crate::main_process::restart::Restarting;
 use crate::main_process::start;
 use crate::sys::errno::words;
@@ -20,15 +20,15 @@ use crate::sys::processes;
 use crate::sys::{memfd, signals, stderr};
 
 /// Takes over. Fails only where the pre-flight should have failed.
-pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main, String> {
+pub(crate) fn take_over(state: OwnedFd, environment: Environment, run_monitor: RunMonitor) -> Result<Main, String> {
     let bytes = memfd::read(state).map_err(|error| format!("the state cannot be read: {}", words(&error)))?;
     let document = document::read(&bytes, Read::TakenOver)?;
     stderr::start(document.configuration.plan.tuning.verbosity.level());
     stderr::set_json(document.configuration.plan.logs.is_json());
     stderr::add_lost(document.lost_messages);
     let (before, file) = (document.build.clone(), document.file);
-    let mut main =
-        resume(document, environment).map_err(|error| format!("the state cannot be taken over: {}", words(&error)))?;
+    let mut main = resume(document, environment, run_monitor)
+        .map_err(|error| format!("the state cannot be taken over: {}", words(&error)))?;
     // Two builds of one version are told apart by their files.
     let file = file.zip(BuildFile::own()).filter(|_| before == build()).map(|(before, own)| own.against(before));
     let added = file.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();
@@ -45,7 +45,7 @@ pub(crate) fn take_over(state: OwnedFd, environment: Environment) -> Result<Main
     Ok(main)
 }
 
-fn resume(document: Document, environment: Environment) -> io::Result<Main> {
+fn resume(document: Document, environment: Environment, run_monitor: RunMonitor) -> io::Result<Main> {
     processes::become_subreaper()?;
     signals::unblock(&[Signal::SIGTSTP])?;
     signals::reset_dispositions();
@@ -54,6 +54,7 @@ fn resume(document: Document, environment: Environment) -> io::Result<Main> {
     poller.watch(&signals, SIGNALS)?;
     let mut main = Main {
         environment,
+        run_monitor,
         signals,
         poller,
         state: document.state,

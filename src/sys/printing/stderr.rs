@@ -122,6 +122,14 @@ pub fn catch_up() {
     output.awaits = !output.settle();
 }
 
+/// Begins anew in a copy of the process that has logged so far: what is lost or half written is that one's to tell.
+pub fn begin_anew() {
+    let mut output = output();
+    // The number is no longer ours to close.
+    std::mem::forget(output.to.take());
+    (output.lost, output.awaits) = (0, false);
+}
+
 /// Replaces stdout and stderr with /dev/null if they are a terminal, for programs that are executed from here on. Messages
 /// still reach the terminal until [`leave_terminal`].
 pub fn keep_terminal_to_itself() -> io::Result<()> {

@@ -22,7 +22,7 @@ pub fn start(work: impl FnOnce() -> Vec<u8>) -> io::Result<(Pid, OwnedFd)> {
         Forked::Parent(child) => Ok((child, result)),
         Forked::Child => {
             let done = set_pdeathsig(Signal::SIGKILL).and_then(|()| dup2_stdin(&result));
-            descriptors::close_from(1);
+            let _ = descriptors::close_from(1);
             if done.is_ok()
                 && Pid::parent() == parent
                 && let Ok(bytes) = catch_unwind(AssertUnwindSafe(work))

@@ -11,4 +11,5 @@ pub mod other_process;
 pub mod pidfd;
 pub mod processes;
 pub mod seccomp;
+pub mod shown;
 pub mod stack;
