@@ -17,12 +17,12 @@ fn main() -> ExitCode {
     let environment = Environment::take();
     ExitCode::from(end(match environment.role() {
         Err(error) => Err((USAGE, chain(&error))),
-        Ok(Some(Role::Main)) => main_process::run::go_on(environment, run_monitor).map_err(failed),
+        Ok(Some(Role::Main)) => apart(|| main_process::run::go_on(environment, run_monitor)),
         Ok(Some(Role::Monitor)) => Ok(run_monitor(&environment)),
-        Ok(Some(Role::Preflight)) => main_process::restart::prove::run(&environment).map(|()| 0).map_err(failed),
-        Ok(Some(Role::Planner)) => main_process::processes::planner::run(&environment).map(|()| 0).map_err(failed),
-        Ok(Some(Role::Hook)) => main_process::processes::hook::run(&environment).map(|()| 0).map_err(failed),
-        Ok(Some(Role::Logger)) => logger::run::run(&environment).map(|()| 0).map_err(failed),
+        Ok(Some(Role::Preflight)) => apart(|| main_process::restart::prove::run(&environment).map(|()| 0)),
+        Ok(Some(Role::Planner)) => apart(|| main_process::processes::planner::run(&environment).map(|()| 0)),
+        Ok(Some(Role::Hook)) => apart(|| main_process::processes::hook::run(&environment).map(|()| 0)),
+        Ok(Some(Role::Logger)) => apart(|| logger::run::run(&environment).map(|()| 0)),
         Ok(None) => launched(environment),
     }))
 }
@@ -35,15 +35,21 @@ fn end(ended: Result<u8, (u8, String)>) -> u8 {
 }
 
 fn run_monitor(environment: &Environment) -> u8 {
-    end(monitor::run::run(environment).map(|()| 0).map_err(failed))
+    end(apart(|| monitor::run::run(environment).map(|()| 0)))
 }
 
-/// Not inline: what the parser has on the stack would be there in every role, for good.
+/// Not inline: what one role has on the stack would be there in every other, for good.
+#[inline(never)]
+fn apart(role: impl FnOnce() -> anyhow::Result<u8>) -> Result<u8, (u8, String)> {
+    role().map_err(failed)
+}
+
+/// The same for what the parser has there.
 #[inline(never)]
 fn launched(environment: Environment) -> Result<u8, (u8, String)> {
     match launch::run(environment) {
         Ok(Launched { plan, environment, waiting }) => {
-            main_process::run::run(plan, environment, run_monitor, waiting).map_err(failed)
+            apart(|| main_process::run::run(plan, environment, run_monitor, waiting))
         }
         Err(Ending::Shown(text)) => stdout::show(&text).map(|()| 0).map_err(|why| (FAILED, why)),
         Err(Ending::Usage(why)) => Err((USAGE, why)),

@@ -64,6 +64,7 @@ pub(crate) struct Monitor {
     pub(crate) signals: Signals,
     pub(crate) poller: Poller,
     pub(crate) roster: Roster,
+    /// Counted from right after the first start on, as to find the counter takes as long as to start a worker.
     pub(crate) oom_kills: OomKills,
     /// Workers whose exec the poller does not watch, because memory or watches ran out. Each turn of the loop looks at them.
     pub(crate) unwatched: BTreeSet<Worker>,
@@ -88,6 +89,8 @@ pub(crate) struct Program {
 /// The channels to main and to the workers.
 pub(crate) struct Talk {
     pub(crate) channel: Channel,
+    /// Workers that were started a moment ago, and of which main does not know yet.
+    pub(crate) unannounced: Vec<Worker>,
     /// The output of workers, which goes to main.
     pub(crate) outputs: Outputs,
     /// Why the channel to main has failed although main is there.

@@ -145,14 +145,22 @@ impl Monitor {
         drop(mold);
         drop(output);
         let watched = self.poller.watch(&child, token(FIRST_EXEC, worker));
-        let pid = child.pid;
-        let started = processes::started(pid);
-        self.roster.add(worker, child, started, own);
-        self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started });
+        self.roster.add(worker, child, own);
+        self.talk.unannounced.push(worker);
         if watched.is_err() {
             self.look_at_unwatched_exec(worker);
         }
         Ok(())
+    }
+
+    /// Tells main of the workers that were started a moment ago. The start of the others does not wait for it.
+    pub(super) fn announce(&mut self) {
+        for worker in std::mem::take(&mut self.talk.unannounced) {
+            let Some(live) = self.roster.live(worker) else { continue };
+            let pid = live.pid();
+            live.started = processes::started(pid);
+            self.talk.channel.send(&Report::Forked { slot: worker.slot, pid: pid.as_raw(), started: live.started });
+        }
     }
 
     fn first_of(&self, worker: Worker) -> Option<BorrowedFd<'_>> {

@@ -16,6 +16,7 @@ use crate::readiness::ack::{AckSocket, Said};
 use crate::readiness::notify::{Notification, Words};
 use crate::sockets::sharing::Sharing;
 use crate::sys::errno::unless_forbidden;
+use crate::sys::oom::OomKills;
 use crate::sys::packets::Sender;
 use crate::sys::trim_memory::Sleeper;
 use crate::sys::{processes, signals, stderr};
@@ -81,6 +82,8 @@ fn last_words(said: io::Result<()>) -> anyhow::Result<()> {
 impl Monitor {
     fn run(&mut self) -> io::Result<()> {
         let mut sleeper = Sleeper::default();
+        self.settle();
+        self.oom_kills = OomKills::from_now_on(self.assignment.cgroup.as_deref());
         loop {
             self.settle();
             self.held_notes.tend(self.state.is_stopping(), self.assignment.generation);
@@ -142,7 +145,9 @@ impl Monitor {
             let is_start =
                 |action: &Action| matches!(action, Action::Spawn(_) | Action::Fork(..) | Action::Promote(..));
             let (starts, others): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_start);
-            starts.into_iter().chain(others).for_each(|action| self.perform(action));
+            starts.into_iter().for_each(|action| self.perform(action));
+            self.announce();
+            others.into_iter().for_each(|action| self.perform(action));
         }
     }
 

@@ -98,11 +98,10 @@ impl Monitor {
         let (allowed, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let accepted_on = Listeners::among(&listeners);
         let state = Slots::new(settings(&assignment, !accepted_on.is_empty()), Instant::now());
-        let group = assignment.cgroup.as_deref();
-        let cgroup = group.map(cgroup::entrance).transpose()?;
-        let oom_kills = OomKills::from_now_on(group);
+        let cgroup = assignment.cgroup.as_deref().map(cgroup::entrance).transpose()?;
         let talk = Talk {
             channel,
+            unannounced: Vec::new(),
             outputs: Outputs::default(),
             cut_off: None,
             notify,
@@ -121,7 +120,7 @@ impl Monitor {
             signals,
             poller,
             roster: Roster::default(),
-            oom_kills,
+            oom_kills: OomKills::default(),
             unwatched: BTreeSet::new(),
             state,
             events: VecDeque::from([Event::Start]),

@@ -11,6 +11,7 @@ use nix::libc;
 use rustix::param::page_size;
 
 use super::poller::Poller;
+use super::stack::free_spares;
 
 /// A burst of work is over if nothing happens for this long.
 const LULL: Duration = Duration::from_millis(100);
@@ -52,6 +53,7 @@ impl Sleeper {
         if !std::mem::replace(&mut self.is_trimmed, true) {
             release_what_the_start_took();
         }
+        free_spares();
         release_text();
         let trimmed = Instant::now();
         let ready = poller.wait(None)?;

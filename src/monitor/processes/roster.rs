@@ -85,8 +85,8 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
-    pub(crate) fn add(&mut self, worker: Worker, child: Child, started: Option<u64>, notify: Option<NotifySocket>) {
-        let pid = child.pid;
+    pub(crate) fn add(&mut self, worker: Worker, child: Child, notify: Option<NotifySocket>) {
+        let (pid, started) = (child.pid, None);
         self.workers.insert(pid, worker);
         let executing = Some(child);
         let live = Live { worker, pid, started, refuses: false, executing, refused: None, notify, sign_of_life: None };

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The counter of this process's control group, or else of the machine.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OomKills {
     counter: PathBuf,
     known: u64,
@@ -17,10 +17,12 @@ impl OomKills {
     pub fn from_now_on(group: Option<&Path>) -> OomKills {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let given = group.into_iter().flat_map(Path::ancestors).map(|group| group.join("memory.events"));
-        let counter = given.chain(candidates(&groups)).find(|path| count(path, KILLS).is_some());
-        let counter = counter.unwrap_or_else(|| PathBuf::from("/proc/vmstat"));
-        let now = |what| count(&counter, what).unwrap_or_default();
-        OomKills { known: now(KILLS), reached: now(LIMIT_REACHED), counter }
+        let all = given.chain(candidates(&groups)).chain([PathBuf::from("/proc/vmstat")]);
+        let found = all.map(|path| (fs::read_to_string(&path).unwrap_or_default(), path));
+        let begin = |(text, counter): (String, PathBuf)| {
+            Some(OomKills { known: of(&text, KILLS)?, reached: of(&text, LIMIT_REACHED).unwrap_or_default(), counter })
+        };
+        found.filter_map(begin).next().unwrap_or_default()
     }
 
     /// Whether one that has not been taken yet explains the death of a child that was killed.
@@ -59,7 +61,10 @@ fn candidates(groups: &str) -> Vec<PathBuf> {
 }
 
 fn count(path: &Path, what: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
+    of(&fs::read_to_string(path).ok()?, what)
+}
+
+fn of(text: &str, what: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok())
 }
 

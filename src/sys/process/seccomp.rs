@@ -33,6 +33,11 @@ const SOCKETCALL_BIND: u32 = 2;
 /// Bit in the call numbers of x32 programs.
 const X32: u32 = 0x4000_0000;
 
+/// The mitigations that come with seccomp on older kernels are for programs that distrust their own code.
+const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+    | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+
 /// Room for the kernel's structure, which may be longer than the one that we know.
 const MAX_NOTIFICATION_BYTES: usize = 512;
 
@@ -85,8 +90,11 @@ pub fn trap() -> io::Result<(Calls, bool)> {
     }
 }
 
-/// Tries in a child process whether [`trap`] and the answers work here.
+/// Whether [`trap`] and the answers work here: tries it in a child process, if that is not known.
 pub fn try_out() -> io::Result<()> {
+    if is_known_to_work() {
+        return Ok(());
+    }
     extern "C" fn code(_: *mut c_void) -> c_int {
         trap_and_answer().map_or_else(|error| error.raw_os_error().unwrap_or(libc::EINVAL), |()| 0)
     }
@@ -98,6 +106,16 @@ pub fn try_out() -> io::Result<()> {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
     }
+}
+
+/// No filter is in force that may refuse us, and the kernel knows what came last of all that we use. It refuses flags that it
+/// does not know before it looks at the filter.
+fn is_known_to_work() -> bool {
+    // SAFETY: the call gets no pointer.
+    let unfiltered = unsafe { libc::prctl(libc::PR_GET_SECCOMP) } == 0;
+    let unknown = 1 << 31;
+    let none = std::ptr::null();
+    unfiltered && set_filter(unknown, none) == Err(Errno::EINVAL) && set_filter(FLAGS, none) == Err(Errno::EFAULT)
 }
 
 fn trap_and_answer() -> io::Result<()> {
@@ -112,11 +130,11 @@ fn trap_and_answer() -> io::Result<()> {
 }
 
 fn install() -> io::Result<Calls> {
-    // The mitigations that come with seccomp on older kernels are for programs that distrust their own code.
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    match load(flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+    match load(FLAGS) {
         // Before 5.19.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => load(flags),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            load(FLAGS & !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+        }
         other => other,
     }
 }
@@ -147,11 +165,14 @@ fn load(flags: libc::c_ulong) -> io::Result<Calls> {
         step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and its steps live on this stack, and the kernel copies them.
-    let number =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program)) };
-    Errno::result(number)?;
-    Ok(Calls { fd: adopt(number as RawFd)? })
+    Ok(Calls { fd: adopt(set_filter(flags, &program)?)? })
+}
+
+/// The number of the descriptor that the calls come from. `program` is null, or points to a program with all its steps.
+fn set_filter(flags: libc::c_ulong, program: *const libc::sock_fprog) -> nix::Result<RawFd> {
+    // SAFETY: the kernel copies the program while its caller has it on its stack, and refuses a null.
+    let number = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program) };
+    Errno::result(number).map(|number| number as RawFd)
 }
 
 impl Calls {

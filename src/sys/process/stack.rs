@@ -1,5 +1,6 @@
 //! The stack of a child that shares its parent's memory until its exec or its end.
 
+use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -13,6 +14,23 @@ const BYTES: usize = 64 << 10;
 /// The largest page of any machine, so that a stack that overflows hits nothing else.
 const GUARD_BYTES: usize = 64 << 10;
 
+/// Stacks that are kept for the next children, at most. To map and to unmap one stops every processor that runs a child.
+const SPARE: usize = 16;
+
+thread_local! {
+    static SPARES: RefCell<Vec<NonNull<c_void>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Frees the stacks that are kept.
+pub fn free_spares() {
+    SPARES.take().into_iter().for_each(free);
+}
+
+fn free(stack: NonNull<c_void>) {
+    // SAFETY: the whole mapping that we made, and nobody uses it any more. It cannot be refused.
+    let _ = unsafe { munmap(stack, GUARD_BYTES + BYTES) };
+}
+
 /// A stack, which must live until its child has executed a program or has ended.
 #[derive(Debug)]
 pub struct Stack(NonNull<c_void>);
@@ -20,6 +38,9 @@ pub struct Stack(NonNull<c_void>);
 impl Stack {
     /// A new one.
     pub fn new() -> io::Result<Stack> {
+        if let Some(spare) = SPARES.with_borrow_mut(Vec::pop) {
+            return Ok(Stack(spare));
+        }
         let length = NonZeroUsize::new(GUARD_BYTES + BYTES).unwrap_or(NonZeroUsize::MIN);
         let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
         // SAFETY: a new mapping, which overlaps no other.
@@ -66,7 +87,15 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: the whole mapping that we made, and nobody uses it any more. It cannot be refused.
-        let _ = unsafe { munmap(self.0, GUARD_BYTES + BYTES) };
+        // At the end of this process there may be no list any more.
+        let is_kept = SPARES.try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            let is_kept = spares.len() < SPARE;
+            spares.extend(is_kept.then_some(self.0));
+            is_kept
+        });
+        if is_kept != Ok(true) {
+            free(self.0);
+        }
     }
 }
