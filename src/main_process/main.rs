@@ -46,9 +46,6 @@ pub(crate) struct Main {
     /// The exit code, once everything has ended.
     #[serde(skip)]
     pub(crate) exit: Option<u8>,
-    /// Whether Ctrl-C asked for the end.
-    #[serde(skip)]
-    pub(crate) interrupted: bool,
     pub(crate) children: Children,
     #[serde(skip_serializing_if = "Logger::is_unused")]
     pub(crate) logger: Logger,

@@ -69,7 +69,7 @@ fn end(begun: Result<Main, Failure>) -> anyhow::Result<u8> {
             main.outside.pid_file.remove();
             main.outside.cgroups.iter().for_each(Cgroups::leave);
             main.outside.terminal_rights.restore();
-            if !main.interrupted || !matches!(code, Ok(0)) {
+            if !main.operators.interrupted || !matches!(code, Ok(0)) {
                 return code;
             }
         }

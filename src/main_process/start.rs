@@ -125,7 +125,6 @@ pub(crate) fn start(
         state,
         events: VecDeque::from([Event::Start]),
         exit: None,
-        interrupted: false,
         children,
         logger: Logger::default(),
         listeners,

@@ -34,6 +34,9 @@ pub(crate) struct Operators {
     /// The clients that get the answer of this inquiry.
     #[serde(skip)]
     pub(crate) askers: Vec<u64>,
+    /// Whether Ctrl-C asked for the end.
+    #[serde(skip)]
+    pub(crate) interrupted: bool,
     /// Whether to print its answer to stderr.
     pub(crate) told_on_stderr: bool,
     /// Whether to write its answer to a file.
@@ -59,6 +62,7 @@ impl Operators {
             clients,
             inquiry: None,
             askers: Vec::new(),
+            interrupted: false,
             told_on_stderr,
             dumps,
             counters,

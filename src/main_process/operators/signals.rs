@@ -28,7 +28,7 @@ impl Main {
         if !asked.stops() && !self.state.is_stopping() && !self.outside.pid_file.is_lost() {
             self.restore_own_files();
         }
-        self.interrupted |= is_interrupt(received, asked);
+        self.operators.interrupted |= is_interrupt(received, asked);
         match asked {
             Asked::Reload => self.events.push_back(Event::Reload),
             Asked::Detach => self.events.push_back(Event::ReloadRetiring(Urgency::Patient)),

@@ -60,7 +60,6 @@ fn resume(document: Document, environment: Environment, run_monitor: RunMonitor)
         state: document.state,
         events: VecDeque::from([decide::Event::Wake]),
         exit: None,
-        interrupted: false,
         children: document.children,
         logger: document.logger,
         listeners: document.listeners,
