@@ -21,7 +21,7 @@ pub use refusal::Ending;
 
 use options::Options;
 use refusal::{refusal, usage};
-use resolve::{check_placeholders, check_preload, check_values};
+use resolve::{check_paths, check_placeholders, check_preload, check_values};
 
 /// The plan of this command line, environment and file. `pwd` is the shell's name for the current directory, in which
 /// the file is looked for. `inherited` are the sockets that panzer was started with.
@@ -41,6 +41,7 @@ pub fn plan(
     }
     let check = options.check;
     let plan = options.resolve(pwd, inherited)?;
+    check_paths(&plan)?;
     check_placeholders(&plan)?;
     check_preload(&plan)?;
     if check {

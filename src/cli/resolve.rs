@@ -1,5 +1,6 @@
 //! From options to the plan: fills in defaults, and finds errors that clap does not see.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +14,9 @@ use super::resources::ResourceOptions;
 use crate::backoff::Pace;
 use crate::config::files::env::is_panzers_own;
 use crate::config::run_as::{NameOrNumber, UserAndGroup};
-use crate::config::{self, Address, Hooks, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Text, Tuning, Verbosity};
+use crate::config::{
+    self, Address, Hooks, Listen, MAX_LISTENERS, Plan, RunAs, SharePorts, Stream, Text, Tuning, Verbosity,
+};
 use crate::signals::Habits;
 use crate::sockets::inherited::join;
 use crate::sys::errno::words;
@@ -249,6 +252,27 @@ pub(super) fn check_preload(plan: &Plan) -> Result<(), Ending> {
             "--preload: the variables of einhorn differ from worker to worker, and a mold is loaded once for \
                           all; drop --also-speak einhorn",
         ));
+    }
+    Ok(())
+}
+
+/// A file is for one purpose: the log would be written into the pid file, or a socket found in the place of a log.
+pub(super) fn check_paths(plan: &Plan) -> Result<(), Ending> {
+    let logs = Stream::BOTH.into_iter().filter_map(|stream| plan.logs.of(stream));
+    let logs = logs.filter(|log| log.own_descriptor().is_none()).map(|log| ("--log", log.path.as_path()));
+    let sockets = plan.listen.iter().filter_map(|listen| match &listen.address {
+        Address::Unix(path) if listen.inherited.is_none() => Some(("--listen", path.as_path())),
+        _ => None,
+    });
+    let (pid, control) = (plan.pid_file.as_deref(), plan.control.as_deref());
+    let own = [("--pid", pid), ("--control", control)].into_iter().filter_map(|(option, path)| Some((option, path?)));
+    let mut seen = BTreeMap::new();
+    for (option, path) in own.chain(logs).chain(sockets) {
+        let other = *seen.entry(plan.start_directory.join(path)).or_insert(option);
+        if other != option {
+            let path = path.display();
+            return Err(usage(format!("{other} and {option} name the same file, {path}; give each a file of its own")));
+        }
     }
     Ok(())
 }

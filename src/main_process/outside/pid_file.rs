@@ -214,7 +214,10 @@ fn holds_a_pid(path: &Path) -> io::Result<bool> {
     match content(path) {
         Ok(content) => Ok(content.trim().bytes().all(|byte| byte.is_ascii_digit())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(false),
+        // ENXIO is the refusal of a socket.
+        Err(error) if error.kind() == ErrorKind::InvalidData || error.raw_os_error() == Some(Errno::ENXIO as i32) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -86,12 +87,32 @@ fn what_is_no_pid_file_is_left_alone() {
         assert!(!lock.exists());
         assert_eq!(panzer.wait_exit().code(), Some(125));
     }
+    let panzer = Panzer::builder().args(["-p", "socket", "--", "sleep", "1000"]);
+    let socket = UnixListener::bind(panzer.folder().join("socket")).unwrap();
+    let panzer = panzer.expect_line("socket: it is there and holds no pid; remove it").start();
+    assert_eq!(panzer.wait_exit().code(), Some(125));
+    drop(socket);
     // An empty one is as good as none, and a number may be an old pid.
     for content in ["", "4711", "4711\n"] {
         let panzer = Panzer::builder().file("old.pid", content).args(["-p", "old.pid", "--", "sleep", "1000"]).start();
         panzer.wait_serving();
         assert_eq!(fs::read_to_string(panzer.path("old.pid")).unwrap().trim(), panzer.pid().to_string());
         panzer.stop();
+    }
+}
+
+#[test]
+fn one_file_is_not_for_two_purposes() {
+    for (options, said) in [
+        (["-p", "x", "--log", "x"], "--pid and --log name the same file"),
+        (["-p", "x", "--control", "./x"], "--pid and --control name the same file"),
+        (["--log", "x", "--control", "x"], "--control and --log name the same file"),
+        (["-l", "unix:x", "--stderr", "x"], "--log and --listen name the same file"),
+    ] {
+        let panzer = Panzer::builder().args(options).args(["--", "sleep", "1000"]).expect_line(said).start();
+        panzer.wait_for_end();
+        assert!(!panzer.path("x").exists());
+        assert_eq!(panzer.wait_exit().code(), Some(2));
     }
 }
 
