@@ -126,7 +126,10 @@ pub(super) fn status_in(answer: Answer) -> Result<Status, String> {
 /// Reads a line of an answer. Its texts will be printed, so control characters are taken out: they could act on the
 /// terminal.
 fn read_answer(line: &[u8]) -> Result<Answer, String> {
-    let invalid = |error: serde_json::Error| format!("invalid answer: {}", printable::line(&error.to_string()));
+    let invalid = |error: serde_json::Error| {
+        let error = printable::line(&error.to_string());
+        format!("invalid answer: {error}; is that the control socket of a panzer?")
+    };
     let mut value: Value = serde_json::from_slice(line).map_err(invalid)?;
     clean(&mut value);
     serde_json::from_value(value).map_err(invalid)

@@ -9,11 +9,20 @@ pub fn words(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "too many open files (ulimit -n, LimitNOFILE=)".to_owned(),
         Some(Errno::ENFILE) => "too many open files in the system (sysctl fs.file-max)".to_owned(),
+        Some(Errno::EFBIG) => "file too large (ulimit -f, LimitFSIZE=)".to_owned(),
         Some(Errno::ENOSYS) => {
             "this kernel, or a seccomp profile, lacks a system call (strace -f shows which)".to_owned()
         }
         Some(errno) => errno.desc().to_lowercase(),
         None => error.to_string(),
+    }
+}
+
+/// `error` of the start of a process, where EAGAIN means a limit.
+pub fn of_start(error: io::Error) -> io::Error {
+    match error.raw_os_error() == Some(Errno::EAGAIN as i32) {
+        true => io::Error::other("no further process is allowed (ulimit -u, TasksMax=, pids.max)"),
+        false => error,
     }
 }
 
@@ -45,6 +54,8 @@ mod tests {
     fn no_number_is_left() {
         assert_eq!(words(&Errno::EPERM.into()), "operation not permitted");
         assert_eq!(words(&io::Error::from_raw_os_error(2)), "no such file or directory");
+        assert_eq!(words(&Errno::EFBIG.into()), "file too large (ulimit -f, LimitFSIZE=)");
+        assert!(words(&of_start(Errno::EAGAIN.into())).contains("ulimit -u"));
         let error = anyhow::Error::from(Errno::EPERM).context("cannot open x");
         assert_eq!(chain(&error), "cannot open x: operation not permitted");
         let error = anyhow::Error::from(io::Error::from(Errno::EPERM)).context("y");

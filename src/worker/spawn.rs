@@ -27,6 +27,7 @@ use super::refusal::Refused;
 use crate::config::text::c_string;
 use crate::sys::calls::KEEP_ERRNO;
 use crate::sys::descriptors::FIRST;
+use crate::sys::errno::of_start;
 use crate::sys::file_id::FileId;
 use crate::sys::signals::swap_mask;
 use crate::sys::stack::Stack;
@@ -248,10 +249,7 @@ fn spawn_by(
     let started = start(prepare(command, given, reporter.as_raw_fd(), before));
     swap_mask(before);
     drop((raised, reporter));
-    let (pid, in_flight) = started.map_err(|error| {
-        let limit = "no further process is allowed (ulimit -u, TasksMax=, pids.max)";
-        if error.raw_os_error() == Some(libc::EAGAIN) { io::Error::other(limit) } else { error }
-    })?;
+    let (pid, in_flight) = started.map_err(of_start)?;
     if leads_group {
         // The child does the same; whichever comes first, a signal to the group finds it. After the exec it is refused.
         let _ = nix::unistd::setpgid(pid, pid);

@@ -132,6 +132,14 @@ fn a_hook_that_hangs_is_ended_and_hinders_nobody() {
 }
 
 #[test]
+fn what_a_command_leaves_running_is_named_as_such() {
+    let panzer = app_started(app(&["before-reload=setsid sleep 1000 & exit 0"]).args(["--hook-timeout", "500ms"]));
+    panzer.expect_line("the before-reload hook left processes behind, which did not end within 500ms and were ended;");
+    assert!(panzer.reload_and_wait().is_err());
+    panzer.stop();
+}
+
+#[test]
 fn a_hook_that_floods_is_cut_and_one_that_fails_is_told() {
     let panzer =
         app_started(app(&["died=yes", "died=exit 9", "after-reload=/nowhere/tool"]).args(["--hook-timeout", "1s"]));

@@ -198,7 +198,11 @@ impl Command {
             let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
             match stage {
                 Stage::Runs if is_late || why.is_some() => {
-                    let late = || format!("did not end within {} and was ended", duration::show(timeout));
+                    let time = duration::show(timeout);
+                    let late = || match self.exit {
+                        None => format!("did not end within {time} and was ended"),
+                        Some(_) => format!("left processes behind, which did not end within {time} and were ended"),
+                    };
                     why.get_or_insert_with(late);
                     (stage, deadline) = (Stage::Terminated, Some(Instant::now() + TERM_WAIT));
                     self.signal_all(Signal::SIGTERM);

@@ -16,7 +16,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 use rustix::process::WaitOptions;
 
-use crate::sys::errno::words;
+use crate::sys::errno::{of_start, words};
 use crate::sys::printing::printable;
 
 /// How a child ended.
@@ -41,7 +41,7 @@ pub enum Forked {
 pub fn fork() -> io::Result<Forked> {
     // SAFETY: panzer has one thread in each of its roles, so the child is whole: nothing in it waits for a thread that
     // it lacks.
-    Ok(match unsafe { nix::unistd::fork() }? {
+    Ok(match unsafe { nix::unistd::fork() }.map_err(|errno| of_start(errno.into()))? {
         nix::unistd::ForkResult::Parent { child } => Forked::Parent(child),
         nix::unistd::ForkResult::Child => Forked::Child,
     })

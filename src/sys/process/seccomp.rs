@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use rustix::process::WaitOptions;
 
 use crate::sys::descriptors::adopt;
+use crate::sys::errno::of_start;
 use crate::sys::process::stack::Stack;
 
 /// The architecture whose call numbers the filter compares. Calls of other architectures pass.
@@ -98,7 +99,7 @@ pub fn try_out() -> io::Result<()> {
     extern "C" fn code(_: *mut c_void) -> c_int {
         trap_and_answer().map_or_else(|error| error.raw_os_error().unwrap_or(libc::EINVAL), |()| 0)
     }
-    let child = Stack::run(code)?;
+    let child = Stack::run(code).map_err(of_start)?;
     let child = rustix::process::Pid::from_raw(child.as_raw());
     let status = rustix::io::retry_on_intr(|| rustix::process::waitpid(child, WaitOptions::empty()))?;
     match status.and_then(|(_, status)| status.exit_status()) {
