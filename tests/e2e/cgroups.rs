@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
@@ -16,29 +17,62 @@ struct Group(PathBuf);
 impl Group {
     /// None, with a line that says so, if no cgroup can be made here.
     fn new() -> Option<Group> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let made = || {
-            let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-            let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-            let name = format!("panzer-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-            let below = |root: &&str| Path::new(root).join("cgroup.procs").exists();
-            let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().find(below)?;
-            let group = Group(Path::new(root).join(path).join(name));
-            fs::create_dir(&group.0).ok()?;
-            group.0.join("cgroup.kill").exists().then_some(group)
-        };
-        let group = made();
+        let group = Group::own().and_then(|(_, own)| Group::within(&own));
         if group.is_none() {
-            eprintln!("skipped: no cgroup of version 2 that can be killed can be made here");
+            eprintln!("skipped: no cgroup of version 2 can be made here");
         }
         group
     }
 
+    /// One that may limit memory and pids. None, with a line that says so, if there is none here.
+    fn limiting() -> Option<Group> {
+        let limits = |group: &&Path| {
+            let on = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
+            ["memory", "pids"].iter().all(|one| on.split_ascii_whitespace().any(|other| other == *one))
+        };
+        let made = |(root, own): (PathBuf, PathBuf)| {
+            own.ancestors().take_while(|group| group.starts_with(&root)).filter(limits).find_map(Group::within)
+        };
+        let group = Group::own().and_then(made);
+        match &group {
+            // What is swapped out does not count as memory.
+            Some(group) => drop(fs::write(group.0.join("memory.swap.max"), "0")),
+            None => eprintln!("skipped: no cgroup of version 2 that limits memory and pids can be made here"),
+        }
+        group
+    }
+
+    /// The root of all cgroups, and our own.
+    fn own() -> Option<(PathBuf, PathBuf)> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let below = |root: &&str| Path::new(root).join(path).join("cgroup.procs").exists();
+        let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().find(below)?;
+        Some((root.into(), Path::new(root).join(path)))
+    }
+
+    /// A new one, which processes may enter.
+    fn within(parent: &Path) -> Option<Group> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("panzer-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let group = parent.join(name);
+        fs::create_dir(&group).ok()?;
+        let group = Group(group);
+        let enter = format!("echo $$ 2>/dev/null > {}/cgroup.procs", group.0.display());
+        Command::new("sh").args(["-c", &enter]).status().is_ok_and(|status| status.success()).then_some(group)
+    }
+
     /// A panzer in it. `first` is done before, in a shell that becomes panzer.
     fn builder_after(&self, first: &str) -> Builder {
-        let entering = format!("#!/bin/sh\necho $$ > {}/cgroup.procs\n{first}\nexec \"$@\"\n", self.0.display());
+        self.builder_in("", first).args(["--bake", "50ms"])
+    }
+
+    /// The same in a part of it.
+    fn builder_in(&self, part: &str, first: &str) -> Builder {
+        let group = self.0.join(part);
+        let entering = format!("#!/bin/sh\necho $$ > {}/cgroup.procs\n{first}\nexec \"$@\"\n", group.display());
         let builder = Panzer::builder().executable("entering", &entering).through("entering");
-        builder.args(["-w", "2", "--bake", "50ms", "--share-ports", "off", "--ready", "alive", "--name", "app"])
+        builder.args(["-w", "2", "--share-ports", "off", "--ready", "alive", "--name", "app"])
     }
 
     fn builder(&self) -> Builder {
@@ -116,6 +150,7 @@ fn what_a_generation_leaves_is_killed_with_it() {
     let panzer = builder.args(["--cgroup", "on", "--stop", "TERM/100ms/KILL", "./app"]).start();
     panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
     panzer.allow_line(LEFT_BEHIND);
+    panzer.allow_line("warning: worker * has not stopped yet; sent it SIGKILL");
     panzer.wait_serving();
     eventually(SOON, "each worker has left one", || left(&panzer).len() == 2);
     let old = left(&panzer);
@@ -165,6 +200,7 @@ fn those_of_a_killed_main_are_taken_over() {
     crate::faults::wait_gone(&killed);
     let second = builder().start();
     second.allow_line(LEFT_BEHIND);
+    second.allow_line("warning: worker * has not stopped yet; sent it SIGKILL");
     second.wait_serving();
     assert!(second.workers().into_iter().all(|pid| cgroup_of(pid) == "panzer-app:1.2"));
     let killed = "killing what a panzer that was killed has left in its cgroup: pid * (sleep), pid * (sleep)";
@@ -195,7 +231,7 @@ fn what_cannot_be_limited_is_refused_at_the_start() {
 fn where_there_is_none_the_remedy_is_told() {
     // Whoever may not make a namespace has no such place.
     let hides = "#!/bin/sh\nexec unshare -m sh -c 'umount -l /sys/fs/cgroup && exec \"$@\"' sh \"$@\"\n";
-    let possible = std::process::Command::new("unshare").args(["-m", "umount", "-l", "/sys/fs/cgroup"]).output();
+    let possible = Command::new("unshare").args(["-m", "umount", "-l", "/sys/fs/cgroup"]).output();
     if !possible.is_ok_and(|done| done.status.success()) {
         eprintln!("skipped: /sys/fs/cgroup cannot be hidden here");
         return;
@@ -221,4 +257,107 @@ fn workers_that_a_mold_forks_are_in_it_too() {
         panzer.stop();
     });
     assert!(group.below().is_empty(), "{:?}", group.below());
+}
+
+/// Takes processes once the file `fork` is there, until that is refused, and notes why.
+const FORKS: &str = "#!/usr/bin/env python3
+import os, time
+while not os.path.exists('fork'):
+    time.sleep(0.02)
+try:
+    while os.fork():
+        pass
+    time.sleep(1000)
+except OSError as refused:
+    own = f'refused-{os.getpid()}'
+    open(own, 'w').write(refused.strerror)
+    os.rename(own, 'refused')
+time.sleep(1000)
+";
+
+#[test]
+fn a_limit_of_processes_holds_for_a_generation_and_not_for_its_successor() {
+    let Some(group) = Group::limiting() else { return };
+    let builder = group.builder().executable("app", FORKS).args(["--cgroup", "pids=20", "./app"]);
+    let panzer = builder.start();
+    panzer.allow_line(LEFT_BEHIND);
+    panzer.wait_serving();
+    fs::write(panzer.path("fork"), "").unwrap();
+    let refused = || fs::read_to_string(panzer.path("refused")).is_ok_and(|why| why.contains("unavailable"));
+    eventually(SOON, "a fork is refused", refused);
+    let shown = text(&run(&panzer, &["status", "--json"]).stdout);
+    assert!(shown.contains("\"pids\":20,\"pids_max\":20"), "{shown}");
+    let metrics = text(&run(&panzer, &["metrics"]).stdout);
+    assert!(metrics.contains("panzer_cgroup_pids{standing=\"serving\"} 20\n"), "{metrics}");
+    fs::remove_file(panzer.path("fork")).unwrap();
+    let generation = panzer.reload_and_wait().unwrap();
+    panzer.wait_drained(generation - 1);
+    eventually(SOON, "the first one is removed", || group.below() == ["panzer-app", "panzer-app:2"]);
+    panzer.stop();
+    assert!(group.below().is_empty(), "{:?}", group.below());
+}
+
+/// One of them fills its memory once the file `grow` is there, and each that finds the file `grows` when it begins.
+const GROWS: &str = "#!/usr/bin/env python3
+import os, time
+grows = os.path.exists('grows')
+open(f'began-{os.getpid()}', 'w').close()
+while not grows:
+    try:
+        os.unlink('grow')
+        grows = True
+    except FileNotFoundError:
+        time.sleep(0.02)
+taken = []
+while True:
+    taken.append(bytearray(b'x' * (1 << 20)))
+";
+
+#[test]
+fn a_limit_of_memory_is_named_when_it_ends_a_worker_and_when_it_rejects_a_release() {
+    let Some(group) = Group::limiting() else { return };
+    let limits = ["--bake", "20s", "--cgroup", "memory=64M", "--cgroup", "pids=50", "./app"];
+    let panzer = group.builder_in("", "").executable("app", GROWS).args(limits).start();
+    panzer.wait_serving();
+    let began = |pid: &i32| panzer.path(&format!("began-{pid}")).exists();
+    let both_run = || panzer.workers().len() == 2 && panzer.workers().iter().all(began);
+    eventually(SOON, "both have begun", both_run);
+    let killed = "was killed by SIGKILL: the kernel's OOM killer, as its generation reached --cgroup memory=64 MiB";
+    panzer.expect_line(&format!("warning: worker * (pid *, generation 1) {killed}; respawning it"));
+    fs::write(panzer.path("grow"), "").unwrap();
+    panzer.wait_for_line(killed, SOON);
+    let is_counted =
+        || text(&run(&panzer, &["metrics"]).stdout).contains("{cause=\"out_of_memory\",signal=\"SIGKILL\"} 1\n");
+    eventually(SOON, "it is counted", is_counted);
+    eventually(SOON, "another runs", both_run);
+    // Somebody else's KILL is none of the kernel's.
+    panzer.expect_line("warning: worker * (pid *, generation 1) was killed by SIGKILL; respawning it");
+    crate::faults::kill_9(panzer.workers()[0]);
+    panzer.wait_for_line("was killed by SIGKILL; respawning it", SOON);
+    eventually(SOON, "another runs", both_run);
+    fs::write(panzer.path("grows"), "").unwrap();
+    panzer.expect_line(&format!("error: reload failed: generation 2: worker * {killed}; generation 1 serves on"));
+    assert!(panzer.reload_and_wait().is_err());
+    eventually(SOON, "its cgroup is removed", || group.below() == ["panzer-app", "panzer-app:1"]);
+    panzer.stop();
+    assert!(group.below().is_empty(), "{:?}", group.below());
+}
+
+#[test]
+fn nothing_stays_of_a_killed_main_that_had_set_limits() {
+    let Some(group) = Group::limiting() else { return };
+    let options = ["--cgroup", "memory=1G,pids=100", "sleep", "--", "1000"];
+    let first = group.builder().args(options).start();
+    first.wait_serving();
+    let workers = first.workers();
+    crate::faults::kill_9(first.pid());
+    crate::faults::wait_gone(&workers);
+    first.allow_line("main is gone; stopping the workers of generation 1");
+    assert!(!first.wait_exit().success());
+    // No process may enter a cgroup that limits those below it: whoever starts panzer anew may do so in a part of it.
+    let second = group.builder_in("panzer-app", "").args(options).start();
+    second.wait_serving();
+    second.stop();
+    assert!(group.below().is_empty(), "{:?}", group.below());
+    assert_eq!(fs::read_to_string(group.0.join("cgroup.subtree_control")).unwrap().trim(), "");
 }

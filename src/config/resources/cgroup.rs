@@ -46,6 +46,9 @@ impl FromStr for CgroupItem {
 }
 
 impl Cgroup {
+    /// The controllers that limits may need.
+    pub const CONTROLLERS: [&str; 2] = ["memory", "pids"];
+
     /// All items together; none: no cgroup. The error says which of them exclude each other.
     pub fn of(items: &[CgroupItem]) -> Result<Option<Cgroup>, &'static str> {
         if items.contains(&CgroupItem::Off) && items.iter().any(|item| *item != CgroupItem::Off) {
@@ -67,7 +70,8 @@ impl Cgroup {
 
     /// The limits that are set: their controller, the file, and its content.
     pub fn limits(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        let all = [("memory", "memory.max", self.memory), ("pids", "pids.max", self.pids)];
+        let [memory, pids] = Cgroup::CONTROLLERS;
+        let all = [(memory, "memory.max", self.memory), (pids, "pids.max", self.pids)];
         all.into_iter().filter_map(|(controller, file, limit)| Some((controller, file, limit?)))
     }
 }

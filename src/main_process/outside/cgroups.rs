@@ -91,11 +91,6 @@ impl Cgroups {
             begun.leave();
             return Err(refused(why));
         }
-        if !begun.own().join(cgroup::KILL).exists() {
-            log::info!(
-                "this kernel has no cgroup.kill (Linux 5.14): what a generation leaves gets signals, as without --cgroup"
-            );
-        }
         begun.take_over(Instant::now() + patience);
         Ok(begun)
     }
@@ -111,10 +106,14 @@ impl Cgroups {
             let name = if number == 1 { format!("panzer-{instance}") } else { format!("panzer-{instance}-{number}") };
             let own = base.join(&name);
             let cannot = |why| format!("cannot make the cgroup {}: {why}", own.display());
+            let is_left = own.exists();
             make(&own).map_err(cannot)?;
             let folder = File::open(&own).map_err(|error| cannot(words(&error)))?;
             if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                let (lock, enabled) = (OwnedFd::from(folder).into(), BTreeSet::new());
+                // One that was killed has left on what it had enabled.
+                let on = cgroup::words(&base.join("cgroup.subtree_control")).into_iter();
+                let enabled = on.filter(|one| is_left && Cgroup::CONTROLLERS.contains(&one.as_str())).collect();
+                let lock = OwnedFd::from(folder).into();
                 return Ok(Cgroups { base, name, lock, enabled, leaves: BTreeMap::new(), ending: Vec::new() });
             }
         }
@@ -265,8 +264,7 @@ impl Ending {
             }
             None if self.kill_at <= now => {
                 log::info!("killing what {} has left in its cgroup: {}", self.whose, left());
-                // An older kernel has no such file.
-                let _ = cgroup::write(&path.join(cgroup::KILL), "1");
+                cgroup::kill(path);
                 self.until = Some(now + KILL_TIMEOUT);
                 self.pause = PAUSES.0;
             }
@@ -274,7 +272,9 @@ impl Ending {
                 log::warn!("the cgroup {} stays, as processes in it do not end: {}", path.display(), left());
                 return true;
             }
-            _ => {}
+            // An older kernel does not kill those that were started meanwhile.
+            Some(_) => cgroup::kill(path),
+            None => {}
         }
         self.next = now + self.pause;
         if self.until.is_none() {
@@ -298,7 +298,10 @@ fn own_processes(group: &Path) -> Vec<Pid> {
 
 /// "pid 7 (sleep), pid 8 (sh) and 3 more".
 fn named(pids: &[Pid]) -> String {
-    let name = |pid: &Pid| format!("pid {pid} ({})", processes::name_of(*pid));
+    let name = |pid: &Pid| match pid.as_raw() {
+        0 => "one outside of this pid namespace".to_owned(),
+        _ => format!("pid {pid} ({})", processes::name_of(*pid)),
+    };
     let shown = pids.iter().take(MAX_NAMED).map(name).collect::<Vec<_>>().join(", ");
     match pids.len().saturating_sub(MAX_NAMED) {
         0 if pids.is_empty() => "nothing that can be seen here".to_owned(),

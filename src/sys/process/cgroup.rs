@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 
+use super::pidfd::PidFd;
+
 /// The file that lists the processes of a cgroup, and that moves a process there.
 pub const PROCESSES: &str = "cgroup.procs";
 
-/// The file that kills all processes of a cgroup, from Linux 5.14 on.
-pub const KILL: &str = "cgroup.kill";
+/// The most processes that are killed one by one before the next look.
+const MAX_KILLED_AT_ONCE: usize = 64;
 
 /// The folder of the cgroup that this process is in. None if version 2 is not mounted.
 pub fn own() -> Option<PathBuf> {
@@ -70,6 +72,18 @@ pub fn below(group: &Path) -> Vec<PathBuf> {
 pub fn processes(group: &Path) -> Vec<Pid> {
     let own = words(&group.join(PROCESSES)).into_iter().filter_map(|pid| pid.parse().ok().map(Pid::from_raw));
     own.chain(below(group).iter().flat_map(|group| processes(group))).collect()
+}
+
+/// Kills the processes in it and below it. Before Linux 5.14 (cgroup.kill) it takes several calls until all have gone.
+pub fn kill(group: &Path) {
+    if write(&group.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    // Held first, and then seen to be in it: a number alone may have come to mean another process.
+    let some = processes(group).into_iter().take(MAX_KILLED_AT_ONCE);
+    let held: Vec<(Pid, PidFd)> = some.filter_map(|pid| Some((pid, PidFd::open(pid).ok()?))).collect();
+    let still = processes(group);
+    held.iter().filter(|(pid, _)| still.contains(pid)).for_each(|(_, process)| process.kill());
 }
 
 /// Removes it with all those below it. Fails if a process is in one of them.

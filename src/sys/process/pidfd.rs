@@ -8,7 +8,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 
 /// The file system of pidfds (PIDFS_MAGIC), which libc does not have yet.
 const PIDFS: FsType = FsType(0x5049_4446);
@@ -38,6 +38,12 @@ impl PidFd {
     fn open_with(pid: Pid, flags: PidfdFlags) -> io::Result<PidFd> {
         let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(Errno::ESRCH)?;
         Ok(PidFd(pidfd_open(pid, flags)?))
+    }
+
+    /// Sends it SIGKILL.
+    pub fn kill(&self) {
+        // It fails if the process has ended, or is none of ours.
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
     /// A copy of its descriptor `number`, close-on-exec. Fails with EPERM if we may not trace the process, with EBADF if

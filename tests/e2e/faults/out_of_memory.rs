@@ -25,12 +25,13 @@ impl Group {
     fn new() -> Option<Group> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let below = |root: &str, path: &str| Path::new(root).join(path.trim_start_matches('/'));
-        let parents = groups.lines().filter_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let parents = groups.lines().flat_map(|line| {
+            let (controllers, path) = line.split_once(':').and_then(|line| line.1.split_once(':')).unwrap_or_default();
             match controllers {
-                "memory" => Some(below("/sys/fs/cgroup/memory", path)),
-                "" => Some(below("/sys/fs/cgroup", path)),
-                _ => None,
+                "memory" => vec![below("/sys/fs/cgroup/memory", path)],
+                // One that has processes limits none below it, but one above may.
+                "" => below("", path).ancestors().map(|path| below("/sys/fs/cgroup", path.to_str().unwrap())).collect(),
+                _ => Vec::new(),
             }
         });
         parents.into_iter().find_map(|parent| {
