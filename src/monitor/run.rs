@@ -323,18 +323,20 @@ impl Monitor {
                 // Its last notifications.
                 self.take_notifications(Some(worker));
             }
+            let out_of_memory =
+                matches!(exit, processes::Exit::Signal(9, _)) && self.oom_kills.take_one(Instant::now());
             let Some(mut live) = self.roster.remove(pid) else { continue };
             live.notify.iter().for_each(|socket| self.poller.forget(socket));
             if Some(live.worker) == self.state.mold_worker() {
                 self.close_line();
             }
-            let cause = live.refused.take().unwrap_or_else(|| match exit {
-                processes::Exit::Signal(9, _) if self.oom_kills.take_one() => {
+            let cause = live.refused.take().unwrap_or_else(|| match out_of_memory {
+                true => {
                     let limit = self.assignment.plan.cgroup.and_then(|cgroup| cgroup.memory);
                     let reached = limit.filter(|_| self.oom_kills.is_by_limit());
                     reached.map_or(Cause::OutOfMemory, Cause::OverMemoryLimit)
                 }
-                exit => exit.into(),
+                false => exit.into(),
             });
             match self.state.is_retiring(live.worker) {
                 true => self.roster.forget(live.worker.slot),

@@ -2,12 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A process ends within this time after the kernel has killed it. Later the kill was of another one, such as a child of a
+/// worker, which nobody told us of.
+const EXPLAINS_FOR: Duration = Duration::from_secs(10);
 
 /// The counter of this process's control group, or else of the machine.
 #[derive(Debug, Default)]
 pub struct OomKills {
     counter: PathBuf,
     known: u64,
+    /// Those that were seen last and explain no death yet, and when they were seen.
+    fresh: Option<(u64, Instant)>,
     /// How often the limit of the counter's own group was reached.
     reached: u64,
 }
@@ -20,16 +27,23 @@ impl OomKills {
         let all = given.chain(candidates(&groups)).chain([PathBuf::from("/proc/vmstat")]);
         let found = all.map(|path| (fs::read_to_string(&path).unwrap_or_default(), path));
         let begin = |(text, counter): (String, PathBuf)| {
-            Some(OomKills { known: of(&text, KILLS)?, reached: of(&text, LIMIT_REACHED).unwrap_or_default(), counter })
+            let reached = of(&text, LIMIT_REACHED).unwrap_or_default();
+            Some(OomKills { counter, known: of(&text, KILLS)?, fresh: None, reached })
         };
         found.filter_map(begin).next().unwrap_or_default()
     }
 
-    /// Whether one that has not been taken yet explains the death of a child that was killed.
-    pub fn take_one(&mut self) -> bool {
-        let new = count(&self.counter, KILLS).is_some_and(|count| count > self.known);
-        self.known += u64::from(new);
-        new
+    /// Whether one that has not been taken yet explains the death of a process that was killed.
+    pub fn take_one(&mut self, now: Instant) -> bool {
+        let count = count(&self.counter, KILLS).unwrap_or(self.known);
+        let new = count.saturating_sub(self.known);
+        self.known = count;
+        let fresh = self.fresh.take().filter(|(_, seen)| now.saturating_duration_since(*seen) < EXPLAINS_FOR);
+        let (waiting, seen) = fresh.unwrap_or((0, now));
+        let seen = if new > 0 { now } else { seen };
+        let all = waiting + new;
+        self.fresh = Some((all.saturating_sub(1), seen));
+        all > 0
     }
 
     /// Whether the limit of the counter's own group has been reached. If not, one of a group above it was, or all memory
@@ -91,10 +105,14 @@ mod tests {
         };
         write(1, 2);
         let mut kills = OomKills::from_now_on(Some(&group.path().join("leaf")));
-        assert!(!kills.take_one());
+        let now = Instant::now();
+        assert!(!kills.take_one(now));
         write(1, 3);
-        assert!(kills.take_one() && !kills.is_by_limit() && !kills.take_one());
+        assert!(kills.take_one(now) && !kills.is_by_limit() && !kills.take_one(now));
         write(2, 4);
-        assert!(kills.take_one() && kills.is_by_limit());
+        assert!(kills.take_one(now) && kills.is_by_limit());
+        // Seven at once: two deaths are seen in time.
+        write(3, 11);
+        assert!(kills.take_one(now) && kills.take_one(now + EXPLAINS_FOR / 2) && !kills.take_one(now + EXPLAINS_FOR));
     }
 }
