@@ -56,7 +56,7 @@ pub(crate) fn start(
     // First of all, so that a terminal that closes later counts as having been there.
     let had_terminal = has_terminal();
     processes::become_subreaper()?;
-    signals::unblock(&[Signal::SIGTSTP])?;
+    signals::unblock(&[Signal::SIGTSTP, Signal::SIGABRT])?;
     let ignores_hang_up = signals::is_ignored(Signal::SIGHUP);
     // In particular, if CHLD were ignored, the kernel would reap our children.
     signals::reset_dispositions();

@@ -76,7 +76,8 @@ pub fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
 }
 
-/// Unblocks signals that the loop does not read, so that Ctrl-Z and a crash have their usual effect.
+/// Unblocks signals that the loop does not read, so that Ctrl-Z, and the ABRT that systemd sends to a main that hangs,
+/// have their usual effect.
 pub fn unblock(signals: &[Signal]) -> io::Result<()> {
     Ok(signals.iter().copied().collect::<SigSet>().thread_unblock()?)
 }

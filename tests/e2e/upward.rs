@@ -170,6 +170,17 @@ fn the_watchdog_is_fed_where_it_is_ours() {
 }
 
 #[test]
+fn a_main_that_is_aborted_ends_as_systemd_expects_of_one_that_hangs() {
+    let panzer = Panzer::builder().args(["-w", "2", "--", "sleep", "1000"]).start();
+    panzer.wait_serving();
+    let workers = panzer.workers();
+    panzer.expect_line("main is gone; stopping the workers of generation 1");
+    panzer.signal(Signal::SIGABRT);
+    assert_eq!(panzer.wait_exit().code(), None);
+    crate::faults::wait_gone(&workers);
+}
+
+#[test]
 fn a_manager_that_is_gone_or_deaf_disturbs_nothing() {
     let name = name_for("gone");
     let panzer = sleepers(&name).start();

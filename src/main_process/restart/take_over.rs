@@ -47,7 +47,7 @@ pub(crate) fn take_over(state: OwnedFd, environment: Environment, run_monitor: R
 
 fn resume(document: Document, environment: Environment, run_monitor: RunMonitor) -> io::Result<Main> {
     processes::become_subreaper()?;
-    signals::unblock(&[Signal::SIGTSTP])?;
+    signals::unblock(&[Signal::SIGTSTP, Signal::SIGABRT])?;
     signals::reset_dispositions();
     let signals = start::read_signals(&document.configuration.plan, document.outside.ignores_hang_up)?;
     let poller = Poller::new()?;
