@@ -117,7 +117,7 @@ impl Prepared {
         }
         stderr::begin_anew();
         let rest = FIRST + self.descriptors.given.len() as RawFd;
-        if let Err(errno) = self.descriptors.settle().and_then(|()| close_from(rest)) {
+        if let Err(errno) = self.descriptors.settle(None).and_then(|()| close_from(rest)) {
             self.report(&Refused::from(errno).to_bytes());
             end();
         }
@@ -153,7 +153,7 @@ impl Prepared {
             // SAFETY: the call gets no pointer.
             unsafe { call(libc::SYS_setpgid, [0, 0])? };
         }
-        self.descriptors.settle()?;
+        self.descriptors.settle(self.release.as_ref().map(|release| release.file))?;
         let own_pid = rustix::process::getpid().as_raw_nonzero().get();
         self.pid_entries.iter_mut().for_each(|entry| write_pid(entry, own_pid));
         // Everything else has had its default since main began.
@@ -218,11 +218,13 @@ impl Prepared {
 
 impl Descriptors {
     /// Puts each to its number.
-    fn settle(&self) -> Result<(), Errno> {
+    fn settle(&self, release: Option<RawFd>) -> Result<(), Errno> {
         if !self.inherits_others {
             let (all, how) = (libc::c_uint::MAX as usize, libc::CLOSE_RANGE_CLOEXEC as usize);
             // SAFETY: the call gets no pointer, and only marks descriptors.
-            let _ = unsafe { call(libc::SYS_close_range, [FIRST as usize, all, how]) };
+            if unsafe { call(libc::SYS_close_range, [FIRST as usize, all, how]) } == Err(Errno::EINVAL) {
+                self.close_others(release);
+            }
         }
         // While it has the right to.
         if self.opens_output_anew {
@@ -235,6 +237,23 @@ impl Descriptors {
             put(*source, target)?;
         }
         self.stdin.map_or(Ok(()), |stdin| put(stdin, libc::STDIN_FILENO))
+    }
+
+    /// Closes what the program is not to get: to mark it for the exec takes Linux 5.11.
+    fn close_others(&self, release: Option<RawFd>) {
+        let kept = || {
+            let single = [self.stdin, self.output[0], self.output[1], self.cgroup, Some(self.reporter), release];
+            self.given.iter().copied().chain(single.into_iter().flatten())
+        };
+        let mut first = FIRST;
+        loop {
+            let next = kept().filter(|fd| *fd >= first).min();
+            let last = next.map_or(libc::c_uint::MAX as usize, |next| next as usize - 1);
+            // SAFETY: the call gets no pointer. This child has a table of descriptors of its own, and owns no other.
+            let _ = unsafe { call(libc::SYS_close_range, [first as usize, last, 0]) };
+            let Some(next) = next else { return };
+            first = next + 1;
+        }
     }
 }
 
