@@ -405,7 +405,7 @@ fn a_release_whose_slots_lock_names_is_told_of_the_remedy() {
         return;
     }
     let lock = "exec 9>lock-$1; flock -n 9 || exit 3; exec sleep 999";
-    let panzer = Panzer::builder().args(["-w", "1", "--bake", "50ms", "--", "sh", "-c", lock, "x", "{worker}"]).start();
+    let panzer = Panzer::builder().args(["-w", "1", "--bake", "5s", "--", "sh", "-c", lock, "x", "{worker}"]).start();
     panzer.wait_serving();
     eventually(SOON, "it has its lock", || panzer.path("lock-0").exists());
     panzer
