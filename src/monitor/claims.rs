@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 
 use super::Monitor;
@@ -34,7 +35,13 @@ impl Monitor {
             None => {
                 let worker = self.find_worker(process);
                 let late = worker.is_some_and(|worker| self.state.serves_for_long(worker, Instant::now()));
-                Report::Claim { ticket, key, socket: Some(socket.is_some()), process: Some(process.as_raw()), late }
+                // As servers do whose parent reserves the port, and whose children listen.
+                let reuses = socket.as_ref().is_some_and(|socket| getsockopt(socket, sockopt::ReusePort) == Ok(true));
+                let bound = self.sockets.sharing.as_ref().filter(|_| reuses).map(|it| it.bound_by(&key));
+                let again =
+                    worker.is_some() && bound.into_iter().flatten().any(|other| self.find_worker(other) == worker);
+                let (socket, process) = (Some(socket.is_some()), Some(process.as_raw()));
+                Report::Claim { ticket, key, socket, process, late, again }
             }
         };
         self.talk.channel.send_along(&report, socket.into_iter().collect());

@@ -403,6 +403,41 @@ while True: listener.accept()[0].close()
 "#;
 
 #[test]
+fn a_server_whose_parent_reserves_the_port_for_its_child() {
+    if !require("python3") {
+        return;
+    }
+    let port = free_port();
+    let builder = Panzer::builder().args(["-w", "2", "--ready", "accept", "--share-ports", "on", "--bake", "50ms"]);
+    let panzer = start(builder.args(["--", "python3", "-c", RESERVES, &port.to_string()]), port);
+    assert_eq!(panzer.reload_and_wait(), Ok(2));
+    panzer.stop();
+}
+
+/// As granian does.
+const RESERVES: &str = r#"
+import os, signal, socket, sys
+def bound():
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    own.bind(("127.0.0.1", int(sys.argv[1])))
+    return own
+reserved = bound()
+child = os.fork()
+if child:
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    os.waitpid(child, 0)
+    os._exit(0)
+listener = bound()
+listener.listen()
+while True:
+    connection, _ = listener.accept()
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    connection.close()
+"#;
+
+#[test]
 fn port_0_is_private() {
     if !require("python3") {
         return;

@@ -296,6 +296,10 @@ pub enum Report {
         /// Whether the worker has served for a while. A port that it opens now is its own, unless it is shared already.
         #[serde(default)]
         late: bool,
+        /// Whether the same worker has bound the address before, and may do so again (SO_REUSEPORT). It must not wait for
+        /// itself.
+        #[serde(default)]
+        again: bool,
     },
     /// A worker wants to listen on its bound socket, which comes as a descriptor.
     Listen {

@@ -26,6 +26,8 @@ pub(crate) struct Bind {
     pub(crate) process: Option<i32>,
     /// Whether the kernel decides unless the port is shared already.
     pub(crate) late: bool,
+    /// Whether the worker itself has bound the address already, and the kernel lets it do so again.
+    pub(crate) again: bool,
     /// The program's own socket, if it could be copied.
     pub(crate) socket: Option<OwnedFd>,
 }
@@ -52,7 +54,7 @@ impl Main {
             log::warn!("a worker binds {address}, which panzer holds, and cannot be given it: {why}; its bind fails");
             return self.refuse(claimant, &bind.key, error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw));
         }
-        let may_wait = bind.process.is_some() && !bind.late;
+        let may_wait = bind.process.is_some() && !bind.late && !bind.again;
         match self.listeners.shares.claim(&bind.key, claimant, bind.process.unwrap_or_default(), may_wait, now) {
             Claimed::Waits => {}
             Claimed::Held(_) => self.send_shared(claimant, &bind.key, now),

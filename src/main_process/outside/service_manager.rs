@@ -78,13 +78,16 @@ struct Told {
 impl ServiceManager {
     /// Set up as `environment` says. The variables are panzer's own, and workers do not see them.
     pub(crate) fn new(environment: &Environment, now: Instant) -> ServiceManager {
-        let to = environment.path_of_manager("NOTIFY_SOCKET").and_then(|name| match open(name) {
-            Ok(to) => Some(to),
-            Err(errno) => {
-                log::warn!("NOTIFY_SOCKET {} cannot be used: {}", name.display(), words(&errno.into()));
-                None
-            }
-        });
+        let to =
+            environment.path_of_manager("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
+                match open(name) {
+                    Ok(to) => Some(to),
+                    Err(errno) => {
+                        log::warn!("NOTIFY_SOCKET {} cannot be used: {}", name.display(), words(&errno.into()));
+                        None
+                    }
+                }
+            });
         let number = |name| environment.of_manager(name).and_then(|value| value.parse::<u64>().ok());
         let is_ours = environment.of_manager("WATCHDOG_PID").is_none()
             || number("WATCHDOG_PID") == u64::try_from(Pid::this().as_raw()).ok();

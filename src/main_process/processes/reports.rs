@@ -26,9 +26,9 @@ impl Main {
                 running.first_word = FirstWord::Heard;
             }
             match received {
-                Received::Message(Report::Claim { ticket, key, process, late, .. }, descriptors) => {
+                Received::Message(Report::Claim { ticket, key, process, late, again, .. }, descriptors) => {
                     let socket = descriptors.into_iter().next();
-                    self.on_claim((monitor, ticket), Bind { key, process, late, socket });
+                    self.on_claim((monitor, ticket), Bind { key, process, late, again, socket });
                 }
                 Received::Message(Report::Listen { ticket, key, backlog }, descriptors) => {
                     self.on_listens((monitor, ticket), &key, backlog, descriptors.into_iter().next());

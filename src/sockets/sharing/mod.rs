@@ -251,6 +251,11 @@ impl Sharing {
         other_process::descriptor_of(process, number).map_or(true, is_idle).then_some((process, bound.since))
     }
 
+    /// The processes that have bound this address and do not listen there yet.
+    pub fn bound_by(&self, key: &Key) -> Vec<Pid> {
+        self.bound.values().filter(|bound| bound.key == *key).map(|bound| bound.process).collect()
+    }
+
     /// When a call has waited too long.
     pub fn deadline(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.since + self.patience).min()
