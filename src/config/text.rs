@@ -116,10 +116,10 @@ pub mod path {
 
 /// `NAME=VALUE` as a C string.
 pub fn entry(name: &OsStr, value: &OsStr) -> CString {
-    let mut text = name.to_owned();
-    text.push("=");
-    text.push(value);
-    c_string(&text)
+    // With room for the NUL, too: this is done for each variable of each worker.
+    let mut bytes = Vec::with_capacity(name.len() + value.len() + 2);
+    [name.as_bytes(), b"=", value.as_bytes()].into_iter().for_each(|part| bytes.extend_from_slice(part));
+    CString::new(bytes).unwrap_or_else(|error| c_string(OsStr::from_bytes(&error.into_vec())))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::step::Step;
 use crate::sys::calls::call;
 use crate::sys::descriptors::{FIRST, close_from, put};
 use crate::sys::file_id::FileId;
-use crate::sys::output::open_output_anew;
+use crate::sys::output::open_terminals_anew;
 use crate::sys::signals::{reset_number, swap_mask};
 use crate::sys::{shown, stderr};
 
@@ -58,7 +58,7 @@ pub(super) struct Descriptors {
     pub(super) given: Vec<RawFd>,
     pub(super) stdin: Option<RawFd>,
     pub(super) output: [Option<RawFd>; 2],
-    pub(super) opens_output_anew: bool,
+    pub(super) opens_terminals_anew: bool,
     pub(super) inherits_others: bool,
     /// The entrance of its cgroup.
     pub(super) cgroup: Option<RawFd>,
@@ -227,8 +227,8 @@ impl Descriptors {
             }
         }
         // While it has the right to.
-        if self.opens_output_anew {
-            open_output_anew();
+        if self.opens_terminals_anew {
+            open_terminals_anew();
         }
         for (output, number) in self.output.iter().zip(libc::STDOUT_FILENO..) {
             output.map_or(Ok(()), |output| put(output, number))?;

@@ -1,5 +1,6 @@
 //! The environment and the arguments of a worker.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -27,7 +28,8 @@ pub fn arguments(plan: &Plan, context: WorkerContext<'_>) -> Result<Vec<CString>
 /// The whole environment but `LISTEN_PID` and `WATCHDOG_PID`, which are known only after the fork. Later ones win: inherited variables,
 /// panzer's own, those of files, those of options.
 pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Result<Vec<CString>, String> {
-    let mut all: BTreeMap<OsString, OsString> = common.inherited.iter().cloned().collect();
+    let mut all: BTreeMap<Cow<'_, OsStr>, Cow<'_, OsStr>> =
+        common.inherited.iter().map(|(name, value)| (name.into(), value.into())).collect();
     let own = [
         ("PANZER_WORKER_ID", context.worker.to_string()),
         ("PANZER_WORKER_COUNT", plan.workers.to_string()),
@@ -35,12 +37,15 @@ pub fn variables(plan: &Plan, common: &Common, context: WorkerContext<'_>) -> Re
         ("PANZER_MAIN_PID", context.main_pid.to_string()),
         ("NOTIFY_SOCKET", context.notify_socket.to_owned()),
     ];
-    all.extend(own.map(|(name, value)| (name.into(), value.into())));
-    all.extend(plan.watchdog.map(|period| ("WATCHDOG_USEC".into(), period.as_micros().to_string().into())));
-    all.extend(of_listeners(plan, context).into_iter().map(|(name, value)| (name.into(), value.into())));
-    all.extend(common.from_files.iter().map(|(name, value)| (name.0.clone(), value.0.clone())));
+    let watchdog = plan.watchdog.map(|period| ("WATCHDOG_USEC", period.as_micros().to_string()));
+    let own =
+        own.into_iter().chain(watchdog).map(|(name, value)| (OsStr::new(name).into(), OsString::from(value).into()));
+    all.extend(own);
+    let owned = |(name, value)| (OsString::from(name).into(), OsString::from(value).into());
+    all.extend(of_listeners(plan, context).into_iter().map::<(Cow<'_, OsStr>, Cow<'_, OsStr>), _>(owned));
+    all.extend(common.from_files.iter().map(|(name, value)| ((&name.0).into(), (&value.0).into())));
     for (name, value) in &plan.env {
-        all.insert(name.0.clone(), plan.expand(value, context.worker, context.generation)?.0);
+        all.insert((&name.0).into(), plan.expand(value, context.worker, context.generation)?.0.into());
     }
     Ok(all.iter().map(|(name, value)| entry(name, value)).collect())
 }

@@ -29,6 +29,7 @@ use crate::sys::calls::KEEP_ERRNO;
 use crate::sys::descriptors::FIRST;
 use crate::sys::errno::of_start;
 use crate::sys::file_id::FileId;
+use crate::sys::output::pipes_anew;
 use crate::sys::signals::swap_mask;
 use crate::sys::stack::Stack;
 
@@ -241,14 +242,20 @@ fn spawn_by(
     let free_from = FIRST + command.descriptors.len() as RawFd;
     let reporter = move_up(reporter, free_from)?;
     let raised = command.descriptors.iter().map(|fd| raise(*fd, free_from)).collect::<nix::Result<Vec<_>>>()?;
+    // Not in the child, which would look up each part of the path in /proc for the first time.
+    let pipes = pipes_anew(command.output.map(|given| command.opens_output_anew && given.is_none()));
     let leads_group = command.leads_group;
     let given = raised.iter().map(AsRawFd::as_raw_fd).collect();
     sweep();
     // A child that shares our memory must not run a handler of ours.
     let before = swap_mask(u64::MAX);
-    let started = start(prepare(command, given, reporter.as_raw_fd(), before));
+    let mut prepared = prepare(command, given, reporter.as_raw_fd(), before);
+    for (output, pipe) in prepared.descriptors.output.iter_mut().zip(&pipes) {
+        *output = output.or(pipe.as_ref().map(AsRawFd::as_raw_fd));
+    }
+    let started = start(prepared);
     swap_mask(before);
-    drop((raised, reporter));
+    drop((raised, reporter, pipes));
     let (pid, in_flight) = started.map_err(of_start)?;
     if leads_group {
         // The child does the same; whichever comes first, a signal to the group finds it. After the exec it is refused.
@@ -278,7 +285,7 @@ fn prepare(command: NewProcess<'_>, given: Vec<RawFd>, reporter: RawFd, mask: u6
         given,
         stdin: command.stdin.map(raw),
         output: command.output.map(|output| output.map(raw)),
-        opens_output_anew: command.opens_output_anew,
+        opens_terminals_anew: command.opens_output_anew,
         inherits_others: command.inherits_descriptors,
         cgroup: command.place.cgroup.map(raw),
         reporter,

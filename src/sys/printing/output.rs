@@ -70,19 +70,25 @@ pub fn open_to_group(group: u32) {
     }
 }
 
-/// Opens stdout and stderr anew if they are a pipe or a terminal, in blocking mode. Then other processes that share
-/// them cannot change our flags, nor we theirs. A stream that cannot be opened stays. Async-signal-safe, and leaves errno
-/// alone.
-pub fn open_output_anew() {
+/// Stdout and stderr, those that are wanted and are pipes, opened anew in blocking mode. Then other processes that share
+/// them cannot change the flags of the one that gets these, nor it theirs. None if it cannot be opened, too.
+pub fn pipes_anew(wanted: [bool; 2]) -> [Option<OwnedFd>; 2] {
+    let [stdout, stderr] = both().map(|fd| move || blocking_anew(fd, Kind::Pipe));
+    [wanted[0].then(stdout).flatten(), wanted[1].then(stderr).flatten()]
+}
+
+/// Opens them anew where they are terminals, for a child: to open a terminal may take time. One that cannot be opened stays.
+/// Async-signal-safe, and leaves errno alone.
+pub fn open_terminals_anew() {
     for fd in both() {
-        if let Some(anew) = blocking_anew(fd) {
+        if let Some(anew) = blocking_anew(fd, Kind::Terminal) {
             let _ = descriptors::put(anew.as_raw_fd(), fd.as_raw_fd());
         }
     }
 }
 
-fn blocking_anew(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
-    if !matches!(kind(fd), Kind::Pipe | Kind::Terminal) {
+fn blocking_anew(fd: BorrowedFd<'_>, wanted: Kind) -> Option<OwnedFd> {
+    if kind(fd) != wanted {
         return None;
     }
     let kept = OFlags::ACCMODE | OFlags::APPEND | OFlags::DIRECT;

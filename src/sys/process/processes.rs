@@ -313,9 +313,10 @@ pub(super) fn content(folder: impl AsFd, path: &str) -> Option<Vec<u8>> {
     const PAGE_BYTES: usize = 4096;
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let file = rustix::fs::openat(folder, path, flags, rustix::fs::Mode::empty()).ok()?;
-    let mut bytes = Vec::with_capacity(PAGE_BYTES);
-    rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)).ok()?;
-    Some(bytes)
+    // Not in a vector: for one of this size the allocator would tidy up all small pieces.
+    let mut page = [0; PAGE_BYTES];
+    let count = rustix::io::read(&file, &mut page).ok()?;
+    Some(page[..count].to_vec())
 }
 
 /// The user that `pid` runs as. None if it has ended and been reaped.
