@@ -12,7 +12,7 @@ use crate::control::monitor::messages::Report;
 use crate::monitor::decide::Event;
 use crate::readiness::watch;
 use crate::sockets::sharing::{Claim, Sharing, Taken};
-use crate::sys::unix_paths;
+use crate::sys::{processes, unix_paths};
 
 /// Limit of the workers that are looked at for listeners of their own, and of the addresses that are reported.
 const MAX_LOOKED_AT: usize = 4;
@@ -78,10 +78,18 @@ impl Monitor {
         let is_named = path.to_string_lossy().split(|letter: char| !letter.is_ascii_digit()).any(is_part);
         // Its own name is of no use to a file that was given one which the others use as well.
         let is_renamed = unix_paths::has_left(process, path);
-        if (is_named && !is_renamed) || std::mem::replace(&mut self.sockets.own_path_told, true) {
+        if is_named && !is_renamed {
             return;
         }
         let path = std::fs::read_link(format!("/proc/{process}/cwd")).unwrap_or_default().join(path);
+        // As Python's multiprocessing makes one: no other worker's file is there.
+        let worker = self.roster.find_ancestor(process).and_then(|worker| self.roster.live.get(&worker));
+        let leader = worker.map_or(process, |live| live.pid());
+        if path.parent().is_some_and(|folder| processes::has_made(leader, folder))
+            || std::mem::replace(&mut self.sockets.own_path_told, true)
+        {
+            return;
+        }
         let (what, listen) = match is_renamed {
             true => ("a unix path of its own that it has renamed", "PATH".into()),
             false => ("a unix path of its own", path.to_string_lossy()),

@@ -145,6 +145,14 @@ fn a_unix_path_of_its_own_is_told_of_with_the_remedy_in_every_mode() {
     panzer.expect_line(said);
     panzer.wait_for_line(said, 4 * SOON);
     panzer.stop();
+    // A folder that the worker has made for itself.
+    let made = Panzer::builder().executable("own", OWN_PATH);
+    let made = made.args(["-w", "1", "--bake", "100ms", "--", "sh", "-c"]);
+    let made = made.arg("exec python3 ./own $(mktemp -d ./own-XXXXXX)/own.sock").start();
+    made.wait_serving();
+    eventually_some(SOON, "all are bound", || made.path("bound").exists().then_some(()));
+    assert!(crate::control::run(&made, &["reload"]).status.success());
+    made.stop();
     // What nobody listens on, is of one process or generation only, or is panzer's own is nothing to speak of.
     own(&[], &[]).stop();
     for options in [&["--share-ports", "off"][..], &[]] {

@@ -5,15 +5,18 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, getpgid};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, SysconfVar, getpgid, sysconf};
 use rustix::process::WaitOptions;
 
 use crate::sys::errno::{of_start, words};
@@ -212,6 +215,18 @@ impl Clues {
 /// When a process began, in the kernel's ticks.
 pub fn started(pid: Pid) -> Option<u64> {
     Stat::of(pid)?.field(22)
+}
+
+/// Whether a process has made this folder itself, for its own user alone: it is newer than the process.
+pub fn has_made(pid: Pid, folder: &Path) -> bool {
+    let age_of = |pid| {
+        let tick = Duration::from_secs(1) / u32::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?.max(1);
+        let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+        Some(since_boot.saturating_sub(tick * u32::try_from(started(pid)?).ok()?))
+    };
+    let meta = fs::metadata(folder).ok().filter(|meta| meta.mode() & 0o077 == 0);
+    let age = meta.and_then(|meta| meta.created().ok()?.elapsed().ok());
+    age.zip(age_of(pid)).is_some_and(|(folder, process)| folder <= process)
 }
 
 /// Up to `most` bytes of the environment that `pid` was executed with. None if we may not look, or if we might have to
