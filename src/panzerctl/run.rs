@@ -18,6 +18,7 @@ use crate::control::operator::requests::{Request, Wanted};
 use crate::sys::{printable, stdout};
 
 const SEE_HELP: &str = "see panzerctl --help";
+const TOO_MANY: &str = "--name NAME selects an instance; see panzerctl --help";
 
 /// The definition of the command line.
 pub fn command() -> clap::Command {
@@ -39,7 +40,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                     _ => return 0,
                 },
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
-                _ => return fail(2, &printable::line(&in_one_line(&error, &arguments, SEE_HELP, SEE_HELP))),
+                _ => return fail(2, &printable::line(&in_one_line(&error, &arguments, SEE_HELP, TOO_MANY))),
             }
             return 2;
         }

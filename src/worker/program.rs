@@ -122,6 +122,9 @@ fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
 }
 
+/// Commands of panzerctl that are given to panzer by mistake.
+const OF_PANZERCTL: [&str; 7] = ["list", "logs", "reload", "restart", "scale", "status", "stop"];
+
 /// A relative path is looked for in the start directory, then in `--chdir`, as other supervisors do.
 fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>) -> Result<PathBuf, Cause> {
     let folders = if start == chdir { vec![start] } else { vec![start, chdir] };
@@ -155,7 +158,14 @@ fn find(program: &OsStr, start: &Path, chdir: &Path, search_path: Option<&OsStr>
     }
     let is_beside = beside.iter().any(|path| path.is_file());
     let shown = program.display();
-    let tip = if is_beside { format!("did you mean ./{shown}?") } else { "install it, or give its path".to_owned() };
+    let tip = match program.to_str() {
+        _ if is_beside => format!("did you mean ./{shown}?"),
+        Some(line) if line.contains(' ') => {
+            format!("give the arguments apart, as in panzer -- {line}, or in args of a file")
+        }
+        Some(command) if OF_PANZERCTL.contains(&command) => format!("did you mean panzerctl {command}?"),
+        _ => "install it, or give its path".to_owned(),
+    };
     Err(Cause::NotFound(format!("{shown} was not found in PATH; {tip}")))
 }
 

@@ -396,7 +396,7 @@ fn a_wrong_command_line_is_told_in_one_line() {
         (&["status", "--jsn"], "unknown option '--jsn': did you mean '--json'?"),
         (&["scale"], "<N|+N|-N> is missing: see panzerctl --help"),
         (&["logs", "-n", "all"], "invalid value 'all' for --lines: it must be a whole number"),
-        (&["status", "8"], "unexpected argument '8': see panzerctl --help"),
+        (&["status", "8"], "unexpected argument '8': --name NAME selects an instance; see panzerctl --help"),
         (&["reload", "--timeout", "soon"], "invalid value 'soon' for --timeout: not a duration"),
     ] {
         let refused = Command::new(env!("CARGO_BIN_EXE_panzerctl")).args(arguments).output().unwrap();

@@ -52,6 +52,12 @@ fn addresses() {
 fn programs() {
     refused(&["./nothing"], 127, "error: */nothing was not found (no such file or directory); check the path");
     refused(&["nothing-of-that-name"], 127, "error: nothing-of-that-name was not found in PATH");
+    refused(
+        &["sleep 1000"],
+        127,
+        "sleep 1000 was not found in PATH; give the arguments apart, as in panzer -- sleep 1000,",
+    );
+    refused(&["reload"], 127, "error: reload was not found in PATH; did you mean panzerctl reload?");
     refused(&["/etc/passwd"], 126, "error: /etc/passwd cannot be executed: it is not executable (mode 0644)");
     refused(&["/etc"], 126, "error: /etc cannot be executed: it is a directory");
     refused(&["--chdir", "/nonexistent", "sleep"], 125, "error: the working directory /nonexistent cannot be entered");
