@@ -282,3 +282,11 @@ fn a_manager_that_does_not_read_is_no_reason_to_spin() {
     assert!(spent < 100, "{spent} ticks");
     assert_eq!(panzer.stop().code(), Some(0));
 }
+
+#[test]
+fn an_empty_notify_socket_is_none() {
+    let panzer = Panzer::builder().args(["-w", "1", "--bake", "50ms", "--", "sleep", "1000"]);
+    let panzer = panzer.env("NOTIFY_SOCKET", "").start();
+    panzer.wait_serving();
+    panzer.stop();
+}
