@@ -53,9 +53,15 @@ fn each_event_runs_its_command_with_its_facts() {
     wait_noted(&noted, "before-reload count=1 generation=2 worker= code= signal= name=app main=");
     wait_noted(&noted, "after-reload count=1 generation=2 worker= code= signal= name=app");
     panzer.expect_line("warning: worker * (pid *, generation 2) was killed by SIGKILL");
-    kill_9(panzer.workers()[1]);
+    let killed = panzer.workers()[1];
+    kill_9(killed);
     wait_noted(&noted, "died count=1 generation=2 worker=1 code= signal=SIGKILL name=app");
-    eventually(SOON, "another worker runs in its place", || panzer.workers().len() == 2);
+    // It has executed the release by then, which is replaced below.
+    eventually(SOON, "another worker is ready in its place", || {
+        let status = panzer.status();
+        let mut workers = status.serving().workers.iter();
+        workers.all(|worker| worker.phase == "ready" && worker.pid != Some(killed))
+    });
     replace(&panzer, "app", "#!/nowhere/sh\n");
     panzer.expect_line("error: reload failed: generation 3: *nowhere*");
     assert!(panzer.reload_and_wait().is_err());
