@@ -64,16 +64,21 @@ impl Sleeper {
 
 /// Gives back heap and stack that nothing is in: a start takes more than anything that comes later.
 fn release_what_the_start_took() {
-    // SAFETY: pages are given back in which no allocation lies.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
+    release_heap();
     let here = [0u8; 1];
     let end = (here.as_ptr() as usize / page_size() - STACK_PAGES_KEPT) * page_size();
     // SAFETY: the pages lie below all frames, and below those of the call itself. Nothing else is mapped this near.
     unsafe {
         libc::madvise((end - STACK_BYTES_RELEASED) as *mut libc::c_void, STACK_BYTES_RELEASED, libc::MADV_DONTNEED)
+    };
+}
+
+/// Gives back pages of the heap in which no allocation lies.
+pub fn release_heap() {
+    // SAFETY: no allocation lies in what is given back.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
     };
 }
 

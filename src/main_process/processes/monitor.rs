@@ -15,6 +15,7 @@ use crate::main_process::decide::Monitor;
 use crate::main_process::main::Main;
 use crate::main_process::processes::children::{FIRST_WORD_TIMEOUT, FirstWord, Running};
 use crate::sys::memfd;
+use crate::sys::trim_memory::release_heap;
 use crate::worker::spawn::{Image, NewProcess, go_on_as};
 
 /// The first version of the protocol that has [`Order::Own`].
@@ -84,6 +85,8 @@ impl Main {
         // Watch before the fork: a monitor that could not be watched would run on beside its successor.
         self.poller.watch(&channel, token)?;
         let command = NewProcess { inherits_descriptors: true, keeps_mask: true, leads_group, death_signal, ..role };
+        // What is free would be copied, page by page, when the monitor uses it again.
+        release_heap();
         let child =
             go_on_as(command, || (self.run_monitor)(&environment)).inspect_err(|_| self.poller.forget(&channel))?;
         let first_word = FirstWord::Until(Instant::now() + FIRST_WORD_TIMEOUT);
