@@ -13,7 +13,7 @@ use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
 
 use crate::control::{panzerctl, run, serving_sleeper, sleeper, text};
-use crate::faults::{SOON, kill_9};
+use crate::faults::{SOON, kill_9, wait_gone};
 use crate::support::{Panzer, eventually, free_port, require};
 
 const COLUMNS: usize = 80;
@@ -181,6 +181,8 @@ fn a_panzer_that_comes_back_to_its_socket_is_watched_on() {
     let mut next = || -> serde_json::Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     assert_eq!(next()["pid"], first.pid());
     kill_9(first.pid());
+    // Until then it has its name.
+    wait_gone(&[first.pid()]);
     let second = sleeper().env("RUNTIME_DIRECTORY", first.path("run")).start();
     eventually(SOON, "the second is watched", || next()["pid"] == second.pid());
     second.stop();
