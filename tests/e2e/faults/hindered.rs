@@ -163,7 +163,8 @@ fn a_log_that_may_not_grow_ends_nothing() {
     if !require("python3") {
         return;
     }
-    let limited = "#!/usr/bin/env python3\nimport os, resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (3 << 30,) * 2)\nos.execv(sys.argv[1], sys.argv[1:])\n";
+    // Whoever has CAP_SYS_RESOURCE (24) raises the limit. This takes it out of the bounding set (PR_CAPBSET_DROP, 24 as well).
+    let limited = "#!/usr/bin/env python3\nimport ctypes, os, resource, sys\nctypes.CDLL(None).prctl(24, 24)\nresource.setrlimit(resource.RLIMIT_FSIZE, (3 << 30,) * 2)\nos.execv(sys.argv[1], sys.argv[1:])\n";
     let builder = Panzer::builder().executable("limited", limited).through("limited");
     // Full but for some bytes, and all of it a hole.
     fs::File::create(builder.folder().join("app.log")).unwrap().set_len((3 << 30) - 100).unwrap();
