@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::faults::{SOON, kill_9, serving_app, start_app};
+use crate::faults::{SOON, kill_9, serving_app, start_app, wait_gone};
 use crate::support::{Builder, Panzer, eventually, free_port, require};
 
 pub(crate) fn sleeper() -> Builder {
@@ -130,6 +130,7 @@ fn the_socket_is_for_its_owner_and_goes_with_the_end() {
 fn a_stale_socket_is_replaced_and_a_symlink_is_not_followed() {
     let first = serving_sleeper();
     kill_9(first.pid());
+    wait_gone(&[first.pid()]);
     let second = sleeper().env("RUNTIME_DIRECTORY", first.path("run")).start();
     second.wait_serving();
     assert_eq!(run(&first, &["status"]).status.code(), Some(0));

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
-use super::{SOON, kill_9};
+use super::{SOON, kill_9, wait_gone};
 use crate::control::run;
 use crate::support::{Builder, Panzer, eventually};
 
@@ -50,6 +50,7 @@ fn a_stale_one_is_taken_over() {
     let first = sleeper().start();
     first.wait_serving();
     kill_9(first.pid());
+    wait_gone(&[first.pid()]);
     let second = sleeper().env("RUNTIME_DIRECTORY", first.path("run")).start();
     second.wait_serving();
     assert_eq!(fs::read_to_string(first.path("run/sleep.pid")).unwrap().trim(), second.pid().to_string());
@@ -65,6 +66,7 @@ fn whoever_may_read_it_cannot_lock_it() {
     assert_eq!(fs::metadata(&lock).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(first.path("run/sleep.pid")).unwrap().permissions().mode() & 0o777, 0o644);
     kill_9(first.pid());
+    wait_gone(&[first.pid()]);
     // As another user holds it, who only opened it for reading.
     let file = fs::File::open(first.path("run/sleep.pid")).unwrap();
     let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
