@@ -148,7 +148,7 @@ fn what_a_generation_leaves_is_killed_with_it() {
     // With a child from before, main takes what it cannot attribute for a stranger.
     let builder = group.builder_after("sleep 0.1 &").executable("app", LEAVES_ONE);
     let panzer = builder.args(["--cgroup", "on", "--stop", "TERM/100ms/KILL", "./app"]).start();
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     panzer.allow_line(LEFT_BEHIND);
     panzer.allow_line("warning: worker * has not stopped yet; sent it SIGKILL");
     panzer.wait_serving();

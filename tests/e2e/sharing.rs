@@ -307,7 +307,7 @@ fn a_monitor_that_dies_leaves_the_listener_where_it_is() {
     // Its stderr has a traceback for each client that is gone before its answer.
     let program = format!("exec python3 -m http.server {port} --bind 127.0.0.1 2>/dev/null");
     let panzer = start(four_workers().args(["--", "sh", "-c", &program]), port);
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     let before = panzer.workers();
     let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
     kill(Pid::from_raw(panzer.status().serving().monitor.unwrap()), Signal::SIGKILL).unwrap();

@@ -40,7 +40,7 @@ pub fn every_worker_at_once_and_connections_wait() {
 #[test]
 pub fn the_serving_monitor() {
     let (panzer, port) = start_app(2);
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     let before = panzer.workers();
     kill_9(panzer.status().serving().monitor.unwrap());
     // They end by the signal of their parent's death; who comes now waits for the next ones.
@@ -61,7 +61,7 @@ pub fn the_serving_monitor_whose_workers_ignore_the_first_signal() {
     let port = free_port();
     let deaf = server("good").replace("listener =", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlistener =");
     let panzer = serving_app(port, 1).executable("app", &deaf).args(["--stop", "TERM/300ms/INT/300ms/KILL"]).start();
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     panzer.allow_line("warning: worker 0 (pid * has not stopped yet; sent it SIGINT");
     panzer.wait_serving();
     let before = panzer.workers();

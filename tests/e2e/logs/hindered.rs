@@ -119,7 +119,7 @@ fn after_kill_9_of_main_the_logger_writes_what_comes_and_ends() {
 #[test]
 fn after_kill_9_of_a_monitor_its_workers_last_words_and_the_next_ones_first_are_there() {
     let panzer = speaking().start();
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     panzer.wait_serving();
     let workers = panzer.workers();
     wait_for_words(&panzer, "first", &workers);

@@ -63,7 +63,7 @@ fn the_monitor_while_a_worker_is_being_born() {
     assert!(program.contains("'between'"));
     let panzer = serving(&program, free_port(), 1).start();
     // Main may still see that its monitor is gone.
-    panzer.allow_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.allow_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     let born = || fs::read_to_string(panzer.path("between")).ok()?.lines().next()?.parse::<i32>().ok();
     let worker = eventually_some(SOON, "a worker is being born", born);
     let monitor = descendants(panzer.pid()).into_iter().find(|it| it.parent == panzer.pid()).unwrap();

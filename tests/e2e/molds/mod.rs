@@ -133,7 +133,7 @@ fn a_worker_that_was_asked_of_a_dead_mold_is_asked_of_the_next() {
 #[test]
 fn nothing_is_left_of_a_killed_monitor_or_main() {
     let (panzer, port) = start(2);
-    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another in");
+    panzer.expect_line("error: the monitor of generation 1 was killed by SIGKILL; starting another");
     let (workers, mold) = (panzer.workers(), panzer.status().serving().mold());
     kill_9(panzer.status().serving().monitor.unwrap());
     wait_gone(&workers);
