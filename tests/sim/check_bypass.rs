@@ -7,18 +7,13 @@ use panzer::readiness::watch::Bypass as Shown;
 use crate::check::{Checked, SLACK, hold};
 use crate::kernel::Time;
 
-/// When a worker is looked at, in hundredths of a unit, at most: the first time only if it must be ready in time. Then comes
-/// the last row, which has the distances of this one.
-const LOOKS: [u32; 7] = [300, 700, 1500, 1513, 1531, 1557, 1590];
-const ROW: usize = 5;
-const LAST_ROW: u32 = 25500;
+/// The first, second and third look at most, if a worker must be ready in time; and the last look at one that need not.
+const LOOKS: [u32; 3] = [3, 7, 15];
+const LAST_LOOK: u32 = 255;
 const UNIT: Time = Time::from_secs(1);
 
-/// The looks, the latest one first.
-fn looks(from: usize, now: Time, unit: Time, last_row: Time) -> Vec<Time> {
-    let row = LOOKS[LOOKS.len() - ROW..].iter().map(|look| last_row + unit * (look - 1500) / 100);
-    LOOKS[from..].iter().map(|look| unit * *look / 100).chain(row).map(|after| now + after).rev().collect()
-}
+/// The third and the last look at a worker that need not be ready in time are as many, at these distances in milliseconds.
+const ROW: [u64; 5] = [0, 130, 310, 570, 900];
 
 #[derive(Debug, Default)]
 pub(crate) struct Bypass {
@@ -39,7 +34,9 @@ impl Bypass {
     pub(crate) fn executed(&mut self, now: Time, ready_time: Time, wanted: &Settings) {
         if matches!(wanted.watch, Watch::IfSeeable | Watch::Always) && self.looks.is_none() {
             let unit = UNIT.min(ready_time / 32);
-            self.begin(now, looks(0, now, unit, ready_time / 16 * 15), wanted);
+            let looks = LOOKS.iter().map(|&look| now + unit * look);
+            let looks = looks.chain([now + ready_time / 16 * 15]).rev().collect();
+            self.begin(now, looks, wanted);
             self.must_be_ready = true;
         }
     }
@@ -50,7 +47,9 @@ impl Bypass {
             return;
         }
         self.settled |= proven;
-        self.begin(now, looks(1, now, UNIT, UNIT * LAST_ROW / 100), wanted);
+        let rows = [LOOKS[2], LAST_LOOK].into_iter().flat_map(|look| ROW.map(|ms| UNIT * look + Time::from_millis(ms)));
+        let looks = [UNIT * LOOKS[1]].into_iter().chain(rows).map(|after| now + after);
+        self.begin(now, looks.rev().collect(), wanted);
         self.must_be_ready = false;
     }
 
@@ -78,8 +77,9 @@ impl Bypass {
         let (Some(shown), Some(looks)) = (shown, &self.looks) else { return };
         let is_idle = shown.ran.saturating_sub(self.ran) * 20 < now - self.seen;
         let (elsewhere, left) = (!shown.own.is_empty() && self.must_be_ready, looks.len());
-        let convicted = elsewhere || left == 0 || (is_idle && left == ROW);
-        if !(1..ROW).contains(&left) && !(ROW + 1..2 * ROW).contains(&left) {
+        let row = if self.must_be_ready { 1 } else { ROW.len() };
+        let convicted = elsewhere || left == 0 || (is_idle && left == row);
+        if !(1..row).contains(&left) && !(row + 1..2 * row).contains(&left) {
             (self.seen, self.ran) = (now, shown.ran);
         }
         self.convicted = !self.settled && convicted;

@@ -7,11 +7,12 @@
 //! | --- | --- | --- | --- |
 //! | 1 | after 3 units | none | listens elsewhere, and must be ready in time |
 //! | 2 | after 7 units | after 7 s | the same |
-//! | 3 to 7 | after 15 units | after 15 s | the same, or has been idle since look 2 |
-//! | 8 to 12 | just before the time is over | after 255 s | is still not accepting |
+//! | 3 | after 15 units | five times from 15 s on | the same, or has been idle since look 2 |
+//! | 4 | just before the time is over | five times from 255 s on | is still not accepting |
 //!
-//! A unit is a second, or a part of the ready timeout if that is shorter. Five looks within a unit, at uneven distances, also
-//! find a worker that accepts with a timeout and sleeps in between, whatever its rhythm.
+//! A unit is a second, or a part of the ready timeout if that is shorter. Five looks within a second, at uneven distances, also
+//! find a worker that accepts with a timeout and sleeps in between, whatever its rhythm. One that must be ready is looked at
+//! for that as well, again and again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ const UNIT: Duration = Duration::from_secs(1);
 /// Number of units in the ready timeout, at least.
 const UNITS_IN_READY_TIMEOUT: u32 = 32;
 
-/// When the looks of a row come after its first one, in hundredths of a unit, the last one first.
+/// When the looks of a row come after its first one, in hundredths of a second, the last one first.
 const ROW: [u32; 5] = [90, 57, 31, 13, 0];
 
 /// A worker that has used less than this share of a processor was idle.
@@ -56,7 +57,9 @@ impl Suspects {
         }
         let unit = within.map_or(UNIT, |within| UNIT.min(within / UNITS_IN_READY_TIMEOUT));
         let last = within.map_or(unit * 255, |within| within / 16 * 15);
-        let rows = [last, unit * 15].into_iter().flat_map(|first| ROW.map(|later| first + unit * later / 100));
+        let row = row_of(within.is_some());
+        let rows =
+            [last, unit * 15].into_iter().flat_map(|first| row.iter().map(move |later| first + UNIT * *later / 100));
         let looks = rows.chain([unit * 7]).chain(within.map(|_| unit * 3)).map(|after| now + after).collect();
         let suspect = Suspect { must_be_ready: within.is_some(), looks, seen: now, ran: Duration::ZERO };
         self.suspects.insert(worker, suspect);
@@ -89,7 +92,7 @@ impl Suspects {
         let (time, ran) = (now.saturating_duration_since(suspect.seen), shown.ran.saturating_sub(suspect.ran));
         let is_idle = ran.saturating_mul(SHARE_WHEN_BUSY) < time;
         let elsewhere = suspect.must_be_ready && !shown.own.is_empty();
-        let (left, row) = (suspect.looks.len(), ROW.len());
+        let (left, row) = (suspect.looks.len(), row_of(suspect.must_be_ready).len());
         self.told = elsewhere || left == 0 || (left == row && is_idle);
         if left >= 2 * row || left == row {
             (suspect.seen, suspect.ran) = (now, shown.ran);
@@ -99,6 +102,10 @@ impl Suspects {
         }
         self.told
     }
+}
+
+fn row_of(must_be_ready: bool) -> &'static [u32] {
+    if must_be_ready { &[0] } else { &ROW }
 }
 
 #[cfg(test)]
