@@ -21,7 +21,7 @@ use super::smaps::whole;
 use super::stamps::Stamps;
 use super::table::{Table, percentile};
 use super::under_load::free_port;
-use super::{LIMIT, Measured, stamps};
+use super::{LIMIT, Measured, SETTLED, stamps};
 
 pub(super) const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
 const WORKERS: usize = 8;
@@ -131,7 +131,7 @@ impl App {
         let (_stamps, stdout) = Stamps::pipe()?;
         let panzer = Panzer::start(&options[..options.len() - usize::from(!preload)], &self.command("mold")?, stdout)?;
         panzer.wait_for("serves")?;
-        panzer.stay_silent(Duration::from_millis(200))?;
+        panzer.stay_silent(SETTLED)?;
         panzer.processes()?.into_iter().map(|pid| Ok(whole(pid)?.pss)).sum()
     }
 
