@@ -18,7 +18,7 @@ struct Footprint {
 /// With few workers, with many, and with few that are linked to the C library, as most are.
 pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     let few = footprint(8, program.command())?;
-    table.bytes("memory (PSS) with 8 workers", few.whole.pss, 1_800_000);
+    table.bytes("memory (PSS) with 8 workers", few.whole.pss, 1_300_000);
     explain(&few, table);
     let many = footprint(100, program.command())?;
     let more = many.whole.pss.saturating_sub(few.whole.pss);

@@ -69,7 +69,7 @@ pub(crate) fn measure(program: &Program, table: &mut Table) -> Measured<()> {
     in_turns(&mut [&mut ours, &mut bare], ROUNDS)?;
     for (figure, percent) in [("respawn after kill -9, median", 50), ("respawn after kill -9, p90", 90)] {
         let (ours, bare) = (percentile(&mut ours.times, percent), percentile(&mut bare.times, percent));
-        if percent == 50 { table.ratio(figure, ours, bare, 1.5) } else { table.plain_ratio(figure, ours, bare) }
+        if percent == 50 { table.ratio(figure, ours, bare, 1.2) } else { table.plain_ratio(figure, ours, bare) }
     }
     table.note(&format!("against a loop of waitpid, fork, exec; {ROUNDS} times each, in turns"));
     Ok(())
