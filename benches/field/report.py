@@ -65,7 +65,7 @@ def write(field, versions, missing, command, minutes, load):
     page = f"""# Panzer beside what people use instead
 
 Measured by `{command}` on {datetime.date.today()}, in {minutes:.0f} minutes: {os.cpu_count()} CPUs ({cpu}), Linux
-{platform.release()}. The load of the machine was {load:.1f} before it began{"" if load < 1 else ": it was busy, so all times are rough, and only large differences say something"}.
+{platform.release()}. The load of the machine was {load:.1f} before it began{"" if load < 2 else ": it was busy, so all times are rough, and only large differences say something"}.
 
 {chr(10).join(table)}
 
@@ -82,13 +82,14 @@ Less is better in every line.
 
 Where panzer is not first:
 
-- Memory at 2 and 8 workers: runit and s6 are a few kB of C for each worker, and hold no socket, no release and no status.
-  They have a process for each worker, so panzer is below them from some ten workers on.
-- Start and respawn: Server::Starter's worker forks the others without an exec, and the floor executes each. Panzer is
-  executed three times before its first worker starts; benches/README.md says what was tried. Runit and s6 start a process
-  for each worker at once.
+- Memory at 2 workers: runit and s6 are a few kB of C for each worker, and hold no socket, no release and no status. They
+  have a process for each worker, so panzer is below them from eight workers on.
+- Start and respawn: Server::Starter's worker forks the others without an exec, and the floor executes each. Of a start of
+  8, panzer's own execution, command line and sockets are a third; benches/README.md says what was tried. The floor of a
+  respawn is a process that was just started in a busy loop, with all that it uses in the processor's caches; a supervisor
+  has slept before, and its worker has to be killed first. Runit and s6 start a process for each worker at once.
 - Logs: s6-log splits no streams, and takes lines from one pipe.
-- p99 of nginx is that of nginx as a server, and a load that opens 4 connections at a time.
+- p99 under load: below a millisecond, the order changes from run to run. That of nginx is nginx's as a server.
 
 Versions: {'; '.join(f'{name}: {version}' for name, version in versions.items())}.
 Not installed, and left out: {', '.join(missing) or 'none'}.
