@@ -6,12 +6,14 @@ use std::process::Command;
 use super::{PANZER, ROOT, conforms, first_block, reforks, run, scratch, serves, text_of};
 use crate::support::{Panzer, eventually, free_port, get, there_is};
 
-/// Compiles a program that requires the shard by its name.
+/// Compiles a program that requires the shard by its name. Its cache is its own: compilers that share one overwrite the
+/// helpers that they compile and execute for macros.
 fn compile(source: &str, name: &str) -> String {
     let program = scratch(name);
     let standard = Command::new("crystal").args(["env", "CRYSTAL_PATH"]).output().unwrap();
     let path = format!("{ROOT}/clients/crystal/src:{}", String::from_utf8_lossy(&standard.stdout).trim());
-    run(&["crystal", "build", "-o", &program, source], &[("CRYSTAL_PATH", &path)]);
+    let cache = scratch(&format!("cache-of-{name}"));
+    run(&["crystal", "build", "-o", &program, source], &[("CRYSTAL_PATH", &path), ("CRYSTAL_CACHE_DIR", &cache)]);
     program
 }
 
