@@ -7,7 +7,7 @@
 //! By hand more reloads make a better measure: `E2E_RELOADS=100`.
 
 mod alone;
-mod chance;
+pub mod chance;
 
 use std::fs;
 use std::path::Path;
@@ -24,9 +24,6 @@ use crate::zero_loss::clients::{BothKinds, CLIENTS, Seen};
 
 const RELOADS: u32 = 20;
 const WORKERS: u32 = 4;
-/// More than chance explains counts if it happens so often in a row.
-const TRIES: u32 = 3;
-
 fn reloads() -> u32 {
     std::env::var("E2E_RELOADS").map_or(RELOADS, |asked| asked.parse().expect("a number of reloads"))
 }
@@ -81,16 +78,9 @@ fn no_more_is_lost_than_alone(name: &str, server: &Server) {
     assert!(seen <= alone, "{name}: {seen} lost, {alone} alone");
 }
 
-/// Of one that loses few, whose numbers are largely chance. On a busy machine they come in clumps, as when the server
-/// ends a process of its own that took too long, with all its connections. What is lost by panzer is lost each time.
+/// Of one that loses few, whose numbers are largely chance.
 fn no_more_is_lost_than_alone_and_by_chance(name: &str, server: &Server) {
-    for tries in 1.. {
-        let (alone, seen) = alone_and_under_panzer(name, server);
-        if !chance::hardly_explains(seen, alone) {
-            return;
-        }
-        assert!(tries < TRIES, "{name}: {seen} lost, {alone} alone, which is more than chance, {tries} times in a row");
-    }
+    chance::explains(|| alone_and_under_panzer(name, server));
 }
 
 /// How many requests are lost alone and under panzer, over as many stops. Both happen at once, so that both have the

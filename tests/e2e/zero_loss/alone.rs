@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -35,10 +36,19 @@ impl Server {
         wait_for_answer(port, &format!("pid {}\n", self.0.id()));
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Tells it to stop, and waits until it has. One that takes too long is forced, as panzer does it.
     fn stop(mut self) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).unwrap();
-        eventually(START, "the server ends", || self.0.try_wait().unwrap().is_some());
+        let pid = Pid::from_raw(self.0.id().cast_signed());
+        kill(pid, Signal::SIGTERM).unwrap();
+        let patience = Instant::now() + START;
+        let mut is_forced = false;
+        eventually(2 * START, "the server ends", || {
+            if !is_forced && Instant::now() > patience {
+                is_forced = true;
+                kill(pid, Signal::SIGINT).unwrap();
+            }
+            self.0.try_wait().unwrap().is_some()
+        });
     }
 }
 

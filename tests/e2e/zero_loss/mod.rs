@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::servers::with_own_homes;
 use crate::support::{Builder, Panzer, eventually, free_port, get, require};
+use crate::unmodified::chance;
 use clients::{BothKinds, Seen};
 
 const RELOADS: u32 = 20;
@@ -57,18 +58,20 @@ fn nothing_is_lost(server: &str, complete: impl FnOnce(Builder) -> Builder) {
 }
 
 /// Compares what is lost under panzer with what is lost when the same server is stopped as often without it. Both
-/// happen at once, so that both have the same machine. `FD` among the arguments is the listener's descriptor.
-fn no_more_is_lost_than_alone(server: &str, file: &str, program: &[&str]) {
+/// happen at once, so that both have the same machine. `FD` among the arguments is the listener's descriptor. Returns how
+/// many are lost alone, and under panzer.
+fn alone_and_under_panzer(server: &str, file: &str, program: &[&str], complete: fn(Builder) -> Builder) -> (u64, u64) {
     let arguments: Vec<String> = program.iter().map(|argument| argument.replace("FD", "{fd}")).collect();
     let (alone, seen) = thread::scope(|both| {
         let alone = both.spawn(|| alone::replace_under_load(file, program, STOPS));
-        let seen = reload_under_load(BAKE_OF_SILENT, |builder| builder.link(file).arg("--").args(arguments));
+        let complete = |builder: Builder| complete(builder).link(file).arg("--").args(arguments);
+        let seen = reload_under_load(BAKE_OF_SILENT, complete);
         (alone.join().unwrap(), seen)
     });
     alone.print(&format!("{server} alone: stopped {STOPS} times"));
     seen.print(&format!("{server} under panzer: {RELOADS} reloads, {STOPS} workers stopped"));
     assert_eq!(seen.new_connection.refused, 0, "panzer holds the listener all the time");
-    assert!(seen.dropped() <= alone.dropped(), "{} lost, and {} without panzer", seen.dropped(), alone.dropped());
+    (alone.dropped(), seen.dropped())
 }
 
 #[test]
@@ -120,7 +123,9 @@ fn gunicorn_loses_nothing() {
 #[test]
 pub fn node_loses_no_more_than_alone() {
     if require("node") {
-        no_more_is_lost_than_alone("node", "examples/node_app.js", &["node", "node_app.js"]);
+        let program = ["node", "node_app.js"];
+        let (alone, seen) = alone_and_under_panzer("node", "examples/node_app.js", &program, |builder| builder);
+        assert!(seen <= alone, "{seen} lost, and {alone} without panzer");
     }
 }
 
@@ -128,6 +133,8 @@ pub fn node_loses_no_more_than_alone() {
 pub fn uvicorn_loses_no_more_than_alone() {
     if require("uvicorn") {
         let program = ["uvicorn", "--log-level", "warning", "app:app", "--fd", "FD"];
-        no_more_is_lost_than_alone("uvicorn", "examples/app.py", &program);
+        // It never closes a kept connection that it accepts while it stops, and waits for its client until it is forced.
+        let patient = |builder: Builder| builder.allow_line("has not stopped yet; sent it SIGINT");
+        chance::explains(|| alone_and_under_panzer("uvicorn", "examples/app.py", &program, patient));
     }
 }
