@@ -213,7 +213,7 @@ fn a_reload_is_answered_with_its_verdict() {
     assert!(told.contains("generation 1 is draining") && told.contains("generation 2 serves after"), "{told}");
     assert!(panzer.status().generation(1).is_none(), "the old one is gone by then");
     panzer.expect_line("error: reload failed: generation 3");
-    fs::write(panzer.path("app"), "#!/bin/sh\nexit 7\n").unwrap();
+    crate::support::write_executable(panzer.path("app"), "#!/bin/sh\nexit 7\n");
     let bad = run(&panzer, &["reload"]);
     assert_eq!(bad.status.code(), Some(1));
     let why = text(&bad.stderr);
@@ -521,7 +521,7 @@ fn one_of_another_user_is_not_said_not_to_run() {
         return;
     }
     let panzer = serving_sleeper();
-    fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
+    crate::support::copy_executable(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl"));
     for path in [panzer.folder().to_owned(), panzer.path("run")] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }

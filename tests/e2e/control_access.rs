@@ -7,7 +7,7 @@ use nix::sys::signal::Signal::SIGUSR2;
 
 use crate::control::text;
 use crate::faults::SOON;
-use crate::support::{Panzer, require, set_mode};
+use crate::support::{Panzer, copy_executable, require, set_mode};
 
 /// As systemd starts it with `User=`: panzer itself has no rights.
 const AS_NOBODY: &str = "#!/bin/sh
@@ -26,8 +26,8 @@ fn start(access: &str) -> Option<Panzer> {
     let builder = builder.args(["--log", "out.log,mode=0640,group=7002", "--", "sleep", "1000"]);
     let panzer = builder.start();
     panzer.wait_serving();
-    fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
-    for path in ["", "run", "panzerctl"] {
+    copy_executable(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl"));
+    for path in ["", "run"] {
         set_mode(panzer.path(path), 0o755);
     }
     Some(panzer)
@@ -89,8 +89,8 @@ fn a_group_may_use_a_panzer_of_another_user() {
     let panzer = builder.executable("as-nobody", AS_NOBODY).through("as-nobody").start();
     panzer.allow_line("workers run with no_new_privs");
     panzer.wait_serving();
-    fs::copy(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl")).unwrap();
-    for path in ["", "run", "panzerctl"] {
+    copy_executable(env!("CARGO_BIN_EXE_panzerctl"), panzer.path("panzerctl"));
+    for path in ["", "run"] {
         set_mode(panzer.path(path), 0o755);
     }
     let done = as_user(&panzer, "65533", "7001", &["scale", "2"]);

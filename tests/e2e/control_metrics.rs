@@ -60,7 +60,7 @@ fn metrics_are_read_by_prometheus_and_count_what_happened() {
     });
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     panzer.expect_line("error: reload failed: generation 3");
-    std::fs::write(panzer.path("app"), "#!/bin/sh\nexit 7\n").unwrap();
+    crate::support::write_executable(panzer.path("app"), "#!/bin/sh\nexit 7\n");
     assert!(panzer.reload_and_wait().is_err());
     panzer.wait_drained(1);
     let last = metrics();

@@ -12,7 +12,8 @@ use panzer::config::{Schedule, duration};
 
 use crate::faults::{assert_answers, server};
 use crate::support::{
-    Builder, Panzer, eventually_some, free_port, require, require_module, there_is, with_real_interpreter,
+    Builder, Panzer, copy_executable, eventually_some, free_port, require, require_module, there_is,
+    with_real_interpreter, write_executable,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -138,8 +139,7 @@ fn the_socket_unit_goes_with_the_service() {
     let release = builder.folder().join("srv/my_app/current");
     fs::create_dir_all(release.join("bin")).unwrap();
     let program = release.join("bin/my_app");
-    fs::write(&program, server("by both units")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write_executable(&program, server("by both units"));
     let root = builder.folder().to_str().unwrap().to_owned();
     let arguments = start_of_the_unit(&service).into_iter().map(|argument| match argument {
         // The one port of both.
@@ -161,7 +161,7 @@ fn the_socket_unit_goes_with_the_service() {
         reload_it.output().unwrap()
     };
     succeeds(&run());
-    fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
+    write_executable(&program, "#!/bin/sh\nexit 1\n");
     panzer.expect_line("error: reload failed: generation 3: ");
     assert!(!run().status.success(), "systemctl reload does not tell that the release was rejected");
     panzer.stop();
@@ -301,7 +301,7 @@ fn container(arguments: Vec<String>, image: &str) -> (Builder, u16) {
     let builder = builder.executable("my_app", &server("contained"));
     // The ones that the tests were built with may be where nobody else may enter.
     for binary in [PANZER, PANZERCTL] {
-        fs::copy(binary, builder.folder().join(Path::new(binary).file_name().unwrap())).unwrap();
+        copy_executable(binary, builder.folder().join(Path::new(binary).file_name().unwrap()));
     }
     for folder in [builder.folder().to_owned(), builder.folder().join("tmp")] {
         fs::create_dir_all(&folder).unwrap();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal::{SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::control::{panzerctl, run, text};
 use crate::faults::{SOON, kill_9};
-use crate::support::{Builder, Panzer, eventually, set_mode};
+use crate::support::{Builder, Panzer, eventually, write_executable};
 
 /// A hook that notes what it was given, a line for each run.
 fn noting(event: &str) -> String {
@@ -32,8 +32,7 @@ fn app_started(builder: Builder) -> Panzer {
 
 /// Puts another executable in the place of one that may run.
 fn replace(panzer: &Panzer, name: &str, content: &str) {
-    fs::write(panzer.path("new"), content).unwrap();
-    set_mode(panzer.path("new"), 0o755);
+    write_executable(panzer.path("new"), content);
     fs::rename(panzer.path("new"), panzer.path(name)).unwrap();
 }
 

@@ -160,8 +160,7 @@ fn on_trial_a_final_exit_is_a_failed_release() {
     wait_told(&panzer, 2);
     panzer.expect_line("error: reload failed: generation 2: worker * exited with code 5; generation 1 serves on");
     // Only the new ones run this.
-    fs::write(panzer.path("app.new"), "#!/bin/sh\nexit 5\n").unwrap();
-    crate::support::set_mode(panzer.path("app.new"), 0o755);
+    crate::support::write_executable(panzer.path("app.new"), "#!/bin/sh\nexit 5\n");
     let before = panzer.workers();
     fs::rename(panzer.path("app.new"), panzer.path("app")).unwrap();
     panzer.reload_and_wait().unwrap_err();

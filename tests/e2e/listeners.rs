@@ -88,8 +88,7 @@ fn done(panzer: &Panzer, arguments: &[&str]) {
 #[track_caller]
 fn fails_with(panzer: &Panzer, config: &str) {
     let replace = |content: &str| {
-        fs::write(panzer.path("new"), content).unwrap();
-        crate::support::set_mode(panzer.path("new"), 0o755);
+        crate::support::write_executable(panzer.path("new"), content);
         fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
     };
     replace("#!/bin/sh\nexit 3\n");

@@ -25,8 +25,7 @@ fn variable(pid: i32, name: &str) -> Option<OsString> {
 
 fn program(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, SLEEPER).unwrap();
-    crate::support::set_mode(path, 0o755);
+    crate::support::write_executable(path, SLEEPER);
 }
 
 fn one() -> Builder {
@@ -193,7 +192,7 @@ fn a_hang_up_says_that_the_program_has_changed_and_what_replaces_it() {
     let mark = panzer.mark();
     panzer.signal(Signal::SIGHUP);
     panzer.wait_for_line_after(mark, "configuration read again", SOON);
-    fs::write(panzer.path("new"), "#!/bin/sh\nexec sleep 2000\n").unwrap();
+    crate::support::write_executable(panzer.path("new"), "#!/bin/sh\nexec sleep 2000\n");
     fs::rename(panzer.path("new"), panzer.path("main.sh")).unwrap();
     panzer
         .expect_line("warning: the program has changed on disk and goes on as it was; panzerctl reload, or SIGUSR1, *");

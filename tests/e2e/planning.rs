@@ -217,8 +217,7 @@ fn a_hang_up_during_a_reload_holds_for_both_generations() {
     let held = server("good")
         .replace("while True:", "import os, time\nwhile os.path.exists('hold'): time.sleep(0.01)\nwhile True:");
     fs::write(panzer.path("hold"), "").unwrap();
-    fs::write(panzer.path("new"), held).unwrap();
-    fs::set_permissions(panzer.path("new"), fs::metadata(panzer.path("app")).unwrap().permissions()).unwrap();
+    crate::support::write_executable(panzer.path("new"), held);
     fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
     panzer.allow_line("app leads to another file by now; workers of generation 1 run a mix of releases until a reload");
     let reload = ask(&panzer, &["reload"]);

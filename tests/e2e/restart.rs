@@ -39,8 +39,7 @@ fn build(folder: &Path, name: &str, version: &str) {
 fn place(folder: &Path, name: &str, bytes: &[u8]) {
     let directory = folder.join(name);
     fs::create_dir(&directory).unwrap();
-    fs::write(directory.join("panzer"), bytes).unwrap();
-    crate::support::set_mode(directory.join("panzer"), 0o755);
+    crate::support::write_executable(directory.join("panzer"), bytes);
 }
 
 /// From now on panzer's path leads to the build in the folder `name`.

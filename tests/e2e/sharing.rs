@@ -330,7 +330,7 @@ fn what_the_next_release_binds_no_more_is_closed() {
     let script = |port: u16| format!("#!/bin/sh\nexec ./server {port}\n");
     let builder = compiled(four_workers(), &[]).executable("release", &script(old)).arg("./release");
     let panzer = start(builder, old);
-    fs::write(panzer.path("release"), script(new)).unwrap();
+    crate::support::write_executable(panzer.path("release"), script(new));
     panzer.allow_line("panzer: closed 127.0.0.1:");
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     eventually(SOON, "the new address answers", || get(new, "/").is_ok());
@@ -351,13 +351,13 @@ fn a_release_that_fails_after_its_bind_takes_nothing_with_it() {
     let panzer = start(builder.executable("release", &good).arg("./release"), port);
     let load = Load::new(port, Mode::NewConnection, 2).pause(Duration::from_millis(2)).start();
     let bad = format!("#!/bin/sh\n./server {port} {another} &\nsleep 0.3\nkill $!\nexit 3\n");
-    fs::write(panzer.path("release"), bad).unwrap();
+    crate::support::write_executable(panzer.path("release"), bad);
     panzer.expect_line("error: reload failed: generation 2: worker * exited with code 3");
     panzer.allow_line("panzer: closed 127.0.0.1:");
     panzer.allow_line("ended and left processes behind");
     assert!(panzer.reload_and_wait().is_err());
     eventually(SOON, "what the failed release alone had bound is closed", || get(another, "/").is_err());
-    fs::write(panzer.path("release"), good).unwrap();
+    crate::support::write_executable(panzer.path("release"), good);
     assert_eq!(panzer.reload_and_wait(), Ok(3));
     let report = load.stop();
     assert_eq!(report.refused, 0, "{report}");

@@ -86,7 +86,7 @@ fn folders_of_strangers_are_not_looked_at_and_what_they_say_acts_on_no_terminal(
         let socket = folder.join("x.sock");
         assert!(ask(&["--control", socket.to_str().unwrap(), "reload"]).contains("forged"));
         // Nobody has no other folder than this one, and does not go there by name either.
-        fs::copy(env!("CARGO_BIN_EXE_panzerctl"), temp.path().join("ctl")).unwrap();
+        crate::support::copy_executable(env!("CARGO_BIN_EXE_panzerctl"), temp.path().join("ctl"));
         let its = temp.path().join("panzer-65534");
         let _its_own = Stranger::at(&its, true);
         let ask = || {

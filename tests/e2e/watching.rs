@@ -40,10 +40,9 @@ fn replace(panzer: &Panzer, script: &str) {
 }
 
 fn replace_by(panzer: &Panzer, program: &str) {
-    let (new, name) = (panzer.path("new"), panzer.path("app"));
-    fs::write(&new, program).unwrap();
-    fs::set_permissions(&new, fs::metadata(&name).unwrap().permissions()).unwrap();
-    fs::rename(new, name).unwrap();
+    let new = panzer.path("new");
+    crate::support::write_executable(&new, program);
+    fs::rename(new, panzer.path("app")).unwrap();
 }
 
 fn now() -> Duration {
@@ -225,14 +224,14 @@ fn its_word_alone_does_not_do() {
     let says_ready = "telling = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 telling.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])
 ";
-    let panzer = watched(1, &(says_ready.to_owned() + &in_its_set_for("1"))).args(["--ready-timeout", "2s"]).start();
+    let panzer = watched(1, &(says_ready.to_owned() + &in_its_set_for("1"))).args(["--ready-timeout", "6s"]).start();
     // With so little time to be ready, one that takes its own is soon suspected.
     panzer.allow_line("unless it is still starting");
     assert_seen(&panzer, "panzer: generation 1 serves: ", 1, "READY=1, then epoll");
     replace(&panzer, &format!("{says_ready}time.sleep(1000)\n"));
     panzer.expect_line("error: reload failed: generation 2: ");
     let line = panzer.reload_and_wait().unwrap_err();
-    assert!(line.contains("1 of 1 worker was not ready within 2s"), "{line}");
+    assert!(line.contains("1 of 1 worker was not ready within 6s"), "{line}");
     panzer.stop();
 }
 

@@ -1,7 +1,6 @@
 //! clients/python
 
 use std::collections::BTreeSet;
-use std::fs;
 
 use super::{ROOT, SOON, conforms, first_block, run, serves};
 use crate::faults::{kill_9, wait_gone};
@@ -102,7 +101,7 @@ fn an_exception_while_it_loads_is_in_the_verdict() {
     let panzer = server(port, "").start();
     panzer.wait_serving();
     let broken = SERVER.replace("listener =", "raise LookupError('no table\\nusers')\nlistener =");
-    fs::write(panzer.path("app"), broken).unwrap();
+    crate::support::write_executable(panzer.path("app"), broken);
     for line in ["Traceback (most recent call last):", "  *", "LookupError: no table", "users"] {
         panzer.allow_line(line);
     }

@@ -80,8 +80,7 @@ pub fn a_starting_monitor() {
     let before = panzer.workers();
     // Ready at once, and on trial for longer than this test takes.
     let slow = format!("#!/bin/sh\nexec sleep 1000\n# {}", server("bad"));
-    fs::write(panzer.path("new"), slow).unwrap();
-    crate::support::set_mode(panzer.path("new"), 0o755);
+    crate::support::write_executable(panzer.path("new"), slow);
     let bake = panzer.mark();
     fs::rename(panzer.path("new"), panzer.path("app")).unwrap();
     panzer.signal(nix::sys::signal::Signal::SIGUSR1);

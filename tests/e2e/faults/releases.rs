@@ -13,8 +13,7 @@ use crate::support::{Builder, Panzer, free_port};
 fn release(folder: &Path, name: &str) {
     let directory = folder.join("releases").join(name);
     fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("app"), server(name)).unwrap();
-    crate::support::set_mode(directory.join("app"), 0o755);
+    crate::support::write_executable(directory.join("app"), server(name));
 }
 
 fn point(folder: &Path, name: &str) {
@@ -82,13 +81,13 @@ pub fn so_is_one_in_the_directory_it_was_started_in_and_a_new_monitor_stays_with
 #[test]
 pub fn a_binary_that_is_gone_is_still_respawned() {
     let builder = Panzer::builder().args(["-w", "1", "--bake", "100ms", "./app", "--", "1000"]);
-    fs::copy("/bin/sleep", builder.folder().join("app")).unwrap();
+    crate::support::copy_executable("/bin/sleep", builder.folder().join("app"));
     let panzer = builder.start();
     panzer.wait_serving();
     panzer.expect_line("was killed by SIGKILL; respawning it");
     fs::remove_file(panzer.path("app")).unwrap();
     respawn(&panzer);
-    fs::copy("/bin/true", panzer.path("app")).unwrap();
+    crate::support::copy_executable("/bin/true", panzer.path("app"));
     respawn(&panzer);
     let arguments = fs::read(format!("/proc/{}/cmdline", panzer.workers()[0])).unwrap();
     assert_eq!(arguments, b"./app\x001000\0");

@@ -78,7 +78,7 @@ pub fn a_first_start_that_fails_goes_on_and_a_reload_mends_it() {
         .start();
     panzer.expect_line("warning: worker 0 * exited with code 1; respawning it in");
     panzer.wait_for_line("respawning it in", SOON);
-    std::fs::write(panzer.path("app"), "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    crate::support::write_executable(panzer.path("app"), "#!/bin/sh\nexec sleep 1000\n");
     assert_eq!(panzer.reload_and_wait(), Ok(2));
     wait_workers(&panzer, 1, &[]);
     panzer.stop();

@@ -6,8 +6,7 @@ use super::*;
 /// Puts `program` in place of the one that runs, as a new file.
 fn replace(panzer: &Panzer, program: &str) {
     let new = panzer.path("app.new");
-    fs::write(&new, program).unwrap();
-    crate::support::set_mode(&new, 0o755);
+    crate::support::write_executable(&new, program);
     fs::rename(&new, panzer.path("app")).unwrap();
 }
 

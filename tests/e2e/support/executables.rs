@@ -17,6 +17,19 @@ pub fn set_mode(path: impl AsRef<Path>, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("the file is ours");
 }
 
+/// Writes a file that is to be executed, new or in the place of what is there, and waits as `set_mode` does.
+pub fn write_executable(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+    fs::write(&path, content).expect("the folder is ours");
+    set_mode(path, 0o755);
+}
+
+/// Copies a file that is to be executed, and waits as `set_mode` does.
+pub fn copy_executable(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    #[allow(clippy::disallowed_methods, reason = "this waits until the copy can be executed")]
+    fs::copy(from, &to).expect("the folder is ours");
+    set_mode(to, 0o755);
+}
+
 /// Whether somebody has it open for writing: then there is no read lease to be had.
 fn is_written(file: &File) -> bool {
     // SAFETY: plain calls on an open descriptor, without pointers.

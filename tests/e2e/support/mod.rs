@@ -16,7 +16,7 @@ mod waiting;
 
 pub use crate::load::http::{Address, Response, get};
 pub use descriptors::descriptor_of;
-pub use executables::set_mode;
+pub use executables::{copy_executable, set_mode, write_executable};
 pub use mold::{as_mold, example_mold, in_this_test};
 pub use output::Mark;
 pub use panzer::{Builder, Panzer, heed_ctrl_c};
