@@ -125,11 +125,11 @@ def tell(what):
     socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(what, '\\0' + os.environ['NOTIFY_SOCKET'][1:])
 def end(*_):
     for _ in range(4):
-        tell(b'EXTEND_TIMEOUT_USEC=1000000')
+        tell(b'EXTEND_TIMEOUT_USEC=2000000')
         time.sleep(0.5)
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
-for _ in range(4):
+for _ in range(8):
     tell(b'EXTEND_TIMEOUT_USEC=2000000')
     time.sleep(0.5)
 {NOTIFY}
@@ -138,7 +138,7 @@ time.sleep(1000)
     );
     let panzer = serving_app(free_port(), 1)
         .executable("app", &asks)
-        .args(["--ready", "notify", "--ready-timeout", "1s", "--stop", "TERM/1s/KILL"])
+        .args(["--ready", "notify", "--ready-timeout", "3s", "--stop", "TERM/1s/KILL"])
         .start();
     panzer.wait_serving();
     // And beside one that serves, where main times it; it ends by itself, and is not killed.

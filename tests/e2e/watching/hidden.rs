@@ -37,14 +37,14 @@ fn what_cannot_be_seen_is_not_ready_where_it_must_be() {
     if !require("python3") || !has_io_uring() {
         return;
     }
-    let panzer = watched(1, &in_its_set_for("1.5")).args(["--ready", "accept", "--ready-timeout", "3s"]).start();
+    let panzer = watched(1, &in_its_set_for("1.5")).args(["--ready", "accept", "--ready-timeout", "6s"]).start();
     // With so little time to be ready, one that takes its own is soon suspected.
     panzer.allow_line("unless it is still starting");
     panzer.wait_serving();
     replace(&panzer, &format!("{RING}time.sleep(1000)\n"));
     panzer.expect_line("error: reload failed: generation 2: ");
     let line = panzer.reload_and_wait().unwrap_err();
-    let why = "worker 0 was not ready within 3s: whether it accepts cannot be seen: it uses io_uring";
+    let why = "worker 0 was not ready within 6s: whether it accepts cannot be seen: it uses io_uring";
     assert!(line.contains(why), "{line}");
     // A ring for other things hinders nobody.
     replace(&panzer, &(RING.to_owned() + &in_its_set_for("1")));
@@ -64,13 +64,13 @@ fn what_a_worker_starts_hides_nothing_of_the_worker() {
         return;
     }
     let helper = HIDDEN_HELPER.replace("RING", &RING.replace('\n', "\n    "));
-    let panzer = watched(1, &in_its_set_for("0")).args(["--ready-timeout", "4s"]).start();
+    let panzer = watched(1, &in_its_set_for("0")).args(["--ready-timeout", "6s"]).start();
     panzer.wait_serving();
     panzer.allow_line("unless it is still starting");
     panzer.allow_line("left processes behind");
     replace(&panzer, &format!("{helper}time.sleep(1000)\n"));
     panzer.expect_line(
-        "error: reload failed: generation 2: 1 of 1 worker was not ready within 4s (worker 0): not seen accepting",
+        "error: reload failed: generation 2: 1 of 1 worker was not ready within 6s (worker 0): not seen accepting",
     );
     panzer.reload_and_wait().unwrap_err();
     replace(&panzer, &format!("{helper}{}", in_its_set_for("1")));
@@ -99,12 +99,12 @@ fn what_is_hidden_for_a_moment_is_looked_at_again() {
         return;
     }
     let moment = format!("{RING}time.sleep(0.4)\nos.close(ring)\n");
-    let panzer = watched(1, &in_its_set_for("0")).args(["--ready-timeout", "3s"]).start();
+    let panzer = watched(1, &in_its_set_for("0")).args(["--ready-timeout", "6s"]).start();
     panzer.wait_serving();
     panzer.allow_line("unless it is still starting");
     replace(&panzer, &format!("{moment}time.sleep(1000)\n"));
     panzer.expect_line(
-        "error: reload failed: generation 2: 1 of 1 worker was not ready within 3s (worker 0): not seen accepting",
+        "error: reload failed: generation 2: 1 of 1 worker was not ready within 6s (worker 0): not seen accepting",
     );
     panzer.reload_and_wait().unwrap_err();
     replace(&panzer, &format!("{moment}{}", in_its_set_for("1")));

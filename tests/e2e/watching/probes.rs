@@ -83,7 +83,7 @@ fn a_probe_counts_only_once_the_worker_accepts() {
     if !require("python3") {
         return;
     }
-    let panzer = watched(2, &in_its_set_for("1")).args(["--ready", "exec:true", "--ready-timeout", "3s"]).start();
+    let panzer = watched(2, &in_its_set_for("1")).args(["--ready", "exec:true", "--ready-timeout", "6s"]).start();
     panzer.allow_line("unless it is still starting");
     assert_seen(&panzer, "panzer: generation 1 serves: ", 2, "a probe at a first start");
     fs::remove_file(panzer.path("first")).unwrap();
@@ -91,7 +91,7 @@ fn a_probe_counts_only_once_the_worker_accepts() {
     assert_seen(&panzer, "panzer: reload done: generation 2 serves", 2, "a probe at a reload");
     replace(&panzer, "time.sleep(1000)\n");
     panzer.expect_line(
-        "error: reload failed: generation 3: 2 of 2 workers were not ready within 3s (worker 0, 1): not seen accepting",
+        "error: reload failed: generation 3: 2 of 2 workers were not ready within 6s (worker 0, 1): not seen accepting",
     );
     panzer.reload_and_wait().unwrap_err();
     panzer.stop();
