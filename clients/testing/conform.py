@@ -268,6 +268,8 @@ def loads_and_forks(command):
     """Three workers, asked for at once, are children of the monitor with all that a worker has."""
     with Played(command) as monitor:
         monitor.load()
+        # Before the first fork, for which a runtime may block all signals for a moment.
+        mask_of_mold = int(status_of(monitor.mold)["SigBlk"], 16)
         outputs, tickets = [], {}
         queue = os.open(os.path.join(monitor.folder, "queue"), os.O_CREAT | os.O_RDWR)
         for slot in range(3):
@@ -292,7 +294,7 @@ def loads_and_forks(command):
             eventually("READY=1", lambda: "READY=1" in monitor.notes_of(pid))
             eventually("X_PANZER_REQUESTS=7", lambda: "X_PANZER_REQUESTS=7" in monitor.notes_of(pid))
             eventually("WATCHDOG=1, twice", lambda: monitor.notes_of(pid).count("WATCHDOG=1") >= 2)
-            signals_are_those_of_the_start(pid, monitor.mold)
+            signals_are_those_of_the_start(pid, mask_of_mold)
             descriptors_are_right(pid, queue, monitor)
         expect(len(randoms) == 3, f"each worker has random numbers of its own: {randoms}")
         expect(children_of(monitor.mold) == [], "the mold has reaped what it forked between")
@@ -303,11 +305,11 @@ def loads_and_forks(command):
         expect(monitor.output.lines().count("before_fork") == 3, "before_fork runs in the mold, once for each fork")
 
 
-def signals_are_those_of_the_start(pid, mold):
+def signals_are_those_of_the_start(pid, mask_of_mold):
     status = status_of(pid)
     bit = lambda number: 1 << (number - 1)
     # Ruby's interpreter empties the mask before any program of its language runs.
-    blocked = 0 if int(status_of(mold)["SigBlk"], 16) == 0 else bit(signal.SIGWINCH)
+    blocked = 0 if mask_of_mold == 0 else bit(signal.SIGWINCH)
     expect(int(status["SigBlk"], 16) == blocked, f"the signal mask is that of the mold's start: {status['SigBlk']}")
     ignored = int(status["SigIgn"], 16)
     expect(ignored & bit(signal.SIGHUP), "SIGHUP is ignored, as at the mold's start")
@@ -495,6 +497,7 @@ def becomes_the_mold(command):
     with Played(command, environment={"NOTIFY_SOCKET": None}) as monitor:
         if not monitor.load().reforks:
             return
+        mask_of_mold = int(status_of(monitor.mold)["SigBlk"], 16)
         warm = None
         for turn in range(3):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -505,7 +508,7 @@ def becomes_the_mold(command):
             eventually("the listener is there", lambda: is_open_as(warm, 3, monitor.listener))
             if turn > 0:
                 expect(int(stat_of(warm)[1]) == os.getpid(), "its parent is the monitor")
-                signals_are_those_of_the_start(warm, monitor.mold)
+                signals_are_those_of_the_start(warm, mask_of_mold)
             ours.send(b"MOLD")
             os.kill(warm, signal.SIGTERM)
             output.wait_for(f"stop {turn}")
