@@ -12,6 +12,7 @@ mod processes;
 mod requirements;
 mod status;
 mod tracing;
+mod turns;
 mod waiting;
 
 pub use crate::load::http::{Address, Response, get};
@@ -26,4 +27,5 @@ pub use processes::{Process, descendants, kill_exactly};
 pub use requirements::{require, require_module, there_is, with_real_interpreter};
 pub use status::{Generation, Status, Worker};
 pub use tracing::Tracer;
+pub use turns::turn_under_load;
 pub use waiting::{eventually, eventually_some, eventually_some_every};

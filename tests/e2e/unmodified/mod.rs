@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::servers::NGINX;
-use crate::support::{Panzer, eventually, free_port, get, require, there_is};
+use crate::support::{Panzer, eventually, free_port, get, require, there_is, turn_under_load};
 use crate::zero_loss::START;
 use crate::zero_loss::clients::{BothKinds, CLIENTS, Seen};
 
@@ -87,6 +87,7 @@ fn no_more_is_lost_than_alone_and_by_chance(name: &str, server: &Server) {
 /// same machine. Nobody may be refused.
 fn alone_and_under_panzer(name: &str, server: &Server) -> (u64, u64) {
     let stops = reloads() * WORKERS;
+    let _turn = turn_under_load();
     let (alone, share, seen) = thread::scope(|all| {
         let alone = all.spawn(|| alone::stop_under_load(server, stops, CLIENTS));
         let share = all.spawn(|| alone::stop_under_load(server, reloads(), CLIENTS / WORKERS as usize));

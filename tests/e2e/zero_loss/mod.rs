@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::servers::with_own_homes;
-use crate::support::{Builder, Panzer, eventually, free_port, get, require};
+use crate::support::{Builder, Panzer, eventually, free_port, get, require, turn_under_load};
 use crate::unmodified::chance;
 use clients::{BothKinds, Seen};
 
@@ -52,6 +52,7 @@ fn wait_for_answer(port: u16, text: &str) {
 }
 
 fn nothing_is_lost(server: &str, complete: impl FnOnce(Builder) -> Builder) {
+    let _turn = turn_under_load();
     let seen = reload_under_load(BAKE, complete);
     seen.print(&format!("{server}: {RELOADS} reloads, {STOPS} workers stopped"));
     assert_eq!(seen.dropped(), 0, "{server} answers every request");
@@ -62,6 +63,7 @@ fn nothing_is_lost(server: &str, complete: impl FnOnce(Builder) -> Builder) {
 /// many are lost alone, and under panzer.
 fn alone_and_under_panzer(server: &str, file: &str, program: &[&str], complete: fn(Builder) -> Builder) -> (u64, u64) {
     let arguments: Vec<String> = program.iter().map(|argument| argument.replace("FD", "{fd}")).collect();
+    let _turn = turn_under_load();
     let (alone, seen) = thread::scope(|both| {
         let alone = both.spawn(|| alone::replace_under_load(file, program, STOPS));
         let complete = |builder: Builder| complete(builder).link(file).arg("--").args(arguments);
@@ -103,6 +105,7 @@ fn a_ruby_mold_loses_nothing() {
         let (root, app) =
             (env!("CARGO_MANIFEST_DIR"), "run ->(_) { [200, {}, [\"of generation #{ENV['PANZER_GENERATION']},\"]] }");
         let rack = format!("{root}/clients/ruby/examples/rack.rb");
+        let _turn = turn_under_load();
         let seen = reload_under_load("50ms", |builder| {
             let builder = builder.file("config.ru", app).env("RUBYLIB", format!("{root}/clients/ruby/lib"));
             builder.args(["--preload", "--", "ruby", &rack, "config.ru"])
