@@ -7,18 +7,14 @@ use crate::support::{Process, descendants, eventually_some, kill_exactly};
 /// Kills one of panzer's processes after the other, also those that have just been forked, with reloads in between.
 fn kill_many(victims: fn(&str) -> bool, rounds: usize) {
     let port = free_port();
-    let panzer = serving(&mold("good"), port, 4).args(["--delay", "10ms", "--delay-max", "100ms"]).start();
+    let panzer =
+        serving(&without_tracebacks(&mold("good")), port, 4).args(["--delay", "10ms", "--delay-max", "100ms"]).start();
     panzer.wait_serving();
     for line in [
         "was killed by SIGKILL",
         "ended and left processes behind; stopping them",
         "has not stopped yet; sent it ",
         "is still starting; the next reload follows it",
-        "Traceback (most recent call last):",
-        "  File ",
-        "    ",
-        "BrokenPipeError",
-        "ConnectionResetError",
     ] {
         panzer.allow_line(line);
     }
@@ -82,16 +78,8 @@ fn main_at_many_moments() {
     let run = tempfile::tempdir().unwrap();
     for moment in 0..12 {
         let slow = mold("good").replacen("open('loads'", "time.sleep(0.05)\nopen('loads'", 1);
-        let panzer = serving(&slow, port, 4).env("RUNTIME_DIRECTORY", run.path()).start();
-        for line in [
-            "main is gone",
-            "left processes behind",
-            "waiting until it has ended",
-            "Traceback (",
-            "  File ",
-            "    ",
-            "Error",
-        ] {
+        let panzer = serving(&without_tracebacks(&slow), port, 4).env("RUNTIME_DIRECTORY", run.path()).start();
+        for line in ["main is gone", "left processes behind", "waiting until it has ended"] {
             panzer.allow_line(line);
         }
         if moment % 3 > 0 {
